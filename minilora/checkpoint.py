@@ -1,0 +1,71 @@
+"""Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+META = "meta.json"
+
+
+def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+    """Write arrays (host) and meta (JSON) to `path`, all of it or nothing; returns the path.
+
+    The file appears under its name only when it is whole, so an interruption costs nothing.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: the name of a minilora file ends in .npz")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **{META: text}, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def read(
+    path: str | os.PathLike[str], kind: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, meta) of a file that `write` made; ValueError where it is something else.
+
+    `kind`: what meta["kind"] has to be, such as "adapter" or "model".
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop(META).tobytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
+    if kind is not None and meta.get("kind") != kind:
+        raise ValueError(f"{path} holds a {meta.get('kind', 'thing of no kind')}, not a {kind}")
+    return arrays, meta
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """Eight hexadecimal digits that change when a bit of the arrays (host) does (CRC-32)."""
+    code = 0
+    for array in arrays:
+        code = zlib.crc32(np.ascontiguousarray(array).tobytes(), code)
+    return f"{code:08x}"

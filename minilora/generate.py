@@ -1,0 +1,70 @@
+"""One decoder: sampling or greedy, with or without a key/value cache, the same tokens either way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .backend import Rng, asnumpy, generator
+from .models.gpt2 import GPT2
+from .nn import evaluating
+from .tensor import no_grad
+
+
+def generate(
+    model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
+    top_p: float | None = None, rng: Rng = None, cache: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """ids followed by `n_tokens` that the model wrote        ids: (tokens,) or (batch, tokens)
+
+    temperature  0 takes the likeliest token; 1 samples from the model's own distribution
+    top_k        only the k likeliest tokens;   top_p: only the likeliest that hold p of the mass
+    cache        keep keys and values instead of computing them again: faster, the same result
+
+    When the window of n_positions tokens is full, it goes on with its latter half.
+    """
+    given = np.asarray(ids)
+    out = np.atleast_2d(given).astype(np.int64)
+    if out.ndim != 2 or out.shape[1] == 0:
+        raise ValueError(f"generate: ids must be (tokens,) or (batch, tokens), not {given.shape}, "
+                         "with at least one token to start from")
+    rng, size, start = generator(rng), model.config.n_positions, 0
+    start = max(0, out.shape[1] - size)
+    held = None
+    with no_grad(), evaluating(model):
+        for _ in range(n_tokens):
+            if out.shape[1] - start > size:
+                start, held = out.shape[1] - max(1, size // 2), None
+            if cache:
+                held = held or model.new_cache(len(out))
+                logits = model(out[:, start + held[0].n :], cache=held)
+            else:
+                logits = model(out[:, start:])
+            last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocabulary)
+            next_ids = [sample(row, temperature, top_k, top_p, rng) for row in last]
+            out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
+    return out[0] if given.ndim == 1 else out
+
+
+def sample(
+    logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None,
+    rng: np.random.Generator,
+) -> int:  # fmt: skip
+    """One token id from logits (vocabulary,). Nucleus sampling: Holtzman et al. 2020."""
+    if temperature < 0:
+        raise ValueError(f"generate: temperature must not be negative, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"generate: top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must be in (0, 1], not {top_p}")
+    if temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")[:top_k]  # likeliest first
+    p = np.exp((logits[order] - logits[order[0]]) / temperature)
+    p /= p.sum()
+    if top_p is not None:
+        kept = 1 + int(np.searchsorted(np.cumsum(p), top_p))
+        order, p = order[:kept], p[:kept]
+    at = np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right")
+    return int(order[min(at, len(order) - 1)])

@@ -1,0 +1,52 @@
+"""Finite differences: the test that every gradient has to pass, public so that readers can use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .backend import asarray, asnumpy
+from .tensor import Tensor, no_grad
+
+
+def gradcheck(
+    f: Callable[..., Tensor], *arrays: Any, eps: float = 1e-5, tolerance: float = 1e-6, rng: int = 0
+) -> float:
+    """The largest error of f's gradients against central differences, relative to their size.
+
+    f: Tensors -> a Tensor of any shape, and the same one at each call; arrays: its inputs, checked
+    in float64. The output is contracted with random weights, so that each entry of it matters.
+    Raises AssertionError naming input, index, and both values where the error passes `tolerance`.
+    """
+    inputs = [np.array(asnumpy(a), dtype=np.float64) for a in arrays]
+    tensors = [Tensor(asarray(x), requires_grad=True) for x in inputs]
+    out = f(*tensors)
+    weights = asarray(np.random.default_rng(rng).standard_normal(out.shape))
+    (out * weights).sum().backward()
+
+    def value(which: int, index: tuple[int, ...], step: float) -> float:
+        moved = [x.copy() for x in inputs]
+        moved[which][index] += step
+        with no_grad():
+            return (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum().item()
+
+    worst = 0.0
+    for which, (x, tensor) in enumerate(zip(inputs, tensors)):
+        exact = np.zeros_like(x) if tensor.grad is None else asnumpy(tensor.grad)
+        if exact.shape != x.shape:
+            raise AssertionError(f"input {which} is {x.shape}, its gradient {exact.shape}")
+        near = np.zeros_like(x)
+        for index in np.ndindex(x.shape):
+            step = eps * max(1.0, abs(float(x[index])))
+            near[index] = (value(which, index, step) - value(which, index, -step)) / (2 * step)
+        error = np.abs(exact - near) / max(1.0, float(np.abs(near).max(initial=0.0)))
+        worst = max(worst, float(error.max(initial=0.0)))
+        if not worst <= tolerance:
+            at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), x.shape))
+            raise AssertionError(
+                f"input {which}, index {at}: the rule gives {exact[at]:.9g}, central differences "
+                f"{near[at]:.9g}; error {error[at]:.2e}, allowed {tolerance:.0e}"
+            )
+    return worst

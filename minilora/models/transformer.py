@@ -1,0 +1,81 @@
+"""What every transformer here is made of: attention, the MLP, and the pre-norm block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, xp
+from ..nn import Dropout, LayerNorm, Linear, Module
+from ..tensor import Tensor
+
+
+class Cache:
+    """Keys and values of the tokens that one attention has seen; room for `size` tokens."""
+
+    def __init__(self, batch: int, size: int, d_model: int, dtype: Any) -> None:
+        self.kv: Array = xp.empty((2, batch, size, d_model), dtype)
+        self.n = 0  # tokens held
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (batch, m, d); return everything held so far, (batch, n + m, d) each."""
+        start, self.n = self.n, self.n + k.shape[1]
+        self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
+        return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
+
+
+class Attention(Module):
+    """Multi-head attention: o(softmax(q(x) k(x)ᵀ / √d_head) v(x)), four Linears (§4.2's Wq..Wo)."""
+
+    def __init__(
+        self, d_model: int, n_heads: int, *, causal: bool = True, std: float = 0.02,
+        std_out: float | None = None, rng: np.random.Generator, dtype: Any,
+    ) -> None:  # fmt: skip
+        if d_model % n_heads:
+            raise ValueError(f"d_model {d_model} is not a multiple of n_heads {n_heads}")
+        self.n_heads, self.causal = n_heads, causal
+        self.q = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
+        self.k = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
+        self.v = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
+        self.o = Linear(d_model, d_model, std=std_out or std, rng=rng, dtype=dtype)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)  # (batch, tokens, d_model) each
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        return self.o(ops.attention(q, k, v, heads=self.n_heads, causal=self.causal))
+
+
+class MLP(Module):
+    """down(gelu(up(x)))"""
+
+    def __init__(
+        self, d_model: int, d_ff: int, *, std: float = 0.02, std_out: float | None = None,
+        gelu: str = "tanh", rng: np.random.Generator, dtype: Any,
+    ) -> None:  # fmt: skip
+        self.gelu = gelu
+        self.up = Linear(d_model, d_ff, std=std, rng=rng, dtype=dtype)
+        self.down = Linear(d_ff, d_model, std=std_out or std, rng=rng, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(ops.gelu(self.up(x), form=self.gelu))
+
+
+class Block(Module):
+    """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm, as in GPT-2."""
+
+    def __init__(
+        self, d_model: int, n_heads: int, d_ff: int, *, dropout: float, std_out: float,
+        rng: np.random.Generator, dtype: Any,
+    ) -> None:  # fmt: skip
+        self.ln1 = LayerNorm(d_model, dtype=dtype)
+        self.attn = Attention(d_model, n_heads, std_out=std_out, rng=rng, dtype=dtype)
+        self.ln2 = LayerNorm(d_model, dtype=dtype)
+        self.mlp = MLP(d_model, d_ff, std_out=std_out, rng=rng, dtype=dtype)
+        self.drop = Dropout(dropout, rng=rng)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        x = x + self.drop(self.attn(self.ln1(x), cache))
+        return x + self.drop(self.mlp(self.ln2(x)))

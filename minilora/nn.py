@@ -1,0 +1,230 @@
+"""Modules: plain objects that hold parameters. No registration, no base `__init__`, no hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .backend import Array, Rng, asarray, asnumpy, generator, normal, xp
+from .tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A Tensor that a module owns; it is trained unless `requires_grad` is set to False."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+        if not self.data.flags.c_contiguous:  # optimizers write through a flat view
+            self.data = self.data.copy(order="C")
+
+
+class Module:
+    """Attributes, lists and dicts are walked in order of assignment: that order names everything."""
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.forward(*args, **kwargs)
+
+    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        """(name, module or parameter) directly below, such as ("blocks.0", Block)."""
+        for name, value in vars(self).items():
+            for path, item in _flat(name, value):
+                if isinstance(item, Module | Parameter):
+                    yield path, item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """("", self), then every module below with its path."""
+        yield prefix, self
+        for name, child in self.children():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """("blocks.0.attn.q.W", parameter), each parameter once, in order of assignment."""
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, child in module.children():
+                if isinstance(child, Parameter) and id(child) not in seen:
+                    seen.add(id(child))
+                    yield f"{path}.{name}" if path else name, child
+
+    def parameters(self) -> list[Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        """The parameters that require a gradient, by name: what an optimizer takes."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def requires_grad(self, flag: bool = True) -> Module:
+        """Train all of it, or (False) freeze all of it."""
+        for p in self.parameters():
+            p.requires_grad, p.grad = flag, None
+        return self
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch dropout on (off) here and below. Nothing else depends on it."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter, by name, on the host."""
+        return {name: np.array(asnumpy(p.data)) for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays into the parameters of the same name, all of them or none.
+
+        Raises KeyError for missing or unexpected names (unless strict=False), ValueError for shapes.
+        """
+        own = dict(self.named_parameters())
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if strict and (missing or unexpected):
+            raise KeyError(f"load_state_dict: missing {missing[:5]}, unexpected {unexpected[:5]} "
+                           f"({len(missing)} and {len(unexpected)} in all)")
+        common = {name: asarray(state[name], p.dtype) for name, p in own.items() if name in state}
+        for name, new in common.items():
+            if tuple(new.shape) != own[name].shape:
+                raise ValueError(f"load_state_dict: {name} is {own[name].shape} in the model, "
+                                 f"{tuple(new.shape)} in the state")
+        for name, new in common.items():
+            own[name].data[...] = new
+
+    def extra(self) -> str:
+        """What the tree says of this module beside its name, such as r and alpha."""
+        return ""
+
+    def __repr__(self) -> str:
+        """The tree: `*` trained, `.` frozen, shapes, counts."""
+        lines = [type(self).__name__ + self.extra()]
+        for path, module in self.named_modules():
+            if path:
+                depth, count = path.count("."), sum(p.data.size for p in module.parameters())
+                if not any(isinstance(c, Module) for _, c in module.children()):
+                    shapes = " ".join(
+                        f"{'*' if p.requires_grad else '.'}{name}{p.shape}".replace(" ", "")
+                        for name, p in module.named_parameters()
+                    )
+                    lines.append(f"{'  ' * depth}  {path.split('.')[-1]:<8}{shapes}{module.extra()}")
+                else:
+                    lines.append(f"{'  ' * depth}  {path.split('.')[-1]}{module.extra()}  {count:,}")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """The tree, then how many parameters are trained and what training them takes in bytes."""
+        sizes = [(p.data.size, p.data.nbytes, p.requires_grad) for p in self.parameters()]
+        total, weights = sum(n for n, _, _ in sizes), sum(nbytes for _, nbytes, _ in sizes)
+        trained = sum(n for n, _, on in sizes if on)
+        grads = sum(nbytes for _, nbytes, on in sizes if on)
+        return (
+            f"{self!r}\n"
+            f"trainable params: {trained:,} || all params: {total:,} || "
+            f"trainable%: {100 * trained / max(total, 1):.4f}\n"
+            f"bytes: weights {weights:,} | gradients {grads:,} | Adam state {2 * grads:,}"
+        )
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _flat(f"{name}.{i}", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)
+    else:
+        yield name, value
+
+
+class Linear(Module):
+    """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None   y: (..., d_out)"""
+
+    def __init__(
+        self, d_in: int, d_out: int, bias: bool = True, *,
+        rng: Rng = None, std: float | None = None, dtype: Any = "float32",
+    ) -> None:  # fmt: skip
+        dtype, std = np.dtype(dtype), 1 / math.sqrt(d_in) if std is None else std
+        self.W = Parameter(normal(generator(rng), (d_out, d_in), std, dtype))
+        self.b = Parameter(xp.zeros(d_out, dtype)) if bias else None
+
+    @classmethod
+    def of(cls, W: Array, b: Parameter | None) -> Linear:
+        """A Linear around arrays that exist."""
+        self = cls.__new__(cls)
+        self.W, self.b = Parameter(W, requires_grad=False), b
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.W, self.b)
+
+
+class Embedding(Module):
+    """W[ids]        ids: (...) integers on the host   W: (n, d)   out: (..., d)"""
+
+    def __init__(
+        self, n: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32"
+    ) -> None:
+        self.W = Parameter(normal(generator(rng), (n, d), std, np.dtype(dtype)))
+
+    @classmethod
+    def of(cls, W: Array) -> Embedding:
+        """An Embedding around an array that exists."""
+        self = cls.__new__(cls)
+        self.W = Parameter(W, requires_grad=False)
+        return self
+
+    def forward(self, ids: Any) -> Tensor:
+        return ops.embedding(self.W, ids)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x Wᵀ, the tied head: one score per row of the table. x: (..., d) -> (..., n)"""
+        return ops.linear(x, self.W)
+
+
+class LayerNorm(Module):
+    """(x - mean) / √(variance + eps) · g + b over the last axis (Ba et al. 2016)."""
+
+    def __init__(self, d: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
+        self.g, self.b, self.eps = Parameter(xp.ones(d, dtype)), Parameter(xp.zeros(d, dtype)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.g, self.b, eps=self.eps)
+
+
+class Dropout(Module):
+    """In training, each number is 0 with probability `rate`, else x / (1 - rate); else x itself."""
+
+    def __init__(self, rate: float, *, rng: Rng = None) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
+        self.rate, self.rng = rate, generator(rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.rate, self.rng) if self.training and self.rate else x
+
+    def extra(self) -> str:
+        return f" rate {self.rate:g}"
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Inside, dropout is off in all of the model; afterwards each module is as it was."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

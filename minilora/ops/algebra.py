@@ -1,0 +1,169 @@
+"""Arithmetic, elementwise functions, sums and matrix products.
+
+In every op: arrays are positional, settings are keywords, and the rules come in the order of the
+arrays. A rule closes over exactly what it needs; that is what the tape keeps.
+"""
+
+from ..backend import xp
+from ..tensor import once, op
+
+
+def rows(x):
+    """x as a matrix: (..., k) -> (rows, k)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+@op
+def add(x, y):
+    """x + y, broadcast."""
+    def dx(g): return g
+    def dy(g): return g
+    return x + y, (dx, dy)
+
+
+@op
+def sub(x, y):
+    """x - y, broadcast."""
+    def dx(g): return g
+    def dy(g): return -g
+    return x - y, (dx, dy)
+
+
+@op
+def mul(x, y):
+    """x · y elementwise, broadcast."""
+    def dx(g): return g * y
+    def dy(g): return g * x
+    return x * y, (dx, dy)
+
+
+@op
+def div(x, y):
+    """x / y elementwise, broadcast."""
+    out = x / y
+    def dx(g): return g / y
+    def dy(g): return -g * out / y
+    return out, (dx, dy)
+
+
+@op
+def neg(x):
+    """-x"""
+    def dx(g): return -g
+    return -x, (dx,)
+
+
+@op
+def exp(x):
+    """eˣ elementwise."""
+    y = xp.exp(x)
+    def dx(g): return g * y
+    return y, (dx,)
+
+
+@op
+def log(x):
+    """The natural logarithm, elementwise."""
+    def dx(g): return g / x
+    return xp.log(x), (dx,)
+
+
+@op
+def sqrt(x):
+    """√x elementwise."""
+    y = xp.sqrt(x)
+    def dx(g): return g / (2 * y)
+    return y, (dx,)
+
+
+@op
+def tanh(x):
+    """tanh elementwise."""
+    y = xp.tanh(x)
+    def dx(g): return g * (1 - y * y)
+    return y, (dx,)
+
+
+@op
+def relu(x):
+    """max(x, 0) elementwise; its gradient at 0 is 0."""
+    positive = x > 0
+    def dx(g): return g * positive
+    return x * positive, (dx,)
+
+
+@op
+def sum(x, *, axis=None):
+    """The sum over `axis` (None: over everything), which is dropped."""
+    shape, total = x.shape, x.sum(axis=axis, keepdims=True)
+    kept = total.shape
+    def dx(g): return xp.broadcast_to(g.reshape(kept), shape)
+    return xp.squeeze(total, axis=axis), (dx,)
+
+
+@op
+def mean(x, *, axis=None):
+    """The mean over `axis` (None: over everything), which is dropped."""
+    shape, total = x.shape, x.sum(axis=axis, keepdims=True)
+    if x.size == 0:
+        raise ValueError("the mean of nothing is not defined")
+    kept, n = total.shape, x.size // total.size
+    def dx(g): return xp.broadcast_to(g.reshape(kept) / n, shape)
+    return xp.squeeze(total, axis=axis) / n, (dx,)
+
+
+@op
+def matmul(x, y):
+    """x @ y        x: (..., n, k)   y: (..., k, m)   out: (..., n, m); leading axes broadcast"""
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
+        raise ValueError("needs (..., n, k) and (..., k, m) with the same k")
+    def dx(g): return g @ y.swapaxes(-1, -2)
+    def dy(g): return x.swapaxes(-1, -2) @ g
+    return x @ y, (dx, dy)
+
+
+@op
+def linear(x, W, b=None):
+    """y = x Wᵀ + b        x: (..., k)   W: (d, k)   b: (d,)   y: (..., d)"""
+    _fits(x, W)
+    shape, y = x.shape, rows(x) @ W.T
+    if b is not None:
+        y += b
+    def dx(g): return (rows(g) @ W).reshape(shape)
+    def dW(g): return rows(g).T @ rows(x)
+    def db(g): return rows(g).sum(axis=0)
+    return y.reshape(*shape[:-1], -1), (dx, dW, db)
+
+
+@op
+def lora_linear(x, W, b, A, B, mask=None, *, scale):
+    """y = x Wᵀ + b + scale · (x∘mask) Aᵀ Bᵀ        §4.1, equation 3: W0 x + BA x
+
+    x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x (dropout) or None
+    """
+    _fits(x, W)
+    shape, masked = x.shape, x if mask is None else x * mask
+    inner = rows(masked) @ A.T                                    # (rows, r): all that dB needs
+    y = rows(x) @ W.T
+    y += inner @ (B.T * scale)
+    if b is not None:
+        y += b
+
+    @once
+    def down(g): return rows(g) @ (B * scale)                     # (rows, r): dx and dA share it
+    def dx(g):
+        through = down(g) @ A
+        if mask is not None:
+            through *= rows(mask)
+        through += rows(g) @ W
+        return through.reshape(shape)
+    def dW(g): return rows(g).T @ rows(x)
+    def db(g): return rows(g).sum(axis=0)
+    def dA(g): return down(g).T @ rows(masked)
+    def dB(g): return (rows(g).T @ inner) * scale
+    return y.reshape(*shape[:-1], -1), (dx, dW, db, dA, dB)
+
+
+def _fits(x, W):
+    if W.ndim != 2 or x.ndim < 1 or x.shape[-1] != W.shape[1]:
+        raise ValueError(f"x has {x.shape[-1] if x.ndim else 0} features, W takes {W.shape[-1]}")

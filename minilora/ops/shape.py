@@ -1,0 +1,92 @@
+"""Moving numbers about: views, selection, rows of a table, and dropout."""
+
+import math
+
+import numpy as np
+
+from ..backend import asarray, scatter_add, xp
+from ..tensor import op
+from .algebra import rows
+
+
+@op
+def reshape(x, *, shape):
+    """The same numbers in another shape."""
+    before = x.shape
+    def dx(g): return g.reshape(before)
+    return x.reshape(shape), (dx,)
+
+
+@op
+def transpose(x, *, axes=None):
+    """x with its axes in another order (None: reversed)."""
+    back = None if axes is None else [list(axes).index(i) for i in range(len(axes))]
+    def dx(g): return xp.transpose(g, back)
+    return xp.transpose(x, axes), (dx,)
+
+
+@op
+def getitem(x, *, index):
+    """x[index] for integers, slices, None and ...; to gather rows by number use `embedding`."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in parts):
+        raise ValueError("takes integers, slices, None and ...: for arrays of ids use embedding")
+    shape, dtype = x.shape, x.dtype
+    def dx(g):
+        whole = xp.zeros(shape, dtype)
+        whole[index] = g
+        return whole
+    return x[index], (dx,)
+
+
+@op
+def concat(*parts, axis=0):
+    """The parts one after the other along `axis`."""
+    ends = np.cumsum([part.shape[axis] for part in parts]).tolist()
+    def cut(start, end):
+        def dx(g): return g[(slice(None),) * (axis % g.ndim) + (slice(start, end),)]
+        return dx
+    return xp.concatenate(parts, axis), tuple(map(cut, [0, *ends], ends))
+
+
+def embedding(W, ids):
+    """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
+
+    Ids are checked on the host (ValueError), because a GPU would wrap them silently.
+    Equal ids add up in the gradient.
+    """
+    ids = np.asarray(ids)
+    n = W.shape[0]
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"embedding: ids must be integers, not {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= n):
+        bad = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"embedding: id {bad} is out of range: the table has rows 0 to {n - 1}")
+    return take(W, ids=asarray(ids))
+
+
+@op
+def take(W, *, ids):
+    """W[ids] with ids that are known to be good, on the device."""
+    shape, dtype = W.shape, W.dtype
+    def dW(g):
+        table = xp.zeros(shape, dtype)
+        scatter_add(table, ids.reshape(-1), rows(g))
+        return table
+    return W[ids], (dW,)
+
+
+def keep_mask(shape, rate, rng, dtype):
+    """What inverted dropout multiplies by: 0 with probability `rate`, else 1 / (1 - rate).
+
+    Drawn on the host. The mean is 1, so nothing has to be rescaled afterwards.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
+    kept = rng.random(math.prod(shape), dtype=np.float32).reshape(shape) >= rate
+    return asarray(kept.astype(dtype) * dtype.type(1 / (1 - rate)))
+
+
+def dropout(x, rate, rng):
+    """Each number of x is 0 with probability `rate`, else x / (1 - rate): the same expectation."""
+    return x * keep_mask(x.shape, rate, rng, x.dtype) if rate else x

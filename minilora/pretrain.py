@@ -1,0 +1,69 @@
+"""How the built-in base was made: a small GPT-2 trained on Shakespeare's plays by this engine.
+
+`minilora pretrain` runs this file. It writes the model and a log of every line it printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import backend
+from .data import BPE, Windows, load_text, sequential, split
+from .generate import generate
+from .models import GPT2, GPT2Config
+from .models.pretrained import save_model
+from .optim import AdamW, cosine_schedule
+from .train import History, evaluate, fit
+
+CONFIG = GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5)
+STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
+
+
+def pretrain(
+    out: str | Path, *, steps: int = STEPS, seed: int = 0, config: GPT2Config = CONFIG,
+    batch: int = BATCH, text: str | None = None, say: Callable[[str], Any] = print,
+) -> tuple[GPT2, History]:  # fmt: skip
+    """Train the base and write `out` (float16 .npz), with its log beside it (.log).
+
+    Interrupted, it goes on from the checkpoint beside `out` (.run.npz), which it removes when done.
+    """
+    out = Path(out)
+    log = out.with_suffix(".log")
+    run = out.with_suffix(".run.npz")
+    if not run.exists():
+        log.write_text("", encoding="utf-8")
+
+    def tell(line: str) -> None:
+        say(line)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    train_text, held_out_text = split(load_text("plays") if text is None else text, 0.05)
+    tokenizer = BPE.train(train_text, config.vocab_size)
+    ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
+    tokens = min(TOKENS, config.n_positions)
+    model = GPT2(config, rng=seed)
+    model.tokenizer = tokenizer
+    tell(f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens")
+    tell(f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
+         f"{len(train_text) / len(ids):.2f} characters a token")
+    held_out = sequential(held_out_ids, batch, tokens)
+    optimizer = AdamW(model.trainable_parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.1)
+    history = fit(
+        model, Windows(ids, batch, tokens, seed), optimizer, steps, clip=1.0,
+        schedule=cosine_schedule(PEAK, steps, warmup=steps // 30, floor=PEAK / 20),
+        held_out=held_out[:4], eval_every=max(1, steps // 12), log_every=max(1, steps // 36),
+        progress=tell, checkpoint=run, save_every=200,
+    )  # fmt: skip
+    model.eval()
+    final = evaluate(model, held_out)
+    tell(f"held-out loss over all of it: {final:.4f} nats a token, "
+         f"{final * len(held_out_ids) / len(held_out_text):.4f} nats a character")
+    sample = generate(model, tokenizer.encode("\n\n"), 120, temperature=0.8, top_p=0.95, rng=seed)
+    tell(tokenizer.decode(sample).strip())
+    about = {"trained_on": "plays", "steps": steps, "seed": seed, "held_out_loss": final}
+    save_model(model, out, dtype="float16", about=about)
+    run.unlink(missing_ok=True)
+    return model, history

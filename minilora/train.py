@@ -1,0 +1,208 @@
+"""One training loop, for everything that is trained here, and one evaluation."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import checkpoint as files
+from . import ops
+from .backend import asarray, asnumpy, current
+from .nn import Module, evaluating
+from .optim import Optimizer, clip_grad_norm
+from .tensor import Tensor, no_grad
+
+Batch = tuple[Any, Any]
+
+
+class Batches(Protocol):
+    """Anything with batches[i] -> (inputs, targets); what has a length is gone through in turn."""
+
+    def __getitem__(self, i: int, /) -> Batch: ...
+
+
+@dataclass
+class History:
+    """What a run did: losses[i] and lrs[i] of step i, held_out as (steps done, loss)."""
+
+    losses: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+
+
+def lm_loss(model: Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the next token, in nats, a mean over the batch."""
+    inputs, targets = batch
+    return ops.cross_entropy(model(inputs), targets)
+
+
+def evaluate(
+    model: Module,
+    batches: Iterable[Batch],
+    loss: Callable[[Module, Batch], Tensor] = lm_loss,
+) -> float:
+    """The mean loss over `batches`, each weighted by its number of targets; dropout off, no tape."""
+    total, count = 0.0, 0
+    with no_grad(), evaluating(model):
+        for batch in batches:
+            n = int(np.size(batch[1]))
+            total, count = total + loss(model, batch).item() * n, count + n
+    if not count:
+        raise ValueError("evaluate: there are no batches")
+    return total / count
+
+
+def generators(model: Module) -> dict[str, np.random.Generator]:
+    """The generators that the model draws dropout from, by the path of their module."""
+    return {
+        path: module.rng
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "rng", None), np.random.Generator)
+    }
+
+
+def fit(
+    model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
+    schedule: Callable[[int], float] | None = None, clip: float | None = None,
+    accumulate: int = 1, loss: Callable[[Module, Batch], Tensor] = lm_loss,
+    held_out: Sequence[Batch] = (), eval_every: int = 0,
+    progress: bool | Callable[[str], None] = True, log_every: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
+) -> History:  # fmt: skip
+    """Train for `steps` updates and return the `History`.
+
+    schedule    step -> learning rate, set before each update (None: the optimizer's own)
+    clip        the largest global norm of the gradients
+    accumulate  batches whose gradients are averaged into one update
+    held_out    batches to evaluate every `eval_every` steps, at the start and at the end
+    progress    print a line every `log_every` steps (0: ten lines in all); or a function for lines
+    checkpoint  a .npz file written every `save_every` steps. If it is there already the run goes on
+                from it (resume=False: starts anew), and ends with the bits it would have had.
+
+    Raises TypeError if batches cannot be indexed, FloatingPointError naming the step at which a
+    gradient stops being finite, ValueError if the checkpoint is of another run.
+    """
+    if not hasattr(batches, "__getitem__"):
+        raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
+    if steps < 0 or accumulate < 1 or save_every < 1:
+        raise ValueError("fit: steps must not be negative, accumulate and save_every at least 1")
+    current().keep_freed_memory()
+    run = _Run(model, optimizer, steps, accumulate)
+    say = progress if callable(progress) else (print if progress else lambda line: None)
+    first = 0
+    if checkpoint is not None and resume and Path(checkpoint).exists():
+        first = run.load(checkpoint)
+        say(f"going on from step {first} ({checkpoint})")
+    history, waiting, began, tokens = run.history, list[Any](), time.perf_counter(), 0
+    log_every = log_every or max(1, steps // 10)
+    size = len(batches) if hasattr(batches, "__len__") else 0
+
+    def look(done: int) -> None:
+        if len(held_out) and not (history.held_out and history.held_out[-1][0] == done):
+            history.held_out.append((done, evaluate(model, held_out, loss)))
+
+    def settle() -> None:
+        history.losses += [float(asnumpy(x)) for x in waiting]
+        waiting.clear()
+
+    if first == 0:
+        look(0)
+    for step in range(first, steps):
+        if schedule is not None:
+            optimizer.lr = schedule(step)
+        optimizer.zero_grad()
+        total: Any = 0.0
+        try:
+            for part in range(step * accumulate, (step + 1) * accumulate):
+                batch = batches[part % size if size else part]
+                tokens += int(np.size(batch[0]))
+                value = loss(model, batch)
+                if accumulate > 1:
+                    value = value * (1 / accumulate)
+                value.backward()
+                total = total + value.data
+            if clip is not None:
+                clip_grad_norm(optimizer.parameters, clip)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"fit: step {step}: {error}") from error
+        optimizer.step()
+        waiting.append(total)
+        history.lrs.append(optimizer.lr)
+        done = step + 1
+        if (eval_every and done % eval_every == 0) or done == steps:
+            look(done)
+        if done % log_every == 0 or done == steps:
+            settle()
+            seconds = time.perf_counter() - began
+            left = seconds / (done - first) * (steps - done)
+            say(_line(done, steps, history, tokens / seconds, left))
+        if checkpoint is not None and (done % save_every == 0 or done == steps):
+            settle()
+            run.save(checkpoint, done)
+    optimizer.zero_grad()
+    return history
+
+
+def _line(done: int, steps: int, history: History, speed: float, left: float) -> str:
+    line = f"step {done:>{len(str(steps))}}/{steps}  loss {history.losses[-1]:.4f}"
+    if history.held_out and history.held_out[-1][0] == done:
+        line += f"  held out {history.held_out[-1][1]:.4f}"
+    line += f"  lr {history.lrs[-1]:.2e}  {speed:,.0f} tokens/s"
+    return line + f"  {int(left) // 60}:{int(left) % 60:02d} left"
+
+
+class _Run:
+    """All that decides how a run goes on: trained parameters, optimizer, generators, history."""
+
+    def __init__(self, model: Module, optimizer: Optimizer, steps: int, accumulate: int) -> None:
+        self.model, self.optimizer, self.history = model, optimizer, History()
+        self.setting = {"steps": steps, "accumulate": accumulate, "optimizer": _settings(optimizer)}
+
+    def frozen(self) -> str:
+        held = [p.data for p in self.model.parameters() if not p.requires_grad]
+        return files.fingerprint(asnumpy(array) for array in held)
+
+    def save(self, path: str | os.PathLike[str], done: int) -> None:
+        trained = {f"param.{n}": asnumpy(p.data) for n, p in self.optimizer.parameters.items()}
+        state = {f"optim.{name}": a for name, a in self.optimizer.state_dict().items()}
+        meta = {
+            "kind": "run", "done": done, "setting": self.setting, "frozen": self.frozen(),
+            "rng": {name: g.bit_generator.state for name, g in generators(self.model).items()},
+            "losses": self.history.losses, "lrs": self.history.lrs,
+            "held_out": self.history.held_out,
+        }  # fmt: skip
+        files.write(path, {**trained, **state}, meta)
+
+    def load(self, path: str | os.PathLike[str]) -> int:
+        arrays, meta = files.read(path, kind="run")
+        names = {f"param.{name}" for name in self.optimizer.parameters}
+        for what, ours, theirs in (
+            ("trained parameters", sorted(names), sorted(n for n in arrays if n[:6] == "param.")),
+            ("settings", self.setting, meta["setting"]),
+            ("frozen weights", self.frozen(), meta["frozen"]),
+        ):
+            if ours != theirs:
+                raise ValueError(f"fit: {path} is a checkpoint of another run: its {what} differ: "
+                                 "use another file, or resume=False")
+        for name, p in self.optimizer.parameters.items():
+            p.data[...] = asarray(arrays[f"param.{name}"], p.dtype)
+        state = {n[6:]: array for n, array in arrays.items() if n.startswith("optim.")}
+        self.optimizer.load_state_dict(state)
+        for name, g in generators(self.model).items():
+            g.bit_generator.state = meta["rng"][name]
+        held_out = [(int(at), float(value)) for at, value in meta["held_out"]]
+        self.history = History(meta["losses"], meta["lrs"], held_out)
+        return int(meta["done"])
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    kept = ("momentum", "betas", "eps", "weight_decay")
+    settings = {name: getattr(optimizer, name) for name in kept if hasattr(optimizer, name)}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {"kind": type(optimizer).__name__, **plain}

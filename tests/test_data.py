@@ -1,0 +1,359 @@
+"""The built-in texts, the tokenizer, and batches: minilora.data."""
+
+import subprocess
+import sys
+from collections import Counter
+from importlib.resources import files
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.data import BPE, TEXTS, Windows, load_text, sequential, split
+from minilora.data.tokenizer import WORD
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
+few_letters = st.one_of(  # where pairs repeat and so are merged
+    st.text("abc ", max_size=80), st.text("ab 'A1.\n\té", max_size=80)
+)
+sizes = st.integers(1, 6)
+
+SAMPLE = (
+    "To be, or not to be: that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
+    "The slings and arrows of outrageous fortune,\nOr to take arms against a sea of troubles,\n"
+)
+SMALL = BPE.train(SAMPLE * 3, 400)
+
+
+# The tokenizer
+
+
+@given(any_text)
+def test_decode_inverts_encode(text: str) -> None:
+    ids = SMALL.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert SMALL.decode(ids) == text
+
+
+@given(few_letters, st.integers(0, 20), any_text)
+def test_decode_inverts_encode_for_any_training_text(text: str, merges: int, other: str) -> None:
+    bpe = BPE.train(text, 256 + merges)
+    assert bpe.decode(bpe.encode(text)) == text
+    assert bpe.decode(bpe.encode(other)) == other
+
+
+@given(any_text)
+def test_words_cover_the_text(text: str) -> None:
+    assert "".join(WORD.findall(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("the cat's  hat", ["the", " cat", "'s", " ", " hat"]),
+        ("no more;\n\nto die", ["no", " more", ";", "\n\n", "to", " die"]),
+        ("'tis 42 _x_!", ["'", "tis", " 42", " _", "x", "_!"]),
+        ("a\tb\r\nc", ["a", "\t", "b", "\r", "\n", "c"]),
+        ("déjà vu1616", ["déjà", " vu", "1616"]),
+    ],
+)
+def test_words(text: str, words: list[str]) -> None:
+    assert WORD.findall(text) == words
+
+
+@given(few_letters, few_letters)
+def test_merges_never_cross_words(text: str, other: str) -> None:
+    bpe = BPE.train(text, 300)
+    for i in range(256, bpe.vocab_size):
+        piece = b"".join(bpe._bytes[j] for j in bpe.merges[i - 256])
+        assert any(piece in word.encode() for word in WORD.findall(text))
+    separately = [i for word in WORD.findall(other) for i in bpe.encode(word).tolist()]
+    assert bpe.encode(other).tolist() == separately
+
+
+def _naive_merges(text: str, count: int) -> list[tuple[int, int]]:
+    """The merges of algorithm 1 of Sennrich et al., everything counted anew each time."""
+    words = Counter(tuple(word.encode()) for word in WORD.findall(text))
+    merges: list[tuple[int, int]] = []
+    while len(merges) < count:
+        total: Counter[tuple[int, int]] = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                total[pair] += times
+        if not total:
+            break
+        best = min(total, key=lambda pair: (-total[pair], pair[0], pair[1]))
+        joined: Counter[tuple[int, ...]] = Counter()
+        for word, times in words.items():
+            out: list[int] = []
+            at = 0
+            while at < len(word):
+                here = word[at : at + 2] == best
+                out.append(256 + len(merges) if here else word[at])
+                at += 2 if here else 1
+            joined[tuple(out)] += times
+        words = joined
+        merges.append(best)
+    return merges
+
+
+@given(few_letters, st.integers(0, 30))
+def test_training_is_the_naive_algorithm(text: str, count: int) -> None:
+    assert BPE.train(text, 256 + count).merges == _naive_merges(text, count)
+
+
+@given(few_letters, st.integers(0, 30))
+def test_training_words_are_encoded_as_training_left_them(text: str, count: int) -> None:
+    bpe = BPE.train(text, 256 + count)
+    for word in WORD.findall(text):
+        ids = list(word.encode())
+        for i, (a, b) in enumerate(bpe.merges):  # one merge after another, over the whole word
+            at = 0
+            while at < len(ids) - 1:
+                if ids[at : at + 2] == [a, b]:
+                    ids[at : at + 2] = [256 + i]
+                at += 1
+        assert bpe.encode(word).tolist() == ids
+
+
+def test_earlier_merges_go_first() -> None:
+    assert BPE([(97, 98), (98, 99)]).encode("abc").tolist() == [256, 99]
+    assert BPE([(98, 99), (97, 98)]).encode("abc").tolist() == [97, 256]
+    assert BPE([(97, 97)]).encode("aaaaa").tolist() == [256, 256, 97]
+
+
+def test_ties_go_to_the_smaller_pair() -> None:
+    assert BPE.train("zy ba", 257).merges == [(ord(" "), ord("b"))]
+    assert BPE.train("zy\nba", 257).merges == [(ord("b"), ord("a"))]
+
+
+def test_training_does_not_depend_on_the_hash_seed() -> None:
+    code = (
+        """from minilora.data import BPE; print(BPE.train("do re mi fa so la ti do", 280).merges)"""
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(runs) == 1 and len(runs.pop()) > 10
+
+
+@given(st.permutations(["\nthe", "\nthen", "\nother", "\nbathe", "\nhe", "\nten"]))
+def test_order_of_words_does_not_matter(words: list[str]) -> None:
+    expected = BPE.train("\nthe\nthen\nother\nbathe\nhe\nten", 280)
+    assert BPE.train("".join(words), 280).merges == expected.merges
+
+
+def test_more_merges_extend_fewer_and_shorten_the_text() -> None:
+    few, many = BPE.train(SAMPLE, 270), BPE.train(SAMPLE, 300)
+    assert many.merges[:14] == few.merges
+    assert few.vocab_size == 270 and many.vocab_size == 300
+    assert len(many.encode(SAMPLE)) < len(few.encode(SAMPLE)) < len(SAMPLE)
+    assert BPE(many.merges).encode(SAMPLE).tolist() == many.encode(SAMPLE).tolist()
+
+
+def test_a_small_text_stops_early() -> None:
+    assert BPE.train("ab", 1000).vocab_size == 257
+    assert BPE.train("", 1000).vocab_size == 256
+    assert BPE.train("ab", 256).merges == []
+
+
+def test_a_returned_encoding_is_the_callers_own() -> None:
+    ids = SMALL.encode("question")
+    ids[:] = 0
+    assert SMALL.decode(SMALL.encode("question")) == "question"
+
+
+def test_bpe_errors() -> None:
+    with pytest.raises(ValueError, match="255.*256"):
+        BPE.train("ab", 255)
+    with pytest.raises(ValueError, match=r"token 257 joins \(258, 97\)"):
+        BPE([(97, 98), (258, 97)])
+    with pytest.raises(ValueError, match=r"token 256 joins \(-1, 97\)"):
+        BPE([(-1, 97)])
+    for ids in ([0, SMALL.vocab_size], [-1]):
+        with pytest.raises(ValueError, match=f"id {ids[-1]} .* {SMALL.vocab_size}"):
+            SMALL.decode(ids)
+    with pytest.raises(TypeError, match="float64"):
+        SMALL.decode([0.5])
+    for broken in (SMALL.encode, lambda text: BPE.train(text, 300)):
+        with pytest.raises(ValueError, match="surrogate.*D800"):
+            broken("a\ud800b")
+    assert SMALL.decode([]) == "" and SMALL.decode([0xFF]) == "\ufffd"
+
+
+# Batches
+
+
+@given(st.integers(2, 60), sizes, sizes, st.integers(0, 9), st.integers(0, 10**6), st.data())
+def test_windows(n: int, batch: int, tokens: int, seed: int, i: int, data: st.DataObject) -> None:
+    tokens = min(tokens, n - 1)
+    ids = np.arange(1000, 1000 + n, dtype=np.int32)
+    inputs, targets = Windows(ids, batch, tokens, seed)[i]
+    assert inputs.shape == targets.shape == (batch, tokens)
+    assert inputs.dtype == targets.dtype == np.int64
+    np.testing.assert_array_equal(targets, inputs + 1)
+    np.testing.assert_array_equal(inputs, inputs[:, :1] + np.arange(tokens))
+    assert inputs.min() >= 1000 and targets.max() <= 1000 + n - 1
+    again = Windows(ids.tolist(), batch, tokens, seed)
+    again[data.draw(st.integers(0, 9))]  # batch i does not depend on what was drawn before
+    np.testing.assert_array_equal(again[np.int64(i)][0], inputs)
+
+
+def test_windows_start_everywhere_and_differ_by_batch_and_seed() -> None:
+    ids = np.arange(12)
+    starts = Counter(Windows(ids, 2000, 4)[0][0][:, 0].tolist())
+    assert sorted(starts) == list(range(8)) and min(starts.values()) > 150
+    first = Windows(ids, 50, 4)
+    assert (first[0][0] != first[1][0]).any()
+    assert (first[0][0] != Windows(ids, 50, 4, seed=1)[0][0]).any()
+    expected = np.random.default_rng([3, 5]).integers(0, 8, size=6)
+    np.testing.assert_array_equal(Windows(ids, 6, 4, seed=3)[5][0][:, 0], expected)
+
+
+def test_windows_have_no_length_and_no_last_batch() -> None:
+    windows = Windows(np.arange(9), 2, 3)
+    with pytest.raises(TypeError):
+        len(windows)  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="-1"):
+        windows[-1]
+    for wrong in (slice(0, 2), 1.0, "a"):
+        with pytest.raises(TypeError, match=type(wrong).__name__):
+            windows[wrong]  # type: ignore[index]
+
+
+@given(st.integers(2, 80), sizes, sizes)
+def test_sequential_predicts_each_token_once(n: int, batch: int, tokens: int) -> None:
+    tokens = min(tokens, n - 1)
+    batches = sequential(np.arange(n, dtype=np.uint16), batch, tokens)
+    full = (n - 1) // tokens
+    predicted = np.concatenate([targets.ravel() for _, targets in batches])
+    np.testing.assert_array_equal(predicted, np.arange(1, full * tokens + 1))
+    assert sum(len(inputs) for inputs, _ in batches) == full
+    assert all(len(inputs) == batch for inputs, _ in batches[:-1]) and len(batches[-1][0]) > 0
+    for inputs, targets in batches:
+        assert inputs.shape == targets.shape and inputs.shape[1] == tokens
+        assert inputs.dtype == targets.dtype == np.int64
+        np.testing.assert_array_equal(targets, inputs + 1)
+
+
+@pytest.mark.parametrize("make", [Windows, sequential])
+def test_streams_that_hold_no_window(make: type[Windows]) -> None:
+    with pytest.raises(ValueError, match=r"8 ids .* 8 tokens.* 9; .*at most 7"):
+        make(np.arange(8), 2, 8)
+    with pytest.raises(ValueError, match=r"0 ids"):
+        make(np.arange(0), 2, 8)
+    with pytest.raises(ValueError, match="float64"):
+        make(np.ones(20), 2, 8)
+    with pytest.raises(ValueError, match=r"\(4, 5\)"):
+        make(np.ones((4, 5), int), 2, 3)
+    for batch, tokens in ((0, 3), (2, 0)):
+        with pytest.raises(ValueError, match="1 or more"):
+            make(np.arange(20), batch, tokens)
+
+
+def test_windows_reject_a_negative_seed() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        Windows(np.arange(20), 2, 3, seed=-1)
+
+
+# Texts
+
+
+@given(st.text("ab\n", min_size=2, max_size=60), st.floats(0.01, 0.99))
+def test_split_is_a_partition(text: str, held_out: float) -> None:
+    kept, held = split(text, held_out)
+    assert kept + held == text and kept and held
+    assert len(held) >= int(held_out * len(text))
+    at = max(int(len(text) * (1 - held_out)), 1)
+    if "\n" in text[:at]:
+        assert kept.endswith("\n") and "\n" not in text[len(kept) : at]
+    else:
+        assert len(kept) == min(at, len(text) - 1)
+
+
+def test_split_errors() -> None:
+    for fraction in (0, 1, -0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="fraction"):
+            split("some text", fraction)
+    for text in ("", "a"):
+        with pytest.raises(ValueError, match=f"{len(text)} characters"):
+            split(text)
+
+
+BOUNDS = {"plays": (4_500_000, 5_500_000), "kjv": (300_000, 500_000), "devil": (300_000, 500_000)}
+MARKS = ["gutenberg", "copyright", " etext", "http", "wiretap", "&amp;"]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_clean(name: str) -> None:
+    text = load_text(name)
+    low, high = BOUNDS[name]
+    assert low < len(text) < high
+    assert text.isascii()
+    assert not set(text) & set("\r\t\f<>{}|\\_~^@*\x00"), "markup or control characters"
+    assert text.endswith("\n") and not text.startswith("\n") and "\n\n\n\n" not in text
+    assert not any(line != line.rstrip() for line in text.split("\n"))
+    for mark in MARKS:
+        assert mark not in text.lower(), mark
+    assert sum(c.isalpha() or c in " \n" for c in text) > 0.9 * len(text)
+    _, held = split(text)
+    assert 0.09 < len(held) / len(text) < 0.15
+
+
+@pytest.mark.parametrize(
+    "name, passages",
+    [
+        (
+            "plays",
+            ["HAMLET.\nTo be, or not to be,--that is the question:", "\n\nMACBETH\n\nACT I.\n"],
+        ),
+        ("plays", ["\n\nROMEO AND JULIET\n", "\n\n[Exeunt.]\n", "JULIET.\nO Romeo, Romeo!"]),
+        (
+            "kjv",
+            ["GENESIS\n\nChapter 1\nIn the beginning God created the heaven and the earth. And"],
+        ),
+        ("kjv", ["\n\nEXODUS\n\nChapter 1\nNow these are the names", "Thou shalt not kill."]),
+        ("devil", ["\n\nCYNIC, n. A blackguard whose faulty vision sees things as they are"]),
+    ],
+)
+def test_text_holds(name: str, passages: list[str]) -> None:
+    for passage in passages:
+        assert passage in load_text(name)
+
+
+def test_plays_are_laid_out_alike() -> None:
+    text = load_text("plays")
+    assert text.count("\n\nACT I.\n") == 37
+    assert text.count("[") == text.count("]") > 5000
+    speakers = Counter(block.split("\n")[0] for block in text.split("\n\n") if "\n" in block)
+    assert speakers["HAMLET."] > 300 and speakers["LEAR."] > 150 and speakers["FALSTAFF."] > 400
+
+
+def test_load_text_names_the_texts() -> None:
+    with pytest.raises(ValueError, match="'bible'.*plays, kjv, devil"):
+        load_text("bible")
+
+
+def test_each_text_has_its_source() -> None:
+    folder = files("minilora.data").joinpath("texts")
+    sources = folder.joinpath("SOURCES.md").read_text(encoding="utf-8")
+    headings = {line[3:] for line in sources.splitlines() if line.startswith("## ")}
+    assert headings == {file.name for file in folder.iterdir()} - {"SOURCES.md"}
+    assert {heading.split(".")[0] for heading in headings} == set(TEXTS)
+
+
+def test_built_in_text_round_trips() -> None:
+    text = load_text("devil")
+    bpe = BPE.train(text[:50_000], 400)
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert len(text) / len(ids) > 1.5
