@@ -1,6 +1,6 @@
 """minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting."""
 
-from . import accounting, data, lora, nn, ops, optim
+from . import accounting, backend, data, lora, nn, ops, optim
 from .backend import asnumpy, current, use, xp
 from .generate import generate
 from .gradcheck import gradcheck
@@ -13,7 +13,30 @@ from .train import History, evaluate, fit
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "GPT2", "GPT2Config", "History", "LoRAConfig", "Tensor", "accounting",
-    "asnumpy", "current", "data", "evaluate", "fit", "generate", "gradcheck", "load_base",
-    "load_model", "lora", "nn", "no_grad", "ops", "optim", "save_model", "use", "xp",
+    "GPT2",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "GPT2Config",
+    "History",
+    "LoRAConfig",
+    "Tensor",
+    "accounting",
+    "asnumpy",
+    "current",
+    "data",
+    "evaluate",
+    "fit",
+    "generate",
+    "gradcheck",
+    "load_base",
+    "load_model",
+    "lora",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "save_model",
+    "use",
+    "xp",
 ]  # fmt: skip

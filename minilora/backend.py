@@ -10,7 +10,6 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ class Backend:
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and give none of the heap back below 1 GiB
 
     def memory(self) -> tuple[int, int] | None:
-        """(bytes in use, peak bytes) of the arrays while `tracemalloc` runs; None if it does not."""
+        """(bytes in use, peak bytes) of arrays while `tracemalloc` runs; None if it does not."""
         tracemalloc = importlib.import_module("tracemalloc")
         if not tracemalloc.is_tracing():
             return None
@@ -179,7 +178,7 @@ def erf(x: Array) -> Array:
 
 
 def generator(rng: Rng) -> np.random.Generator:
-    """The host generator behind `rng`: None (fresh entropy), an int seed, or a Generator as it is."""
+    """The host generator behind `rng`: None (fresh), an int seed, or a Generator as it is."""
     return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
 
 

@@ -1,4 +1,4 @@
-"""One decoder: sampling or greedy, with or without a key/value cache, the same tokens either way."""
+"""One decoder: sampling or greedy, with or without a key/value cache: the same tokens."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def generate(
     given = np.asarray(ids)
     out = np.atleast_2d(given).astype(np.int64)
     if out.ndim != 2 or out.shape[1] == 0:
-        raise ValueError(f"generate: ids must be (tokens,) or (batch, tokens), not {given.shape}, "
-                         "with at least one token to start from")
+        raise ValueError(
+            f"generate: ids must be (tokens,) or (batch, tokens), not {given.shape}, "
+            "with at least one token to start from"
+        )
     rng, size, start = generator(rng), model.config.n_positions, 0
     start = max(0, out.shape[1] - size)
     held = None

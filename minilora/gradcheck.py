@@ -1,4 +1,4 @@
-"""Finite differences: the test that every gradient has to pass, public so that readers can use it."""
+"""Finite differences: the test that every gradient has to pass, public so that readers use it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def gradcheck(
         moved = [x.copy() for x in inputs]
         moved[which][index] += step
         with no_grad():
-            return (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum().item()
+            out: Tensor = f(*(Tensor(asarray(x)) for x in moved))
+            total: float = (out * weights).sum().item()
+        return total
 
     worst = 0.0
     for which, (x, tensor) in enumerate(zip(inputs, tensors)):

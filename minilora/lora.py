@@ -29,10 +29,10 @@ from .tensor import Tensor
 class LoRAConfig:
     """What to adapt and how. Patterns are a layer's name ("q"), a glob, or its whole path.
 
-    targets        layers that get an adapter (§4.2: the attention weights; the paper's choice: q, v)
+    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v)
     dropout        of the adapter's input, in training only; tables of rows (embeddings) have none
-    init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform within
-                   ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
+    init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform
+                   in ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
     bias           "none", "lora" (the adapted layers' biases train too), "all" (every bias)
     trainable      more parameters to train whole, such as a task's head
     rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, where a layer differs
@@ -62,8 +62,9 @@ class LoRAConfig:
             raise ValueError(f"LoRAConfig: dropout must be in [0, 1), not {self.dropout}")
         for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"LoRAConfig: {name} is one of {', '.join(known)}, "
-                                 f"not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"LoRAConfig: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
 
 
 class Adapter(Module):
@@ -130,8 +131,10 @@ class LoRALayer(Module):
         W0, delta = self.base.W.data, self.delta()
         wide = W0.astype("float64") + delta
         if not float(abs(wide).max()) <= float(xp.finfo(W0.dtype).max):  # false for nan, too
-            raise FloatingPointError(f"merge: {path}: W0 + ΔW is not finite in {W0.dtype}: the "
-                                     "model is left as it was; look at this adapter's A, B, alpha")
+            raise FloatingPointError(
+                f"merge: {path}: W0 + ΔW is not finite in {W0.dtype}: the "
+                "model is left as it was; look at this adapter's A, B, alpha"
+            )
         W = wide.astype(W0.dtype)
         size = float(xp.sqrt((delta * delta).sum()))
         lost = (W.astype("float64") - W0.astype("float64")) - delta
@@ -194,9 +197,7 @@ class Adapters:
         self.merged = False
 
 
-def attach(
-    model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None
-) -> list[str]:
+def attach(model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None) -> list[str]:
     """Freeze the whole model, give the target layers an adapter, activate it; returns their paths.
 
     At first B = 0, so the model computes exactly what it did. Only A and B require a gradient, plus
@@ -206,7 +207,8 @@ def attach(
     paths = _targets(model, config)
     rng = generator(rng)
     _add(model, config, name, paths, _whole(model, config, paths), rng)
-    for p in [*model.parameters(), *(p for own in _state(model).own.values() for p in own.values())]:
+    copies = [p for own in _state(model).own.values() for p in own.values()]
+    for p in [*model.parameters(), *copies]:
         p.requires_grad, p.grad = False, None
     _train(model, name)
     activate(model, name)
@@ -273,12 +275,14 @@ def merge(model: Module) -> dict[str, float]:
     state = _state(model)
     idle = sorted(set(state.configs) - set(state.active))
     if idle:
-        raise ValueError(f"merge: {idle[0]!r} is attached but not active, and would be lost: save "
-                         f"it, then detach(model, {idle[0]!r}), or activate it as well")
+        raise ValueError(
+            f"merge: {idle[0]!r} is attached but not active, and would be lost: save "
+            f"it, then detach(model, {idle[0]!r}), or activate it as well"
+        )
     merged = {path: layer.plain(path) for path, layer in state.layers.items()}
     flags = {path: _flag(state, layer.base.W) for path, layer in state.layers.items()}
     _swap(model, {path: layer for path, (layer, _) in merged.items()})
-    for path, (owner, attribute, base) in state.places.items():
+    for owner, attribute, base in state.places.values():
         getattr(owner, attribute).requires_grad = _flag(state, base)
     _forget(model)
     for path, (layer, _) in merged.items():
@@ -288,7 +292,7 @@ def merge(model: Module) -> dict[str, float]:
 
 @contextmanager
 def merged(model: Module) -> Iterator[None]:
-    """Inside, the model is merged: plain layers. Afterwards W0 and the adapters are back, bit for bit.
+    """Inside, the model is merged: plain layers. Afterwards W0 and adapters are back, bit for bit.
 
     What is written into the model inside would be lost, so loading, attaching and saving raise.
     """
@@ -344,8 +348,10 @@ def load(
     config, name = LoRAConfig(**meta["config"]), name or meta["name"]
     expected = {f"{at}.{x}" for at in meta["layers"] for x in "AB"} | set(meta["whole"])
     if arrays.keys() != expected:
-        raise ValueError(f"load: {path}: missing {sorted(expected - arrays.keys())}, "
-                         f"unexpected {sorted(arrays.keys() - expected)}")
+        raise ValueError(
+            f"load: {path}: missing {sorted(expected - arrays.keys())}, "
+            f"unexpected {sorted(arrays.keys() - expected)}"
+        )
     layers, places = _layers(model), _places(model)
     for at, facts in meta["layers"].items():
         if at not in layers:
@@ -353,8 +359,10 @@ def load(
         d, k = _sizes(layers[at])
         for x, shape in (("A", (facts["r"], k)), ("B", (d, facts["r"]))):
             if arrays[f"{at}.{x}"].shape != shape:
-                raise ValueError(f"load: {path}: {at}.{x} is {arrays[f'{at}.{x}'].shape}, "
-                                 f"this model takes {shape}")
+                raise ValueError(
+                    f"load: {path}: {at}.{x} is {arrays[f'{at}.{x}'].shape}, "
+                    f"this model takes {shape}"
+                )
     for at in meta["whole"]:
         if at not in places or places[at][2].shape != arrays[at].shape:
             raise ValueError(f"load: {path}: this model has no {at} of shape {arrays[at].shape}")
@@ -398,8 +406,9 @@ def _layers(model: Module) -> dict[str, Any]:
     """The layers that can be adapted, or are, by path."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
-        inside = any(isinstance(x, LoRALayer) and path.startswith(f"{p}.") for p, x in found.items())
-        if isinstance(module, Linear | Embedding | LoRALayer) and not inside:
+        adapted = (f"{p}." for p, layer in found.items() if isinstance(layer, LoRALayer))
+        adaptable = isinstance(module, Linear | Embedding | LoRALayer)
+        if adaptable and not path.startswith(tuple(adapted)):
             found[path] = module
     return found
 
@@ -429,8 +438,10 @@ def _targets(model: Module, config: LoRAConfig) -> list[str]:
     for pattern in config.targets:
         if not any(matches(path, pattern) for path in layers):
             names = sorted({path.split(".")[-1] for path in layers})
-            raise ValueError(f"attach: no layer matches {pattern!r}: there are {', '.join(names)}, "
-                             f"such as {next(iter(layers), 'none')}")
+            raise ValueError(
+                f"attach: no layer matches {pattern!r}: there are {', '.join(names)}, "
+                f"such as {next(iter(layers), 'none')}"
+            )
     paths = [path for path in layers if any(matches(path, p) for p in config.targets)]
     if not paths:
         raise ValueError("attach: the config names no targets")
@@ -450,8 +461,11 @@ def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]
             raise ValueError(f"attach: trainable: no parameter matches {pattern!r}")
         chosen |= hits
     if config.bias != "none":
-        chosen |= {n for n in names if n.split(".")[-1] == "b"
-                   and (config.bias == "all" or n[:-2] in paths)}
+        chosen |= {
+            n
+            for n in names
+            if n.split(".")[-1] == "b" and (config.bias == "all" or n[:-2] in paths)
+        }
     both = [n for n in sorted(chosen) if n.endswith(".W") and n[:-2] in paths]
     if both:
         raise ValueError(f"attach: {both[0]} is to be trained whole and adapted: choose one")
@@ -459,7 +473,7 @@ def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]
 
 
 def _and_above(path: str) -> list[str]:
-    """"a.b.c" -> "a", "a.b", "a.b.c": naming a module names all that is in it."""
+    """ "a.b.c" -> "a", "a.b", "a.b.c": naming a module names all that is in it."""
     parts = path.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
@@ -471,8 +485,10 @@ def _add(
     fresh = not hasattr(model, "adapters")
     state = Adapters(model) if fresh else _state(model)
     if name in state.configs or name == "base" or not name or "." in name:
-        raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
-                         f"'base' or has a dot in it; there are {sorted(state.configs)}")
+        raise ValueError(
+            f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
+            f"'base' or has a dot in it; there are {sorted(state.configs)}"
+        )
     layers, places = _layers(model), _places(model)
     for at in paths:
         d, k = _sizes(layers[at])
@@ -522,8 +538,11 @@ def _swap(model: Module, new: Mapping[str, Module]) -> None:
         owner: Any = model
         *way, last = path.split(".")
         for step in way:
-            owner = owner[int(step)] if isinstance(owner, list) else (
-                owner[step] if isinstance(owner, dict) else getattr(owner, step))
+            owner = (
+                owner[int(step)]
+                if isinstance(owner, list)
+                else (owner[step] if isinstance(owner, dict) else getattr(owner, step))
+            )
         if isinstance(owner, list):
             owner[int(last)] = module
         elif isinstance(owner, dict):

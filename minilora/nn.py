@@ -26,7 +26,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Attributes, lists and dicts are walked in order of assignment: that order names everything."""
+    """Attributes, lists and dicts are walked in order of assignment, and that names everything."""
 
     training = True
 
@@ -88,18 +88,22 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays into the parameters of the same name, all of them or none.
 
-        Raises KeyError for missing or unexpected names (unless strict=False), ValueError for shapes.
+        Raises KeyError for missing or unexpected names (unless strict=False), ValueError for sizes.
         """
         own = dict(self.named_parameters())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
-            raise KeyError(f"load_state_dict: missing {missing[:5]}, unexpected {unexpected[:5]} "
-                           f"({len(missing)} and {len(unexpected)} in all)")
+            raise KeyError(
+                f"load_state_dict: missing {missing[:5]}, unexpected {unexpected[:5]} "
+                f"({len(missing)} and {len(unexpected)} in all)"
+            )
         common = {name: asarray(state[name], p.dtype) for name, p in own.items() if name in state}
         for name, new in common.items():
             if tuple(new.shape) != own[name].shape:
-                raise ValueError(f"load_state_dict: {name} is {own[name].shape} in the model, "
-                                 f"{tuple(new.shape)} in the state")
+                raise ValueError(
+                    f"load_state_dict: {name} is {own[name].shape} in the model, "
+                    f"{tuple(new.shape)} in the state"
+                )
         for name, new in common.items():
             own[name].data[...] = new
 
@@ -112,15 +116,16 @@ class Module:
         lines = [type(self).__name__ + self.extra()]
         for path, module in self.named_modules():
             if path:
-                depth, count = path.count("."), sum(p.data.size for p in module.parameters())
+                indent, name = "  " * (path.count(".") + 1), path.split(".")[-1]
+                count = sum(p.data.size for p in module.parameters())
                 if not any(isinstance(c, Module) for _, c in module.children()):
                     shapes = " ".join(
-                        f"{'*' if p.requires_grad else '.'}{name}{p.shape}".replace(" ", "")
-                        for name, p in module.named_parameters()
+                        f"{'*' if p.requires_grad else '.'}{letter}{p.shape}".replace(" ", "")
+                        for letter, p in module.named_parameters()
                     )
-                    lines.append(f"{'  ' * depth}  {path.split('.')[-1]:<8}{shapes}{module.extra()}")
+                    lines.append(f"{indent}{name:<8}{shapes}{module.extra()}")
                 else:
-                    lines.append(f"{'  ' * depth}  {path.split('.')[-1]}{module.extra()}  {count:,}")
+                    lines.append(f"{indent}{name}{module.extra()}  {count:,}")
         return "\n".join(lines)
 
     def summary(self) -> str:
@@ -149,7 +154,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class Linear(Module):
-    """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None   y: (..., d_out)"""
+    """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None"""
 
     def __init__(
         self, d_in: int, d_out: int, bias: bool = True, *,

@@ -28,8 +28,9 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: there is nothing to train")
         frozen = [name for name, p in parameters.items() if not p.requires_grad]
         if frozen:
-            raise ValueError(f"{type(self).__name__}: {frozen[0]} is frozen: pass "
-                             "model.trainable_parameters()")
+            raise ValueError(
+                f"{type(self).__name__}: {frozen[0]} is frozen: pass model.trainable_parameters()"
+            )
         if not (lr >= 0 and math.isfinite(lr)):
             raise ValueError(f"{type(self).__name__}: lr must be finite and not negative, not {lr}")
         self.parameters, self.lr, self.t = dict(parameters), lr, 0
@@ -185,9 +186,9 @@ def clip_grad_norm(parameters: Parameters, max_norm: float) -> float:
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
     held = parameters.values() if isinstance(parameters, Mapping) else parameters
-    trained = [p for p in held if p.grad is not None]
-    norm = math.sqrt(math.fsum(float((p.grad * p.grad).sum()) for p in trained))
+    grads = [(p, p.grad) for p in held if p.grad is not None]
+    norm = math.sqrt(math.fsum(float((g * g).sum()) for _, g in grads))
     if norm > max_norm:
-        for p in trained:
-            p.grad = p.grad * (max_norm / norm)
+        for p, g in grads:
+            p.grad = g * (max_norm / norm)
     return norm

@@ -47,8 +47,10 @@ def pretrain(
     model = GPT2(config, rng=seed)
     model.tokenizer = tokenizer
     tell(f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens")
-    tell(f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
-         f"{len(train_text) / len(ids):.2f} characters a token")
+    tell(
+        f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
+        f"{len(train_text) / len(ids):.2f} characters a token"
+    )
     held_out = sequential(held_out_ids, batch, tokens)
     optimizer = AdamW(model.trainable_parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.1)
     history = fit(
@@ -59,8 +61,10 @@ def pretrain(
     )  # fmt: skip
     model.eval()
     final = evaluate(model, held_out)
-    tell(f"held-out loss over all of it: {final:.4f} nats a token, "
-         f"{final * len(held_out_ids) / len(held_out_text):.4f} nats a character")
+    tell(
+        f"held-out loss over all of it: {final:.4f} nats a token, "
+        f"{final * len(held_out_ids) / len(held_out_text):.4f} nats a character"
+    )
     sample = generate(model, tokenizer.encode("\n\n"), 120, temperature=0.8, top_p=0.95, rng=seed)
     tell(tokenizer.decode(sample).strip())
     about = {"trained_on": "plays", "steps": steps, "seed": seed, "held_out_loss": final}

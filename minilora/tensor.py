@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from .backend import Array, asarray, asnumpy, xp
 
 Rule = Callable[[Array], Array]
-OPS: dict[str, Callable[..., "Tensor"]] = {}  # every op by name; Tensor's operators look here
+OPS: dict[str, Callable[..., Tensor]] = {}  # every op by name; Tensor's operators look here
 _serials = itertools.count()
 _recording = True
 
@@ -168,7 +168,8 @@ class Tensor:
         if x.size <= 8:
             parts.append(str(x.tolist()))
         elif x.dtype.kind == "f":
-            parts.append(f"mean {x.mean():.3g} sd {x.std():.3g} min {x.min():.3g} max {x.max():.3g}")
+            parts.append(f"mean {x.mean():.3g} sd {x.std():.3g}")
+            parts.append(f"min {x.min():.3g} max {x.max():.3g}")
         if self._node is not None:
             parts.append(f"from {self._node.name}")
         if self.requires_grad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,7 +47,7 @@ def evaluate(
     batches: Iterable[Batch],
     loss: Callable[[Module, Batch], Tensor] = lm_loss,
 ) -> float:
-    """The mean loss over `batches`, each weighted by its number of targets; dropout off, no tape."""
+    """The mean loss over `batches`, weighted by their numbers of targets; dropout off, no tape."""
     total, count = 0.0, 0
     with no_grad(), evaluating(model):
         for batch in batches:
@@ -60,11 +60,8 @@ def evaluate(
 
 def generators(model: Module) -> dict[str, np.random.Generator]:
     """The generators that the model draws dropout from, by the path of their module."""
-    return {
-        path: module.rng
-        for path, module in model.named_modules()
-        if isinstance(getattr(module, "rng", None), np.random.Generator)
-    }
+    held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
+    return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}
 
 
 def fit(
@@ -101,7 +98,7 @@ def fit(
         say(f"going on from step {first} ({checkpoint})")
     history, waiting, began, tokens = run.history, list[Any](), time.perf_counter(), 0
     log_every = log_every or max(1, steps // 10)
-    size = len(batches) if hasattr(batches, "__len__") else 0
+    size = len(batches) if isinstance(batches, Sized) else 0
 
     def look(done: int) -> None:
         if len(held_out) and not (history.held_out and history.held_out[-1][0] == done):
@@ -188,8 +185,10 @@ class _Run:
             ("frozen weights", self.frozen(), meta["frozen"]),
         ):
             if ours != theirs:
-                raise ValueError(f"fit: {path} is a checkpoint of another run: its {what} differ: "
-                                 "use another file, or resume=False")
+                raise ValueError(
+                    f"fit: {path} is a checkpoint of another run: its {what} differ: "
+                    "use another file, or resume=False"
+                )
         for name, p in self.optimizer.parameters.items():
             p.data[...] = asarray(arrays[f"param.{name}"], p.dtype)
         state = {n[6:]: array for n, array in arrays.items() if n.startswith("optim.")}

@@ -57,9 +57,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
         base, adapters = _parts(layer)
         for adapter in adapters:
             kept["lora"] += n * adapter.r * size * adapter.B.requires_grad
-        return base.W.requires_grad or any(
-            a.A.requires_grad or a.B.requires_grad for a in adapters
-        )
+        return base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
 
     grad = table(model.tok)
     if table(model.pos):

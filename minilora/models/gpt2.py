@@ -30,7 +30,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "d_model", "n_layers", "n_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"GPT2Config: {name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"GPT2Config: {name} is {getattr(self, name)}, must be at least 1")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"GPT2Config: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
@@ -66,8 +66,10 @@ class GPT2(Module):
         ids = np.asarray(ids)
         start = cache[0].n if cache else 0
         if ids.ndim != 2 or not 0 < start + ids.shape[1] <= self.config.n_positions:
-            raise ValueError(f"GPT2: ids must be (batch, tokens) with 1 to {self.config.n_positions} "
-                             f"tokens, not {ids.shape}" + (f" after {start}" if start else ""))
+            raise ValueError(
+                f"GPT2: ids must be (batch, tokens), 1 to {self.config.n_positions} "
+                f"tokens, not {ids.shape}" + (f" after {start}" if start else "")
+            )
         x = self.tok(ids) + self.pos(np.arange(start, start + ids.shape[1]))
         x = self.drop(x)  # (batch, tokens, d_model)
         for i, block in enumerate(self.blocks):

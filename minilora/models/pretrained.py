@@ -26,8 +26,10 @@ def save_model(
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
     odd = arrays.keys() ^ {name for name, _ in GPT2.empty(model.config).named_parameters()}
     if odd:
-        raise ValueError(f"save_model: {sorted(odd)[0]} is not a plain GPT-2's parameter: merge or "
-                         "detach the adapters first, or save them alone with lora.save")
+        raise ValueError(
+            f"save_model: {sorted(odd)[0]} is not a plain GPT-2's parameter: merge or "
+            "detach the adapters first, or save them alone with lora.save"
+        )
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None

@@ -139,7 +139,7 @@ def linear(x, W, b=None):
 def lora_linear(x, W, b, A, B, mask=None, *, scale):
     """y = x Wᵀ + b + scale · (x∘mask) Aᵀ Bᵀ        §4.1, equation 3: W0 x + BA x
 
-    x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x (dropout) or None
+    x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     _fits(x, W)
     shape, masked = x.shape, x if mask is None else x * mask

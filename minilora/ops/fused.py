@@ -3,11 +3,12 @@ twin (in the tests). The gradients are those of the usual derivations, written o
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from ..backend import asarray, erf, xp
-from ..tensor import Early, once, op, recording
+from ..tensor import Early, Tensor, once, op, recording
 from .algebra import rows
 
 PIECE = 1 << 18  # numbers in a piece of work that should stay in the cache
@@ -63,17 +64,17 @@ def layer_norm(x, gain, shift, *, eps=1e-5):
 
 @op
 def gelu(x, *, form="tanh"):
-    """x · Φ(x): `form` "erf" exactly (BERT), "tanh" as GPT-2 approximates it (Hendrycks & Gimpel)."""
+    """x · Φ(x): `form` "erf" is exact, "tanh" GPT-2's approximation (Hendrycks & Gimpel 2016)."""
     if form == "erf":
         share = (1 + erf(x * math.sqrt(0.5))) * 0.5               # Φ(x)
         def slope(): return share + x * xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-    elif form == "tanh":                                          # (1 + tanh u) / 2 = 1 / (1 + e^-2u)
+    elif form == "tanh":                                  # (1 + tanh u) / 2 = 1 / (1 + e^-2u)
         c1, c3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
         share = x * x
         share *= -c3
         share -= c1
         share *= x                                                # -2u
-        xp.minimum(share, 80, out=share)                          # e^80 is finite, 1/e^80 is nothing
+        xp.minimum(share, 80, out=share)                          # e^80 is still finite
         xp.exp(share, out=share)
         share += 1
         xp.divide(1, share, out=share)
@@ -92,7 +93,7 @@ def gelu(x, *, form="tanh"):
     return x * share, (Early(slope, dx),)
 
 
-def cross_entropy(logits, targets, ignore_index=-100):
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
     """The mean of -log softmax(logits)[target] over the targets that are not `ignore_index`.
 
     logits: (..., vocabulary)   targets: (...) integers, NumPy, checked on the host   out: ()
@@ -109,7 +110,7 @@ def cross_entropy(logits, targets, ignore_index=-100):
         raise ValueError(f"cross_entropy: all {kept.size} targets are ignored: nothing to average")
     if flat.min() < 0 or flat.max() >= vocabulary:
         bad = flat.min() if flat.min() < 0 else flat.max()
-        raise ValueError(f"cross_entropy: target {bad} is out of range: there are {vocabulary} logits")
+        raise ValueError(f"cross_entropy: target {bad} is not one of the {vocabulary} classes")
     weights = (kept / kept.sum()).astype(np.dtype(str(logits.dtype)))
     return nll(logits, targets=asarray(flat), weights=asarray(weights))
 
@@ -124,14 +125,16 @@ def nll(logits, *, targets, weights):
     chosen = p[each, targets]
     xp.exp(p, out=p)
     total = p.sum(axis=1)
-    def dlogits(g):                                               # in p's own memory: (p - onehot) w
+    def dlogits(g):                                           # in p's own memory: (p - onehot) w
         grad = xp.multiply(p, (g * weights / total)[:, None], out=p)
         grad[each, targets] -= g * weights
         return grad.reshape(shape)
     return ((xp.log(total) - chosen) * weights).sum(), (dlogits,)
 
 
-def attention(q, k, v, *, heads, causal=True, keep=None):
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, heads: int, causal: bool = True, keep: bool | None = None
+) -> Tensor:
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
 
     out: (batch, m, d). `causal`: query i is token n - m + i and sees no later one. `keep` the
@@ -145,8 +148,8 @@ def attention(q, k, v, *, heads, causal=True, keep=None):
 def attend(q, k, v, *, heads, causal, keep):
     """Attention in pieces that fit the cache; of a causal one, the masked half is never made.
 
-    With E = e^(s - shift) and 1/n the row sums' inverse, softmax is E/n. E/n itself is never formed:
-    g/n stands in for g, and Σ (E/n) dP, which the softmax's gradient subtracts, is Σ g·out.
+    With E = e^(s - shift) and n its row sums, softmax is E/n. E/n itself is never formed: g/n
+    stands in for g, and Σ (E/n) dP, which the softmax's gradient subtracts, is Σ g·out.
     """
     batch, m, d = q.shape
     n = k.shape[1]

@@ -1,11 +1,13 @@
 """Moving numbers about: views, selection, rows of a table, and dropout."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ..backend import asarray, scatter_add, xp
-from ..tensor import op
+from ..backend import Array, asarray, scatter_add, xp
+from ..tensor import Tensor, op
 from .algebra import rows
 
 
@@ -49,7 +51,7 @@ def concat(*parts, axis=0):
     return xp.concatenate(parts, axis), tuple(map(cut, [0, *ends], ends))
 
 
-def embedding(W, ids):
+def embedding(W: Any, ids: Any) -> Tensor:
     """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
 
     Ids are checked on the host (ValueError), because a GPU would wrap them silently.
@@ -76,7 +78,7 @@ def take(W, *, ids):
     return W[ids], (dW,)
 
 
-def keep_mask(shape, rate, rng, dtype):
+def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
     """What inverted dropout multiplies by: 0 with probability `rate`, else 1 / (1 - rate).
 
     Drawn on the host. The mean is 1, so nothing has to be rescaled afterwards.
@@ -87,6 +89,6 @@ def keep_mask(shape, rate, rng, dtype):
     return asarray(kept.astype(dtype) * dtype.type(1 / (1 - rate)))
 
 
-def dropout(x, rate, rng):
+def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
     """Each number of x is 0 with probability `rate`, else x / (1 - rate): the same expectation."""
     return x * keep_mask(x.shape, rate, rng, x.dtype) if rate else x

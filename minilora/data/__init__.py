@@ -1,0 +1,6 @@
+"""Built-in texts, the tokenizer, and batches."""
+
+from .corpora import TEXTS, Windows, load_text, sequential, split
+from .tokenizer import BPE
+
+__all__ = ["BPE", "TEXTS", "Windows", "load_text", "sequential", "split"]
