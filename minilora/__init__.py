@@ -23,6 +23,7 @@ __all__ = [
     "Tensor",
     "accounting",
     "asnumpy",
+    "backend",
     "current",
     "data",
     "evaluate",

@@ -32,7 +32,7 @@ def _backends() -> list[str]:
 
 @pytest.fixture(params=_backends(), autouse=True)
 def backend(request):
-    """The array library that the test runs on. Add a name to `_backends` and all tests run there."""
+    """The array library that the test runs on: add a name to `_backends` and all run there."""
     before = ml.use(request.param)
     yield ml.current()
     ml.use(before)

@@ -20,7 +20,8 @@ def normal(seed: int, *shape: int, dtype: str = "float64") -> np.ndarray:
 
 def gpt2(seed: int = 0, dtype: str = "float64", **sizes: float) -> ml.GPT2:
     """A tiny GPT-2 whose every parameter is random: no bias is 0 and no gain is 1."""
-    config = dict(vocab_size=11, n_positions=12, d_model=8, n_layers=2, n_heads=2) | sizes
+    config = {"vocab_size": 11, "n_positions": 12, "d_model": 8, "n_layers": 2, "n_heads": 2}
+    config |= sizes
     model = ml.GPT2(ml.GPT2Config(**config), rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
     return model

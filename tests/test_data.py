@@ -173,7 +173,7 @@ def test_a_returned_encoding_is_the_callers_own() -> None:
 
 
 def test_bpe_errors() -> None:
-    with pytest.raises(ValueError, match="255.*256"):
+    with pytest.raises(ValueError, match=r"255.*256"):
         BPE.train("ab", 255)
     with pytest.raises(ValueError, match=r"token 257 joins \(258, 97\)"):
         BPE([(97, 98), (258, 97)])
@@ -185,7 +185,7 @@ def test_bpe_errors() -> None:
     with pytest.raises(TypeError, match="float64"):
         SMALL.decode([0.5])
     for broken in (SMALL.encode, lambda text: BPE.train(text, 300)):
-        with pytest.raises(ValueError, match="surrogate.*D800"):
+        with pytest.raises(ValueError, match=r"surrogate.*D800"):
             broken("a\ud800b")
     assert SMALL.decode([]) == "" and SMALL.decode([0xFF]) == "\ufffd"
 
@@ -339,7 +339,7 @@ def test_plays_are_laid_out_alike() -> None:
 
 
 def test_load_text_names_the_texts() -> None:
-    with pytest.raises(ValueError, match="'bible'.*plays, kjv, devil"):
+    with pytest.raises(ValueError, match=r"'bible'.*plays, kjv, devil"):
         load_text("bible")
 
 
