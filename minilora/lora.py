@@ -252,7 +252,7 @@ def detach(model: Module, name: str | None = None) -> Module:
         raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
     if name is None or list(state.configs) == [name]:
         activate(model)
-        _swap(model, {path: layer.base for path, layer in state.layers.items()})
+        swap(model, {path: layer.base for path, layer in state.layers.items()})
         _forget(model)
         return model
     activate(model, *(active for active in state.active if active != name))
@@ -260,7 +260,7 @@ def detach(model: Module, name: str | None = None) -> Module:
     for path, layer in list(state.layers.items()):
         layer.adapters.pop(name, None)
         if not layer.adapters:
-            _swap(model, {path: state.layers.pop(path).base})
+            swap(model, {path: state.layers.pop(path).base})
     return model
 
 
@@ -281,7 +281,7 @@ def merge(model: Module) -> dict[str, float]:
         )
     merged = {path: layer.plain(path) for path, layer in state.layers.items()}
     flags = {path: _flag(state, layer.base.W) for path, layer in state.layers.items()}
-    _swap(model, {path: layer for path, (layer, _) in merged.items()})
+    swap(model, {path: layer for path, (layer, _) in merged.items()})
     for owner, attribute, base in state.places.values():
         getattr(owner, attribute).requires_grad = _flag(state, base)
     _forget(model)
@@ -303,14 +303,14 @@ def merged(model: Module) -> Iterator[None]:
         raise RuntimeError("load_state_dict: the model is merged for this block only")
 
     vars(model)["load_state_dict"] = refuse
-    _swap(model, plain)
+    swap(model, plain)
     state.merged = True
     try:
         yield
     finally:
         state.merged = False
         del vars(model)["load_state_dict"]
-        _swap(model, state.layers)
+        swap(model, state.layers)
 
 
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Path:
@@ -352,7 +352,7 @@ def load(
             f"load: {path}: missing {sorted(expected - arrays.keys())}, "
             f"unexpected {sorted(arrays.keys() - expected)}"
         )
-    layers, places = _layers(model), _places(model)
+    layers, places = adaptable(model), _places(model)
     for at, facts in meta["layers"].items():
         if at not in layers:
             raise ValueError(f"load: {path} adapts {at}, which this model does not have")
@@ -402,7 +402,7 @@ def _state(model: Module) -> Adapters:
     return state
 
 
-def _layers(model: Module) -> dict[str, Any]:
+def adaptable(model: Module) -> dict[str, Any]:
     """The layers that can be adapted, or are, by path."""
     found: dict[str, Any] = {}
     for path, module in model.named_modules():
@@ -422,7 +422,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 def _places(model: Module) -> dict[str, tuple[Any, str, Parameter]]:
     """Every parameter of the base, under the name that it has in the plain base."""
-    adapted = [path for path, layer in _layers(model).items() if isinstance(layer, LoRALayer)]
+    adapted = [path for path, layer in adaptable(model).items() if isinstance(layer, LoRALayer)]
     found: dict[str, tuple[Any, str, Parameter]] = {}
     for path, module in model.named_modules():
         at = next((a for a in adapted if path.startswith(f"{a}.")), None)
@@ -434,7 +434,7 @@ def _places(model: Module) -> dict[str, tuple[Any, str, Parameter]]:
 
 
 def _targets(model: Module, config: LoRAConfig) -> list[str]:
-    layers = _layers(model)
+    layers = adaptable(model)
     for pattern in config.targets:
         if not any(matches(path, pattern) for path in layers):
             names = sorted({path.split(".")[-1] for path in layers})
@@ -489,7 +489,7 @@ def _add(
             f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
             f"'base' or has a dot in it; there are {sorted(state.configs)}"
         )
-    layers, places = _layers(model), _places(model)
+    layers, places = adaptable(model), _places(model)
     for at in paths:
         d, k = _sizes(layers[at])
         r = next((v for p, v in config.rank_pattern.items() if matches(at, p)), config.r)
@@ -505,7 +505,7 @@ def _add(
         )  # fmt: skip
         layer.adapters[name].training = layer.training
         state.layers[at] = layer
-    _swap(model, state.layers)
+    swap(model, state.layers)
     state.own[name] = {}
     for at in whole:
         state.places.setdefault(at, places[at])
@@ -532,7 +532,7 @@ def _forget(model: Module) -> None:
     del vars(model)["adapters"]
 
 
-def _swap(model: Module, new: Mapping[str, Module]) -> None:
+def swap(model: Module, new: Mapping[str, Module]) -> None:
     """Put each module in its place in the model, found by its path."""
     for path, module in new.items():
         owner: Any = model

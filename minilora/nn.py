@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,6 +23,10 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad)
         if not self.data.flags.c_contiguous:  # optimizers write through a flat view
             self.data = self.data.copy(order="C")
+
+    def mark(self) -> str:
+        """`*` if it is trained, `.` if frozen, and its shape, such as *768x768."""
+        return f"{'*' if self.requires_grad else '.'}{'x'.join(map(str, self.shape))}"
 
 
 class Module:
@@ -66,19 +70,19 @@ class Module:
         """The parameters that require a gradient, by name: what an optimizer takes."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def requires_grad(self, flag: bool = True) -> Module:
+    def requires_grad(self, flag: bool = True) -> Self:
         """Train all of it, or (False) freeze all of it."""
         for p in self.parameters():
             p.requires_grad, p.grad = flag, None
         return self
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Switch dropout on (off) here and below. Nothing else depends on it."""
         for _, module in self.named_modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         return self.train(False)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -112,21 +116,33 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        """The tree: `*` trained, `.` frozen, shapes, counts."""
-        lines = [type(self).__name__ + self.extra()]
-        for path, module in self.named_modules():
-            if path:
-                indent, name = "  " * (path.count(".") + 1), path.split(".")[-1]
-                count = sum(p.data.size for p in module.parameters())
-                if not any(isinstance(c, Module) for _, c in module.children()):
-                    shapes = " ".join(
-                        f"{'*' if p.requires_grad else '.'}{letter}{p.shape}".replace(" ", "")
-                        for letter, p in module.named_parameters()
-                    )
-                    lines.append(f"{indent}{name:<8}{shapes}{module.extra()}")
-                else:
-                    lines.append(f"{indent}{name}{module.extra()}  {count:,}")
-        return "\n".join(lines)
+        """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
+        return "\n".join([type(self).__name__ + self.extra(), *self.tree("  ")])
+
+    def tree(self, indent: str) -> list[str]:
+        """The lines below this module."""
+        lines: list[str] = []
+        bodies: list[tuple[list[str], list[str]]] = []  # names, and the lines they share
+        for name, child in self.children():
+            if isinstance(child, Parameter):
+                lines.append(f"{indent}{name:<8}{child.mark()}")
+                continue
+            inner = list(child.children())
+            if any(isinstance(c, Module) for _, c in inner):
+                total = sum(p.data.size for p in child.parameters())
+                body = [f"{child.extra()}  {total:,} parameters", *child.tree(indent + "  ")]
+            else:
+                letters = " ".join(f"{n} {c.mark()}" for n, c in inner if isinstance(c, Parameter))
+                body = [f"  {letters}{child.extra()}"]
+            if bodies and bodies[-1][1] == body and name.split(".")[-1].isdigit():
+                bodies[-1][0].append(name)
+            else:
+                bodies.append(([name], body))
+        for names, body in bodies:
+            last = f"-{names[-1].split('.')[-1]}" if len(names) > 1 else ""
+            lines.append(f"{indent}{names[0] + last:<8}{body[0]}")
+            lines += body[1:]
+        return lines
 
     def summary(self) -> str:
         """The tree, then how many parameters are trained and what training them takes in bytes."""

@@ -1,0 +1,236 @@
+"""The command line: `minilora` is the demo; `minilora COMMAND --help` tells the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, accounting, backend, data, lora, rounding
+from .demo import demo
+from .generate import generate
+from .models import GPT2, load_base, load_model, save_model
+from .models.pretrained import BASES
+from .optim import AdamW, linear_schedule
+from .pretrain import STEPS, pretrain
+from .train import fit
+
+Say = Callable[[str], None]
+
+
+def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Adapt the base to a text; write the adapter."""
+    model = _base(args)
+    text = _text(args.text)
+    training, held_out = (model.tokenizer.encode(part) for part in data.split(text))
+    tokens = min(args.window, model.config.n_positions)
+    batches = data.Windows(training, args.batch, tokens, args.seed)
+    checks = data.sequential(held_out, args.batch, tokens)[: args.checks]
+    say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
+    paths = lora.attach(model, _config(args), name=args.out.stem, rng=args.seed)
+    numbers = accounting.count(model)
+    say(f"LoRA on {len(paths)} layers: {numbers.trainable:,} of {numbers.total:,} parameters train")
+    run = args.out.with_suffix(".run.npz")
+    optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
+    model.train()
+    history = fit(
+        model, batches, optimizer, args.steps, clip=1.0, held_out=checks, progress=say,
+        schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
+    )  # fmt: skip
+    lora.save(model, args.out)
+    run.unlink()
+    before, after = history.held_out[0][1], history.held_out[-1][1]
+    size = args.out.stat().st_size
+    say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+    say(f"{args.out}: {size:,} bytes")
+    return {
+        "before": before, "after": after, "trainable": numbers.trainable, "total": numbers.total,
+        "adapter": str(args.out), "bytes": size,
+    }  # fmt: skip
+
+
+def write(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Continue a prompt."""
+    model = _base(args)
+    if args.adapter:
+        lora.load(model, args.adapter)
+    ids = model.tokenizer.encode(args.prompt.replace("\\n", "\n"))
+    out = generate(
+        model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+        rng=args.seed, cache=not args.no_cache,
+    )  # fmt: skip
+    text = model.tokenizer.decode(out)
+    if not args.json:
+        print(text)
+    return {"text": text, "ids": out.tolist()}
+
+
+def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Add an adapter into the base's weights; write a plain model."""
+    model = _base(args)
+    lora.load(model, args.adapter)
+    ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, (2, 64))
+    apart = rounding.compare(model, ids)
+    lost = lora.merge(model)
+    save_model(model, args.out)
+    say(f"merged {len(lost)} layers into {args.out} ({args.out.stat().st_size:,} bytes)")
+    say(f"largest logit difference {apart.difference:.2e}, rounding allows {apart.bound:.2e}")
+    return {
+        "model": str(args.out), "layers": len(lost), "difference": apart.difference,
+        "bound": apart.bound, "lost": max(lost.values()),
+    }  # fmt: skip
+
+
+def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Count parameters and bytes, of full fine-tuning and of LoRA."""
+    result: dict[str, Any] = {}
+    for name in ("full", "lora"):
+        model = _base(args).train()
+        model.requires_grad(True)
+        if name == "lora":
+            lora.attach(model, _config(args), rng=args.seed)
+        numbers = accounting.count(model)
+        book = accounting.ledger(
+            model,
+            AdamW(model.trainable_parameters()),
+            args.batch,
+            args.window,
+        )
+        say(f"{name}: {numbers.trainable:,} of {numbers.total:,} parameters train "
+            f"({numbers.percent:.3f} %)\n{book}\n")  # fmt: skip
+        result[name] = {
+            "trainable": numbers.trainable, "total": numbers.total, "bytes": book.as_dict(),
+            "activations": book.activations,
+        }  # fmt: skip
+    return result
+
+
+def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Versions, BLAS, threads, devices."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    threads = {v: os.environ[v] for v in _THREADS if v in os.environ}
+    facts = {
+        "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
+        "threads": threads or "as many as cores", "backend": backend.current().describe(),
+        "bases": list(BASES), "texts": list(data.TEXTS),
+    }  # fmt: skip
+    for name, value in facts.items():
+        say(f"{name:<10}{', '.join(value) if isinstance(value, list) else value}")
+    return facts
+
+
+def train_base(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Train the built-in base again, from nothing."""
+    _, history = pretrain(args.out, steps=args.steps, seed=args.seed, say=say)
+    return {"model": str(args.out), "held_out": history.held_out[-1][1]}
+
+
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 if it worked, 2 for bad input, 130 when interrupted."""
+    args = parser().parse_args(argv)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+    try:
+        backend.use(args.backend)
+        result = args.command(args, say)
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"minilora: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minilora: interrupted; the same command goes on where a run left off",
+              file=sys.stderr)  # fmt: skip
+        return 130
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option there is."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    common.add_argument("--backend", default="numpy", help="numpy or cupy")
+    common.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    based = argparse.ArgumentParser(add_help=False)
+    based.add_argument("--base", default="shakespeare", help="a built-in base, or a model's .npz")
+    adapting = argparse.ArgumentParser(add_help=False)
+    adapting.add_argument("--r", type=int, default=8, help="rank (8)")
+    adapting.add_argument("--alpha", type=float, default=16.0, help="ΔW = alpha / r · BA (16)")
+    adapting.add_argument("--targets", default="q,v", help="names or globs, by commas (q,v)")
+    adapting.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
+    adapting.add_argument("--window", type=int, default=128, help="tokens a sequence (128)")
+    top = argparse.ArgumentParser(
+        prog="minilora", parents=[common], description="LoRA on NumPy; without a command: the demo."
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    top.set_defaults(command=lambda args, say: demo(args.seed, say))
+    commands = top.add_subparsers(title="commands", metavar="")
+
+    def command(name: str, run: Any, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        told = run.__doc__.strip()
+        sub = commands.add_parser(name, help=told, description=told, parents=[common, *parents])
+        sub.set_defaults(command=run)
+        return sub
+
+    sub = command("finetune", finetune, based, adapting)
+    sub.add_argument("text", help=f"a text file, or one of {', '.join(data.TEXTS)}")
+    sub.add_argument("--out", type=Path, default=Path("adapter.npz"), help="(adapter.npz)")
+    sub.add_argument("--steps", type=int, default=200, help="updates (200)")
+    sub.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (0.005)")
+    sub.add_argument("--dropout", type=float, default=0.0, help="of the adapters' input (0)")
+    sub.add_argument("--checks", type=int, default=8, help="held-out batches to evaluate on (8)")
+    sub = command("generate", write, based)
+    sub.add_argument("--adapter", type=Path, help="an adapter's .npz")
+    sub.add_argument("--prompt", default="\\n", help="what to continue; \\n is a new line")
+    sub.add_argument("--tokens", type=int, default=100, help="how many to write (100)")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
+    sub.add_argument("--top-k", type=int, help="only the k likeliest tokens")
+    sub.add_argument("--top-p", type=float, default=0.95, help="only the likeliest mass p (0.95)")
+    sub.add_argument("--no-cache", action="store_true", help="without key/value cache: slower")
+    sub = command("merge", merge, based)
+    sub.add_argument("--adapter", type=Path, required=True, help="an adapter's .npz")
+    sub.add_argument("--out", type=Path, default=Path("model.npz"), help="(model.npz)")
+    sub = command("account", account, based, adapting)
+    command("info", info)
+    sub = command("pretrain", train_base)
+    sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
+    sub.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")
+    return top
+
+
+def _base(args: argparse.Namespace) -> GPT2:
+    model = load_base(args.base) if args.base in BASES else load_model(args.base)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.base} has no tokenizer with it")
+    return model
+
+
+def _text(name: str) -> str:
+    if name in data.TEXTS:
+        return data.load_text(name)
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {name}, nor a built-in text of that name: "
+                         f"there are {', '.join(data.TEXTS)}") from None  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text: {error}") from None
+
+
+def _config(args: argparse.Namespace) -> lora.LoRAConfig:
+    targets = tuple(filter(None, args.targets.split(",")))
+    return lora.LoRAConfig(args.r, args.alpha, targets, getattr(args, "dropout", 0.0))
