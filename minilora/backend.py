@@ -10,12 +10,12 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 Array = Any  # a numpy.ndarray, or its like in the library in use
-Rng = np.random.Generator | int | None
+Rng: TypeAlias = "np.random.Generator | int | None"  # a string: numpy.random loads when used
 
 
 class Backend:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
 
     The file appears under its name only when it is whole, so an interruption costs nothing.
     """
+    import tempfile
+
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: the name of a minilora file ends in .npz")
@@ -50,6 +49,8 @@ def read(
 
     `kind`: what meta["kind"] has to be, such as "adapter" or "model".
     """
+    import zipfile
+
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -65,6 +66,8 @@ def read(
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
     """Eight hexadecimal digits that change when a bit of the arrays (host) does (CRC-32)."""
+    import zlib
+
     code = 0
     for array in arrays:
         code = zlib.crc32(np.ascontiguousarray(array).tobytes(), code)

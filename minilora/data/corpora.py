@@ -1,5 +1,7 @@
 """The built-in texts, and how a stream of tokens becomes batches."""
 
+from __future__ import annotations
+
 import operator
 
 import numpy as np

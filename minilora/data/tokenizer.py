@@ -1,5 +1,7 @@
 """Text to token ids and back: a byte-level byte-pair encoding, learned from any text."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -35,7 +37,7 @@ class BPE:
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> "BPE":
+    def train(cls, text: str, vocab_size: int) -> BPE:
         """The BPE that merges the most frequent pair, vocab_size - 256 times over.
 
         Of equally frequent pairs the smaller one (by ids) is merged first. A text that runs out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def base_path(name: str) -> Path:
     """Where the built-in base `name` lies."""
     if name not in BASES:
         raise ValueError(f"there is no built-in base {name!r}: there are {', '.join(BASES)}")
-    return Path(str(resources.files("minilora"))) / "data" / "bases" / f"{name}.npz"
+    return Path(__file__).parent.parent / "data" / "bases" / f"{name}.npz"
 
 
 def load_base(name: str = "shakespeare", *, dtype: Any = "float32") -> GPT2:

@@ -2,6 +2,8 @@
 twin (in the tests). The gradients are those of the usual derivations, written once, here.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Moving numbers about: views, selection, rows of a table, and dropout."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any
