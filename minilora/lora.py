@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,17 @@ class Adapter(Module):
     """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r"""
 
     def __init__(
-        self, d: int, k: int, r: int, alpha: float, *, std: float, init: str, dropout: float,
-        rng: np.random.Generator, dtype: Any,
-    ) -> None:  # fmt: skip
-        draw = rng.standard_normal((r, k)) if init == "gaussian" else rng.uniform(-1, 1, (r, k))
-        self.A = Parameter(asarray((draw * std).astype(np.dtype(str(dtype)))))
-        self.B = Parameter(xp.zeros((d, r), dtype))
-        self.r, self.alpha, self.dropout = r, float(alpha), dropout
-        self.rng = np.random.default_rng(rng.integers(2**63))
+        self, layer: LoRALayer, r: int, alpha: float, config: LoRAConfig, rng: np.random.Generator
+    ) -> None:
+        W = layer.base.W
+        d, k = layer.oriented(W.data).shape
+        std = 1 / math.sqrt(r if isinstance(layer, LoRAEmbedding) else k)
+        normal = config.init == "gaussian"
+        draw = rng.standard_normal((r, k)) if normal else rng.uniform(-1, 1, (r, k))
+        self.A = Parameter(asarray((draw * std).astype(np.dtype(str(W.dtype)))))
+        self.B = Parameter(xp.zeros((d, r), W.dtype))
+        self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
+        self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
 
     @property
     def scale(self) -> float:
@@ -102,7 +106,7 @@ class LoRALayer(Module):
     """A base layer and its named adapters, of which the active ones count."""
 
     def __init__(self, base: Any) -> None:
-        self.base = base
+        self.base, self.training = base, base.training
         self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
 
@@ -120,6 +124,7 @@ class LoRALayer(Module):
 
     @staticmethod
     def oriented(delta: Array) -> Array:
+        """Between B A's orientation and W's."""
         return delta
 
     def plain(self, path: str) -> tuple[Any, float]:
@@ -138,8 +143,8 @@ class LoRALayer(Module):
         W = wide.astype(W0.dtype)
         size = float(xp.sqrt((delta * delta).sum()))
         lost = (W.astype("float64") - W0.astype("float64")) - delta
-        layer = Linear.of(W, self.base.b) if isinstance(self.base, Linear) else Embedding.of(W)
-        layer.training = self.training
+        layer = copy(self.base)
+        layer.W = Parameter(W, requires_grad=False)
         return layer, float(xp.sqrt((lost * lost).sum())) / size if size else 0.0
 
 
@@ -204,13 +209,12 @@ def attach(model: Module, config: LoRAConfig, name: str = "default", rng: Rng = 
     what the config names. Raises ValueError, leaving the model as it was, for a pattern that
     matches nothing and for a name that is taken.
     """
-    paths = _targets(model, config)
-    rng = generator(rng)
-    _add(model, config, name, paths, _whole(model, config, paths), rng)
-    copies = [p for own in _state(model).own.values() for p in own.values()]
+    state, paths = _add(model, config, name, generator(rng))
+    copies = [p for own in state.own.values() for p in own.values()]
     for p in [*model.parameters(), *copies]:
         p.requires_grad, p.grad = False, None
-    _train(model, name)
+    for p in _parameters(state, name).values():
+        p.requires_grad = True
     activate(model, name)
     return paths
 
@@ -220,10 +224,7 @@ def activate(model: Module, *names: str) -> None:
 
     What requires a gradient does not change. Raises KeyError for a name that is not attached.
     """
-    state = _state(model)
-    for name in names:
-        if name not in state.configs:
-            raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
+    state = _state(model, *names)
     for path, (owner, attribute, base) in state.places.items():
         copies = [state.own[name][path] for name in names if path in state.own[name]]
         if len(copies) > 1:
@@ -247,9 +248,7 @@ def disabled(model: Module) -> Iterator[None]:
 
 def detach(model: Module, name: str | None = None) -> Module:
     """Take one adapter off, or all of them: then the base's own layers and flags are back."""
-    state = _state(model)
-    if name is not None and name not in state.configs:
-        raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
+    state = _state(model, *([] if name is None else [name]))
     if name is None or list(state.configs) == [name]:
         activate(model)
         swap(model, {path: layer.base for path, layer in state.layers.items()})
@@ -318,20 +317,17 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
 
     `name`: which; None where only one is attached.
     """
-    state = _state(model)
+    state = _state(model, *([] if name is None else [name]))
     if name is None and len(state.configs) > 1:
         raise ValueError(f"save: which adapter? There are {sorted(state.configs)}")
     name = name or next(iter(state.configs))
-    if name not in state.configs:
-        raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
-    held = {path: x.adapters[name] for path, x in state.layers.items() if name in x.adapters}
-    arrays = {f"{at}.{x}": asnumpy(getattr(a, x).data) for at, a in held.items() for x in "AB"}
-    arrays |= {at: asnumpy(p.data) for at, p in state.own[name].items()}
+    held = {at: x.adapters[name] for at, x in state.layers.items() if name in x.adapters}
     meta = {
         "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
         "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
-        "whole": list(state.own[name]), "base": _fingerprint(state, held),
+        "whole": list(state.own[name]), "base": _fingerprint(state, name),
     }  # fmt: skip
+    arrays = {at: asnumpy(p.data) for at, p in _parameters(state, name).items()}
     return checkpoint.write(path, arrays, meta)
 
 
@@ -345,44 +341,35 @@ def load(
     and leaves the model as it was. Warns where W0 is not what the adapter was trained on.
     """
     arrays, meta = checkpoint.read(path, kind="adapter")
-    config, name = LoRAConfig(**meta["config"]), name or meta["name"]
-    expected = {f"{at}.{x}" for at in meta["layers"] for x in "AB"} | set(meta["whole"])
-    if arrays.keys() != expected:
-        raise ValueError(
-            f"load: {path}: missing {sorted(expected - arrays.keys())}, "
-            f"unexpected {sorted(arrays.keys() - expected)}"
-        )
-    layers, places = adaptable(model), _places(model)
-    for at, facts in meta["layers"].items():
-        if at not in layers:
-            raise ValueError(f"load: {path} adapts {at}, which this model does not have")
-        d, k = _sizes(layers[at])
-        for x, shape in (("A", (facts["r"], k)), ("B", (d, facts["r"]))):
-            if arrays[f"{at}.{x}"].shape != shape:
-                raise ValueError(
-                    f"load: {path}: {at}.{x} is {arrays[f'{at}.{x}'].shape}, "
-                    f"this model takes {shape}"
-                )
-    for at in meta["whole"]:
-        if at not in places or places[at][2].shape != arrays[at].shape:
-            raise ValueError(f"load: {path}: this model has no {at} of shape {arrays[at].shape}")
+    config, name, layers = LoRAConfig(**meta["config"]), name or meta["name"], meta["layers"]
+    exact = replace(
+        config, targets=tuple(layers), trainable=tuple(meta["whole"]), bias="none",
+        rank_pattern={at: facts["r"] for at, facts in layers.items()},
+        alpha_pattern={at: facts["alpha"] for at, facts in layers.items()},
+    )  # fmt: skip
     fresh = not hasattr(model, "adapters")
-    _add(model, config, name, list(meta["layers"]), meta["whole"], generator(0))
-    state = _state(model)
-    for at, facts in meta["layers"].items():
-        adapter = state.layers[at].adapters[name]
-        adapter.A.data[...] = asarray(arrays[f"{at}.A"], adapter.A.dtype)
-        adapter.B.data[...] = asarray(arrays[f"{at}.B"], adapter.B.dtype)
-        adapter.r, adapter.alpha = facts["r"], facts["alpha"]
-    for at, p in state.own[name].items():
-        p.data[...] = asarray(arrays[at], p.dtype)
+    try:
+        state, paths = _add(model, exact, name, generator(0))
+    except ValueError as error:
+        raise ValueError(f"load: {path} does not fit this model: {error}") from error
+    state.configs[name] = config
+    ours = {at: (p, p.shape) for at, p in _parameters(state, name).items()}
+    shapes = {at: array.shape for at, array in arrays.items()}
+    wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
+    if wrong:
+        detach(model, name)
+        raise ValueError(
+            f"load: {path} does not fit this model: only one of the two has {wrong[:4]}"
+        )
     if fresh:
         model.requires_grad(False)
-    _train(model, name, trainable)
+    for at, (p, _) in ours.items():
+        p.data[...] = asarray(arrays[at], p.dtype)
+        p.requires_grad = trainable
     activate(model, name)
-    if _fingerprint(state, meta["layers"]) != meta["base"]:
+    if _fingerprint(state, name) != meta["base"]:
         warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
-    return list(meta["layers"])
+    return paths
 
 
 # What the functions above share.
@@ -393,12 +380,16 @@ def matches(path: str, pattern: str) -> bool:
     return path == pattern or path.endswith(f".{pattern}") or fnmatchcase(path, pattern)
 
 
-def _state(model: Module) -> Adapters:
+def _state(model: Module, *names: str) -> Adapters:
+    """The model's adapters; raises where there are none, or none of these names."""
     state = getattr(model, "adapters", None)
     if not isinstance(state, Adapters):
         raise ValueError("this model has no adapter: lora.attach(model, LoRAConfig(...)) first")
     if state.merged:
         raise RuntimeError("the model is merged for this block only: leave lora.merged(...) first")
+    for name in names:
+        if name not in state.configs:
+            raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
     return state
 
 
@@ -411,13 +402,6 @@ def adaptable(model: Module) -> dict[str, Any]:
         if adaptable and not path.startswith(tuple(adapted)):
             found[path] = module
     return found
-
-
-def _sizes(layer: Any) -> tuple[int, int]:
-    """(d, k) of the layer's ΔW = B A; a table is (B A)ᵀ."""
-    base = layer.base if isinstance(layer, LoRALayer) else layer
-    rows, columns = base.W.shape
-    return (rows, columns) if isinstance(base, Linear) else (columns, rows)
 
 
 def _places(model: Module) -> dict[str, tuple[Any, str, Parameter]]:
@@ -451,9 +435,8 @@ def _targets(model: Module, config: LoRAConfig) -> list[str]:
     return paths
 
 
-def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]:
-    """The parameters that the config trains whole."""
-    names = list(_places(model))
+def _whole(names: Sequence[str], config: LoRAConfig, paths: Sequence[str]) -> list[str]:
+    """Those of the base's parameters that the config trains whole."""
     chosen: set[str] = set()
     for pattern in config.trainable:
         hits = {n for n in names if any(matches(part, pattern) for part in _and_above(n))}
@@ -479,46 +462,38 @@ def _and_above(path: str) -> list[str]:
 
 
 def _add(
-    model: Module, config: LoRAConfig, name: str, paths: Sequence[str], whole: Iterable[str],
-    rng: np.random.Generator,
-) -> None:  # fmt: skip
-    fresh = not hasattr(model, "adapters")
-    state = Adapters(model) if fresh else _state(model)
+    model: Module, config: LoRAConfig, name: str, rng: np.random.Generator
+) -> tuple[Adapters, list[str]]:
+    """Put the adapter in, neither active nor trained yet; all of it, or an error and nothing."""
+    state = _state(model) if hasattr(model, "adapters") else Adapters(model)
     if name in state.configs or name == "base" or not name or "." in name:
         raise ValueError(
             f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
             f"'base' or has a dot in it; there are {sorted(state.configs)}"
         )
-    layers, places = adaptable(model), _places(model)
+    paths, layers, places = _targets(model, config), adaptable(model), _places(model)
+    whole = _whole(list(places), config, paths)
     for at in paths:
-        d, k = _sizes(layers[at])
-        r = next((v for p, v in config.rank_pattern.items() if matches(at, p)), config.r)
-        alpha = next((v for p, v in config.alpha_pattern.items() if matches(at, p)), config.alpha)
         layer = layers[at]
         if not isinstance(layer, LoRALayer):
             layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
-            layer.training = layer.base.training
-        table = isinstance(layer, LoRAEmbedding)
-        layer.adapters[name] = Adapter(
-            d, k, r, alpha, std=1 / math.sqrt(r if table else k), init=config.init,
-            dropout=config.dropout, rng=rng, dtype=layer.base.W.dtype,
-        )  # fmt: skip
-        layer.adapters[name].training = layer.training
+        r = next((v for p, v in config.rank_pattern.items() if matches(at, p)), config.r)
+        alpha = next((v for p, v in config.alpha_pattern.items() if matches(at, p)), config.alpha)
+        layer.adapters[name] = Adapter(layer, r, alpha, config, rng)
         state.layers[at] = layer
     swap(model, state.layers)
-    state.own[name] = {}
     for at in whole:
         state.places.setdefault(at, places[at])
-        state.own[name][at] = Parameter(state.places[at][2].data.copy())
+    state.own[name] = {at: Parameter(state.places[at][2].data.copy()) for at in whole}
     state.configs[name] = config
     vars(model)["adapters"] = state
+    return state, paths
 
 
-def _train(model: Module, name: str, flag: bool = True) -> None:
-    state = _state(model)
-    adapters = [x.adapters[name] for x in state.layers.values() if name in x.adapters]
-    for p in [*(p for a in adapters for p in (a.A, a.B)), *state.own[name].values()]:
-        p.requires_grad = flag
+def _parameters(state: Adapters, name: str) -> dict[str, Parameter]:
+    """What this adapter trains, by the name that it has in the adapter's file."""
+    held = {at: x.adapters[name] for at, x in state.layers.items() if name in x.adapters}
+    return {f"{at}.{x}": getattr(a, x) for at, a in held.items() for x in "AB"} | state.own[name]
 
 
 def _flag(state: Adapters, p: Parameter) -> bool:
@@ -551,5 +526,6 @@ def swap(model: Module, new: Mapping[str, Module]) -> None:
             setattr(owner, last, module)
 
 
-def _fingerprint(state: Adapters, paths: Iterable[str]) -> str:
-    return checkpoint.fingerprint(asnumpy(state.layers[at].base.W.data) for at in paths)
+def _fingerprint(state: Adapters, name: str) -> str:
+    held = [layer for layer in state.layers.values() if name in layer.adapters]
+    return checkpoint.fingerprint(asnumpy(layer.base.W.data) for layer in held)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
 
 from . import ops
-from .backend import Array, Rng, asarray, asnumpy, generator, normal, xp
+from .backend import Rng, asarray, asnumpy, generator, normal, xp
 from .tensor import Tensor
 
 
@@ -24,9 +25,9 @@ class Parameter(Tensor):
         if not self.data.flags.c_contiguous:  # optimizers write through a flat view
             self.data = self.data.copy(order="C")
 
-    def mark(self) -> str:
+    def row(self, indent: str) -> list[str]:
         """`*` if it is trained, `.` if frozen, and its shape, such as *768x768."""
-        return f"{'*' if self.requires_grad else '.'}{'x'.join(map(str, self.shape))}"
+        return [f"{'*' if self.requires_grad else '.'}{'x'.join(map(str, self.shape))}"]
 
 
 class Module:
@@ -121,28 +122,22 @@ class Module:
 
     def tree(self, indent: str) -> list[str]:
         """The lines below this module."""
-        lines: list[str] = []
-        bodies: list[tuple[list[str], list[str]]] = []  # names, and the lines they share
-        for name, child in self.children():
-            if isinstance(child, Parameter):
-                lines.append(f"{indent}{name:<8}{child.mark()}")
-                continue
-            inner = list(child.children())
-            if any(isinstance(c, Module) for _, c in inner):
-                total = sum(p.data.size for p in child.parameters())
-                body = [f"{child.extra()}  {total:,} parameters", *child.tree(indent + "  ")]
-            else:
-                letters = " ".join(f"{n} {c.mark()}" for n, c in inner if isinstance(c, Parameter))
-                body = [f"  {letters}{child.extra()}"]
-            if bodies and bodies[-1][1] == body and name.split(".")[-1].isdigit():
-                bodies[-1][0].append(name)
-            else:
-                bodies.append(([name], body))
-        for names, body in bodies:
-            last = f"-{names[-1].split('.')[-1]}" if len(names) > 1 else ""
-            lines.append(f"{indent}{names[0] + last:<8}{body[0]}")
-            lines += body[1:]
+        rows = [(name, child.row(indent)) for name, child in self.children()]
+        lines = []
+        for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
+            names = [name for name, _ in same]
+            label = names[0] + (f"-{names[-1].split('.')[-1]}" if len(names) > 1 else "")
+            lines += [f"{indent}{label:<10}{row[0]}", *row[1:]]
         return lines
+
+    def row(self, indent: str) -> list[str]:
+        """This module in its parent's tree: what stands behind its name, and the lines below."""
+        below = list(self.children())
+        if all(isinstance(child, Parameter) for _, child in below):
+            marks = (f"{name} {child.row(indent)[0]}" for name, child in below)
+            return [" ".join(marks) + self.extra()]
+        size = sum(p.data.size for p in self.parameters())
+        return [f"{size:,} parameters{self.extra()}", *self.tree(indent + "  ")]
 
     def summary(self) -> str:
         """The tree, then how many parameters are trained and what training them takes in bytes."""
@@ -180,13 +175,6 @@ class Linear(Module):
         self.W = Parameter(normal(generator(rng), (d_out, d_in), std, dtype))
         self.b = Parameter(xp.zeros(d_out, dtype)) if bias else None
 
-    @classmethod
-    def of(cls, W: Array, b: Parameter | None) -> Linear:
-        """A Linear around arrays that exist."""
-        self = cls.__new__(cls)
-        self.W, self.b = Parameter(W, requires_grad=False), b
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.W, self.b)
 
@@ -198,13 +186,6 @@ class Embedding(Module):
         self, n: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32"
     ) -> None:
         self.W = Parameter(normal(generator(rng), (n, d), std, np.dtype(dtype)))
-
-    @classmethod
-    def of(cls, W: Array) -> Embedding:
-        """An Embedding around an array that exists."""
-        self = cls.__new__(cls)
-        self.W = Parameter(W, requires_grad=False)
-        return self
 
     def forward(self, ids: Any) -> Tensor:
         return ops.embedding(self.W, ids)

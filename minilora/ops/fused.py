@@ -103,6 +103,8 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     """
     targets = np.asarray(targets)
     shape, vocabulary = tuple(logits.shape[:-1]), logits.shape[-1]
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: targets must be integers, not {targets.dtype}")
     if targets.shape != shape:
         raise ValueError(f"cross_entropy: logits are {(*shape, vocabulary)}, so targets must be "
                          f"{shape}, not {targets.shape}")

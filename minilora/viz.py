@@ -1,0 +1,150 @@
+"""Every figure. Each function draws on `ax` (None: a new figure) and returns it.
+
+One palette, safe for the colour-blind, with one meaning everywhere: see `COLOURS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .accounting import Ledger
+from .train import History
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError(f"figures need matplotlib: pip install 'minilora[viz]' ({error})") from error
+
+Axes = Any  # a matplotlib.axes.Axes
+
+COLOURS = {
+    "frozen": "#7890A8",  # W0, and a model that is only W0
+    "A": "#E08A00",
+    "B": "#009E73",
+    "LoRA": "#E08A00",  # a model that trains A and B
+    "merged": "#7B3FA0",  # W0 + ΔW in one array
+    "full": "#111111",  # all of W trained
+    "wrong": "#C2262E",  # what a check catches; never told by colour alone
+}
+OTHERS = ("#0072B2", "#56B4E9", "#CC79A7", "#8C6D31")  # for names without a meaning of their own
+_ROWS = {
+    "frozen weights": COLOURS["frozen"],
+    "trained weights": "#A35F00",
+    "gradients": "#E08A00",
+    "Adam moments": "#F7C873",
+    "activations": "#D9DCE0",
+}
+
+
+def colour(label: str, i: int = 0) -> str:
+    """The colour of the first word of `label` that has a meaning, else the i-th of the others."""
+    words = re.findall(r"[A-Za-z]+", label)
+    meant = next((c for word in words for name, c in COLOURS.items() if word == name), None)
+    return meant or OTHERS[i % len(OTHERS)]
+
+
+def show() -> None:
+    """Show the open figures, where there is a window or a notebook to show them in."""
+    if plt.get_backend().lower() != "agg":
+        plt.show()
+
+
+def loss_curves(histories: Mapping[str, Sequence[float] | History], ax: Axes = None) -> Axes:
+    """Loss against steps done. A `History`: held out as a line with dots, each batch's as a thin
+    line; a sequence: loss i before step i.
+    """
+    ax = _axes(ax)
+    thin = False
+    for i, (label, history) in enumerate(histories.items()):
+        if not isinstance(history, History):
+            ax.plot(range(len(history)), history, color=colour(label, i), label=label)
+            continue
+        batches = {} if history.held_out else {"label": label}
+        if history.losses:
+            thin = thin or bool(history.held_out)
+            style: dict[str, Any] = {"lw": 0.8, "alpha": 0.45} if history.held_out else {}
+            ax.plot(history.losses, color=colour(label, i), **style, **batches)
+        if history.held_out:
+            steps, losses = zip(*history.held_out)
+            ax.plot(steps, losses, "o-", color=colour(label, i), ms=4, label=label)
+    if thin:
+        ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
+    ax.set(xlabel="steps", ylabel="loss (nats a token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def parameter_bars(counts: Mapping[str, int], ax: Axes = None) -> Axes:
+    """Numbers of parameters, on a log axis, each written at its bar; the first name on top."""
+    ax = _axes(ax, (6.4, 0.9 + 0.5 * len(counts)))
+    names, values = list(counts), list(counts.values())
+    bars = ax.barh(names, values, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
+    ax.bar_label(bars, [f"{value:,}" for value in values], padding=4)
+    ax.set_xscale("log")
+    ax.set_xlim(1, 40 * max([10, *values]))  # room for the numbers
+    ax.invert_yaxis()
+    ax.set(xlabel="parameters")
+    return ax
+
+
+def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None) -> Axes:
+    """The measured bytes of one training step, stacked by kind, the total written at the end."""
+    ax = _axes(ax, (6.4, 1.6 + 0.5 * len(ledgers)))
+    names = list(ledgers)
+    left = np.zeros(len(names))
+    for i, row in enumerate(next(iter(ledgers.values())).rows):
+        width = np.array([ledger[row.name].measured for ledger in ledgers.values()]) / 2**20
+        fill = _ROWS.get(row.name, OTHERS[i % len(OTHERS)])
+        bars = ax.barh(names, width, left=left, height=0.6, color=fill, label=row.name)
+        left += width
+    ax.bar_label(bars, [f"{total:.1f} MiB" for total in left], padding=4)
+    ax.set_xlim(0, 1.3 * left.max())
+    ax.invert_yaxis()
+    ax.set(xlabel="memory of one training step (MiB)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False)
+    return ax
+
+
+def merge_error(errors: Mapping[str, tuple[Any, Any]], ax: Axes = None) -> Axes:
+    """name -> (|merged - unmerged|, its bound), number by number: dots, and the bound as a line.
+
+    One column for each name, its numbers in order of their bounds, on a log axis. A number above
+    its bound is a cross. Exact zeros have no place on the axis: the tick says how many there are.
+    """
+    ax = _axes(ax)
+    ticks = []
+    for i, (name, pair) in enumerate(errors.items()):
+        error, bound = (np.ravel(part).astype(np.float64) for part in pair)
+        bound = np.broadcast_to(bound, error.shape)
+        order = np.argsort(bound, kind="stable")
+        at, error, bound = i + np.linspace(-0.36, 0.36, len(order)), error[order], bound[order]
+        under = (error > 0) & (error <= bound)
+        over = ~(error <= bound)
+        labels = ("under its bound", "above its bound", "bound") if i == 0 else (None,) * 3
+        ax.plot(at[under], error[under], ".", color=COLOURS["merged"], ms=4, label=labels[0])
+        if over.any() or i == 0:
+            ax.plot(at[over], error[over], "x", color=COLOURS["wrong"], ms=4, label=labels[1])
+        ax.plot(at, bound, color=COLOURS["full"], lw=1.5, label=labels[2])
+        zeros = int((error == 0).sum())
+        ticks.append(f"{name}\n({zeros} of {len(error)} equal)" if zeros else name)
+    ax.set_yscale("log")
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.set(ylabel="|merged − unmerged|")
+    handles, texts = ax.get_legend_handles_labels()
+    keep = [j for j, handle in enumerate(handles) if len(handle.get_xdata()) or texts[j] == "bound"]
+    if any(bool((np.ravel(e) > np.ravel(b)).any()) for e, b in errors.values()):
+        keep = list(range(len(handles)))
+    ax.legend([handles[j] for j in keep], [texts[j] for j in keep], frameon=False)
+    return ax
+
+
+def _axes(ax: Axes, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
+    """`ax`, or the axes of a new figure; without the two spines that say nothing."""
+    if ax is None:
+        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
