@@ -38,6 +38,7 @@ _ROWS = {
     "Adam moments": "#F7C873",
     "activations": "#D9DCE0",
 }
+_BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
 
 
 def colour(label: str, i: int = 0) -> str:
@@ -74,7 +75,7 @@ def loss_curves(histories: Mapping[str, Sequence[float] | History], ax: Axes = N
     if thin:
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
     ax.set(xlabel="steps", ylabel="loss (nats a token)")
-    ax.legend(frameon=False)
+    ax.legend(**_BESIDE)
     return ax
 
 
@@ -85,7 +86,7 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None) -> Axes:
     bars = ax.barh(names, values, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
     ax.bar_label(bars, [f"{value:,}" for value in values], padding=4)
     ax.set_xscale("log")
-    ax.set_xlim(1, 40 * max([10, *values]))  # room for the numbers
+    ax.set_xlim(1, 20 * max([10, *values]))  # room for the numbers
     ax.invert_yaxis()
     ax.set(xlabel="parameters")
     return ax
@@ -105,7 +106,7 @@ def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None) -> Axes:
     ax.set_xlim(0, 1.3 * left.max())
     ax.invert_yaxis()
     ax.set(xlabel="memory of one training step (MiB)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False)
+    ax.legend(**_BESIDE)
     return ax
 
 
@@ -116,29 +117,28 @@ def merge_error(errors: Mapping[str, tuple[Any, Any]], ax: Axes = None) -> Axes:
     its bound is a cross. Exact zeros have no place on the axis: the tick says how many there are.
     """
     ax = _axes(ax)
-    ticks = []
+    ticks, above = [], False
     for i, (name, pair) in enumerate(errors.items()):
         error, bound = (np.ravel(part).astype(np.float64) for part in pair)
         bound = np.broadcast_to(bound, error.shape)
         order = np.argsort(bound, kind="stable")
         at, error, bound = i + np.linspace(-0.36, 0.36, len(order)), error[order], bound[order]
-        under = (error > 0) & (error <= bound)
-        over = ~(error <= bound)
-        labels = ("under its bound", "above its bound", "bound") if i == 0 else (None,) * 3
-        ax.plot(at[under], error[under], ".", color=COLOURS["merged"], ms=4, label=labels[0])
-        if over.any() or i == 0:
-            ax.plot(at[over], error[over], "x", color=COLOURS["wrong"], ms=4, label=labels[1])
-        ax.plot(at, bound, color=COLOURS["full"], lw=1.5, label=labels[2])
+        over = ~(error <= bound)  # nan is over, too
+        under = (error > 0) & ~over
+        ax.plot(at[under], error[under], ".", color=COLOURS["merged"], ms=4)
+        ax.plot(at[over], error[over], "x", color=COLOURS["wrong"], ms=5)
+        ax.plot(at, bound, "-", color=COLOURS["full"], lw=1.5)
+        above = above or bool(over.any())
         zeros = int((error == 0).sum())
-        ticks.append(f"{name}\n({zeros} of {len(error)} equal)" if zeros else name)
+        ticks.append(f"{name}\n{zeros} of {len(error)} equal" if zeros else name)
     ax.set_yscale("log")
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set(ylabel="|merged − unmerged|")
-    handles, texts = ax.get_legend_handles_labels()
-    keep = [j for j, handle in enumerate(handles) if len(handle.get_xdata()) or texts[j] == "bound"]
-    if any(bool((np.ravel(e) > np.ravel(b)).any()) for e, b in errors.values()):
-        keep = list(range(len(handles)))
-    ax.legend([handles[j] for j in keep], [texts[j] for j in keep], frameon=False)
+    ax.plot([], [], "-", color=COLOURS["full"], lw=1.5, label="bound")
+    ax.plot([], [], ".", color=COLOURS["merged"], label="under its bound")
+    if above:
+        ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
+    ax.legend(**_BESIDE)
     return ax
 
 

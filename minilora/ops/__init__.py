@@ -1,23 +1,9 @@
 """Every differentiable rule: what is computed, and under it how its gradient flows."""
 
-from .algebra import (
-    add,
-    div,
-    exp,
-    linear,
-    log,
-    lora_linear,
-    matmul,
-    mean,
-    mul,
-    neg,
-    relu,
-    rows,
-    sqrt,
-    sub,
-    sum,
-    tanh,
-)
+# ruff: noqa: I001
+# fmt: off
+from .algebra import add, div, exp, linear, log, lora_linear, matmul, mean, mul, neg, relu, rows
+from .algebra import sqrt, sub, sum, tanh
 from .fused import attention, cross_entropy, gelu, layer_norm, log_softmax, softmax
 from .shape import concat, dropout, embedding, getitem, keep_mask, reshape, transpose
 
@@ -26,4 +12,4 @@ __all__ = [
     "getitem", "keep_mask", "layer_norm", "linear", "log", "log_softmax", "lora_linear", "matmul",
     "mean", "mul", "neg", "relu", "reshape", "rows", "softmax", "sqrt", "sub", "sum", "tanh",
     "transpose",
-]  # fmt: skip
+]

@@ -1,0 +1,79 @@
+"""One adapter, one file: A and B and what is trained whole, not a byte of the base."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from .. import checkpoint
+from ..backend import asarray, asnumpy, generator
+from ..nn import Module
+from .convert import Adapters, activate, adapters_of, add, detach, trained_by
+from .layers import LoRAConfig
+
+
+def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Path:
+    """Write one adapter alone (.npz): A and B, what it trains whole, r, alpha and scale of each.
+
+    `name`: which; None where only one is attached.
+    """
+    state = adapters_of(model, *([] if name is None else [name]))
+    if name is None and len(state.configs) > 1:
+        raise ValueError(f"save: which adapter? There are {sorted(state.configs)}")
+    name = name or next(iter(state.configs))
+    held = {at: x.adapters[name] for at, x in state.layers.items() if name in x.adapters}
+    meta = {
+        "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
+        "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
+        "whole": list(state.own[name]), "base": _fingerprint(state, name),
+    }  # fmt: skip
+    arrays = {at: asnumpy(p.data) for at, p in trained_by(state, name).items()}
+    return checkpoint.write(path, arrays, meta)
+
+
+def load(
+    model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False
+) -> list[str]:
+    """Add the adapter in a file that `save` made, and activate it; returns the adapted paths.
+
+    It is frozen unless `trainable`; a base without adapters is frozen, other adapters keep their
+    flags. Strict: a missing or unexpected array, or a shape that does not fit, raises ValueError
+    and leaves the model as it was. Warns where W0 is not what the adapter was trained on.
+    """
+    arrays, meta = checkpoint.read(path, kind="adapter")
+    config, name, layers = LoRAConfig(**meta["config"]), name or meta["name"], meta["layers"]
+    exact = replace(
+        config, targets=tuple(layers), trainable=tuple(meta["whole"]), bias="none",
+        rank_pattern={at: facts["r"] for at, facts in layers.items()},
+        alpha_pattern={at: facts["alpha"] for at, facts in layers.items()},
+    )  # fmt: skip
+    fresh = not hasattr(model, "adapters")
+    try:
+        state, paths = add(model, exact, name, generator(0))
+    except ValueError as error:
+        raise ValueError(f"load: {path} does not fit this model: {error}") from error
+    state.configs[name] = config
+    ours = {at: (p, p.shape) for at, p in trained_by(state, name).items()}
+    shapes = {at: array.shape for at, array in arrays.items()}
+    wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
+    if wrong:
+        detach(model, name)
+        raise ValueError(
+            f"load: {path} does not fit this model: only one of the two has {wrong[:4]}"
+        )
+    if fresh:
+        model.requires_grad(False)
+    for at, (p, _) in ours.items():
+        p.data[...] = asarray(arrays[at], p.dtype)
+        p.requires_grad = trainable
+    activate(model, name)
+    if _fingerprint(state, name) != meta["base"]:
+        warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
+    return paths
+
+
+def _fingerprint(state: Adapters, name: str) -> str:
+    held = [layer for layer in state.layers.values() if name in layer.adapters]
+    return checkpoint.fingerprint(asnumpy(layer.base.W.data) for layer in held)

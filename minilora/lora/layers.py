@@ -1,0 +1,177 @@
+"""LoRA's layers: W = W0 + (alpha / r) · B A, with W0 frozen and B, A trained (§4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, asarray, xp
+from ..nn import Module, Parameter
+from ..tensor import Tensor
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What to adapt and how. Patterns are a layer's name ("q"), a glob, or its whole path.
+
+    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v)
+    dropout        of the adapter's input, in training only; tables of rows (embeddings) have none
+    init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform
+                   in ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
+    bias           "none", "lora" (the adapted layers' biases train too), "all" (every bias)
+    trainable      more parameters to train whole, such as a task's head
+    rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, where a layer differs
+    """
+
+    r: int = 8
+    alpha: float = 8.0
+    targets: Sequence[str] = ("q", "v")
+    dropout: float = 0.0
+    init: str = "gaussian"
+    bias: str = "none"
+    trainable: Sequence[str] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "trainable"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for r in (self.r, *self.rank_pattern.values()):
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise ValueError(f"LoRAConfig: r must be a whole number from 1, not {r!r}")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not math.isfinite(alpha):
+                raise ValueError(f"LoRAConfig: alpha must be finite, not {alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRAConfig: dropout must be in [0, 1), not {self.dropout}")
+        for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"LoRAConfig: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
+
+
+class Adapter(Module):
+    """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r"""
+
+    def __init__(
+        self, layer: LoRALayer, r: int, alpha: float, config: LoRAConfig, rng: np.random.Generator
+    ) -> None:
+        W = layer.base.W
+        d, k = layer.oriented(W.data).shape
+        std = 1 / math.sqrt(r if isinstance(layer, LoRAEmbedding) else k)
+        normal = config.init == "gaussian"
+        draw = rng.standard_normal((r, k)) if normal else rng.uniform(-1, 1, (r, k))
+        self.A = Parameter(asarray((draw * std).astype(np.dtype(str(W.dtype)))))
+        self.B = Parameter(xp.zeros((d, r), W.dtype))
+        self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
+        self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.r
+
+    def mask(self, x: Tensor) -> Array | None:
+        """What x is multiplied by before A: None outside training."""
+        if not (self.training and self.dropout):
+            return None
+        return ops.keep_mask(x.shape, self.dropout, self.rng, x.dtype)
+
+    def delta(self) -> Array:
+        """scale · B A in float64, (d, k)."""
+        return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
+
+    def extra(self) -> str:
+        return f" r={self.r} alpha={self.alpha:g}"
+
+
+class LoRALayer(Module):
+    """A base layer and its named adapters, of which the active ones count."""
+
+    def __init__(self, base: Any) -> None:
+        self.base, self.training = base, base.training
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[str, ...] = ()
+
+    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        yield "base", self.base
+        yield from self.adapters.items()
+
+    def in_use(self) -> list[Adapter]:
+        return [self.adapters[name] for name in self.active]
+
+    def delta(self) -> Array:
+        """Σ ΔW of the active adapters, float64, in W's orientation."""
+        zero = xp.zeros(self.base.W.shape, "float64")
+        return sum((self.oriented(adapter.delta()) for adapter in self.in_use()), zero)
+
+    @staticmethod
+    def oriented(delta: Array) -> Array:
+        """Between B A's orientation and W's."""
+        return delta
+
+    def plain(self, path: str) -> tuple[Any, float]:
+        """(a plain layer with W0 + ΔW, the share of ΔW that rounding to W0's dtype lost).
+
+        Added in float64, rounded once. Raises FloatingPointError where the result is not finite in
+        W0's dtype.
+        """
+        W0, delta = self.base.W.data, self.delta()
+        wide = W0.astype("float64") + delta
+        if not float(abs(wide).max()) <= float(xp.finfo(W0.dtype).max):  # false for nan, too
+            raise FloatingPointError(
+                f"merge: {path}: W0 + ΔW is not finite in {W0.dtype}: the "
+                "model is left as it was; look at this adapter's A, B, alpha"
+            )
+        W = wide.astype(W0.dtype)
+        size = float(xp.sqrt((delta * delta).sum()))
+        lost = (W.astype("float64") - W0.astype("float64")) - delta
+        layer = copy(self.base)
+        layer.W = Parameter(W, requires_grad=False)
+        return layer, float(xp.sqrt((lost * lost).sum())) / size if size else 0.0
+
+
+class LoRALinear(LoRALayer):
+    """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return self.base(x)  # type: ignore[no-any-return]
+        first, *others = self.in_use()
+        W, b, mask = self.base.W, self.base.b, first.mask(x)
+        y = ops.lora_linear(x, W, b, first.A, first.B, mask, scale=first.scale)
+        for other in others:
+            mask = other.mask(x)
+            inner = ops.linear(x if mask is None else x * mask, other.A)
+            y = y + ops.linear(inner, other.B) * other.scale
+        return y
+
+
+class LoRAEmbedding(LoRALayer):
+    """W0[ids] + Σ scale · (B A)ᵀ[ids]        A: (r, n)   B: (d, r)
+
+    One table, one ΔW: a head tied to the table reads W0 + ΔW too, so merging keeps the tie.
+    """
+
+    @staticmethod
+    def oriented(delta: Array) -> Array:
+        return delta.T
+
+    def forward(self, ids: Any) -> Tensor:
+        y = self.base(ids)
+        for adapter in self.in_use():
+            y = y + ops.linear(ops.embedding(adapter.A.T, ids), adapter.B) * adapter.scale
+        return y  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor) -> Tensor:
+        y = self.base.project(x)
+        for adapter in self.in_use():
+            y = y + (x @ adapter.B @ adapter.A) * adapter.scale
+        return y  # type: ignore[no-any-return]
