@@ -41,7 +41,7 @@ class Backend:
             return
         order = np.argsort(index, kind="stable")
         ordered = index[order]
-        starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+        starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         target[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
 
     def erf(self, x: Array) -> Array:
@@ -50,7 +50,7 @@ class Backend:
         size = np.minimum(np.abs(x), 6.0)  # erf(6) is 1 to the last bit
         t = 2.0 / (2.0 + size)
         value = 1.0 - t * np.exp(_erfc_exponent()(t).astype(x.dtype) - size * size)
-        return np.copysign(value, x).astype(x.dtype, copy=False)
+        return np.where(size > 0, np.copysign(value, x), x).astype(x.dtype, copy=False)
 
     def keep_freed_memory(self) -> None:
         """Ask the C library to hold on to freed arrays instead of returning them to the kernel.

@@ -127,7 +127,7 @@ class Module:
         for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
             names = [name for name, _ in same]
             label = names[0] + (f"-{names[-1].split('.')[-1]}" if len(names) > 1 else "")
-            lines += [f"{indent}{label:<10}{row[0]}", *row[1:]]
+            lines += [f"{indent}{label:<9} {row[0]}", *row[1:]]
         return lines
 
     def row(self, indent: str) -> list[str]:

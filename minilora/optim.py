@@ -72,6 +72,12 @@ class Optimizer:
         if own.keys() | {"t"} != state.keys():
             odd = sorted((own.keys() | {"t"}) ^ state.keys())
             raise KeyError(f"{type(self).__name__}: this state is of other parameters: {odd[:5]}")
+        for name, array in own.items():
+            if state[name].shape != array.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} is {array.shape} here, "
+                    f"{state[name].shape} in the state"
+                )
         self.t = int(state["t"])
         for name, array in own.items():
             array[...] = asarray(state[name], array.dtype)
@@ -187,7 +193,8 @@ def clip_grad_norm(parameters: Parameters, max_norm: float) -> float:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
     held = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [(p, p.grad) for p in held if p.grad is not None]
-    norm = math.sqrt(math.fsum(float((g * g).sum()) for _, g in grads))
+    wide = (piece.astype("float64") for _, g in grads for (piece,) in _chunks(g))
+    norm = math.sqrt(math.fsum(float((piece * piece).sum()) for piece in wide))
     if norm > max_norm:
         for p, g in grads:
             p.grad = g * (max_norm / norm)

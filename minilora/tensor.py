@@ -125,7 +125,9 @@ class Tensor:
                 del grad, rule
             del g
         for key, leaf in leaves.items():
-            if not math.isfinite(float(arrived.peek(key).sum())):
+            grad = arrived.peek(key)
+            wide = grad.dtype if grad.dtype.itemsize > 2 else "float32"
+            if not math.isfinite(float(grad.sum(dtype=wide))):
                 raise FloatingPointError(
                     f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
                     f"(the loss is {self.item():.4g}): lower the learning rate or clip"
@@ -135,7 +137,7 @@ class Tensor:
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
-                leaf.grad = asarray(grad) if owned else grad.copy()
+                leaf.grad = asarray(grad if owned else grad.copy())
 
     # Operators and the commonest ops as methods: all of them are the ops of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)
@@ -147,6 +149,7 @@ class Tensor:
     def __truediv__(self, other: Any) -> Tensor: return OPS["div"](self, other)
     def __rtruediv__(self, other: Any) -> Tensor: return OPS["div"](other, self)
     def __matmul__(self, other: Any) -> Tensor: return OPS["matmul"](self, other)
+    def __rmatmul__(self, other: Any) -> Tensor: return OPS["matmul"](other, self)
     def __neg__(self) -> Tensor: return OPS["neg"](self)
     def __getitem__(self, index: Any) -> Tensor: return OPS["getitem"](self, index=index)
     def sum(self, axis: Any = None) -> Tensor: return OPS["sum"](self, axis=axis)
@@ -219,7 +222,8 @@ def op(rule: Callable[..., tuple[Array, tuple[Any, ...]]]) -> Callable[..., Tens
     Arrays are positional (Tensor, array, number or None), settings are keywords. A rule is kept
     only for inputs that require a gradient; a ValueError gets the op's name and the shapes.
     """
-    names = list(inspect.signature(rule).parameters)
+    parameters = inspect.signature(rule).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(rule)
     def apply(*inputs: Any, **settings: Any) -> Tensor:
@@ -227,8 +231,11 @@ def op(rule: Callable[..., tuple[Array, tuple[Any, ...]]]) -> Callable[..., Tens
         try:
             value, rules = rule(*arrays, **settings)
         except (ValueError, IndexError) as error:
-            shapes = zip(names, (tuple(x.shape) for x in arrays if hasattr(x, "shape")))
-            told = ", ".join(f"{name} is {shape}" for name, shape in shapes)
+            told = ", ".join(
+                f"{names[i] if i < len(names) else f'input {i}'} is {tuple(x.shape)}"
+                for i, x in enumerate(arrays)
+                if hasattr(x, "shape")
+            )
             raise type(error)(f"{rule.__name__}: {told}: {error}") from error
         out = Tensor(value)
         if _recording:

@@ -178,13 +178,14 @@ class _Run:
 
     def load(self, path: str | os.PathLike[str]) -> int:
         arrays, meta = files.read(path, kind="run")
-        names = {f"param.{name}" for name in self.optimizer.parameters}
-        for what, ours, theirs in (
-            ("trained parameters", sorted(names), sorted(n for n in arrays if n[:6] == "param.")),
+        ours = {f"param.{name}": list(p.shape) for name, p in self.optimizer.parameters.items()}
+        theirs = {name: list(a.shape) for name, a in arrays.items() if name.startswith("param.")}
+        for what, here, there in (
+            ("trained parameters", ours, theirs),
             ("settings", self.setting, meta["setting"]),
             ("frozen weights", self.frozen(), meta["frozen"]),
         ):
-            if ours != theirs:
+            if here != there:
                 raise ValueError(
                     f"fit: {path} is a checkpoint of another run: its {what} differ: "
                     "use another file, or resume=False"

@@ -94,7 +94,7 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None) -> Axes:
 
 def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None) -> Axes:
     """The measured bytes of one training step, stacked by kind, the total written at the end."""
-    ax = _axes(ax, (6.4, 1.6 + 0.5 * len(ledgers)))
+    ax = _axes(ax, (7.2, 1.6 + 0.5 * len(ledgers)))
     names = list(ledgers)
     left = np.zeros(len(names))
     for i, row in enumerate(next(iter(ledgers.values())).rows):
@@ -130,7 +130,7 @@ def merge_error(errors: Mapping[str, tuple[Any, Any]], ax: Axes = None) -> Axes:
         ax.plot(at, bound, "-", color=COLOURS["full"], lw=1.5)
         above = above or bool(over.any())
         zeros = int((error == 0).sum())
-        ticks.append(f"{name}\n{zeros} of {len(error)} equal" if zeros else name)
+        ticks.append(f"{name}\n{zeros} equal" if zeros else name)
     ax.set_yscale("log")
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set(ylabel="|merged − unmerged|")
@@ -142,7 +142,7 @@ def merge_error(errors: Mapping[str, tuple[Any, Any]], ax: Axes = None) -> Axes:
     return ax
 
 
-def _axes(ax: Axes, size: tuple[float, float] = (6.4, 4.0)) -> Axes:
+def _axes(ax: Axes, size: tuple[float, float] = (7.2, 4.0)) -> Axes:
     """`ax`, or the axes of a new figure; without the two spines that say nothing."""
     if ax is None:
         _, ax = plt.subplots(figsize=size, layout="constrained")

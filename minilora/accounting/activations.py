@@ -23,7 +23,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
     Counts everything up to the loss; weights are not activations. Holds for any pattern of frozen
     and trained parameters, with or without LoRA.
     """
-    c, size = model.config, model.pos.W.data.itemsize if hasattr(model.pos, "W") else 4
+    c, size = model.config, model.ln_f.g.data.itemsize
     n, d = batch * tokens, c.d_model
     kept: Counter[str] = Counter()
 
@@ -53,14 +53,14 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
     def drop(layer: Dropout, grad: bool) -> None:
         kept["dropout"] += n * d * size * (grad and layer.training and layer.rate > 0)
 
-    def table(layer: Any) -> bool:
+    def table(layer: Any, rows: int) -> bool:
         base, adapters = _parts(layer)
         for adapter in adapters:
-            kept["lora"] += n * adapter.r * size * adapter.B.requires_grad
+            kept["lora"] += rows * adapter.r * size * adapter.B.requires_grad
         return base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
 
-    grad = table(model.tok)
-    if table(model.pos):
+    grad = table(model.tok, n)
+    if table(model.pos, tokens):
         kept["embedding"] += tokens * INTEGER
         grad = True
     drop(model.drop, grad)
@@ -88,7 +88,8 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
     own = base.W.requires_grad or any(a.B.requires_grad for a in adapters)
     kept["linear inputs"] += n * d * size * own  # the tied head's
     kept["lora"] += sum(n * a.r * size * a.A.requires_grad for a in adapters)
-    if grad or table(model.tok):
+    own = own or any(a.A.requires_grad for a in adapters)
+    if grad or own:
         kept["cross_entropy"] += (n * c.vocab_size + 1) * size + 2 * n * (size + INTEGER)
     return {name: total for name, total in kept.items() if total}
 

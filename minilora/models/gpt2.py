@@ -79,5 +79,5 @@ class GPT2(Module):
     def new_cache(self, batch: int) -> list[Cache]:
         """An empty key/value cache for each block."""
         c = self.config
-        dtype = self.pos.W.dtype
+        dtype = self.ln_f.g.dtype
         return [Cache(batch, c.n_positions, c.d_model, dtype) for _ in range(c.n_layers)]

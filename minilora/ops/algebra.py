@@ -89,7 +89,7 @@ def relu(x):
     """max(x, 0) elementwise; its gradient at 0 is 0."""
     positive = x > 0
     def dx(g): return g * positive
-    return x * positive, (dx,)
+    return xp.maximum(x, 0), (dx,)
 
 
 @op
@@ -132,7 +132,7 @@ def linear(x, W, b=None):
     def dx(g): return (rows(g) @ W).reshape(shape)
     def dW(g): return rows(g).T @ rows(x)
     def db(g): return rows(g).sum(axis=0)
-    return y.reshape(*shape[:-1], -1), (dx, dW, db)
+    return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db)
 
 
 @op
@@ -161,7 +161,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     def db(g): return rows(g).sum(axis=0)
     def dA(g): return down(g).T @ rows(masked)
     def dB(g): return (rows(g).T @ inner) * scale
-    return y.reshape(*shape[:-1], -1), (dx, dW, db, dA, dB)
+    return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db, dA, dB)
 
 
 def _fits(x, W):

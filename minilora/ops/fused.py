@@ -67,12 +67,15 @@ def layer_norm(x, gain, shift, *, eps=1e-5):
 @op
 def gelu(x, *, form="tanh"):
     """x · Φ(x): `form` "erf" is exact, "tanh" GPT-2's approximation (Hendrycks & Gimpel 2016)."""
+    dtype = x.dtype
+    x = x if dtype.itemsize > 2 else x.astype("float32")
     if form == "erf":
         share = (1 + erf(x * math.sqrt(0.5))) * 0.5               # Φ(x)
-        def slope(): return share + x * xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-    elif form == "tanh":                                  # (1 + tanh u) / 2 = 1 / (1 + e^-2u)
+        def slope(): return (share + x * xp.exp(x * x * -0.5) * c).astype(dtype, copy=False)
+        c = 1 / math.sqrt(2 * math.pi)
+    elif form == "tanh":                                    # (1 + tanh u) / 2 = 1 / (1 + e^-2u)
         c1, c3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
-        share = x * x
+        share = xp.multiply(x, x, out=xp.empty_like(x))
         share *= -c3
         share -= c1
         share *= x                                                # -2u
@@ -81,18 +84,18 @@ def gelu(x, *, form="tanh"):
         share += 1
         xp.divide(1, share, out=share)
         def slope():
-            inner = x * x
+            inner = xp.multiply(x, x, out=xp.empty_like(x))
             inner *= 3 * c3
             inner += c1                                           # d 2u / dx
             inner *= x
             inner *= 1 - share
             inner += 1
             inner *= share
-            return inner
+            return inner.astype(dtype, copy=False)
     else:
         raise ValueError(f'form must be "tanh" or "erf", not {form!r}')
     def dx(g, slope): return g * slope
-    return x * share, (Early(slope, dx),)
+    return (x * share).astype(dtype, copy=False), (Early(slope, dx),)
 
 
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
@@ -211,7 +214,7 @@ def attend(q, k, v, *, heads, causal, keep):
 
 def by_head(x, heads):
     """A view: (batch, tokens, d) -> (batch, heads, tokens, d_head)."""
-    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
 def _pieces(batch, heads, m, n, causal):

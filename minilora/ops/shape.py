@@ -32,8 +32,8 @@ def transpose(x, *, axes=None):
 @op
 def getitem(x, *, index):
     """x[index] for integers, slices, None and ...; to gather rows by number use `embedding`."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if not all(i is None or i is Ellipsis or isinstance(i, int | slice) for i in parts):
+    basic = int | np.integer | slice | type(None) | type(...)
+    if not all(isinstance(i, basic) for i in (index if isinstance(index, tuple) else (index,))):
         raise ValueError("takes integers, slices, None and ...: for arrays of ids use embedding")
     shape, dtype = x.shape, x.dtype
     def dx(g):
