@@ -46,3 +46,57 @@ def adapted(seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.
 def ids(seed: int = 0, batch: int = 2, tokens: int = 7, vocabulary: int = 11) -> np.ndarray:
     """Token ids on the host, (batch, tokens)."""
     return np.random.default_rng(seed).integers(0, vocabulary, (batch, tokens))
+
+
+def leaves(*arrays: np.ndarray) -> list[ml.Tensor]:
+    """Tensors that want a gradient, from arrays on the host."""
+    return [ml.Tensor(a, requires_grad=True) for a in arrays]
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def value_and_grads(f, *arrays: np.ndarray, seed: int = 1, weigh=lambda w: w):
+    """(f's value, its gradient for each array), on the host; the output is weighed with noise."""
+    tensors = leaves(*arrays)
+    out = f(*tensors)
+    weights = weigh(normal(seed, *out.shape, dtype=str(out.dtype)))
+    (out * ml.backend.asarray(weights)).sum().backward()
+    return ml.asnumpy(out), [ml.asnumpy(t.grad) for t in tensors]
+
+
+def roundings(steps: float, size, dtype) -> np.ndarray:
+    """How far two results may lie apart, each after `steps` roundings of numbers up to `size`."""
+    return 2 * steps * np.finfo(str(dtype)).eps * np.asarray(size, np.float64)
+
+
+def assert_near(got: np.ndarray, wanted: np.ndarray, allowed) -> None:
+    """|got - wanted| <= allowed everywhere, in the same dtype and shape."""
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+    error = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    assert np.all(error <= allowed), f"error {error.max():.3g}, allowed {np.min(allowed):.3g}"
+
+
+def bits(model) -> dict[str, tuple]:
+    """Every parameter by name, in order: dtype, shape and bytes; two are equal or they are not."""
+    held = {name: ml.asnumpy(p.data) for name, p in model.named_parameters()}
+    return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in held.items()}
+
+
+def logits(model, inputs: np.ndarray) -> np.ndarray:
+    """What the model says, on the host, without a tape."""
+    with ml.no_grad():
+        return np.array(ml.asnumpy(model(inputs).data))
+
+
+def train(model, steps: int = 3, make=ml.AdamW, **how) -> None:
+    """A few steps on random ids."""
+    optimizer = make(model.trainable_parameters(), **{"lr": 0.05, **how})
+    for step in range(steps):
+        x = ids(step, tokens=8)
+        optimizer.zero_grad()
+        ml.ops.cross_entropy(model(x[:, :-1]), x[:, 1:]).backward()
+        optimizer.step()
+    optimizer.zero_grad()

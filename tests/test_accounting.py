@@ -1,0 +1,211 @@
+"""accounting: what shapes predict is what the arrays take."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import gpt2, ids
+
+import minilora as ml
+from minilora import accounting, lora, optim, train
+
+NAMES = ("q", "k", "v", "o", "up", "down")
+MOST = 1 / 100  # how far the prediction of the activations may be off
+
+
+def exact() -> bool:
+    """Only NumPy's memory is counted to the byte: pools of others round each array up."""
+    return ml.current().name == "numpy"
+
+
+def assert_close(row: accounting.Row) -> None:
+    rounding = 0 if exact() else 512 * 200  # a device's pool hands out multiples of 512 bytes
+    assert abs(row.predicted - row.measured) <= MOST * row.measured + rounding
+    assert not exact() or row.predicted == row.measured
+
+
+def check(model, optimizer, batch: int, tokens: int) -> accounting.Ledger:
+    ledger = accounting.ledger(model, optimizer, batch, tokens)
+    for name in ("frozen weights", "trained weights", "gradients", "Adam moments"):
+        assert ledger[name].predicted == ledger[name].measured, name
+    assert_close(ledger["activations"])
+    return ledger
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3),
+    st.integers(1, 3), st.integers(0, 9),
+)  # fmt: skip
+def test_the_parameters_of_a_gpt2_in_closed_form(v, n, heads, width, layers, d_ff):
+    d = heads * width
+    f = d_ff or 4 * d
+    model = gpt2(vocab_size=v, n_positions=n, d_model=d, n_heads=heads, n_layers=layers, d_ff=d_ff)
+    expected = (v + n) * d + layers * (4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d) + 2 * d
+    counted = accounting.count(model)
+    assert (counted.trainable, counted.frozen, counted.total) == (expected, 0, expected)
+    assert counted.percent == 100
+
+
+@given(
+    st.integers(1, 4), st.sets(st.sampled_from(NAMES), min_size=1),
+    st.sampled_from(["none", "lora", "all"]), st.integers(1, 3),
+)  # fmt: skip
+def test_what_lora_trains_is_r_times_d_plus_k_a_layer(r, targets, bias, layers):
+    model = gpt2(n_layers=layers)  # d_model 8, d_ff 32
+    before = accounting.count(model).total
+    lora.attach(model, ml.LoRAConfig(r=r, alpha=1, targets=sorted(targets), bias=bias), rng=0)
+    sides = dict.fromkeys("qkvo", (8, 8)) | {"up": (32, 8), "down": (8, 32)}
+    biases = {"none": 0, "lora": sum(sides[n][0] for n in targets), "all": 4 * 8 + 32 + 8 + 2 * 8}
+    own = sum(r * sum(sides[n]) for n in targets) * layers
+    expected = own + biases[bias] * layers + (8 if bias == "all" else 0)
+    counted = accounting.count(model)
+    assert counted.trainable == expected and counted.total == before + own
+    assert counted.percent == pytest.approx(100 * expected / counted.total)
+    assert str(counted) == model.summary().splitlines()[-2]
+
+
+def test_a_shared_parameter_is_counted_once_and_nothing_is_0_percent():
+    model = gpt2()
+    before = accounting.count(model).total
+    model.head = model.tok
+    assert accounting.count(model).total == before
+    empty = accounting.count(ml.nn.Dropout(0.5))
+    assert (empty.total, empty.percent) == (0, 0.0)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_the_ledger_of_any_model_however_trained(data):
+    draw = data.draw
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    heads = draw(st.sampled_from([1, 2, 4]))
+    sizes = {
+        "n_layers": draw(st.integers(1, 3)), "n_heads": heads, "d_model": heads * 4,
+        "d_ff": draw(st.sampled_from([0, 6])), "vocab_size": draw(st.integers(5, 40)),
+        "n_positions": 40, "dropout": draw(st.sampled_from([0.0, 0.2])),
+    }  # fmt: skip
+    model = gpt2(0, dtype, **sizes)
+    if draw(st.booleans()):
+        config = ml.LoRAConfig(
+            r=draw(st.integers(1, 3)), alpha=2,
+            targets=sorted(draw(st.sets(st.sampled_from(NAMES), min_size=1))),
+            dropout=draw(st.sampled_from([0.0, 0.3])),
+            bias=draw(st.sampled_from(["none", "lora", "all"])),
+        )  # fmt: skip
+        lora.attach(model, config, rng=0)
+    elif draw(st.booleans()):
+        held = dict(model.named_parameters())
+        chosen = draw(st.sets(st.sampled_from(sorted(held)), min_size=1))
+        for name, p in held.items():
+            p.requires_grad = name in chosen
+    model.train(draw(st.booleans()))
+    kind = draw(st.sampled_from([optim.AdamW, optim.SGD]))
+    optimizer = kind(model.trainable_parameters(), 0.1)
+    ledger = check(model, optimizer, draw(st.integers(1, 3)), draw(st.integers(1, 40)))
+    copies = {optim.AdamW: 2, optim.SGD: 0}[kind]
+    assert ledger["Adam moments"].measured == copies * ledger["gradients"].measured
+    assert ledger["gradients"].measured == ledger["trained weights"].measured
+    count, size = accounting.count(model), np.dtype(dtype).itemsize
+    assert ledger["trained weights"].predicted == count.trainable * size
+    assert ledger["frozen weights"].predicted == count.frozen * size
+
+
+@settings(max_examples=6)
+@given(st.sampled_from([127, 129, 300]), st.integers(1, 2), st.booleans(), st.booleans())
+@example(512, 1, True, False)
+@example(513, 1, True, False)
+@example(600, 2, False, True)
+def test_the_ledger_of_long_inputs(tokens, batch, with_lora, double):
+    dtype = "float64" if double else "float32"
+    model = gpt2(0, dtype, n_positions=600, d_model=8, n_layers=1, vocab_size=20)
+    if with_lora:
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=1, targets=("q", "v")), rng=0)
+    check(model, optim.AdamW(model.trainable_parameters()), batch, tokens)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_ledger_of_two_adapters_at_once(dropout):
+    model = gpt2()
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=1, dropout=dropout), name="one", rng=0)
+    lora.attach(model, ml.LoRAConfig(r=3, alpha=1, targets=("q", "up")), name="two", rng=1)
+    lora.activate(model, "one", "two")
+    check(model, optim.AdamW(model.trainable_parameters()), 2, 9)
+
+
+@pytest.mark.parametrize("targets", [("tok",), ("pos",), ("tok", "pos", "q")])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_ledger_of_adapted_tables(targets, dtype):
+    model = gpt2(0, dtype, vocab_size=40)
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=1, targets=targets), rng=0)
+    optimizer = optim.AdamW(model.trainable_parameters())
+    ledger = accounting.ledger(model, optimizer, 2, 12)
+    assert_close(ledger["activations"])
+
+
+def test_the_ledger_leaves_no_trace():
+    model = gpt2(dropout=0.3)
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=1, dropout=0.4), rng=0)
+    optimizer = optim.AdamW(model.trainable_parameters())
+    ml.fit(model, [(ids(), ids(1))], optimizer, 2, progress=False)
+    model.blocks[0].eval()
+
+    def everything():
+        arrays = {**model.state_dict(), **{f"o {n}": a for n, a in optimizer.state_dict().items()}}
+        rest = [
+            [m.training for _, m in model.named_modules()],
+            [p.requires_grad for p in model.parameters()],
+            [repr(g.bit_generator.state) for g in train.generators(model).values()],
+        ]
+        return arrays, rest
+
+    (arrays, rest), _ = everything(), accounting.ledger(model, optimizer, 2, 7)
+    after, rest_after = everything()
+    assert rest == rest_after
+    assert all(np.array_equal(arrays[n], a) for n, a in after.items())
+    assert all(p.grad is None for p in model.parameters())
+    assert len(rest[2]) > 2 and len(set(rest[0])) == 2
+
+
+@given(st.sets(st.sampled_from(NAMES), min_size=1), st.integers(1, 4), st.integers(4, 30))
+@settings(max_examples=15)
+def test_lora_keeps_fewer_activations_than_full_fine_tuning(targets, batch, tokens):
+    full = gpt2(0, "float32", n_positions=30, d_model=32)
+    adapted = gpt2(0, "float32", n_positions=30, d_model=32)
+    lora.attach(adapted, ml.LoRAConfig(r=1, alpha=1, targets=sorted(targets)), rng=0)
+    one, two = (
+        accounting.ledger(m, optim.AdamW(m.trainable_parameters()), batch, tokens)
+        for m in (full, adapted)
+    )
+    for name in ("activations", "gradients", "Adam moments"):
+        assert two[name].measured < one[name].measured and two[name].predicted < one[name].predicted
+    assert two["frozen weights"].measured == one["trained weights"].measured
+
+
+def test_the_ledger_adds_up_and_prints_its_rows():
+    model = gpt2()
+    ledger = check(model, optim.AdamW(model.trainable_parameters()), 2, 7)
+    facts, names = ledger.as_dict(), [row.name for row in ledger.rows]
+    assert list(facts) == [*names, "total"]
+    for side in ("predicted", "measured"):
+        assert facts["total"][side] == sum(facts[n][side] for n in names) == getattr(ledger, side)
+    assert sum(ledger.activations.values()) == ledger["activations"].predicted
+    assert all(n > 0 for n in ledger.activations.values())
+    lines = str(ledger).splitlines()
+    assert [line[:16].strip() for line in lines] == ["bytes of", *names, "total"]
+    assert f"{ledger.measured:,}" in lines[-1]
+    with pytest.raises(StopIteration):
+        ledger["nothing"]
+
+
+def test_what_is_counted_while_memory_is_traced_already_stays_traced():
+    import tracemalloc
+
+    model = gpt2()
+    tracemalloc.start()
+    try:
+        check(model, optim.AdamW(model.trainable_parameters()), 2, 7)
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+    check(model, optim.AdamW(model.trainable_parameters()), 2, 7)
+    assert not tracemalloc.is_tracing()

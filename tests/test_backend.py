@@ -1,0 +1,206 @@
+"""The array library in use, and the hooks in which libraries differ (minilora.backend)."""
+
+import math
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds, sizes
+
+import minilora as ml
+from minilora import Tensor
+
+
+class Counting:
+    """NumPy under another name, that counts what is asked of it."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        return getattr(np, name)
+
+
+class Other(ml.backend.Backend):
+    name = "other"
+
+    def __init__(self):
+        self.module = Counting()
+
+
+@pytest.fixture
+def other(backend):
+    """Another backend, in use; the fixture `backend` switches back in any case."""
+    made = Other()
+    ml.use(made)
+    yield made
+    ml.use(backend)
+
+
+def test_use_returns_the_backend_left_and_switches_back(backend):
+    made = Other()
+    assert ml.use(made) is backend and ml.current() is made
+    assert ml.use(backend) is made and ml.current() is backend
+
+
+def test_use_takes_a_name(backend):
+    previous = ml.use("numpy")
+    assert previous is backend and ml.current().name == "numpy" and ml.xp.exp is np.exp
+    ml.use(previous)
+
+
+def test_an_unknown_backend_lists_those_there_are(backend):
+    with pytest.raises(ValueError, match="no backend 'torch': there are numpy, cupy"):
+        ml.use("torch")
+    assert ml.current() is backend
+
+
+def test_xp_follows_the_switch_and_looks_up_once(backend, other):
+    assert ml.xp.exp is np.exp and ml.xp.exp is np.exp
+    assert other.module.asked == ["exp"]
+    ml.use(backend)
+    assert ml.xp.exp is backend.module.exp
+    ml.use(other)
+    assert ml.xp.exp is np.exp and other.module.asked == ["exp", "exp"]
+
+
+def test_ops_run_on_the_backend_in_use(other):
+    ml.ops.tanh(Tensor(np.ones(2)))
+    assert "tanh" in other.module.asked
+
+
+def test_xp_has_no_names_of_its_own():
+    with pytest.raises(AttributeError, match="no_such_function"):
+        ml.xp.no_such_function  # noqa: B018
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch, backend):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"pip install 'minilora\[gpu\]'"):
+        ml.use("cupy")
+    assert ml.current() is backend
+
+
+@given(seeds, sizes, dtypes)
+def test_arrays_go_to_the_device_and_back(seed, n, dtype):
+    x = normal(seed, n, 2, dtype=dtype)
+    there = ml.backend.asarray(x)
+    assert same_bytes(ml.asnumpy(there), x) and same_bytes(ml.asnumpy(Tensor(there)), x)
+    assert ml.backend.asarray(there) is there
+    assert ml.asnumpy(ml.backend.asarray([1, 2], dtype)).dtype == dtype
+
+
+@given(seeds, sizes, st.integers(0, 12), sizes, st.sampled_from(["int64", "int32", "int8"]), dtypes)
+def test_scatter_add_equals_add_at(seed, n, m, d, ids, dtype):
+    rows, start = normal(seed, m, d, dtype=dtype), normal(seed + 1, n, d, dtype=dtype)
+    index = np.random.default_rng(seed).integers(0, n, m).astype(ids)
+    target = ml.backend.asarray(start.copy())
+    ml.backend.scatter_add(target, ml.backend.asarray(index), ml.backend.asarray(rows))
+    wanted, sums = start.copy(), np.abs(start)
+    np.add.at(wanted, index, rows)
+    np.add.at(sums, index, np.abs(rows))
+    assert_near(ml.asnumpy(target), wanted, roundings(m + 1, sums, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_scatter_add_takes_unsigned_indices(dtype):
+    # ordered[0] - 1 would overflow with a warning where the smallest index is 0
+    target = ml.backend.asarray(np.zeros((2, 1)))
+    index = ml.backend.asarray(np.array([1, 0, 1], dtype))
+    ml.backend.scatter_add(target, index, ml.backend.asarray(np.ones((3, 1))))
+    assert ml.asnumpy(target).tolist() == [[1], [2]]
+
+
+def exact_erf(x: np.ndarray) -> np.ndarray:
+    return np.array([math.erf(v) for v in x.flat]).reshape(x.shape)
+
+
+@given(st.lists(st.floats(-1e300, 1e300) | st.floats(-7, 7), min_size=1, max_size=20))
+def test_erf_is_that_of_math_to_14_digits(values):
+    x = np.array(values)
+    assert_near(ml.asnumpy(ml.backend.erf(ml.backend.asarray(x))), exact_erf(x), 1e-14)
+
+
+def test_erf_is_right_on_a_fine_grid_odd_and_bounded():
+    x = np.linspace(-8, 8, 4001)
+    y, mirrored = (ml.asnumpy(ml.backend.erf(ml.backend.asarray(v))) for v in (x, -x))
+    assert_near(y, exact_erf(x), 1e-14)
+    assert np.array_equal(y, -mirrored) and np.abs(y).max() == 1
+    ends = ml.asnumpy(ml.backend.erf(ml.backend.asarray(np.array([np.inf, -np.inf, 0.0, np.nan]))))
+    assert np.array_equal(ends, [1, -1, 0, np.nan], equal_nan=True)
+
+
+@given(seeds, st.sampled_from(["float16", "float32"]))
+def test_erf_keeps_the_dtype_to_a_few_roundings(seed, dtype):
+    x = normal(seed, 50, dtype=dtype) * np.dtype(dtype).type(2)
+    y = ml.asnumpy(ml.backend.erf(ml.backend.asarray(x)))
+    assert_near(y, exact_erf(x.astype(np.float64)).astype(dtype), roundings(4, 1.0, dtype))
+
+
+@given(seeds, dtypes)
+def test_normal_is_the_same_from_the_same_seed_and_moves_on(seed, dtype):
+    def draw(rng):
+        return ml.asnumpy(ml.backend.normal(rng, (3, 2), 0.5, dtype))
+
+    rng = ml.backend.generator(seed)
+    first, second = draw(rng), draw(rng)
+    assert same_bytes(first, draw(ml.backend.generator(seed))) and not same_bytes(first, second)
+    assert same_bytes(first, (normal(seed, 3, 2) * 0.5).astype(dtype))
+
+
+def test_generator_takes_none_a_seed_or_a_generator(rng):
+    assert ml.backend.generator(rng) is rng
+    assert ml.backend.generator(7).random() == np.random.default_rng(7).random()
+    assert ml.backend.generator(None).random() != ml.backend.generator(None).random()
+
+
+def test_float32_and_float64_models_start_from_the_same_numbers():
+    wide, narrow = (
+        ml.asnumpy(ml.backend.normal(ml.backend.generator(0), (9,), 2.0, t))
+        for t in ("float64", "float32")
+    )
+    assert same_bytes(wide.astype("float32"), narrow)
+
+
+def test_describe_is_one_line_with_the_name():
+    told = ml.current().describe()
+    assert told.startswith(ml.current().name) and "\n" not in told
+
+
+def test_keeping_freed_memory_is_harmless(backend):
+    assert backend.keep_freed_memory() is None
+
+
+def test_numpy_counts_bytes_while_tracemalloc_runs():
+    numpy = ml.backend.Backend()
+    if tracemalloc.is_tracing():
+        pytest.skip("tracemalloc runs already")
+    assert numpy.memory() is None
+    tracemalloc.start()
+    try:
+        before, _ = numpy.memory()
+        x = np.ones(100_000)
+        held, peak = numpy.memory()
+        assert held - before >= x.nbytes and peak >= x.nbytes
+        del x
+        assert numpy.memory()[0] - before < 1_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_importing_minilora_loads_numpy_and_nothing_else():
+    code = """
+import sys
+before = set(sys.modules)
+import numpy
+import minilora
+tops = {name.partition('.')[0] for name in set(sys.modules) - before}
+print(sorted(tops - set(sys.stdlib_module_names) - {'numpy', 'minilora'}))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]", run.stdout

@@ -1,0 +1,231 @@
+"""generate: the cache changes nothing, sampling follows the distribution asked for."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import adapted, gpt2, ids, normal, seeds
+
+import minilora as ml
+from minilora.generate import sample
+
+
+def logits(model, at) -> np.ndarray:
+    with ml.no_grad():
+        return ml.asnumpy(model(at).data)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    p = np.exp(z - z.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def by_hand(model, at: np.ndarray, n: int) -> np.ndarray:
+    """Greedy decoding, (batch, tokens), that computes everything again for each token."""
+    size = model.config.n_positions
+    start = max(0, at.shape[1] - size)
+    for _ in range(n):
+        if at.shape[1] - start > size:
+            start = at.shape[1] - max(1, size // 2)
+        last = logits(model, at[:, start:])[:, -1]
+        at = np.concatenate([at, last.argmax(-1)[:, None]], 1)
+    return at
+
+
+def nucleus(z: np.ndarray, p: float) -> set[int]:
+    """The fewest likeliest tokens that together hold at least p."""
+    order, held = np.argsort(-z), softmax(z)
+    n = next(n for n in range(1, len(z) + 1) if n == len(z) or held[order[:n]].sum() >= p)
+    return set(order[:n].tolist())
+
+
+def drawn(z, n: int, seed: int, temperature=1.0, top_k=None, top_p=None) -> np.ndarray:
+    """How often each token comes in n samples."""
+    rng = np.random.default_rng(seed)
+    out = [sample(z, temperature, top_k, top_p, rng) for _ in range(n)]
+    return np.bincount(out, minlength=len(z)) / n
+
+
+def slack(classes: int, n: int) -> float:
+    """All frequencies of n draws are this close, but for once in 10^9 (Hoeffding, union)."""
+    return math.sqrt(math.log(2 * classes / 1e-9) / (2 * n))
+
+
+@settings(max_examples=40)
+@given(
+    seeds, st.integers(1, 3), st.integers(1, 17), st.integers(1, 20), st.integers(1, 12),
+    st.sampled_from([0.0, 1.0]), st.booleans(),
+)  # fmt: skip
+def test_with_and_without_cache_the_tokens_are_the_same(
+    seed, batch, given_tokens, n, window, temperature, with_lora
+):
+    model = gpt2(seed, n_positions=window)
+    if with_lora:
+        model, _ = adapted(seed, sizes={"n_positions": window}, targets=("q", "v", "down"))
+    at, how = ids(seed, batch, given_tokens), {"temperature": temperature, "rng": seed}
+    cached = ml.generate(model, at, n, cache=True, **how)
+    assert np.array_equal(cached, ml.generate(model, at, n, cache=False, **how))
+    assert cached.shape == (batch, given_tokens + n) and cached.dtype == np.int64
+    assert np.array_equal(cached[:, :given_tokens], at)
+    if temperature == 0:
+        assert np.array_equal(cached, by_hand(model, at, n))
+
+
+@given(seeds)
+def test_each_next_token_sees_the_logits_of_all_before_it(seed):
+    model, at = gpt2(seed), ids(seed, 2, 4)
+    seen = []
+    forward = model.forward
+    model.forward = lambda *a, **k: (seen.append(forward(*a, **k)), seen[-1])[1]
+    out = ml.generate(model, at, 6, rng=seed)
+    del model.forward
+    whole = logits(model, out)
+    assert [x.shape[1] for x in seen] == [4, 1, 1, 1, 1, 1], "each token goes in once"
+    for i, x in enumerate(seen):
+        np.testing.assert_allclose(ml.asnumpy(x.data)[:, -1], whole[:, 3 + i], rtol=0, atol=1e-12)
+
+
+@given(seeds, st.integers(1, 15))
+def test_one_dimension_in_is_one_dimension_out(seed, tokens):
+    model, row = gpt2(seed), ids(seed, 1, tokens)[0]
+    out = ml.generate(model, row, 5, temperature=0)
+    assert out.shape == (tokens + 5,)
+    assert np.array_equal(out, ml.generate(model, row[None], 5, temperature=0)[0])
+    assert np.array_equal(out, ml.generate(model, row.tolist(), 5, temperature=0))
+
+
+@given(seeds)
+def test_rows_of_a_batch_are_written_as_if_each_were_alone(seed):
+    model, at = gpt2(seed), ids(seed, 3, 5)
+    together = ml.generate(model, at, 6, temperature=0)
+    assert all(
+        np.array_equal(together[i], ml.generate(model, at[i], 6, temperature=0)) for i in range(3)
+    )
+
+
+@given(seeds, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}]))
+def test_the_narrowest_sampling_is_greedy(seed, how):
+    model, at = gpt2(seed), ids(seed)
+    greedy = ml.generate(model, at, 5, temperature=0)
+    assert np.array_equal(greedy, ml.generate(model, at, 5, rng=seed, **how))
+
+
+@given(seeds)
+def test_one_seed_is_one_text(seed):
+    model, at = gpt2(seed), ids(seed, 4)
+    one, two = (ml.generate(model, at, 8, rng=seed) for _ in range(2))
+    assert np.array_equal(one, two)
+    generator = np.random.default_rng(seed)
+    assert np.array_equal(one, ml.generate(model, at, 8, rng=generator))
+    assert not np.array_equal(one, ml.generate(model, at, 8, rng=generator)), "it went on"
+
+
+@settings(max_examples=10)
+@given(seeds, st.sampled_from([0.5, 1.0, 2.0]))
+def test_frequencies_follow_the_softmax_of_logits_over_temperature(seed, temperature):
+    z, n = normal(seed, 6), 4000
+    expected = softmax(z / temperature)
+    assert np.abs(drawn(z, n, seed, temperature) - expected).max() < slack(6, n)
+
+
+def test_frequencies_follow_the_distribution_closely():
+    z, n = np.array([0.0, 1.0, -1.0, 0.5]), 50_000
+    for temperature in (0.7, 1.5):
+        got = drawn(z, n, 3, temperature)
+        assert np.abs(got - softmax(z / temperature)).max() < slack(4, n) < 0.016
+
+
+def test_the_model_is_sampled_from_its_own_distribution():
+    model, rows = gpt2(5), 6000
+    at = np.tile(ids(1, 1, 4), (rows, 1))
+    expected = softmax(logits(model, at[:1])[0, -1] / 0.8)
+    out = ml.generate(model, at, 1, temperature=0.8, rng=0)[:, -1]
+    assert np.abs(np.bincount(out, minlength=11) / rows - expected).max() < slack(11, rows)
+
+
+@settings(max_examples=15)
+@given(seeds, st.integers(1, 7), st.sampled_from([0.5, 1.0]))
+def test_top_k_keeps_the_k_likeliest_in_their_proportions(seed, k, temperature):
+    z, n = np.random.default_rng(seed).random(6), 2000  # no token is rarer than 1 in 40
+    kept = np.argsort(-z)[:k]
+    expected = np.zeros(6)
+    expected[kept] = softmax(z[kept] / temperature)
+    got = drawn(z, n, seed, temperature, top_k=k)
+    assert set(np.flatnonzero(got)) == set(kept.tolist())
+    assert np.abs(got - expected).max() < slack(6, n)
+
+
+@settings(max_examples=25)
+@given(seeds, st.floats(0.01, 1.0))
+def test_top_p_keeps_the_fewest_likeliest_that_hold_p(seed, p):
+    z, n = np.random.default_rng(seed).random(6), 2000
+    kept = sorted(nucleus(z, p))
+    expected = np.zeros(6)
+    expected[kept] = softmax(z[kept])
+    got = drawn(z, n, seed, top_p=p)
+    assert np.flatnonzero(got).tolist() == kept
+    assert np.abs(got - expected).max() < slack(6, n)
+
+
+def test_a_mass_of_exactly_p_is_enough():
+    z = np.log([0.5, 0.25, 0.25])
+    assert np.count_nonzero(drawn(z, 500, 0, top_p=0.5)) == 1
+    assert np.count_nonzero(drawn(z, 500, 0, top_p=0.51)) == 2
+    assert np.count_nonzero(drawn(z, 500, 0, top_p=0.75)) == 2
+    assert np.count_nonzero(drawn(z, 500, 0, top_p=1.0)) == 3
+
+
+def test_top_p_measures_the_mass_at_the_temperature_among_the_top_k():
+    z = np.log([0.5, 0.3, 0.1, 0.1])
+    assert np.count_nonzero(drawn(z, 500, 0, temperature=0.25, top_p=0.8)) == 1
+    assert np.count_nonzero(drawn(z, 500, 0, temperature=4.0, top_p=0.8)) == 4
+    # among two tokens the first holds 5/8
+    assert np.count_nonzero(drawn(z, 500, 0, top_k=2, top_p=0.6)) == 1
+    assert np.count_nonzero(drawn(z, 500, 0, top_k=2, top_p=0.7)) == 2
+
+
+def test_huge_logits_and_masked_words_are_safe():
+    assert drawn(np.array([1e300, 0.0, -1e300]), 20, 0)[0] == 1
+    assert drawn(np.array([-np.inf, 0.0, -np.inf]), 20, 0, temperature=0.1)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [({"temperature": -0.1}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_k": -3}, "top_k"),
+     ({"top_p": 0.0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"top_p": -1}, "top_p"),
+     ({"top_p": math.nan}, "top_p")],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_raise(how, name):
+    with pytest.raises(ValueError, match=f"generate: {name} must"):
+        ml.generate(gpt2(), ids(), 1, **how)
+
+
+@pytest.mark.parametrize("at", [np.zeros(0, int), np.zeros((2, 0), int), np.zeros((1, 1, 1), int)])
+def test_ids_without_a_token_to_start_from_raise(at):
+    with pytest.raises(ValueError, match="generate: ids must be"):
+        ml.generate(gpt2(), at, 1)
+
+
+def test_no_tokens_asked_for_is_the_text_as_it_is():
+    assert np.array_equal(ml.generate(gpt2(), ids(), 0), ids())
+
+
+def test_writing_keeps_no_tape_and_leaves_mode_weights_and_ids_alone():
+    model, at = gpt2(dropout=0.4), ids()
+    seen, forward = [], model.forward
+    model.forward = lambda *a, **k: (seen.append(forward(*a, **k)), seen[-1])[1]
+    model.blocks[1].eval()
+    modes = [m.training for _, m in model.named_modules()]
+    before, state = at.copy(), model.state_dict()
+    one, two = (ml.generate(model, at, 4, temperature=0) for _ in range(2))
+    assert np.array_equal(one, two), "dropout is off"
+    assert not any(x.requires_grad for x in seen)
+    with pytest.raises(RuntimeError, match="nothing"):
+        seen[0].sum().backward()
+    assert modes == [m.training for _, m in model.named_modules()]
+    assert np.array_equal(at, before)
+    assert all(np.array_equal(state[n], a) for n, a in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert model(at).requires_grad, "recording goes on afterwards"

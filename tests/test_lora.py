@@ -1,0 +1,754 @@
+"""LoRA: at first nothing, then BA alone is trained, merged the same function (minilora.lora).
+
+What other implementations got wrong, row by row, is in test_pitfalls.py.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import (
+    adapted,
+    assert_near,
+    bits,
+    dtypes,
+    gpt2,
+    ids,
+    logits,
+    normal,
+    roundings,
+    same_bytes,
+    seeds,
+    shake,
+    train,
+)
+
+import minilora as ml
+from minilora import checkpoint, lora, nn, rounding
+from minilora.tensor import Tensor
+
+NAMES = ("tok", "pos", "q", "k", "v", "o", "up", "down")
+SIDES = {"tok": 11 + 8, "pos": 12 + 8, "up": 32 + 8, "down": 32 + 8}  # d + k; the others 8 + 8
+targets = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)
+ranks = st.integers(1, 4)
+alphas = st.sampled_from([0.5, 7.0, -2.5])  # never a rank
+LINEARS = ("q", "k", "v", "o", "up", "down")
+few = settings(max_examples=10)
+IDS = ids()
+
+
+def snapshot(model):
+    """All that a call which fails has to leave alone."""
+    state = vars(model).get("adapters")
+    return (
+        bits(model),
+        list(model.named_modules()),
+        [(name, p, p.requires_grad) for name, p in model.named_parameters()],
+        state and (state.active, list(state.configs), list(state.layers), list(state.own)),
+    )
+
+
+def flags(model) -> dict[str, bool]:
+    return {name: p.requires_grad for name, p in model.named_parameters()}
+
+
+def types(model) -> list[tuple[str, type]]:
+    return [(path, type(module)) for path, module in model.named_modules()]
+
+
+def layers(model) -> dict[str, lora.LoRALayer]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, lora.LoRALayer)}
+
+
+def wide(x) -> np.ndarray:
+    """On the host, in float64."""
+    return ml.asnumpy(x).astype(np.float64)
+
+
+def delta(layer, *names: str) -> np.ndarray:
+    """Σ alpha / r · B A by the formula, on the host, in W's orientation."""
+    held = [layer.adapters[name] for name in names or layer.active]
+    total = sum(a.alpha / a.r * (wide(a.B) @ wide(a.A)) for a in held)
+    return total.T if isinstance(layer, lora.LoRAEmbedding) else total
+
+
+def two(seed: int = 0, **config):
+    """A model with the adapters "one" (q, tok) and "two" (q, up), neither zero, "two" active."""
+    model = gpt2(seed)
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=("q", "tok"), **config), "one", rng=1)
+    lora.attach(model, ml.LoRAConfig(r=1, alpha=-2.5, targets=("q", "up")), "two", rng=2)
+    held = [x for layer in layers(model).values() for x in layer.adapters.values()]
+    shake([p for adapter in held for p in (adapter.A, adapter.B)], seed + 3)
+    return model
+
+
+# At first: nothing.
+
+
+@given(seeds, dtypes, targets, ranks, alphas, st.sampled_from(["gaussian", "kaiming"]))
+def test_attaching_changes_no_bit_of_the_logits(seed, dtype, names, r, alpha, init):
+    model = gpt2(seed, dtype)
+    before = logits(model, IDS)
+    lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, targets=names, init=init, dropout=0.5))
+    assert same_bytes(logits(model, IDS), before)  # in training, too
+    assert same_bytes(logits(model.eval(), IDS), before)
+
+
+@given(seeds, dtypes)
+def test_the_seed_decides_and_each_layer_draws_its_own_A(seed, dtype):
+    def A(seed):
+        model = gpt2(0, dtype)
+        lora.attach(model, ml.LoRAConfig(targets=NAMES), rng=seed)
+        return [ml.asnumpy(layer.adapters["default"].A.data) for layer in layers(model).values()]
+
+    first = A(seed)
+    assert all(map(same_bytes, first, A(np.random.default_rng(seed))))
+    assert len({a.tobytes() for a in first + A(seed + 1)}) == 2 * len(first)
+    assert all(a.dtype == dtype for a in first)
+
+
+@given(targets, ranks, ranks, alphas)
+def test_what_is_trained_is_r_times_d_plus_k_a_layer(names, r, other, alpha):
+    model = gpt2()
+    config = ml.LoRAConfig(
+        r=r, alpha=alpha, targets=names,
+        rank_pattern={f"*{names[0]}": other}, alpha_pattern={names[0]: 9.0},
+    )  # fmt: skip
+    paths = lora.attach(model, config, rng=0)
+    sizes = [p.data.size for p in model.trainable_parameters().values()]
+    rank = {name: other if name == names[0] else r for name in names}
+    lasts = [path.split(".")[-1] for path in paths]
+    assert sum(sizes) == sum(rank[last] * SIDES.get(last, 16) for last in lasts)
+    assert len(sizes) == 2 * len(paths) == 2 * sum(1 if n in ("tok", "pos") else 2 for n in names)
+    for path, layer in layers(model).items():
+        last, adapter = path.split(".")[-1], layer.adapters["default"]
+        assert adapter.A.shape[0] == adapter.B.shape[1] == adapter.r == rank[last]
+        assert adapter.scale == (9.0 if last == names[0] else alpha) / rank[last]
+
+
+def test_the_first_pattern_that_matches_decides():
+    model, at = gpt2(), "blocks.1.attn.q"
+    lora.attach(model, ml.LoRAConfig(r=2, rank_pattern={at: 1, "q": 3}, targets="q"), rng=0)
+    assert [layer.adapters["default"].r for layer in layers(model).values()] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "chosen, paths",
+    [
+        ("q", ["blocks.0.attn.q", "blocks.1.attn.q"]),
+        ("attn.q", ["blocks.0.attn.q", "blocks.1.attn.q"]),
+        ("blocks.1.attn.q", ["blocks.1.attn.q"]),
+        ("blocks.0.attn.[qv]", ["blocks.0.attn.q", "blocks.0.attn.v"]),
+        (("*.up", "tok"), ["tok", "blocks.0.mlp.up", "blocks.1.mlp.up"]),
+        (("q", "*.q"), ["blocks.0.attn.q", "blocks.1.attn.q"]),
+    ],
+)
+def test_targets_are_names_globs_and_paths(chosen, paths):
+    model = gpt2()
+    assert lora.attach(model, ml.LoRAConfig(targets=chosen), rng=0) == paths == list(layers(model))
+    assert all(layer.active == ("default",) for layer in layers(model).values())
+
+
+def test_parameters_keep_their_names_below_the_layer():
+    model = gpt2(n_layers=1)
+    before = list(bits(model))
+    lora.attach(model, ml.LoRAConfig(targets="q"), name="poet", rng=0)
+    q = "blocks.0.attn.q"
+    at = before.index(f"{q}.W")
+    expected = [f"{q}.base.W", f"{q}.base.b", f"{q}.poet.A", f"{q}.poet.B"]
+    assert list(bits(model)) == before[:at] + expected + before[at + 2 :]
+
+
+@pytest.mark.parametrize(
+    "config, name, says",
+    [
+        ({"targets": "query"}, "new", "'query'.*down, k, o, pos, q, tok, up, v"),
+        ({"targets": ("q", "ln1")}, "new", "'ln1'"),
+        ({"targets": ()}, "new", "no layer matches"),
+        ({"targets": "q", "rank_pattern": {"v": 2}}, "new", "pattern 'v' matches no adapted"),
+        ({"targets": "q", "alpha_pattern": {"v": 2}}, "new", "pattern 'v' matches no adapted"),
+        ({"trainable": "head"}, "new", "trainable: no parameter matches 'head'"),
+        ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained whole and adapted"),
+        ({}, "base", "'base' cannot be the adapter's name"),
+        ({}, "", "cannot be the adapter's name"),
+        ({}, "a.b", "'a.b' cannot be the adapter's name"),
+        ({}, "default", r"'default' cannot be .* there are \['default'\]"),
+    ],
+)
+@pytest.mark.parametrize("bare", [True, False])
+def test_attach_refuses_and_leaves_the_model_as_it_was(config, name, says, bare):
+    model = gpt2() if bare and name != "default" else adapted(trainable="ln_f")[0]
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=says):
+        lora.attach(model, ml.LoRAConfig(**config), name=name, rng=0)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        ({"r": 0}, "r must be a whole number from 1, not 0"),
+        ({"r": True}, "r must be .* not True"),
+        ({"r": 1.5}, "r must be .* not 1.5"),
+        ({"rank_pattern": {"q": -1}}, "r must be .* not -1"),
+        ({"dropout": 1}, r"dropout must be in \[0, 1\), not 1"),
+        ({"dropout": -0.1}, "dropout must be"),
+        ({"dropout": float("nan")}, "dropout must be"),
+        ({"init": "x"}, "init is one of gaussian, kaiming, not 'x'"),
+        ({"bias": "x"}, "bias is one of none, lora, all, not 'x'"),
+        ({"alpha": float("nan")}, "alpha must be finite, not nan"),
+        ({"alpha_pattern": {"q": float("inf")}}, "alpha must be finite, not inf"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(config, says):
+    with pytest.raises(ValueError, match=says):
+        ml.LoRAConfig(**config)
+
+
+# What a layer computes.
+
+
+@given(seeds, ranks, alphas, st.sampled_from([("one",), ("two",), ("one", "two"), ()]))
+def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, active):
+    linear = nn.Linear(5, 3, rng=seed, dtype="float64")
+    table = nn.Embedding(7, 4, rng=seed, std=1, dtype="float64")
+    model = nn.Module()
+    model.linear, model.table = linear, table
+    for name, rank in (("one", r), ("two", 2)):
+        config = ml.LoRAConfig(r=rank, alpha=alpha, targets=("linear", "table"))
+        lora.attach(model, config, name, rng=seed)
+    shake(model.parameters(), seed, 1.0)
+    lora.activate(model, *active)
+    W, b, E = wide(linear.W), wide(linear.b), wide(table.W)
+    if active:
+        W, E = W + delta(model.linear, *active), E + delta(model.table, *active)
+    x, h, at = normal(seed, 2, 6, 5), normal(seed, 2, 6, 4), ids(seed, vocabulary=7)
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    np.testing.assert_allclose(ml.asnumpy(model.linear(Tensor(x))), x @ W.T + b, **near)
+    np.testing.assert_allclose(ml.asnumpy(model.table(at)), E[at], **near)
+    np.testing.assert_allclose(ml.asnumpy(model.table.project(Tensor(h))), h @ E.T, **near)
+
+
+@settings(max_examples=3)
+@given(seeds)
+def test_the_gradients_of_an_adapter_are_those_of_its_formula(seed):
+    model, _ = adapted(seed, targets=("tok", "q"))
+    for path in ("tok", "blocks.0.attn.q"):
+        layer = layers(model)[path]
+        adapter, x = layer.adapters["default"], ids(seed) if path == "tok" else normal(seed, 3, 8)
+
+        def f(A, B, path=path, layer=layer, adapter=adapter, x=x):
+            adapter.A, adapter.B = A, B
+            y = layer(x if x.dtype.kind == "i" else Tensor(x))
+            return layer.project(ml.ops.tanh(y)) + y.sum() if path == "tok" else y
+
+        assert ml.gradcheck(f, ml.asnumpy(adapter.A), ml.asnumpy(adapter.B)) < 1e-6
+
+
+# Training.
+
+
+@given(seeds, targets, st.sampled_from(["none", "lora", "all"]))
+def test_no_frozen_tensor_gets_a_gradient_and_every_trained_one_does(seed, names, bias):
+    model, paths = adapted(seed, targets=names, bias=bias, trainable="ln_f.g")
+    ml.ops.cross_entropy(model(IDS), IDS).backward()
+    got = {name for name, p in model.named_parameters() if p.grad is not None}
+    expected = {f"{path}.default.{x}" for path in paths for x in "AB"} | {"ln_f.g"}
+    biases = {name for name in flags(model) if name.endswith(".b")}
+    adapted_biases = {f"{path}.base.b" for path in paths} & biases
+    expected |= {"none": set(), "lora": adapted_biases, "all": biases}[bias]
+    assert got == expected == set(model.trainable_parameters())
+
+
+@few
+@given(seeds, targets, st.sampled_from(["none", "lora", "all"]))
+def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(seed, names, bias):
+    model = gpt2(seed, "float32")
+    model.blocks[1].requires_grad(False)  # flags that have to come back, some on, some off
+    before = snapshot(model)
+    config = ml.LoRAConfig(r=2, alpha=3, targets=names, bias=bias, trainable=("ln_f", "k.b"))
+    paths = lora.attach(model, config, rng=seed)
+    names_of = {f"{path}.base.{x}": f"{path}.{x}" for path in paths for x in ("W", "b")}
+    trained = set(model.trainable_parameters())
+    start = bits(model)
+    train(model, weight_decay=0.1)
+    after = bits(model)
+    assert {name for name in after if after[name] != start[name]} == trained
+    frozen = {names_of.get(n, n): a for n, a in after.items() if n not in trained}
+    assert frozen.items() <= before[0].items()
+    assert lora.detach(model) is model
+    assert snapshot(model) == before and not hasattr(model, "adapters")
+
+
+@few
+@given(seeds, st.sampled_from([1, 2, 3]), st.sampled_from(["tok", "q", "up"]))
+def test_what_training_adds_has_rank_r_at_most(seed, r, name):
+    model = gpt2(seed)
+    before = {name: wide(p) for name, p in model.named_parameters()}
+    paths = lora.attach(model, ml.LoRAConfig(r=r, alpha=7, targets=name), rng=seed)
+    train(model)
+    lora.merge(model)
+    for name, p in model.named_parameters():
+        added = wide(p) - before[name]
+        floor = 64 * np.finfo("float64").eps * np.linalg.norm(before[name])  # W0 + ΔW - W0 rounds
+        rank = np.linalg.matrix_rank(np.atleast_2d(added), tol=floor)
+        assert rank == r if name.removesuffix(".W") in paths else not added.any(), name
+
+
+# Merging.
+
+
+@given(seeds, dtypes, targets, ranks, alphas)
+def test_each_layer_merged_is_the_layer_within_rounding(seed, dtype, names, r, alpha):
+    """Both sides add up, per output, products of total size
+
+        size = |x| |W0|ᵀ + |alpha / r| |x| |A|ᵀ |B|ᵀ + |b|.
+
+    Unmerged, a product goes through at most k + r additions and products, 3 more for the scale,
+    the sum of the two ways and the bias; merged through k, 1 for the bias, 1 for the rounding of
+    W0 + ΔW. A number of n roundings is off by n · eps / 2 of its size to first order; `roundings`
+    allows 4 times as much.
+    """
+    model, paths = adapted(seed, dtype, r, alpha, targets=names)
+    held, before = layers(model), []
+    inputs = {path: normal(seed, 2, 3, held[path].base.W.shape[1], dtype=dtype) for path in paths}
+
+    def outputs():
+        found = dict(model.named_modules())
+        for path in paths:
+            layer, x = found[path], Tensor(inputs[path])
+            tied = path in ("tok", "pos")
+            yield ml.asnumpy((layer.project(x) if tied else layer(x)).data)
+
+    before = list(outputs())
+    lora.merge(model)
+    for path, y, merged in zip(paths, before, outputs()):
+        layer, x = held[path], np.abs(wide(inputs[path]))
+        W, a = layer.base.W, layer.adapters["default"]
+        narrow = np.abs(wide(a.B)) @ np.abs(wide(a.A)) * abs(alpha / r)
+        narrow = narrow.T if path in ("tok", "pos") else narrow
+        size = x @ (np.abs(wide(W)) + narrow).T
+        size += np.abs(wide(layer.base.b)) if getattr(layer.base, "b", None) is not None else 0
+        assert_near(merged, y, roundings(W.shape[1] + r + 3, size, dtype))
+
+
+@given(seeds, targets, ranks, alphas)
+def test_the_whole_model_merged_is_the_model_to_1e_12_in_float64(seed, names, r, alpha):
+    model, _ = adapted(seed, "float64", r, alpha, targets=names)
+    before = logits(model, IDS)
+    with lora.disabled(model):
+        assert np.abs(logits(model, IDS) - before).max() > 1e-6  # the adapter counts
+    lora.merge(model)
+    assert np.abs(logits(model, IDS) - before).max() < 1e-12 * np.abs(before).max()
+
+
+@few
+@given(seeds, targets, ranks)
+def test_the_whole_model_merged_is_the_model_within_its_bound_in_float32(seed, names, r):
+    """`rounding.compare` carries each product's bound (the one above) to the worst logit."""
+    model, _ = adapted(seed, "float32", r, 7.0, targets=names)
+    before = snapshot(model)
+    found = rounding.compare(model, IDS)
+    assert found.difference <= found.bound
+    assert snapshot(model) == before
+
+
+def ops_of(loss: Tensor) -> list[str]:
+    """The names of the ops on the tape, in order."""
+    nodes, waiting = {}, [loss._node]
+    while waiting:
+        node = waiting.pop()
+        if node.serial not in nodes:
+            nodes[node.serial] = node.name
+            waiting += [to for to, _ in node.edges if hasattr(to, "edges")]
+    return [name for _, name in sorted(nodes.items())]
+
+
+@few
+@given(targets)
+def test_a_merged_model_has_the_bases_types_names_flags_and_ops(names):
+    base, model = gpt2(1), gpt2(1)
+    for m in (base, model):
+        m.blocks[0].mlp.requires_grad(False)
+    kept = [m for _, m in model.named_modules() if not isinstance(m, nn.Linear | nn.Embedding)]
+    paths = lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=names), rng=0)
+    shake(model.trainable_parameters().values(), 0)
+    assert ops_of(model(IDS).sum()) != ops_of(base(IDS).sum())
+    assert set(lora.merge(model)) == set(paths)
+    assert types(model) == types(base) and flags(model) == flags(base)
+    assert [n for n in bits(model) if bits(model)[n] != bits(base)[n]] == [
+        f"{path}.W" for path in [p for p, _ in base.named_modules()] if path in paths
+    ]
+    assert ops_of(model(IDS).sum()) == ops_of(base(IDS).sum())
+    assert not hasattr(model, "adapters") and set(kept) < {m for _, m in model.named_modules()}
+    train(model, 1)  # and it trains like any model
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@given(seed=seeds, names=targets)
+@few
+def test_merged_for_a_block_gives_every_bit_and_object_back(fails, seed, names):
+    model, paths = adapted(seed, "float32", targets=names, bias="all", trainable="ln_f")
+    before, was, now = snapshot(model), logits(model, IDS), None
+    try:
+        with lora.merged(model):
+            now = logits(model, IDS)
+            assert not layers(model) and types(model) == types(gpt2())
+            assert all(p.requires_grad is False for n, p in model.named_parameters() if "W" in n)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert snapshot(model) == before and same_bytes(logits(model, IDS), was)
+    np.testing.assert_allclose(now, was, rtol=1e-3, atol=1e-4)
+    model.load_state_dict(model.state_dict())  # allowed again
+    lora.merge(model)
+    assert same_bytes(logits(model, IDS), now)
+
+
+def test_inside_merged_nothing_can_be_written_that_would_be_lost(tmp_path):
+    model, _ = adapted()
+    lora.save(model, tmp_path / "a.npz")
+    state, before = model.state_dict(), snapshot(model)
+    with lora.merged(model):
+        inside = snapshot(model)
+        for act in (
+            lambda: lora.attach(model, ml.LoRAConfig(), name="other"),
+            lambda: lora.load(model, tmp_path / "a.npz", name="other"),
+            lambda: lora.save(model, tmp_path / "b.npz"),
+            lambda: lora.detach(model),
+            lambda: lora.merge(model),
+            lambda: lora.activate(model),
+            lambda: lora.merged(model).__enter__(),
+            lambda: lora.disabled(model).__enter__(),
+            lambda: model.load_state_dict(state),
+        ):
+            with pytest.raises(RuntimeError, match="merged for this block only"):
+                act()
+        assert snapshot(model) == inside
+    assert snapshot(model) == before and not (tmp_path / "b.npz").exists()
+
+
+@given(seeds)
+def test_a_tied_table_stays_one_table(seed):
+    model, _ = adapted(seed, targets="tok")
+    before = logits(model, IDS)
+    W, d = wide(model.tok.base.W), delta(model.tok)
+    plain = gpt2(seed)
+    plain.tok.W.data += ml.backend.asarray(d)
+    np.testing.assert_allclose(before, logits(plain, IDS), rtol=1e-12, atol=1e-12)
+    lora.merge(model)
+    names = [name for name, p in model.named_parameters() if p.shape == W.shape]
+    assert names == ["tok.W"] and type(model.tok) is nn.Embedding
+    np.testing.assert_allclose(wide(model.tok.W), W + d, rtol=1e-14, atol=1e-15)
+    model(IDS).sum().backward()
+    both = wide(model.tok.W.grad)
+    unused = np.setdiff1d(np.arange(11), IDS)  # rows that only the head reads
+    assert both.any() and (unused.size == 0 or both[unused].any())
+
+
+@pytest.mark.parametrize("letter", ["A", "B"])
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("path", ["tok", "blocks.1.mlp.down"])
+@pytest.mark.parametrize("how", [lora.merge, lambda model: lora.merged(model).__enter__()])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_merging_what_is_not_finite_names_the_layer_and_changes_nothing(letter, bad, path, how):
+    model, _ = adapted(targets=("tok", "q", "down"))
+    getattr(layers(model)[path].adapters["default"], letter).data[0, 0] = bad
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match=f"{path}: .* not finite in float64"):
+        how(model)
+    assert snapshot(model) == before
+
+
+def test_merging_beyond_float16_names_the_layer_and_changes_nothing():
+    model, _ = adapted(dtype="float16", targets=("q", "v"))
+    held = layers(model)["blocks.1.attn.v"].adapters["default"]
+    held.alpha = 1e9
+    before = snapshot(model)
+    with pytest.raises(FloatingPointError, match=r"blocks\.1\.attn\.v: .* finite in float16"):
+        lora.merge(model)
+    assert snapshot(model) == before
+    held.alpha = 5.0
+    lora.merge(model)
+    assert {str(p.dtype) for p in model.parameters()} == {"float16"}
+
+
+def test_merge_takes_what_is_trained_whole_with_it():
+    model, _ = adapted(bias="all", trainable="ln_f")
+    before, own = logits(model, IDS), bits(model)
+    lora.merge(model)
+    assert bits(model)["ln_f.b"] == own["ln_f.b"] != bits(gpt2())["ln_f.b"]
+    assert bits(model)["blocks.0.attn.q.b"] == own["blocks.0.attn.q.base.b"]
+    assert all(flags(model).values())
+    np.testing.assert_allclose(logits(model, IDS), before, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_not_adapted_is_left_alone_and_the_rest_says_so():
+    model = gpt2()
+    assert lora.merge(model) == {}
+    for act in (lora.detach, lora.activate, lambda m: lora.save(m, "a.npz")):
+        with pytest.raises(ValueError, match=r"no adapter: lora\.attach"):
+            act(model)
+
+
+# Several adapters.
+
+
+@given(seeds)
+def test_two_active_adapters_add_up(seed):
+    model = two(seed)
+    base = gpt2(seed)
+    for path, layer in layers(model).items():
+        dict(base.named_modules())[path].W.data += ml.backend.asarray(
+            delta(layer, *layer.adapters)
+        )
+    lora.activate(model, "one", "two")
+    together = logits(model, IDS)
+    np.testing.assert_allclose(together, logits(base, IDS), rtol=1e-11, atol=1e-11)
+    assert list(lora.merge(model)) == ["tok", *(f"blocks.{i}.attn.q" for i in (0, 1)), *(
+        f"blocks.{i}.mlp.up" for i in (0, 1))]
+    np.testing.assert_allclose(logits(model, IDS), together, rtol=1e-11, atol=1e-11)
+
+
+@given(seeds)
+def test_activation_switches_and_comes_back(seed):
+    model = two(seed)
+    said = {names: None for names in ((), ("one",), ("two",), ("one", "two"))}
+    for names in said:
+        lora.activate(model, *names)
+        said[names] = logits(model, IDS)
+    assert len({a.tobytes() for a in said.values()}) == 4
+    assert same_bytes(said[()], logits(gpt2(seed), IDS))
+    for names, expected in said.items():
+        lora.activate(model, *names)
+        with lora.disabled(model):
+            assert same_bytes(logits(model, IDS), said[()])
+        assert same_bytes(logits(model, IDS), expected)
+
+
+def test_disabled_gives_the_adapters_back_after_an_exception():
+    model = two()
+    lora.activate(model, "one", "two")
+    before = snapshot(model)
+    with pytest.raises(KeyboardInterrupt), lora.disabled(model):
+        assert model.adapters.active == ()
+        raise KeyboardInterrupt
+    assert snapshot(model) == before
+
+
+def test_an_adapter_that_is_not_there_is_named_with_those_that_are():
+    model = two()
+    before = snapshot(model)
+    for act in (lora.activate, lora.detach, lambda m, name: lora.save(m, "a.npz", name)):
+        with pytest.raises(KeyError, match=r"no adapter 'three': there are \['one', 'two'\]"):
+            act(model, "three")
+    assert snapshot(model) == before
+
+
+@given(seeds, st.sampled_from(["one", "two"]), st.booleans())
+def test_detaching_one_leaves_the_other_as_it_was(seed, gone, both):
+    model, kept = two(seed, bias="lora", trainable="ln_f"), {"one": "two", "two": "one"}[gone]
+    lora.activate(model, kept)
+    expected, trained = logits(model, IDS), bits(model)
+    if both:
+        lora.activate(model, "one", "two")
+    lora.detach(model, gone)
+    assert model.adapters.active == (kept,) and same_bytes(logits(model, IDS), expected)
+    assert not any(f".{gone}." in name for name in bits(model))
+    assert {n: b for n, b in bits(model).items() if n in trained}.items() <= trained.items()
+    assert set(layers(model)) == {p for p, m in layers(model).items() if kept in m.adapters}
+    assert type(model.tok) is (nn.Embedding if gone == "one" else lora.LoRAEmbedding)
+    lora.detach(model, kept)
+    assert bits(model) == bits(gpt2(seed)) and types(model) == types(gpt2())
+    assert all(flags(model).values())
+
+
+def test_detaching_the_active_one_leaves_the_base_computing():
+    model = two(4)
+    lora.detach(model, "two")
+    assert model.adapters.active == () and same_bytes(logits(model, IDS), logits(gpt2(4), IDS))
+
+
+def test_two_adapters_that_each_own_a_parameter_cannot_both_be_active():
+    model = gpt2()
+    for name in ("one", "two"):
+        lora.attach(model, ml.LoRAConfig(trainable="ln_f.g"), name=name, rng=0)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"one and two each have a ln_f\.g"):
+        lora.activate(model, "one", "two")
+    assert snapshot(model) == before
+
+
+def test_each_adapter_trains_its_own_copy_of_what_it_trains_whole():
+    model, said = gpt2(), {}
+    for i, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, trainable="ln_f"), name=name, rng=i)
+        train(model)
+        said[name] = logits(model, IDS), bits(model)["ln_f.g"]
+    assert len({said["one"][1], said["two"][1], bits(gpt2())["ln_f.g"]}) == 3
+    for name, (expected, g) in said.items():
+        lora.activate(model, name)
+        assert same_bytes(logits(model, IDS), expected) and bits(model)["ln_f.g"] == g
+    with lora.disabled(model):
+        assert bits(model)["ln_f.g"] == bits(gpt2())["ln_f.g"]
+
+
+# Files.
+
+
+@few
+@given(seeds, dtypes, targets, st.sampled_from(["none", "lora", "all"]), st.booleans())
+def test_saved_and_loaded_is_the_same_model_bit_for_bit(
+    tmp_path_factory, seed, dtype, names, bias, trainable
+):
+    path = tmp_path_factory.mktemp("files") / "poet.npz"
+    config = {"dropout": 0.1, "rank_pattern": {names[0]: 1}, "alpha_pattern": {names[-1]: 2.0}}
+    model, paths = adapted(
+        seed, dtype, 2, 7.0, targets=names, bias=bias, trainable=("ln_f",), **config
+    )
+    assert lora.save(model, path) == path
+    fresh = gpt2(seed, dtype).eval()
+    assert lora.load(fresh, path, trainable=trainable) == paths
+    assert same_bytes(logits(fresh, IDS), logits(model.eval(), IDS))
+    assert bits(fresh) == bits(model) and fresh.adapters.configs == model.adapters.configs
+    expected = flags(model) if trainable else dict.fromkeys(flags(model), False)
+    assert flags(fresh) == expected
+    again = path.with_name("again.npz")
+    lora.save(fresh, again)
+    (arrays, meta), (arrays2, meta2) = checkpoint.read(path), checkpoint.read(again)
+    assert meta == meta2 and all(same_bytes(arrays[n], arrays2[n]) for n in arrays | arrays2)
+    lora.detach(fresh)
+    assert bits(fresh) == bits(gpt2(seed, dtype)) and all(flags(fresh).values())
+
+
+def test_a_file_holds_the_adapter_alone(tmp_path):
+    model, paths = adapted(trainable="ln_f.g")
+    arrays, meta = checkpoint.read(lora.save(model, tmp_path / "a.npz"), kind="adapter")
+    assert set(arrays) == {f"{path}.{x}" for path in paths for x in "AB"} | {"ln_f.g"}
+    assert meta["layers"][paths[0]] == {"r": 3, "alpha": 5.0, "scale": 5 / 3}
+
+
+def test_one_of_several_adapters_is_saved_whichever_is_active(tmp_path):
+    model = two(trainable="ln_f")
+    shake(model.adapters.own["one"].values(), 5)
+    with pytest.raises(ValueError, match=r"which adapter\? There are \['one', 'two'\]"):
+        lora.save(model, tmp_path / "a.npz")
+    lora.save(model, tmp_path / "a.npz", "one")  # "two" is active
+    lora.activate(model, "one")
+    expected = logits(model, IDS)
+    fresh = gpt2()
+    lora.load(fresh, tmp_path / "a.npz", name="new")
+    assert same_bytes(logits(fresh, IDS), expected) and list(fresh.adapters.configs) == ["new"]
+
+
+def test_an_adapter_of_another_base_loads_with_a_warning(tmp_path):
+    model, _ = adapted(0)
+    lora.save(model, tmp_path / "a.npz")
+    other = gpt2(0)
+    other.blocks[1].attn.v.W.data[0, 0] *= 1 + 2.0**-50
+    with pytest.warns(UserWarning, match="another base"):
+        lora.load(other, tmp_path / "a.npz")
+    assert layers(other) and other.adapters.active == ("default",)
+
+
+@pytest.mark.parametrize(
+    "fault, says",
+    [
+        ("missing", "does not fit"), ("unexpected", "does not fit"), ("shape", "does not fit"),
+        ("transposed", "does not fit"), ("whole missing", "does not fit"),
+        ("fewer layers", "does not fit"), ("taken", "cannot be the adapter's name"),
+        ("kind", "holds a model, not a adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
+        ("empty", "damaged"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_file_that_does_not_fit_raises_and_changes_nothing(tmp_path, fault, says, bare):
+    path = tmp_path / "a.npz"
+    lora.save(adapted(targets=("q", "up"), trainable="ln_f")[0], path)
+    arrays, meta = checkpoint.read(path)
+    q, fits, name = "blocks.0.attn.q", gpt2(), "new"
+    if fault == "missing":
+        del arrays[f"{q}.B"]
+    elif fault == "unexpected":
+        arrays["blocks.0.attn.k.A"] = arrays[f"{q}.A"]
+    elif fault == "shape":
+        arrays[f"{q}.A"] = arrays[f"{q}.A"][:, :1]  # would broadcast
+    elif fault == "transposed":
+        arrays["blocks.0.mlp.up.B"] = arrays["blocks.0.mlp.up.B"].T
+    elif fault == "whole missing":
+        del arrays["ln_f.b"]
+    elif fault == "kind":
+        meta["kind"] = "model"
+    elif fault == "fewer layers":
+        fits = gpt2(n_layers=1)
+    elif fault == "taken":
+        bare, name = False, "default"
+    checkpoint.write(path, arrays, meta)
+    whole = path.read_bytes()
+    cut = {"truncated": whole[: len(whole) // 2], "garbage": b"PK\3\4" + b"x" * 99, "empty": b""}
+    path.write_bytes(cut.get(fault, whole))
+    if not bare:
+        lora.attach(fits, ml.LoRAConfig(trainable="pos", targets=("q", "tok")), rng=0)
+    before = snapshot(fits)
+    with pytest.raises(ValueError, match=says):
+        lora.load(fits, path, name=name)
+    assert snapshot(fits) == before
+
+
+def test_a_file_that_is_not_there_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        lora.load(gpt2(), tmp_path / "none.npz")
+
+
+# The small print.
+
+
+@given(seeds, st.sampled_from([1, 64]))
+def test_the_size_of_A_at_first(seed, r):
+    """σ² = 1/k for a Linear, 1/r for a table, ±1/√k uniform for kaiming."""
+    model = nn.Module()
+    model.linear, model.table = nn.Linear(400, 2, rng=0), nn.Embedding(400, 2, rng=0)
+    for init, name in (("gaussian", "normal"), ("kaiming", "uniform")):
+        config = ml.LoRAConfig(r=r, targets=("linear", "table"), init=init)
+        lora.attach(model, config, name, rng=seed)
+    for layer, fan in ((model.linear, 400), (model.table, r)):
+        gauss, flat = (wide(layer.adapters[name].A) * np.sqrt(fan) for name in layer.adapters)
+        assert abs(gauss.std() - 1) < 5 / np.sqrt(2 * gauss.size)  # 5 standard errors
+        assert np.abs(gauss).max() > 1.5 and 0.98 < np.abs(flat).max() <= 1 + 1e-6
+        assert abs(flat.std() - 1 / np.sqrt(3)) < 5 / np.sqrt(flat.size)
+        assert not any(wide(a.B).any() for a in layer.adapters.values())
+
+
+@given(st.text("ab.*", max_size=6))
+def test_a_pattern_is_a_path_its_end_or_a_glob(path):
+    assert lora.matches(path, path) and lora.matches(f"x.{path}", path) and lora.matches(path, "*")
+    assert not lora.matches(f"x{path}", f"{path}y")
+    assert lora.matches("blocks.0.q", "q") and not lora.matches("blocks.0.aq", "q")
+
+
+@example("blocks.0.attn.q")
+@given(st.sampled_from([f"blocks.{i}.mlp.{x}" for i in (0, 1) for x in ("up", "down")]))
+def test_swap_puts_a_module_at_its_path_and_nowhere_else(path):
+    model, new = gpt2(), nn.Linear(8, 8, rng=0)
+    before = dict(model.named_modules())
+    lora.swap(model, {path: new})
+    after = dict(model.named_modules())
+    assert after[path] is new and list(after) == list(before)
+    assert {p for p in after if after[p] is not before[p]} == {path}
+
+
+def test_modules_in_dicts_and_nested_lists_are_adapted_too():
+    model = nn.Module()
+    model.by = {"left": nn.Linear(2, 3, rng=0), "more": [[nn.Linear(2, 3, rng=1)]]}
+    paths = lora.attach(model, ml.LoRAConfig(r=1, targets=("left", "by.more.0.0")), rng=0)
+    assert paths == ["by.left", "by.more.0.0"]
+    assert isinstance(model.by["left"], lora.LoRALinear)
+    assert isinstance(model.by["more"][0][0], lora.LoRALinear)
+    lora.merge(model)
+    assert [type(m) for _, m in model.named_modules()] == [nn.Module, nn.Linear, nn.Linear]
+
+
+def test_the_tree_tells_rank_and_alpha():
+    model, _ = adapted(r=3, alpha=5)
+    assert "r=3 alpha=5" in repr(model) and "*3x8" in repr(model) and ".8x8" in repr(model)

@@ -1,0 +1,348 @@
+"""models: GPT-2's function and its properties, and whole models in files."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import adapted, dtypes, gpt2, ids, normal, seeds
+
+import minilora as ml
+from minilora import checkpoint, lora, ops
+from minilora.data import BPE, load_text, sequential, split
+from minilora.models.pretrained import base_path
+
+SMALL = {"vocab_size": 5, "n_positions": 4, "d_model": 4, "n_layers": 1, "n_heads": 2}
+
+
+def logits(model, at) -> np.ndarray:
+    with ml.no_grad():
+        return ml.asnumpy(model(at).data)
+
+
+def through(model, path: str, at: np.ndarray):
+    """The logits as a function of one parameter."""
+    *way, last = path.split(".")
+
+    def f(t):
+        owner = model
+        for step in way:
+            owner = owner[int(step)] if step.isdigit() else getattr(owner, step)
+        setattr(owner, last, t)
+        return model(at)
+
+    return f
+
+
+def reference(model, at: np.ndarray) -> np.ndarray:
+    """GPT-2 written out with plain NumPy, one row and one head at a time."""
+    w, c = model.state_dict(), model.config
+
+    def norm(x, path):
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return y * w[f"{path}.g"] + w[f"{path}.b"]
+
+    def linear(x, path):
+        return x @ w[f"{path}.W"].T + w[f"{path}.b"]
+
+    rows = []
+    for row in at:
+        x = w["tok.W"][row] + w["pos.W"][: len(row)]
+        for i in range(c.n_layers):
+            at_block = f"blocks.{i}"
+            y = norm(x, f"{at_block}.ln1")
+            q, k, v = (linear(y, f"{at_block}.attn.{name}") for name in "qkv")
+            heads = []
+            for part in np.split(np.arange(c.d_model), c.n_heads):
+                s = q[:, part] @ k[:, part].T / np.sqrt(len(part))
+                s[np.triu_indices(len(row), 1)] = -np.inf
+                p = np.exp(s - s.max(-1, keepdims=True))
+                heads.append(p / p.sum(-1, keepdims=True) @ v[:, part])
+            x = x + linear(np.concatenate(heads, -1), f"{at_block}.attn.o")
+            u = linear(norm(x, f"{at_block}.ln2"), f"{at_block}.mlp.up")
+            u = 0.5 * u * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
+            x = x + linear(u, f"{at_block}.mlp.down")
+        rows.append(norm(x, "ln_f") @ w["tok.W"].T)
+    return np.stack(rows)
+
+
+@given(st.integers(0, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.sampled_from([0, 5]))
+def test_gpt2_is_what_its_formulas_say(seed, layers, heads, d_ff):
+    model = gpt2(seed, n_layers=layers, n_heads=heads, d_ff=d_ff)
+    at = ids(seed, 2, 12)
+    np.testing.assert_allclose(logits(model, at), reference(model, at), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "d_model", "n_layers", "n_heads"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_config_without_size_raises(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}, must be at least 1"):
+        ml.GPT2Config(**{name: value})
+
+
+def test_a_config_whose_heads_do_not_divide_the_width_raises():
+    with pytest.raises(ValueError, match="768 is not a multiple of n_heads 7"):
+        ml.GPT2Config(n_heads=7)
+
+
+def test_the_defaults_are_gpt2_small():
+    c = ml.GPT2Config()
+    sizes = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
+    assert sizes == (50257, 1024, 768, 12, 12)
+
+
+@given(st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
+def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(batch, tokens, dtype, d_ff):
+    model = gpt2(0, dtype, d_ff=d_ff)
+    out = model(ids(0, batch, tokens))
+    assert out.shape == (batch, tokens, 11) and str(out.dtype) == dtype
+    assert {str(p.dtype) for p in model.parameters()} == {dtype}
+    assert model.blocks[0].mlp.up.W.shape == (d_ff or 32, 8)
+
+
+@given(seeds, st.integers(0, 10), dtypes, st.booleans())
+def test_later_ids_never_change_earlier_logits(seed, cut, dtype, with_lora):
+    model = adapted(seed, dtype, targets=("q", "k", "up"))[0] if with_lora else gpt2(seed, dtype)
+    one, two = ids(seed, 2, 12), ids(seed + 1, 2, 12)
+    two[:, : cut + 1] = one[:, : cut + 1]
+    assert np.array_equal(logits(model, one)[:, : cut + 1], logits(model, two)[:, : cut + 1])
+
+
+@given(seeds, st.integers(1, 11))
+def test_each_position_sees_all_before_it_and_itself(seed, last):
+    model, one = gpt2(seed), ids(seed, 1, 12)
+    for at in (0, last - 1, last):
+        two = one.copy()
+        two[0, at] = (two[0, at] + 1) % 11
+        assert not np.allclose(logits(model, one)[0, last], logits(model, two)[0, last], atol=1e-9)
+
+
+@given(seeds)
+def test_rows_of_a_batch_do_not_meet(seed):
+    model, at = gpt2(seed), ids(seed, 3, 6)
+    apart = np.concatenate([logits(model, at[i : i + 1]) for i in range(3)])
+    np.testing.assert_allclose(logits(model, at), apart, rtol=0, atol=1e-12)
+
+
+@given(seeds, dtypes)
+def test_one_seed_is_one_model_bit_for_bit(seed, dtype):
+    config = ml.GPT2Config(11, 12, 8, 2, 2, dropout=0.3)
+    one, two, other = (ml.GPT2(config, rng=s, dtype=dtype) for s in (seed, seed, seed + 1))
+    a, b, c = (model.state_dict() for model in (one, two, other))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not np.array_equal(a["tok.W"], c["tok.W"])
+    assert not np.array_equal(a["blocks.0.attn.q.W"], a["blocks.1.attn.q.W"])
+    assert np.array_equal(logits(one, ids()), logits(two, ids())), "dropout of the same seed"
+
+
+def test_the_float32_model_is_the_float64_model_rounded():
+    config = ml.GPT2Config(11, 12, 8, 1, 2)
+    wide = ml.GPT2(config, rng=3, dtype="float64").state_dict()
+    for name, array in ml.GPT2(config, rng=3, dtype="float32").state_dict().items():
+        assert np.array_equal(array, wide[name].astype("float32"))
+
+
+def test_the_first_weights_follow_gpt2():
+    held = ml.GPT2(ml.GPT2Config(300, 64, 64, 8, 2), rng=0).state_dict()
+    for name, std in (
+        ("tok.W", 0.02), ("blocks.3.attn.q.W", 0.02), ("blocks.3.mlp.up.W", 0.02),
+        ("blocks.3.attn.o.W", 0.02 / 4), ("blocks.3.mlp.down.W", 0.02 / 4),  # 1 / √(2 · layers)
+    ):  # fmt: skip
+        assert abs(held[name].std() / std - 1) < 6 / np.sqrt(2 * held[name].size), name
+    assert all(not a.any() for n, a in held.items() if n.endswith(".b"))
+
+
+@given(seeds)
+def test_positions_matter(seed):
+    model = gpt2(seed)
+    same = np.full((1, 6), 3)
+    out = logits(model, same)[0]
+    assert all(not np.allclose(out[i], out[i + 1], atol=1e-9) for i in range(5))
+
+
+def test_dropout_of_the_model_is_off_in_evaluation_and_drawn_from_its_seed_in_training():
+    model, twin = gpt2(1, dropout=0.4), gpt2(1, dropout=0.4)
+    plain = gpt2(1)
+    assert np.array_equal(logits(model.eval(), ids()), logits(plain, ids()))
+    drawn = [logits(model.train(), ids()) for _ in range(2)]
+    assert not np.array_equal(*drawn)
+    assert all(np.array_equal(logits(twin, ids()), d) for d in drawn)
+
+
+@pytest.mark.parametrize("part", ["drop", "blocks.0.drop", "blocks.1.drop"])
+def test_each_dropout_counts_once_in_the_embeddings_and_twice_in_a_block(part):
+    model, calls = gpt2(1, dropout=0.4).eval(), []
+    quiet = logits(model, ids())
+    place = dict(model.named_modules())[part].train()
+    assert not np.array_equal(quiet, logits(model, ids()))
+    place.forward = lambda x: (calls.append(x.shape), x)[1]
+    assert np.array_equal(quiet, logits(model, ids()))
+    assert calls == [(2, 7, 8)] * (1 if part == "drop" else 2)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [np.zeros((1, 13), int), np.zeros((2, 0), int), np.zeros(3, int), np.zeros((1, 1, 1), int)],
+)
+def test_ids_that_are_too_long_empty_or_no_batch_raise(at):
+    with pytest.raises(ValueError, match="GPT2: ids must be"):
+        gpt2()(at)
+
+
+@pytest.mark.parametrize("bad", [-1, 11])
+def test_an_id_outside_the_vocabulary_raises(bad):
+    with pytest.raises((ValueError, IndexError), match=r"embedding.*0 to 10"):
+        gpt2()(np.array([[1, bad]]))
+
+
+def test_a_cache_that_is_full_raises():
+    model = gpt2()
+    cache = model.new_cache(1)
+    with ml.no_grad():
+        model(ids(0, 1, 12), cache)
+        with pytest.raises(ValueError, match="after 12"):
+            model(ids(0, 1, 1), cache)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_gradient_of_a_whole_model_equals_finite_differences(seed):
+    model = gpt2(seed, **SMALL)
+    at = ids(seed, 2, 3, 5)
+    for path, p in list(model.named_parameters()):
+        ml.gradcheck(through(model, path, at), ml.asnumpy(p.data))
+        through(model, path, at)(p)
+
+
+@given(seeds)
+def test_the_tied_table_collects_the_gradient_of_both_its_uses(seed):
+    model = gpt2(seed, **SMALL)
+    at, weights = ids(seed, 2, 3, 5), ml.backend.asarray(normal(seed, 2, 3, 5))
+    (model(at) * weights).sum().backward()
+    both = ml.asnumpy(model.tok.W.grad)
+    head = ml.nn.Embedding(5, 4, dtype="float64")
+    head.load_state_dict(model.tok.state_dict())
+    untied = gpt2(seed, **SMALL)
+    untied.tok.project = head.project
+    (untied(at) * weights).sum().backward()
+    parts = ml.asnumpy(untied.tok.W.grad), ml.asnumpy(head.W.grad)
+    assert all(np.abs(part).max() > 0 for part in parts)
+    np.testing.assert_allclose(both, sum(parts), rtol=0, atol=1e-12 * np.abs(both).max())
+
+
+@given(seeds, st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_tokens_that_come_in_pieces_through_a_cache_give_the_same_logits(seed, pieces):
+    at = ids(seed, 2, min(12, sum(pieces)))
+    model = gpt2(seed)
+    whole, cache, start, parts = logits(model, at), model.new_cache(2), 0, []
+    with ml.no_grad():
+        for n in pieces:
+            piece = at[:, start : start + n]
+            if piece.shape[1]:
+                parts.append(ml.asnumpy(model(piece, cache).data))
+            start += n
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=0, atol=1e-12)
+    assert all(held.n == at.shape[1] for held in cache)
+
+
+def test_a_new_cache_has_room_for_the_window_whatever_is_adapted():
+    model, _ = adapted(targets=("pos", "tok", "q"))
+    with ml.no_grad():
+        assert model(ids(0, 2, 12), model.new_cache(2)).shape == (2, 12, 11)
+
+
+@settings(max_examples=8)
+@given(seeds, dtypes, st.sampled_from([0.0, 0.3]))
+def test_a_saved_model_comes_back_bit_for_bit(tmp_path_factory, seed, dtype, dropout):
+    path = tmp_path_factory.mktemp("models") / "model.npz"
+    model = gpt2(seed, dtype, dropout=dropout, d_ff=5, vocab_size=260)
+    model.tokenizer = BPE.train("the cat and the hat, the bat and the rat", 260)
+    assert ml.save_model(model, path) == path
+    back = ml.load_model(path, dtype=dtype)
+    assert back.config == model.config and back.tokenizer.merges == model.tokenizer.merges
+    a, b = model.state_dict(), back.state_dict()
+    assert list(a) == list(b)
+    assert all(a[n].dtype == b[n].dtype and np.array_equal(a[n], b[n]) for n in a)
+    assert not any(m.training for _, m in back.named_modules())
+    assert all(p.requires_grad for p in back.parameters())
+    assert np.array_equal(logits(model.eval(), ids()), logits(back, ids()))
+
+
+def test_float16_halves_the_file_and_rounds_once(tmp_path):
+    model = gpt2(0, "float32", d_model=64, n_heads=4)
+    full = ml.save_model(model, tmp_path / "full.npz").stat().st_size
+    half = ml.save_model(model, tmp_path / "half.npz", dtype="float16").stat().st_size
+    nbytes = sum(p.data.nbytes for p in model.parameters())
+    assert full - half == pytest.approx(nbytes / 2, rel=0.01)
+    back = ml.load_model(tmp_path / "half.npz")
+    assert back.tokenizer is None
+    for name, array in model.state_dict().items():
+        assert back.state_dict()[name].dtype == "float32"
+        assert np.array_equal(back.state_dict()[name], array.astype("float16").astype("float32"))
+
+
+def test_what_is_said_about_a_model_is_in_its_file(tmp_path):
+    ml.save_model(gpt2(), tmp_path / "m.npz", about={"trained_on": "nothing"})
+    _, meta = checkpoint.read(tmp_path / "m.npz", kind="model")
+    assert meta["trained_on"] == "nothing"
+
+
+def test_saving_a_model_with_adapters_on_raises_until_they_are_merged_or_detached(tmp_path):
+    model, _ = adapted()
+    with pytest.raises(ValueError, match="merge or detach"):
+        ml.save_model(model, tmp_path / "m.npz")
+    assert not list(tmp_path.iterdir())
+    adapted_logits = logits(model, ids())
+    lora.merge(model)
+    ml.save_model(model, tmp_path / "m.npz")
+    back = ml.load_model(tmp_path / "m.npz", dtype="float64")
+    np.testing.assert_allclose(logits(back, ids()), adapted_logits, rtol=0, atol=1e-12)
+
+
+def test_a_file_that_is_no_model_or_is_damaged_raises(tmp_path):
+    model, _ = adapted()
+    lora.save(model, tmp_path / "adapter.npz")
+    with pytest.raises(ValueError, match="holds a adapter, not a model"):
+        ml.load_model(tmp_path / "adapter.npz")
+    ml.save_model(gpt2(), tmp_path / "m.npz")
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes((tmp_path / "m.npz").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="damaged"):
+        ml.load_model(damaged)
+    with pytest.raises(FileNotFoundError):
+        ml.load_model(tmp_path / "none.npz")
+
+
+def test_a_base_that_is_not_there_raises_and_lists_the_names():
+    with pytest.raises(ValueError, match=r"no built-in base 'homer'.*shakespeare"):
+        ml.load_base("homer")
+
+
+def test_the_built_in_base_is_small_whole_and_knows_the_plays():
+    assert base_path("shakespeare").stat().st_size < 3_000_000
+    model = ml.load_base("shakespeare")
+    c = model.config
+    sizes = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
+    assert sizes == (1024, 256, 160, 4, 5)
+    assert {str(p.dtype) for p in model.parameters()} == {"float32"}
+    assert model.tokenizer.vocab_size == 1024
+    train_text, held_out = split(load_text("plays"), 0.05)
+    tokens = model.tokenizer.encode(held_out)
+    assert model.tokenizer.decode(tokens) == held_out
+    # the best that one can do without looking at what came before: each token's own frequency
+    seen = np.bincount(model.tokenizer.encode(train_text), minlength=1024) + 1.0
+    part = sequential(tokens, 8, 256)[:2]
+    targets = np.concatenate([t.reshape(-1) for _, t in part])
+    unigram = -np.log(seen / seen.sum())[targets].mean()
+    assert ml.evaluate(model, part) < unigram - 1.0
+
+
+def test_a_model_learns_nothing_from_targets_that_are_ignored():
+    model = gpt2()
+    targets = ids(1)
+    targets[:, :3] = -100
+    ops.cross_entropy(model(ids()), targets).backward()
+    before = {n: ml.asnumpy(p.grad).copy() for n, p in model.named_parameters()}
+    model.requires_grad(True)
+    kept = model(ids())[:, 3:]
+    ops.cross_entropy(kept, targets[:, 3:]).backward()
+    for name, p in model.named_parameters():
+        np.testing.assert_allclose(ml.asnumpy(p.grad), before[name], rtol=0, atol=1e-13)

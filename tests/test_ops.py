@@ -1,0 +1,831 @@
+"""Every op: its gradient, its dtypes, its manners, and its composed twin (minilora.ops)."""
+
+import math
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from strategies import (
+    assert_near,
+    dtypes,
+    leaves,
+    normal,
+    roundings,
+    same_bytes,
+    seeds,
+    sizes,
+    value_and_grads,
+)
+
+import minilora as ml
+from minilora import Tensor, ops
+from minilora.tensor import OPS
+
+small = st.integers(1, 3)
+shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+solid = hnp.array_shapes(min_dims=1, max_dims=3, max_side=3)
+forms = st.sampled_from(["tanh", "erf"])
+
+
+def on_device(x: np.ndarray, like: Tensor):
+    """A constant next to `like`: same library, same dtype."""
+    return ml.backend.asarray(x.astype(np.dtype(str(like.dtype))))
+
+
+def apart(x: np.ndarray, by: float = 0.5) -> np.ndarray:
+    """x moved away from 0."""
+    return x + np.copysign(by, x)
+
+
+def biggest(x: np.ndarray) -> float:
+    return float(np.abs(x).max(initial=0.0))
+
+
+# One case per op: draw -> (a function of Tensors, its arrays). An op without a case fails a test.
+
+
+def unary(name, domain=lambda x: x):
+    return lambda draw: (OPS[name], [domain(normal(draw(seeds), *draw(shapes)))])
+
+
+def binary(name, domain=lambda y: y):
+    def case(draw):
+        two = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3))
+        x, y = (normal(draw(seeds), *shape) for shape in two.input_shapes)
+        return OPS[name], [x, domain(y)]
+
+    return case
+
+
+def along_axes(name):
+    def case(draw):
+        shape = draw(solid)
+        every = st.permutations(range(len(shape))).map(tuple)
+        axis = draw(st.none() | st.integers(-len(shape), len(shape) - 1) | every)
+        return lambda x: OPS[name](x, axis=axis), [normal(draw(seeds), *shape)]
+
+    return case
+
+
+def along_axis(name):
+    def case(draw):
+        shape = draw(solid)
+        axis = draw(st.integers(-len(shape), len(shape) - 1))
+        return lambda x: OPS[name](x, axis=axis), [normal(draw(seeds), *shape)]
+
+    return case
+
+
+def matmul(draw):
+    two = draw(hnp.mutually_broadcastable_shapes(signature="(n,k),(k,m)->(n,m)", max_side=3))
+    return ops.matmul, [normal(draw(seeds), *shape) for shape in two.input_shapes]
+
+
+def linear(draw):
+    k, d, seed = draw(small), draw(small), draw(seeds)
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
+    arrays = [normal(seed, *lead, k), normal(seed + 1, d, k), normal(seed + 2, d)]
+    return ops.linear, arrays[: draw(st.integers(2, 3))]
+
+
+def lora_linear(draw):
+    k, d, r, seed = draw(small), draw(small), draw(small), draw(seeds)
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
+    bias, masked, scale = draw(st.booleans()), draw(st.booleans()), draw(st.floats(0.25, 3))
+    mask = normal(seed + 9, *lead, k)
+    shapes = [(*lead, k), (d, k), (r, k), (d, r)] + [(d,)] * bias
+
+    def f(x, W, A, B, b=None):
+        return ops.lora_linear(x, W, b, A, B, on_device(mask, x) if masked else None, scale=scale)
+
+    return f, [normal(seed + i, *shape) for i, shape in enumerate(shapes)]
+
+
+def reshape(draw):
+    a, b, c = draw(small), draw(small), draw(small)
+    shape = draw(st.permutations([a, b * c, 1]) | st.just([-1]) | st.just([c, -1]))
+    return lambda x: x.reshape(*shape), [normal(draw(seeds), a, b, c)]
+
+
+def transpose(draw):
+    shape = draw(shapes)
+    axes = draw(st.none() | st.permutations(range(len(shape))).map(tuple))
+    return lambda x: ops.transpose(x, axes=axes), [normal(draw(seeds), *shape)]
+
+
+def getitem(draw):
+    shape = draw(solid)
+    index = draw(hnp.basic_indices(shape, allow_newaxis=True))
+    return lambda x: x[index], [normal(draw(seeds), *shape)]
+
+
+def concat(draw):
+    shape, count = draw(solid), draw(small)
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    lengths = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    parts = [list(shape) for _ in lengths]
+    for part, length in zip(parts, lengths):
+        part[axis] = length
+    f = lambda *xs: ops.concat(*xs, axis=axis)  # noqa: E731
+    return f, [normal(draw(seeds) + i, *part) for i, part in enumerate(parts)]
+
+
+def take(draw):
+    n, d, seed = draw(sizes), draw(small), draw(seeds)
+    ids = np.random.default_rng(seed).integers(0, n, draw(shapes))
+    return lambda W: ops.embedding(W, ids), [normal(seed, n, d)]
+
+
+def layer_norm(draw):
+    shape, seed = draw(solid), draw(seeds)
+    arrays = [normal(seed, *shape), normal(seed + 1, shape[-1]), normal(seed + 2, shape[-1])]
+    return lambda x, g, b: ops.layer_norm(x, g, b, eps=0.1), arrays
+
+
+def gelu(draw):
+    form = draw(forms)
+    return lambda x: ops.gelu(x, form=form), [normal(draw(seeds), *draw(solid))]
+
+
+def nll(draw):
+    shape, seed = draw(solid), draw(seeds)
+    targets = np.random.default_rng(seed).integers(0, shape[-1], shape[:-1])
+    if targets.size > 1 and draw(st.booleans()):
+        targets[(0,) * targets.ndim] = -100
+    return lambda z: ops.cross_entropy(z, targets), [normal(seed, *shape)]
+
+
+def attend(draw):
+    batch, m, past, heads, width = (draw(small) for _ in range(5))
+    causal, keep, seed = draw(st.booleans()), draw(st.booleans()), draw(seeds)
+    f = lambda q, k, v: ops.attention(q, k, v, heads=heads, causal=causal, keep=keep)  # noqa: E731
+    lengths = [m, m + past - 1, m + past - 1]
+    return f, [normal(seed + i, batch, n, heads * width) for i, n in enumerate(lengths)]
+
+
+CASES = {
+    "add": binary("add"),
+    "sub": binary("sub"),
+    "mul": binary("mul"),
+    "div": binary("div", apart),
+    "neg": unary("neg"),
+    "exp": unary("exp"),
+    "log": unary("log", lambda x: np.abs(apart(x))),
+    "sqrt": unary("sqrt", lambda x: np.abs(apart(x))),
+    "tanh": unary("tanh"),
+    "relu": unary("relu", apart),
+    "sum": along_axes("sum"),
+    "mean": along_axes("mean"),
+    "matmul": matmul,
+    "linear": linear,
+    "lora_linear": lora_linear,
+    "reshape": reshape,
+    "transpose": transpose,
+    "getitem": getitem,
+    "concat": concat,
+    "take": take,
+    "softmax": along_axis("softmax"),
+    "log_softmax": along_axis("log_softmax"),
+    "layer_norm": layer_norm,
+    "gelu": gelu,
+    "nll": nll,
+    "attend": attend,
+}
+ELEMENTWISE = ["add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "tanh", "relu", "gelu"]
+every_op = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_registered_op_has_a_case():
+    ours = {name for name, f in OPS.items() if f.__module__.startswith("minilora.")}
+    assert ours == CASES.keys()
+
+
+@every_op
+@given(data=st.data())
+def test_gradients_equal_finite_differences(name, data):
+    f, arrays = CASES[name](data.draw)
+    assert f(*leaves(*arrays))._node.name == name
+    assert ml.gradcheck(f, *arrays) <= 1e-6
+
+
+@every_op
+@given(data=st.data(), dtype=dtypes)
+def test_dtype_in_is_dtype_out(name, data, dtype):
+    f, arrays = CASES[name](data.draw)
+    value, grads = value_and_grads(f, *(a.astype(dtype) for a in arrays))
+    assert {str(a.dtype) for a in [value, *grads]} == {dtype}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@given(data=st.data())
+def test_half_precision_stays_half_precision(name, data):
+    f, arrays = CASES[name](data.draw)
+    value, grads = value_and_grads(f, *(a.astype("float16") for a in arrays))
+    assert {str(a.dtype) for a in [value, *grads]} == {"float16"}
+
+
+@every_op
+@given(data=st.data())
+def test_ops_and_rules_write_to_nothing_that_they_were_given(name, data):
+    f, arrays = CASES[name](data.draw)
+    tensors = leaves(*arrays)
+    before = [a.copy() for a in arrays]
+    out = f(*tensors)
+    value = ml.asnumpy(out).copy()
+    g = ml.backend.asarray(normal(3, *out.shape))
+    g_before = ml.asnumpy(g).copy()
+    for _, rule in out._node.edges:
+        rule(g)
+        assert same_bytes(ml.asnumpy(g), g_before)
+        assert same_bytes(ml.asnumpy(out), value)
+        assert all(same_bytes(ml.asnumpy(t), a) for t, a in zip(tensors, before))
+
+
+@every_op
+@given(data=st.data())
+def test_gradients_belong_to_their_leaf_alone(name, data):
+    f, arrays = CASES[name](data.draw)
+    tensors = leaves(*arrays)
+    weight = ml.backend.asarray(normal(3, *f(*tensors).shape))
+    out = f(*tensors)
+    (out * weight).sum().backward()
+    for t in tensors:
+        others = [out.data, weight, *(u.data for u in tensors)]
+        others += [u.grad for u in tensors if u is not t]
+        before = [ml.asnumpy(a).copy() for a in others]
+        t.grad += 1
+        assert all(same_bytes(ml.asnumpy(a), b) for a, b in zip(others, before))
+
+
+@every_op
+@given(data=st.data())
+def test_a_gradient_does_not_depend_on_what_else_is_trained(name, data):
+    f, arrays = CASES[name](data.draw)
+    _, together = value_and_grads(f, *arrays)
+    for i, (x, wanted) in enumerate(zip(arrays, together)):
+        frozen = [Tensor(a) for a in arrays]
+        before, after = frozen[:i], frozen[i + 1 :]
+        _, (alone,) = value_and_grads(lambda t, b=before, a=after: f(*b, t, *a), x)
+        assert same_bytes(alone, wanted)
+
+
+# The empty batch
+
+
+@pytest.mark.parametrize(
+    ("f", "shapes", "wanted"),
+    [
+        (ops.softmax, [(0, 3)], (0, 3)),
+        (ops.log_softmax, [(0, 3)], (0, 3)),
+        (ops.gelu, [(0, 3)], (0, 3)),
+        (ops.layer_norm, [(0, 3), (3,), (3,)], (0, 3)),
+        (ops.matmul, [(0, 2, 3), (3, 4)], (0, 2, 4)),
+        (lambda W: ops.embedding(W, np.zeros((0, 2), int)), [(5, 3)], (0, 2, 3)),
+        # reshape(0, -1) would be ambiguous
+        (ops.linear, [(0, 3), (4, 3), (4,)], (0, 4)),
+        (
+            lambda x, W, A, B: ops.lora_linear(x, W, None, A, B, scale=2.0),
+            [(2, 0, 3), (4, 3), (1, 3), (4, 1)],
+            (2, 0, 4),
+        ),
+        (lambda q, k, v: ops.attention(q, k, v, heads=2), [(0, 3, 4)] * 3, (0, 3, 4)),
+        (lambda q, k, v: ops.attention(q, k, v, heads=2), [(2, 0, 4)] + [(2, 3, 4)] * 2, (2, 0, 4)),
+    ],
+    ids=[
+        "softmax",
+        "log_softmax",
+        "gelu",
+        "layer_norm",
+        "matmul",
+        "embedding",
+        "linear",
+        "lora_linear",
+        "attention",
+        "attention_without_queries",
+    ],
+)
+def test_an_empty_batch_has_an_empty_result_and_no_gradient(f, shapes, wanted):
+    value, grads = value_and_grads(f, *(normal(i, *shape) for i, shape in enumerate(shapes)))
+    assert value.shape == wanted
+    assert all(not grad.any() for grad in grads)
+
+
+# Fused against composed. Of each twin, the error is bounded by (roundings) · eps · (sizes).
+
+
+@given(seeds, solid, dtypes)
+def test_softmax_and_log_softmax_equal_their_formulas(seed, shape, dtype):
+    x = normal(seed, *shape, dtype=dtype)
+
+    def normalizer(t):
+        return ops.exp(t).sum(axis=-1).reshape(*shape[:-1], 1)
+
+    d, top, g = shape[-1], biggest(x), biggest(normal(1, *shape))
+    # a relative error of 2·top + d + 4 roundings in eˣ/Σ, of d + 3 more in the gradient's sum
+    steps = 2 * top + 2 * d + 7
+    for fused, twin, size in [
+        (ops.softmax, lambda t: ops.exp(t) / normalizer(t), 1.0),
+        (ops.log_softmax, lambda t: t - ops.log(normalizer(t)), 1 + 2 * top + math.log(d)),
+    ]:
+        value, (grad,) = value_and_grads(fused, x)
+        wanted, (wanted_grad,) = value_and_grads(twin, x)
+        assert_near(value, wanted, roundings(steps, size, dtype))
+        assert_near(grad, wanted_grad, roundings(steps, (1 + d) * g, dtype))
+
+
+@given(seeds, solid, st.floats(-1e3, 1e3))
+def test_softmax_ignores_a_shift(seed, shape, shift):
+    x = normal(seed, *shape)
+    moved = biggest(x) + abs(shift)  # x + shift is rounded: a relative error of eps·moved in e^x
+    for f, size in [(ops.softmax, 1.0), (ops.log_softmax, 1 + 2 * biggest(x))]:
+        value, wanted = ml.asnumpy(f(Tensor(x + shift))), ml.asnumpy(f(Tensor(x)))
+        assert_near(value, wanted, roundings(2 * moved + 2 * shape[-1] + 8, size, "float64"))
+
+
+@given(dtypes, st.sampled_from([-1, 1]))
+def test_softmax_of_huge_logits_is_finite_and_right(dtype, sign):
+    x = np.array([[sign * 3e4, 0, sign * 3e4]], dtype)
+    y, (dy,) = value_and_grads(ops.softmax, x)
+    z, (dz,) = value_and_grads(ops.log_softmax, x)
+    assert np.array_equal(y, np.array([[0.5, 0, 0.5] if sign > 0 else [0, 1, 0]], dtype))
+    log2 = math.log(2)
+    wanted = np.array([[-log2, -3e4 - log2, -log2] if sign > 0 else [-3e4, 0, -3e4]])
+    assert_near(z, wanted.astype(dtype), roundings(2, 3e4, dtype))
+    assert np.isfinite(dy).all() and np.isfinite(dz).all()
+
+
+@given(seeds, solid, st.sampled_from([1e-5, 0.1]), dtypes)
+def test_layer_norm_equals_its_formula(seed, shape, eps, dtype):
+    d = shape[-1]
+    x, gain, shift = (normal(seed + i, *s, dtype=dtype) for i, s in enumerate([shape, (d,), (d,)]))
+
+    def twin(x, gain, shift):
+        centred = x - x.mean(axis=-1).reshape(*shape[:-1], 1)
+        variance = (centred * centred).mean(axis=-1).reshape(*shape[:-1], 1)
+        return centred / ops.sqrt(variance + eps) * gain + shift
+
+    value, grads = value_and_grads(lambda *ts: ops.layer_norm(*ts, eps=eps), x, gain, shift)
+    wanted, wanted_grads = value_and_grads(twin, x, gain, shift)
+    # x - mean is off by (d + 2)·eps·|x|, which 1/√(variance + eps) magnifies, in dx a second time
+    rate = 1 / math.sqrt(x.astype(np.float64).var(axis=-1).min(initial=np.inf) + eps)
+    off, g = 1 + biggest(x) * rate, (1 + biggest(gain)) * biggest(normal(1, *shape))
+    rows, steps = x.size // d, 4 * d + 16
+    assert_near(value, wanted, roundings(steps, off**2 * biggest(gain) + biggest(shift), dtype))
+    for grad, wanted_grad, size in zip(
+        grads, wanted_grads, [rate * off**3 * d, off**2 * rows, rows]
+    ):
+        assert_near(grad, wanted_grad, roundings(steps + rows, g * size, dtype))
+
+
+@given(seeds, solid, dtypes)
+def test_gelu_equals_its_formulas(seed, shape, dtype):
+    x = normal(seed, *shape, dtype=dtype) * np.dtype(dtype).type(2)
+    c = math.sqrt(2 / math.pi)
+
+    def twin(x):
+        return 0.5 * x * (1 + ops.tanh(c * (x + 0.044715 * x * x * x)))
+
+    top, g = 1 + biggest(x), biggest(normal(1, *shape))
+    inner, slope = c * (top + 0.044715 * top**3), c * (1 + 0.134145 * top**2)
+    steps = 12 + 8 * inner  # an argument of u and 4 roundings is off by 4·eps·u, 1 - tanh² twice
+    value, (grad,) = value_and_grads(ops.gelu, x)
+    wanted, (wanted_grad,) = value_and_grads(twin, x)
+    assert_near(value, wanted, roundings(steps, top, dtype))
+    assert_near(grad, wanted_grad, roundings(steps, g * (1 + top * slope), dtype))
+
+    value, (grad,) = value_and_grads(lambda t: ops.gelu(t, form="erf"), x)
+    exact = x.astype(np.float64)
+    share = np.array([(1 + math.erf(v / math.sqrt(2))) / 2 for v in exact.flat]).reshape(shape)
+    bell = np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi)
+    wanted_grad = normal(1, *shape, dtype=dtype) * (share + exact * bell)
+    steps = 12 + 2 * top * top
+    assert_near(value, (exact * share).astype(dtype), roundings(steps, top, dtype))
+    assert_near(grad, wanted_grad.astype(dtype), roundings(steps, g * (1 + top), dtype))
+
+
+@given(st.sampled_from([50.0, 1e3, 1e6]), dtypes, forms)
+def test_gelu_far_from_zero_is_x_or_nothing(far, dtype, form):
+    x = np.array([far, -far], dtype)
+    value, (grad,) = value_and_grads(lambda t: ops.gelu(t, form=form), x)
+    g = normal(1, 2, dtype=dtype)
+    allowed = far * math.exp(-80) + np.finfo(dtype).eps
+    assert_near(value, np.array([far, 0], dtype), far * allowed)
+    assert_near(grad, np.array([g[0], 0], dtype), far**3 * math.exp(-80) + np.finfo(dtype).eps)
+
+
+def test_gelu_in_half_precision_far_from_zero_is_x_or_nothing():
+    # e^80 is not finite in float16: it would overflow with a warning
+    value, _ = value_and_grads(ops.gelu, np.array([20, -20], "float16"))
+    assert_near(value, np.array([20, 0], "float16"), 20 * np.finfo("float16").eps)
+
+
+def test_gelu_has_two_forms():
+    with pytest.raises(ValueError, match=r'gelu: x is \(2,\): form must be "tanh" or "erf"'):
+        ops.gelu(Tensor([1.0, 2.0]), form="exact")
+
+
+@given(seeds, solid, dtypes, st.sampled_from([-100, -1, 0, 2, 7]), st.booleans())
+def test_cross_entropy_is_the_mean_over_what_is_not_ignored(seed, shape, dtype, ignored, wide):
+    rng = np.random.default_rng(seed)
+    logits, d = normal(seed, *shape, dtype=dtype), shape[-1]
+    targets = rng.integers(0, d, shape[:-1]).astype("int64" if wide else "int16")
+    targets = np.where(rng.random(shape[:-1]) < 0.3, np.array(ignored, targets.dtype), targets)
+    kept = targets != ignored
+    if not kept.any():
+        return
+    one_hot = (np.arange(d) == targets[..., None]) & kept[..., None]
+    share = one_hot / kept.sum()
+
+    def twin(z):
+        total = ops.exp(z).sum(axis=-1).reshape(*shape[:-1], 1)
+        return ((ops.log(total) - z) * on_device(share, z)).sum()
+
+    f = lambda z: ops.cross_entropy(z, targets, ignore_index=ignored)  # noqa: E731
+    value, (grad,) = value_and_grads(f, logits)
+    wanted, (wanted_grad,) = value_and_grads(twin, logits)
+    top, g, rows = biggest(logits), biggest(normal(1)), logits.size // d
+    steps = 2 * top + 2 * d + rows + 8
+    assert_near(value, wanted, roundings(steps, 1 + 2 * top + math.log(d), dtype))
+    assert_near(grad, wanted_grad, roundings(steps, 2 * g, dtype))
+    assert not grad[~kept].any()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "int32", "uint64"])
+def test_cross_entropy_takes_targets_of_every_integer_type(dtype):
+    logits = Tensor(normal(0, 4, 3))
+    targets = np.array([0, 2, 1, 2])
+    wanted = ops.cross_entropy(logits, targets).item()
+    assert ops.cross_entropy(logits, targets.astype(dtype)).item() == wanted
+
+
+def test_cross_entropy_of_huge_logits_is_finite_and_of_one_class_zero():
+    huge = np.array([[3e4, -3e4, 0.0]])
+    assert ops.cross_entropy(Tensor(huge), [1]).item() == 6e4
+    value, (grad,) = value_and_grads(lambda z: ops.cross_entropy(z, [0]), np.array([[7.0]]))
+    assert value == 0 and not grad.any()
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ([0, 3], "target 3 is not one of the 3 classes"),
+        ([0, -1], "target -1 is not one of the 3 classes"),
+        ([-100, -100], "all 2 targets are ignored"),
+        ([0, 1, 2], r"logits are \(2, 3\), so targets must be \(2,\), not \(3,\)"),
+        ([[0, 1]], r"targets must be \(2,\), not \(1, 2\)"),
+    ],
+)
+def test_cross_entropy_names_what_is_wrong_with_its_targets(targets, told):
+    with pytest.raises(ValueError, match=f"cross_entropy: .*{told}"):
+        ops.cross_entropy(Tensor(normal(0, 2, 3)), targets)
+
+
+def test_cross_entropy_refuses_targets_that_are_not_integers():
+    with pytest.raises(TypeError, match=r"cross_entropy: .*integers, not float64"):
+        ops.cross_entropy(Tensor(normal(0, 2, 3)), np.array([0.0, 1.0]))
+
+
+# Attention
+
+
+def composed_attention(heads: int, causal: bool):
+    """softmax(q kᵀ / √d_head + mask) v, from the small ops."""
+
+    def split(x):
+        batch, tokens, d = x.shape
+        return ops.transpose(x.reshape(batch, tokens, heads, d // heads), axes=(0, 2, 1, 3))
+
+    def f(q, k, v):
+        m, n, width = q.shape[1], k.shape[1], q.shape[2] // heads
+        hidden = np.arange(n) > np.arange(n - m, n)[:, None] if causal else np.zeros((m, n), bool)
+        mask = on_device(np.where(hidden, -np.inf, 0.0), q)
+        keys = ops.transpose(split(k), axes=(0, 1, 3, 2))
+        weights = ops.softmax(split(q) @ keys / math.sqrt(width) + mask)
+        return ops.transpose(weights @ split(v), axes=(0, 2, 1, 3)).reshape(*q.shape)
+
+    return f
+
+
+def check_attention(q, k, v, heads, causal, keep):
+    f = lambda *qkv: ops.attention(*qkv, heads=heads, causal=causal, keep=keep)  # noqa: E731
+    value, grads = value_and_grads(f, q, k, v)
+    wanted, wanted_grads = value_and_grads(composed_attention(heads, causal), q, k, v)
+    (_, m, d), n = q.shape, k.shape[1]
+    width, scale = d // heads, 1 / math.sqrt(d // heads)
+    Q, K, V, g = biggest(q), biggest(k), biggest(v), biggest(normal(1, *q.shape))
+    # a score is off by (width + 3) roundings of its terms, a weight relatively by twice that and n
+    steps = 2 * (width + 3) * (width * Q * K * scale + 1) + 2 * n + 8
+    assert_near(value, wanted, roundings(steps, V, q.dtype))
+    back = 2 * width * g * V * scale  # |P (dP - Σ P dP)| / √width, summed over the keys
+    for grad, wanted_grad, size in zip(grads, wanted_grads, [back * K, back * Q * m, g * m]):
+        assert_near(grad, wanted_grad, roundings(steps + 2 * width + m + n, size, q.dtype))
+
+
+@given(st.data(), seeds, dtypes, st.booleans(), st.booleans())
+def test_attention_equals_its_formula(data, seed, dtype, causal, keep):
+    batch, m, past, heads, width = (data.draw(sizes) for _ in range(5))
+    n = m + past - 1 if causal else past
+    q, k, v = (
+        normal(seed + i, batch, t, heads * width, dtype=dtype) for i, t in enumerate([m, n, n])
+    )
+    check_attention(q, k, v, heads, causal, keep)
+
+
+@pytest.mark.parametrize("piece", [1, 700, 1 << 18])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(
+    ("m", "n", "causal"), [(260, 260, True), (130, 300, True), (129, 128, False)]
+)
+def test_attention_in_many_pieces_equals_its_formula(m, n, causal, keep, piece, monkeypatch):
+    monkeypatch.setattr(ops.fused, "PIECE", piece)
+    q, k, v = (normal(i, 3, t, 4) for i, t in enumerate([m, n, n]))
+    check_attention(q, k, v, 2, causal, keep)
+
+
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_attention_pieces_cover_the_batch_whatever_their_size(seed, some, keep):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.fused, "PIECE", some * 2 * 3 * 4)  # `some` batch rows a piece
+        q, k, v = (normal(seed + i, 5, t, 4) for i, t in enumerate([3, 4, 4]))
+        check_attention(q, k, v, 2, True, keep)
+
+
+@pytest.mark.parametrize("tokens", [9, 140])
+@given(seed=seeds, data=st.data())
+def test_the_future_never_changes_the_past(tokens, seed, data):
+    at = data.draw(st.integers(0, tokens - 1))
+    x = normal(seed, 2, tokens, 4)
+    other = x.copy()
+    other[:, at:] = normal(seed + 1, 2, tokens - at, 4) * 3
+
+    def past(t):
+        return ops.attention(t, t, t, heads=2)[:, :at]
+
+    value, (grad,) = value_and_grads(past, x)
+    assert same_bytes(ml.asnumpy(past(Tensor(other))), value)
+    assert not grad[:, at:].any()
+
+
+def test_attention_of_huge_scores_is_finite_and_picks_the_largest():
+    q = np.full((1, 1, 1), 1e3)
+    k = np.array([[[-1e3], [1e3], [0.0]]])
+    value, grads = value_and_grads(
+        lambda q, k, v: ops.attention(q, k, v, heads=1), q, k, np.array([[[1.0], [2.0], [3.0]]])
+    )
+    assert value.item() == 2 and all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "heads", "causal"),
+    [
+        ([(1, 2, 4), (1, 2, 4), (1, 2, 4)], 3, False),
+        ([(1, 2, 4), (1, 3, 4), (1, 2, 4)], 2, False),
+        ([(1, 2, 4), (2, 2, 4), (2, 2, 4)], 2, False),
+        ([(1, 2, 4), (1, 2, 6), (1, 2, 6)], 2, False),
+        ([(1, 3, 4), (1, 2, 4), (1, 2, 4)], 2, True),
+    ],
+)
+def test_attention_refuses_shapes_that_do_not_fit(shapes, heads, causal):
+    q, k, v = (Tensor(np.zeros(shape)) for shape in shapes)
+    with pytest.raises(ValueError, match="m at most n" if causal else "a multiple of"):
+        ops.attention(q, k, v, heads=heads, causal=causal)
+
+
+def test_attention_keeps_its_weights_up_to_512_tokens_and_only_for_a_backward_pass(monkeypatch):
+    asked = []
+    attend = ops.fused.attend
+    monkeypatch.setattr(
+        ops.fused, "attend", lambda *a, keep, **s: (asked.append(keep), attend(*a, keep=keep, **s))
+    )
+    for tokens in (512, 513):
+        x = Tensor(np.zeros((1, tokens, 1)))
+        ops.attention(x, x, x, heads=1)
+    with ml.no_grad():
+        ops.attention(x, x, x, heads=1, keep=True)
+    assert asked == [True, False, False]
+
+
+# Linear layers: sums of products, so the sizes are the same graph run on absolute values
+
+
+@given(st.data(), seeds, dtypes, st.booleans(), st.booleans(), st.floats(0.25, 3))
+def test_lora_linear_equals_a_linear_and_two_more(data, seed, dtype, bias, masked, scale):
+    k, d, r = data.draw(sizes), data.draw(sizes), data.draw(small)
+    lead = data.draw(hnp.array_shapes(max_dims=2, max_side=4))
+    keep = np.random.default_rng(seed).integers(0, 2, (*lead, k)) * 2.0
+    shapes = [(*lead, k), (d, k), (r, k), (d, r)] + [(d,)] * bias
+    arrays = [normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes)]
+
+    def fused(x, W, A, B, b=None):
+        return ops.lora_linear(x, W, b, A, B, on_device(keep, x) if masked else None, scale=scale)
+
+    def twin(x, W, A, B, b=None):
+        into = x * on_device(keep, x) if masked else x
+        return ops.linear(x, W, b) + ops.linear(ops.linear(into, A), B) * scale
+
+    value, grads = value_and_grads(fused, *arrays)
+    wanted, wanted_grads = value_and_grads(twin, *arrays)
+    size, grad_sizes = value_and_grads(twin, *map(np.abs, arrays), weigh=np.abs)
+    steps = k + d + r + math.prod(lead) + 8
+    assert_near(value, wanted, roundings(steps, size, dtype))
+    for grad, wanted_grad, size in zip(grads, wanted_grads, grad_sizes):
+        assert_near(grad, wanted_grad, roundings(steps, size, dtype))
+
+
+@given(linear_case=st.data(), dtype=dtypes)
+def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
+    _, arrays = linear(linear_case.draw)
+    arrays = [a.astype(dtype) for a in arrays]
+    arrays[0] = arrays[0].reshape(-1, arrays[0].shape[-1])
+
+    def twin(x, W, b=0.0):
+        return x @ W.T + b
+
+    value, grads = value_and_grads(ops.linear, *arrays)
+    wanted, wanted_grads = value_and_grads(twin, *arrays)
+    size, grad_sizes = value_and_grads(twin, *map(np.abs, arrays), weigh=np.abs)
+    steps = sum(arrays[0].shape) + len(arrays[1]) + 2
+    for got, want, most in zip([value, *grads], [wanted, *wanted_grads], [size, *grad_sizes]):
+        assert_near(got, want, roundings(steps, most, dtype))
+
+
+# Embedding and dropout
+
+
+@given(seeds, sizes, small, shapes, st.sampled_from(["int64", "int32", "int8"]))
+def test_embedding_picks_rows_and_equal_ids_add_up(seed, n, d, shape, dtype):
+    W, ids = normal(seed, n, d), np.random.default_rng(seed).integers(0, n, shape).astype(dtype)
+    value, (grad,) = value_and_grads(lambda t: ops.embedding(t, ids), W)
+    assert same_bytes(value, W[ids])
+    wanted = np.zeros_like(W)
+    np.add.at(wanted, ids.reshape(-1), normal(1, *shape, d).reshape(-1, d))
+    assert_near(
+        grad, wanted, roundings(ids.size + 1, ids.size * biggest(normal(1, *shape, d)), "f8")
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_embedding_takes_unsigned_ids(dtype):
+    ids = np.array([2, 0, 0], dtype)
+    _, (grad,) = value_and_grads(lambda t: ops.embedding(t, ids), normal(0, 3, 1))
+    g = normal(1, 3, 1)
+    assert_near(grad, np.stack([g[1] + g[2], [0.0], g[0]]), roundings(1, 4, "f8"))
+
+
+@given(st.integers(3, 10**9), st.booleans(), st.booleans())
+def test_embedding_names_an_id_that_is_out_of_range(far, negative, lists):
+    bad = -far if negative else far
+    ids = [[0, 1], [bad, 2]] if lists else np.array(bad)
+    with pytest.raises(ValueError, match=f"embedding: id {bad} is out of range.* rows 0 to 2"):
+        ops.embedding(Tensor(normal(0, 3, 2)), ids)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_embedding_accepts_the_last_row_and_not_the_next(bad):
+    W = normal(0, 3, 2)
+    assert same_bytes(ml.asnumpy(ops.embedding(Tensor(W), [0, 2])), W[[0, 2]])
+    with pytest.raises(ValueError, match=f"id {bad} "):
+        ops.embedding(Tensor(W), [0, bad])
+
+
+@pytest.mark.parametrize("ids", [[0.0, 1.0], [True, False], np.zeros(2, "float32")])
+def test_embedding_refuses_ids_that_are_not_integers(ids):
+    with pytest.raises(TypeError, match=r"embedding: ids must be integers, not (float|bool)"):
+        ops.embedding(Tensor(normal(0, 3, 2)), ids)
+
+
+@given(seeds, st.floats(0.01, 0.95), dtypes)
+def test_dropout_keeps_the_expectation(seed, rate, dtype):
+    n = 20_000
+    x = np.ones((4, n // 4), dtype)
+    y = ml.asnumpy(ops.dropout(Tensor(x), rate, np.random.default_rng(seed)))
+    assert set(np.unique(y)) <= {0, np.dtype(dtype).type(1 / (1 - rate))} and y.dtype == x.dtype
+    sigma = math.sqrt(rate / (1 - rate) / n)  # of the mean; 6 sigma: one seed in 10⁹
+    assert abs(y.mean(dtype=np.float64) - 1) <= 6 * sigma + np.finfo(dtype).eps
+
+
+@given(seeds, st.floats(0.1, 0.9))
+def test_dropout_drops_the_gradient_of_what_it_dropped(seed, rate):
+    f = lambda t: ops.dropout(t, rate, np.random.default_rng(seed))  # noqa: E731
+    value, (grad,) = value_and_grads(f, np.ones((5, 4)))
+    assert same_bytes(grad, normal(1, 5, 4) * value)
+
+
+def test_dropout_of_rate_zero_is_off_and_draws_nothing(rng):
+    x = Tensor(np.ones(3))
+    before = rng.bit_generator.state
+    assert ops.dropout(x, 0.0, rng) is x
+    assert rng.bit_generator.state == before
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
+def test_dropout_names_a_rate_that_is_none(rate, rng):
+    with pytest.raises(ValueError, match=rf"dropout: the rate must be in \[0, 1\), not {rate}"):
+        ops.dropout(Tensor(np.ones(3)), rate, rng)
+
+
+# Small edges
+
+
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_gelu_of_a_number_is_that_of_an_array(form):
+    # of a 0-d array, x * x is a scalar, which `out=` would refuse
+    wanted, (slope,) = value_and_grads(lambda t: ops.gelu(t, form=form).sum(), np.array([0.7]))
+    value, (grad,) = value_and_grads(lambda t: ops.gelu(t, form=form), np.array(0.7))
+    assert (value, grad) == (wanted, slope[0])
+
+
+def test_relu_has_slope_zero_at_zero():
+    value, (grad,) = value_and_grads(ops.relu, np.array([0.0, -0.0]))
+    assert not value.any() and not grad.any()
+
+
+def test_relu_of_minus_infinity_is_zero():
+    # x * (x > 0) would be -inf * 0
+    value = ml.asnumpy(ops.relu(Tensor([-np.inf, np.inf])))
+    assert value.tolist() == [0, np.inf]
+
+
+def test_getitem_refuses_arrays_of_ids():
+    with pytest.raises(ValueError, match=r"getitem: x is \(3,\): .*use embedding"):
+        Tensor(normal(0, 3))[np.array([0, 1])]
+
+
+def test_getitem_takes_the_integers_of_numpy():
+    assert Tensor([1.0, 2.0])[np.int64(1)].item() == 2
+
+
+def test_iteration_over_a_tensor_ends():
+    assert [row.shape for row in Tensor(normal(0, 3, 2))] == [(2,)] * 3
+
+
+def test_the_mean_of_nothing_raises():
+    with pytest.raises(ValueError, match=r"mean: x is \(0, 3\): the mean of nothing"):
+        ops.mean(Tensor(np.zeros((0, 3))))
+
+
+# What the tape keeps: only what the rules of trained inputs close over
+
+
+def kept_alive(f) -> bool:
+    """Does the tape behind f(h) hold on to h's array, once h itself is gone?"""
+    h = Tensor(normal(0, 2, 3), requires_grad=True) + 1.0
+    array = weakref.ref(h.data)
+    out = f(h)
+    del h
+    assert out.requires_grad
+    return array() is not None
+
+
+W, b, A, B = normal(1, 3, 3), normal(2, 3), normal(3, 2, 3), normal(4, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("f", "kept"),
+    [
+        (lambda h: ops.linear(h, Tensor(W), Tensor(b)), False),
+        (lambda h: ops.linear(h, Tensor(W, True)), True),
+        (lambda h: h @ Tensor(W), False),
+        (lambda h: h @ Tensor(W, True), True),
+        (lambda h: h * Tensor(b), False),
+        (lambda h: h * Tensor(b, True), True),
+        (lambda h: h + Tensor(b, True), False),
+        (lambda h: h - Tensor(b, True), False),
+        (lambda h: h / Tensor(b, True), False),
+        (lambda h: ops.layer_norm(h, Tensor(b), Tensor(b)), False),
+        (lambda h: ops.layer_norm(h, Tensor(b, True), Tensor(b, True)), False),
+        (lambda h: ops.lora_linear(h, *map(Tensor, (W, b, A)), Tensor(B, True), scale=2.0), False),
+        (lambda h: ops.lora_linear(h, *map(Tensor, (W, b)), *leaves(A, B), scale=2.0), True),
+        (
+            lambda h: ops.lora_linear(
+                h, *map(Tensor, (W, b)), *leaves(A, B), ml.xp.ones((2, 3)), scale=2.0
+            ),
+            False,
+        ),
+        (ops.gelu, False),
+        (lambda h: ops.gelu(h, form="erf"), False),
+        (ops.softmax, False),
+        (ops.log_softmax, False),
+        (ops.exp, False),
+        (ops.tanh, False),
+        (ops.sqrt, False),
+        (ops.relu, False),  # fails today: it keeps x where its output would do (y > 0)
+        (ops.sum, False),
+        (ops.mean, False),
+        (lambda h: ops.cross_entropy(h, [0, 1]), False),
+        (ops.log, True),
+    ],
+)
+def test_the_tape_keeps_an_input_only_where_a_rule_needs_it(f, kept):
+    assert kept_alive(f) == kept
+
+
+def test_the_bias_alone_keeps_nothing():
+    x = Tensor(normal(0, 2, 3))
+    array = weakref.ref(x.data)
+    out = ops.linear(x, Tensor(W), Tensor(b, requires_grad=True))
+    del x
+    assert out.requires_grad and array() is None

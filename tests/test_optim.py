@@ -1,0 +1,377 @@
+"""optim: the formulas of the papers, in place, and state that resumes to the bit."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import dtypes, gpt2, normal, seeds
+
+import minilora as ml
+from minilora import nn, optim
+
+KINDS = {
+    "SGD": lambda p: optim.SGD(p, 0.1),
+    "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
+    "Adam": lambda p: optim.Adam(p, 0.01, (0.8, 0.95), 1e-6),
+    "AdamW": lambda p: optim.AdamW(p, 0.01, (0.8, 0.95), 1e-6, weight_decay=0.3),
+}
+kinds = st.sampled_from(sorted(KINDS))
+
+
+def parameters(seed: int = 0, dtype: str = "float64") -> dict[str, nn.Parameter]:
+    shapes = {"x.W": (3, 2), "x.b": (4,), "norm.g": (2,), "one": ()}
+    return {
+        name: nn.Parameter(normal(seed + i, *shape, dtype=dtype))
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def put(held, seed: int) -> dict[str, np.ndarray]:
+    """Random gradients, and the same on the host."""
+    grads = {n: normal(seed + 7 * i, *p.shape) for i, (n, p) in enumerate(held.items())}
+    for name, p in held.items():
+        p.grad = ml.backend.asarray(grads[name].astype(str(p.dtype)))
+    return grads
+
+
+def values(held) -> dict[str, np.ndarray]:
+    return {name: ml.asnumpy(p.data).copy() for name, p in held.items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def run(held, optimizer, steps, seed: int = 0) -> None:
+    for step in steps:
+        put(held, seed + 100 * step)
+        optimizer.step()
+
+
+def adam(p, grads, lr, betas, eps, decay=0.0):
+    """Kingma & Ba's algorithm 1, with Loshchilov & Hutter's decoupled decay."""
+    m = v = np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        p = p - lr * decay * p - lr * m_hat / (np.sqrt(v_hat) + eps)
+    return p
+
+
+def sgd(p, grads, lr, momentum):
+    m = np.zeros_like(p)
+    for g in grads:
+        m = momentum * m + g
+        p = p - lr * m
+    return p
+
+
+def close(held, expected) -> None:
+    for name, array in values(held).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-12, atol=1e-13)
+
+
+@given(seeds, st.floats(1e-4, 0.5), st.floats(0, 0.99), st.floats(0, 0.999),
+       st.sampled_from([1e-8, 1e-2]), st.integers(1, 6))  # fmt: skip
+def test_adam_is_algorithm_1(seed, lr, b1, b2, eps, steps):
+    held = parameters(seed)
+    before, optimizer = values(held), optim.Adam(held, lr, (b1, b2), eps)
+    grads = []
+    for step in range(steps):
+        grads.append(put(held, seed + step))
+        optimizer.step()
+    each = {n: [g[n] for g in grads] for n in held}
+    close(held, {n: adam(before[n], each[n], lr, (b1, b2), eps) for n in held})
+
+
+@given(seeds, st.floats(1e-4, 0.5), st.floats(0, 1), st.integers(1, 6))
+def test_adamw_decays_apart_from_adam_and_neither_biases_nor_norms(seed, lr, decay, steps):
+    held = parameters(seed)
+    before = values(held)
+    optimizer = optim.AdamW(held, lr, (0.8, 0.9), 1e-3, weight_decay=decay)
+    assert optimizer.decays == {"x.W", "one"}
+    grads = []
+    for step in range(steps):
+        grads.append(put(held, seed + step))
+        optimizer.step()
+    expected = {
+        n: adam(before[n], [g[n] for g in grads], lr, (0.8, 0.9), 1e-3,
+                decay if n in ("x.W", "one") else 0.0)
+        for n in held
+    }  # fmt: skip
+    close(held, expected)
+
+
+@given(seeds, st.floats(1e-4, 0.5), st.floats(0, 0.99), st.integers(1, 6))
+def test_sgd_is_its_formula(seed, lr, momentum, steps):
+    held = parameters(seed)
+    before, optimizer = values(held), optim.SGD(held, lr, momentum)
+    grads = []
+    for step in range(steps):
+        grads.append(put(held, seed + step))
+        optimizer.step()
+    close(held, {n: sgd(before[n], [g[n] for g in grads], lr, momentum) for n in held})
+
+
+def test_the_defaults_are_those_of_the_papers():
+    optimizer = optim.AdamW(parameters())
+    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (1e-3, (0.9, 0.999), 1e-8)
+    assert optimizer.weight_decay == 0.01
+    assert optim.Adam(parameters()).betas == (0.9, 0.999)
+
+
+def test_the_names_of_a_gpt2_decay_as_they_should():
+    names = gpt2().trainable_parameters()
+    decays = optim.AdamW(names).decays
+    assert decays == {n for n in names if n.endswith(".W")}
+    assert optim.AdamW(names, exclude=()).decays == set(names)
+    assert "tok.W" not in optim.AdamW(names, exclude=("tok.*",)).decays
+    assert optim.AdamW(names, exclude=("tok.W",)).decays == set(names) - {"tok.W"}
+
+
+@given(kinds, seeds, dtypes)
+def test_a_step_works_in_place_and_leaves_gradients_alone(kind, seed, dtype):
+    held = parameters(seed, dtype)
+    optimizer = KINDS[kind](held)
+    arrays = {n: p.data for n, p in held.items()}
+    state = [a for s in optimizer.state.values() for a in s.values()]
+    for step in range(3):
+        before = values(held)
+        grads = put(held, seed + step)
+        optimizer.step()
+        assert not any(np.array_equal(a, before[n]) for n, a in values(held).items())
+        assert all(p.data is arrays[n] and str(p.dtype) == dtype for n, p in held.items())
+        for n, p in held.items():
+            assert np.array_equal(ml.asnumpy(p.grad), grads[n].astype(dtype))
+    after = [a for s in optimizer.state.values() for a in s.values()]
+    assert all(a is b and str(a.dtype) == dtype for a, b in zip(state, after))
+    assert optimizer.t == 3
+
+
+@given(kinds, seeds, st.integers(1, 7), dtypes)
+def test_the_size_of_a_chunk_changes_no_bit(kind, seed, chunk, dtype):
+    one, two = parameters(seed, dtype), parameters(seed, dtype)
+    run(one, KINDS[kind](one), range(3), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "CHUNK", chunk)
+        run(two, KINDS[kind](two), range(3), seed)
+    assert same(values(one), values(two))
+
+
+def test_more_numbers_than_a_chunk_holds_are_all_updated():
+    n = optim.CHUNK + 5
+    held = {"x": nn.Parameter(np.ones(n, "float32"))}
+    held["x"].grad = ml.backend.asarray(np.ones(n, "float32"))
+    optim.SGD(held, 0.25).step()
+    assert np.all(values(held)["x"] == 0.75)
+
+
+@given(kinds, seeds)
+def test_a_gradient_in_any_memory_order_is_the_same_gradient(kind, seed):
+    one, two = parameters(seed), parameters(seed)
+    a, b = KINDS[kind](one), KINDS[kind](two)
+    put(one, seed), put(two, seed)
+    turned = np.ascontiguousarray(ml.asnumpy(two["x.W"].grad).T)
+    two["x.W"].grad = ml.backend.asarray(turned).T
+    a.step(), b.step()
+    assert same(values(one), values(two))
+
+
+@given(kinds, seeds)
+def test_what_has_no_gradient_stays(kind, seed):
+    held = parameters(seed)
+    optimizer = KINDS[kind](held)
+    put(held, seed)
+    held["x.W"].grad = None
+    before = values(held)
+    optimizer.step()
+    after = values(held)
+    assert np.array_equal(before["x.W"], after["x.W"]) and optimizer.t == 1
+    assert not np.array_equal(before["x.b"], after["x.b"])
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in held.values())
+    optimizer.step()
+    assert same(values(held), after)
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
+def test_eps_0_and_gradients_of_0_move_nothing(make):
+    held = parameters()
+    optimizer = make(held, 0.1, eps=0.0, **({"weight_decay": 0.0} if make is optim.AdamW else {}))
+    before = values(held)
+    for _ in range(2):
+        for p in held.values():
+            p.grad = ml.backend.asarray(np.zeros(p.shape))
+        optimizer.step()
+    assert same(values(held), before)
+    put(held, 0)
+    optimizer.step()
+    assert all(np.isfinite(a).all() for a in values(held).values())
+
+
+def test_eps_0_makes_the_first_step_of_size_lr():
+    held = parameters()
+    optimizer, before, grads = optim.Adam(held, 0.1, eps=0.0), values(held), put(held, 3)
+    optimizer.step()
+    close(held, {n: before[n] - 0.1 * np.sign(grads[n]) for n in held})
+
+
+@given(kinds, seeds, st.integers(0, 3))
+def test_state_that_was_saved_goes_on_with_the_same_bits(kind, seed, k):
+    whole, first = parameters(seed), parameters(seed)
+    run(whole, KINDS[kind](whole), range(5), seed)
+    one = KINDS[kind](first)
+    run(first, one, range(k), seed)
+    state, at = one.state_dict(), values(first)
+    run(first, one, range(k, 5), seed)  # the saved state must not change with it
+    second = parameters(seed + 1)
+    for name, p in second.items():
+        p.data[...] = ml.backend.asarray(at[name])
+    two = KINDS[kind](second)
+    run(second, two, range(2), seed + 5)  # state of its own, to be replaced
+    for name, p in second.items():
+        p.data[...] = ml.backend.asarray(at[name])
+    two.load_state_dict(state)
+    assert two.t == k
+    run(second, two, range(k, 5), seed)
+    assert same(values(second), values(whole))
+    ours, theirs = one.state_dict(), two.state_dict()
+    assert same(ours, theirs) and all(type(a) is np.ndarray for a in ours.values())
+
+
+def test_the_state_is_named_after_the_parameters():
+    names = set(optim.Adam(parameters()).state_dict())
+    assert names == {"t"} | {f"{n}.{s}" for n in parameters() for s in "mv"}
+    assert set(optim.SGD(parameters(), 0.1).state_dict()) == {"t"}
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "t", "kind"])
+def test_the_state_of_other_parameters_raises_and_changes_nothing(fault):
+    held = parameters()
+    optimizer = optim.Adam(held)
+    run(held, optimizer, range(2))
+    before, state = optimizer.state_dict(), optim.Adam(parameters()).state_dict()
+    if fault == "missing":
+        del state["x.W.v"]
+    elif fault == "unexpected":
+        state["y.m"] = state["x.W.m"]
+    elif fault == "t":
+        del state["t"]
+    else:
+        state = optim.SGD(parameters(), 0.1, momentum=0.5).state_dict()
+    with pytest.raises(KeyError, match="other parameters"):
+        optimizer.load_state_dict(state)
+    assert same(optimizer.state_dict(), before)
+
+
+def test_state_of_other_shapes_raises_and_changes_nothing():
+    held = parameters()
+    optimizer = optim.Adam(held)
+    run(held, optimizer, range(2))
+    before, state = optimizer.state_dict(), optim.Adam(parameters()).state_dict()
+    state["norm.g.v"] = state["norm.g.v"][:1]  # would broadcast
+    with pytest.raises(ValueError, match=r"norm\.g"):
+        optimizer.load_state_dict(state)
+    assert same(optimizer.state_dict(), before)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_nothing_to_train_and_frozen_parameters_raise(kind):
+    with pytest.raises(ValueError, match="nothing to train"):
+        KINDS[kind]({})
+    held = parameters()
+    held["x.b"].requires_grad = False
+    with pytest.raises(ValueError, match=r"x\.b is frozen"):
+        KINDS[kind](held)
+
+
+@pytest.mark.parametrize("lr", [-1.0, math.inf, math.nan])
+def test_a_learning_rate_that_is_negative_or_not_finite_raises(lr):
+    with pytest.raises(ValueError, match="lr must be finite"):
+        optim.Adam(parameters(), lr)
+
+
+def test_a_list_of_parameters_is_named_by_number():
+    held = list(parameters().values())
+    optimizer = optim.SGD(iter(held), 0.5)
+    assert list(optimizer.parameters) == ["0", "1", "2", "3"]
+    before = ml.asnumpy(held[0].data).copy()
+    held[0].grad = ml.backend.asarray(np.ones((3, 2)))
+    optimizer.step()
+    np.testing.assert_array_equal(ml.asnumpy(held[0].data), before - 0.5)
+
+
+steps_and_warmup = st.integers(2, 60).flatmap(
+    lambda steps: st.tuples(st.just(steps), st.integers(0, steps - 1))
+)
+
+
+@given(steps_and_warmup, st.floats(1e-5, 1.0), st.sampled_from(["linear", "cosine"]))
+def test_a_schedule_warms_up_evenly_peaks_once_and_falls_to_0(shape, peak, kind):
+    steps, warmup = shape
+    make = optim.linear_schedule if kind == "linear" else optim.cosine_schedule
+    lr = [make(peak, steps, warmup)(i) for i in range(steps + 3)]
+    near = pytest.approx
+    assert lr[:warmup] == near([peak * (i + 1) / (warmup + 1) for i in range(warmup)])
+    assert lr[warmup] == near(peak) and all(x < peak for i, x in enumerate(lr) if i != warmup)
+    assert all(a < b for a, b in pairwise(lr[: warmup + 1]))
+    assert all(a > b > 0 for a, b in pairwise(lr[warmup:steps]))
+    assert lr[steps:] == near([0.0] * 3, abs=1e-12 * peak)
+
+
+@given(st.integers(1, 30), st.integers(0, 10), st.floats(0.0, 0.5))
+def test_the_middle_and_the_end_of_both_schedules(half, warmup, floor):
+    steps = warmup + 2 * half
+    straight, cosine = optim.linear_schedule(2.0, steps, warmup), None
+    cosine = optim.cosine_schedule(2.0, steps, warmup, floor)
+    assert straight(warmup + half) == pytest.approx(1.0)
+    assert cosine(warmup + half) == pytest.approx((2.0 + floor) / 2)
+    assert cosine(steps) == pytest.approx(floor) == cosine(steps + 5)
+    for i in range(warmup, steps + 1):
+        done = (i - warmup) / (2 * half)
+        assert straight(i) == pytest.approx(2 * (1 - done))
+        angle = math.cos(math.pi * done)
+        assert cosine(i) == pytest.approx(floor + (2 - floor) * (1 + angle) / 2)
+
+
+@given(seeds, st.floats(0.01, 20.0), dtypes, st.booleans())
+def test_clipping_bounds_the_norm_keeps_the_direction_and_tells_the_norm_before(
+    seed, most, dtype, mapping
+):
+    held = parameters(seed, dtype)
+    put(held, seed)
+    arrays = {n: p.grad for n, p in held.items()}
+    before = {n: ml.asnumpy(g).copy() for n, g in arrays.items()}
+    norm = math.sqrt(sum((g.astype("float64") ** 2).sum() for g in before.values()))
+    eps = 20 * float(np.finfo(dtype).eps)
+    told = optim.clip_grad_norm(held if mapping else list(held.values()), most)
+    assert told == pytest.approx(norm, rel=eps)
+    factor = min(1.0, most / norm)
+    for name, p in held.items():
+        assert str(p.grad.dtype) == dtype
+        np.testing.assert_allclose(ml.asnumpy(p.grad), before[name] * factor, rtol=eps)
+        assert np.array_equal(ml.asnumpy(arrays[name]), before[name]), "replaced, not written to"
+        assert (p.grad is arrays[name]) == (told <= most)
+
+
+@pytest.mark.parametrize("most", [0.0, -1.0, math.nan])
+def test_a_bound_that_is_not_positive_raises(most):
+    with pytest.raises(ValueError, match="max_norm must be positive"):
+        optim.clip_grad_norm(parameters(), most)
+
+
+def test_without_gradients_the_norm_is_0():
+    held = parameters()
+    assert optim.clip_grad_norm(held, 1.0) == 0.0
+    held["one"].grad = ml.backend.asarray(np.array(3.0))
+    assert optim.clip_grad_norm(held, 1.0) == 3.0 and held["x.W"].grad is None
+
+
+def test_gradients_whose_squares_overflow_are_clipped_all_the_same():
+    held = {"x": nn.Parameter(np.ones(4, "float32"))}
+    held["x"].grad = ml.backend.asarray(np.full(4, 1e30, "float32"))
+    assert optim.clip_grad_norm(held, 1.0) == pytest.approx(2e30, rel=1e-6)
+    np.testing.assert_allclose(ml.asnumpy(held["x"].grad), 0.5, rtol=1e-6)

@@ -1,0 +1,454 @@
+"""train: one loop that learns, averages, clips, tells, and survives being killed at any step."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import gpt2, ids, normal, seeds
+
+import minilora as ml
+from minilora import checkpoint, lora, nn, ops, optim, train
+from minilora.data import Windows
+
+STREAM = ids(0, 1, 200)[0]
+
+
+class Killed(Exception):
+    """What a power cut looks like from inside."""
+
+
+def windows(seed: int = 0, batch: int = 2, tokens: int = 6) -> Windows:
+    return Windows(STREAM, batch, tokens, seed)
+
+
+def job(kind: str):
+    """(model, optimizer) of one run, always the same ones."""
+    model = gpt2(1, "float32", dropout=0.0 if kind in ("full", "plain SGD") else 0.3)
+    if "lora" in kind:
+        bias = "all" if "bias" in kind else "none"
+        config = ml.LoRAConfig(r=2, alpha=6, targets=("q", "down"), dropout=0.4, bias=bias)
+        lora.attach(model, config, rng=2)
+    held = model.trainable_parameters()
+    if "SGD" in kind:
+        return model, optim.SGD(held, 0.1, momentum=0.0 if "plain" in kind else 0.9)
+    return model, (optim.Adam if "bias" in kind else optim.AdamW)(held, lr=0.02)
+
+
+KINDS = ["full", "full with dropout", "lora", "lora with bias", "SGD", "plain SGD"]
+
+
+def outcome(model, optimizer, history) -> dict:
+    """Everything that a run leaves behind."""
+    return {
+        **{f"p {n}": a for n, a in model.state_dict().items()},
+        **{f"o {n}": a for n, a in optimizer.state_dict().items()},
+        **{f"h {n}": np.array(v) for n, v in dataclasses.asdict(history).items()},
+        **{
+            f"g {n}": np.array(repr(g.bit_generator.state))
+            for n, g in train.generators(model).items()
+        },
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]), name
+
+
+def go(kind, batches, path=None, steps=5, seen=None, **how):
+    model, optimizer = job(kind)
+    how = {
+        "schedule": optim.linear_schedule(0.02, steps, 1), "clip": 0.5, "eval_every": 2,
+        "held_out": [windows(9)[0]], "save_every": 2, "progress": False, "log_every": 3, **how,
+    }  # fmt: skip
+    history = ml.fit(model, batches, optimizer, steps, checkpoint=path, **how)
+    return outcome(model, optimizer, history)
+
+
+class KilledAt:
+    """Batches that raise when batch `last` is asked for."""
+
+    def __init__(self, batches, last: int) -> None:
+        self.batches, self.last = batches, last
+
+    def __getitem__(self, i: int):
+        if i >= self.last:
+            raise Killed
+        return self.batches[i]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path):
+    whole = go(kind, windows(), tmp_path / "whole.npz", accumulate=2)
+    assert_same(whole, go(kind, windows(), accumulate=2))  # writing checkpoints changes nothing
+    for k in range(10):
+        path = tmp_path / f"{k}.npz"
+        with pytest.raises(Killed):
+            go(kind, KilledAt(windows(), k), path, accumulate=2)
+        assert path.exists() == (k >= 4)
+        assert_same(whole, go(kind, windows(), path, accumulate=2))
+
+
+@settings(max_examples=10)
+@given(st.integers(1, 5), st.lists(st.integers(0, 6), max_size=4), st.sampled_from(KINDS))
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(
+    tmp_path_factory, save_every, kills, kind
+):
+    path = tmp_path_factory.mktemp("runs") / "run.npz"
+    how = {"save_every": save_every, "steps": 6}
+    for k in kills:
+        try:
+            go(kind, KilledAt(windows(), k), path, **how)
+        except Killed:
+            continue
+    assert_same(go(kind, windows(), path, **how), go(kind, windows(), **how))
+
+
+def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tmp_path):
+    whole, path = go("lora", windows()), tmp_path / "run.npz"
+
+    def dies(line: str) -> None:
+        if line.startswith("step 4"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        go("lora", windows(), path, progress=dies, log_every=1)
+    assert checkpoint.read(path, kind="run")[1]["done"] == 2
+    with pytest.MonkeyPatch.context() as patch:
+
+        def cut(handle: int) -> None:
+            raise Killed
+
+        patch.setattr(checkpoint.os, "fsync", cut)
+        with pytest.raises(Killed):
+            go("lora", windows(), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+    assert checkpoint.read(path, kind="run")[1]["done"] == 2
+    lines = []
+    assert_same(whole, go("lora", windows(), path, progress=lines.append))
+    assert lines[0] == f"going on from step 2 ({path})"
+
+
+SCRIPT = """
+import os, signal, sys
+import minilora as ml
+ml.use(sys.argv[1])
+import test_train as t
+class Dies:
+    def __getitem__(self, i):
+        if i == 3:
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        return t.windows()[i]
+t.go("lora", Dies(), sys.argv[2])
+"""
+
+
+def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(tmp_path, backend):
+    path, here = tmp_path / "run.npz", Path(__file__).parent
+    where = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    died = subprocess.run(
+        [sys.executable, "-c", SCRIPT, backend.name, str(path)],
+        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert died.returncode not in (0, 1), died.stderr.decode()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+    assert checkpoint.read(path, kind="run")[1]["done"] == 2
+    assert_same(go("lora", windows()), go("lora", windows(), path))
+
+
+def test_a_run_that_is_done_is_given_back_as_it_was(tmp_path):
+    path = tmp_path / "run.npz"
+    whole = go("lora", windows(), path)
+    assert_same(whole, go("lora", KilledAt(windows(), 0), path))
+
+
+def test_resume_false_starts_anew(tmp_path):
+    path = tmp_path / "run.npz"
+    go("full", windows(5), path)
+    assert_same(go("full", windows(), path, resume=False), go("full", windows()))
+
+
+def other_run(fault: str):
+    """A run that is not the one of `job("lora")`, and how many steps and batches it takes."""
+    model, optimizer = job("full" if fault == "parameters" else "lora")
+    if fault == "frozen weights":
+        model.tok.W.data[0, 0] += 1
+    if fault == "kind":
+        optimizer = optim.Adam(model.trainable_parameters(), 0.02)
+    if fault == "betas":
+        optimizer = optim.AdamW(model.trainable_parameters(), 0.02, (0.9, 0.98))
+    if fault == "decay":
+        optimizer = optim.AdamW(model.trainable_parameters(), 0.02, weight_decay=0.5)
+    return model, optimizer, 6 if fault == "steps" else 5, 2 if fault == "accumulate" else 1
+
+
+FAULTS = ["parameters", "frozen weights", "kind", "betas", "decay", "steps", "accumulate"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_checkpoint_of_another_run_raises_and_changes_nothing(fault, tmp_path):
+    path = tmp_path / "run.npz"
+    go("lora", windows(), path)
+    model, optimizer, steps, accumulate = other_run(fault)
+    before = outcome(model, optimizer, ml.History())
+    with pytest.raises(ValueError, match="of another run"):
+        ml.fit(model, windows(), optimizer, steps, accumulate=accumulate, checkpoint=path)
+    assert_same(before, outcome(model, optimizer, ml.History()))
+
+
+@pytest.mark.parametrize("sizes", [{"n_positions": 13}, {"d_ff": 5}, {"vocab_size": 12}])
+def test_a_checkpoint_of_a_model_of_other_sizes_raises_and_changes_nothing(sizes, tmp_path):
+    path, how = tmp_path / "run.npz", {"checkpoint": tmp_path / "run.npz", "progress": False}
+    one, two = gpt2(), gpt2(1, **sizes)
+    ml.fit(one, windows(), optim.SGD(one.trainable_parameters(), 0.1), 1, **how)
+    optimizer = optim.SGD(two.trainable_parameters(), 0.1)
+    before = outcome(two, optimizer, ml.History())
+    with pytest.raises(ValueError, match=f"{path.name} is a checkpoint of another run"):
+        ml.fit(two, windows(), optimizer, 1, **how)
+    assert_same(before, outcome(two, optimizer, ml.History()))
+
+
+def test_a_file_that_is_no_run_raises(tmp_path):
+    path = ml.save_model(gpt2(), tmp_path / "model.npz")
+    with pytest.raises(ValueError, match="holds a model, not a run"):
+        go("full", windows(), path)
+
+
+def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
+    path = tmp_path / "run.npz"
+    model = ml.GPT2(ml.GPT2Config(500, 32, 64, 2, 2), rng=0)
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=4), rng=0)
+    optimizer = optim.AdamW(model.trainable_parameters())
+    ml.fit(model, windows(), optimizer, 2, checkpoint=path, progress=False)
+    arrays, _ = checkpoint.read(path, kind="run")
+    trained = set(model.trainable_parameters())
+    assert {n for n in arrays if n.startswith("param.")} == {f"param.{n}" for n in trained}
+    assert {n for n in arrays if n.startswith("optim.")} == {
+        "optim.t", *(f"optim.{n}.{s}" for n in trained for s in "mv")
+    }  # fmt: skip
+    counted = ml.accounting.count(model)
+    share = 3 * 4 * counted.trainable  # A and B and their two moments, 4 bytes each
+    names = 400 * len(arrays)  # what a .npz says of an array, twice
+    assert share < path.stat().st_size < share + names + 10_000 < 4 * counted.frozen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_seed_is_one_run_and_only_what_trains_changes(kind):
+    assert_same(go(kind, windows()), go(kind, windows()))
+    before, trained = job(kind)[0].state_dict(), set(job(kind)[0].trainable_parameters())
+    after = go(kind, windows(), held_out=())
+    for name, array in before.items():
+        if not ("SGD" in kind and name.endswith("attn.k.b")):  # whose gradient is 0
+            assert np.array_equal(array, after[f"p {name}"]) == (name not in trained), name
+
+
+@pytest.mark.parametrize(("kind", "share"), [("full", 0.5), ("lora", 0.8)])
+def test_the_loss_falls_on_a_text_that_can_be_learned(kind, share):
+    model, optimizer = job(kind)
+    model.eval()
+    batches = Windows(np.arange(300) % 7, 4, 8)
+    history = ml.fit(model, batches, optimizer, 60, progress=False)
+    assert len(history.losses) == 60
+    assert np.mean(history.losses[-5:]) < share * history.losses[0]
+    assert ml.evaluate(model, [batches[99]]) < share * history.losses[0]
+
+
+def test_each_step_is_what_the_loop_in_a_textbook_does():
+    model, optimizer = job("full with dropout")
+    twin, own = job("full with dropout")
+    lr = optim.cosine_schedule(0.03, 4, 1)
+    history = ml.fit(model, windows(), optimizer, 4, schedule=lr, clip=0.3, progress=False)
+    losses = []
+    for step in range(4):
+        own.lr = lr(step)
+        inputs, targets = windows()[step]
+        loss = ops.cross_entropy(twin(inputs), targets)
+        own.zero_grad()
+        loss.backward()
+        optim.clip_grad_norm(own.parameters, 0.3)
+        own.step()
+        losses.append(loss.item())
+    assert_same(
+        outcome(model, optimizer, history),
+        outcome(twin, own, ml.History(losses, [lr(i) for i in range(4)])),
+    )
+    assert all(p.grad is None for p in model.parameters()), "nothing is left behind"
+
+
+@settings(max_examples=15)
+@given(seeds, st.integers(2, 5), st.integers(1, 3))
+def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
+    parts = [(ids(seed + i, batch), ids(seed + k + i, batch)) for i in range(k)]
+    whole = tuple(np.concatenate(x) for x in zip(*parts))
+    names = [n for n, _ in gpt2(seed).named_parameters()]
+
+    def gradients(batches, accumulate):
+        model = gpt2(seed)
+        before = model.state_dict()
+        optimizer = optim.SGD(model.trainable_parameters(), 1.0)
+        history = ml.fit(model, batches, optimizer, 1, accumulate=accumulate, progress=False)
+        after = model.state_dict()
+        return history.losses[0], {n: before[n] - after[n] for n in names}
+
+    (loss, one), (small, summed) = gradients([whole], 1), gradients(parts, k)
+    each = [gradients([part], 1)[1] for part in parts]
+    eps, rows = np.finfo("float64").eps, k * batch * 7
+    assert abs(loss - small) <= 10 * rows * eps * loss
+    for name in names:
+        # another order of summation: `rows` roundings of terms as large as the parts', and p - g
+        size = sum(np.linalg.norm(g[name]) for g in each) + np.linalg.norm(summed[name] + 1)
+        assert np.linalg.norm(one[name] - summed[name]) <= 10 * rows * eps * size, name
+
+
+@settings(max_examples=10)
+@given(seeds, st.sampled_from([0.01, 0.1, 100.0]))
+def test_clipping_bounds_the_step(seed, clip):
+    model = gpt2(seed)
+    before = model.state_dict()
+    ml.fit(model, windows(seed), optim.SGD(model.trainable_parameters(), 1.0), 1,
+           clip=clip, progress=False)  # fmt: skip
+    moved = np.sqrt(sum(((a - before[n]) ** 2).sum() for n, a in model.state_dict().items()))
+    assert moved <= clip * (1 + 1e-9)
+    assert clip > 50 or moved > clip * (1 - 1e-9), "and it is not smaller than it has to be"
+
+
+def test_the_schedule_sets_each_step_and_without_one_the_optimizers_own_counts():
+    history = ml.fit(*with_batches("full"), 4, schedule=lambda i: 0.1 / (i + 1), progress=False)
+    assert history.lrs == [0.1 / (i + 1) for i in range(4)]
+    assert ml.fit(*with_batches("full"), 3, progress=False).lrs == [0.02] * 3
+
+
+def with_batches(kind):
+    model, optimizer = job(kind)
+    return model, windows(), optimizer
+
+
+def test_held_out_is_evaluated_at_the_start_every_n_steps_and_at_the_end():
+    held_out = [windows(9)[0], windows(9)[1]]
+    model, batches, optimizer = with_batches("full with dropout")
+    first = ml.evaluate(model, held_out)
+    history = ml.fit(model, batches, optimizer, 5, held_out=held_out, eval_every=2, progress=False)
+    assert [at for at, _ in history.held_out] == [0, 2, 4, 5]
+    assert history.held_out[0][1] == first
+    assert history.held_out[-1][1] == ml.evaluate(model, held_out)
+    twin = ml.fit(*with_batches("full with dropout"), 5, progress=False)
+    assert twin.losses == history.losses, "looking changes nothing"
+    assert twin.held_out == []
+    only_ends = ml.fit(*with_batches("full"), 4, held_out=held_out, progress=False).held_out
+    assert [at for at, _ in only_ends] == [0, 4]
+    even = ml.fit(*with_batches("full"), 4, held_out=held_out, eval_every=2, progress=False)
+    assert [at for at, _ in even.held_out] == [0, 2, 4]
+
+
+def test_evaluating_weighs_batches_by_their_targets_and_leaves_no_trace():
+    model = gpt2(0, dropout=0.5)
+    model.blocks[0].eval()
+    modes = [m.training for _, m in model.named_modules()]
+    parts = [(ids(0, 1, 3), ids(1, 1, 3)), (ids(2, 3, 8), ids(3, 3, 8))]
+    with ml.no_grad(), nn.evaluating(model):
+        losses = [train.lm_loss(model, part).item() for part in parts]
+    expected = (3 * losses[0] + 24 * losses[1]) / 27
+    assert ml.evaluate(model, parts) == pytest.approx(expected, rel=1e-14)
+    assert ml.evaluate(model, iter(parts)) == pytest.approx(expected, rel=1e-14)
+    assert modes == [m.training for _, m in model.named_modules()]
+    assert ml.evaluate(model, parts, loss=lambda m, b: ml.Tensor(np.array(2.5))) == 2.5
+    with pytest.raises(ValueError, match="no batches"):
+        ml.evaluate(model, [])
+
+
+def test_a_list_of_batches_is_gone_through_in_turn():
+    listed = [windows()[i] for i in range(3)]
+
+    class Forever:
+        def __getitem__(self, i):
+            return listed[i % 3]
+
+    for accumulate in (1, 2):
+        one = go("full", listed, accumulate=accumulate)
+        assert_same(one, go("full", Forever(), accumulate=accumulate))
+
+
+def test_every_step_sees_its_own_batches():
+    asked = []
+
+    class Watched:
+        def __getitem__(self, i):
+            asked.append(i)
+            return windows()[i]
+
+    model, optimizer = job("full")
+    ml.fit(model, Watched(), optimizer, 3, accumulate=2, progress=False)
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_cannot_be_indexed_raises():
+    model, optimizer = job("full")
+    with pytest.raises(TypeError, match="batches\\[i\\]"):
+        ml.fit(model, (windows()[i] for i in range(3)), optimizer, 3)
+
+
+@pytest.mark.parametrize("how", [{"steps": -1}, {"accumulate": 0}, {"save_every": 0}])
+def test_numbers_that_make_no_sense_raise(how):
+    model, optimizer = job("full")
+    with pytest.raises(ValueError, match="fit: steps must not be negative"):
+        ml.fit(model, windows(), optimizer, **{"steps": 1, **how})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_gradient_that_is_not_finite_names_the_step_and_touches_no_weight(accumulate):
+    model, optimizer = job("full")
+    states = []
+
+    def loss(model, batch):
+        states.append(model.state_dict())
+        value = train.lm_loss(model, batch)
+        return value * float("nan") if len(states) > 2 * accumulate else value
+
+    with pytest.raises(FloatingPointError, match="fit: step 2: backward: the gradient"):
+        ml.fit(model, windows(), optimizer, 5, loss=loss, accumulate=accumulate, progress=False)
+    assert optimizer.t == 2
+    after = model.state_dict()
+    assert all(np.array_equal(after[n], a) for n, a in states[-1].items())
+
+
+def test_another_loss_trains_another_thing():
+    layer = nn.Linear(3, 2, rng=0, dtype="float64")
+    x, W = normal(0, 20, 3), normal(1, 2, 3)
+    y = x @ W.T
+
+    def squares(model, batch):
+        error = model(ml.Tensor(batch[0])) - ml.Tensor(batch[1])
+        return (error * error).mean()
+
+    optimizer = optim.AdamW(layer.trainable_parameters(), 0.05, weight_decay=0.0)
+    history = ml.fit(layer, [(x, y)], optimizer, 400, loss=squares, progress=False,
+                     schedule=optim.cosine_schedule(0.05, 400))  # fmt: skip
+    assert history.losses[-1] < 1e-6 * history.losses[0]
+    np.testing.assert_allclose(layer.state_dict()["W"], W, atol=1e-3)
+
+
+def test_progress_is_ten_lines_a_function_for_lines_or_nothing(capsys):
+    ml.fit(*with_batches("full"), 20, progress=False)
+    assert capsys.readouterr().out == ""
+    ml.fit(*with_batches("full"), 20)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in printed] == [f"{i}/20" for i in range(2, 21, 2)]
+    lines = []
+    history = ml.fit(*with_batches("full"), 3, progress=lines.append, log_every=2,
+                     held_out=[windows()[5]])  # fmt: skip
+    assert capsys.readouterr().out == "" and len(lines) == 2
+    assert lines[0].startswith(f"step 2/3  loss {history.losses[1]:.4f}  lr 2.00e-02")
+    assert f"held out {history.held_out[-1][1]:.4f}" in lines[1] and lines[1].endswith("0:00 left")
+
+
+def test_no_steps_is_no_change():
+    model, optimizer = job("full")
+    before = outcome(model, optimizer, ml.History())
+    assert_same(before, outcome(model, optimizer, ml.fit(model, windows(), optimizer, 0)))
