@@ -26,7 +26,7 @@ class Backend:
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """x as an array of this library; copies only where it must."""
-        return np.asarray(x, dtype=dtype)
+        return self.module.asarray(x, dtype=dtype)
 
     def asnumpy(self, x: Any) -> np.ndarray:
         """x as a NumPy array on the host."""
@@ -97,9 +97,6 @@ class CupyBackend(Backend):
             self.module.cuda.runtime.getDeviceCount()
         except Exception as error:
             raise RuntimeError(f"CuPy is installed, but no CUDA device answers: {error}") from error
-
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        return self.module.asarray(x, dtype=dtype)
 
     def asnumpy(self, x: Any) -> np.ndarray:
         host: np.ndarray = self.module.asnumpy(x)

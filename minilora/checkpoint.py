@@ -25,6 +25,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
         raise ValueError(f"{path}: the name of a minilora file ends in .npz")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
+    pickled = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
+    if pickled:
+        raise TypeError(f"{path}: {pickled[0]} holds Python objects, and nothing is pickled")
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -49,16 +52,13 @@ def read(
 
     `kind`: what meta["kind"] has to be, such as "adapter" or "model".
     """
-    import zipfile
-
-    try:
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(arrays.pop(META).tobytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
+    with Path(path).open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = dict(json.loads(arrays.pop(META).tobytes()))
+        except Exception as error:  # whatever NumPy, zip or JSON make of broken bytes
+            raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
     if kind is not None and meta.get("kind") != kind:
         raise ValueError(f"{path} holds a {meta.get('kind', 'thing of no kind')}, not a {kind}")
     return arrays, meta

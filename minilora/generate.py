@@ -10,8 +10,10 @@ from .backend import Rng, asnumpy, generator
 from .models.gpt2 import GPT2
 from .nn import evaluating
 from .tensor import no_grad
+from .threads import working
 
 
+@working()
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
@@ -25,6 +27,8 @@ def generate(
     When the window of n_positions tokens is full, it goes on with its latter half.
     """
     given = np.asarray(ids)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"generate: ids must be integers, not {given.dtype}")
     out = np.atleast_2d(given).astype(np.int64)
     if out.ndim != 2 or out.shape[1] == 0:
         raise ValueError(

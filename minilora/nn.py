@@ -57,12 +57,13 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """("blocks.0.attn.q.W", parameter), each parameter once, in order of assignment."""
-        seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, child in module.children():
-                if isinstance(child, Parameter) and id(child) not in seen:
-                    seen.add(id(child))
-                    yield f"{path}.{name}" if path else name, child
+        seen: set[Parameter] = set()
+        for name, child in self.children():
+            below = [("", child)] if isinstance(child, Parameter) else child.named_parameters()
+            for path, p in below:
+                if p not in seen:
+                    seen.add(p)
+                    yield f"{name}.{path}" if path else name, p
 
     def parameters(self) -> list[Parameter]:
         return [p for _, p in self.named_parameters()]

@@ -20,6 +20,7 @@ from .backend import Array, asnumpy, xp
 from .models.gpt2 import GPT2
 from .nn import Embedding, Linear, Module, evaluating
 from .tensor import Tensor, no_grad
+from .threads import working
 
 
 def gamma(terms: int, dtype: Any) -> float:
@@ -56,6 +57,7 @@ class Comparison:
     logit: tuple[int, ...]  # (sequence, token, vocabulary)
 
 
+@working()
 def compare(model: GPT2, ids: Any) -> Comparison:
     """Run the model on ids (batch, tokens) as it is and merged, and compare the logits.
 

@@ -17,6 +17,7 @@ from .backend import asarray, asnumpy, current
 from .nn import Module, evaluating
 from .optim import Optimizer, clip_grad_norm
 from .tensor import Tensor, no_grad
+from .threads import working
 
 Batch = tuple[Any, Any]
 
@@ -42,6 +43,7 @@ def lm_loss(model: Module, batch: Batch) -> Tensor:
     return ops.cross_entropy(model(inputs), targets)
 
 
+@working()
 def evaluate(
     model: Module,
     batches: Iterable[Batch],
@@ -64,6 +66,7 @@ def generators(model: Module) -> dict[str, np.random.Generator]:
     return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}
 
 
+@working()
 def fit(
     model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
     schedule: Callable[[int], float] | None = None, clip: float | None = None,
@@ -89,8 +92,10 @@ def fit(
         raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
     if steps < 0 or accumulate < 1 or save_every < 1:
         raise ValueError("fit: steps must not be negative, accumulate and save_every at least 1")
-    current().keep_freed_memory()
-    run = _Run(model, optimizer, steps, accumulate)
+    setting = {"steps": steps, "accumulate": accumulate, "clip": clip}
+    if schedule is None:
+        setting["lr"] = optimizer.lr
+    run = _Run(model, optimizer, setting)
     say = progress if callable(progress) else (print if progress else lambda line: None)
     first = 0
     if checkpoint is not None and resume and Path(checkpoint).exists():
@@ -108,6 +113,7 @@ def fit(
         history.losses += [float(asnumpy(x)) for x in waiting]
         waiting.clear()
 
+    current().keep_freed_memory()
     if first == 0:
         look(0)
     for step in range(first, steps):
@@ -157,9 +163,9 @@ def _line(done: int, steps: int, history: History, speed: float, left: float) ->
 class _Run:
     """All that decides how a run goes on: trained parameters, optimizer, generators, history."""
 
-    def __init__(self, model: Module, optimizer: Optimizer, steps: int, accumulate: int) -> None:
+    def __init__(self, model: Module, optimizer: Optimizer, setting: dict[str, Any]) -> None:
         self.model, self.optimizer, self.history = model, optimizer, History()
-        self.setting = {"steps": steps, "accumulate": accumulate, "optimizer": _settings(optimizer)}
+        self.setting = {**setting, "optimizer": _settings(optimizer)}
 
     def frozen(self) -> str:
         held = [p.data for p in self.model.parameters() if not p.requires_grad]

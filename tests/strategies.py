@@ -100,3 +100,30 @@ def train(model, steps: int = 3, make=ml.AdamW, **how) -> None:
         ml.ops.cross_entropy(model(x[:, :-1]), x[:, 1:]).backward()
         optimizer.step()
     optimizer.zero_grad()
+
+
+def snapshot(model):
+    """All that a call which fails has to leave alone."""
+    state = vars(model).get("adapters")
+    return (
+        bits(model),
+        list(model.named_modules()),
+        [(name, p, p.requires_grad) for name, p in model.named_parameters()],
+        state and (state.active, list(state.configs), list(state.layers), list(state.own)),
+    )
+
+
+def layers(model) -> dict[str, lora.LoRALayer]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, lora.LoRALayer)}
+
+
+def wide(x) -> np.ndarray:
+    """On the host, in float64."""
+    return ml.asnumpy(x).astype(np.float64)
+
+
+def delta(layer, *names: str) -> np.ndarray:
+    """Σ alpha / r · B A by the formula, on the host, in W's orientation."""
+    held = [layer.adapters[name] for name in names or layer.active]
+    total = sum(a.alpha / a.r * (wide(a.B) @ wide(a.A)) for a in held)
+    return total.T if isinstance(layer, lora.LoRAEmbedding) else total

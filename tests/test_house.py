@@ -10,9 +10,10 @@ from pathlib import Path
 import minilora
 
 PACKAGE = Path(minilora.__file__).parent
-CORE = [
-    "backend.py", "tensor.py", "gradcheck.py", "nn.py", "optim.py", "models/transformer.py",
-    "models/gpt2.py", *(f"ops/{x}.py" for x in ("__init__", "algebra", "fused", "shape")),
+CORE = [  # what a reader has to hold in the head
+    "backend.py", "tensor.py", "gradcheck.py", "nn.py", "optim.py",
+    "models/transformer.py", "models/gpt2.py",
+    *(f"ops/{x}.py" for x in ("__init__", "algebra", "fused", "shape")),
     *(f"lora/{x}.py" for x in ("__init__", "layers", "convert", "files")),
 ]  # fmt: skip
 NOT_CODE = {
@@ -20,7 +21,7 @@ NOT_CODE = {
     tokenize.ENDMARKER,
 }  # fmt: skip
 LEVELS = [
-    {"backend"}, {"tensor"}, {"ops"}, {"gradcheck", "nn", "checkpoint", "data"},
+    {"backend", "threads"}, {"tensor"}, {"ops"}, {"gradcheck", "nn", "checkpoint", "data"},
     {"models", "optim"}, {"lora"}, {"train", "generate"}, {"accounting", "rounding"},
     {"pretrain", "demo", "viz"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip

@@ -36,8 +36,8 @@ class Nest(nn.Module):
         self.nothing = None
 
 
-NEST = ["scale", "by.right.far"]  # a module's own come first, then those of the modules below
-NEST += [f"{at}.{x}" for at in ("layers.0", "layers.1.0", "layers.2.0", "by.left") for x in LINEAR]
+LAYERS = ("layers.0", "layers.1.0", "layers.2.0", "by.left")
+NEST = ["scale", *(f"{at}.{x}" for at in LAYERS for x in LINEAR), "by.right.far"]
 
 
 def state(model: nn.Module) -> dict[str, np.ndarray]:

@@ -749,6 +749,13 @@ def test_relu_of_minus_infinity_is_zero():
     assert value.tolist() == [0, np.inf]
 
 
+@pytest.mark.parametrize("axes", [(1, 2, 0), (2, 0, 1), (0, 2, 1), None])
+def test_transpose_turns_the_gradient_back(axes):
+    value, (grad,) = value_and_grads(lambda t: ops.transpose(t, axes=axes), normal(0, 2, 3, 4))
+    assert same_bytes(value, np.transpose(normal(0, 2, 3, 4), axes).copy())
+    assert np.array_equal(np.transpose(grad, axes), normal(1, *value.shape))
+
+
 def test_getitem_refuses_arrays_of_ids():
     with pytest.raises(ValueError, match=r"getitem: x is \(3,\): .*use embedding"):
         Tensor(normal(0, 3))[np.array([0, 1])]
@@ -812,7 +819,7 @@ W, b, A, B = normal(1, 3, 3), normal(2, 3), normal(3, 2, 3), normal(4, 3, 2)
         (ops.exp, False),
         (ops.tanh, False),
         (ops.sqrt, False),
-        (ops.relu, False),  # fails today: it keeps x where its output would do (y > 0)
+        (ops.relu, False),
         (ops.sum, False),
         (ops.mean, False),
         (lambda h: ops.cross_entropy(h, [0, 1]), False),

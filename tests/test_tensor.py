@@ -167,6 +167,31 @@ def test_a_ladder_with_2_to_the_60_paths_is_walked_once():
     assert grad(x) == 1
 
 
+@pytest.mark.parametrize("order", ["o", "oo", "ob", "oob", "boo", "obob", "bboo"])
+def test_no_gradient_is_copied_where_one_of_the_arrays_that_arrived_can_hold_the_sum(order):
+    """o: a rule makes an array of its own, b: it passes on what it was given."""
+    made = []
+
+    @op
+    def own(x):
+        def dx(g):
+            made.append(g * 1.0)
+            return made[-1]
+
+        return x * 1.0, (dx,)
+
+    @op
+    def lent(x):
+        def dx(g):
+            return g
+
+        return x * 1.0, (dx,)
+
+    (x,) = leaves(np.ones(2))
+    ops.concat(*({"o": own, "b": lent}[kind](x) for kind in order)).sum().backward()
+    assert any(x.grad is array for array in made) and grad(x).tolist() == [len(order)] * 2
+
+
 # Broadcasting
 
 
@@ -455,6 +480,9 @@ def test_no_grad_nests_and_ends_after_an_exception():
         with pytest.raises(KeyError), ml.no_grad():
             raise KeyError
         assert not recording()
+    assert recording()
+    with pytest.raises(KeyError), ml.no_grad():
+        raise KeyError
     assert recording()
 
 

@@ -132,7 +132,10 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
     assert checkpoint.read(path, kind="run")[1]["done"] == 2
     lines = []
+    (tmp_path / "old").hardlink_to(path)
+    before = path.read_bytes()
     assert_same(whole, go("lora", windows(), path, progress=lines.append))
+    assert (tmp_path / "old").read_bytes() == before, "a whole new file, not the old one rewritten"
     assert lines[0] == f"going on from step 2 ({path})"
 
 

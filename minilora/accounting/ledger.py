@@ -14,6 +14,7 @@ from ..backend import current
 from ..models.gpt2 import GPT2
 from ..ops import cross_entropy
 from ..optim import Optimizer
+from ..threads import working
 from ..train import generators
 from .activations import activations
 
@@ -57,6 +58,7 @@ class Ledger:
         return "\n".join(lines)
 
 
+@working()
 def ledger(model: GPT2, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
     """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
 

@@ -42,7 +42,11 @@ def attach(model: Module, config: LoRAConfig, name: str = "default", rng: Rng = 
     what the config names. Raises ValueError, leaving the model as it was, for a pattern that
     matches nothing and for a name that is taken.
     """
-    state, paths = add(model, config, name, generator(rng))
+    paths = _targets(adaptable(model), config)
+    whole = _whole(list(_places(model)), config, paths)
+    rank, alpha = config.rank_pattern, config.alpha_pattern
+    plan = {at: (_first(rank, at, config.r), _first(alpha, at, config.alpha)) for at in paths}
+    state = install(model, name, config, plan, whole, generator(rng))
     copies = [p for own in state.own.values() for p in own.values()]
     for p in [*model.parameters(), *copies]:
         p.requires_grad, p.grad = False, None
@@ -57,6 +61,7 @@ def activate(model: Module, *names: str) -> None:
 
     What requires a gradient does not change. Raises KeyError for a name that is not attached.
     """
+    names = tuple(dict.fromkeys(names))
     state = adapters_of(model, *names)
     whole = [path for name in names for path in state.own[name]]
     if len(set(whole)) < len(whole):
@@ -77,7 +82,8 @@ def disabled(model: Module) -> Iterator[None]:
     try:
         yield
     finally:
-        activate(model, *before)
+        if hasattr(model, "adapters"):
+            activate(model, *(name for name in before if name in adapters_of(model).configs))
 
 
 def detach(model: Module, name: str | None = None) -> Module:
@@ -170,7 +176,7 @@ def adaptable(model: Module) -> dict[str, Any]:
     modules = dict(model.named_modules())
     inside = {f"{path}.base" for path, module in modules.items() if isinstance(module, LoRALayer)}
     kinds = (Linear, Embedding, LoRALayer)
-    return {p: m for p, m in modules.items() if isinstance(m, kinds) and p not in inside}
+    return {p: m for p, m in modules.items() if p and isinstance(m, kinds) and p not in inside}
 
 
 def _places(model: Module) -> dict[str, tuple[Module, str, Parameter]]:
@@ -186,8 +192,7 @@ def _places(model: Module) -> dict[str, tuple[Module, str, Parameter]]:
     }
 
 
-def _targets(model: Module, config: LoRAConfig) -> list[str]:
-    layers = adaptable(model)
+def _targets(layers: Mapping[str, Any], config: LoRAConfig) -> list[str]:
     for pattern in config.targets or ("",):
         if not any(matches(path, pattern) for path in layers):
             names = sorted({path.split(".")[-1] for path in layers})
@@ -223,24 +228,26 @@ def _and_above(path: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def add(
-    model: Module, config: LoRAConfig, name: str, rng: np.random.Generator
-) -> tuple[Adapters, list[str]]:
-    """Put the adapter in, neither active nor trained yet; all of it, or an error and nothing."""
+def install(
+    model: Module, name: str, config: LoRAConfig, plan: Mapping[str, tuple[int, float]],
+    whole: Sequence[str], rng: np.random.Generator,
+) -> Adapters:  # fmt: skip
+    """Put an adapter in, neither active nor trained yet; all of it, or an error and nothing.
+
+    plan: path -> r and alpha;   whole: the parameters that the adapter has a copy of.
+    """
     state = adapters_of(model) if hasattr(model, "adapters") else Adapters(model)
     if name in state.configs or name == "base" or not name or "." in name:
-        raise ValueError(
-            f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
-            f"'base' or has a dot in it; there are {sorted(state.configs)}"
-        )
-    paths, layers, places = _targets(model, config), adaptable(model), _places(model)
-    whole = _whole(list(places), config, paths)
-    for at in paths:
+        raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
+                         f"'base' or dotted; there are {sorted(state.configs)}")  # fmt: skip
+    layers, places = adaptable(model), _places(model)
+    absent = [*(plan.keys() - layers.keys()), *(set(whole) - places.keys())]
+    if absent:
+        raise ValueError(f"attach: this model has no {min(absent)}")
+    for at, (r, alpha) in plan.items():
         layer = layers[at]
         if not isinstance(layer, LoRALayer):
             layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
-        r = next((v for p, v in config.rank_pattern.items() if matches(at, p)), config.r)
-        alpha = next((v for p, v in config.alpha_pattern.items() if matches(at, p)), config.alpha)
         layer.adapters[name] = Adapter(layer, r, alpha, config, rng)
         state.layers[at] = layer
     swap(model, state.layers)
@@ -249,7 +256,11 @@ def add(
     state.own[name] = {at: Parameter(state.places[at][2].data.copy()) for at in whole}
     state.configs[name] = config
     vars(model)["adapters"] = state
-    return state, paths
+    return state
+
+
+def _first(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
+    return next((value for p, value in patterns.items() if matches(path, p)), otherwise)
 
 
 def trained_by(state: Adapters, name: str) -> dict[str, Parameter]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from .. import checkpoint
 from ..backend import asarray, asnumpy, generator
 from ..nn import Module
-from .convert import Adapters, activate, adapters_of, add, detach, trained_by
+from .convert import Adapters, activate, adapters_of, detach, install, trained_by
 from .layers import LoRAConfig
 
 
@@ -43,18 +43,16 @@ def load(
     and leaves the model as it was. Warns where W0 is not what the adapter was trained on.
     """
     arrays, meta = checkpoint.read(path, kind="adapter")
-    config, name, layers = LoRAConfig(**meta["config"]), name or meta["name"], meta["layers"]
-    exact = replace(
-        config, targets=tuple(layers), trainable=tuple(meta["whole"]), bias="none",
-        rank_pattern={at: facts["r"] for at, facts in layers.items()},
-        alpha_pattern={at: facts["alpha"] for at, facts in layers.items()},
-    )  # fmt: skip
+    try:
+        config, name, whole = LoRAConfig(**meta["config"]), name or meta["name"], meta["whole"]
+        plan = {at: (facts["r"], facts["alpha"]) for at, facts in meta["layers"].items()}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"load: {path} is of another version of minilora: {error}") from error
     fresh = not hasattr(model, "adapters")
     try:
-        state, paths = add(model, exact, name, generator(0))
+        state = install(model, name, config, plan, whole, generator(0))
     except ValueError as error:
         raise ValueError(f"load: {path} does not fit this model: {error}") from error
-    state.configs[name] = config
     ours = {at: (p, p.shape) for at, p in trained_by(state, name).items()}
     shapes = {at: array.shape for at, array in arrays.items()}
     wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
@@ -71,9 +69,10 @@ def load(
     activate(model, name)
     if _fingerprint(state, name) != meta["base"]:
         warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
-    return paths
+    return list(plan)
 
 
 def _fingerprint(state: Adapters, name: str) -> str:
-    held = [layer for layer in state.layers.values() if name in layer.adapters]
-    return checkpoint.fingerprint(asnumpy(layer.base.W.data) for layer in held)
+    bases = {at: x.base.W for at, x in state.layers.items() if name in x.adapters}
+    bases |= {at: state.places[f"{at}.W"][2] for at in bases if f"{at}.W" in state.places}
+    return checkpoint.fingerprint(asnumpy(W.data) for W in bases.values())

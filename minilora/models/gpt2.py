@@ -56,11 +56,6 @@ class GPT2(Module):
         self.ln_f = LayerNorm(c.d_model, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
 
-    @classmethod
-    def empty(cls, config: GPT2Config, dtype: Any = "float32") -> GPT2:
-        """A model whose weights are still to be loaded."""
-        return cls(config, rng=0, dtype=dtype)
-
     def forward(self, ids: Any, cache: Sequence[Cache] | None = None) -> Tensor:
         """With a `cache` (see `new_cache`), ids continue the tokens that it holds."""
         ids = np.asarray(ids)

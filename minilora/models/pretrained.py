@@ -23,7 +23,7 @@ def save_model(
 ) -> Path:
     """Write config, weights and tokenizer to one .npz; `dtype`: store the weights in it."""
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
-    odd = arrays.keys() ^ {name for name, _ in GPT2.empty(model.config).named_parameters()}
+    odd = arrays.keys() ^ {name for name, _ in GPT2(model.config, rng=0).named_parameters()}
     if odd:
         raise ValueError(
             f"save_model: {sorted(odd)[0]} is not a plain GPT-2's parameter: merge or "
@@ -39,7 +39,7 @@ def save_model(
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> GPT2:
     """The GPT-2 in a file that `save_model` made, its `.tokenizer` with it. Dropout is off."""
     arrays, meta = checkpoint.read(path, kind="model")
-    model = GPT2.empty(GPT2Config(**meta["config"]), dtype)
+    model = GPT2(GPT2Config(**meta["config"]), rng=0, dtype=dtype)
     model.load_state_dict({name: asarray(array.astype(dtype)) for name, array in arrays.items()})
     model.tokenizer = BPE(meta["merges"]) if meta["merges"] is not None else None
     model.eval()

@@ -6,11 +6,26 @@ arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 
 from ..backend import xp
 from ..tensor import once, op
+from ..threads import share
 
 
 def rows(x):
     """x as a matrix: (..., k) -> (rows, k)."""
     return x.reshape(-1, x.shape[-1])
+
+
+def product(x, W, add=None):
+    """x W, the rows of x shared among the cores; add(y, at): what comes on top of y[at].
+
+    x: (n, k)   W: (k, d)   out: (n, d)
+    """
+    y = xp.empty((x.shape[0], W.shape[1]), xp.result_type(x, W))
+    def part(at):
+        xp.matmul(x[at], W, out=y[at])
+        if add is not None:
+            add(y[at], at)
+    share(part, len(x), x.size * W.shape[1] >> 6)
+    return y
 
 
 @op
@@ -126,11 +141,11 @@ def matmul(x, y):
 def linear(x, W, b=None):
     """y = x Wᵀ + b        x: (..., k)   W: (d, k)   b: (d,)   y: (..., d)"""
     _fits(x, W)
-    shape, y = x.shape, rows(x) @ W.T
-    if b is not None:
-        y += b
-    def dx(g): return (rows(g) @ W).reshape(shape)
-    def dW(g): return rows(g).T @ rows(x)
+    shape = x.shape
+    def plus_b(y, at): y += b
+    y = product(rows(x), W.T, None if b is None else plus_b)
+    def dx(g): return product(rows(g), W).reshape(shape)
+    def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
     return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db)
 
@@ -143,21 +158,24 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     """
     _fits(x, W)
     shape, masked = x.shape, x if mask is None else x * mask
-    inner = rows(masked) @ A.T                                    # (rows, r): all that dB needs
-    y = rows(x) @ W.T
-    y += inner @ (B.T * scale)
-    if b is not None:
-        y += b
+    inner = product(rows(masked), A.T)                            # (rows, r): all that dB needs
+    def plus_update(y, at):
+        y += inner[at] @ (B.T * scale)
+        if b is not None:
+            y += b
+    y = product(rows(x), W.T, plus_update)
 
     @once
-    def down(g): return rows(g) @ (B * scale)                     # (rows, r): dx and dA share it
+    def down(g): return product(rows(g), B * scale)               # (rows, r): dx and dA share it
     def dx(g):
-        through = down(g) @ A
-        if mask is not None:
-            through *= rows(mask)
-        through += rows(g) @ W
-        return through.reshape(shape)
-    def dW(g): return rows(g).T @ rows(x)
+        narrow = down(g)
+        def plus_update(y, at):
+            through = narrow[at] @ A
+            if mask is not None:
+                through *= rows(mask)[at]
+            y += through
+        return product(rows(g), W, plus_update).reshape(shape)
+    def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
     def dA(g): return down(g).T @ rows(masked)
     def dB(g): return (rows(g).T @ inner) * scale

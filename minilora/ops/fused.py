@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import asarray, erf, xp
+from ..backend import Array, asarray, erf, xp
 from ..tensor import Early, Tensor, once, op, recording
+from ..threads import share
 from .algebra import rows
 
 PIECE = 1 << 18  # numbers in a piece of work that should stay in the cache
@@ -42,60 +43,88 @@ def log_softmax(x, *, axis=-1):
 @op
 def layer_norm(x, gain, shift, *, eps=1e-5):
     """(x - mean) / √(variance + eps) · gain + shift, over the last axis        x: (..., d)"""
-    d = x.shape[-1]
+    shape, d = x.shape, x.shape[-1]
     if gain.shape != (d,) or shift.shape != (d,):
         raise ValueError(f"x has {d} features, gain and shift must be ({d},)")
     over_d = xp.full((d, 1), 1 / d, x.dtype)                      # a mean is a product with this
-    normal = rows(x) - rows(x) @ over_d
-    rate = 1 / xp.sqrt(xp.square(normal) @ over_d + eps)          # (rows, 1)
-    normal *= rate
-    y = normal * gain
-    y += shift
+    x = rows(x)
+    normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), x.dtype)
+    def forward(at):
+        centred = xp.subtract(x[at], x[at] @ over_d, out=normal[at])
+        rate[at] = 1 / xp.sqrt(xp.multiply(centred, centred, out=y[at]) @ over_d + eps)
+        centred *= rate[at]
+        xp.multiply(centred, gain, out=y[at])
+        y[at] += shift
+    share(forward, len(x), x.size, PIECE // d + 1)
     def dx(g):
-        g = rows(g) * gain
-        along = (g * normal) @ over_d
-        g -= g @ over_d
-        g -= normal * along
-        g *= rate
-        return g.reshape(shape)
+        g, out = rows(g), xp.empty_like(normal)
+        def backward(at):
+            scaled, here = g[at] * gain, out[at]
+            along = xp.multiply(scaled, normal[at], out=here) @ over_d
+            scaled -= scaled @ over_d
+            xp.multiply(normal[at], along, out=here)
+            xp.subtract(scaled, here, out=here)
+            here *= rate[at]
+        share(backward, len(g), g.size, PIECE // d + 1)
+        return out.reshape(shape)
     def dgain(g): return (rows(g) * normal).sum(axis=0)
     def dshift(g): return rows(g).sum(axis=0)
-    shape = x.shape
     return y.reshape(shape), (dx, dgain, dshift)
 
 
 @op
 def gelu(x, *, form="tanh"):
     """x · Φ(x): `form` "erf" is exact, "tanh" GPT-2's approximation (Hendrycks & Gimpel 2016)."""
-    dtype = x.dtype
-    x = x if dtype.itemsize > 2 else x.astype("float32")
-    if form == "erf":
-        share = (1 + erf(x * math.sqrt(0.5))) * 0.5               # Φ(x)
-        def slope(): return (share + x * xp.exp(x * x * -0.5) * c).astype(dtype, copy=False)
-        c = 1 / math.sqrt(2 * math.pi)
-    elif form == "tanh":                                    # (1 + tanh u) / 2 = 1 / (1 + e^-2u)
-        c1, c3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
-        share = xp.multiply(x, x, out=xp.empty_like(x))
-        share *= -c3
-        share -= c1
-        share *= x                                                # -2u
-        xp.minimum(share, 80, out=share)                          # e^80 is still finite
-        xp.exp(share, out=share)
-        share += 1
-        xp.divide(1, share, out=share)
-        def slope():
-            inner = xp.multiply(x, x, out=xp.empty_like(x))
-            inner *= 3 * c3
-            inner += c1                                           # d 2u / dx
-            inner *= x
-            inner *= 1 - share
-            inner += 1
-            inner *= share
-            return inner.astype(dtype, copy=False)
-    else:
+    if form not in _GELU:
         raise ValueError(f'form must be "tanh" or "erf", not {form!r}')
+    phi, derivative = _GELU[form]
+    shape, dtype = x.shape, x.dtype                               # e^x overflows half precision:
+    x = x.reshape(-1).astype(dtype if dtype.itemsize > 2 else "float32", copy=False)
+    factor, y = xp.empty_like(x), xp.empty_like(x)
+    def forward(at):
+        factor[at] = phi(x[at])
+        xp.multiply(x[at], factor[at], out=y[at])
+    share(forward, len(x), len(x), PIECE)
+    def slope():                                                  # in factor's own memory
+        def part(at): factor[at] = derivative(x[at], factor[at])
+        share(part, len(x), len(x), PIECE)
+        return factor.reshape(shape).astype(dtype, copy=False)
     def dx(g, slope): return g * slope
-    return (x * share).astype(dtype, copy=False), (Early(slope, dx),)
+    return y.reshape(shape).astype(dtype, copy=False), (Early(slope, dx),)
+
+
+def _phi_tanh(x):
+    """(1 + tanh u) / 2 = 1 / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³)"""
+    y = x * x
+    y *= -C3
+    y -= C1
+    y *= x                                                        # -2u
+    xp.minimum(y, 80, out=y)                                      # e^80 is still finite
+    xp.exp(y, out=y)
+    y += 1
+    return xp.divide(1, y, out=y)
+
+
+def _slope_tanh(x, phi):
+    """phi + x phi (1 - phi) d2u/dx"""
+    y = x * x
+    y *= 3 * C3
+    y += C1
+    y *= x
+    y *= 1 - phi
+    y += 1
+    y *= phi
+    return y
+
+
+def _phi_erf(x): return (1 + erf(x * math.sqrt(0.5))) * 0.5
+
+
+def _slope_erf(x, phi): return phi + x * xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+
+
+C1, C3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+_GELU = {"tanh": (_phi_tanh, _slope_tanh), "erf": (_phi_erf, _slope_erf)}
 
 
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
@@ -167,44 +196,54 @@ def attend(q, k, v, *, heads, causal, keep):
     half = xp.triu(xp.full((side, side), -math.inf, q.dtype), 1)  # hides the later tokens
     Q, K, V = (by_head(x, heads) for x in (q, k, v))              # (batch, heads, tokens, d_head)
     out = xp.empty_like(q)
+    O = by_head(out, heads)
     shift, inverse = xp.empty((2, batch, heads, m, 1), q.dtype)
-    pieces = list(_pieces(batch, heads, m, n, causal))
-    kept = {}
+    tasks = _tasks(batch, heads, side * n)
+    blocks = [(slice(i, min(i + side, m)), slice(0, n - m + min(i + side, m) if causal else n))
+              for i in range(0, m, side or 1)]                    # queries, the keys they may see
+    kept: list[dict[int, Array]] = [{} for _ in tasks]
 
-    def scores(b, i, j):
-        s = (Q[b, :, i] * scale) @ K[b, :, j].swapaxes(-1, -2)
+    def scores(t, i, j):
+        s = (Q[t][:, :, i] * scale) @ K[t][:, :, j].swapaxes(-1, -2)
         if causal:
             s[..., j.stop - (i.stop - i.start):] += half[: i.stop - i.start, : i.stop - i.start]
         return s
-    for at, (b, i, j) in enumerate(pieces):
-        E = scores(b, i, j)
-        shift[b, :, i] = E.max(axis=-1, keepdims=True)
-        E -= shift[b, :, i]
-        xp.exp(E, out=E)
-        inverse[b, :, i] = 1 / E.sum(axis=-1, keepdims=True)
-        by_head(out, heads)[b, :, i] = (E @ V[b, :, j]) * inverse[b, :, i]
-        if keep:
-            kept[at] = E
+    def forward(at):
+        for task, t in enumerate(tasks[at], at.start):
+            for i, j in blocks:
+                E = scores(t, i, j)
+                shift[t][:, :, i] = E.max(axis=-1, keepdims=True)
+                E -= shift[t][:, :, i]
+                xp.exp(E, out=E)
+                inverse[t][:, :, i] = 1 / E.sum(axis=-1, keepdims=True)
+                xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
+                if keep:
+                    kept[task][i.start] = E
+    share(forward, len(tasks), batch * heads * m * n)
 
-    def again(b, i, j):
-        E = scores(b, i, j)
-        E -= shift[b, :, i]
+    def again(t, i, j):
+        E = scores(t, i, j)
+        E -= shift[t][:, :, i]
         return xp.exp(E, out=E)
 
     @once
     def all_three(g):
-        G = by_head(g, heads) * inverse
-        along = (G * by_head(out, heads)).sum(axis=-1, keepdims=True)
+        G = by_head(g, heads)
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-        for at, (b, i, j) in enumerate(pieces):
-            E = kept.pop(at) if keep else again(b, i, j)
-            by_head(dv, heads)[b, :, j] += E.swapaxes(-1, -2) @ G[b, :, i]
-            ds = G[b, :, i] @ V[b, :, j].swapaxes(-1, -2)
-            ds -= along[b, :, i]
-            ds *= E
-            ds *= scale
-            by_head(dq, heads)[b, :, i] = ds @ K[b, :, j]
-            by_head(dk, heads)[b, :, j] += ds.swapaxes(-1, -2) @ Q[b, :, i]
+        dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
+        def backward(at):
+            for task, t in enumerate(tasks[at], at.start):
+                for i, j in blocks:
+                    E = kept[task].pop(i.start) if keep else again(t, i, j)
+                    over = G[t][:, :, i] * inverse[t][:, :, i]
+                    along = (over * O[t][:, :, i]).sum(axis=-1, keepdims=True)
+                    dV[t][:, :, j] += E.swapaxes(-1, -2) @ over
+                    ds = over @ V[t][:, :, j].swapaxes(-1, -2)
+                    ds -= along
+                    ds *= E
+                    xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
+                    dK[t][:, :, j] += ds.swapaxes(-1, -2) @ (Q[t][:, :, i] * scale)
+        share(backward, len(tasks), batch * heads * m * n)
         return dq, dk, dv
     def dq(g): return all_three(g)[0]
     def dk(g): return all_three(g)[1]
@@ -217,10 +256,9 @@ def by_head(x, heads):
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def _pieces(batch, heads, m, n, causal):
-    """(batch rows, queries, keys) of each piece, as slices."""
-    some = max(1, PIECE // (heads * min(m, QUERIES) * n or 1))
-    for b in range(0, batch, some):
-        for i in range(0, m, QUERIES):
-            end = min(i + QUERIES, m)
-            yield slice(b, b + some), slice(i, end), slice(0, n - m + end if causal else n)
+def _tasks(batch, heads, size):
+    """(sequences, heads) that are done together, as slices: independent of one another."""
+    together = max(1, PIECE // max(1, size))                      # heads, of one sequence or more
+    some, each = max(1, together // heads), min(heads, together)
+    return [(slice(b, b + some), slice(h, h + each))
+            for b in range(0, batch, some) for h in range(0, heads, each)]
