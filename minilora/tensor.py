@@ -137,7 +137,7 @@ class Tensor:
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
-                leaf.grad = asarray(grad if owned else grad.copy())
+                leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
 
     # Operators and the commonest ops as methods: all of them are the ops of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)

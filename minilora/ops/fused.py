@@ -189,7 +189,7 @@ def attend(q, k, v, *, heads, causal, keep):
     """
     batch, m, d = q.shape
     n = k.shape[1]
-    if d % heads or k.shape != v.shape or k.shape != (batch, n, d) or (causal and m > n):
+    if heads < 1 or d % heads or k.shape != v.shape or k.shape != (batch, n, d) or (causal and m > n):
         raise ValueError(f"needs (batch, m, d), (batch, n, d) twice, d a multiple of {heads} heads"
                          + (", m at most n" if causal else ""))
     scale, side = 1 / math.sqrt(d // heads), min(m, QUERIES)
