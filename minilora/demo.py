@@ -13,7 +13,7 @@ from .models import GPT2, load_base
 from .optim import AdamW, linear_schedule
 from .train import fit
 
-TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 80, 8, 128, 1e-2
+TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 1e-2
 CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
 
 

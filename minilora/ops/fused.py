@@ -189,7 +189,8 @@ def attend(q, k, v, *, heads, causal, keep):
     """
     batch, m, d = q.shape
     n = k.shape[1]
-    if heads < 1 or d % heads or k.shape != v.shape or k.shape != (batch, n, d) or (causal and m > n):
+    fits = heads > 0 and d % heads == 0 and k.shape == v.shape == (batch, n, d)
+    if not fits or (causal and m > n):
         raise ValueError(f"needs (batch, m, d), (batch, n, d) twice, d a multiple of {heads} heads"
                          + (", m at most n" if causal else ""))
     scale, side = 1 / math.sqrt(d // heads), min(m, QUERIES)
