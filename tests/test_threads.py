@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import adapted, ids
 
 import minilora as ml
 from minilora import lora, ops, threads
-from tests.strategies import adapted, ids
 
 
 @pytest.fixture
