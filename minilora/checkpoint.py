@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 META = "meta.json"
 
@@ -18,7 +19,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
 
     The file appears under its name only when it is whole, so an interruption costs nothing.
     """
+    import json
     import tempfile
+    from pathlib import Path
 
     path = Path(path)
     if path.suffix != ".npz":
@@ -52,7 +55,9 @@ def read(
 
     `kind`: what meta["kind"] has to be, such as "adapter" or "model".
     """
-    with Path(path).open("rb") as opened:
+    import json
+
+    with open(path, "rb") as opened:
         try:
             with np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

@@ -7,18 +7,17 @@ busy loop, which costs a multiple of the time where somebody else is using a cor
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import queue
 
 Task = Callable[[slice], None]
 WORTH = 1 << 15  # below so many numbers, sharing costs more than it brings
@@ -28,6 +27,9 @@ class Pool:
     """`count` threads, the calling one among them, that share a task's rows."""
 
     def __init__(self, count: int) -> None:
+        import queue
+        import threading
+
         self.count = count
         self.done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self.inboxes: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count - 1)]
@@ -114,6 +116,9 @@ def cores() -> int:
 @functools.cache
 def _blas() -> tuple[Any, ...]:
     """OpenBLAS's functions to set and to get the number of its threads, or (None, None)."""
+    import ctypes
+    from pathlib import Path
+
     folders = [Path(np.__file__).parent.parent / "numpy.libs", Path(np.__file__).parent / ".libs"]
     for path in (p for folder in folders for p in folder.glob("*openblas*")):
         library = ctypes.CDLL(str(path))

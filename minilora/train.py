@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,7 +97,7 @@ def fit(
     run = _Run(model, optimizer, setting)
     say = progress if callable(progress) else (print if progress else lambda line: None)
     first = 0
-    if checkpoint is not None and resume and Path(checkpoint).exists():
+    if checkpoint is not None and resume and os.path.exists(checkpoint):
         first = run.load(checkpoint)
         say(f"going on from step {first} ({checkpoint})")
     history, waiting, began, tokens = run.history, list[Any](), time.perf_counter(), 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import checkpoint
 from ..backend import asarray, asnumpy, generator
 from ..nn import Module
 from .convert import Adapters, activate, adapters_of, detach, install, trained_by
 from .layers import LoRAConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Path:

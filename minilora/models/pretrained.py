@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +13,9 @@ from .. import checkpoint
 from ..backend import asarray, asnumpy
 from ..data.tokenizer import BPE
 from .gpt2 import GPT2, GPT2Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's plays"}
 
@@ -50,6 +52,8 @@ def base_path(name: str) -> Path:
     """Where the built-in base `name` lies."""
     if name not in BASES:
         raise ValueError(f"there is no built-in base {name!r}: there are {', '.join(BASES)}")
+    from pathlib import Path
+
     return Path(__file__).parent.parent / "data" / "bases" / f"{name}.npz"
 
 
