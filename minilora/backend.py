@@ -23,6 +23,7 @@ class Backend:
 
     name = "numpy"
     module: Any = np
+    numbers_are_free = True  # reading one number of an array does not wait for a device
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """x as an array of this library; copies only where it must."""
@@ -84,6 +85,7 @@ class CupyBackend(Backend):
     """CuPy 14: the same code on a GPU."""
 
     name = "cupy"
+    numbers_are_free = False
 
     def __init__(self) -> None:
         try:

@@ -23,7 +23,7 @@ NOT_CODE = {
 LEVELS = [
     {"backend", "threads"}, {"tensor"}, {"ops"}, {"gradcheck", "nn", "checkpoint", "data"},
     {"models", "optim"}, {"lora"}, {"train", "generate"}, {"accounting", "rounding"},
-    {"pretrain", "demo", "viz"}, {"cli"}, {"__init__", "__main__"},
+    {"pretrain", "demo", "viz", "engines"}, {"bench"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 
 

@@ -177,8 +177,8 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
         return product(rows(g), W, plus_update).reshape(shape)
     def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
-    def dA(g): return down(g).T @ rows(masked)
-    def dB(g): return (rows(g).T @ inner) * scale
+    def dA(g): return product(rows(masked).T, down(g)).T
+    def dB(g): return product(rows(g).T, inner * scale)
     return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db, dA, dB)
 
 

@@ -1,0 +1,373 @@
+"""What `minilora bench` compares: each engine's step on the same weights and the same batch.
+
+python -m minilora.engines ENGINE SHAPE THREADS reads "check FILE", "step N", "peak" from its input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import backend, lora, ops, optim
+from .generate import generate
+from .models import GPT2, GPT2Config
+from .tensor import no_grad
+from .threads import working
+
+Grads = dict[str, Any]
+Step = Callable[[], tuple[float, Callable[[], Grads]] | None]  # loss, how to get gradients by name
+
+
+class Shape(NamedTuple):
+    """Sizes of a model and its batch."""
+
+    layers: int
+    d_model: int
+    heads: int
+    tokens: int
+    batch: int
+    vocabulary: int
+
+
+SHAPES = {
+    "classroom": Shape(4, 256, 8, 128, 8, 512),
+    "long": Shape(4, 256, 8, 1024, 1, 512),
+    "gpt2-small": Shape(12, 768, 12, 128, 4, 5000),
+    "tiny": Shape(2, 32, 2, 16, 2, 50),
+}
+R, ALPHA, LR = 8, 16.0, 1e-3
+
+
+def build(shape: str) -> tuple[GPT2, np.ndarray]:
+    """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
+    s = SHAPES[shape]
+    model = GPT2(GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0)
+    rng = np.random.default_rng(1)
+    lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2)
+    for name, p in model.trainable_parameters().items():
+        if name.endswith(".B"):
+            p.data[...] = backend.asarray(rng.standard_normal(p.shape) * 0.01)
+    return model, rng.integers(0, s.vocabulary, (2, s.batch, s.tokens))
+
+
+def ours(shape: str, full: bool = False) -> Step:
+    """minilora: LoRA, or full fine-tuning."""
+    model, (ids, targets) = build(shape)
+    if full:
+        lora.detach(model)
+    optimizer = optim.AdamW(model.trainable_parameters(), LR)
+
+    def step() -> tuple[float, Callable[[], Grads]]:
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(model(ids), targets)
+        loss.backward()
+        grads = {name: p.grad for name, p in optimizer.parameters.items()}
+        optimizer.step()
+        return loss.item(), lambda: {n: backend.asnumpy(g) for n, g in grads.items()}
+
+    return step
+
+
+def forward(shape: str, merge: bool) -> Step:
+    """The forward pass alone: of the base, or merged."""
+    model, (ids, _) = build(shape)
+    (lora.merge if merge else lora.detach)(model)
+
+    def step() -> None:
+        with no_grad():
+            model(ids)
+
+    return step
+
+
+def decode(shape: str) -> Step:
+    """Greedy decoding with the cache: the rest of the window after 8 tokens."""
+    model, (ids, _) = build(shape)
+    lora.merge(model)
+
+    def step() -> None:
+        generate(model, ids[:1, :8], SHAPES[shape].tokens - 8, temperature=0)
+
+    return step
+
+
+def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """(a PyTorch GPT-2 of the same weights, its A and B by minilora's names, the batch)"""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    model, batch = build(shape)
+    s, d = SHAPES[shape], SHAPES[shape].d_model
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln1, self.ln2 = nn.LayerNorm(d), nn.LayerNorm(d)
+            self.attn, self.mlp = nn.Module(), nn.Module()
+            for name in "qkvo":
+                setattr(self.attn, name, nn.Linear(d, d))
+            self.mlp.up, self.mlp.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+        def forward(self, x: Any, past: Any = None) -> Any:
+            h, a = self.ln1(x), self.attn
+            q, k, v = (f(h).unflatten(-1, (s.heads, -1)).transpose(1, 2) for f in (a.q, a.k, a.v))
+            if past is not None:
+                if past:
+                    k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+                past[:] = k, v
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+            x = x + a.o(y.transpose(1, 2).flatten(2))
+            return x + self.mlp.down(F.gelu(self.mlp.up(self.ln2(x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok, self.pos = nn.Embedding(s.vocabulary, d), nn.Embedding(s.tokens, d)
+            self.blocks = nn.ModuleList(Block() for _ in range(s.layers))
+            self.ln_f = nn.LayerNorm(d)
+
+        def forward(self, ids: Any, past: Any = None) -> Any:
+            start = past[0][0].shape[2] if past and past[0] else 0
+            x = self.tok(ids) + self.pos.weight[start : start + ids.shape[1]]
+            for i, block in enumerate(self.blocks):
+                x = block(x, past[i] if past is not None else None)
+            return self.ln_f(x) @ self.tok.weight.T
+
+    theirs = Model()
+    letters = {"W": "weight", "g": "weight", "b": "bias"}
+    pairs: dict[str, Any] = {}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            path, _, letter = name.replace(".base.", ".").rpartition(".")
+            if letter in letters:
+                theirs.get_parameter(f"{path}.{letters[letter]}").copy_(torch.tensor(p.data))
+        if adapters:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=R, lora_alpha=int(ALPHA), target_modules=["q", "v"])
+            theirs = get_peft_model(theirs, config)
+            for name, p in model.trainable_parameters().items():
+                path, _, letter = name.replace(".default.", ".").rpartition(".")
+                key = f"base_model.model.{path}.lora_{letter}.default.weight"
+                pairs[name] = theirs.get_parameter(key)
+                pairs[name].copy_(torch.tensor(p.data))
+    return theirs, pairs, batch
+
+
+def torch_step(shape: str, adapters: bool) -> Step:
+    """PyTorch eager: with PEFT's adapters, or with q and v trained whole and no adapter at all."""
+    import torch
+
+    model, pairs, (ids, targets) = torch_model(shape, adapters)
+    if not adapters:
+        for name, p in model.named_parameters():
+            p.requires_grad_(".attn.q." in name or ".attn.v." in name)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01)
+    x, y = torch.tensor(ids), torch.tensor(targets)
+
+    def step() -> tuple[float, Callable[[], Grads]]:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        loss.backward()
+        optimizer.step()
+        return loss.item(), lambda: {n: p.grad.numpy() for n, p in pairs.items()}
+
+    return step
+
+
+def torch_decode(shape: str) -> Step:
+    """PyTorch eager, greedy, with a cache of keys and values."""
+    import torch
+
+    model, _, (ids, _) = torch_model(shape, adapters=False)
+    start = torch.tensor(ids[:1, :8])
+
+    def step() -> None:
+        past: list[list[Any]] = [[] for _ in model.blocks]
+        feed = start
+        with torch.no_grad():
+            for _ in range(SHAPES[shape].tokens - 8):
+                feed = model(feed, past)[:, -1:].argmax(-1)
+
+    return step
+
+
+def hips_autograd(shape: str) -> Step:
+    """HIPS autograd on NumPy: the same model, gradients of A and B alone."""
+    import autograd
+    import autograd.numpy as anp
+
+    model, (ids, targets) = build(shape)
+    s = SHAPES[shape]
+    W = {n.replace(".base.", "."): p.data for n, p in model.named_parameters()}
+    trained = {n: p.data for n, p in model.trainable_parameters().items()}
+    scale = np.float32(1 / math.sqrt(s.d_model / s.heads))
+    hidden = anp.triu(anp.full((s.tokens, s.tokens), -1e9, "float32"), 1)
+
+    def norm(x: Any, at: str) -> Any:
+        x = x - anp.mean(x, -1, keepdims=True)
+        return x / anp.sqrt(anp.mean(x * x, -1, keepdims=True) + 1e-5) * W[f"{at}.g"] + W[f"{at}.b"]
+
+    def linear(x: Any, at: str) -> Any:
+        return x @ W[f"{at}.W"].T + W[f"{at}.b"]
+
+    def adapted(x: Any, at: str, T: Any) -> Any:
+        update = x @ T[f"{at}.default.A"].T @ T[f"{at}.default.B"].T
+        return linear(x, at) + update * np.float32(ALPHA / R)
+
+    def gelu(x: Any) -> Any:
+        c = np.float32(math.sqrt(2 / math.pi))
+        return x * (anp.tanh(c * (x + np.float32(0.044715) * x * x * x)) + 1) * np.float32(0.5)
+
+    def heads(x: Any) -> Any:
+        return anp.swapaxes(anp.reshape(x, (s.batch, s.tokens, s.heads, -1)), 1, 2)
+
+    def loss_of(T: Any) -> Any:
+        x = W["tok.W"][ids] + W["pos.W"]
+        for i in range(s.layers):
+            at = f"blocks.{i}"
+            h = norm(x, f"{at}.ln1")
+            q, v = (heads(adapted(h, f"{at}.attn.{n}", T)) for n in "qv")
+            k = heads(linear(h, f"{at}.attn.k"))
+            z = q @ anp.swapaxes(k, -1, -2) * scale + hidden
+            z = anp.exp(z - anp.max(z, -1, keepdims=True))
+            y = anp.swapaxes(z / anp.sum(z, -1, keepdims=True) @ v, 1, 2)
+            x = x + linear(anp.reshape(y, x.shape), f"{at}.attn.o")
+            h = gelu(linear(norm(x, f"{at}.ln2"), f"{at}.mlp.up"))
+            x = x + linear(h, f"{at}.mlp.down")
+        z = anp.reshape(norm(x, "ln_f") @ W["tok.W"].T, (-1, s.vocabulary))
+        z = z - anp.max(z, -1, keepdims=True)
+        chosen = z[np.arange(len(z)), targets.reshape(-1)]
+        return anp.mean(anp.log(anp.sum(anp.exp(z), -1)) - chosen)
+
+    run = autograd.value_and_grad(loss_of)
+    optimizer = optim.AdamW(model.trainable_parameters(), LR)
+
+    def step() -> tuple[float, Callable[[], Grads]]:
+        loss, grads = run(trained)
+        for name, p in optimizer.parameters.items():
+            p.grad = grads[name]
+        optimizer.step()
+        return float(loss), lambda: grads
+
+    return step
+
+
+def floor(shape: str) -> Step:
+    """Only the matrix products that a LoRA step cannot avoid, into arrays that are there already.
+
+    Forward through every layer; backward to the input of all but the first block's norm; of causal
+    attention the whole square, as most engines do.
+    """
+    s = SHAPES[shape]
+    n, d, each = s.batch * s.tokens, s.d_model, s.d_model // s.heads
+    draw = np.random.default_rng(0).standard_normal
+
+    def f32(*sizes: int) -> np.ndarray:
+        return draw(sizes).astype("float32")
+
+    x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
+    W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
+    A, B, narrow, dA, dB = f32(R, d), f32(d, R), f32(n, R), f32(R, d), f32(d, R)
+    y, split, square = f32(n, d), f32(s.batch, s.heads, s.tokens, each), None
+    square, out = f32(s.batch, s.heads, s.tokens, s.tokens), np.empty_like(split)
+    turned = split.swapaxes(-1, -2)
+
+    def step() -> None:
+        for layer in range(s.layers):
+            for _ in range(4):
+                np.matmul(x, W.T, out=y)
+            for _ in range(2):
+                np.matmul(x, A.T, out=narrow)
+                np.matmul(narrow, B.T, out=y)
+            np.matmul(split, turned, out=square)
+            np.matmul(square, split, out=out)
+            np.matmul(x, up.T, out=wide)
+            np.matmul(wide, down.T, out=y)
+            np.matmul(y, down, out=wide)
+            np.matmul(wide, up, out=x)
+            np.matmul(y, W, out=x)
+            np.matmul(square.swapaxes(-1, -2), split, out=out)
+            np.matmul(split, turned, out=square)
+            np.matmul(square, split, out=out)
+            np.matmul(square.swapaxes(-1, -2), split, out=out)
+            for _ in range(2):
+                np.matmul(y, B, out=narrow)
+                np.matmul(narrow.T, x, out=dA)
+                np.matmul(y.T, narrow, out=dB)
+            for _ in range(3 if layer else 0):
+                np.matmul(y, W, out=x)
+            for _ in range(2 if layer else 0):
+                np.matmul(narrow, A, out=x)
+            x[...] = 1
+        np.matmul(x, head.T, out=logits)
+        np.matmul(logits, head, out=x)
+        x[...] = 1
+
+    return step
+
+
+ENGINES: dict[str, Callable[[str], Step]] = {
+    "minilora": ours,
+    "minilora full": lambda shape: ours(shape, full=True),
+    "torch+peft": lambda shape: torch_step(shape, adapters=True),
+    "torch": lambda shape: torch_step(shape, adapters=False),
+    "autograd": hips_autograd,
+    "floor": floor,
+    "base forward": lambda shape: forward(shape, merge=False),
+    "merged forward": lambda shape: forward(shape, merge=True),
+    "decode": decode,
+    "torch decode": torch_decode,
+}
+SAME = ("minilora", "torch+peft", "autograd")  # those whose loss and gradients must be equal
+NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
+         "autograd": ("autograd",)}  # fmt: skip
+
+
+def missing(name: str) -> str:
+    """Why an engine cannot run here, or nothing."""
+    absent = [p for p in NEEDS.get(name, ()) if importlib.util.find_spec(p) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def main(name: str, shape: str, threads: str) -> None:
+    """Serve one engine."""
+    own = name in ("minilora", "minilora full", "base forward", "merged forward", "decode")
+    if name.startswith("torch"):
+        import torch
+
+        torch.set_num_threads(int(threads))
+    backend.current().keep_freed_memory()
+    with working(int(threads) if own else 1):
+        step = ENGINES[name](shape)
+        for line in sys.stdin:
+            word, *rest = line.split(maxsplit=1)
+            answer: Any = None
+            if word == "check":
+                done = step()
+                if done is not None:
+                    answer = done[0]
+                    np.savez(rest[0].strip(), **done[1]())
+            elif word == "step":
+                answer = []
+                for _ in range(int(rest[0])):
+                    began = time.perf_counter()
+                    step()
+                    answer.append(1000 * (time.perf_counter() - began))
+            elif word == "peak":
+                answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
