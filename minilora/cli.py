@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import __version__, accounting, backend, data, lora, rounding
+from .bench import bench
 from .demo import demo
+from .engines import ENGINES, SHAPES
 from .generate import generate
 from .models import GPT2, load_base, load_model, save_model
 from .models.pretrained import BASES
@@ -133,6 +135,19 @@ def train_base(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"model": str(args.out), "held_out": history.held_out[-1][1]}
 
 
+def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Time a training step beside other engines, in turns, on the same weights and batch."""
+    names = [name.strip() for name in args.engines.split(",")]
+    shapes = [name.strip() for name in args.shapes.split(",")]
+    for kind, chosen, known in (("engine", names, ENGINES), ("shape", shapes, SHAPES)):
+        odd = [name for name in chosen if name not in known]
+        if odd:
+            raise ValueError(f"there is no {kind} {odd[0]!r}: there are {', '.join(known)}")
+    return bench(
+        shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole, say=say
+    )
+
+
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -206,6 +221,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("model.npz"), help="(model.npz)")
     sub = command("account", account, based, adapting)
     command("info", info)
+    sub = command("bench", measure)
+    sub.add_argument(
+        "--shapes", default="classroom,long,gpt2-small", help=f"of {', '.join(SHAPES)}"
+    )
+    sub.add_argument("--engines", default=",".join(ENGINES), help=", ".join(ENGINES))
+    sub.add_argument("--rounds", type=int, default=10, help="turns of three steps each (10)")
+    sub.add_argument("--threads", type=int, default=2, help="for every engine (2)")
+    sub.add_argument("--no-whole", action="store_true", help="leave out start, 50 steps, exit")
     sub = command("pretrain", train_base)
     sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
     sub.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")
