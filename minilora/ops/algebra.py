@@ -15,16 +15,19 @@ def rows(x):
 
 
 def product(x, W, add=None):
-    """x W, the rows of x shared among the cores; add(y, at): what comes on top of y[at].
+    """x W, shared among the cores; add(y[at], *at) puts something on top of each part.
 
-    x: (n, k)   W: (k, d)   out: (n, d)
+    x: (n, k)   W: (k, d)   out: (n, d). The longer side of the result is cut, because each core has
+    to read the other factor whole.
     """
-    y = xp.empty((x.shape[0], W.shape[1]), xp.result_type(x, W))
-    def part(at):
-        xp.matmul(x[at], W, out=y[at])
+    (n, k), d = x.shape, W.shape[1]
+    y = xp.empty((n, d), xp.result_type(x, W))
+    def part(cut):
+        at = (cut, slice(None)) if n >= d else (slice(None), cut)
+        xp.matmul(x[at[0]], W[:, at[1]], out=y[at])
         if add is not None:
-            add(y[at], at)
-    share(part, len(x), x.size * W.shape[1] >> 6)
+            add(y[at], *at)
+    share(part, max(n, d), n * k * d >> 6)
     return y
 
 
@@ -142,7 +145,7 @@ def linear(x, W, b=None):
     """y = x Wᵀ + b        x: (..., k)   W: (d, k)   b: (d,)   y: (..., d)"""
     _fits(x, W)
     shape = x.shape
-    def plus_b(y, at): y += b
+    def plus_b(y, rows, columns): y += b[columns]
     y = product(rows(x), W.T, None if b is None else plus_b)
     def dx(g): return product(rows(g), W).reshape(shape)
     def dW(g): return product(rows(g).T, rows(x))
@@ -159,20 +162,20 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     _fits(x, W)
     shape, masked = x.shape, x if mask is None else x * mask
     inner = product(rows(masked), A.T)                            # (rows, r): all that dB needs
-    def plus_update(y, at):
-        y += inner[at] @ (B.T * scale)
+    def plus_update(y, some, columns):
+        y += inner[some] @ (B.T * scale)[:, columns]
         if b is not None:
-            y += b
+            y += b[columns]
     y = product(rows(x), W.T, plus_update)
 
     @once
     def down(g): return product(rows(g), B * scale)               # (rows, r): dx and dA share it
     def dx(g):
         narrow = down(g)
-        def plus_update(y, at):
-            through = narrow[at] @ A
+        def plus_update(y, some, columns):
+            through = narrow[some] @ A[:, columns]
             if mask is not None:
-                through *= rows(mask)[at]
+                through *= rows(mask)[some, columns]
             y += through
         return product(rows(g), W, plus_update).reshape(shape)
     def dW(g): return product(rows(g).T, rows(x))
