@@ -113,13 +113,18 @@ def _one(
     if whole:
         for name, seconds in _whole(shape, names, threads).items():
             table[name]["whole"] = seconds
+    say(
+        f"{'':<16}{'ms, min':>9}{'median':>9}{'tokens/s':>10}{'peak MiB':>10}"
+        f"{'step':>8}{'memory':>8}{'whole s' if whole else '':>9}"
+    )
     for name, row in table.items():
+        ratios = [f"{row[r]:.2f}" if r in row else "" for r in ("ratio", "memory_ratio")]
         say(
-            f"{name:<16}{row['ms'][0]:>9.1f} ms min{row['ms'][1]:>9.1f} median"
-            f"{row['tokens_s']:>10,.0f} tokens/s{row['peak'] / 2**20:>8.0f} MiB"
-            f"{row.get('ratio', 1):>7.2f}{row.get('memory_ratio', 1):>7.2f}"
-            + (f"{row['whole']:>8.1f} s" if whole else "")
+            f"{name:<16}{row['ms'][0]:>9.1f}{row['ms'][1]:>9.1f}{row['tokens_s']:>10,.0f}"
+            f"{row['peak'] / 2**20:>10.0f}{ratios[0]:>8}{ratios[1]:>8}"
+            + (f"{row['whole']:>9.1f}" if whole else "")
         )
+    say("step, memory: minilora's divided by that engine's")
     return table
 
 

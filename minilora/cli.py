@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         result = args.command(args, say)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
+        if isinstance(error, FileNotFoundError) and error.filename:
+            message = f"there is no file {error.filename}"
         print(f"minilora: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -236,6 +238,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _base(args: argparse.Namespace) -> GPT2:
+    if args.base not in BASES and not Path(args.base).exists():
+        raise ValueError(f"there is no file {args.base}, nor a built-in base of that name: "
+                         f"there is {', '.join(BASES)}")  # fmt: skip
     model = load_base(args.base) if args.base in BASES else load_model(args.base)
     if model.tokenizer is None:
         raise ValueError(f"{args.base} has no tokenizer with it")

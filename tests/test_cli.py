@@ -1,0 +1,95 @@
+"""The command line: what it writes can be read again, merged is unmerged, bad input is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minilora import cli, demo
+
+BAD = {
+    "generate --adapter none.npz": "there is no file none.npz",
+    "generate --base none": "there is no file none, nor a built-in base",
+    "generate --top-p 2": "top_p must be in",
+    "finetune none.txt": "there is no file none.txt, nor a built-in text",
+    "finetune kjv --r 0": "r must be a whole number from 1",
+    "account --targets zz": "no layer matches 'zz'",
+    "merge --adapter words.txt": "words.txt is not a minilora file",
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, backend):
+    """Everything happens in a folder of its own, on the backend of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.backend, "use", lambda name: backend)
+    (tmp_path / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    return tmp_path
+
+
+def run(line: str, capsys) -> dict:
+    code = cli.main([*line.split(), "--json"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
+    tuned = run("finetune words.txt --out fox.npz --steps 12 --batch 4 --window 32", capsys)
+    assert tuned["after"] < tuned["before"] - 0.5 and not list(folder.glob("*.run.npz"))
+    assert tuned["trainable"] == 4 * 2 * 8 * (160 + 160) and tuned["bytes"] < 200_000
+    merged = run("merge --adapter fox.npz --out plain.npz", capsys)
+    assert 0 < merged["difference"] <= merged["bound"] and merged["layers"] == 8
+    ask = "generate --prompt the --tokens 12 --seed 3"
+    unmerged = run(f"{ask} --adapter fox.npz", capsys)
+    assert run(f"{ask} --base plain.npz", capsys) == unmerged
+    assert run(f"{ask} --base plain.npz --no-cache", capsys) == unmerged
+    assert run(ask, capsys) != unmerged
+
+
+def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monkeypatch):
+    line = "finetune words.txt --steps 4 --batch 2 --window 16 --checks 1"
+    whole = run(f"{line} --out whole.npz", capsys)
+    save = cli.lora.save
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.lora, "save", stop)  # the run itself is done and on disk by then
+    assert cli.main([*line.split(), "--out", "part.npz"]) == 130
+    assert "goes on" in capsys.readouterr().err and (folder / "part.run.npz").exists()
+    monkeypatch.setattr(cli.lora, "save", save)
+    part = run(f"{line} --out part.npz", capsys)
+    assert part["after"] == whole["after"] and part["before"] == whole["before"]
+    with np.load("whole.npz") as a, np.load("part.npz") as b:
+        for name in a.files:
+            assert name == "meta.json" or a[name].tobytes() == b[name].tobytes()
+
+
+def test_account_sets_full_beside_lora(capsys):
+    told = run("account --batch 1 --window 16 --r 2", capsys)
+    assert told["lora"]["trainable"] == 4 * 2 * 2 * 320
+    for side in told.values():
+        for row in side["bytes"].values():
+            assert row["measured"] == pytest.approx(row["predicted"], rel=0.01)
+    bytes_of = {name: side["bytes"]["total"]["measured"] for name, side in told.items()}
+    assert bytes_of["lora"] < bytes_of["full"]
+
+
+def test_info_tells_versions(capsys):
+    assert run("info", capsys)["numpy"] == np.__version__
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_told_and_returns_2(line, capsys):
+    assert cli.main(line.split()) == 2
+    assert BAD[line] in capsys.readouterr().err
+
+
+def test_the_demo_adapts_accounts_and_merges():
+    lines: list[str] = []
+    told = demo.demo(0, lines.append, steps=3)
+    assert told["after"] < told["before"] and told["same_sample"]
+    assert 0 < told["difference"] <= told["bound"]
+    assert told["lora"]["gradients"]["measured"] == 4 * told["trainable"]
+    assert any("what rounding alone" in line for line in lines)
