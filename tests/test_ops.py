@@ -836,3 +836,18 @@ def test_the_bias_alone_keeps_nothing():
     out = ops.linear(x, Tensor(W), Tensor(b, requires_grad=True))
     del x
     assert out.requires_grad and array() is None
+
+
+@pytest.mark.parametrize("size", [30, 45, 100, 200, 3000])
+def test_attention_of_any_scores_is_its_formula_in_single_precision(size):
+    # above 40 a shift is needed, below it is left out: both must be right, and where they meet
+    q, k, v = (normal(i, 1, 6, 4, dtype="float32") for i in range(3))
+    norms = [np.sqrt((x * x).sum(-1)).max() for x in (q, k)]
+    q *= np.float32(size * 2 / (norms[0] * norms[1]))  # the largest |q·k| / √d is about size
+    y = ml.asnumpy(ops.attention(Tensor(q), Tensor(k), Tensor(v), heads=1).data)
+    s = q[0].astype("float64") @ k[0].T.astype("float64") / 2
+    s[np.triu_indices(6, 1)] = -np.inf
+    p = np.exp(s - s.max(-1, keepdims=True))
+    wanted = p / p.sum(-1, keepdims=True) @ v[0]
+    error = 8 * size * np.finfo("float32").eps * np.abs(v).max()  # of the exponents, mostly
+    assert np.abs(y[0] - wanted).max() <= error

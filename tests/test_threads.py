@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import adapted, ids
+from strategies import adapted, ids, normal
 
 import minilora as ml
 from minilora import lora, ops, threads
@@ -44,6 +44,26 @@ def test_loss_and_gradients_are_the_same_alone_and_shared(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("rows", [3, 17])  # fewer and more than there are columns
+@pytest.mark.parametrize("masked", [False, True])
+def test_adapted_products_are_the_same_alone_and_shared(rows, masked, monkeypatch):
+    arrays = [normal(0, rows, 9), normal(1, 8, 9), normal(2, 8), normal(3, 2, 9), normal(4, 8, 2)]
+    mask = ml.backend.asarray(2.0 * (normal(5, rows, 9) > 0)) if masked else None
+
+    def run():
+        tensors = [ml.Tensor(a, requires_grad=True) for a in arrays]
+        y = ops.lora_linear(*tensors, mask, scale=1.5) + ops.linear(*tensors[:3])
+        (y * y).sum().backward()
+        return [ml.asnumpy(y.data), *(ml.asnumpy(t.grad) for t in tensors)]
+
+    alone = run()
+    monkeypatch.setattr(threads, "WORTH", 0)
+    with threads.working(3):
+        together = run()
+    for a, b in zip(alone, together):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_training_with_threads_is_deterministic(shared):
     def run():
         model, _ = adapted(dropout=0.2)
@@ -71,6 +91,8 @@ def test_blas_has_its_threads_back_afterwards_even_after_an_error():
     set_threads, get_threads = threads._blas()
     if set_threads is None:
         pytest.skip("this NumPy's BLAS cannot be told how many threads to use")
+    found = get_threads()
+    set_threads(2)
     before = get_threads()
     with pytest.raises(RuntimeError, match="stop"), threads.working(2):
         assert get_threads() == 1
@@ -78,7 +100,9 @@ def test_blas_has_its_threads_back_afterwards_even_after_an_error():
             assert get_threads() == 1
         assert get_threads() == 1
         raise RuntimeError("stop")
-    assert get_threads() == before
+    after = get_threads()
+    set_threads(found)
+    assert after == before == 2
 
 
 def test_merged_and_unmerged_agree_when_shared(shared):

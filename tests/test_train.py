@@ -206,6 +206,16 @@ def test_a_checkpoint_of_another_run_raises_and_changes_nothing(fault, tmp_path)
     assert_same(before, outcome(model, optimizer, ml.History()))
 
 
+def test_a_checkpoint_of_a_run_with_other_clipping_or_rate_is_of_another_run(tmp_path):
+    how = {"checkpoint": tmp_path / "run.npz", "progress": False, "clip": 1.0}
+    model = gpt2()
+    ml.fit(model, windows(), optim.SGD(model.trainable_parameters(), 0.1), 1, **how)
+    for lr, clip in ((0.1, 2.0), (0.2, 1.0)):
+        optimizer = optim.SGD(model.trainable_parameters(), lr)
+        with pytest.raises(ValueError, match="its settings differ"):
+            ml.fit(model, windows(), optimizer, 1, **(how | {"clip": clip}))
+
+
 @pytest.mark.parametrize("sizes", [{"n_positions": 13}, {"d_ff": 5}, {"vocab_size": 12}])
 def test_a_checkpoint_of_a_model_of_other_sizes_raises_and_changes_nothing(sizes, tmp_path):
     path, how = tmp_path / "run.npz", {"checkpoint": tmp_path / "run.npz", "progress": False}
