@@ -35,8 +35,7 @@ def layer_bound(layer: Linear | lora.LoRALinear, x: Array) -> Array:
     x: (..., k)   out: (..., d), float64. Each side adds up at most k + r + 3 terms per output; the
     merged weight itself is rounded once.
     """
-    base = layer.base if isinstance(layer, lora.LoRALayer) else layer
-    adapters = layer.in_use() if isinstance(layer, lora.LoRALayer) else []
+    base, adapters = lora.parts(layer)
     size = abs(_wide(x)) @ abs(_wide(base.W.data)).T
     for adapter in adapters:
         narrow = abs(_wide(x)) @ abs(_wide(adapter.A.data)).T
@@ -72,9 +71,14 @@ def compare(model: GPT2, ids: Any) -> Comparison:
                 after = asnumpy(model(ids).data).astype(np.float64)
         apart = np.abs(after - before)
         at = tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape))
+        gradients = [(p, p.grad) for p in model.parameters()]
+        for p, _ in gradients:
+            p.grad = None
         with _watching(model) as watched:
             model(ids)[at].backward()
             bound = sum(watch.reach() for watch in watched)
+        for p, gradient in gradients:  # the caller's, not those of this one logit
+            p.grad = gradient
     return Comparison(float(apart[at]), bound, at)
 
 
@@ -107,8 +111,7 @@ class _WatchTable(_Watch):
         return y + self.zero
 
     def reach(self) -> float:
-        base = self.layer.base if isinstance(self.layer, lora.LoRALayer) else self.layer
-        adapters = self.layer.in_use() if isinstance(self.layer, lora.LoRALayer) else []
+        base, adapters = lora.parts(self.layer)
         x, rows = (abs(_wide(a)) for a in (self.x.data, self.zero.grad))
         size = abs(_wide(base.W.data))
         for adapter in adapters:

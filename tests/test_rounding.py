@@ -69,7 +69,15 @@ def test_compare_leaves_the_model_as_it_was():
     model, _ = adapted(dtype="float32", dropout=0.5)
     before = {name: ml.asnumpy(p.data).tobytes() for name, p in model.named_parameters()}
     types = [type(m) for _, m in model.named_modules()]
+    held = {p: ml.backend.asarray(normal(0, *p.shape, dtype="float32"))
+            for p in model.trainable_parameters().values()}  # fmt: skip
+    for p, gradient in held.items():
+        p.grad = gradient
+    kept = {p: ml.asnumpy(gradient).tobytes() for p, gradient in held.items()}
     rounding.compare(model, ids())
+    for p in model.parameters():
+        assert p.grad is held.get(p)
+    assert kept == {p: ml.asnumpy(gradient).tobytes() for p, gradient in held.items()}
     assert before == {name: ml.asnumpy(p.data).tobytes() for name, p in model.named_parameters()}
     assert types == [type(m) for _, m in model.named_modules()]
     assert all(module.training for _, module in model.named_modules())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..lora import LoRALayer
+from ..lora import parts
 from ..models.gpt2 import GPT2
 from ..nn import Dropout, LayerNorm
 from ..ops.fused import QUERIES
@@ -29,7 +29,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
 
     def linear(layer: Any, grad: bool) -> tuple[bool, bool]:
         """(is the input kept, does the output require a gradient)"""
-        base, adapters = _parts(layer)
+        base, adapters = parts(layer)
         own = base.W.requires_grad
         out = grad or own or (getattr(base, "b", None) is not None and base.b.requires_grad)
         k = base.W.shape[1]
@@ -54,7 +54,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
         kept["dropout"] += n * d * size * (grad and layer.training and layer.rate > 0)
 
     def table(layer: Any, rows: int) -> bool:
-        base, adapters = _parts(layer)
+        base, adapters = parts(layer)
         for adapter in adapters:
             kept["lora"] += rows * adapter.r * size * adapter.B.requires_grad
         return base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
@@ -66,9 +66,9 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
     drop(model.drop, grad)
     for block in model.blocks:
         after = norm(block.ln1, grad)
-        parts = [linear(layer, after) for layer in (block.attn.q, block.attn.k, block.attn.v)]
-        kept["linear inputs"] += n * d * size * any(own for own, _ in parts)
-        attended = any(out for _, out in parts)
+        qkv = [linear(layer, after) for layer in (block.attn.q, block.attn.k, block.attn.v)]
+        kept["linear inputs"] += n * d * size * any(own for own, _ in qkv)
+        attended = any(out for _, out in qkv)
         own, after = linear(block.attn.o, attended)
         kept["attention"] += n * d * size * (attended or own)  # its output
         if attended:
@@ -84,7 +84,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
         drop(block.drop, after)
         grad = grad or after
     grad = norm(model.ln_f, grad)
-    base, adapters = _parts(model.tok)
+    base, adapters = parts(model.tok)
     own = base.W.requires_grad or any(a.B.requires_grad for a in adapters)
     kept["linear inputs"] += n * d * size * own  # the tied head's
     kept["lora"] += sum(n * a.r * size * a.A.requires_grad for a in adapters)
@@ -96,11 +96,7 @@ def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
 
 def block_width(block: Any) -> int:
     """The MLP's inner width."""
-    return int(_parts(block.mlp.up)[0].W.shape[0])
-
-
-def _parts(layer: Any) -> tuple[Any, list[Any]]:
-    return (layer.base, layer.in_use()) if isinstance(layer, LoRALayer) else (layer, [])
+    return int(parts(block.mlp.up)[0].W.shape[0])
 
 
 def _weights(batch: int, tokens: int, heads: int) -> int:

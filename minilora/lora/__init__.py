@@ -2,9 +2,9 @@
 
 from .convert import activate, adaptable, attach, detach, disabled, matches, merge, merged, swap
 from .files import load, save
-from .layers import Adapter, LoRAConfig, LoRAEmbedding, LoRALayer, LoRALinear
+from .layers import Adapter, LoRAConfig, LoRAEmbedding, LoRALayer, LoRALinear, parts
 
 __all__ = [
     "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRALinear", "activate", "adaptable",
-    "attach", "detach", "disabled", "load", "matches", "merge", "merged", "save", "swap",
+    "attach", "detach", "disabled", "load", "matches", "merge", "merged", "parts", "save", "swap",
 ]  # fmt: skip

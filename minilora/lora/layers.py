@@ -138,6 +138,11 @@ class LoRALayer(Module):
         return layer, float(xp.sqrt((lost * lost).sum())) / size if size else 0.0
 
 
+def parts(layer: Any) -> tuple[Any, list[Adapter]]:
+    """(the layer with W0, the adapters in use) of any layer, adapted or plain."""
+    return (layer.base, layer.in_use()) if isinstance(layer, LoRALayer) else (layer, [])
+
+
 class LoRALinear(LoRALayer):
     """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
 
