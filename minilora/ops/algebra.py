@@ -5,8 +5,11 @@ arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 """
 
 from ..backend import xp
-from ..tensor import once, op
+from ..tensor import Early, once, op
 from ..threads import share
+
+
+ROWS = 256  # rows of a block, where a sum over rows is made of partial sums
 
 
 def rows(x):
@@ -160,18 +163,35 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     _fits(x, W)
-    shape, masked = x.shape, x if mask is None else x * mask
-    inner = product(rows(masked), A.T)                            # (rows, r): all that dB needs
+    shape, masked = x.shape, rows(x if mask is None else x * mask)
+    n, (d, r), up = len(masked), B.shape, B.T * scale
+    inner = xp.empty((n, r), up.dtype)                            # all that dB needs
     def plus_update(y, some, columns):
-        y += inner[some] @ (B.T * scale)[:, columns]
+        narrow = masked[some] @ A.T
+        inner[some] = narrow                                      # the same from every thread
+        y += narrow @ up[:, columns]
         if b is not None:
             y += b[columns]
     y = product(rows(x), W.T, plus_update)
 
+    asked = {}                                                    # what the kept rules need
     @once
-    def down(g): return product(rows(g), B * scale)               # (rows, r): dx and dA share it
+    def together(g):                                              # one pass over g for all three
+        g = rows(g)
+        blocks = [slice(i, i + ROWS) for i in range(0, n, ROWS)]
+        down = xp.empty((n, r), g.dtype)                          # g B · scale
+        dA, dB = xp.empty((len(blocks), *A.shape), g.dtype), xp.empty((len(blocks), d, r), g.dtype)
+        def part(at):
+            for i, some in enumerate(blocks[at], at.start):
+                down[some] = g[some] @ (B * scale)
+                if "A" in asked:
+                    dA[i] = down[some].T @ asked["A"][some]
+                if "B" in asked:
+                    dB[i] = g[some].T @ asked["B"][some]
+        share(part, len(blocks), g.size)
+        return down, dA.sum(axis=0), dB.sum(axis=0) * scale
     def dx(g):
-        narrow = down(g)
+        narrow = together(g)[0]
         def plus_update(y, some, columns):
             through = narrow[some] @ A[:, columns]
             if mask is not None:
@@ -180,9 +200,10 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
         return product(rows(g), W, plus_update).reshape(shape)
     def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
-    def dA(g): return product(rows(masked).T, down(g)).T
-    def dB(g): return product(rows(g).T, inner * scale)
-    return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db, dA, dB)
+    def dA(g, _): return together(g)[1]
+    def dB(g, _): return together(g)[2]
+    return y.reshape(*shape[:-1], W.shape[0]), (
+        dx, dW, db, Early(lambda: asked.update(A=masked), dA), Early(lambda: asked.update(B=inner), dB))
 
 
 def _fits(x, W):

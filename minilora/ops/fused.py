@@ -160,15 +160,17 @@ def nll(logits, *, targets, weights):
     """Σ weightsᵢ · -log softmax(logitsᵢ)[targetsᵢ], targets already checked and on the device."""
     shape, z = logits.shape, rows(logits)
     each = xp.arange(len(z))
-    top = z.max(axis=1, keepdims=True)
-    p = z - top
-    chosen = p[each, targets]
-    xp.exp(p, out=p)
-    total = p.sum(axis=1)
+    p, chosen, total = xp.empty_like(z), xp.empty_like(weights), xp.empty_like(weights)
+    def forward(at):
+        here = xp.subtract(z[at], z[at].max(axis=1, keepdims=True), out=p[at])
+        chosen[at] = here[each[: len(here)], targets[at]]
+        total[at] = xp.exp(here, out=here).sum(axis=1)
+    share(forward, len(z), z.size, PIECE // z.shape[1] + 1)
     def dlogits(g):                                           # in p's own memory: (p - onehot) w
-        grad = xp.multiply(p, (g * weights / total)[:, None], out=p)
-        grad[each, targets] -= g * weights
-        return grad.reshape(shape)
+        def part(at): p[at] *= (g * weights[at] / total[at])[:, None]
+        share(part, len(p), p.size, PIECE // p.shape[1] + 1)
+        p[each, targets] -= g * weights
+        return p.reshape(shape)
     return ((xp.log(total) - chosen) * weights).sum(), (dlogits,)
 
 
@@ -204,7 +206,7 @@ def attend(q, k, v, *, heads, causal, keep):
     O = by_head(out, heads)
     shift, inverse = xp.zeros((2, batch, heads, m, 1), q.dtype)
     tasks = _tasks(batch, heads, side * n)
-    small, free = _small(Q, K, scale, causal), current().numbers_are_free
+    free = current().numbers_are_free
     ones = xp.ones((n, 1), q.dtype)
     blocks = [(slice(i, min(i + side, m)), slice(0, n - m + min(i + side, m) if causal else n))
               for i in range(0, m, side or 1)]                    # queries, the keys they may see
@@ -217,10 +219,11 @@ def attend(q, k, v, *, heads, causal, keep):
         return s
     def forward(at):
         for task, t in enumerate(tasks[at], at.start):
+            small = _small(Q[t], K[t], scale, causal)
             for i, j in blocks:
                 E = scores(t, i, j)
-                if not (free and small[t][:, :, i].all()):
-                    shift[t][:, :, i] = xp.where(small[t][:, :, i], 0, E.max(-1, keepdims=True))
+                if not (free and small[:, :, i].all()):
+                    shift[t][:, :, i] = xp.where(small[:, :, i], 0, E.max(-1, keepdims=True))
                     E -= shift[t][:, :, i]
                 xp.exp(E, out=E)
                 inverse[t][:, :, i] = 1 / (E @ ones[j])
