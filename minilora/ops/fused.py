@@ -212,16 +212,17 @@ def attend(q, k, v, *, heads, causal, keep):
               for i in range(0, m, side or 1)]                    # queries, the keys they may see
     kept: list[dict[int, Array]] = [{} for _ in tasks]
 
-    def scores(t, i, j):
-        s = (Q[t][:, :, i] * scale) @ K[t][:, :, j].swapaxes(-1, -2)
+    def turned(x): return x.swapaxes(-1, -2).copy()               # BLAS is slow at small x @ yᵀ
+    def scores(t, KT, i, j):
+        s = (Q[t][:, :, i] * scale) @ KT[..., j]
         if causal:
             s[..., j.stop - (i.stop - i.start):] += half[: i.stop - i.start, : i.stop - i.start]
         return s
     def forward(at):
         for task, t in enumerate(tasks[at], at.start):
-            small = _small(Q[t], K[t], scale, causal)
+            small, KT = _small(Q[t], K[t], scale, causal), turned(K[t])
             for i, j in blocks:
-                E = scores(t, i, j)
+                E = scores(t, KT, i, j)
                 if not (free and small[:, :, i].all()):
                     shift[t][:, :, i] = xp.where(small[:, :, i], 0, E.max(-1, keepdims=True))
                     E -= shift[t][:, :, i]
@@ -232,8 +233,8 @@ def attend(q, k, v, *, heads, causal, keep):
                     kept[task][i.start] = E
     share(forward, len(tasks), batch * heads * m * n)
 
-    def again(t, i, j):
-        E = scores(t, i, j)
+    def again(t, KT, i, j):
+        E = scores(t, KT, i, j)
         E -= shift[t][:, :, i]
         return xp.exp(E, out=E)
 
@@ -244,12 +245,13 @@ def attend(q, k, v, *, heads, causal, keep):
         dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
         def backward(at):
             for task, t in enumerate(tasks[at], at.start):
+                KT, VT = None if keep else turned(K[t]), turned(V[t])
                 for i, j in blocks:
-                    E = kept[task].pop(i.start) if keep else again(t, i, j)
+                    E = kept[task].pop(i.start) if keep else again(t, KT, i, j)
                     over = G[t][:, :, i] * inverse[t][:, :, i]
                     along = (over * O[t][:, :, i]).sum(axis=-1, keepdims=True)
                     dV[t][:, :, j] += E.swapaxes(-1, -2) @ over
-                    ds = over @ V[t][:, :, j].swapaxes(-1, -2)
+                    ds = over @ VT[..., j]
                     ds -= along
                     ds *= E
                     xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
