@@ -82,11 +82,10 @@ def gelu(x, *, form="tanh"):
     x = x.reshape(-1).astype(dtype if dtype.itemsize > 2 else "float32", copy=False)
     factor, y = xp.empty_like(x), xp.empty_like(x)
     def forward(at):
-        factor[at] = phi(x[at])
-        xp.multiply(x[at], factor[at], out=y[at])
+        xp.multiply(x[at], phi(x[at], factor[at]), out=y[at])
     share(forward, len(x), len(x), PIECE)
     def slope():                                                  # in factor's own memory
-        def part(at): factor[at] = derivative(x[at], factor[at])
+        def part(at): derivative(x[at], factor[at])
         share(part, len(x), len(x), PIECE)
         return factor.reshape(shape).astype(dtype, copy=False)
     def dx(g, slope):
@@ -97,34 +96,33 @@ def gelu(x, *, form="tanh"):
     return y.reshape(shape).astype(dtype, copy=False), (Early(slope, dx),)
 
 
-def _phi_tanh(x):
+def _phi_tanh(x, out):
     """(1 + tanh u) / 2 = 1 / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³)"""
-    y = x * x
-    y *= -C3
-    y -= C1
-    y *= x                                                        # -2u
-    xp.minimum(y, 80, out=y)                                      # e^80 is still finite
-    xp.exp(y, out=y)
-    y += 1
-    return xp.divide(1, y, out=y)
+    xp.multiply(x, x, out=out)
+    out *= -C3
+    out -= C1
+    out *= x                                                      # -2u
+    xp.minimum(out, 80, out=out)                                  # e^80 is still finite
+    xp.exp(out, out=out)
+    out += 1
+    return xp.divide(1, out, out=out)
 
 
 def _slope_tanh(x, phi):
-    """phi + x phi (1 - phi) d2u/dx"""
+    """phi becomes phi + x phi (1 - phi) d2u/dx"""
     y = x * x
     y *= 3 * C3
     y += C1
     y *= x
     y *= 1 - phi
     y += 1
-    y *= phi
-    return y
+    phi *= y
 
 
-def _phi_erf(x): return (1 + erf(x * math.sqrt(0.5))) * 0.5
+def _phi_erf(x, out): return xp.multiply(1 + erf(x * math.sqrt(0.5)), 0.5, out=out)
 
 
-def _slope_erf(x, phi): return phi + x * xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+def _slope_erf(x, phi): phi += x * xp.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
 
 
 C1, C3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
