@@ -20,7 +20,7 @@ from . import backend, lora, ops, optim
 from .generate import generate
 from .models import GPT2, GPT2Config
 from .tensor import no_grad
-from .threads import working
+from .threads import share, working
 
 Grads = dict[str, Any]
 Step = Callable[[], tuple[float, Callable[[], Grads]] | None]  # loss, how to get gradients by name
@@ -263,11 +263,12 @@ def hips_autograd(shape: str) -> Step:
     return step
 
 
-def floor(shape: str) -> Step:
+def floor(shape: str, in_blocks: bool = False) -> Step:
     """Only the matrix products that a LoRA step cannot avoid, into arrays that are there already.
 
-    Forward through every layer; backward to the input of all but the first block's norm; of causal
-    attention the whole square, as most engines do.
+    Forward through every layer; backward to the input of all but the first block's norm. As it
+    stands in NumPy: BLAS's own threads, the whole square of attention. Or `in_blocks`: with all
+    that minilora knows, its threads, and blocks of 64 queries with the keys that they may see.
     """
     s = SHAPES[shape]
     n, d, each = s.batch * s.tokens, s.d_model, s.d_model // s.heads
@@ -276,42 +277,59 @@ def floor(shape: str) -> Step:
     def f32(*sizes: int) -> np.ndarray:
         return draw(sizes).astype("float32")
 
+    def matmul(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+        def part(some: slice) -> None:
+            np.matmul(x[some], y, out=out[some])
+
+        share(part, len(x), out.size * x.shape[1])
+
     x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
     W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
     A, B, narrow, dA, dB = f32(R, d), f32(d, R), f32(n, R), f32(R, d), f32(d, R)
-    y, split, square = f32(n, d), f32(s.batch, s.heads, s.tokens, each), None
-    square, out = f32(s.batch, s.heads, s.tokens, s.tokens), np.empty_like(split)
-    turned = split.swapaxes(-1, -2)
+    q = f32(s.batch * s.heads, s.tokens, each)
+    y, turned, out = f32(n, d), f32(len(q), each, s.tokens), np.empty_like(q)
+    side = min(64, s.tokens) if in_blocks else s.tokens
+    square = f32(len(q), side, s.tokens)
+    blocks = [slice(i, min(i + side, s.tokens)) for i in range(0, s.tokens, side)]
+
+    def attention(backward: bool) -> None:
+        def part(some: slice) -> None:
+            for i in blocks:
+                j = slice(0, i.stop)
+                p = square[some, : i.stop - i.start, j]
+                np.matmul(q[some, i], turned[some, :, j], out=p)  # q kᵀ, or the gradient of p
+                np.matmul(p, q[some, j], out=out[some, i])  # p v, or the gradient of q
+                if backward:  # the gradients of k and v
+                    np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
+                    np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
+
+        share(part, len(q), q.size * s.tokens)
 
     def step() -> None:
         for layer in range(s.layers):
             for _ in range(4):
-                np.matmul(x, W.T, out=y)
+                matmul(x, W.T, y)
             for _ in range(2):
-                np.matmul(x, A.T, out=narrow)
-                np.matmul(narrow, B.T, out=y)
-            np.matmul(split, turned, out=square)
-            np.matmul(square, split, out=out)
-            np.matmul(x, up.T, out=wide)
-            np.matmul(wide, down.T, out=y)
-            np.matmul(y, down, out=wide)
-            np.matmul(wide, up, out=x)
-            np.matmul(y, W, out=x)
-            np.matmul(square.swapaxes(-1, -2), split, out=out)
-            np.matmul(split, turned, out=square)
-            np.matmul(square, split, out=out)
-            np.matmul(square.swapaxes(-1, -2), split, out=out)
+                matmul(x, A.T, narrow)
+                matmul(narrow, B.T, y)
+            attention(backward=False)
+            matmul(x, up.T, wide)
+            matmul(wide, down.T, y)
+            matmul(y, down, wide)
+            matmul(wide, up, x)
+            matmul(y, W, x)
+            attention(backward=True)
             for _ in range(2):
-                np.matmul(y, B, out=narrow)
-                np.matmul(narrow.T, x, out=dA)
-                np.matmul(y.T, narrow, out=dB)
+                matmul(y, B, narrow)
+                matmul(narrow.T, x, dA)
+                matmul(y.T, narrow, dB)
             for _ in range(3 if layer else 0):
-                np.matmul(y, W, out=x)
+                matmul(y, W, x)
             for _ in range(2 if layer else 0):
-                np.matmul(narrow, A, out=x)
+                matmul(narrow, A, x)
             x[...] = 1
-        np.matmul(x, head.T, out=logits)
-        np.matmul(logits, head, out=x)
+        matmul(x, head.T, logits)
+        matmul(logits, head, x)
         x[...] = 1
 
     return step
@@ -324,6 +342,7 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "torch": lambda shape: torch_step(shape, adapters=False),
     "autograd": hips_autograd,
     "floor": floor,
+    "floor in blocks": lambda shape: floor(shape, in_blocks=True),
     "base forward": lambda shape: forward(shape, merge=False),
     "merged forward": lambda shape: forward(shape, merge=True),
     "decode": decode,
@@ -342,7 +361,8 @@ def missing(name: str) -> str:
 
 def main(name: str, shape: str, threads: str) -> None:
     """Serve one engine."""
-    own = name in ("minilora", "minilora full", "base forward", "merged forward", "decode")
+    own = name.partition(" ")[0] not in ("torch", "torch+peft", "autograd")
+    own = own and name != "floor"
     if name.startswith("torch"):
         import torch
 
