@@ -231,3 +231,9 @@ def evaluating(model: Module) -> Iterator[None]:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def generators(model: Module) -> dict[str, np.random.Generator]:
+    """The generators that the model draws dropout from, by the path of their module."""
+    held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
+    return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}

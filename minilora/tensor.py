@@ -15,12 +15,12 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from .backend import Array, asarray, asnumpy, xp
 
-Rule = Callable[[Array], Array]
+Rule = Callable[[Array], Array]  # or None, where the input was not used after all
 OPS: dict[str, Callable[..., Tensor]] = {}  # every op by name; Tensor's operators look here
 _serials = itertools.count()
 _recording = True
@@ -91,49 +91,16 @@ class Tensor:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
             raise RuntimeError("backward: nothing that this was computed from requires a gradient")
-        # Every node is younger than the nodes it flows to: from the youngest to the oldest is a
-        # topological order, and a heap of the nodes reached so far is all the search it takes.
-        nodes = {self._node.serial: self._node}
-        youngest = [-self._node.serial]
-        flowing = _Gradients()
-        flowing.add(self._node.serial, xp.ones_like(self.data), owned=True)
-        leaves: dict[int, Tensor] = {}
-        arrived = _Gradients()
-        while youngest:
-            node = nodes.pop(-heapq.heappop(youngest))
-            g, _ = flowing.pop(node.serial)
-            if node.edges is None:
-                raise RuntimeError(
-                    f"backward: the tape behind {node.name} was consumed by an earlier backward(); "
-                    "run the forward pass again, or add the losses and call backward() once"
-                )
-            edges, node.edges = node.edges, None
-            while edges:
-                target, rule = edges.pop()
-                grad = rule(g)
-                owned = grad is not g and grad.base is None
-                if grad.shape != target.shape:
-                    grad, owned = unbroadcast(grad, target.shape), True
-                if isinstance(target, Tensor):
-                    leaves[id(target)] = target
-                    arrived.add(id(target), grad, owned)
-                    continue
-                if target.serial not in nodes:
-                    nodes[target.serial] = target
-                    heapq.heappush(youngest, -target.serial)
-                flowing.add(target.serial, grad, owned)
-                del grad, rule
-            del g
-        for key, leaf in leaves.items():
-            grad = arrived.peek(key)
+        arrived = gradients(self._node, xp.ones_like(self.data))
+        for leaf, grad, _ in arrived:
             wide = grad.dtype if grad.dtype.itemsize > 2 else "float32"
             if not math.isfinite(float(grad.sum(dtype=wide))):
                 raise FloatingPointError(
                     f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
                     f"(the loss is {self.item():.4g}): lower the learning rate or clip"
                 )
-        for key, leaf in leaves.items():
-            grad, owned = arrived.pop(key)
+        while arrived:
+            leaf, grad, owned = arrived.pop()
             if leaf.grad is not None:
                 leaf.grad += grad
             else:
@@ -180,6 +147,45 @@ class Tensor:
         return f"Tensor({', '.join(parts)})"
 
 
+def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
+    """(leaf, its gradient, may it be written to?) of all leaves, if g arrives at `node`.
+
+    Consumes the tape. Every node is younger than the nodes it flows to: from the youngest to the
+    oldest is a topological order; a heap of the nodes reached so far is all the search it takes.
+    """
+    nodes, youngest = {node.serial: node}, [-node.serial]
+    flowing, arrived, leaves = _Gradients(), _Gradients(), dict[int, Tensor]()
+    flowing.add(node.serial, g, owned=False)
+    while youngest:
+        node = nodes.pop(-heapq.heappop(youngest))
+        g, _ = flowing.pop(node.serial)
+        if node.edges is None:
+            raise RuntimeError(
+                f"backward: the tape behind {node.name} was consumed by an earlier backward(); "
+                "run the forward pass again, or add the losses and call backward() once"
+            )
+        edges, node.edges = node.edges, None
+        while edges:
+            target, rule = edges.pop()
+            grad = rule(g)
+            if grad is None:
+                continue
+            owned = grad is not g and grad.base is None
+            if grad.shape != target.shape:
+                grad, owned = unbroadcast(grad, target.shape), True
+            if isinstance(target, Tensor):
+                leaves[id(target)] = target
+                arrived.add(id(target), grad, owned)
+                continue
+            if target.serial not in nodes:
+                nodes[target.serial] = target
+                heapq.heappush(youngest, -target.serial)
+            flowing.add(target.serial, grad, owned)
+            del grad, rule
+        del g
+    return [(leaf, *arrived.pop(key)) for key, leaf in leaves.items()]
+
+
 class _Gradients:
     """Gradients on their way, by key. The first is held as it came, the second makes a sum of its
     own, later ones are added in place: never into an array that belongs to somebody else."""
@@ -200,9 +206,6 @@ class _Gradients:
         else:
             held = held + grad
         self._held[key] = held, True
-
-    def peek(self, key: int) -> Array:
-        return self._held[key][0]
 
     def pop(self, key: int) -> tuple[Array, bool]:
         return self._held.pop(key)
@@ -273,14 +276,19 @@ def once(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def no_grad() -> Iterator[None]:
-    """Inside, nothing is recorded: no tape, no rules, no activations kept."""
+def recorded(flag: bool) -> Iterator[None]:
+    """Inside, a tape is kept, or (False) not."""
     global _recording
-    before, _recording = _recording, False
+    before, _recording = _recording, flag
     try:
         yield
     finally:
         _recording = before
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Inside, nothing is recorded: no tape, no rules, no activations kept."""
+    return recorded(False)
 
 
 def recording() -> bool:

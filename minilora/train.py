@@ -13,7 +13,7 @@ import numpy as np
 from . import checkpoint as files
 from . import ops
 from .backend import asarray, asnumpy, current
-from .nn import Module, evaluating
+from .nn import Module, evaluating, generators
 from .optim import Optimizer, clip_grad_norm
 from .tensor import Tensor, no_grad
 from .threads import working
@@ -57,12 +57,6 @@ def evaluate(
     if not count:
         raise ValueError("evaluate: there are no batches")
     return total / count
-
-
-def generators(model: Module) -> dict[str, np.random.Generator]:
-    """The generators that the model draws dropout from, by the path of their module."""
-    held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
-    return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}
 
 
 @working()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import gpt2, ids
 
 import minilora as ml
-from minilora import accounting, lora, optim, train
+from minilora import accounting, lora, nn, optim, train
 
 NAMES = ("q", "k", "v", "o", "up", "down")
 MOST = 1 / 100  # how far the prediction of the activations may be off
@@ -154,7 +154,7 @@ def test_the_ledger_leaves_no_trace():
         rest = [
             [m.training for _, m in model.named_modules()],
             [p.requires_grad for p in model.parameters()],
-            [repr(g.bit_generator.state) for g in train.generators(model).values()],
+            [repr(g.bit_generator.state) for g in nn.generators(model).values()],
         ]
         return arrays, rest
 

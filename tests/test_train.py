@@ -51,7 +51,7 @@ def outcome(model, optimizer, history) -> dict:
         **{f"h {n}": np.array(v) for n, v in dataclasses.asdict(history).items()},
         **{
             f"g {n}": np.array(repr(g.bit_generator.state))
-            for n, g in train.generators(model).items()
+            for n, g in nn.generators(model).items()
         },
     }
 

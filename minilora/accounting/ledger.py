@@ -12,10 +12,10 @@ import numpy as np
 
 from ..backend import current
 from ..models.gpt2 import GPT2
+from ..nn import generators
 from ..ops import cross_entropy
 from ..optim import Optimizer
 from ..threads import working
-from ..train import generators
 from .activations import activations
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..backend import Rng, generator
 from ..nn import Dropout, Embedding, LayerNorm, Module
+from ..recompute import recomputed
 from ..tensor import Tensor
 from .transformer import Block, Cache
 
@@ -38,11 +39,17 @@ class GPT2Config:
 
 
 class GPT2(Module):
-    """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size)."""
+    """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size).
 
-    def __init__(self, config: GPT2Config, *, rng: Rng = None, dtype: Any = "float32") -> None:
+    recompute: in training, each block's activations are computed again instead of kept.
+    """
+
+    def __init__(
+        self, config: GPT2Config, *, rng: Rng = None, dtype: Any = "float32",
+        recompute: bool = False,
+    ) -> None:  # fmt: skip
         c, rng = config, generator(rng)
-        self.config = config
+        self.config, self.recompute = config, recompute
         self.tokenizer: Any = None  # whoever has one puts it here
         self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
         self.pos = Embedding(c.n_positions, c.d_model, rng=rng, dtype=dtype)
@@ -68,7 +75,10 @@ class GPT2(Module):
         x = self.tok(ids) + self.pos(np.arange(start, start + ids.shape[1]))
         x = self.drop(x)  # (batch, tokens, d_model)
         for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
+            if self.recompute and not cache:
+                x = recomputed(block, x)
+            else:
+                x = block(x, cache[i] if cache else None)
         return self.tok.project(self.ln_f(x))
 
     def new_cache(self, batch: int) -> list[Cache]:

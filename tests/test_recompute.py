@@ -1,0 +1,139 @@
+"""recompute: the same value and gradients to the bit, out of a fraction of the memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import adapted, gpt2, ids, normal, same_bytes, seeds
+
+import minilora as ml
+from minilora import lora, nn, ops
+from minilora.recompute import recomputed
+
+METHODS = {
+    "lora": lambda model: lora.attach(model, lora.LoRAConfig(r=2, dropout=0.3), rng=1),
+    "full": lambda model: model.requires_grad(True),
+    "biases": lambda model: [
+        setattr(p, "requires_grad", name.endswith(".b")) for name, p in model.named_parameters()
+    ],
+    "the last block": lambda model: [
+        setattr(p, "requires_grad", name.startswith("blocks.1"))
+        for name, p in model.named_parameters()
+    ],
+    "the head's norm": lambda model: [
+        setattr(p, "requires_grad", name.startswith("ln_f")) for name, p in model.named_parameters()
+    ],
+}
+
+
+def one_step(model, inputs, targets):
+    loss = ops.cross_entropy(model(inputs), targets)
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    rngs = {name: rng.bit_generator.state for name, rng in nn.generators(model).items()}
+    return ml.asnumpy(loss), {n: g if g is None else ml.asnumpy(g) for n, g in grads.items()}, rngs
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(seed=seeds, dropout=st.sampled_from([0.0, 0.3]))
+def test_loss_gradients_and_generators_are_those_of_kept_activations(method, seed, dropout):
+    told = []
+    for recompute in (False, True):
+        model = gpt2(seed, dropout=dropout)
+        model.recompute = recompute
+        METHODS[method](model)
+        told.append([one_step(model, ids(seed), ids(seed + 1)) for _ in range(2)])
+    for kept, again in zip(*told):
+        assert same_bytes(kept[0], again[0]) and repr(kept[2]) == repr(again[2])
+        for name, grad in kept[1].items():
+            assert (grad is None) == (again[1][name] is None), name
+            assert grad is None or same_bytes(grad, again[1][name]), name
+
+
+def test_an_adapter_that_is_not_active_gets_no_gradient():
+    model, _ = adapted()
+    lora.attach(model, lora.LoRAConfig(r=2), name="other", rng=3)
+    lora.activate(model, "default")
+    model.recompute = True
+    for name, p in model.named_parameters():
+        p.requires_grad = ".A" in name or ".B" in name
+    _, grads, _ = one_step(model, ids(0), ids(1))
+    assert all(grad is None for name, grad in grads.items() if ".other." in name)
+    assert any(grad is not None for name, grad in grads.items() if ".default." in name)
+
+
+def test_the_tape_keeps_the_input_of_a_block_alone():
+    model, _ = adapted()
+    model.recompute = True
+    names, waiting = [], [model(ids())._node]
+    while waiting:
+        node = waiting.pop()
+        names.append(node.name)
+        waiting += [to for to, _ in node.edges if not isinstance(to, ml.Tensor)]
+    assert names.count("recomputed") == len(model.blocks)
+    assert not {"attend", "gelu", "lora_linear"} & set(names)
+
+
+def test_memory_between_forward_and_backward_falls(backend):
+    if backend.name != "numpy":
+        pytest.skip("tracemalloc sees NumPy's arrays")
+    used = []
+    for recompute in (False, True):
+        model = gpt2(0, n_layers=4, d_model=32, n_heads=2, n_positions=64, vocab_size=11)
+        lora.attach(model, lora.LoRAConfig(r=2), rng=1)
+        model.recompute = recompute
+        tracemalloc.start()
+        loss = ops.cross_entropy(model(ids(0, 4, 64)), ids(1, 4, 64))
+        used.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        loss.backward()
+    assert used[1] < 0.3 * used[0]
+
+
+def test_nothing_is_run_twice_where_no_gradient_flows():
+    class Counted(nn.Module):
+        runs = 0
+
+        def __init__(self):
+            self.W = nn.Parameter(ml.backend.asarray(normal(0, 3, 3)))
+
+        def forward(self, x):
+            self.runs += 1
+            return ops.linear(x, self.W)
+
+    layer, x = Counted(), ml.Tensor(normal(1, 2, 3))
+    y = recomputed(layer, x)
+    assert layer.runs == 1
+    y.sum().backward()
+    assert layer.runs == 2
+    with ml.no_grad():
+        y = recomputed(layer, x)
+    layer.requires_grad(False)
+    assert layer.runs == 3 and recomputed(layer, x)._node is None and y._node is None
+
+
+def test_the_backward_pass_records_even_inside_no_grad():
+    layer = nn.Linear(3, 3, rng=0, dtype="float64")
+    x = ml.Tensor(normal(1, 2, 3), requires_grad=True)
+    loss = recomputed(layer, x).sum()
+    with ml.no_grad():
+        loss.backward()
+    wanted = np.broadcast_to(ml.asnumpy(layer.W).sum(axis=0), (2, 3))
+    np.testing.assert_allclose(ml.asnumpy(x.grad), wanted, rtol=1e-12)
+
+
+def test_a_module_that_returns_its_input_is_left_alone():
+    class Same(nn.Module):
+        def __init__(self):
+            self.W = nn.Parameter(ml.backend.asarray(normal(0, 2)))
+
+        def forward(self, x):
+            return x
+
+    module, x = Same(), ml.Tensor(normal(1, 2, 3), requires_grad=True)
+    y = recomputed(module, x)
+    (y * y).sum().backward()
+    assert x._node is None and module.W.grad is None
+    np.testing.assert_allclose(ml.asnumpy(x.grad), 2 * ml.asnumpy(x), rtol=1e-12)
