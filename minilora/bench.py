@@ -2,7 +2,8 @@
 
 Every engine lives in a process of its own and waits for its turn, so memory is each one's own and
 nothing runs beside the one that is measured. Turns go A B C A B C; before that, losses and
-gradients are compared. The engines themselves are in `engines.py`.
+gradients are compared. The engines themselves are in `engines.py`; what each optimisation of
+minilora brings by itself is measured in tests/benchmarks, with a page of notes beside it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import engines
+from . import backend, engines, ops
+from .tensor import Tensor
 
 Say = Callable[[str], Any]
 TOLERANCE = 2e-4  # relative, float32, sums in another order: agreement before any timing
+BATCHES, TOKENS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096)  # what `growth` goes through
+WIDTH, HEADS = 256, 8  # of its attention
 
 
 class Worker:
@@ -61,13 +66,13 @@ def environment(threads: int) -> dict[str, str]:
 
 def bench(
     shapes: Sequence[str], names: Sequence[str], *, rounds: int = 10, threads: int = 2,
-    whole: bool = True, say: Say = print,
+    whole: bool = True, grow: bool = False, say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure; returns shape -> engine -> numbers, the ratios to "minilora" among them.
 
     ms is a step's minimum and median over the rounds; ratio is the median, over the rounds, of
     minilora's step over the other's in the same round; peak is in bytes, whole in seconds for
-    start, 50 steps and exit.
+    start, 50 steps and exit. `grow` adds "growth", see there.
     """
     missing = {name: why for name in names if (why := engines.missing(name))}
     for name, why in missing.items():
@@ -75,9 +80,58 @@ def bench(
     names = [name for name in names if name not in missing]
     result: dict[str, Any] = {"threads": threads, "rounds": rounds, "missing": missing}
     for shape in shapes:
-        say(f"\n{shape}: {engines.SHAPES[shape]}")
+        say(f"\n{shape}: {engines.sizes(shape)}")
         result[shape] = _one(shape, names, rounds, threads, whole, say)
+    if grow:
+        result["growth"] = growth(rounds=rounds, threads=threads, say=say)
     return result
+
+
+def growth(
+    shape: str = "classroom", *, rounds: int = 10, threads: int = 2, say: Say = print
+) -> dict[str, Any]:
+    """How the time of a step grows with the batch, and attention's memory with the tokens.
+
+    batch -> ms (minimum and median) and µs a token;   tokens -> peak bytes of attention, forward
+    and backward, its inputs apart, bytes a token, and the bytes of all heads' whole squares.
+    """
+    workers = [Worker("minilora", f"{shape}:{batch}", threads) for batch in BATCHES]
+    try:
+        times = _turns(workers, rounds)
+    finally:
+        for worker in workers:
+            worker.close()
+    say(f"\na LoRA step, {shape}\n{'batch':>8}{'ms, min':>9}{'median':>9}{'µs a token':>12}")
+    step, attention = {}, {}
+    for batch, each in zip(BATCHES, times):
+        median = statistics.median(each)
+        a_token = 1000 * median / (batch * engines.sizes(shape).tokens)
+        step[batch] = {"ms": [min(each), median], "us_a_token": a_token}
+        say(f"{batch:>8}{min(each):>9.1f}{median:>9.1f}{a_token:>12.1f}")
+    say(f"\nattention, {WIDTH} wide, {HEADS} heads, forward and backward")
+    say(f"{'tokens':>8}{'peak MiB':>10}{'bytes a token':>15}{'whole squares, MiB':>20}")
+    for tokens in TOKENS:
+        peak, squares = attention_peak(tokens), 4 * HEADS * tokens**2
+        attention[tokens] = {"peak": peak, "bytes_a_token": peak / tokens, "squares": squares}
+        say(f"{tokens:>8}{peak / 2**20:>10.1f}{peak / tokens:>15,.0f}{squares / 2**20:>20.0f}")
+    return {"batch": step, "attention": attention}
+
+
+def attention_peak(tokens: int) -> int:
+    """The most bytes of arrays alive at once in attention, forward and backward, in one thread."""
+    before = backend.use("numpy")
+    tracemalloc.start()
+    try:
+        rng = np.random.default_rng(0)
+        inputs = rng.standard_normal((3, 1, tokens, WIDTH), np.float32)
+        q, k, v = (Tensor(x, requires_grad=True) for x in inputs)
+        resting = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        ops.attention(q, k, v, heads=HEADS).sum().backward()
+        return tracemalloc.get_traced_memory()[1] - resting
+    finally:
+        tracemalloc.stop()
+        backend.use(before)
 
 
 def _one(
@@ -87,18 +141,12 @@ def _one(
     try:
         agreed = _agree(workers)
         say(f"losses and gradients agree: {agreed}")
-        for worker in workers:
-            worker.ask("step", 2)
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for worker in workers:
-                worker.ask("step", 1)  # not counted: the caches are another engine's
-                times[worker.engine].append(statistics.median(worker.ask("step", 3)))
+        times = dict(zip(names, _turns(workers, rounds)))
         peaks = {worker.engine: worker.ask("peak") for worker in workers}
     finally:
         for worker in workers:
             worker.close()
-    tokens = engines.SHAPES[shape].tokens * engines.SHAPES[shape].batch
+    tokens = engines.sizes(shape).tokens * engines.sizes(shape).batch
     table: dict[str, Any] = {}
     for name in names:
         median = statistics.median(times[name])
@@ -129,6 +177,18 @@ def _one(
     return table
 
 
+def _turns(workers: Sequence[Worker], rounds: int) -> list[list[float]]:
+    """Milliseconds of a step, per worker and round, the workers one after the other."""
+    times: list[list[float]] = [[] for _ in workers]
+    for worker in workers:
+        worker.ask("step", 2)
+    for _ in range(rounds):
+        for worker, each in zip(workers, times):
+            worker.ask("step", 1)  # not counted: the caches are another engine's
+            each.append(statistics.median(worker.ask("step", 3)))
+    return times
+
+
 def _agree(workers: Sequence[Worker]) -> str:
     """Compare first losses and gradients with minilora's; raises where they part."""
     told: dict[str, tuple[float, dict[str, np.ndarray]]] = {}
@@ -142,16 +202,22 @@ def _agree(workers: Sequence[Worker]) -> str:
     if "minilora" in told:
         loss, grads = told["minilora"]
         for name, (other, theirs) in told.items():
-            parts = [abs(loss - other) / abs(loss)]
-            parts += [
-                float(np.linalg.norm(g - theirs[at])) / max(float(np.linalg.norm(g)), 1e-30)
-                for at, g in grads.items()
-                if at in theirs
-            ]
-            worst = max(worst, *parts)
-            if not max(parts) <= TOLERANCE:
-                raise RuntimeError(f"bench: {name} and minilora disagree by {max(parts):.1e}")
+            gap = apart(loss, grads, other, theirs)
+            worst = max(worst, gap)
+            if not gap <= TOLERANCE:
+                raise RuntimeError(f"bench: {name} and minilora disagree by {gap:.1e}")
     return f"within {worst:.1e} ({', '.join(told)})"
+
+
+def apart(loss: float, grads: engines.Grads, other: float, theirs: engines.Grads) -> float:
+    """The largest relative difference of two losses, and of the gradients that both have."""
+    gaps = [abs(loss - other) / abs(loss)]
+    gaps += [
+        float(np.linalg.norm(g - theirs[at])) / max(float(np.linalg.norm(g)), 1e-30)
+        for at, g in grads.items()
+        if at in theirs
+    ]
+    return float(np.max(gaps))  # nan, if there is one
 
 
 def _whole(shape: str, names: Sequence[str], threads: int, steps: int = 50) -> dict[str, float]:

@@ -138,14 +138,15 @@ def train_base(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Time a training step beside other engines, in turns, on the same weights and batch."""
     names = [name.strip() for name in args.engines.split(",")]
-    shapes = [name.strip() for name in args.shapes.split(",")]
+    shapes = [name.strip() for name in args.shapes.split(",") if name.strip()]
     for kind, chosen, known in (("engine", names, ENGINES), ("shape", shapes, SHAPES)):
-        odd = [name for name in chosen if name not in known]
+        odd = [name for name in chosen if name.partition(":")[0] not in known]
         if odd:
             raise ValueError(f"there is no {kind} {odd[0]!r}: there are {', '.join(known)}")
     return bench(
-        shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole, say=say
-    )
+        shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole,
+        grow=args.growth, say=say,
+    )  # fmt: skip
 
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -225,12 +226,17 @@ def parser() -> argparse.ArgumentParser:
     command("info", info)
     sub = command("bench", measure)
     sub.add_argument(
-        "--shapes", default="classroom,long,gpt2-small", help=f"of {', '.join(SHAPES)}"
-    )
+        "--shapes", default="classroom,long,gpt2-small",
+        help=f"of {', '.join(SHAPES)}; classroom:4 has a batch of 4; '' is none",
+    )  # fmt: skip
     sub.add_argument("--engines", default=",".join(ENGINES), help=", ".join(ENGINES))
     sub.add_argument("--rounds", type=int, default=10, help="turns of three steps each (10)")
     sub.add_argument("--threads", type=int, default=2, help="for every engine (2)")
     sub.add_argument("--no-whole", action="store_true", help="leave out start, 50 steps, exit")
+    sub.add_argument(
+        "--growth", action="store_true",
+        help="also a step's time for batches of 1 to 32, attention's memory for 512 to 4096 tokens",
+    )  # fmt: skip
     sub = command("pretrain", train_base)
     sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
     sub.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")

@@ -46,9 +46,15 @@ SHAPES = {
 R, ALPHA, LR = 8, 16.0, 1e-3
 
 
+def sizes(shape: str) -> Shape:
+    """The shape of that name; "classroom:32" is the classroom's with a batch of 32."""
+    name, _, batch = shape.partition(":")
+    return SHAPES[name]._replace(batch=int(batch)) if batch else SHAPES[name]
+
+
 def build(shape: str) -> tuple[GPT2, np.ndarray]:
     """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
-    s = SHAPES[shape]
+    s = sizes(shape)
     model = GPT2(GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0)
     rng = np.random.default_rng(1)
     lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2)
@@ -94,7 +100,7 @@ def decode(shape: str) -> Step:
     lora.merge(model)
 
     def step() -> None:
-        generate(model, ids[:1, :8], SHAPES[shape].tokens - 8, temperature=0)
+        generate(model, ids[:1, :8], sizes(shape).tokens - 8, temperature=0)
 
     return step
 
@@ -106,7 +112,7 @@ def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.nda
     from torch.nn import functional as F
 
     model, batch = build(shape)
-    s, d = SHAPES[shape], SHAPES[shape].d_model
+    s, d = sizes(shape), sizes(shape).d_model
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -196,7 +202,7 @@ def torch_decode(shape: str) -> Step:
         past: list[list[Any]] = [[] for _ in model.blocks]
         feed = start
         with torch.no_grad():
-            for _ in range(SHAPES[shape].tokens - 8):
+            for _ in range(sizes(shape).tokens - 8):
                 feed = model(feed, past)[:, -1:].argmax(-1)
 
     return step
@@ -208,7 +214,7 @@ def hips_autograd(shape: str) -> Step:
     import autograd.numpy as anp
 
     model, (ids, targets) = build(shape)
-    s = SHAPES[shape]
+    s = sizes(shape)
     W = {n.replace(".base.", "."): p.data for n, p in model.named_parameters()}
     trained = {n: p.data for n, p in model.trainable_parameters().items()}
     scale = np.float32(1 / math.sqrt(s.d_model / s.heads))
@@ -270,7 +276,7 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
     stands in NumPy: BLAS's own threads, the whole square of attention. Or `in_blocks`: with all
     that minilora knows, its threads, and blocks of 64 queries with the keys that they may see.
     """
-    s = SHAPES[shape]
+    s = sizes(shape)
     n, d, each = s.batch * s.tokens, s.d_model, s.d_model // s.heads
     draw = np.random.default_rng(0).standard_normal
 

@@ -1,11 +1,12 @@
 """The bench measures what it says: engines agree, every number is there. No time is asserted."""
 
+import functools
 import json
 
 import pytest
 
 import minilora as ml
-from minilora import bench, cli, engines
+from minilora import bench, cli, engines, ops
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -48,6 +49,41 @@ def test_an_engine_that_disagrees_is_refused(monkeypatch):
 
     with pytest.raises(RuntimeError, match=r"autograd and minilora disagree by 1\.0e-03"):
         bench._agree([Honest(), Liar()])
+
+
+def square(tokens):
+    """Bytes of one tokens x tokens array."""
+    return 4 * tokens**2
+
+
+def test_attention_beyond_512_tokens_needs_memory_for_its_tokens_not_for_their_square():
+    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
+    assert peaks[2048] < 2.1 * peaks[1024] and peaks[4096] < 2.1 * peaks[2048]
+    assert peaks[4096] < square(4096) / 2  # all arrays at once: so no single one, either
+
+
+def test_that_would_be_seen(monkeypatch):
+    monkeypatch.setattr(ops.fused, "QUERIES", 4096)
+    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048)}
+    assert peaks[2048] > 2.1 * peaks[1024] and peaks[2048] > square(2048)
+
+
+def test_growth_is_told_for_every_batch_and_every_length(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "BATCHES", (1, 2))
+    monkeypatch.setattr(bench, "TOKENS", (16, 32))
+    monkeypatch.setattr(bench, "growth", functools.partial(bench.growth, "tiny"))
+    assert cli.main(["bench", "--shapes", "", "--growth", "--rounds", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["growth"]
+    assert list(told["batch"]) == ["1", "2"] and list(told["attention"]) == ["16", "32"]
+    for row in told["batch"].values():
+        assert 0 < row["ms"][0] <= row["ms"][1] and row["us_a_token"] > 0
+    for tokens, row in told["attention"].items():
+        assert row["peak"] == row["bytes_a_token"] * int(tokens) > 0
+
+
+def test_a_shape_may_name_its_batch():
+    assert engines.sizes("tiny:7") == engines.SHAPES["tiny"]._replace(batch=7)
+    assert engines.build("tiny:7")[1].shape == (2, 7, 16)
 
 
 @pytest.mark.parametrize("option", [["--engines", "abacus"], ["--shapes", "round"]])
