@@ -68,13 +68,14 @@ class Backend:
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and give none of the heap back below 1 GiB
 
     def memory(self) -> tuple[int, int] | None:
-        """(bytes in use, peak bytes) of arrays while `tracemalloc` runs; None if it does not."""
+        """(bytes of arrays in use, peak bytes of all) while `tracemalloc` runs; None if not."""
         tracemalloc = importlib.import_module("tracemalloc")
         if not tracemalloc.is_tracing():
             return None
+        peak = tracemalloc.get_traced_memory()[1]  # before the snapshot, which takes some itself
         numpy_only = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
         traces = tracemalloc.take_snapshot().filter_traces([numpy_only]).traces
-        return sum(trace.size for trace in traces), tracemalloc.get_traced_memory()[1]
+        return sum(trace.size for trace in traces), peak
 
     def describe(self) -> str:
         """One line: library, version, device."""

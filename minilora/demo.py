@@ -50,7 +50,8 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
         whole = full.as_dict()[name]["measured"]
         share = f"{row['measured'] / whole:.3f}" if whole else "-"
         say(f"{name:<16}{whole:>18,}{row['measured']:>14,}{share:>13}")
-    say(f"predicted from shapes alone: {full.predicted:,} and {ours.predicted:,}")
+    say(f"predicted from shapes alone: {full.predicted:,} and {ours.predicted:,} in total,")
+    say(f"{full.peak.predicted:,} and {ours.peak.predicted:,} at the peak")
 
     say("\n4. Merged: W0 + (alpha / r) · B A in plain layers\n")
     after = _sample(model, seed)

@@ -43,7 +43,7 @@ def legend(ax):
 
 def ledger(*sizes):
     names = ("frozen weights", "trained weights", "gradients", "Adam moments", "activations")
-    return Ledger(tuple(Row(n, 0, size) for n, size in zip(names, sizes)), {})
+    return Ledger(tuple(Row(n, 0, size) for n, size in zip(names, sizes)), {}, Row("peak", 0, 0))
 
 
 DRAWN = {
@@ -52,6 +52,13 @@ DRAWN = {
     "memory_bars": {"LoRA": ledger(5, 4, 3, 2, 1)},
     "merge_error": {"float32": ([1e-7, 2e-7], [1e-6, 2e-6])},
 }
+
+MEASURED = {
+    "minilora": {"ms": [8.0, 10.0], "peak": 100 << 20, "ratio": 1.0, "memory_ratio": 1.0},
+    "torch+peft": {"ms": [9.0, 1250.0], "peak": 400 << 20, "ratio": 0.5, "memory_ratio": 0.25},
+    "merged forward": {"ms": [4.0, 5.0], "peak": 80 << 20},  # what it compares with was not there
+}
+DRAWN["bench_bars"] = MEASURED
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -145,6 +152,39 @@ def test_memory_bars_are_stacked_end_to_end_and_sum_to_the_total():
     assert [text.get_text() for text in ax.texts] == ["11.0 MiB", "8.0 MiB"]
     assert legend(ax)[0] == "frozen weights"
     assert len(legend(ax)) == 5
+
+
+def test_bench_bars_are_medians_with_their_ratios_and_the_fastest_turn_marked():
+    ax = viz.bench_bars(MEASURED)
+    assert [bar.get_width() for bar in ax.patches] == [10, 1250, 5]
+    assert [text.get_text() for text in ax.texts] == ["10.0  (1.00)", "1,250  (0.50)", "5.0"]
+    assert list(ax.lines[0].get_xdata()) == [8, 9, 4]
+    assert to_rgb(viz.COLOURS["LoRA"]) == ax.patches[0].get_facecolor()[:3]
+    assert to_rgb(viz.COLOURS["merged"]) == ax.patches[2].get_facecolor()[:3]
+    assert ax.yaxis_inverted()
+
+
+def test_bench_bars_of_peak_memory_have_no_mark():
+    ax = viz.bench_bars(MEASURED, of="peak")
+    assert [bar.get_width() for bar in ax.patches] == [100, 400, 80]
+    assert [text.get_text() for text in ax.texts] == ["100  (1.00)", "400  (0.25)", "80.0"]
+    assert not ax.lines and "MiB" in ax.get_xlabel()
+
+
+def test_a_page_of_the_bench_has_time_and_memory_of_every_shape_and_cuts_nothing_off():
+    told = {"threads": 2, "rounds": 1, "missing": {}, "growth": {}}
+    figure = viz.bench_page({**told, "tiny": MEASURED, "long": MEASURED})
+    figure.canvas.draw()
+    assert [ax.get_title("left") for ax in figure.axes] == ["tiny", "", "long", ""]
+    assert all(len(ax.patches) == len(MEASURED) for ax in figure.axes)
+    for ax in figure.axes:
+        edge = ax.get_window_extent()
+        for text in ax.texts:
+            assert text.get_window_extent().x1 <= edge.x1
+    box, inside = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= inside[0] and box.y1 <= inside[1]
+    with pytest.raises(ValueError, match="no shape"):
+        viz.bench_page(told)
 
 
 def test_merge_error_draws_every_number_and_its_own_bound():

@@ -1,111 +1,356 @@
-"""What the tape of a GPT-2 keeps for the backward pass, from shapes alone.
+"""A training step of a GPT-2 walked through on sizes alone: what the tape keeps, and the peak.
 
-Read beside the ops: each line here is what the rules of one op close over. A rule exists only for
-an input that requires a gradient, so freezing W makes the line of its input vanish.
+Read beside the ops. A rule exists only for an input that requires a gradient, so freezing W makes
+the line of its input vanish. `Walk` is the engine once more, without numbers: arrays that are only
+their bytes, a tape of rules, gradients on their way. It holds for any pattern of frozen and trained
+parameters, with or without LoRA, kept or recomputed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ..lora import parts
 from ..models.gpt2 import GPT2
 from ..nn import Dropout, LayerNorm
-from ..ops.fused import QUERIES
+from ..ops.fused import PIECE, QUERIES
 
 INTEGER = 8  # bytes of a token id
 
 
-def activations(model: GPT2, batch: int, tokens: int) -> dict[str, int]:
-    """Bytes kept after the forward pass of one batch, by the kind of op that keeps them.
+@dataclass(eq=False)
+class Sized:
+    """An array that is only its bytes; does it require a gradient?"""
 
-    Counts everything up to the loss; weights are not activations. Holds for any pattern of frozen
-    and trained parameters, with or without LoRA.
+    nbytes: int
+    grad: bool = False
+    holders: int = 0
+
+
+class Walk:
+    """kept: bytes on the tape after the forward pass, by kind of op; peak: the most at any time.
+
+    Neither counts weights and optimizer state; gradients count towards the peak. It is that of one
+    thread: another one has temporary arrays of its own, a few times `PIECE` numbers.
     """
-    c, size = model.config, model.ln_f.g.data.itemsize
-    n, d = batch * tokens, c.d_model
-    kept: Counter[str] = Counter()
 
-    def linear(layer: Any, grad: bool) -> tuple[bool, bool]:
-        """(is the input kept, does the output require a gradient)"""
-        base, adapters = parts(layer)
-        own = base.W.requires_grad
-        out = grad or own or (getattr(base, "b", None) is not None and base.b.requires_grad)
-        k = base.W.shape[1]
-        for adapter in adapters:
-            trains = adapter.A.requires_grad
-            if adapter.training and adapter.dropout:
-                kept["dropout"] += n * k * size * (grad + trains)  # the mask; the masked input
+    def __init__(self, model: GPT2, batch: int, tokens: int) -> None:
+        self.model, self.batch, self.tokens = model, batch, tokens
+        self.size = model.ln_f.g.data.itemsize
+        self.n, self.d = batch * tokens, model.config.d_model
+        self.now = self.peak = 0
+        self.kept: Counter[str] = Counter()
+        self.tape: list[tuple[str, list[Sized], Callable[[], Any]]] | None = []
+        self.flowing: dict[Sized, Sized] = {}
+        self.trained: dict[int, Sized] = {}
+        loss = self.forward()
+        self.kept = self.on_tape()
+        self.flowing[loss] = self.new(self.size)
+        self.backward()
+
+    # Memory: an array lives as long as somebody holds it.
+    def hold(self, array: Sized) -> Sized:
+        if not array.holders:
+            self.moment(array.nbytes)
+            self.now += array.nbytes
+        array.holders += 1
+        return array
+
+    def drop(self, *arrays: Sized) -> None:
+        for array in arrays:
+            array.holders -= 1
+            self.now -= array.nbytes * (not array.holders)
+
+    def new(self, nbytes: float, grad: bool = False) -> Sized:
+        return self.hold(Sized(int(nbytes), grad))
+
+    def moment(self, extra: float) -> None:
+        """For a moment there are `extra` bytes more."""
+        self.peak = max(self.peak, self.now + int(extra))
+
+    def pieces(self, n: int) -> int:
+        """Bytes of one temporary array of an op that goes through n numbers piece by piece."""
+        return int(min(n, PIECE) * self.size)
+
+    # The tape.
+    def record(self, kind: str, arrays: Iterable[Sized], rule: Callable[[], Any]) -> None:
+        if self.tape is not None:
+            self.tape.append((kind, [self.hold(array) for array in arrays], rule))
+
+    def on_tape(self) -> Counter[str]:
+        kept, seen = Counter[str](), set[Sized]()
+        for kind, arrays, _ in self.tape or ():
+            for array in arrays:
+                kept[kind] += array.nbytes * (array not in seen)
+                seen.add(array)
+        return Counter({kind: nbytes for kind, nbytes in kept.items() if nbytes})
+
+    def backward(self) -> None:
+        while self.tape:
+            _, arrays, rule = self.tape.pop()
+            rule()
+            self.drop(*arrays)
+
+    def arrive(self, x: Sized, gradient: Sized) -> None:
+        """The first gradient of x is held as it came, later ones are added to it."""
+        if x not in self.flowing:
+            self.flowing[x] = gradient
+        elif self.flowing[x].holders == 1:
+            self.drop(gradient)
+        else:  # it is somebody else's
+            self.drop(self.flowing[x])
+            self.flowing[x] = gradient
+
+    def train(self, p: Any) -> None:
+        """The gradient of a parameter, if it is trained, stays."""
+        if p is not None and p.requires_grad:
+            nbytes = p.data.size * p.data.itemsize
+            if id(p) in self.trained:
+                self.moment(nbytes)
             else:
-                own = own or trains
-            kept["lora"] += n * adapter.r * size * adapter.B.requires_grad  # A x
-            out = out or trains or adapter.B.requires_grad
-        return own, out
+                self.trained[id(p)] = self.new(nbytes)
 
-    def norm(layer: LayerNorm, grad: bool) -> bool:
-        if grad or layer.g.requires_grad:
-            kept["layer_norm"] += n * d * size  # the normalised input
-        if grad:
-            kept["layer_norm"] += (n + d) * size  # one rate a row; 1/d
-        return grad or layer.g.requires_grad or layer.b.requires_grad
-
-    def drop(layer: Dropout, grad: bool) -> None:
-        kept["dropout"] += n * d * size * (grad and layer.training and layer.rate > 0)
-
-    def table(layer: Any, rows: int) -> bool:
+    # The ops.
+    def linear(self, layer: Any, x: Sized, rows: int = 0) -> Sized:
         base, adapters = parts(layer)
+        n, (d, k) = rows or self.n, base.W.shape
+        own, b = base.W.requires_grad, getattr(base, "b", None)
+        kinds: list[tuple[str, Sized]] = []
+        grad = x.grad or own or (b is not None and b.requires_grad)
         for adapter in adapters:
-            kept["lora"] += rows * adapter.r * size * adapter.B.requires_grad
-        return base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
+            A, B = adapter.A.requires_grad, adapter.B.requires_grad
+            if adapter.training and adapter.dropout:
+                masks = [self.new(n * k * self.size) for on in (x.grad, A) if on]
+                kinds += [("dropout", mask) for mask in masks]
+            elif A:
+                kinds.append(("linear inputs", self.hold(x)))
+            if B:
+                kinds.append(("lora", self.new(n * adapter.r * self.size)))
+            grad = grad or A or B
+        if own:
+            kinds.append(("linear inputs", self.hold(x)))
+        y = self.new(n * d * self.size, grad)
+        if adapters:
+            self.moment(y.nbytes)  # the update, before it is added
 
-    grad = table(model.tok, n)
-    if table(model.pos, tokens):
-        kept["embedding"] += tokens * INTEGER
-        grad = True
-    drop(model.drop, grad)
-    for block in model.blocks:
-        after = norm(block.ln1, grad)
-        qkv = [linear(layer, after) for layer in (block.attn.q, block.attn.k, block.attn.v)]
-        kept["linear inputs"] += n * d * size * any(own for own, _ in qkv)
-        attended = any(out for _, out in qkv)
-        own, after = linear(block.attn.o, attended)
-        kept["attention"] += n * d * size * (attended or own)  # its output
-        if attended:
-            kept["attention"] += 3 * n * d * size + _weights(batch, tokens, c.n_heads) * size
-        drop(block.drop, after)
-        grad = grad or after
-        own, after = linear(block.mlp.up, norm(block.ln2, grad))
-        kept["linear inputs"] += n * d * size * own
-        wide = n * block_width(block) * size
-        kept["gelu"] += wide * after  # its slope
-        own, after = linear(block.mlp.down, after)
-        kept["linear inputs"] += wide * own
-        drop(block.drop, after)
-        grad = grad or after
-    grad = norm(model.ln_f, grad)
-    base, adapters = parts(model.tok)
-    own = base.W.requires_grad or any(a.B.requires_grad for a in adapters)
-    kept["linear inputs"] += n * d * size * own  # the tied head's
-    kept["lora"] += sum(n * a.r * size * a.A.requires_grad for a in adapters)
-    own = own or any(a.A.requires_grad for a in adapters)
-    if grad or own:
-        kept["cross_entropy"] += (n * c.vocab_size + 1) * size + 2 * n * (size + INTEGER)
-    return {name: total for name, total in kept.items() if total}
+        def rule() -> None:
+            g = self.flowing.pop(y)
+            self.train(b)
+            self.train(base.W)
+            for adapter in adapters:
+                self.train(adapter.B)
+                self.train(adapter.A)
+            if x.grad:
+                dx = self.new(x.nbytes)
+                if adapters:
+                    self.moment(x.nbytes)
+                self.arrive(x, dx)
+            self.drop(g)
 
+        if grad:
+            for kind, array in kinds:
+                self.record(kind, [array], lambda: None)
+            self.record("linear inputs", [], rule)
+        self.drop(*(array for _, array in kinds))
+        return y
 
-def block_width(block: Any) -> int:
-    """The MLP's inner width."""
-    return int(parts(block.mlp.up)[0].W.shape[0])
+    def norm(self, layer: LayerNorm, x: Sized) -> Sized:
+        normal = self.new(self.n * self.d * self.size)
+        rate = self.new((self.n + self.d) * self.size)
+        grad = x.grad or layer.g.requires_grad or layer.b.requires_grad
+        y = self.new(normal.nbytes, grad)
 
+        def rule() -> None:
+            g = self.flowing.pop(y)
+            self.train(layer.b)
+            if layer.g.requires_grad:
+                self.moment(normal.nbytes)
+            self.train(layer.g)
+            if x.grad:
+                dx = self.new(x.nbytes)
+                self.moment(self.pieces(self.n * self.d))
+                self.arrive(x, dx)
+            self.drop(g)
 
-def _weights(batch: int, tokens: int, heads: int) -> int:
-    """Numbers that causal attention keeps beside q, k, v and its output."""
-    rows = batch * heads * tokens
-    side = min(tokens, QUERIES)
-    kept = 2 * rows + side * side  # two numbers a row; the mask of one block
-    if tokens <= 512:
-        for start in range(0, tokens, QUERIES):
-            end = min(start + QUERIES, tokens)
-            kept += batch * heads * (end - start) * end
-    return kept
+        if grad:
+            on = [normal] * (x.grad or layer.g.requires_grad) + [rate] * x.grad
+            self.record("layer_norm", on, rule)
+        self.drop(normal, rate)
+        return y
+
+    def attend(self, q: Sized, k: Sized, v: Sized) -> Sized:
+        heads = self.model.config.n_heads
+        rows, side = self.batch * heads * self.tokens, min(self.tokens, QUERIES)
+        block = min(PIECE, self.batch * heads * side * self.tokens) * self.size
+        out = self.new(q.nbytes, q.grad or k.grad or v.grad)
+        beside = self.new((2 * rows + side * side) * self.size)  # two numbers a row; the mask
+        kept = [out, beside, q, k, v]
+        if self.tape is not None and self.tokens <= 512:
+            ends = [min(i + side, self.tokens) for i in range(0, self.tokens, side)]
+            seen = sum((end - i * side) * end for i, end in enumerate(ends))
+            weights = self.new(self.batch * heads * seen * self.size)
+        else:
+            weights = self.new(0)
+            self.moment(block)
+
+        def rule() -> None:
+            g = self.flowing.pop(out)
+            three = [self.new(q.nbytes) for _ in range(3)]
+            self.moment(q.nbytes + block)  # a turned v, one block's gradient
+            for x, dx in zip((v, k, q), three):
+                if x.grad:
+                    self.arrive(x, dx)
+                else:
+                    self.drop(dx)
+            self.drop(g)
+
+        if out.grad:
+            self.record("attention", [*kept, weights], rule)
+        self.drop(beside, weights)
+        return out
+
+    def gelu(self, x: Sized) -> Sized:
+        slope, y = self.new(x.nbytes), self.new(x.nbytes, x.grad)
+        if x.grad and self.tape is not None:
+            self.moment(2 * self.pieces(x.nbytes // self.size))
+
+        def rule() -> None:
+            g = self.flowing.pop(y)
+            self.arrive(x, self.new(x.nbytes))
+            self.drop(g)
+
+        if x.grad:
+            self.record("gelu", [slope], rule)
+        self.drop(slope)
+        return y
+
+    def dropped(self, layer: Dropout, x: Sized) -> Sized:
+        if not (layer.training and layer.rate):
+            return x
+        mask, y = self.new(x.nbytes), self.new(x.nbytes, x.grad)
+
+        def rule() -> None:
+            g = self.flowing.pop(y)
+            self.arrive(x, self.new(x.nbytes))
+            self.drop(g)
+
+        if x.grad:
+            self.record("dropout", [mask], rule)
+        self.drop(mask, x)
+        return y
+
+    def add(self, x: Sized, y: Sized) -> Sized:
+        out = self.new(max(x.nbytes, y.nbytes), x.grad or y.grad)
+
+        def rule() -> None:
+            g = self.flowing.pop(out)
+            for part in (y, x):
+                if part.grad and part.nbytes == out.nbytes:
+                    self.arrive(part, self.hold(g))
+                elif part.grad:
+                    self.arrive(part, self.new(part.nbytes))
+            self.drop(g)
+
+        if out.grad:
+            self.record("add", [], rule)
+        return out
+
+    def table(self, layer: Any, rows: int, ids: bool) -> Sized:
+        base, adapters = parts(layer)
+        grad = base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
+        out = self.new(rows * self.d * self.size, grad)
+        own = [self.new(rows * INTEGER * ids)]
+        narrow = [self.new(rows * a.r * self.size) for a in adapters if a.B.requires_grad]
+
+        def rule() -> None:
+            g = self.flowing.pop(out)
+            for adapter in adapters:
+                self.train(adapter.A)
+                self.train(adapter.B)
+            if base.W.requires_grad:
+                n = base.W.shape[0]
+                different = n * (1 - (1 - 1 / n) ** rows) if not ids else rows
+                self.moment(
+                    (n * self.d + rows * self.d + 2 * different * self.d) * self.size
+                    if id(base.W) in self.trained
+                    else 0
+                )
+                self.train(base.W)
+                self.moment((rows + 2 * different) * self.d * self.size)
+            self.drop(g)
+
+        if grad:
+            self.record("embedding", own, rule)
+            self.record("lora", narrow, lambda: None)
+        self.drop(*own, *narrow)
+        return out
+
+    # The model.
+    def block(self, block: Any, x: Sized) -> Sized:
+        attn, h = block.attn, self.norm(block.ln1, x)
+        q, k, v = (self.linear(layer, h) for layer in (attn.q, attn.k, attn.v))
+        mixed = self.attend(q, k, v)
+        y = self.linear(attn.o, mixed)
+        self.drop(mixed, q, k, v, h)
+        y = self.dropped(block.drop, y)
+        middle = self.add(x, y)
+        self.drop(y)
+        h = self.norm(block.ln2, middle)
+        up = self.linear(block.mlp.up, h)
+        wide = self.gelu(up)
+        self.drop(up)
+        y = self.linear(block.mlp.down, wide)
+        self.drop(wide, h)
+        y = self.dropped(block.drop, y)
+        out = self.add(middle, y)
+        self.drop(y, middle)
+        return out
+
+    def recomputed(self, block: Any, x: Sized) -> Sized:
+        """As recompute.py does it: the tape gets x alone, and the rule walks the block anew."""
+        if not (x.grad or any(p.requires_grad for p in block.parameters())):
+            return self.block(block, x)
+        tape, self.tape = self.tape, None
+        y = self.block(block, x)
+        self.tape, y.grad = tape, True
+
+        def rule() -> None:
+            g = self.flowing.pop(y)
+            tape, self.tape = self.tape, []
+            out = self.block(block, x)
+            self.flowing[out] = g
+            self.drop(out)
+            self.backward()
+            self.tape = tape
+
+        self.record("recompute", [x], rule)
+        return y
+
+    def forward(self) -> Sized:
+        model = self.model
+        tok, pos = self.table(model.tok, self.n, False), self.table(model.pos, self.tokens, True)
+        x = self.add(tok, pos)
+        self.drop(tok, pos)
+        x = self.dropped(model.drop, x)
+        for block in model.blocks:
+            y = self.recomputed(block, x) if model.recompute else self.block(block, x)
+            self.drop(x)
+            x = y
+        h = self.norm(model.ln_f, x)
+        logits = self.linear(model.tok, h)
+        self.drop(h, x)
+        p = self.new(logits.nbytes)
+        beside = self.new(self.size + 2 * self.n * (self.size + INTEGER))
+        loss = self.new(0, logits.grad)
+
+        def rule() -> None:
+            self.drop(self.flowing.pop(loss))
+            self.arrive(logits, self.hold(p))
+
+        if loss.grad:
+            self.record("cross_entropy", [p, beside], rule)
+        self.drop(logits, p, beside)
+        return loss

@@ -15,8 +15,7 @@ from ..models.gpt2 import GPT2
 from ..nn import generators
 from ..ops import cross_entropy
 from ..optim import Optimizer
-from ..threads import working
-from .activations import activations
+from .activations import Walk
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of `ledger`, their sums, and what the predicted activations consist of."""
+    """The rows of `ledger`, their sums, and what the predicted activations consist of.
+
+    peak: the most that is alive at one time in forward and backward: weights, optimizer state, the
+    activations so far, the gradients so far, and what an op needs only while it works.
+    """
 
     rows: tuple[Row, ...]
     activations: dict[str, int]
+    peak: Row
 
     @property
     def predicted(self) -> int:
@@ -47,8 +51,8 @@ class Ledger:
         return next(row for row in self.rows if row.name == name)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """name -> {"predicted", "measured"}, "total" included; bytes."""
-        rows = [*self.rows, Row("total", self.predicted, self.measured)]
+        """name -> {"predicted", "measured"}, "total" and "peak" included; bytes."""
+        rows = [*self.rows, Row("total", self.predicted, self.measured), self.peak]
         return {row.name: {"predicted": row.predicted, "measured": row.measured} for row in rows}
 
     def __str__(self) -> str:
@@ -58,35 +62,38 @@ class Ledger:
         return "\n".join(lines)
 
 
-@working()
 def ledger(model: GPT2, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
     """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
 
-    Measured by running forward and backward once on random ids; activations are what is alive
-    between the two. Weights and dropout's generators stay as they are, gradients are forgotten.
+    Measured by running forward and backward once on random ids, on one thread; activations are what
+    is alive between the two. Weights and dropout's generators stay as they are; gradients are
+    forgotten.
     """
-    predicted = activations(model, batch, tokens)
+    walk = Walk(model, batch, tokens)
     shapes = [(p.shape, p.data.itemsize, p.requires_grad) for p in model.parameters()]
     frozen = sum(math.prod(shape) * size for shape, size, on in shapes if not on)
     trained = sum(math.prod(shape) * size for shape, size, on in shapes if on)
-    live, gradients = _measure(model, batch, tokens)
+    live, gradients, most = _measure(model, batch, tokens)
     moments = [a for held in optimizer.state.values() for a in held.values()]
     updated = sum(math.prod(p.shape) * p.data.itemsize for p in optimizer.parameters.values())
     weights = model.parameters()
-    return Ledger(
-        (
-            Row("frozen weights", frozen, _bytes(p.data for p in weights if not p.requires_grad)),
-            Row("trained weights", trained, _bytes(p.data for p in weights if p.requires_grad)),
-            Row("gradients", trained, gradients),
-            Row("Adam moments", len(optimizer.state_names) * updated, _bytes(moments)),
-            Row("activations", sum(predicted.values()), live),
-        ),
-        predicted,
+    there = (
+        Row("frozen weights", frozen, _bytes(p.data for p in weights if not p.requires_grad)),
+        Row("trained weights", trained, _bytes(p.data for p in weights if p.requires_grad)),
+        Row("Adam moments", len(optimizer.state_names) * updated, _bytes(moments)),
     )
+    kept = Row("activations", sum(walk.kept.values()), live)
+    peak = Row(
+        "peak",
+        sum(row.predicted for row in there) + walk.peak,
+        sum(row.measured for row in there) + most,
+    )
+    rows = (*there[:2], Row("gradients", trained, gradients), there[2], kept)
+    return Ledger(rows, dict(walk.kept), peak)
 
 
-def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int]:
-    """(bytes alive between forward and backward, bytes of the gradients)"""
+def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int, int]:
+    """(bytes alive between forward and backward, bytes of the gradients, bytes at the peak)"""
     tracemalloc = importlib.import_module("tracemalloc")
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, batch, tokens))
     states = [(g, g.bit_generator.state) for g in generators(model).values()]
@@ -96,10 +103,14 @@ def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int]:
     if ours:
         tracemalloc.start()
     try:
-        before = _used()
+        before, _ = _used()
+        tracemalloc.reset_peak()
+        _, start = _used()
         loss = cross_entropy(model(ids[0]), ids[1])
-        live = _used() - before
+        after, forward = _used()
+        tracemalloc.reset_peak()
         loss.backward()
+        peak = max(forward, _used()[1]) - start
     finally:
         if ours:
             tracemalloc.stop()
@@ -108,12 +119,11 @@ def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int]:
     gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
     for p in model.parameters():
         p.grad = None
-    return live, gradients
+    return after - before, gradients, peak
 
 
-def _used() -> int:
-    used = current().memory()
-    return used[0] if used else 0
+def _used() -> tuple[int, int]:
+    return current().memory() or (0, 0)
 
 
 def _bytes(arrays: Iterable[Any]) -> int:
