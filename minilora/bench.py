@@ -68,10 +68,11 @@ def bench(
     shapes: Sequence[str], names: Sequence[str], *, rounds: int = 10, threads: int = 2,
     whole: bool = True, grow: bool = False, say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure; returns shape -> engine -> numbers, the ratios to "minilora" among them.
+    """Measure; returns shape -> engine -> numbers, minilora's ratios to them among them.
 
     ms is a step's minimum and median over the rounds; ratio is the median, over the rounds, of
-    minilora's step over the other's in the same round; peak is in bytes, whole in seconds for
+    minilora's step over the other's in the same round, of the same work (a training step, a forward
+    pass, or decoding); peak is in bytes, whole in seconds for
     start, 50 steps and exit. `grow` adds "growth", see there.
     """
     missing = {name: why for name in names if (why := engines.missing(name))}
@@ -146,19 +147,19 @@ def _one(
     finally:
         for worker in workers:
             worker.close()
-    tokens = engines.sizes(shape).tokens * engines.sizes(shape).batch
     table: dict[str, Any] = {}
     for name in names:
         median = statistics.median(times[name])
         table[name] = {
             "ms": [min(times[name]), median],
-            "tokens_s": 1000 * tokens / median,
+            "tokens_s": 1000 * engines.tokens(name, shape) / median,
             "peak": peaks[name],
         }
-        if "minilora" in times:
-            pairs = [a / b for a, b in zip(times["minilora"], times[name])]
+        own = engines.AGAINST.get(name, "minilora")
+        if own in times:
+            pairs = [a / b for a, b in zip(times[own], times[name])]
             table[name]["ratio"] = statistics.median(pairs)
-            table[name]["memory_ratio"] = peaks["minilora"] / peaks[name]
+            table[name]["memory_ratio"] = peaks[own] / peaks[name]
     if whole:
         for name, seconds in _whole(shape, names, threads).items():
             table[name]["whole"] = seconds
@@ -173,7 +174,7 @@ def _one(
             f"{row['peak'] / 2**20:>10.0f}{ratios[0]:>8}{ratios[1]:>8}"
             + (f"{row['whole']:>9.1f}" if whole else "")
         )
-    say("step, memory: minilora's divided by that engine's")
+    say("step, memory: minilora's divided by that engine's, at the same work")
     return table
 
 

@@ -143,10 +143,19 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         odd = [name for name in chosen if name.partition(":")[0] not in known]
         if odd:
             raise ValueError(f"there is no {kind} {odd[0]!r}: there are {', '.join(known)}")
-    return bench(
+    if args.chart:
+        from . import viz  # what is missing is told before the work, not after it
+
+        if not shapes:
+            raise ValueError("--chart needs a shape to draw: give --shapes")
+    result = bench(
         shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole,
         grow=args.growth, say=say,
     )  # fmt: skip
+    if args.chart:
+        viz.bench_page(result).savefig(args.chart, dpi=150)
+        say(f"\n{args.chart} shows it")
+    return result
 
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -237,6 +246,7 @@ def parser() -> argparse.ArgumentParser:
         "--growth", action="store_true",
         help="also a step's time for batches of 1 to 32, attention's memory for 512 to 4096 tokens",
     )  # fmt: skip
+    sub.add_argument("--chart", type=Path, help="draw time and memory into this file, .png or .svg")
     sub = command("pretrain", train_base)
     sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
     sub.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")

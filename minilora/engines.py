@@ -44,12 +44,19 @@ SHAPES = {
     "tiny": Shape(2, 32, 2, 16, 2, 50),
 }
 R, ALPHA, LR = 8, 16.0, 1e-3
+PROMPT = 8  # tokens that decoding starts from
 
 
 def sizes(shape: str) -> Shape:
     """The shape of that name; "classroom:32" is the classroom's with a batch of 32."""
     name, _, batch = shape.partition(":")
     return SHAPES[name]._replace(batch=int(batch)) if batch else SHAPES[name]
+
+
+def tokens(name: str, shape: str) -> int:
+    """How many tokens an engine's step is about."""
+    s = sizes(shape)
+    return s.tokens - PROMPT if name.endswith("decode") else s.batch * s.tokens
 
 
 def build(shape: str) -> tuple[GPT2, np.ndarray]:
@@ -95,12 +102,12 @@ def forward(shape: str, merge: bool) -> Step:
 
 
 def decode(shape: str) -> Step:
-    """Greedy decoding with the cache: the rest of the window after 8 tokens."""
+    """Greedy decoding with the cache: the rest of the window after the prompt."""
     model, (ids, _) = build(shape)
     lora.merge(model)
 
     def step() -> None:
-        generate(model, ids[:1, :8], sizes(shape).tokens - 8, temperature=0)
+        generate(model, ids[:1, :PROMPT], tokens("decode", shape), temperature=0)
 
     return step
 
@@ -196,13 +203,13 @@ def torch_decode(shape: str) -> Step:
     import torch
 
     model, _, (ids, _) = torch_model(shape, adapters=False)
-    start = torch.tensor(ids[:1, :8])
+    start = torch.tensor(ids[:1, :PROMPT])
 
     def step() -> None:
         past: list[list[Any]] = [[] for _ in model.blocks]
         feed = start
         with torch.no_grad():
-            for _ in range(sizes(shape).tokens - 8):
+            for _ in range(tokens("decode", shape)):
                 feed = model(feed, past)[:, -1:].argmax(-1)
 
     return step
@@ -355,6 +362,12 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "torch decode": torch_decode,
 }
 SAME = ("minilora", "torch+peft", "autograd")  # those whose loss and gradients must be equal
+AGAINST = {
+    "merged forward": "merged forward",
+    "base forward": "merged forward",
+    "decode": "decode",
+    "torch decode": "decode",
+}  # ours of the same work; else "minilora"
 NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
          "autograd": ("autograd",)}  # fmt: skip
 

@@ -38,6 +38,18 @@ _ROWS = {
     "Adam moments": "#F7C873",
     "activations": "#D9DCE0",
 }
+_ENGINES = {
+    "minilora": COLOURS["LoRA"],
+    "minilora full": COLOURS["full"],
+    "torch+peft": OTHERS[0],
+    "torch": OTHERS[1],
+    "torch decode": OTHERS[1],
+    "autograd": OTHERS[2],
+    "base forward": COLOURS["frozen"],
+    "merged forward": COLOURS["merged"],
+    "decode": COLOURS["merged"],  # it decodes with the merged weights
+}
+_NOT_SHAPES = ("threads", "rounds", "missing", "growth")  # what else `bench` returns
 _BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
 
 
@@ -140,6 +152,51 @@ def merge_error(errors: Mapping[str, tuple[Any, Any]], ax: Axes = None) -> Axes:
         ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
     ax.legend(**_BESIDE)
     return ax
+
+
+def bench_bars(table: Mapping[str, Mapping[str, Any]], ax: Axes = None, of: str = "ms") -> Axes:
+    """One shape of `minilora bench`: engine -> numbers, as bars of the median `of` "ms", the
+    fastest turn as a mark, or of "peak" memory. At each bar its number, and minilora's at the same
+    work divided by it, where that was measured.
+    """
+    ax = _axes(ax, (7.2, 1.2 + 0.4 * len(table)))
+    time = of == "ms"
+    values = [row["ms"][1] if time else row["peak"] / 2**20 for row in table.values()]
+    colours = [_ENGINES.get(name, OTHERS[3]) for name in table]
+    bars = ax.barh(list(table), values, color=colours, height=0.6)
+    ratios = [row.get("ratio" if time else "memory_ratio") for row in table.values()]
+    texts = [f"{value:,.{1 if value < 100 else 0}f}" for value in values]
+    ax.bar_label(bars, [t if r is None else f"{t}  ({r:.2f})" for t, r in zip(texts, ratios)],
+                 padding=5)  # fmt: skip
+    if time:
+        best = [row["ms"][0] for row in table.values()]
+        ax.plot(best, list(table), "D", ms=4, mfc="white", mec="0.2", label="fastest turn")
+    ax.set_xlim(0, 1.4 * max(values))  # room for the numbers
+    ax.invert_yaxis()
+    told = "ms a step: median, ◇ fastest turn" if time else "peak memory of the process, MiB"
+    compared = any(ratio is not None for ratio in ratios)
+    ax.set(xlabel=told + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
+    return ax
+
+
+def bench_page(result: Mapping[str, Any]) -> Any:
+    """A figure of all that `bench()` returned: a line for each shape, time and memory in it."""
+    tables = {shape: result[shape] for shape in result if shape not in _NOT_SHAPES}
+    if not tables:
+        raise ValueError("bench_page: there is no shape in this result, so nothing to draw")
+    heights = [1.3 + 0.32 * len(table) for table in tables.values()]
+    figure, grid = plt.subplots(
+        len(tables), 2, figsize=(12, sum(heights)), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    for (shape, table), (left, right) in zip(tables.items(), grid):
+        bench_bars(table, left, "ms")
+        bench_bars(table, right, "peak")
+        left.set_title(shape, loc="left", fontweight="bold")
+        left.tick_params(axis="y", length=0)
+        right.set_yticks([])  # the names stand at the left
+        right.set_ylim(left.get_ylim())
+    return figure
 
 
 def _axes(ax: Axes, size: tuple[float, float] = (7.2, 4.0)) -> Axes:

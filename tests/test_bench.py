@@ -17,16 +17,18 @@ def numpy_only(backend):
         pytest.skip("the engines run in processes of their own, on NumPy")
 
 
-def test_a_bench_of_the_tiny_shape_is_complete(capsys):
+def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
     names = ["minilora", "torch+peft", "autograd", "floor", "base forward", "merged forward"]
     code = cli.main(["bench", "--json", "--shapes", "tiny", "--rounds", "2", "--no-whole",
-                     "--engines", ",".join(names)])  # fmt: skip
+                     "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])  # fmt: skip
     out, _ = capsys.readouterr()
     told = json.loads(out)
     assert code == 0 and set(told["tiny"]) | set(told["missing"]) == set(names)
     for row in told["tiny"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["peak"] > 1 << 20 and row["ratio"] > 0
-    assert told["tiny"]["minilora"]["ratio"] == 1
+    assert told["tiny"]["minilora"]["ratio"] == told["tiny"]["merged forward"]["ratio"] == 1
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_engine_that_disagrees_is_refused(monkeypatch):
@@ -90,6 +92,12 @@ def test_a_shape_may_name_its_batch():
 def test_unknown_names_are_told_with_what_there_is(option, capsys):
     assert cli.main(["bench", *option]) == 2
     assert "there are" in capsys.readouterr().err
+
+
+def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
+    pytest.importorskip("matplotlib")
+    assert cli.main(["bench", "--shapes", "", "--growth", "--chart", "a.png"]) == 2
+    assert "needs a shape" in capsys.readouterr().err
 
 
 def test_merged_and_base_run_the_same_ops():
