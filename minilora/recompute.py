@@ -28,11 +28,13 @@ def recomputed(module: Module, x: Tensor) -> Tensor:
             own[path].bit_generator.state = state
         with recorded(True):
             out = module(start)
+        node, same = out._node, out is start
+        del out  # its numbers are not needed
         for path, state in later.items():
             own[path].bit_generator.state = state
-        if out._node is None:  # it gave back its own input, or nothing that is trained
-            return {id(x): g} if out is start else {}
-        arrived = gradients(out._node, g)
+        if node is None:  # it gave back its own input, or nothing that is trained
+            return {id(x): g} if same else {}
+        arrived = gradients(node, g)
         return {
             id(x if leaf is start else leaf): grad if owned or grad is g else grad.copy()
             for leaf, grad, owned in arrived

@@ -182,6 +182,8 @@ SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradie
     "wide": ({"d_model": 64, "vocab_size": 50, "n_positions": 128}, 8, 128),
     "many words": ({"d_model": 32, "vocab_size": 3000, "n_positions": 64}, 4, 64),
     "long": ({"d_model": 32, "vocab_size": 50, "n_positions": 700}, 2, 700),
+    "little MLP": ({"d_model": 64, "d_ff": 4, "vocab_size": 9, "n_positions": 700}, 1, 700),
+    "no MLP, short": ({"d_model": 64, "d_ff": 1, "vocab_size": 9, "n_positions": 100}, 9, 100),
     "few tokens": ({"d_model": 128, "vocab_size": 2000, "n_positions": 16}, 2, 16),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..lora import parts
 from ..models.gpt2 import GPT2
 from ..nn import Dropout, LayerNorm
-from ..ops.fused import PIECE, QUERIES
+from ..ops.fused import PIECE, QUERIES, tasks
 
 INTEGER = 8  # bytes of a token id
 
@@ -106,12 +106,8 @@ class Walk:
 
     def train(self, p: Any) -> None:
         """The gradient of a parameter, if it is trained, stays."""
-        if p is not None and p.requires_grad:
-            nbytes = p.data.size * p.data.itemsize
-            if id(p) in self.trained:
-                self.moment(nbytes)
-            else:
-                self.trained[id(p)] = self.new(nbytes)
+        if p is not None and p.requires_grad and id(p) not in self.trained:
+            self.trained[id(p)] = self.new(p.data.size * p.data.itemsize)
 
     # The ops.
     def linear(self, layer: Any, x: Sized, rows: int = 0) -> Sized:
@@ -182,24 +178,27 @@ class Walk:
         return y
 
     def attend(self, q: Sized, k: Sized, v: Sized) -> Sized:
-        heads = self.model.config.n_heads
-        rows, side = self.batch * heads * self.tokens, min(self.tokens, QUERIES)
-        block = min(PIECE, self.batch * heads * side * self.tokens) * self.size
+        heads, size, n = self.model.config.n_heads, self.size, self.tokens
+        side, d_head, rows = min(n, QUERIES), self.d // heads, self.batch * heads * n
+        ends = [min(i + side, n) for i in range(0, n, side)]
+        blocks = [(end - i * side, end) for i, end in enumerate(ends)]  # queries, keys
+        sequences, each = tasks(self.batch, heads, side * n)[0]  # what is done together
+        at_once = min(sequences.stop, self.batch) * each.stop * size
+        turned, largest = at_once * n * d_head, at_once * max(i * j for i, j in blocks)
+        products = at_once * max((2 * i + j) * d_head for i, j in blocks)
+        keep = self.tape is not None and n <= 512
         out = self.new(q.nbytes, q.grad or k.grad or v.grad)
-        beside = self.new((2 * rows + side * side) * self.size)  # two numbers a row; the mask
-        kept = [out, beside, q, k, v]
-        if self.tape is not None and self.tokens <= 512:
-            ends = [min(i + side, self.tokens) for i in range(0, self.tokens, side)]
-            seen = sum((end - i * side) * end for i, end in enumerate(ends))
-            weights = self.new(self.batch * heads * seen * self.size)
-        else:
-            weights = self.new(0)
-            self.moment(block)
+        beside = self.new((2 * rows + side * side) * size)  # two numbers a row; the mask
+        weights = self.new(self.batch * heads * sum(i * j for i, j in blocks) * size * keep)
+        self.moment(turned + at_once * side * d_head + largest * (not keep))
 
         def rule() -> None:
             g = self.flowing.pop(out)
             three = [self.new(q.nbytes) for _ in range(3)]
-            self.moment(q.nbytes + block)  # a turned v, one block's gradient
+            if keep:  # the weights of a block go when it is done: the first blocks need the most
+                self.moment(turned + at_once * blocks[0][0] * blocks[0][1] + products)
+            else:
+                self.moment(2 * turned + 2 * largest + products)
             for x, dx in zip((v, k, q), three):
                 if x.grad:
                     self.arrive(x, dx)
@@ -208,7 +207,7 @@ class Walk:
             self.drop(g)
 
         if out.grad:
-            self.record("attention", [*kept, weights], rule)
+            self.record("attention", [out, beside, q, k, v, weights], rule)
         self.drop(beside, weights)
         return out
 
@@ -272,14 +271,9 @@ class Walk:
                 self.train(adapter.B)
             if base.W.requires_grad:
                 n = base.W.shape[0]
-                different = n * (1 - (1 - 1 / n) ** rows) if not ids else rows
-                self.moment(
-                    (n * self.d + rows * self.d + 2 * different * self.d) * self.size
-                    if id(base.W) in self.trained
-                    else 0
-                )
+                different = rows if ids else n * (1 - (1 - 1 / n) ** rows)  # expected, of random ids
+                self.moment((n + rows + 2 * different) * self.d * self.size)
                 self.train(base.W)
-                self.moment((rows + 2 * different) * self.d * self.size)
             self.drop(g)
 
         if grad:
@@ -321,9 +315,10 @@ class Walk:
             g = self.flowing.pop(y)
             tape, self.tape = self.tape, []
             out = self.block(block, x)
-            self.flowing[out] = g
+            self.flowing[out] = self.hold(g)
             self.drop(out)
             self.backward()
+            self.drop(g)
             self.tape = tape
 
         self.record("recompute", [x], rule)

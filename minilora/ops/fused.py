@@ -203,12 +203,12 @@ def attend(q, k, v, *, heads, causal, keep):
     out = xp.empty_like(q)
     O = by_head(out, heads)
     shift, inverse = xp.zeros((2, batch, heads, m, 1), q.dtype)
-    tasks = _tasks(batch, heads, side * n)
+    together = tasks(batch, heads, side * n)
     free = current().numbers_are_free
     ones = xp.ones((n, 1), q.dtype)
     blocks = [(slice(i, min(i + side, m)), slice(0, n - m + min(i + side, m) if causal else n))
               for i in range(0, m, side or 1)]                    # queries, the keys they may see
-    kept: list[dict[int, Array]] = [{} for _ in tasks]
+    kept: list[dict[int, Array]] = [{} for _ in together]
 
     def turned(x): return x.swapaxes(-1, -2).copy()               # BLAS is slow at small x @ yᵀ
     def scores(t, KT, i, j):
@@ -216,20 +216,22 @@ def attend(q, k, v, *, heads, causal, keep):
         if causal:
             s[..., j.stop - (i.stop - i.start):] += half[: i.stop - i.start, : i.stop - i.start]
         return s
+    def attended(task, t, KT, small, i, j):
+        E = scores(t, KT, i, j)
+        if not (free and small[:, :, i].all()):
+            shift[t][:, :, i] = xp.where(small[:, :, i], 0, E.max(-1, keepdims=True))
+            E -= shift[t][:, :, i]
+        xp.exp(E, out=E)
+        inverse[t][:, :, i] = 1 / (E @ ones[j])
+        xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
+        if keep:
+            kept[task][i.start] = E
     def forward(at):
-        for task, t in enumerate(tasks[at], at.start):
+        for task, t in enumerate(together[at], at.start):
             small, KT = _small(Q[t], K[t], scale, causal), turned(K[t])
             for i, j in blocks:
-                E = scores(t, KT, i, j)
-                if not (free and small[:, :, i].all()):
-                    shift[t][:, :, i] = xp.where(small[:, :, i], 0, E.max(-1, keepdims=True))
-                    E -= shift[t][:, :, i]
-                xp.exp(E, out=E)
-                inverse[t][:, :, i] = 1 / (E @ ones[j])
-                xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
-                if keep:
-                    kept[task][i.start] = E
-    share(forward, len(tasks), batch * heads * m * n)
+                attended(task, t, KT, small, i, j)
+    share(forward, len(together), batch * heads * m * n)
 
     def again(t, KT, i, j):
         E = scores(t, KT, i, j)
@@ -241,20 +243,21 @@ def attend(q, k, v, *, heads, causal, keep):
         G = by_head(g, heads)
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
+        def differentiated(task, t, KT, VT, i, j):
+            E = kept[task].pop(i.start) if keep else again(t, KT, i, j)
+            over = G[t][:, :, i] * inverse[t][:, :, i]
+            dV[t][:, :, j] += E.swapaxes(-1, -2) @ over
+            ds = over @ VT[..., j]
+            ds -= (over * O[t][:, :, i]).sum(axis=-1, keepdims=True)
+            ds *= E
+            xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
+            dK[t][:, :, j] += ds.swapaxes(-1, -2) @ (Q[t][:, :, i] * scale)
         def backward(at):
-            for task, t in enumerate(tasks[at], at.start):
+            for task, t in enumerate(together[at], at.start):
                 KT, VT = None if keep else turned(K[t]), turned(V[t])
                 for i, j in blocks:
-                    E = kept[task].pop(i.start) if keep else again(t, KT, i, j)
-                    over = G[t][:, :, i] * inverse[t][:, :, i]
-                    along = (over * O[t][:, :, i]).sum(axis=-1, keepdims=True)
-                    dV[t][:, :, j] += E.swapaxes(-1, -2) @ over
-                    ds = over @ VT[..., j]
-                    ds -= along
-                    ds *= E
-                    xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
-                    dK[t][:, :, j] += ds.swapaxes(-1, -2) @ (Q[t][:, :, i] * scale)
-        share(backward, len(tasks), batch * heads * m * n)
+                    differentiated(task, t, KT, VT, i, j)
+        share(backward, len(together), batch * heads * m * n)
         return dq, dk, dv
     def dq(g): return all_three(g)[0]
     def dk(g): return all_three(g)[1]
@@ -281,7 +284,7 @@ def by_head(x, heads):
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def _tasks(batch, heads, size):
+def tasks(batch, heads, size):
     """(sequences, heads) that are done together, as slices: independent of one another."""
     together = max(1, PIECE // max(1, size))                      # heads, of one sequence or more
     some, each = max(1, together // heads), min(heads, together)
