@@ -166,30 +166,37 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class Linear(Module):
-    """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None"""
+    """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None
+
+    dtype: what it computes in; a frozen W may be stored narrower.
+    """
 
     def __init__(
         self, d_in: int, d_out: int, bias: bool = True, *,
         rng: Rng = None, std: float | None = None, dtype: Any = "float32",
     ) -> None:  # fmt: skip
-        dtype, std = np.dtype(dtype), 1 / math.sqrt(d_in) if std is None else std
-        self.W = Parameter(normal(generator(rng), (d_out, d_in), std, dtype))
-        self.b = Parameter(xp.zeros(d_out, dtype)) if bias else None
+        self.dtype, std = np.dtype(dtype), 1 / math.sqrt(d_in) if std is None else std
+        self.W = Parameter(normal(generator(rng), (d_out, d_in), std, self.dtype))
+        self.b = Parameter(xp.zeros(d_out, self.dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.W, self.b)
 
 
 class Embedding(Module):
-    """W[ids]        ids: (...) integers on the host   W: (n, d)   out: (..., d)"""
+    """W[ids]        ids: (...) integers on the host   W: (n, d)   out: (..., d)
+
+    dtype: of what it puts out; a frozen W may be stored narrower.
+    """
 
     def __init__(
         self, n: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32"
     ) -> None:
-        self.W = Parameter(normal(generator(rng), (n, d), std, np.dtype(dtype)))
+        self.dtype = np.dtype(dtype)
+        self.W = Parameter(normal(generator(rng), (n, d), std, self.dtype))
 
     def forward(self, ids: Any) -> Tensor:
-        return ops.embedding(self.W, ids)
+        return ops.embedding(self.W, ids, self.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """x Wᵀ, the tied head: one score per row of the table. x: (..., d) -> (..., n)"""

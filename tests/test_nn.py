@@ -198,6 +198,24 @@ def test_a_linear_is_x_times_w_transposed_plus_b(rows, d_in, d_out, bias, dtype,
 
 
 @given(st.integers(1, 6), sizes, dtypes, seeds)
+def test_what_is_stored_narrower_computes_in_the_dtype_of_the_module(n, d, dtype, seed):
+    for layer in (
+        nn.Embedding(n, d, rng=seed, dtype=dtype),
+        nn.Linear(d, n, rng=seed, dtype=dtype),
+    ):
+        assert layer.dtype == dtype
+        half, x = layer.W.data.astype("float16"), ml.Tensor(normal(seed, 2, d, dtype=dtype))
+        outs = []
+        for W in (half, half.astype(dtype)):
+            layer.W = nn.Parameter(W, requires_grad=False)
+            table = isinstance(layer, nn.Embedding)
+            y = [layer(ids(seed, 3, 4, n)), layer.project(x)] if table else [layer(x)]
+            outs.append([ml.asnumpy(out.data) for out in y])
+        for narrow, wide in zip(*outs):
+            assert narrow.dtype == dtype and np.array_equal(narrow, wide)
+
+
+@given(st.integers(1, 6), sizes, dtypes, seeds)
 def test_an_embedding_looks_rows_up_and_projects_onto_them(n, d, dtype, seed):
     table = nn.Embedding(n, d, rng=seed, dtype=dtype)
     W, at = table.state_dict()["W"], ids(seed, 3, 4, n)

@@ -22,7 +22,9 @@ from strategies import (
 
 import minilora as ml
 from minilora import Tensor, ops
+from minilora.ops.algebra import widened
 from minilora.tensor import OPS
+from minilora.threads import working
 
 small = st.integers(1, 3)
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
@@ -650,6 +652,58 @@ def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
     steps = sum(arrays[0].shape) + len(arrays[1]) + 2
     for got, want, most in zip([value, *grads], [wanted, *wanted_grads], [size, *grad_sizes]):
         assert_near(got, want, roundings(steps, most, dtype))
+
+
+# W stored in half precision: the op of the same W, widened
+
+
+HALVES = np.arange(1 << 16, dtype="uint16").view("float16")
+layouts = st.sampled_from([lambda W: W, lambda W: W.T, lambda W: W[::2, 1:], lambda W: W[None]])
+wider = st.sampled_from(["float32", "float64"])
+
+
+@given(layouts, wider)
+def test_every_half_is_widened_to_the_same_number(layout, dtype):
+    half = layout(HALVES.reshape(256, 256))
+    with np.errstate(over="ignore"):
+        got = ml.asnumpy(widened(ml.backend.asarray(half), np.dtype(dtype)))
+        wanted = half.astype(dtype)
+    finite = np.isfinite(wanted)
+    assert same_bytes(got[finite], wanted[finite]) and not np.isfinite(got[~finite]).any()
+    if half.flags.forc:
+        assert got.strides == wanted.strides  # BLAS reads it in the same order
+    assert widened(wanted, np.dtype(dtype)) is wanted, "nothing to do, nothing done"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@given(st.data(), seeds, wider, st.booleans())
+def test_a_narrow_W_counts_as_what_it_widens_to(threads, data, seed, dtype, adapted):
+    n, k, d, r = (data.draw(st.sampled_from([1, 3, 40, 200])) for _ in range(4))
+    half = normal(seed + 1, d, k, dtype="float16")
+    held = half.copy()
+    shapes = [(n, k), (d,), (r, k), (d, r)]
+    x, b, A, B = (normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
+
+    def run(W):
+        W = Tensor(W)  # frozen
+        if adapted:
+            f = lambda x, A, B: ops.lora_linear(x, W, Tensor(b), A, B, scale=2.5)  # noqa: E731
+            return value_and_grads(f, x, A, B)
+        return value_and_grads(lambda x: ops.linear(x, W, Tensor(b)), x)
+
+    with working(threads):
+        (value, grads), (wanted, wanted_grads) = run(half), run(half.astype(dtype))
+    assert value.dtype == dtype and same_bytes(value, wanted)
+    assert all(map(same_bytes, grads, wanted_grads)) and same_bytes(half, held)
+
+
+@given(seeds, wider, shapes)
+def test_rows_of_a_narrow_table_come_in_the_dtype_asked_for(seed, dtype, shape):
+    at = np.random.default_rng(seed).integers(0, 7, shape)
+    half = normal(seed, 7, 3, dtype="float16")
+    table = Tensor(half)
+    assert same_bytes(ml.asnumpy(ops.embedding(table, at, dtype).data), half.astype(dtype)[at])
+    assert same_bytes(ml.asnumpy(ops.embedding(table, at).data), half[at])
 
 
 # Embedding and dropout

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Array, asarray, scatter_add, xp
 from ..tensor import Tensor, op
-from .algebra import rows
+from .algebra import rows, widened
 
 
 @op
@@ -53,9 +53,10 @@ def concat(*parts, axis=0):
     return xp.concatenate(parts, axis), tuple(map(cut, [0, *ends], ends))
 
 
-def embedding(W: Any, ids: Any) -> Tensor:
+def embedding(W: Any, ids: Any, dtype: Any = None) -> Tensor:
     """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
 
+    dtype: of the rows, where the table is stored narrower.
     Ids are checked on the host (ValueError), because a GPU would wrap them silently.
     Equal ids add up in the gradient.
     """
@@ -66,18 +67,18 @@ def embedding(W: Any, ids: Any) -> Tensor:
     if ids.size and (ids.min() < 0 or ids.max() >= n):
         bad = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(f"embedding: id {bad} is out of range: the table has rows 0 to {n - 1}")
-    return take(W, ids=asarray(ids))
+    return take(W, ids=asarray(ids), dtype=dtype)
 
 
 @op
-def take(W, *, ids):
+def take(W, *, ids, dtype=None):
     """W[ids] with ids that are known to be good, on the device."""
-    shape, dtype = W.shape, W.dtype
+    shape, stored = W.shape, W.dtype
     def dW(g):
-        table = xp.zeros(shape, dtype)
+        table = xp.zeros(shape, stored)
         scatter_add(table, ids.reshape(-1), rows(g))
         return table
-    return W[ids], (dW,)
+    return widened(W[ids], dtype or stored), (dW,)
 
 
 def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
