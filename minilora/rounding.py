@@ -42,7 +42,7 @@ def layer_bound(layer: Linear | lora.LoRALinear, x: Array) -> Array:
         size += narrow @ abs(_wide(adapter.B.data)).T * abs(adapter.scale)
     if base.b is not None:
         size += abs(_wide(base.b.data))
-    k, dtype = base.W.shape[1], base.W.dtype
+    k, dtype = base.W.shape[1], base.dtype  # W is widened to it exactly
     terms = k + sum(adapter.r + 3 for adapter in adapters) + 1
     return size * (2 * gamma(terms, dtype) + gamma(1, dtype))
 
@@ -118,7 +118,7 @@ class _WatchTable(_Watch):
             narrow = abs(_wide(adapter.B.data)) @ abs(_wide(adapter.A.data))
             size = size + narrow.T * abs(adapter.scale)
         terms = base.W.shape[1] + sum(adapter.r + 3 for adapter in adapters) + 1
-        each = 2 * gamma(terms, base.W.dtype) + gamma(1, base.W.dtype)
+        each = 2 * gamma(terms, base.dtype) + gamma(1, base.dtype)
         return float((rows * (x @ size.T)).sum()) * each
 
 

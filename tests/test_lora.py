@@ -28,7 +28,7 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import checkpoint, lora, nn, rounding
+from minilora import accounting, checkpoint, lora, nn, rounding
 from minilora.tensor import Tensor
 
 NAMES = ("tok", "pos", "q", "k", "v", "o", "up", "down")
@@ -668,6 +668,211 @@ def test_an_adapter_of_another_base_loads_with_a_warning(tmp_path):
 def test_a_file_that_is_not_there_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         lora.load(gpt2(), tmp_path / "none.npz")
+
+
+# A base that is stored narrower than it computes.
+
+
+def rounded(model):
+    """The model, its matrices rounded to half precision and widened again."""
+    for p in model.parameters():
+        if p.data.ndim == 2:
+            p.data[...] = p.data.astype("float16").astype(p.dtype)
+    return model
+
+
+def half(seed=0, dtype="float32", names=("q", "tok"), **config):
+    """A model with an adapter, B ≠ 0, over a base stored in half precision."""
+    model = gpt2(seed, dtype, **config.pop("sizes", {}))
+    config = ml.LoRAConfig(r=3, alpha=5.0, targets=names, **config)
+    lora.attach(model, config, rng=seed + 1, base_dtype="float16")
+    shake(model.trainable_parameters().values(), seed + 2)
+    return model
+
+
+def matrices(model) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if n.endswith(".W")}
+
+
+def a_step(model, seed: int = 0) -> list[np.ndarray]:
+    """Logits, loss and the gradients of all that is trained; then a step."""
+    inputs, targets = ids(seed), ids(seed + 1)
+    out = model(inputs)
+    loss = ml.ops.cross_entropy(out, targets)
+    loss.backward()
+    trained = model.trainable_parameters()
+    found = [np.array(ml.asnumpy(x)) for x in (out, loss, *(p.grad for p in trained.values()))]
+    ml.AdamW(trained, lr=0.1).step()
+    model.requires_grad(False)
+    for p in trained.values():
+        p.requires_grad = True
+    return found
+
+
+@given(seeds, dtypes, targets, st.sampled_from(["none", "lora", "all"]), st.sampled_from([0, 0.5]))
+def test_stored_in_half_is_the_rounded_model_bit_for_bit(seed, dtype, names, bias, dropout):
+    whole = rounded(gpt2(seed, dtype))
+    config = ml.LoRAConfig(
+        r=3, alpha=5.0, targets=names, bias=bias, dropout=dropout, trainable="ln_f"
+    )
+    lora.attach(whole, config, rng=seed + 1)
+    shake(whole.trainable_parameters().values(), seed + 2)
+    model = half(seed, dtype, names, bias=bias, dropout=dropout, trainable="ln_f")
+    for step in range(3):
+        got, wanted = a_step(model, step), a_step(whole, step)
+        assert len(got) == len(wanted) > 4 and all(map(same_bytes, got, wanted))
+    for name, p in model.named_parameters():
+        assert str(p.dtype) == ("float16" if name.endswith(".W") else dtype)
+    assert sum(p.data.nbytes for p in matrices(model).values()) == sum(
+        p.data.nbytes * 2 // p.data.itemsize for p in matrices(whole).values()
+    )
+
+
+@given(seeds, dtypes, targets)
+def test_half_storage_merges_wide_and_gives_the_base_back_as_stored(seed, dtype, names):
+    model = half(seed, dtype, names)
+    before, unmerged = bits(model), logits(model.eval(), IDS)
+    with lora.merged(model):
+        inside = logits(model, IDS)
+        layers_now = dict(model.named_modules())
+        assert all(str(layers_now[at].W.dtype) == dtype for at in model.adapters.layers)
+    assert bits(model) == before
+    wanted = {at: wide(layer.base.W) + delta(layer) for at, layer in layers(model).items()}
+    size = np.abs(unmerged).max()
+    assert np.abs(inside - unmerged).max() <= 1e4 * np.finfo(dtype).eps * max(size, 1)
+    lost = lora.merge(model)
+    modules = dict(model.named_modules())
+    for at, W in wanted.items():
+        assert same_bytes(ml.asnumpy(modules[at].W), W.astype(dtype))
+    assert max(lost.values()) < 1e3 * np.finfo(dtype).eps
+    assert same_bytes(logits(model, IDS), inside)
+
+
+def test_what_is_stored_in_half_stays_frozen_when_the_adapter_is_gone():
+    model = lora.detach(half(bias="all"))
+    for name, p in model.named_parameters():
+        stored = name.endswith(".W")
+        assert p.requires_grad != stored and str(p.dtype) == ("float16" if stored else "float32")
+    plain = half()
+    lora.merge(plain)
+    assert {n for n, p in plain.named_parameters() if not p.requires_grad} == set(matrices(plain))
+
+
+def test_what_is_trained_whole_is_wide_even_over_a_base_stored_before():
+    model = half(names=("q",), trainable="up")
+    assert str(model.blocks[0].mlp.up.W.dtype) == "float32"
+    assert str(model.adapters.places["blocks.0.mlp.up.W"][2].dtype) == "float16"
+    exact = wide(gpt2(0, "float32").blocks[0].mlp.up.W)
+    copy = model.adapters.own["default"]["blocks.0.mlp.up.W"]
+    assert np.abs(wide(copy) - exact).max() > 0, "shaken"
+    lora.attach(model, ml.LoRAConfig(targets="v", trainable="down"), "two", rng=1)
+    lora.activate(model, "default", "two")
+    for name, p in model.named_parameters():
+        narrow = name.endswith(".W") and not any(x in name for x in ("up", "down"))
+        assert str(p.dtype) == ("float16" if narrow else "float32")
+    assert not any(str(p.dtype) == "float16" for p in model.trainable_parameters().values())
+    lora.attach(model, ml.LoRAConfig(targets="k"), "three", rng=1, base_dtype="float16")
+    assert str(copy.dtype) == "float32", "another adapter's own is not the base"
+    with lora.disabled(model):
+        assert {str(p.dtype) for p in matrices(model).values()} == {"float16"}
+
+
+def test_the_copy_that_is_trained_whole_starts_unrounded():
+    model = gpt2(0, "float32")
+    lora.attach(model, ml.LoRAConfig(trainable="up"), rng=0, base_dtype="float16")
+    assert bits(model)["blocks.0.mlp.up.W"] == bits(gpt2(0, "float32"))["blocks.0.mlp.up.W"]
+
+
+def test_an_adapter_of_a_half_base_is_saved_and_loaded(tmp_path):
+    model = half(bias="lora")
+    lora.save(model, tmp_path / "a.npz")
+    same = gpt2(0, "float32")
+    lora.load(same, tmp_path / "a.npz", base_dtype="float16")  # a warning is an error
+    assert bits(same) == bits(model) and same_bytes(logits(same, IDS), logits(model, IDS))
+    assert not same.trainable_parameters()
+    stored = lora.detach(half(seed=0))
+    lora.load(stored, tmp_path / "a.npz")
+    assert same_bytes(logits(stored, IDS), logits(model, IDS))
+    with pytest.warns(UserWarning, match="another base"):
+        lora.load(gpt2(0, "float32"), tmp_path / "a.npz")
+
+
+def test_a_model_with_half_matrices_is_saved_and_loaded_with_the_same_values(tmp_path):
+    model = lora.detach(half())
+    again = ml.load_model(ml.save_model(model, tmp_path / "m.npz"))
+    assert {str(p.dtype) for p in again.parameters()} == {"float32"}
+    held = model.state_dict()
+    assert all(np.array_equal(array, held[name]) for name, array in again.state_dict().items())
+    assert same_bytes(logits(again, IDS), logits(model, IDS))
+
+
+@pytest.mark.parametrize(
+    "dtype, value, says",
+    [
+        ("float32", 0.0, "base_dtype: tok.W computes in float32.*float32 is not.*'float16', or"),
+        ("float64", 0.0, "tok.W computes in float32.*float64 is not a narrower"),
+        ("int8", 0.0, "int8 is not a narrower float"),
+        ("nonsense", 0.0, "base_dtype: .*nonsense.*give 'float16'"),
+        ("float16", 7e4, r"blocks.1.attn.k.W holds 70000, float16 ends at 65504: give a wider"),
+        ("float16", -7e4, "blocks.1.attn.k.W holds 70000"),
+        ("float16", np.nan, "blocks.1.attn.k.W holds nan"),
+        ("float16", np.inf, "blocks.1.attn.k.W holds inf"),
+    ],
+)
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_base_that_cannot_be_stored_so_is_refused_and_left_alone(
+    tmp_path, dtype, value, says, bare
+):
+    file = lora.save(adapted(dtype="float32", trainable="ln_f")[0], tmp_path / "a.npz")
+    model = gpt2(0, "float32") if bare else adapted(dtype="float32", trainable="ln_f")[0]
+    if value:
+        model.blocks[1].attn.k.W.data[3, 1] = value
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=says):
+        lora.attach(model, ml.LoRAConfig(), "new", base_dtype=dtype)
+    assert snapshot(model) == before
+    with pytest.raises(ValueError, match=says):
+        lora.load(model, file, "new", base_dtype=dtype)
+    assert snapshot(model) == before
+
+
+def test_a_call_that_fails_otherwise_stores_nothing_in_half(tmp_path):
+    other, _ = adapted(dtype="float32", sizes={"d_model": 4})
+    file, model = lora.save(other, tmp_path / "a.npz"), gpt2(0, "float32")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="does not fit"):
+        lora.load(model, file, base_dtype="float16")
+    for name, config in (("a.b", ml.LoRAConfig()), ("new", ml.LoRAConfig(targets="query"))):
+        with pytest.raises(ValueError, match="attach"):
+            lora.attach(model, config, name, base_dtype="float16")
+    assert snapshot(model) == before
+
+
+def test_the_largest_half_is_stored_and_float32_is_narrower_than_float64():
+    model = gpt2(0, "float64")
+    model.tok.W.data[0, 0] = -65504
+    lora.attach(model, ml.LoRAConfig(), rng=0, base_dtype="float16")
+    assert float(model.tok.W.data[0, 0]) == -65504
+    model = gpt2(0, "float64")
+    lora.attach(model, ml.LoRAConfig(), rng=0, base_dtype=np.float32)
+    assert {str(p.dtype) for p in matrices(model).values()} == {"float32"}
+    assert logits(model, IDS).dtype == "float64"
+
+
+def test_half_storage_halves_the_books_and_stays_under_the_bound_of_rounding():
+    model, whole = half(), rounded(gpt2(0, "float32"))
+    lora.attach(whole, ml.LoRAConfig(r=3, alpha=5.0, targets=("q", "tok")), rng=1)
+    shake(whole.trainable_parameters().values(), 2)
+    books = [accounting.ledger(m, ml.AdamW(m.trainable_parameters()), 2, 7) for m in (model, whole)]
+    saved = sum(p.data.nbytes for p in matrices(model).values())
+    frozen = [book["frozen weights"] for book in books]
+    assert frozen[1].measured - frozen[0].measured == saved
+    assert frozen[1].predicted - frozen[0].predicted == saved
+    assert books[0].activations == books[1].activations
+    assert books[0]["activations"].measured == books[1]["activations"].measured
+    told = rounding.compare(model, ids())
+    assert 0 < told.difference <= told.bound < 1
+    assert told == rounding.compare(whole, ids()), "the bound of what it computes in"
 
 
 # The small print.

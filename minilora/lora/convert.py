@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from ..backend import Rng, generator
 from ..nn import Embedding, Linear, Module, Parameter
 from .layers import Adapter, LoRAConfig, LoRAEmbedding, LoRALayer, LoRALinear
+from .storage import Places, storable, store, wide_copy
 
 
 class Adapters:
@@ -32,21 +32,30 @@ class Adapters:
         # Parameters trained whole. Each adapter has its own copy, which stands in the model while
         # that adapter is active; the base's own is never written and comes back.
         self.own: dict[str, dict[str, Parameter]] = {}
-        self.places: dict[str, tuple[Module, str, Parameter]] = {}  # owner, attribute, the base's
+        self.places: Places = {}
 
 
-def attach(model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None) -> list[str]:
+def attach(
+    model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None,
+    base_dtype: Any = None,
+) -> list[str]:  # fmt: skip
     """Freeze the whole model, give the target layers an adapter, activate it; returns their paths.
 
     At first B = 0, so the model computes exactly what it did. Only A and B require a gradient, plus
     what the config names. Raises ValueError, leaving the model as it was, for a pattern that
     matches nothing and for a name that is taken.
+
+    base_dtype: "float16" stores the frozen matrices in half the bytes, rounded once and for good
+    (`detach` gives them as stored, and frozen). All is computed, trained and merged in the model's
+    own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
     """
     paths = _targets(adaptable(model), config)
-    whole = _whole(list(_places(model)), config, paths)
+    whole = _whole(list(places_of(model)), config, paths)
     rank, alpha = config.rank_pattern, config.alpha_pattern
     plan = {at: (_first(rank, at, config.r), _first(alpha, at, config.alpha)) for at in paths}
+    matrices = storable(places_of(model), base_dtype)
     state = install(model, name, config, plan, whole, generator(rng))
+    store(matrices, state.flags)
     copies = [p for own in state.own.values() for p in own.values()]
     for p in [*model.parameters(), *copies]:
         p.requires_grad, p.grad = False, None
@@ -112,11 +121,9 @@ def merge(model: Module) -> dict[str, float]:
     if not hasattr(model, "adapters"):
         return {}
     state = adapters_of(model)
-    idle = sorted(set(state.configs) - set(state.active))
+    idle = min(set(state.configs) - set(state.active), default=None)
     if idle:
-        raise ValueError(
-            f"merge: {idle[0]!r} is not active and would be lost: activate or detach it first"
-        )
+        raise ValueError(f"merge: {idle!r} is not active and would be lost: activate or detach it")
     plain = {path: layer.plain(path) for path, layer in state.layers.items()}
     for path, (layer, _) in plain.items():
         state.flags[layer.W] = state.flags[state.layers[path].base.W]
@@ -179,9 +186,9 @@ def adaptable(model: Module) -> dict[str, Any]:
     return {p: m for p, m in modules.items() if p and isinstance(m, kinds) and p not in inside}
 
 
-def _places(model: Module) -> dict[str, tuple[Module, str, Parameter]]:
+def places_of(model: Module) -> Places:
     """Owner and attribute of each of the base's parameters, under its name in the plain base."""
-    modules = dict(model.named_modules())
+    modules, state = dict(model.named_modules()), getattr(model, "adapters", None)
     plain = {f"{path}.base": path for path, m in modules.items() if isinstance(m, LoRALayer)}
     return {
         f"{plain.get(path, path)}.{name}".lstrip("."): (module, name, child)
@@ -189,7 +196,7 @@ def _places(model: Module) -> dict[str, tuple[Module, str, Parameter]]:
         if not isinstance(module, Adapter)
         for name, child in module.children()
         if isinstance(child, Parameter) and "." not in name
-    }
+    } | (state.places if state else {})
 
 
 def _targets(layers: Mapping[str, Any], config: LoRAConfig) -> list[str]:
@@ -240,7 +247,7 @@ def install(
     if name in state.configs or name == "base" or not name or "." in name:
         raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
                          f"'base' or dotted; there are {sorted(state.configs)}")  # fmt: skip
-    layers, places = adaptable(model), _places(model)
+    layers, places = adaptable(model), places_of(model)
     absent = [*(plan.keys() - layers.keys()), *(set(whole) - places.keys())]
     if absent:
         raise ValueError(f"attach: this model has no {min(absent)}")
@@ -251,9 +258,8 @@ def install(
         layer.adapters[name] = Adapter(layer, r, alpha, config, rng)
         state.layers[at] = layer
     swap(model, state.layers)
-    for at in whole:
-        state.places.setdefault(at, places[at])
-    state.own[name] = {at: Parameter(state.places[at][2].data.copy()) for at in whole}
+    state.places |= {at: places[at] for at in whole}
+    state.own[name] = {at: wide_copy(*places[at]) for at in whole}
     state.configs[name] = config
     vars(model)["adapters"] = state
     return state
@@ -279,15 +285,9 @@ def _forget(model: Module) -> None:
 def swap(model: Module, new: Mapping[str, Module]) -> None:
     """Put each module in its place in the model, found by its path."""
     for path, module in new.items():
-        *way, last = path.split(".")
-        owner = reduce(_step, way, model)
-        if isinstance(owner, list | dict):
-            owner[int(last) if isinstance(owner, list) else last] = module  # type: ignore[index]
-        else:
-            setattr(owner, last, module)
-
-
-def _step(owner: Any, name: str) -> Any:
-    if isinstance(owner, list | dict):
-        return owner[int(name) if isinstance(owner, list) else name]  # type: ignore[index]
-    return getattr(owner, name)
+        owner: Any = model
+        for name in path.split("."):
+            held = owner if isinstance(owner, list | dict) else vars(owner)
+            key: Any = int(name) if isinstance(owner, list) else name
+            owner = held[key]
+        held[key] = module

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import checkpoint
 from ..backend import asarray, asnumpy, generator
 from ..nn import Module
-from .convert import Adapters, activate, adapters_of, detach, install, trained_by
+from .convert import Adapters, activate, adapters_of, detach, install, places_of, trained_by
 from .layers import LoRAConfig
+from .storage import storable, store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,13 +38,15 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
 
 
 def load(
-    model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False
-) -> list[str]:
+    model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
+    base_dtype: Any = None,
+) -> list[str]:  # fmt: skip
     """Add the adapter in a file that `save` made, and activate it; returns the adapted paths.
 
     It is frozen unless `trainable`; a base without adapters is frozen, other adapters keep their
     flags. Strict: a missing or unexpected array, or a shape that does not fit, raises ValueError
-    and leaves the model as it was. Warns where W0 is not what the adapter was trained on.
+    and leaves the model as it was. Warns where W0 is not what the adapter was trained on: for one
+    that was trained over a base stored in half precision, give the same `base_dtype` (see attach).
     """
     arrays, meta = checkpoint.read(path, kind="adapter")
     try:
@@ -51,7 +54,7 @@ def load(
         plan = {at: (facts["r"], facts["alpha"]) for at, facts in meta["layers"].items()}
     except (TypeError, KeyError) as error:
         raise ValueError(f"load: {path} is of another version of minilora: {error}") from error
-    fresh = not hasattr(model, "adapters")
+    fresh, matrices = not hasattr(model, "adapters"), storable(places_of(model), base_dtype)
     try:
         state = install(model, name, config, plan, whole, generator(0))
     except ValueError as error:
@@ -61,9 +64,8 @@ def load(
     wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
     if wrong:
         detach(model, name)
-        raise ValueError(
-            f"load: {path} does not fit this model: only one of the two has {wrong[:4]}"
-        )
+        raise ValueError(f"load: {path} does not fit this model: only one of them has {wrong[:4]}")
+    store(matrices, state.flags)
     if fresh:
         model.requires_grad(False)
     for at, (p, _) in ours.items():

@@ -52,10 +52,8 @@ class LoRAConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRAConfig: dropout must be in [0, 1), not {self.dropout}")
         for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"LoRAConfig: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"LoRAConfig: {name} is one of {', '.join(known)}, not {value!r}")
 
 
 class Adapter(Module):
@@ -64,13 +62,13 @@ class Adapter(Module):
     def __init__(
         self, layer: LoRALayer, r: int, alpha: float, config: LoRAConfig, rng: np.random.Generator
     ) -> None:
-        W = layer.base.W
+        W, dtype = layer.base.W, layer.base.dtype
         d, k = layer.oriented(W.data).shape
         std = 1 / math.sqrt(r if isinstance(layer, LoRAEmbedding) else k)
         normal = config.init == "gaussian"
         draw = rng.standard_normal((r, k)) if normal else rng.uniform(-1, 1, (r, k))
-        self.A = Parameter(asarray((draw * std).astype(np.dtype(str(W.dtype)))))
-        self.B = Parameter(xp.zeros((d, r), W.dtype))
+        self.A = Parameter(asarray((draw * std).astype(dtype)))
+        self.B = Parameter(xp.zeros((d, r), dtype))
         self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
         self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
 
@@ -80,9 +78,8 @@ class Adapter(Module):
 
     def mask(self, x: Tensor) -> Array | None:
         """What x is multiplied by before A: None outside training."""
-        if not (self.training and self.dropout):
-            return None
-        return ops.keep_mask(x.shape, self.dropout, self.rng, x.dtype)
+        on = self.training and self.dropout
+        return ops.keep_mask(x.shape, self.dropout, self.rng, x.dtype) if on else None
 
     def delta(self) -> Array:
         """scale · B A in float64, (d, k)."""
@@ -118,19 +115,18 @@ class LoRALayer(Module):
         return delta
 
     def plain(self, path: str) -> tuple[Any, float]:
-        """(a plain layer with W0 + ΔW, the share of ΔW that rounding to W0's dtype lost).
+        """(a plain layer with W0 + ΔW, the share of ΔW that rounding to the layer's dtype lost).
 
-        Added in float64, rounded once. Raises FloatingPointError where the result is not finite in
-        W0's dtype.
+        Added in float64, rounded once, to what the layer computes in: of a W0 that is stored
+        narrower, the rounding would be coarser than ΔW. Raises FloatingPointError where the result
+        is not finite in that dtype.
         """
-        W0, delta = self.base.W.data, self.delta()
+        W0, delta, dtype = self.base.W.data, self.delta(), self.base.dtype
         wide = W0.astype("float64") + delta
-        if not float(abs(wide).max()) <= float(xp.finfo(W0.dtype).max):  # false for nan, too
-            raise FloatingPointError(
-                f"merge: {path}: W0 + ΔW is not finite in {W0.dtype}: the "
-                "model is left as it was; look at this adapter's A, B, alpha"
-            )
-        W = wide.astype(W0.dtype)
+        if not float(abs(wide).max()) <= float(xp.finfo(dtype).max):  # false for nan, too
+            raise FloatingPointError(f"merge: {path}: W0 + ΔW is not finite in {dtype}: the model "
+                                     "is left as it was; look at A, B, alpha")  # fmt: skip
+        W = wide.astype(dtype)
         size = float(xp.sqrt((delta * delta).sum()))
         lost = (W.astype("float64") - W0.astype("float64")) - delta
         layer = copy(self.base)

@@ -1,0 +1,58 @@
+"""A base that is stored narrower than it computes: its frozen matrices in half precision.
+
+A matrix is widened when a product needs it, exactly. So the model is, bit for bit, the one whose
+matrices were rounded once; norms, biases, adapters and all that is trained stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..nn import Embedding, Linear, Module, Parameter
+
+Places: TypeAlias = dict[str, tuple[Module, str, Parameter]]  # owner, attribute, the base's
+
+
+def storable(places: Places, dtype: Any) -> dict[Parameter, np.dtype[Any]]:
+    """The matrices among the base's parameters and what to store them in (dtype None: none).
+
+    Changes nothing. Raises ValueError where `dtype` is not a float narrower than what a layer
+    computes in, or where a number does not fit.
+    """
+    found: dict[Parameter, np.dtype[Any]] = {}
+    if dtype is None:
+        return found
+    try:
+        stored = np.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"base_dtype: {error}: give 'float16', or None") from error
+    for name, (owner, attribute, p) in places.items():
+        if not isinstance(owner, Linear | Embedding) or attribute != "W":
+            continue
+        if stored.kind != "f" or stored.itemsize >= owner.dtype.itemsize:
+            raise ValueError(
+                f"base_dtype: {name} computes in {owner.dtype}, and {stored} is not a narrower "
+                "float: give 'float16', or None to store it as it is"
+            )
+        largest, most = float(abs(p.data).max()), float(np.finfo(stored).max)
+        if not largest <= most:  # false for nan, too
+            raise ValueError(
+                f"base_dtype: {name} holds {largest:.6g}, {stored} ends at {most:.6g}: give a "
+                "wider float, or None to store the base as it is"
+            )
+        found[p] = stored
+    return found
+
+
+def store(matrices: dict[Parameter, np.dtype[Any]], flags: dict[Parameter, bool]) -> None:
+    """Round each of them to its dtype, for good. They stay frozen when the last adapter is gone:
+    an update of the size that training takes would be lost in such a number."""
+    for p, dtype in matrices.items():
+        p.data, flags[p] = p.data.astype(dtype), False
+
+
+def wide_copy(owner: Module, attribute: str, p: Parameter) -> Parameter:
+    """A copy of the base's parameter to be trained, in the dtype that its layer computes in."""
+    return Parameter(p.data.astype(getattr(owner, "dtype", p.dtype)))
