@@ -36,7 +36,8 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     batches = data.Windows(training, args.batch, tokens, args.seed)
     checks = data.sequential(held_out, args.batch, tokens)[: args.checks]
     say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
-    paths = lora.attach(model, _config(args), name=args.out.stem, rng=args.seed)
+    paths = lora.attach(model, _config(args), name=args.out.stem, rng=args.seed,
+                        base_dtype=args.base_dtype)  # fmt: skip
     numbers = accounting.count(model)
     say(f"LoRA on {len(paths)} layers: {numbers.trainable:,} of {numbers.total:,} parameters train")
     run = args.out.with_suffix(".run.npz")
@@ -62,7 +63,7 @@ def write(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Continue a prompt."""
     model = _base(args)
     if args.adapter:
-        lora.load(model, args.adapter)
+        lora.load(model, args.adapter, base_dtype=args.base_dtype)
     ids = model.tokenizer.encode(args.prompt.replace("\\n", "\n"))
     out = generate(
         model, ids, args.tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
@@ -77,7 +78,7 @@ def write(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Add an adapter into the base's weights; write a plain model."""
     model = _base(args)
-    lora.load(model, args.adapter)
+    lora.load(model, args.adapter, base_dtype=args.base_dtype)
     ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, (2, 64))
     apart = rounding.compare(model, ids)
     lost = lora.merge(model)
@@ -194,6 +195,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print the numbers as JSON")
     based = argparse.ArgumentParser(add_help=False)
     based.add_argument("--base", default="shakespeare", help="a built-in base, or a model's .npz")
+    stored = argparse.ArgumentParser(add_help=False)
+    stored.add_argument("--base-dtype", help="float16: the frozen base in half the bytes")
     adapting = argparse.ArgumentParser(add_help=False)
     adapting.add_argument("--r", type=int, default=8, help="rank (8)")
     adapting.add_argument("--alpha", type=float, default=16.0, help="ΔW = alpha / r · BA (16)")
@@ -213,14 +216,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
-    sub = command("finetune", finetune, based, adapting)
+    sub = command("finetune", finetune, based, stored, adapting)
     sub.add_argument("text", help=f"a text file, or one of {', '.join(data.TEXTS)}")
     sub.add_argument("--out", type=Path, default=Path("adapter.npz"), help="(adapter.npz)")
     sub.add_argument("--steps", type=int, default=200, help="updates (200)")
     sub.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (0.005)")
     sub.add_argument("--dropout", type=float, default=0.0, help="of the adapters' input (0)")
     sub.add_argument("--checks", type=int, default=8, help="held-out batches to evaluate on (8)")
-    sub = command("generate", write, based)
+    sub = command("generate", write, based, stored)
     sub.add_argument("--adapter", type=Path, help="an adapter's .npz")
     sub.add_argument("--prompt", default="\\n", help="what to continue; \\n is a new line")
     sub.add_argument("--tokens", type=int, default=100, help="how many to write (100)")
@@ -228,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-k", type=int, help="only the k likeliest tokens")
     sub.add_argument("--top-p", type=float, default=0.95, help="only the likeliest mass p (0.95)")
     sub.add_argument("--no-cache", action="store_true", help="without key/value cache: slower")
-    sub = command("merge", merge, based)
+    sub = command("merge", merge, based, stored)
     sub.add_argument("--adapter", type=Path, required=True, help="an adapter's .npz")
     sub.add_argument("--out", type=Path, default=Path("model.npz"), help="(model.npz)")
     sub = command("account", account, based, adapting)

@@ -47,6 +47,18 @@ def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
     assert run(ask, capsys) != unmerged
 
 
+def test_a_base_in_half_precision_tells_the_same_story(folder, capsys):
+    stored = "--base-dtype float16"
+    run(f"finetune words.txt --out fox.npz --steps 2 --batch 2 --window 16 {stored}", capsys)
+    merged = run(f"merge --adapter fox.npz --out plain.npz {stored}", capsys)  # without a warning
+    assert 0 < merged["difference"] <= merged["bound"]
+    ask = "generate --prompt the --tokens 12 --temperature 0"
+    unmerged = run(f"{ask} --adapter fox.npz {stored}", capsys)
+    assert run(f"{ask} --base plain.npz", capsys) == unmerged
+    assert cli.main(["merge", "--adapter", "fox.npz", "--base-dtype", "int8"]) == 2
+    assert "is not a narrower float" in capsys.readouterr().err
+
+
 def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monkeypatch):
     line = "finetune words.txt --steps 4 --batch 2 --window 16 --checks 1"
     whole = run(f"{line} --out whole.npz", capsys)

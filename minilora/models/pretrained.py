@@ -23,7 +23,11 @@ BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's pla
 def save_model(
     model: GPT2, path: str | os.PathLike[str], *, dtype: Any = None, about: Mapping[str, Any] = {}
 ) -> Path:
-    """Write config, weights and tokenizer to one .npz; `dtype`: store the weights in it."""
+    """Write config, weights and tokenizer to one .npz; `dtype`: store the weights in it.
+
+    None writes each as it is, a matrix that is stored in half precision as such; `load_model` gives
+    all of them in one dtype again, with the same values.
+    """
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
     odd = arrays.keys() ^ {name for name, _ in GPT2(model.config, rng=0).named_parameters()}
     if odd:
