@@ -4,6 +4,8 @@ In every op: arrays are positional, settings are keywords, and the rules come in
 arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 """
 
+import math
+
 from ..backend import Array, xp
 from ..tensor import Early, once, op
 from ..threads import share
@@ -13,7 +15,7 @@ ROWS = 256  # rows of a block, where a sum over rows is made of partial sums
 
 def rows(x):
     """x as a matrix: (..., k) -> (rows, k)."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def widened(W, dtype):
@@ -36,18 +38,19 @@ def widened(W, dtype):
 def product(x, W, add=None):
     """x W, shared among the cores; add(y[at], *at) puts something on top of each part.
 
-    x: (n, k)   W: (k, d)   out: (n, d). The longer side of the result is cut, because each core has
-    to read the other factor whole. A W that is stored narrower than x is widened first.
+    x: (..., k)   W: (k, d)   out: (..., d). The longer side of the result is cut, because each core
+    has to read the other factor whole. A W that is stored narrower than x is widened first.
     """
-    (n, k), d, dtype = x.shape, W.shape[1], xp.result_type(x, W)
-    y, W = xp.empty((n, d), dtype), widened(W, dtype)
+    lead, (k, d), dtype = x.shape[:-1], W.shape, xp.result_type(x, W)
+    out, x, W = xp.empty((*lead, d), dtype), rows(x), widened(W, dtype)
+    n, y = len(x), out.reshape(len(x), d)
     def part(cut):
         at = (cut, slice(None)) if n >= d else (slice(None), cut)
         xp.matmul(x[at[0]], W[:, at[1]], out=y[at])
         if add is not None:
             add(y[at], *at)
     share(part, max(n, d), n * k * d >> 6)
-    return y
+    return out
 
 
 @op
@@ -163,13 +166,11 @@ def matmul(x, y):
 def linear(x, W, b=None):
     """y = x Wᵀ + b        x: (..., k)   W: (d, k)   b: (d,)   y: (..., d)"""
     _fits(x, W)
-    shape = x.shape
     def plus_b(y, rows, columns): y += b[columns]
-    y = product(rows(x), W.T, None if b is None else plus_b)
-    def dx(g): return product(rows(g), W).reshape(shape)
+    def dx(g): return product(g, W)
     def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
-    return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db)
+    return product(x, W.T, None if b is None else plus_b), (dx, dW, db)
 
 
 @op
@@ -179,7 +180,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     _fits(x, W)
-    shape, masked = x.shape, rows(x if mask is None else x * mask)
+    masked = rows(x if mask is None else x * mask)
     n, (d, r), up = len(masked), B.shape, B.T * scale
     inner = xp.empty((n, r), up.dtype)                            # all that dB needs
     def plus_update(y, some, columns):
@@ -188,7 +189,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
         y += narrow @ up[:, columns]
         if b is not None:
             y += b[columns]
-    y = product(rows(x), W.T, plus_update)
+    y = product(x, W.T, plus_update)
 
     asked: dict[str, Array] = {}                                  # what the kept rules need
     @once
@@ -213,13 +214,13 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
             if mask is not None:
                 through *= rows(mask)[some, columns]
             y += through
-        return product(rows(g), W, plus_update).reshape(shape)
+        return product(g, W, plus_update)
     def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
     def dA(g, _): return together(g)[1]
     def dB(g, _): return together(g)[2]
     early = Early(lambda: asked.update(A=masked), dA), Early(lambda: asked.update(B=inner), dB)
-    return y.reshape(*shape[:-1], W.shape[0]), (dx, dW, db, *early)
+    return y, (dx, dW, db, *early)
 
 
 def _fits(x, W):

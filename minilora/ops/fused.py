@@ -57,7 +57,8 @@ def layer_norm(x, gain, shift, *, eps=1e-5):
         y[at] += shift
     share(forward, len(x), x.size, PIECE // d + 1)
     def dx(g):
-        g, out = rows(g), xp.empty_like(normal)
+        grad = xp.empty(shape, normal.dtype)
+        g, out = rows(g), rows(grad)
         def backward(at):
             scaled, here = g[at] * gain, out[at]
             along = xp.multiply(scaled, normal[at], out=here) @ over_d
@@ -66,7 +67,7 @@ def layer_norm(x, gain, shift, *, eps=1e-5):
             xp.subtract(scaled, here, out=here)
             here *= rate[at]
         share(backward, len(g), g.size, PIECE // d + 1)
-        return out.reshape(shape)
+        return grad
     def dgain(g): return (rows(g) * normal).sum(axis=0)
     def dshift(g): return rows(g).sum(axis=0)
     return y.reshape(shape), (dx, dgain, dshift)
@@ -284,7 +285,7 @@ def by_head(x, heads):
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def tasks(batch, heads, size):
+def tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
     """(sequences, heads) that are done together, as slices: independent of one another."""
     together = max(1, PIECE // max(1, size))                      # heads, of one sequence or more
     some, each = max(1, together // heads), min(heads, together)
