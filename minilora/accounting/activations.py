@@ -271,7 +271,7 @@ class Walk:
                 self.train(adapter.B)
             if base.W.requires_grad:
                 n = base.W.shape[0]
-                different = rows if ids else n * (1 - (1 - 1 / n) ** rows)  # expected, of random ids
+                different = rows if ids else n * (1 - (1 - 1 / n) ** rows)  # of random ids
                 self.moment((n + rows + 2 * different) * self.d * self.size)
                 self.train(base.W)
             self.drop(g)
