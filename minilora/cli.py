@@ -42,7 +42,7 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     say(f"LoRA on {len(paths)} layers: {numbers.trainable:,} of {numbers.total:,} parameters train")
     run = args.out.with_suffix(".run.npz")
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
-    model.train()
+    model.train().recompute = args.recompute
     history = fit(
         model, batches, optimizer, args.steps, clip=1.0, held_out=checks, progress=say,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
@@ -96,9 +96,9 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in ("full", "lora"):
         model = _base(args).train()
-        model.requires_grad(True)
+        model.requires_grad(True).recompute = args.recompute
         if name == "lora":
-            lora.attach(model, _config(args), rng=args.seed)
+            lora.attach(model, _config(args), rng=args.seed, base_dtype=args.base_dtype)
         numbers = accounting.count(model)
         book = accounting.ledger(
             model,
@@ -203,6 +203,10 @@ def parser() -> argparse.ArgumentParser:
     adapting.add_argument("--targets", default="q,v", help="names or globs, by commas (q,v)")
     adapting.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
     adapting.add_argument("--window", type=int, default=128, help="tokens a sequence (128)")
+    adapting.add_argument(
+        "--recompute", action="store_true",
+        help="compute each block's activations again instead of keeping them: less memory",
+    )  # fmt: skip
     top = argparse.ArgumentParser(
         prog="minilora", parents=[common], description="LoRA on NumPy; without a command: the demo."
     )
@@ -234,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("merge", merge, based, stored)
     sub.add_argument("--adapter", type=Path, required=True, help="an adapter's .npz")
     sub.add_argument("--out", type=Path, default=Path("model.npz"), help="(model.npz)")
-    sub = command("account", account, based, adapting)
+    command("account", account, based, stored, adapting)
     command("info", info)
     sub = command("bench", measure)
     sub.add_argument(

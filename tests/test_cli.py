@@ -88,6 +88,25 @@ def test_account_sets_full_beside_lora(capsys):
     assert bytes_of["lora"] < bytes_of["full"]
 
 
+def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
+    line = "account --batch 4 --window 64"
+    kept, less = run(line, capsys), run(f"{line} --recompute --base-dtype float16", capsys)
+    for name in ("activations", "peak"):
+        assert all(less[m]["bytes"][name]["measured"] < kept[m]["bytes"][name]["measured"]
+                   for m in ("full", "lora"))  # fmt: skip
+    frozen = [side["lora"]["bytes"]["frozen weights"]["measured"] for side in (kept, less)]
+    assert 0.5 <= frozen[1] / frozen[0] < 0.51
+
+
+def test_finetune_recomputes_to_the_same_adapter(folder, capsys):
+    line = "finetune words.txt --steps 3 --batch 2 --window 16 --dropout 0.2"
+    run(f"{line} --out one.npz", capsys)
+    run(f"{line} --out two.npz --recompute", capsys)
+    with np.load("one.npz") as one, np.load("two.npz") as two:
+        arrays = [name for name in one.files if one[name].dtype.kind == "f"]
+        assert arrays and all(np.array_equal(one[a], two[a.replace("one", "two")]) for a in arrays)
+
+
 def test_info_tells_versions(capsys):
     assert run("info", capsys)["numpy"] == np.__version__
 
