@@ -637,6 +637,21 @@ def test_lora_linear_equals_a_linear_and_two_more(data, seed, dtype, bias, maske
         assert_near(grad, wanted_grad, roundings(steps, size, dtype))
 
 
+@pytest.mark.parametrize("trained", ["x", "A", "B"])
+def test_lora_linear_computes_with_no_memory_that_nothing_was_written_to(trained, monkeypatch):
+    shapes = {"x": (600, 3), "W": (4, 3), "A": (2, 3), "B": (4, 2)}
+    arrays = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+
+    def run():
+        t = {name: Tensor(array, requires_grad=name == trained) for name, array in arrays.items()}
+        ops.lora_linear(t["x"], t["W"], None, t["A"], t["B"], scale=2.5).sum().backward()
+        return ml.asnumpy(t[trained].grad)
+
+    wanted, full = run(), ml.xp.full
+    monkeypatch.setattr(ml.xp, "empty", lambda shape, dtype: full(shape, 1.7e308, dtype))
+    assert same_bytes(run(), wanted)  # an overflow on the way is a warning, and a warning an error
+
+
 @given(linear_case=st.data(), dtype=dtypes)
 def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
     _, arrays = linear(linear_case.draw)

@@ -206,7 +206,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
                 if "B" in asked:
                     dB[i] = g[some].T @ asked["B"][some]
         share(part, len(blocks), g.size)
-        return down, dA.sum(axis=0), dB.sum(axis=0) * scale
+        return down, dA, dB                                       # what was not asked for is empty
     def dx(g):
         narrow = together(g)[0]
         def plus_update(y, some, columns):
@@ -217,8 +217,8 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
         return product(g, W, plus_update)
     def dW(g): return product(rows(g).T, rows(x))
     def db(g): return rows(g).sum(axis=0)
-    def dA(g, _): return together(g)[1]
-    def dB(g, _): return together(g)[2]
+    def dA(g, _): return together(g)[1].sum(axis=0)
+    def dB(g, _): return together(g)[2].sum(axis=0) * scale
     early = Early(lambda: asked.update(A=masked), dA), Early(lambda: asked.update(B=inner), dB)
     return y, (dx, dW, db, *early)
 
