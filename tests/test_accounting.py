@@ -177,6 +177,7 @@ WAYS = {
     "LoRA": lambda model: lora.attach(model, ml.LoRAConfig(r=4, dropout=0.1), rng=0),
     "all of LoRA": lambda model: lora.attach(model, ml.LoRAConfig(targets=NAMES), rng=0),
     "biases": biases,
+    "half": lambda model: lora.attach(model, ml.LoRAConfig(r=4), rng=0, base_dtype="float16"),
 }
 SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradient
     "wide": ({"d_model": 64, "vocab_size": 50, "n_positions": 128}, 8, 128),
@@ -184,6 +185,7 @@ SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradie
     "long": ({"d_model": 32, "vocab_size": 50, "n_positions": 700}, 2, 700),
     "little MLP": ({"d_model": 64, "d_ff": 4, "vocab_size": 9, "n_positions": 700}, 1, 700),
     "no MLP, short": ({"d_model": 64, "d_ff": 1, "vocab_size": 9, "n_positions": 100}, 9, 100),
+    "wide layers": ({"d_model": 512, "vocab_size": 9, "n_positions": 16}, 1, 16),
     "few tokens": ({"d_model": 128, "vocab_size": 2000, "n_positions": 16}, 2, 16),
 }
 

@@ -114,6 +114,7 @@ class Walk:
         base, adapters = parts(layer)
         n, (d, k) = rows or self.n, base.W.shape
         own, b = base.W.requires_grad, getattr(base, "b", None)
+        wide = d * k * self.size * (base.W.data.itemsize < self.size)  # W, if it is stored narrower
         kinds: list[tuple[str, Sized]] = []
         grad = x.grad or own or (b is not None and b.requires_grad)
         for adapter in adapters:
@@ -129,8 +130,7 @@ class Walk:
         if own:
             kinds.append(("linear inputs", self.hold(x)))
         y = self.new(n * d * self.size, grad)
-        if adapters:
-            self.moment(y.nbytes)  # the update, before it is added
+        self.moment(wide + y.nbytes * bool(adapters))  # the update, before it is added
 
         def rule() -> None:
             g = self.flowing.pop(y)
@@ -141,8 +141,7 @@ class Walk:
                 self.train(adapter.A)
             if x.grad:
                 dx = self.new(x.nbytes)
-                if adapters:
-                    self.moment(x.nbytes)
+                self.moment(wide + x.nbytes * bool(adapters))
                 self.arrive(x, dx)
             self.drop(g)
 
