@@ -27,6 +27,7 @@ from .tensor import Tensor
 
 Say = Callable[[str], Any]
 TOLERANCE = 2e-4  # relative, float32, sums in another order: agreement before any timing
+PROGRAM = ("-m", "minilora.engines")  # what serves an engine
 BATCHES, TOKENS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096)  # what `growth` goes through
 WIDTH, HEADS = 256, 8  # of its attention
 
@@ -34,9 +35,11 @@ WIDTH, HEADS = 256, 8  # of its attention
 class Worker:
     """One engine on one shape, in a process of its own that waits for its turn."""
 
-    def __init__(self, engine: str, shape: str, threads: int) -> None:
+    def __init__(
+        self, engine: str, shape: str, threads: int, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.engine = engine
-        command = [sys.executable, "-m", "minilora.engines", engine, shape, str(threads)]
+        command = [sys.executable, *program, engine, shape, str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment(threads),
@@ -227,7 +230,7 @@ def _whole(shape: str, names: Sequence[str], threads: int, steps: int = 50) -> d
     for _ in range(3):
         for name in names:
             began = time.perf_counter()
-            command = [sys.executable, "-m", "minilora.engines", name, shape, str(threads)]
+            command = [sys.executable, *PROGRAM, name, shape, str(threads)]
             subprocess.run(
                 command, input=f"step {steps}\n", text=True, check=True,
                 stdout=subprocess.DEVNULL, env=environment(threads),

@@ -1,7 +1,11 @@
 """The bench measures what it says: engines agree, every number is there. No time is asserted."""
 
 import functools
+import importlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -98,6 +102,56 @@ def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--shapes", "", "--growth", "--chart", "a.png"]) == 2
     assert "needs a shape" in capsys.readouterr().err
+
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+@pytest.fixture
+def habits(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("habits")
+
+
+def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes(habits):
+    lines, names = [], list(habits.HABITS)
+    told = habits.table(names, ["tiny"], rounds=1, say=lines.append)
+    rows = [told[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
+    assert [line.split()[0] for line in lines[-len(names) :]] == names
+    for row in rows:
+        assert row.apart <= bench.TOLERANCE and min(row.ms) > 0 < row.ratio and row.memory > 0
+    notes = (BENCHMARKS / "README.md").read_text("utf-8")
+    for name, habit in habits.HABITS.items():
+        assert f"- `{name}`" in notes and f"{name:<9}{habit.title} " in notes, name
+
+
+def test_what_a_habit_swaps_in_is_what_runs(habits, monkeypatch):
+    swapped, called = set(), set()
+
+    def object(owner, name, value):
+        if not callable(value):
+            return mock.patch.object(owner, name, value)
+        swapped.add(name)
+        return mock.patch.object(owner, name, lambda *a, **k: (called.add(name), value(*a, **k))[1])
+
+    monkeypatch.setattr(habits, "patch", SimpleNamespace(object=object, dict=mock.patch.dict))
+    for name, habit in habits.HABITS.items():
+        swapped.clear()
+        called.clear()
+        step = habit.step("tiny")
+        with habit.twin():
+            step()
+        assert swapped == called, name
+    assert engines.ours("tiny")()[0] > 0
+
+
+def test_a_twin_that_is_another_computation_is_refused(habits, monkeypatch):
+    wrong = habits.Habit("wrong", habits.swap((ops, "gelu", lambda x, form: ops.relu(x))))
+    monkeypatch.setitem(habits.HABITS, "wrong", wrong)
+    with pytest.raises(RuntimeError, match="wrong: the twin is another computation"):
+        habits.measure("wrong", "tiny")
+    with pytest.raises(LookupError, match="rewrite its twin"):
+        habits.rewrite((ops.fused, "attend", {"never written": ""}))()
 
 
 def test_merged_and_base_run_the_same_ops():
