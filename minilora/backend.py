@@ -77,6 +77,10 @@ class Backend:
         traces = tracemalloc.take_snapshot().filter_traces([numpy_only]).traces
         return sum(trace.size for trace in traces), peak
 
+    def reset_peak(self) -> None:
+        """From here on, `memory` tells the peak of what comes."""
+        importlib.import_module("tracemalloc").reset_peak()
+
     def describe(self) -> str:
         """One line: library, version, device."""
         return f"numpy {np.__version__} on the CPU"
@@ -92,18 +96,14 @@ class CupyBackend(Backend):
         try:
             self.module = importlib.import_module("cupy")
             self._special = importlib.import_module("cupyx.scipy.special")
-        except ImportError as error:
-            raise ImportError(
-                f"the cupy backend needs CuPy: pip install 'minilora[gpu]' ({error})"
-            ) from error
-        try:
             self.module.cuda.runtime.getDeviceCount()
+        except ImportError as error:
+            raise ImportError(f"CuPy is missing: pip install 'minilora[gpu]' ({error})") from error
         except Exception as error:
             raise RuntimeError(f"CuPy is installed, but no CUDA device answers: {error}") from error
 
     def asnumpy(self, x: Any) -> np.ndarray:
-        host: np.ndarray = self.module.asnumpy(x)
-        return host
+        return self.module.asnumpy(x)  # type: ignore[no-any-return]
 
     def keep_freed_memory(self) -> None:
         """Nothing to ask: CuPy's memory pool keeps freed memory anyway."""
@@ -115,8 +115,12 @@ class CupyBackend(Backend):
         return self._special.erf(x)
 
     def memory(self) -> tuple[int, int] | None:
+        """(bytes in use, bytes that the pool took from the device: it returns none by itself)"""
         pool = self.module.get_default_memory_pool()
         return pool.used_bytes(), pool.total_bytes()
+
+    def reset_peak(self) -> None:
+        self.module.get_default_memory_pool().free_all_blocks()
 
     def describe(self) -> str:
         device = self.module.cuda.runtime.getDeviceProperties(self.module.cuda.Device().id)

@@ -59,25 +59,23 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the step count and the state arrays, on the host ("t", "blocks.0....A.m")."""
-        arrays = {
-            f"{name}.{s}": np.array(asnumpy(array))
-            for name, held in self.state.items()
-            for s, array in held.items()
-        }
+        arrays = {name: np.array(asnumpy(array)) for name, array in self.arrays().items()}
         return {"t": np.array(self.t), **arrays}
+
+    def arrays(self) -> dict[str, Array]:
+        """The state arrays by their names in `state_dict`."""
+        return {f"{n}.{s}": a for n, held in self.state.items() for s, a in held.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`; the names must be the same, KeyError if not."""
-        own = {f"{n}.{s}": a for n, held in self.state.items() for s, a in held.items()}
+        own = self.arrays()
         if own.keys() | {"t"} != state.keys():
             odd = sorted((own.keys() | {"t"}) ^ state.keys())
             raise KeyError(f"{type(self).__name__}: this state is of other parameters: {odd[:5]}")
         for name, array in own.items():
             if state[name].shape != array.shape:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} is {array.shape} here, "
-                    f"{state[name].shape} in the state"
-                )
+                raise ValueError(f"{type(self).__name__}: {name} is {array.shape} here, "
+                                 f"{state[name].shape} in the state")  # fmt: skip
         self.t = int(state["t"])
         for name, array in own.items():
             array[...] = asarray(state[name], array.dtype)
@@ -194,7 +192,7 @@ def clip_grad_norm(parameters: Parameters, max_norm: float) -> float:
     held = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [(p, p.grad) for p in held if p.grad is not None]
     wide = (piece.astype("float64") for _, g in grads for (piece,) in _chunks(g))
-    norm = math.sqrt(math.fsum(float((piece * piece).sum()) for piece in wide))
+    norm = math.sqrt(float(sum((piece * piece).sum() for piece in wide)))  # one number for all
     if norm > max_norm:
         for p, g in grads:
             p.grad = g * (max_norm / norm)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from .backend import Array, asarray, asnumpy, xp
+from .backend import Array, asarray, asnumpy, current, xp
 
 Rule = Callable[[Array], Array]  # or None, where the input was not used after all
 OPS: dict[str, Callable[..., Tensor]] = {}  # every op by name; Tensor's operators look here
@@ -85,7 +85,7 @@ class Tensor:
 
         Raises ValueError for a non-scalar, RuntimeError where there is no tape (nothing requires a
         gradient, or it was consumed already), FloatingPointError for a gradient that is not finite
-        (no `.grad` is touched then).
+        (no `.grad` is touched then). A device is not waited for: there, this becomes nan instead.
         """
         if self.data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
@@ -94,7 +94,10 @@ class Tensor:
         arrived = gradients(self._node, xp.ones_like(self.data))
         for leaf, grad, _ in arrived:
             wide = grad.dtype if grad.dtype.itemsize > 2 else "float32"
-            if not math.isfinite(float(grad.sum(dtype=wide))):
+            total = grad.sum(dtype=wide)
+            if not current().numbers_are_free:  # not to wait for the device, the loss will tell
+                self.data = self.data + (total * 0).astype(self.dtype)  # 0, or nan
+            elif not math.isfinite(float(total)):
                 raise FloatingPointError(
                     f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
                     f"(the loss is {self.item():.4g}): lower the learning rate or clip"

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backend import current
+
 if TYPE_CHECKING:
     import queue
 
@@ -80,19 +82,20 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
     if _pool is not None and n > 1 and size >= WORTH:
         _pool.run(task, n, piece or n)
     else:
-        _walk(task, 0, n, piece or n or 1)
+        on_host = current().numbers_are_free  # a device has no such cache, and is told all at once
+        _walk(task, 0, n, (piece if on_host else 0) or n or 1)
 
 
 @contextmanager
 def working(count: int | None = None) -> Iterator[None]:
     """Inside, ops share their work among `count` threads (None: one per core), BLAS uses one.
 
-    Nested, or where BLAS cannot be told, it changes nothing.
+    Nested, on a device, or where BLAS cannot be told, it changes nothing.
     """
     global _pool
     set_threads, get_threads = _blas()
     count = count or cores()
-    if _pool is not None or count < 2 or set_threads is None:
+    if _pool is not None or count < 2 or set_threads is None or not current().numbers_are_free:
         yield
         return
     before = get_threads()

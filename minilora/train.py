@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -79,7 +80,8 @@ def fit(
                 from it (resume=False: starts anew), and ends with the bits it would have had.
 
     Raises TypeError if batches cannot be indexed, FloatingPointError naming the step at which a
-    gradient stops being finite, ValueError if the checkpoint is of another run.
+    gradient stops being finite (on a device: when the losses are next looked at, to log or to
+    save), ValueError if the checkpoint is of another run.
     """
     if not hasattr(batches, "__getitem__"):
         raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
@@ -105,6 +107,12 @@ def fit(
     def settle() -> None:
         history.losses += [float(asnumpy(x)) for x in waiting]
         waiting.clear()
+        bad = [i for i, x in enumerate(history.losses) if not math.isfinite(x)]
+        if bad and not current().numbers_are_free:  # elsewhere, backward has looked
+            raise FloatingPointError(
+                f"fit: step {bad[0]}: the loss or a gradient is not finite: "
+                "lower the learning rate or clip"
+            )
 
     current().keep_freed_memory()
     if first == 0:

@@ -4,9 +4,12 @@ import importlib.util
 
 import numpy as np
 import pytest
+import strict
 from hypothesis import HealthCheck, settings
 
 import minilora as ml
+
+FEW = 6  # examples on the stand-in for CuPy
 
 settings.register_profile(
     "minilora",
@@ -20,7 +23,7 @@ settings.load_profile("minilora")
 
 
 def _backends() -> list[str]:
-    names = ["numpy"]
+    names = ["numpy", "strict"]
     if importlib.util.find_spec("cupy"):
         try:
             ml.use(ml.use("cupy"))
@@ -33,11 +36,28 @@ def _backends() -> list[str]:
 @pytest.fixture(params=_backends(), autouse=True)
 def backend(request):
     """The array library that the test runs on: add a name to `_backends` and all run there."""
-    before = ml.use(request.param)
-    yield ml.current()
+    on_strict, test = request.param == "strict", request.function
+    if hasattr(test, "hypothesis"):  # on the stand-in it is the same code: fewer examples will do
+        whole = vars(test).setdefault("all_examples", test._hypothesis_internal_use_settings)
+        few = settings(whole, max_examples=min(FEW, whole.max_examples))
+        test._hypothesis_internal_use_settings = few if on_strict else whole
+    before = ml.use(strict.named(request.param))
+    with np.errstate(**{"all": "ignore"} if on_strict else {}):  # CuPy never warns
+        yield ml.current()
     ml.use(before)
+    strict.LOG.no_wrapping()
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def pytest_collection_modifyitems(items):
+    """The contract with the real CuPy comes last: it is about what the tests asked for."""
+    items.sort(key=lambda item: item.path.name == "test_contract.py")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if strict.TOLD in config.stash:
+        terminalreporter.write_line(config.stash[strict.TOLD])

@@ -78,12 +78,15 @@ def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monke
             assert name == "meta.json" or a[name].tobytes() == b[name].tobytes()
 
 
-def test_account_sets_full_beside_lora(capsys):
+def test_account_sets_full_beside_lora(capsys, backend):
+    on_host = backend.numbers_are_free  # a device's pool hands out whole blocks, its ops are told
+    near, near_peak = (0.01, 0.01) if on_host else (0.03, 0.1)  # all at once: larger scratch
     told = run("account --batch 1 --window 16 --r 2", capsys)
     assert told["lora"]["trainable"] == 4 * 2 * 2 * 320
     for side in told.values():
-        for row in side["bytes"].values():
-            assert row["measured"] == pytest.approx(row["predicted"], rel=0.01)
+        for name, row in side["bytes"].items():
+            allowed = near_peak if name == "peak" else near
+            assert row["measured"] == pytest.approx(row["predicted"], rel=allowed)
     bytes_of = {name: side["bytes"]["total"]["measured"] for name, side in told.items()}
     assert bytes_of["lora"] < bytes_of["full"]
 

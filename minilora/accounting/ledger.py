@@ -104,11 +104,11 @@ def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int, int]:
         tracemalloc.start()
     try:
         before, _ = _used()
-        tracemalloc.reset_peak()
+        current().reset_peak()
         _, start = _used()
         loss = cross_entropy(model(ids[0]), ids[1])
         after, forward = _used()
-        tracemalloc.reset_peak()
+        current().reset_peak()
         loss.backward()
         peak = max(forward, _used()[1]) - start
     finally:

@@ -1,0 +1,252 @@
+"""The stand-in for CuPy: a mistake of each kind is caught, and told as what CuPy would do."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from strategies import adapted, ids, normal
+from strict import LOG, MODULE, Lacks, NotPortable, StrictArray, StrictBackend
+
+import minilora as ml
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """This file is about the stand-in alone."""
+    before = ml.use(StrictBackend())
+    with np.errstate(all="ignore"):
+        yield ml.current()
+    ml.use(before)
+    LOG.wrapped.clear()
+
+
+def device(*shape, dtype="float32"):
+    return ml.backend.asarray(normal(0, *shape, dtype=dtype))
+
+
+def numbers(*values):
+    return ml.backend.asarray(np.array(values))
+
+
+def step(model, spoil=lambda: None):
+    """One training step as in `fit`, and in its middle what `spoil` does."""
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+    x = ids(0, tokens=8)
+
+    def run():
+        optimizer.zero_grad()
+        loss = ml.ops.cross_entropy(model(x[:, :-1]), x[:, 1:])
+        spoil()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return run
+
+
+PLANTED = {  # kind: what is planted, what is said of it
+    "mixing, on the right": (lambda x: x + np.ones(3, "f4"), "mixes a NumPy array"),
+    "mixing, on the left": (lambda x: np.ones(3, "f4") + x, "mixes a NumPy array"),
+    "mixing, in place": (lambda x: x.__iadd__(np.ones(3, "f4")), "mixes a NumPy array"),
+    "mixing, in a call": (lambda x: ml.xp.add(x, np.ones(3, "f4")), "mixes a NumPy array"),
+    "mixing, in a list": (lambda x: ml.xp.concatenate([x, np.ones((1, 3))]), "mixes a NumPy"),
+    "mixing, assigned": (lambda x: x.__setitem__(0, np.ones(3)), "cannot be used for fill"),
+    "mixing, as an index": (lambda x: x[np.array([0])], "a NumPy array as an index"),
+    "mixing, NumPy's ufunc": (lambda x: np.exp(x), r"xp\.exp belongs"),
+    "mixing, NumPy's function": (lambda x: np.concatenate([x, x]), r"use xp\.concatenate"),
+    "where=": (lambda x: ml.xp.exp(x, where=x > 0), "where="),
+    "initial=": (lambda x: x.max(initial=0), "unexpected keyword argument 'initial'"),
+    "keyword clip": (lambda x: ml.xp.clip(x, min=0), "missing a required argument: 'a_min'"),
+    "a list for an array": (lambda x: ml.xp.sum([1, 2]), "is a list"),
+    "implicit conversion": (lambda x: np.asarray(x), r"implicit conversion .* backend\.asnumpy"),
+    "implicit conversion, index": (lambda x: [1, 2][numbers(1)[0]], "indices must be integers"),
+    "implicit conversion, shape": (lambda x: ml.xp.zeros(numbers(1)[0]), "CuPy needs integers"),
+    "implicit conversion, slice": (lambda x: x[: numbers(1)[0]], "no __index__"),
+    "implicit conversion, range": (lambda x: range(numbers(1)[0]), "cannot be interpreted"),
+    "`in`": (lambda x: 1 in x, "no __contains__"),
+    "missing name": (lambda x: ml.xp.vecdot(x, x), "cupy has no 'vecdot'"),
+    "missing name, errstate": (lambda x: ml.xp.errstate(all="ignore"), "cupy has no 'errstate'"),
+    "missing name, unknown": (lambda x: ml.xp.fft, "not known .* the contract test checks it"),
+    "missing method": (lambda x: x.setflags(write=False), "no attribute 'setflags'"),
+    "missing flag": (lambda x: x.flags.writeable, r"flags\.writeable"),
+    "missing ufunc method": (lambda x: ml.xp.maximum.accumulate(x), "cupy_maximum.accumulate"),
+    "missing draw": (lambda x: ml.xp.random.default_rng(0).permutation(3), "no method 'permuta"),
+    "missing einsum(out=)": (lambda x: ml.xp.einsum("ij->j", x, out=x), "not known"),
+    "missing dtype": (lambda x: x.astype("longdouble"), "no such arrays"),
+    "missing dtype, text": (lambda x: ml.backend.asarray(np.array(["a"])), "no such arrays"),
+    "duplicate index": (lambda x: x.__setitem__(numbers(0, 0), 1), "duplicate indices"),
+    "duplicate index, added": (lambda x: spread(x), r"duplicate .* use backend\.scatter_add"),
+    "float64 creeping in": (lambda x: x * np.float64(2), "float64 creeps in: a NumPy scalar"),
+    "float64 creeping in, left": (lambda x: np.float64(2) * x, "float64 creeps in"),
+    "float64 creeping in, place": (lambda x: x.__imul__(np.float64(2)), "float64 creeps in"),
+    "float64 creeping in, integer": (lambda x: x / np.int64(2), "float64 creeps in"),
+}  # fmt: skip
+
+
+def spread(x):
+    x[numbers(0, 1, 0)] += 1
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_mistake_is_caught_and_named(kind):
+    mistake, told = PLANTED[kind]
+    with pytest.raises(TypeError if "missing" not in kind else Exception, match=told) as raised:
+        mistake(device(4, 3))
+    builtin = kind in ("implicit conversion, index", "implicit conversion, range")
+    assert builtin or isinstance(raised.value, NotPortable)
+
+
+def test_a_missing_name_is_an_attribute_error_too():
+    assert not hasattr(ml.xp, "vecdot") and not hasattr(device(2), "setflags")
+    assert issubclass(Lacks, AttributeError)
+
+
+def test_an_index_out_of_range_wraps_and_is_put_on_record():
+    table = device(4, 3)
+    row = ml.ops.shape.take(ml.Tensor(table), ids=numbers(5))  # as if nobody had checked
+    assert np.array_equal(ml.asnumpy(row)[0], ml.asnumpy(table)[1])
+    with pytest.raises(NotPortable, match="index 5 of axis 0, which has 4, wraps to 1"):
+        LOG.no_wrapping()
+    LOG.no_wrapping()  # said once
+
+
+@pytest.mark.parametrize("bad", [-5, 4])
+def test_wrapping_looks_at_both_ends_and_take(bad):
+    device(4, 3)[numbers(0, bad)]
+    MODULE.take(device(4, 3), numbers(bad), axis=0)
+    assert len(LOG.wrapped) == 2
+    with pytest.raises(IndexError):
+        device(4, 3)[bad]  # one number is checked by CuPy, too
+
+
+def test_a_wrap_behind_an_ellipsis_names_its_axis():
+    device(2, 3, 4)[..., numbers(4)]
+    assert LOG.wrapped == ["index 4 of axis 2, which has 4, wraps to 0: CuPy raises nothing: check "
+                           "indices on the host"]  # fmt: skip
+
+
+PEEKS = {
+    "float()": lambda p: float(p.data.sum()),
+    "bool()": lambda p: bool((p.data > 0).any()),
+    "item()": lambda p: p.data.sum().item(),
+    "get()": lambda p: ml.asnumpy(p.data),
+    "to device": lambda p: ml.backend.asarray(np.ones(2)),
+    "number of True": lambda p: p.data[p.data > 0],
+    "size of nonzero": lambda p: ml.xp.nonzero(p.data),
+    "tolist()": lambda p: p.data.tolist(),
+    "format()": lambda p: f"{p.data.sum():.3f}",
+}
+
+
+@pytest.mark.parametrize("how", PEEKS)
+def test_a_copy_planted_inside_the_step_is_counted_and_named(how):
+    model, _ = adapted(0, "float32")
+    p = next(iter(model.trainable_parameters().values()))
+    with LOG.watch() as plain:
+        step(model)()
+    with LOG.watch() as spoilt:
+        step(model, lambda: PEEKS[how](p))()
+    more = [what for what in spoilt if what not in plain]
+    assert len(spoilt) == len(plain) + 1
+    assert how in more[0]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_training_step_copies_the_batch_in_and_nothing_back(full):
+    model, _ = adapted(0, "float32", targets=("q", "v", "up"), bias="all")
+    if full:
+        model.requires_grad()
+    run = step(model)
+    run()
+    with LOG.watch() as seen, LOG.narrow():
+        loss = run()
+    assert seen == [
+        "to device: ndarray as int64 (2, 7)",  # the ids
+        "to device: ndarray as int64 (7,)",  # their positions
+        "to device: ndarray as int64 (14,)",  # the targets
+        "to device: ndarray as float32 (14,)",  # which of them count, over their number
+    ]
+    with LOG.watch() as seen:
+        assert math.isfinite(loss.item())
+    assert seen == ["to host: get() of float32 ()"]
+
+
+def test_fit_brings_the_losses_back_when_it_prints_them_and_nothing_else():
+    model, _ = adapted(0, "float32")
+    x = ids(0, tokens=8)
+    optimizer, lines = ml.AdamW(model.trainable_parameters(), lr=0.01), []
+    with LOG.watch() as seen:
+        ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, log_every=3, progress=lines.append)
+    back = [i for i, what in enumerate(seen) if what.startswith("to host")]
+    assert len(lines) == 2 and len(seen) == 6 * 4 + 6
+    assert back == [12, 13, 14, 27, 28, 29]  # after the third step's copies in, and the sixth's
+
+
+def test_clipping_brings_one_number_back():
+    model, _ = adapted(0, "float32")
+    step(model)()
+    with LOG.watch() as seen:
+        ml.optim.clip_grad_norm(model.trainable_parameters(), 1e-3)
+    assert seen == ["to host: float() of float64 ()"]
+
+
+def test_float64_made_in_a_float32_step_is_caught_and_named():
+    model, _ = adapted(0, "float32")
+    with LOG.narrow():
+        step(model)()
+    with LOG.narrow(), pytest.raises(NotPortable, match="float64 creeps in: it makes an array"):
+        step(model, lambda: ml.xp.zeros(3))()
+    step(model, lambda: ml.xp.zeros(3))()  # elsewhere it is allowed
+
+
+def test_narrow_and_wide_scalars():
+    x = device(3)
+    assert (x * 2.0).dtype == (x * np.float32(2)).dtype == (2 * x).dtype == np.float32
+    assert (device(3, dtype="float64") * np.float64(2)).dtype == np.float64
+
+
+def test_reductions_and_elements_are_0d_arrays():
+    x = device(3)
+    for one in (x.sum(), x[0], ml.xp.sum(x), x.max(), abs(x).max()):
+        assert isinstance(one, StrictArray) and one.shape == ()
+    assert [part.shape for part in device(2, 3)] == [(3,), (3,)]
+
+
+def test_views_share_and_say_so_and_copies_do_not():
+    x = device(4, 3)
+    assert x.base is None and x[1:].base is x and x[1:].T.base is x and x.reshape(-1).base is x
+    assert x.copy().base is None and (x + 1).base is None and copy.deepcopy(x).base is None
+    x[1:][...] = 0
+    assert ml.asnumpy(x)[1:].sum() == 0
+
+
+def test_the_host_never_shares_memory_with_the_device():
+    host = np.ones(3)
+    there = ml.backend.asarray(host)
+    back = ml.asnumpy(there)
+    host += 1
+    back += 1
+    assert ml.asnumpy(there).tolist() == [1, 1, 1]
+
+
+def test_out_is_what_comes_back():
+    x, out = device(3), device(3)
+    assert ml.xp.exp(x, out=out) is out and ml.xp.sum(x, out=x[0]).shape == ()
+
+
+def test_the_pool_counts_in_blocks_while_arrays_live():
+    before, _ = ml.current().memory()
+    x = ml.xp.zeros(200, "float32")
+    assert ml.current().memory()[0] - before == 1024
+    y = x[:3]
+    del x
+    assert ml.current().memory()[0] - before == 1024
+    del y
+    assert ml.current().memory()[0] == before
+
+
+def test_erf_is_that_of_math():
+    assert ml.asnumpy(ml.backend.erf(device(4, dtype="float64"))).tolist() == [
+        math.erf(v) for v in normal(0, 4)
+    ]
