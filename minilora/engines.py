@@ -59,21 +59,24 @@ def tokens(name: str, shape: str) -> int:
     return s.tokens - PROMPT if name.endswith("decode") else s.batch * s.tokens
 
 
-def build(shape: str) -> tuple[GPT2, np.ndarray]:
+def build(shape: str, base_dtype: str | None = None) -> tuple[GPT2, np.ndarray]:
     """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
     s = sizes(shape)
     model = GPT2(GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0)
     rng = np.random.default_rng(1)
-    lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2)
+    lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2, base_dtype=base_dtype)
     for name, p in model.trainable_parameters().items():
         if name.endswith(".B"):
             p.data[...] = backend.asarray(rng.standard_normal(p.shape) * 0.01)
     return model, rng.integers(0, s.vocabulary, (2, s.batch, s.tokens))
 
 
-def ours(shape: str, full: bool = False) -> Step:
-    """minilora: LoRA, or full fine-tuning."""
-    model, (ids, targets) = build(shape)
+def ours(
+    shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None
+) -> Step:
+    """minilora: LoRA, or full fine-tuning; activations kept or made again; a base in halves."""
+    model, (ids, targets) = build(shape, base_dtype)
+    model.recompute = recompute
     if full:
         lora.detach(model)
     optimizer = optim.AdamW(model.trainable_parameters(), LR)
@@ -351,6 +354,8 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
 ENGINES: dict[str, Callable[[str], Step]] = {
     "minilora": ours,
     "minilora full": lambda shape: ours(shape, full=True),
+    "minilora recompute": lambda shape: ours(shape, recompute=True),
+    "minilora float16": lambda shape: ours(shape, base_dtype="float16"),
     "torch+peft": lambda shape: torch_step(shape, adapters=True),
     "torch": lambda shape: torch_step(shape, adapters=False),
     "autograd": hips_autograd,
@@ -361,7 +366,12 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "decode": decode,
     "torch decode": torch_decode,
 }
-SAME = ("minilora", "torch+peft", "autograd")  # those whose loss and gradients must be equal
+SAME = (
+    "minilora",
+    "minilora recompute",
+    "torch+peft",
+    "autograd",
+)  # those whose loss and gradients must be equal
 AGAINST = {
     "merged forward": "merged forward",
     "base forward": "merged forward",
