@@ -221,6 +221,21 @@ def test_a_tensor_on_the_right_of_a_device_array_is_asked_first():
     assert isinstance(x + Right(), Right) and calls[0] is x
 
 
+@pytest.mark.parametrize("hook", [
+    lambda b, x: b.asnumpy(x), lambda b, x: b.asarray(np.ones(3)), lambda b, x: b.erf(x),
+    lambda b, x: b.scatter_add(x, over_nothing(Like("int64", (4,), (8,))), x),
+    lambda b, x: b.memory(), lambda b, x: b.describe(),
+    lambda b, x: b.reset_peak(), lambda b, x: b.keep_freed_memory(),
+])  # fmt: skip
+def test_each_hook_of_the_backend_gets_as_far_as_the_device(hook):
+    backend = object.__new__(ml.backend.CupyBackend)
+    backend.module, backend._special = cupy, special
+    try:
+        hook(backend, over_nothing(Like("float32", (4, 3), (12, 4))))
+    except Exception as error:
+        assert reaches_the_device(error), f"{type(error).__name__}: {error}"
+
+
 def test_without_a_device_the_backend_says_so():
     with pytest.raises(RuntimeError, match="CuPy is installed, but no CUDA device answers"):
         ml.use("cupy")

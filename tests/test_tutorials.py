@@ -17,9 +17,21 @@ DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "im
 pytest.importorskip("matplotlib")
 
 
+ON_STRICT = """
+import runpy, sys
+import numpy, strict
+import minilora as ml
+ml.use(strict.StrictBackend())
+numpy.seterr(all="ignore")  # CuPy never warns
+runpy.run_path(sys.argv[1], run_name="__main__")
+strict.LOG.no_wrapping()
+assert len(strict.LOG.asked) > 100
+"""
+
+
 @pytest.fixture(autouse=True)
 def backend():
-    """A chapter runs in a process of its own: once is enough."""
+    """A chapter runs in a process of its own: most tests of it do so once."""
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -38,11 +50,14 @@ def test_there_are_chapters():
     assert CHAPTERS
 
 
-def test_it_runs_without_a_warning(chapter, tmp_path):
+@pytest.mark.parametrize("run", ["", ON_STRICT], ids=["numpy", "strict"])
+def test_it_runs_without_a_warning(chapter, run, tmp_path):
     own = {"MINILORA_FAST": "1", "MPLBACKEND": "Agg", "OPENBLAS_NUM_THREADS": "1"}
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    folders = str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, folders))
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(chapter)], cwd=tmp_path, timeout=60,
+        [sys.executable, "-W", "error", *(["-c", run] if run else []), str(chapter)],
+        cwd=tmp_path, timeout=60,
         env={**os.environ, **own, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
         capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 
 import minilora as ml
 from minilora import accounting, data, lora, rounding, viz
@@ -211,7 +210,7 @@ print(f"largest difference of a logit: {apart.difference:.1e}; its bound: {apart
 
 # %%
 assert apart.difference <= apart.bound
-assert np.abs(model(ids).data - logits).max() <= apart.bound
+assert abs(model(ids).data - logits).max() <= apart.bound
 assert merged == adapted
 print(f"the base wrote:\n{before}\n\nthe merged model writes:\n{merged}")
 

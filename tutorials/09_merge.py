@@ -30,8 +30,8 @@ base = ml.load_base("shakespeare")
 ids = base.tokenizer.encode("And God said")
 block = base.blocks[0]
 block.attn.q.b = None
-x = block.ln1(base.tok(ids) + base.pos(np.arange(len(ids)))).data[-1]  # (k,)
-W0 = block.attn.q.W.data.copy()  # (d, k)
+x = ml.asnumpy(block.ln1(base.tok(ids) + base.pos(np.arange(len(ids)))))[-1]  # (k,)
+W0 = np.array(ml.asnumpy(block.attn.q.W))  # (d, k)
 (d, k), r, alpha = W0.shape, 8, 16
 s = alpha / r
 A, B = rng.standard_normal((r, k)), rng.standard_normal((d, r))
@@ -108,11 +108,12 @@ viz.show()
 # %%
 lora.attach(base, ml.LoRAConfig(r=r, alpha=alpha, targets="blocks.0.attn.q"), rng=0)
 adapter = block.attn.q.adapters["default"]
-adapter.A.data[...], adapter.B.data[...] = A, B
+adapter.A.data[...], adapter.B.data[...] = map(ml.backend.asarray, (A, B))
 for name, (error, limit) in errors.items():
     print(f"{name:>9}: largest error / bound {np.max(error / limit):.4f}")
     assert (error <= limit).all()
-assert np.allclose(errors["float32"][1], rounding.layer_bound(block.attn.q, x), rtol=0.02)
+bound = rounding.layer_bound(block.attn.q, ml.backend.asarray(x))
+assert np.allclose(errors["float32"][1], ml.asnumpy(bound), rtol=0.02)
 
 # %% [markdown]
 # ## The property
@@ -235,10 +236,9 @@ for _ in range(swaps):
     other = rng.permutation(A, axis=1), rng.permutation(B, axis=0)  # another adapter each time
     W = merge(merge(W, *other, s, np.float32), *other, -s, np.float32)
 print(f"after {swaps} adapters in turn: {np.mean(W != W0):.1%} of weights changed")
-
 with lora.merged(base):
-    assert (block.attn.q.W.data != W0).any()
-assert (block.attn.q.base.W.data == W0).all()
+    assert (ml.asnumpy(block.attn.q.W) != W0).any()
+assert (ml.asnumpy(block.attn.q.base.W) == W0).all()
 
 # %% [markdown]
 # ## What you built, and what is next
