@@ -39,7 +39,7 @@ _ROWS = {
     "activations": "#D9DCE0",
 }
 _ENGINES = {
-    "minilora": COLOURS["LoRA"],
+    **dict.fromkeys(("minilora", "minilora recompute", "minilora float16"), COLOURS["LoRA"]),
     "minilora full": COLOURS["full"],
     "torch+peft": OTHERS[0],
     "torch": OTHERS[1],
