@@ -21,7 +21,8 @@ NOT_CODE = {
     tokenize.ENDMARKER,
 }  # fmt: skip
 LEVELS = [
-    {"backend", "threads"}, {"tensor"}, {"ops"}, {"gradcheck", "nn", "recompute", "checkpoint", "data"},
+    {"backend", "threads"}, {"tensor"}, {"ops"},
+    {"gradcheck", "nn", "recompute", "checkpoint", "data"},
     {"models", "optim"}, {"lora"}, {"train", "generate"}, {"accounting", "rounding"},
     {"pretrain", "demo", "viz", "engines"}, {"bench"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
