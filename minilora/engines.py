@@ -366,12 +366,8 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "decode": decode,
     "torch decode": torch_decode,
 }
-SAME = (
-    "minilora",
-    "minilora recompute",
-    "torch+peft",
-    "autograd",
-)  # those whose loss and gradients must be equal
+# those whose loss and gradients must be equal
+SAME = ("minilora", "minilora recompute", "torch+peft", "autograd")
 AGAINST = {
     "merged forward": "merged forward",
     "base forward": "merged forward",
@@ -390,8 +386,7 @@ def missing(name: str) -> str:
 
 def main(name: str, shape: str, threads: str) -> None:
     """Serve one engine."""
-    own = name.partition(" ")[0] not in ("torch", "torch+peft", "autograd")
-    own = own and name != "floor"
+    own = name != "floor" and not name.startswith(("torch", "autograd"))
     if name.startswith("torch"):
         import torch
 

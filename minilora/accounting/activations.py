@@ -42,7 +42,6 @@ class Walk:
         self.size = model.ln_f.g.data.itemsize
         self.n, self.d = batch * tokens, model.config.d_model
         self.now = self.peak = 0
-        self.kept: Counter[str] = Counter()
         self.tape: list[tuple[str, list[Sized], Callable[[], Any]]] | None = []
         self.flowing: dict[Sized, Sized] = {}
         self.trained: dict[int, Sized] = {}
@@ -110,9 +109,9 @@ class Walk:
             self.trained[id(p)] = self.new(p.data.size * p.data.itemsize)
 
     # The ops.
-    def linear(self, layer: Any, x: Sized, rows: int = 0) -> Sized:
+    def linear(self, layer: Any, x: Sized) -> Sized:
         base, adapters = parts(layer)
-        n, (d, k) = rows or self.n, base.W.shape
+        n, (d, k) = self.n, base.W.shape
         own, b = base.W.requires_grad, getattr(base, "b", None)
         wide = d * k * self.size * (base.W.data.itemsize < self.size)  # W, if it is stored narrower
         kinds: list[tuple[str, Sized]] = []
@@ -211,24 +210,21 @@ class Walk:
         return out
 
     def gelu(self, x: Sized) -> Sized:
-        slope, y = self.new(x.nbytes), self.new(x.nbytes, x.grad)
+        y = self.times("gelu", x)  # its slope
         if x.grad and self.tape is not None:
             self.moment(2 * self.pieces(x.nbytes // self.size))
-
-        def rule() -> None:
-            g = self.flowing.pop(y)
-            self.arrive(x, self.new(x.nbytes))
-            self.drop(g)
-
-        if x.grad:
-            self.record("gelu", [slope], rule)
-        self.drop(slope)
         return y
 
     def dropped(self, layer: Dropout, x: Sized) -> Sized:
         if not (layer.training and layer.rate):
             return x
-        mask, y = self.new(x.nbytes), self.new(x.nbytes, x.grad)
+        y = self.times("dropout", x)  # its mask
+        self.drop(x)
+        return y
+
+    def times(self, kind: str, x: Sized) -> Sized:
+        """An elementwise op whose gradient is g times something kept, as large as x."""
+        factor, y = self.new(x.nbytes), self.new(x.nbytes, x.grad)
 
         def rule() -> None:
             g = self.flowing.pop(y)
@@ -236,8 +232,8 @@ class Walk:
             self.drop(g)
 
         if x.grad:
-            self.record("dropout", [mask], rule)
-        self.drop(mask, x)
+            self.record(kind, [factor], rule)
+        self.drop(factor)
         return y
 
     def add(self, x: Sized, y: Sized) -> Sized:
