@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from itertools import groupby
 from typing import Any, Self
 
 import numpy as np
 
-from . import ops
+from . import display, ops
 from .backend import Rng, asarray, asnumpy, generator, normal, xp
 from .tensor import Tensor
 
@@ -24,10 +23,6 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad)
         if not self.data.flags.c_contiguous:  # optimizers write through a flat view
             self.data = self.data.copy(order="C")
-
-    def row(self, indent: str) -> list[str]:
-        """`*` if it is trained, `.` if frozen, and its shape, such as *768x768."""
-        return [f"{'*' if self.requires_grad else '.'}{'x'.join(map(str, self.shape))}"]
 
 
 class Module:
@@ -119,39 +114,11 @@ class Module:
 
     def __repr__(self) -> str:
         """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
-        return "\n".join([type(self).__name__ + self.extra(), *self.tree("  ")])
-
-    def tree(self, indent: str) -> list[str]:
-        """The lines below this module."""
-        rows = [(name, child.row(indent)) for name, child in self.children()]
-        lines = []
-        for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
-            names = [name for name, _ in same]
-            label = names[0] + (f"-{names[-1].split('.')[-1]}" if len(names) > 1 else "")
-            lines += [f"{indent}{label:<9} {row[0]}", *row[1:]]
-        return lines
-
-    def row(self, indent: str) -> list[str]:
-        """This module in its parent's tree: what stands behind its name, and the lines below."""
-        below = list(self.children())
-        if all(isinstance(child, Parameter) for _, child in below):
-            marks = (f"{name} {child.row(indent)[0]}" for name, child in below)
-            return [" ".join(marks) + self.extra()]
-        size = sum(p.data.size for p in self.parameters())
-        return [f"{size:,} parameters{self.extra()}", *self.tree(indent + "  ")]
+        return display.tree(self)
 
     def summary(self) -> str:
         """The tree, then how many parameters are trained and what training them takes in bytes."""
-        sizes = [(p.data.size, p.data.nbytes, p.requires_grad) for p in self.parameters()]
-        total, weights = sum(n for n, _, _ in sizes), sum(nbytes for _, nbytes, _ in sizes)
-        trained = sum(n for n, _, on in sizes if on)
-        grads = sum(nbytes for _, nbytes, on in sizes if on)
-        return (
-            f"{self!r}\n"
-            f"trainable params: {trained:,} || all params: {total:,} || "
-            f"trainable%: {100 * trained / max(total, 1):.4f}\n"
-            f"bytes: weights {weights:,} | gradients {grads:,} | Adam state {2 * grads:,}"
-        )
+        return display.summary(self)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, asnumpy, xp
+from .backend import Array, asarray, asnumpy, current, fused, xp
 from .nn import Parameter
 
-CHUNK = 1 << 18  # numbers updated at a time: all that an update touches stays in the cache
 Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
 
@@ -104,6 +103,7 @@ class Adam(Optimizer):
     """
 
     state_names = ("m", "v")
+    weight_decay, decays = 0.0, set[str]()
 
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
@@ -113,23 +113,28 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        m, v = state
-        b1, b2 = self.betas
-        m *= b1
-        work = g * (1 - b1)
-        m += work
-        v *= b2
-        xp.multiply(g, g, out=work)
-        work *= 1 - b2
-        v += work
-        xp.sqrt(v, out=work)
-        work *= 1 / math.sqrt(1 - b2**self.t)
-        work += self.eps
-        if self.eps == 0:
-            work += work == 0
-        xp.divide(m, work, out=work)
-        work *= self.lr / (1 - b1**self.t)
-        p -= work
+        (b1, b2), eps = self.betas, self.eps or float(np.finfo(str(p.dtype)).smallest_subnormal)
+        rate, spread = self.lr / (1 - b1**self.t), 1 / math.sqrt(1 - b2**self.t)
+        kept = 1 - self.lr * self.weight_decay if name in self.decays else 1.0
+        _adam(p, g, *state, b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept)
+
+
+@fused
+def _adam(p, g, m, v, b1, c1, b2, c2, spread, eps, rate, kept):  # type: ignore[no-untyped-def]
+    """spread is √(v̂/v), rate is lr · m̂/m"""
+    p *= kept
+    m *= b1
+    m += g * c1
+    v *= b2
+    work = g * g
+    work *= c2
+    v += work
+    xp.sqrt(v, out=work)
+    work *= spread
+    work += eps
+    xp.divide(m, work, out=work)
+    work *= rate
+    p -= work
 
 
 class AdamW(Adam):
@@ -147,16 +152,12 @@ class AdamW(Adam):
         self.weight_decay = weight_decay
         self.decays = {n for n in self.parameters if not any(fnmatchcase(n, e) for e in exclude)}
 
-    def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        if name in self.decays:
-            p *= 1 - self.lr * self.weight_decay
-        super().update(name, p, g, *state)
-
 
 def _chunks(*arrays: Array) -> Iterator[list[Array]]:
     flat = [a.reshape(-1) for a in arrays]
-    for start in range(0, flat[0].size, CHUNK):
-        yield [a[start : start + CHUNK] for a in flat]
+    piece = current().piece  # all that an update touches stays in the cache
+    for start in range(0, flat[0].size, piece):
+        yield [a[start : start + piece] for a in flat]
 
 
 def linear_schedule(peak: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -182,18 +183,22 @@ def _left(step: int, steps: int, warmup: int) -> float:
     return (steps - step) / max(1, steps - warmup)
 
 
-def clip_grad_norm(parameters: Parameters, max_norm: float) -> float:
+def clip_grad_norm(parameters: Parameters, max_norm: float) -> Any:
     """Scale all gradients by one factor so that their global norm is at most `max_norm`.
 
-    Returns the norm before. Gradients are replaced, not written to.
+    Returns the norm before: a float, or on a device an array (), so that nothing has to wait for
+    it. Gradients are replaced, not written to.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm}")
     held = parameters.values() if isinstance(parameters, Mapping) else parameters
     grads = [(p, p.grad) for p in held if p.grad is not None]
+    if not grads:
+        return 0.0
     wide = (piece.astype("float64") for _, g in grads for (piece,) in _chunks(g))
-    norm = math.sqrt(float(sum((piece * piece).sum() for piece in wide)))  # one number for all
-    if norm > max_norm:
+    norm = xp.sqrt(sum((piece * piece).sum() for piece in wide))  # one number for all
+    if not (current().numbers_are_free and norm <= max_norm):
+        factor = max_norm / xp.maximum(norm, max_norm)
         for p, g in grads:
-            p.grad = g * (max_norm / norm)
+            p.grad = g * factor.astype(g.dtype)
     return norm

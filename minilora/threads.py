@@ -82,8 +82,7 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
     if _pool is not None and n > 1 and size >= WORTH:
         _pool.run(task, n, piece or n)
     else:
-        on_host = current().numbers_are_free  # a device has no such cache, and is told all at once
-        _walk(task, 0, n, (piece if on_host else 0) or n or 1)
+        _walk(task, 0, n, piece or n or 1)
 
 
 @contextmanager

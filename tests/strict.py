@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from minilora.backend import CupyBackend
+from minilora.gpu import CupyBackend
 
 TOLD = pytest.StashKey[str]()  # what the contract test covered, for the summary of the run
 
@@ -198,6 +198,10 @@ class Log:
         self.wrapped = []  # descriptions of indices that were out of range
         self.widest = 8  # bytes of the widest float that may be made
         self.used = self.peak = 0  # bytes of the arrays that are alive, and the most there were
+        self.hooks = []  # what is told of each block of memory that is handed out or taken back
+        self.fused = {}  # (formula, kinds of its arguments) -> arguments
+        self.waits = 0  # how often the device was waited for
+        self.fusing = None  # the formula that is being fused, and its arguments
 
     def copied(self, way, what):
         self.copies[way] += 1
@@ -257,6 +261,8 @@ def _example(x):
         return Like(x._host.dtype.str, x._host.shape, x._host.strides)
     if isinstance(x, (tuple, list)):
         return type(x)(map(_example, x))
+    if isinstance(x, Number):
+        return x.value
     return Like(x.dtype.str, x.shape, None) if isinstance(x, np.ndarray) else x
 
 
@@ -272,12 +278,66 @@ def _record(name, args, kwargs, check=None):
     kinds = tuple(map(_kind, args)), tuple((k, _kind(v)) for k, v in kwargs.items())
     key = name, kinds
     LOG.fresh = None
+    if LOG.fusing and not _elementwise(name):
+        raise NotPortable(
+            f"cupy.fuse: {name} in {LOG.fusing[0].__name__}: only operators, ufuncs and where "
+            "become one kernel"
+        )
     if key in LOG.asked:
         return
     if check is not None:
         check(args, kwargs)
     LOG.asked[key] = _example(args), {k: _example(v) for k, v in kwargs.items()}
     LOG.fresh = key
+
+
+def _elementwise(name):
+    """May it stand in a formula that CuPy fuses?"""
+    owner, _, last = name.rpartition(".")
+    if owner == "ndarray":
+        return last.startswith("__") and last.strip("_") not in ("getitem", "setitem", "matmul",
+                                                                 "rmatmul")  # fmt: skip
+    return name in ("where", "cupyx.scipy.special.erf") or (name in UFUNCS and name != "matmul")
+
+
+class Number:
+    """A Python number inside a fused formula: an operand of arrays, and nothing else."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def _refuse(self, *others):
+        raise NotPortable(
+            "cupy.fuse: two numbers meet, or one is looked at: CuPy computes that in half "
+            "precision, or not at all: do it outside of the formula"
+        )
+
+
+for _name in _words(
+    """add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs
+    bool float int index lt le gt ge eq ne and rand or ror xor rxor lshift rlshift rshift rrshift"""
+):
+
+    def _refusing(self, *others):
+        for other in others:
+            if isinstance(other, StrictArray):
+                return NotImplemented  # it is asked next
+        return self._refuse()
+
+    setattr(Number, f"__{_name}__", _refusing)
+Number.__hash__ = object.__hash__
+
+
+def _written(x, name):
+    """An argument of a fused formula is written to: each thread of the kernel writes a number."""
+    if LOG.fusing and any(x is given for given in LOG.fusing[1]):
+        arrays = [given for given in LOG.fusing[1] if isinstance(given, StrictArray)]
+        full = np.broadcast_shapes(*(array.shape for array in arrays))
+        if x.shape != full:
+            raise NotPortable(
+                f"cupy.fuse: {LOG.fusing[0].__name__} writes ({name}) to an argument of shape "
+                f"{x.shape}, but works on {full}: several threads would write each number"
+            )
 
 
 def _check(name, signature, args, kwargs):
@@ -304,6 +364,8 @@ def _bare(x, name):
     """The argument as NumPy takes it; refuses what CuPy would not take."""
     if isinstance(x, StrictArray):
         return x._host
+    if isinstance(x, Number):
+        return x.value
     if isinstance(x, np.ndarray):
         raise NotPortable(
             f"cupy.{name}: mixes a NumPy array {x.shape} with device arrays: CuPy raises TypeError "
@@ -347,6 +409,7 @@ def _run(name, function, args, kwargs):
     result = LOG.works(_compute, name, function, args, kwargs)
     out = kwargs.get("out")
     if out is not None:
+        _written(out, name)
         return out[0] if isinstance(out, tuple) else out
     return _wrap(result, args, name)
 
@@ -380,12 +443,12 @@ class _Flags:
 class StrictArray:
     """An array on the device, so to speak."""
 
-    __slots__ = ("__weakref__", "_host", "base")
+    __slots__ = ("__weakref__", "_block", "_host", "base")
     __hash__ = None
     __array_priority__ = 100
 
     def __init__(self, host, base=None, name="array"):
-        self._host, self.base = host, None
+        self._host, self.base, self._block = host, None, 0
         _allowed(host.dtype)
         if host.dtype.kind == "f" and host.dtype.itemsize > LOG.widest:
             raise NotPortable(
@@ -393,13 +456,20 @@ class StrictArray:
                 "where all should be narrower: a GPU computes it many times slower"
             )
         self.base = base
-        if base is None:
-            LOG.used += _rounded(host.nbytes)
+        if base is None and not LOG.fusing:  # inside a kernel there are no arrays, only registers
+            self._block = _rounded(host.nbytes)
+            LOG.used += self._block
             LOG.peak = max(LOG.peak, LOG.used)
+            for hook in LOG.hooks:
+                hook.malloc_postprocess(
+                    device_id=0, size=host.nbytes, mem_size=self._block, mem_ptr=0, pmem_id=0
+                )
 
     def __del__(self):
-        if self.base is None:
-            LOG.used -= _rounded(self._host.nbytes)
+        if self._block:
+            LOG.used -= self._block
+            for hook in LOG.hooks:
+                hook.free_postprocess(device_id=0, mem_size=self._block, mem_ptr=0, pmem_id=0)
 
     # What costs nothing.
     shape = property(lambda self: self._host.shape)
@@ -614,7 +684,7 @@ for _name, _signature in METHOD_SIGNATURES.items():
 
 def _operator(name, function, reflected=False):
     def apply(self, other):
-        if not isinstance(other, (StrictArray, np.ndarray, np.generic, Scalar)):
+        if not isinstance(other, (StrictArray, np.ndarray, np.generic, Scalar, Number)):
             return NotImplemented
         first, second = (other, self) if reflected else (self, other)
         return _call(f"ndarray.{name}", function, (first, second), {})
@@ -624,9 +694,10 @@ def _operator(name, function, reflected=False):
 
 def _inplace(name, function):
     def apply(self, other):
-        if not isinstance(other, (StrictArray, np.ndarray, np.generic, Scalar)):
+        if not isinstance(other, (StrictArray, np.ndarray, np.generic, Scalar, Number)):
             return NotImplemented
         _record(f"ndarray.{name}", (self, other), {})
+        _written(self, name)
         LOG.works(_compute, name, function, (self, other), {})
         return self
 
@@ -725,12 +796,50 @@ class _Pool:
         LOG.peak = LOG.used
 
 
+class MemoryHook:
+    """Is told of each block while it is entered."""
+
+    def __enter__(self):
+        LOG.hooks.append(self)
+        return self
+
+    def __exit__(self, *_):
+        LOG.hooks.remove(self)
+
+
+class Device:
+    """One of the two devices that there are, so to speak."""
+
+    using = 0
+
+    def __init__(self, device=None):
+        self.id = Device.using if device is None else device
+
+    def use(self):
+        Device.using = self.id
+
+    def synchronize(self):
+        LOG.waits += 1
+
+
+class _Runtime:
+    def getDeviceCount(self):
+        return 2
+
+    def getDeviceProperties(self, device):
+        return {"name": b"the host"}
+
+
+class _Cuda:
+    runtime, Device, MemoryHook = _Runtime(), Device, MemoryHook
+
+
 class Module:
     """The names of CuPy that are known here, made when they are first asked for."""
 
     __name__, __version__ = "strict", "14"
     random, pi, e, inf, nan, newaxis = _Random(), math.pi, math.e, math.inf, math.nan, None
-    ndarray, finfo, iinfo = StrictArray, np.finfo, np.iinfo
+    ndarray, finfo, iinfo, cuda = StrictArray, np.finfo, np.iinfo, _Cuda()
 
     def __getattr__(self, name):
         if name in UFUNCS:
@@ -778,6 +887,31 @@ class Module:
     def get_default_memory_pool(self):
         return _Pool()
 
+    def fuse(self, formula):
+        """The formula as it stands, held to what `cupy.fuse` can make a kernel of."""
+        if formula.__closure__:
+            raise NotPortable(
+                f"cupy.fuse: {formula.__name__} captures {formula.__code__.co_freevars}: what its "
+                "first call finds there stays in the kernel for good: make it an argument"
+            )
+
+        @functools.wraps(formula)
+        def kernel(*args):
+            for x in args:
+                if not isinstance(x, (StrictArray, Scalar)):
+                    _bare(x, f"fuse: {formula.__name__}")
+                    raise NotPortable(f"cupy.fuse: {formula.__name__} of a {type(x).__name__}")
+            LOG.fused.setdefault((formula, tuple(map(_kind, args))), _example(args))
+            inside = [x if isinstance(x, StrictArray) else Number(x) for x in args]
+            LOG.fusing = formula, inside
+            try:
+                if formula(*inside) is not None:
+                    raise NotPortable(f"cupy.fuse: {formula.__name__} gives something back")
+            finally:
+                LOG.fusing = None
+
+        return kernel
+
 
 def _function(name):
     function, signature = getattr(np, name), SIGNATURES[name]
@@ -821,11 +955,8 @@ class StrictBackend(CupyBackend):
 
     name = "strict"
 
-    def __init__(self):
-        self.module, self._special = MODULE, _Special()
-
-    def describe(self):
-        return "strict: CuPy's manners on the CPU"
+    def libraries(self):
+        return MODULE, _Special()
 
 
 def named(name):

@@ -176,19 +176,25 @@ def test_keeping_freed_memory_is_harmless(backend):
     assert backend.keep_freed_memory() is None
 
 
-def test_numpy_counts_bytes_while_tracemalloc_runs():
-    numpy = ml.backend.Backend()
-    if tracemalloc.is_tracing():
-        pytest.skip("tracemalloc runs already")
-    assert numpy.memory() is None
+def test_a_meter_counts_bytes_in_use_and_their_peak(backend):
+    with backend.meter() as meter:
+        before, _ = meter.read()
+        x = ml.xp.ones(100_000)
+        held, peak = meter.read()
+        assert held - before >= x.nbytes and peak >= held
+        del x
+        meter.reset()
+        left, later = meter.read()
+        assert left - before < 1_000 and later < peak
+    assert backend.name != "numpy" or not tracemalloc.is_tracing()
+
+
+def test_a_meter_leaves_a_tracemalloc_that_runs_already_running():
     tracemalloc.start()
     try:
-        before, _ = numpy.memory()
-        x = np.ones(100_000)
-        held, peak = numpy.memory()
-        assert held - before >= x.nbytes and peak >= x.nbytes
-        del x
-        assert numpy.memory()[0] - before < 1_000
+        with ml.backend.Backend().meter():
+            pass
+        assert tracemalloc.is_tracing()
     finally:
         tracemalloc.stop()
 

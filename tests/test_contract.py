@@ -17,7 +17,7 @@ from strategies import adapted, ids, train
 from strict import LOG, Like
 
 import minilora as ml
-from minilora import lora
+from minilora import gpu, lora
 
 cupy = pytest.importorskip("cupy")
 special = pytest.importorskip("cupyx.scipy.special")
@@ -221,15 +221,30 @@ def test_a_tensor_on_the_right_of_a_device_array_is_asked_first():
     assert isinstance(x + Right(), Right) and calls[0] is x
 
 
+def metered(backend, x):
+    """A meter on the real memory hook, told what CuPy tells it."""
+    made = gpu._counting(cupy.cuda.MemoryHook)(0)
+    told = {"device_id": 0, "mem_ptr": 0, "pmem_id": 0}
+    with made as meter:
+        meter.malloc_postprocess(size=1, mem_size=512, **told)
+        meter.malloc_postprocess(size=600, mem_size=1024, **told)
+        meter.free_postprocess(mem_size=512, **told)
+        assert meter.read() == (1024, 1536)
+        meter.reset()
+        assert meter.read() == (1024, 1024)
+    backend.meter()
+
+
 @pytest.mark.parametrize("hook", [
     lambda b, x: b.asnumpy(x), lambda b, x: b.asarray(np.ones(3)), lambda b, x: b.erf(x),
     lambda b, x: b.scatter_add(x, over_nothing(Like("int64", (4,), (8,))), x),
-    lambda b, x: b.memory(), lambda b, x: b.describe(),
-    lambda b, x: b.reset_peak(), lambda b, x: b.keep_freed_memory(),
+    lambda b, x: b.describe(), lambda b, x: b.keep_freed_memory(), lambda b, x: b.synchronize(),
+    lambda b, x: b.enter(), metered,
 ])  # fmt: skip
 def test_each_hook_of_the_backend_gets_as_far_as_the_device(hook):
-    backend = object.__new__(ml.backend.CupyBackend)
-    backend.module, backend._special = cupy, special
+    backend = object.__new__(gpu.CupyBackend)
+    backend.module, backend._special, backend._kernels = cupy, special, {}
+    backend.device = cupy.cuda.Device(0)
     try:
         hook(backend, over_nothing(Like("float32", (4, 3), (12, 4))))
     except Exception as error:

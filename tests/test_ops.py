@@ -542,7 +542,7 @@ def test_attention_equals_its_formula(data, seed, dtype, causal, keep):
     ("m", "n", "causal"), [(260, 260, True), (130, 300, True), (129, 128, False)]
 )
 def test_attention_in_many_pieces_equals_its_formula(m, n, causal, keep, piece, monkeypatch):
-    monkeypatch.setattr(ops.fused, "PIECE", piece)
+    monkeypatch.setattr(type(ml.current()), "piece", piece)
     q, k, v = (normal(i, 3, t, 4) for i, t in enumerate([m, n, n]))
     check_attention(q, k, v, 2, causal, keep)
 
@@ -550,7 +550,7 @@ def test_attention_in_many_pieces_equals_its_formula(m, n, causal, keep, piece, 
 @given(seeds, st.integers(1, 6), st.booleans())
 def test_attention_pieces_cover_the_batch_whatever_their_size(seed, some, keep):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops.fused, "PIECE", some * 2 * 3 * 4)  # `some` batch rows a piece
+        patch.setattr(type(ml.current()), "piece", some * 2 * 3 * 4)  # `some` batch rows a piece
         q, k, v = (normal(seed + i, 5, t, 4) for i, t in enumerate([3, 4, 4]))
         check_attention(q, k, v, 2, True, keep)
 
@@ -598,9 +598,9 @@ def test_attention_refuses_shapes_that_do_not_fit(shapes, heads, causal):
 
 def test_attention_keeps_its_weights_up_to_512_tokens_and_only_for_a_backward_pass(monkeypatch):
     asked = []
-    attend = ops.fused.attend
+    attend = ops.attend.attend
     monkeypatch.setattr(
-        ops.fused, "attend", lambda *a, keep, **s: (asked.append(keep), attend(*a, keep=keep, **s))
+        ops.attend, "attend", lambda *a, keep, **s: (asked.append(keep), attend(*a, keep=keep, **s))
     )
     for tokens in (512, 513):
         x = Tensor(np.zeros((1, tokens, 1)))

@@ -156,13 +156,14 @@ def test_the_size_of_a_chunk_changes_no_bit(kind, seed, chunk, dtype):
     one, two = parameters(seed, dtype), parameters(seed, dtype)
     run(one, KINDS[kind](one), range(3), seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optim, "CHUNK", chunk)
+        patch.setattr(type(ml.current()), "piece", chunk)
         run(two, KINDS[kind](two), range(3), seed)
     assert same(values(one), values(two))
 
 
-def test_more_numbers_than_a_chunk_holds_are_all_updated():
-    n = optim.CHUNK + 5
+def test_more_numbers_than_a_chunk_holds_are_all_updated(monkeypatch):
+    monkeypatch.setattr(type(ml.current()), "piece", 1 << 10)
+    n = 3 * ml.current().piece + 5
     held = {"x": nn.Parameter(np.ones(n, "float32"))}
     held["x"].grad = ml.backend.asarray(np.ones(n, "float32"))
     optim.SGD(held, 0.25).step()
@@ -348,13 +349,14 @@ def test_clipping_bounds_the_norm_keeps_the_direction_and_tells_the_norm_before(
     norm = math.sqrt(sum((g.astype("float64") ** 2).sum() for g in before.values()))
     eps = 20 * float(np.finfo(dtype).eps)
     told = optim.clip_grad_norm(held if mapping else list(held.values()), most)
-    assert told == pytest.approx(norm, rel=eps)
+    assert float(told) == pytest.approx(norm, rel=eps)
     factor = min(1.0, most / norm)
     for name, p in held.items():
         assert str(p.grad.dtype) == dtype
         np.testing.assert_allclose(ml.asnumpy(p.grad), before[name] * factor, rtol=eps)
         assert np.array_equal(ml.asnumpy(arrays[name]), before[name]), "replaced, not written to"
-        assert (p.grad is arrays[name]) == (told <= most)
+        if ml.current().numbers_are_free:  # a device multiplies in any case
+            assert (p.grad is arrays[name]) == (told <= most)
 
 
 @pytest.mark.parametrize("most", [0.0, -1.0, math.nan])
@@ -373,5 +375,5 @@ def test_without_gradients_the_norm_is_0():
 def test_gradients_whose_squares_overflow_are_clipped_all_the_same():
     held = {"x": nn.Parameter(np.ones(4, "float32"))}
     held["x"].grad = ml.backend.asarray(np.full(4, 1e30, "float32"))
-    assert optim.clip_grad_norm(held, 1.0) == pytest.approx(2e30, rel=1e-6)
+    assert float(optim.clip_grad_norm(held, 1.0)) == pytest.approx(2e30, rel=1e-6)
     np.testing.assert_allclose(ml.asnumpy(held["x"].grad), 0.5, rtol=1e-6)

@@ -14,7 +14,7 @@ from minilora import lora, ops, threads
 def shared(monkeypatch):
     """Whatever its size, work is shared by three threads, in small pieces."""
     monkeypatch.setattr(threads, "WORTH", 0)
-    monkeypatch.setattr(ops.fused, "PIECE", 64)
+    monkeypatch.setattr(ml.backend.Backend, "piece", 64)
     with threads.working(3):
         yield
 
@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_the_same_alone_and_shared(monkeypatch):
 
     alone = run()
     monkeypatch.setattr(threads, "WORTH", 0)
-    monkeypatch.setattr(ops.fused, "PIECE", 64)
+    monkeypatch.setattr(ml.backend.Backend, "piece", 64)
     with threads.working(3):
         together = run()
     for a, b in zip(alone, together):  # the same sums, cut at other rows

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..backend import current
 from ..lora import parts
 from ..models.gpt2 import GPT2
 from ..nn import Dropout, LayerNorm
-from ..ops.fused import PIECE, QUERIES, tasks
+from ..ops.attend import tasks
 
 INTEGER = 8  # bytes of a token id
 
@@ -34,12 +35,12 @@ class Walk:
     """kept: bytes on the tape after the forward pass, by kind of op; peak: the most at any time.
 
     Neither counts weights and optimizer state; gradients count towards the peak. It is that of one
-    thread: another one has temporary arrays of its own, a few times `PIECE` numbers.
+    thread: another one has temporary arrays of its own, a few times `piece` numbers of the backend.
     """
 
     def __init__(self, model: GPT2, batch: int, tokens: int) -> None:
         self.model, self.batch, self.tokens = model, batch, tokens
-        self.size = model.ln_f.g.data.itemsize
+        self.size, self.on_host = model.ln_f.g.data.itemsize, current().numbers_are_free
         self.n, self.d = batch * tokens, model.config.d_model
         self.now = self.peak = 0
         self.tape: list[tuple[str, list[Sized], Callable[[], Any]]] | None = []
@@ -72,7 +73,7 @@ class Walk:
 
     def pieces(self, n: int) -> int:
         """Bytes of one temporary array of an op that goes through n numbers piece by piece."""
-        return int(min(n, PIECE) * self.size)
+        return int(min(n, current().piece) * self.size)
 
     # The tape.
     def record(self, kind: str, arrays: Iterable[Sized], rule: Callable[[], Any]) -> None:
@@ -177,7 +178,7 @@ class Walk:
 
     def attend(self, q: Sized, k: Sized, v: Sized) -> Sized:
         heads, size, n = self.model.config.n_heads, self.size, self.tokens
-        side, d_head, rows = min(n, QUERIES), self.d // heads, self.batch * heads * n
+        side, d_head, rows = min(n, current().queries), self.d // heads, self.batch * heads * n
         ends = [min(i + side, n) for i in range(0, n, side)]
         blocks = [(end - i * side, end) for i, end in enumerate(ends)]  # queries, keys
         sequences, each = tasks(self.batch, heads, side * n)[0]  # what is done together
@@ -211,7 +212,7 @@ class Walk:
 
     def gelu(self, x: Sized) -> Sized:
         y = self.times("gelu", x)  # its slope
-        if x.grad and self.tape is not None:
+        if x.grad and self.tape is not None and self.on_host:  # a device has them in registers
             self.moment(2 * self.pieces(x.nbytes // self.size))
         return y
 
@@ -252,12 +253,14 @@ class Walk:
             self.record("add", [], rule)
         return out
 
-    def table(self, layer: Any, rows: int, ids: bool) -> Sized:
+    def table(self, layer: Any, rows: int, some: bool) -> Sized:
+        """Rows of a table: some, by their ids, or those of a slice, which are no copy."""
         base, adapters = parts(layer)
         grad = base.W.requires_grad or any(a.A.requires_grad or a.B.requires_grad for a in adapters)
-        out = self.new(rows * self.d * self.size, grad)
-        own = [self.new(rows * INTEGER * ids)]
-        narrow = [self.new(rows * a.r * self.size) for a in adapters if a.B.requires_grad]
+        copied = some or bool(adapters) or base.W.data.itemsize < self.size
+        out = self.new(rows * self.d * self.size * copied, grad)
+        own = [self.new(rows * INTEGER * (some and not self.on_host))]
+        narrow = [self.new(rows * a.r * self.size * some) for a in adapters if a.B.requires_grad]
 
         def rule() -> None:
             g = self.flowing.pop(out)
@@ -266,8 +269,9 @@ class Walk:
                 self.train(adapter.B)
             if base.W.requires_grad:
                 n = base.W.shape[0]
-                different = rows if ids else n * (1 - (1 - 1 / n) ** rows)  # of random ids
-                self.moment((n + rows + 2 * different) * self.d * self.size)
+                different = n * (1 - (1 - 1 / n) ** rows)  # of random ids
+                scratch = (rows + 2 * different) * some
+                self.moment((n + scratch) * self.d * self.size)
                 self.train(base.W)
             self.drop(g)
 
@@ -321,7 +325,7 @@ class Walk:
 
     def forward(self) -> Sized:
         model = self.model
-        tok, pos = self.table(model.tok, self.n, False), self.table(model.pos, self.tokens, True)
+        tok, pos = self.table(model.tok, self.n, True), self.table(model.pos, self.tokens, False)
         x = self.add(tok, pos)
         self.drop(tok, pos)
         x = self.dropped(model.drop, x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -66,8 +65,8 @@ def ledger(model: GPT2, optimizer: Optimizer, batch: int, tokens: int) -> Ledger
     """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
 
     Measured by running forward and backward once on random ids, on one thread; activations are what
-    is alive between the two. Weights and dropout's generators stay as they are; gradients are
-    forgotten.
+    is alive between the two. On a device, the blocks of the memory pool are counted. Weights and
+    dropout's generators stay as they are; gradients are forgotten.
     """
     walk = Walk(model, batch, tokens)
     shapes = [(p.shape, p.data.itemsize, p.requires_grad) for p in model.parameters()]
@@ -94,36 +93,27 @@ def ledger(model: GPT2, optimizer: Optimizer, batch: int, tokens: int) -> Ledger
 
 def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int, int]:
     """(bytes alive between forward and backward, bytes of the gradients, bytes at the peak)"""
-    tracemalloc = importlib.import_module("tracemalloc")
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, batch, tokens))
     states = [(g, g.bit_generator.state) for g in generators(model).values()]
     for p in model.parameters():
         p.grad = None
-    ours = not tracemalloc.is_tracing()
-    if ours:
-        tracemalloc.start()
     try:
-        before, _ = _used()
-        current().reset_peak()
-        _, start = _used()
-        loss = cross_entropy(model(ids[0]), ids[1])
-        after, forward = _used()
-        current().reset_peak()
-        loss.backward()
-        peak = max(forward, _used()[1]) - start
+        with current().meter() as meter:
+            before, _ = meter.read()
+            meter.reset()
+            _, start = meter.read()
+            loss = cross_entropy(model(ids[0]), ids[1])
+            after, forward = meter.read()
+            meter.reset()
+            loss.backward()
+            peak = max(forward, meter.read()[1]) - start
     finally:
-        if ours:
-            tracemalloc.stop()
         for generator, state in states:
             generator.bit_generator.state = state
     gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
     for p in model.parameters():
         p.grad = None
     return after - before, gradients, peak
-
-
-def _used() -> tuple[int, int]:
-    return current().memory() or (0, 0)
 
 
 def _bytes(arrays: Iterable[Any]) -> int:

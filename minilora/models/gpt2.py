@@ -72,7 +72,7 @@ class GPT2(Module):
                 f"GPT2: ids must be (batch, tokens), 1 to {self.config.n_positions} "
                 f"tokens, not {ids.shape}" + (f" after {start}" if start else "")
             )
-        x = self.tok(ids) + self.pos(np.arange(start, start + ids.shape[1]))
+        x = self.tok(ids) + self.pos(slice(start, start + ids.shape[1]))
         x = self.drop(x)  # (batch, tokens, d_model)
         for i, block in enumerate(self.blocks):
             if self.recompute and not cache:

@@ -4,7 +4,8 @@
 # fmt: off
 from .algebra import add, div, exp, linear, log, lora_linear, matmul, mean, mul, neg, relu, rows
 from .algebra import sqrt, sub, sum, tanh
-from .fused import attention, cross_entropy, gelu, layer_norm, log_softmax, softmax
+from .attend import attention
+from .fused import cross_entropy, gelu, layer_norm, log_softmax, softmax
 from .shape import concat, dropout, embedding, getitem, keep_mask, reshape, transpose
 
 __all__ = [

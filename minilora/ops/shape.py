@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, asarray, scatter_add, xp
+from ..backend import Array, asarray, current, fused, scatter_add, xp
 from ..tensor import Tensor, op
+from ..threads import share
 from .algebra import rows, widened
 
 
@@ -56,12 +57,14 @@ def concat(*parts, axis=0):
 def embedding(W: Any, ids: Any, dtype: Any = None) -> Tensor:
     """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
 
-    dtype: of the rows, where the table is stored narrower.
+    dtype: of the rows, where the table is stored narrower. A slice of rows copies nothing.
     Ids are checked on the host (ValueError), because a GPU would wrap them silently.
     Equal ids add up in the gradient.
     """
-    ids = np.asarray(ids)
     n = W.shape[0]
+    if isinstance(ids, slice):
+        return take(W, ids=slice(*ids.indices(n)), dtype=dtype)
+    ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids must be integers, not {ids.dtype}")
     if ids.size and (ids.min() < 0 or ids.max() >= n):
@@ -76,7 +79,10 @@ def take(W, *, ids, dtype=None):
     shape, stored = W.shape, W.dtype
     def dW(g):
         table = xp.zeros(shape, stored)
-        scatter_add(table, ids.reshape(-1), rows(g))
+        if isinstance(ids, slice):
+            table[ids] = g
+        else:
+            scatter_add(table, ids.reshape(-1), rows(g))
         return table
     return widened(W[ids], dtype or stored), (dW,)
 
@@ -84,12 +90,36 @@ def take(W, *, ids, dtype=None):
 def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
     """What inverted dropout multiplies by: 0 with probability `rate`, else 1 / (1 - rate).
 
-    Drawn on the host. The mean is 1, so nothing has to be rescaled afterwards.
+    The mean is 1, so nothing has to be rescaled afterwards. From `rng` come two numbers, a key; the
+    fate of the i-th number is a hash of i and the key. So a mask is made where x is, and is the
+    same on every array library and with any number of threads.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-    kept = rng.random(math.prod(shape), dtype=np.float32).reshape(shape) >= rate
-    return asarray(kept.astype(dtype) * dtype.type(1 / (1 - rate)))
+    one, two = (int(key) for key in rng.integers(1 << 32, size=2))
+    mask = xp.empty(math.prod(shape), dtype)
+    limit, worth = round(rate * (1 << 32)), 1 / (1 - rate)
+    def part(at):
+        i = xp.arange(at.start, at.stop, dtype="uint32")
+        _mask(i, one, two, limit, worth, mask[at])
+    share(part, len(mask), len(mask), current().piece)
+    return mask.reshape(shape)
+
+
+@fused
+def _mask(i, one, two, limit, worth, out):
+    """worth, where a 32-bit hash of i is not below the limit, else 0: after the finalizer of
+    MurmurHash3 (Appleby), a bijection with every input bit in every output bit, keyed twice."""
+    i ^= one
+    i *= 0x85EBCA6B
+    i ^= i >> 13
+    i ^= two
+    i *= 0xC2B2AE35
+    i ^= i >> 16
+    i *= 0x85EBCA6B
+    i ^= i >> 13
+    xp.greater_equal(i, limit, out=out)
+    out *= worth
 
 
 def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:

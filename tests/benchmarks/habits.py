@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 
 from minilora import backend, bench, engines, ops, optim, tensor, threads
-from minilora.ops import algebra, fused
+from minilora.ops import algebra, attend, fused
 from minilora.tensor import OPS, once, op
 
 Twin = Callable[[], AbstractContextManager[Any]]
@@ -118,18 +118,19 @@ def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
     return [(slice(0, batch), slice(a, b)) for a, b in pairwise(bounds) if a < b]
 
 
-def same_tasks(batch: int, heads: int, size: int, piece: int = fused.PIECE) -> Any:
-    """Attention's tasks as they are, whatever PIECE is."""
-    with patch.object(fused, "PIECE", piece):
-        return _tasks(batch, heads, size)
+def same(function: Callable[..., Any], piece: int = backend.Backend.piece) -> Any:
+    """What the function makes of the pieces as they are, whatever they are."""
+
+    def made(*args: Any) -> Any:
+        with patch.object(backend.Backend, "piece", piece):
+            return function(*args)
+
+    return made
 
 
-_tasks = fused.tasks
-
-
-def textbook_phi(x: Any, out: Any) -> Any:
-    out[...] = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    return out
+def textbook_gelu(x: Any, phi: Any, y: Any) -> None:
+    phi[...] = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    y[...] = x * phi
 
 
 def textbook_slope(x: Any, phi: Any) -> None:
@@ -138,16 +139,17 @@ def textbook_slope(x: Any, phi: Any) -> None:
     phi += 0.5 * x * (1 - t * t) * inner
 
 
-def phi_of_a_power(x: Any, out: Any) -> Any:
-    np.exp(np.minimum(-fused.C3 * x**3 - fused.C1 * x, 80), out=out)
-    out += 1
-    return np.divide(1, out, out=out)
+def gelu_of_a_power(x: Any, phi: Any, y: Any) -> None:
+    np.exp(np.minimum(-fused.C3 * x**3 - fused.C1 * x, 80), out=phi)
+    phi += 1
+    np.divide(1, phi, out=phi)
+    np.multiply(x, phi, out=y)
 
 
-def other_gelu(phi: Any, slope: Any) -> Twin:
+def other_gelu(value: Any, slope: Any) -> Twin:
     @contextmanager
     def twin() -> Iterator[None]:
-        with patch.dict(fused._GELU, tanh=(phi, slope)):
+        with patch.dict(fused._GELU, tanh=(value, slope)):
             yield
 
     return twin
@@ -243,6 +245,10 @@ def all_differentiated(shape: str) -> engines.Step:
     return step
 
 
+def whole(*arrays: Any) -> list[list[Any]]:
+    return [[array.reshape(-1) for array in arrays]]
+
+
 def textbook_adam(self: Any, name: str, p: Any, g: Any, m: Any, v: Any) -> None:
     b1, b2 = self.betas
     m[...] = b1 * m + (1 - b1) * g
@@ -287,13 +293,13 @@ HABITS: dict[str, Habit] = {
     "blas": Habit("own threads instead of BLAS's", blas_threads(None)),
     "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
     "memory": Habit("freed memory is kept", nullcontext),  # needs processes: see `memory_kept`
-    "blocks": Habit("attention in blocks of 64 queries", swap((fused, "QUERIES", HUGE))),
-    "tasks": Habit("attention by heads that fit the cache", swap((fused, "tasks", large_tasks))),
+    "blocks": Habit("attention in blocks of 64 queries", swap((backend.Backend, "queries", HUGE))),
+    "tasks": Habit("attention by heads that fit the cache", swap((attend, "tasks", large_tasks))),
     "turned": Habit(
         "keys and values turned once",
-        rewrite((fused, "attend", {".swapaxes(-1, -2).copy()": ".swapaxes(-1, -2)"})),
+        rewrite((attend, "attend", {".swapaxes(-1, -2).copy()": ".swapaxes(-1, -2)"})),
     ),
-    "shift": Habit("softmax without a shift where safe", swap((fused, "_small", always_shift))),
+    "shift": Habit("softmax without a shift where safe", swap((attend, "_small", always_shift))),
     "keep": Habit(
         "attention's weights kept, to 512 tokens",
         swap((ops, "attention", functools.partial(ops.attention, keep=False))),
@@ -310,18 +316,19 @@ HABITS: dict[str, Habit] = {
             "Early(slope, dx)": "Early(lambda: None, lambda g, _: dx(g, slope()))",
         })),
     ),
-    "gelu": Habit("GELU from one e^x, in place", other_gelu(textbook_phi, textbook_slope)),
-    "cube": Habit("x*x*x for x**3", other_gelu(phi_of_a_power, fused._slope_tanh)),
+    "gelu": Habit("GELU from one e^x, in place", other_gelu(textbook_gelu, textbook_slope)),
+    "cube": Habit("x*x*x for x**3", other_gelu(gelu_of_a_power, fused._slope_tanh)),
     "norm": Habit("layer norm as one op", swap((ops, "layer_norm", composed_norm))),
     "means": Habit(
         "sums of rows as products with ones",
         rewrite((fused, "layer_norm", MEAN),
-                (fused, "attend", {"(E @ ones[j])": "E.sum(-1, keepdims=True)"})),
+                (attend, "attend", {"(E @ ones[j])": "E.sum(-1, keepdims=True)"})),
     ),
     "loss": Habit("cross-entropy as one op", swap((ops, "cross_entropy", composed_loss))),
     "pieces": Habit(
         "elementwise pieces that fit the cache",
-        swap((fused, "PIECE", HUGE), (fused, "tasks", same_tasks)),
+        swap((backend.Backend, "piece", HUGE), (attend, "tasks", same(attend.tasks)),
+             (optim.Optimizer, "step", same(optim.Optimizer.step))),
     ),
     "lora": Habit("LoRA as one op", swap((ops, "lora_linear", composed_lora))),
     "pass": Habit(
@@ -339,7 +346,7 @@ HABITS: dict[str, Habit] = {
     "adam": Habit(
         "AdamW in place (all weights trained)", swap((optim.Adam, "update", textbook_adam)), full
     ),
-    "chunks": Habit("AdamW by chunks (all trained)", swap((optim, "CHUNK", HUGE)), full),
+    "chunks": Habit("AdamW by chunks (all trained)", swap((optim, "_chunks", whole)), full),
 }  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""How a module shows itself: the tree, and what training it takes."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+
+def tree(module: Any) -> str:
+    """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
+    return "\n".join([type(module).__name__ + module.extra(), *_below(module, "  ")])
+
+
+def summary(module: Any) -> str:
+    """The tree, then how many parameters are trained and what training them takes in bytes."""
+    sizes = [(p.data.size, p.data.nbytes, p.requires_grad) for p in module.parameters()]
+    total, weights = sum(n for n, _, _ in sizes), sum(nbytes for _, nbytes, _ in sizes)
+    trained = sum(n for n, _, on in sizes if on)
+    grads = sum(nbytes for _, nbytes, on in sizes if on)
+    return (
+        f"{module!r}\n"
+        f"trainable params: {trained:,} || all params: {total:,} || "
+        f"trainable%: {100 * trained / max(total, 1):.4f}\n"
+        f"bytes: weights {weights:,} | gradients {grads:,} | Adam state {2 * grads:,}"
+    )
+
+
+def _below(module: Any, indent: str) -> list[str]:
+    rows = [(name, _row(child, indent)) for name, child in module.children()]
+    lines = []
+    for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
+        names = [name for name, _ in same]
+        label = names[0] + (f"-{names[-1].split('.')[-1]}" if len(names) > 1 else "")
+        lines += [f"{indent}{label:<9} {row[0]}", *row[1:]]
+    return lines
+
+
+def _row(child: Any, indent: str) -> list[str]:
+    """What stands behind the name of a parameter (*768x768) or module, and the lines below it."""
+    if _is_parameter(child):
+        return [f"{'*' if child.requires_grad else '.'}{'x'.join(map(str, child.shape))}"]
+    below = list(child.children())
+    if all(_is_parameter(grandchild) for _, grandchild in below):
+        marks = (f"{name} {_row(grandchild, indent)[0]}" for name, grandchild in below)
+        return [" ".join(marks) + child.extra()]
+    size = sum(p.data.size for p in child.parameters())
+    return [f"{size:,} parameters{child.extra()}", *_below(child, indent + "  ")]
+
+
+def _is_parameter(child: Any) -> bool:
+    return not hasattr(child, "children")

@@ -1,0 +1,100 @@
+"""CuPy behind the backend's hooks: the same code on a GPU. No other file may import CuPy."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, Backend
+
+
+class CupyBackend(Backend):
+    """CuPy 14.
+
+    device: a CUDA device's index, as text; "" for the current one. Raises ImportError without CuPy,
+    RuntimeError where no device answers, ValueError for one that there is not.
+    """
+
+    name = "cupy"
+    numbers_are_free = False
+    piece, queries = 1 << 26, 1 << 10  # it has no such cache, and likes to be told all at once
+
+    def __init__(self, device: str = "") -> None:
+        try:
+            self.module, self._special = self.libraries()
+        except ImportError as error:
+            raise ImportError(f"CuPy is missing: pip install 'minilora[gpu]' ({error})") from error
+        try:
+            count = self.module.cuda.runtime.getDeviceCount()
+        except Exception as error:
+            raise RuntimeError(f"CuPy is installed, but no CUDA device answers: {error}") from error
+        if device and not (device.isdecimal() and int(device) < count):
+            raise ValueError(f"no CUDA device {device!r}: there are {count}, numbered from 0")
+        self.device = self.module.cuda.Device(int(device) if device else None)
+        self._kernels: dict[Callable[..., None], Callable[..., None]] = {}
+
+    def libraries(self) -> tuple[Any, Any]:
+        """CuPy, and where it has erf."""
+        return importlib.import_module("cupy"), importlib.import_module("cupyx.scipy.special")
+
+    def enter(self) -> None:
+        self.device.use()
+
+    def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
+        """`cupy.fuse` makes a kernel of a formula for each combination of dtypes it meets."""
+        if formula not in self._kernels:
+            self._kernels[formula] = self.module.fuse(formula)
+        return self._kernels[formula]
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def asnumpy(self, x: Any) -> np.ndarray:
+        return self.module.asnumpy(x)  # type: ignore[no-any-return]
+
+    def keep_freed_memory(self) -> None:
+        """Nothing to ask: CuPy's memory pool keeps freed memory anyway."""
+
+    def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
+        self.module.add.at(target, index, rows)
+
+    def erf(self, x: Array) -> Array:
+        return self._special.erf(x)
+
+    def meter(self) -> Any:
+        """Counts each block, of 512 bytes or a multiple, that the memory pool hands out or gets."""
+        used = self.module.get_default_memory_pool().used_bytes()
+        return _counting(self.module.cuda.MemoryHook)(used)
+
+    def describe(self) -> str:
+        device = self.module.cuda.runtime.getDeviceProperties(self.device.id)
+        version, name = self.module.__version__, device["name"].decode()
+        return f"{self.name} {version} on device {self.device.id}, {name}"
+
+
+def _counting(hook: type[Any]) -> type[Any]:
+    """A meter made of CuPy's memory hook."""
+
+    class Counter(hook):  # type: ignore[misc]
+        name = "minilora"
+
+        def __init__(self, used: int) -> None:
+            self.used = self.peak = used
+
+        def malloc_postprocess(self, *, mem_size: int, **told: Any) -> None:
+            self.used += mem_size
+            self.peak = max(self.peak, self.used)
+
+        def free_postprocess(self, *, mem_size: int, **told: Any) -> None:
+            self.used -= mem_size
+
+        def read(self) -> tuple[int, int]:
+            return self.used, self.peak
+
+        def reset(self) -> None:
+            self.peak = self.used
+
+    return Counter
