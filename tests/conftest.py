@@ -54,8 +54,8 @@ def rng() -> np.random.Generator:
 
 
 def pytest_collection_modifyitems(items):
-    """The contract with the real CuPy comes last: it is about what the tests asked for."""
-    items.sort(key=lambda item: item.path.name == "test_contract.py")
+    """What is about the real CuPy comes last: it is about what the tests before asked for."""
+    items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_kernels.py"))
 
 
 def pytest_terminal_summary(terminalreporter, config):
