@@ -5,6 +5,7 @@ from .backend import asnumpy, current, use, xp
 from .generate import generate
 from .gradcheck import gradcheck
 from .lora import LoRAConfig
+from .loss_scale import LossScale
 from .models import GPT2, GPT2Config, load_base, load_model, save_model
 from .optim import SGD, Adam, AdamW
 from .tensor import Tensor, no_grad
@@ -20,6 +21,7 @@ __all__ = [
     "GPT2Config",
     "History",
     "LoRAConfig",
+    "LossScale",
     "Tensor",
     "accounting",
     "asnumpy",

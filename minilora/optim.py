@@ -113,10 +113,15 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        (b1, b2), eps = self.betas, self.eps or float(np.finfo(str(p.dtype)).smallest_subnormal)
+        (b1, b2), eps = self.betas, max(self.eps, _least(p))
         rate, spread = self.lr / (1 - b1**self.t), 1 / math.sqrt(1 - b2**self.t)
         kept = 1 - self.lr * self.weight_decay if name in self.decays else 1.0
         _adam(p, g, *state, b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept)
+
+
+def _least(p: Array) -> float:
+    """The smallest positive number of its dtype: added to √v, it changes only a 0."""
+    return float(np.finfo(str(p.dtype)).smallest_subnormal)
 
 
 @fused

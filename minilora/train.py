@@ -14,6 +14,7 @@ import numpy as np
 from . import checkpoint as files
 from . import ops
 from .backend import asarray, asnumpy, current
+from .loss_scale import LEAST, LossScale
 from .nn import Module, evaluating, generators
 from .optim import Optimizer, clip_grad_norm
 from .tensor import Tensor, no_grad
@@ -68,6 +69,7 @@ def fit(
     held_out: Sequence[Batch] = (), eval_every: int = 0,
     progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
+    loss_scale: LossScale | None = None,
 ) -> History:  # fmt: skip
     """Train for `steps` updates and return the `History`.
 
@@ -78,10 +80,13 @@ def fit(
     progress    print a line every `log_every` steps (0: ten lines in all); or a function for lines
     checkpoint  a .npz file written every `save_every` steps. If it is there already the run goes on
                 from it (resume=False: starts anew), and ends with the bits it would have had.
+    loss_scale  for a model in half precision: its gradients are computed larger, so as not to
+                vanish, and steps whose gradients overflow are left out
 
     Raises TypeError if batches cannot be indexed, FloatingPointError naming the step at which a
-    gradient stops being finite (on a device: when the losses are next looked at, to log or to
-    save), ValueError if the checkpoint is of another run.
+    gradient stops being finite (with a loss_scale: a loss, or gradients at every scale; then and
+    on a device, when the losses are next looked at, to log or to save), ValueError if the
+    checkpoint is of another run.
     """
     if not hasattr(batches, "__getitem__"):
         raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
@@ -90,7 +95,7 @@ def fit(
     setting = {"steps": steps, "accumulate": accumulate, "clip": clip}
     if schedule is None:
         setting["lr"] = optimizer.lr
-    run = _Run(model, optimizer, setting)
+    run = _Run(model, optimizer, setting, loss_scale)
     say = progress if callable(progress) else (print if progress else lambda line: None)
     first = 0
     if checkpoint is not None and resume and os.path.exists(checkpoint):
@@ -108,10 +113,15 @@ def fit(
         history.losses += [float(asnumpy(x)) for x in waiting]
         waiting.clear()
         bad = [i for i, x in enumerate(history.losses) if not math.isfinite(x)]
-        if bad and not current().numbers_are_free:  # elsewhere, backward has looked
+        if bad and (loss_scale or not current().numbers_are_free):  # else backward has looked
             raise FloatingPointError(
                 f"fit: step {bad[0]}: the loss or a gradient is not finite: "
                 "lower the learning rate or clip"
+            )
+        if loss_scale and float(asnumpy(loss_scale.scale)) < LEAST:
+            raise FloatingPointError(
+                f"fit: before step {len(history.losses)}: gradients are not finite however small "
+                "the loss scale is: lower the learning rate or clip"
             )
 
     current().keep_freed_memory()
@@ -129,13 +139,15 @@ def fit(
                 value = loss(model, batch)
                 if accumulate > 1:
                     value = value * (1 / accumulate)
-                value.backward()
+                (loss_scale.backward if loss_scale else Tensor.backward)(value)
                 total = total + value.data
+            if loss_scale:
+                loss_scale.unscale(optimizer)
             if clip is not None:
                 clip_grad_norm(optimizer.parameters, clip)
         except FloatingPointError as error:
             raise FloatingPointError(f"fit: step {step}: {error}") from error
-        optimizer.step()
+        loss_scale.step(optimizer) if loss_scale else optimizer.step()
         waiting.append(total)
         history.lrs.append(optimizer.lr)
         done = step + 1
@@ -164,9 +176,14 @@ def _line(done: int, steps: int, history: History, speed: float, left: float) ->
 class _Run:
     """All that decides how a run goes on: trained parameters, optimizer, generators, history."""
 
-    def __init__(self, model: Module, optimizer: Optimizer, setting: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Module, optimizer: Optimizer, setting: dict[str, Any],
+        loss_scale: LossScale | None,
+    ) -> None:  # fmt: skip
         self.model, self.optimizer, self.history = model, optimizer, History()
-        self.setting = {**setting, "optimizer": _settings(optimizer)}
+        self.setting, self.loss_scale = {**setting, "optimizer": _settings(optimizer)}, loss_scale
+        if loss_scale:
+            self.setting["loss_scale"] = loss_scale.patience
 
     def frozen(self) -> str:
         held = [p.data for p in self.model.parameters() if not p.requires_grad]
@@ -180,6 +197,7 @@ class _Run:
             "rng": {name: g.bit_generator.state for name, g in generators(self.model).items()},
             "losses": self.history.losses, "lrs": self.history.lrs,
             "held_out": self.history.held_out,
+            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
         }  # fmt: skip
         files.write(path, {**trained, **state}, meta)
 
@@ -201,6 +219,8 @@ class _Run:
             p.data[...] = asarray(arrays[f"param.{name}"], p.dtype)
         state = {n[6:]: array for n, array in arrays.items() if n.startswith("optim.")}
         self.optimizer.load_state_dict(state)
+        if self.loss_scale:
+            self.loss_scale.load_state_dict(meta["loss_scale"])
         for name, g in generators(self.model).items():
             g.bit_generator.state = meta["rng"][name]
         held_out = [(int(at), float(value)) for at, value in meta["held_out"]]

@@ -24,7 +24,7 @@ NOT_CODE = {
 LEVELS = [
     {"host", "display"}, {"backend", "gpu", "threads"}, {"tensor"}, {"ops"},
     {"gradcheck", "nn", "recompute", "checkpoint", "data"},
-    {"models", "optim"}, {"lora"}, {"train", "generate"}, {"accounting", "rounding"},
+    {"models", "optim"}, {"lora", "loss_scale"}, {"train", "generate"}, {"accounting", "rounding"},
     {"pretrain", "demo", "viz", "engines"}, {"bench"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 

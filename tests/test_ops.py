@@ -21,7 +21,7 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import Tensor, ops
+from minilora import Tensor, ops, threads
 from minilora.ops.algebra import widened
 from minilora.tensor import OPS
 from minilora.threads import working
@@ -789,6 +789,49 @@ def test_dropout_of_rate_zero_is_off_and_draws_nothing(rng):
     before = rng.bit_generator.state
     assert ops.dropout(x, 0.0, rng) is x
     assert rng.bit_generator.state == before
+
+
+def mask(rng, n=1 << 16, rate=0.5, dtype="float32"):
+    return ml.asnumpy(ops.keep_mask((n,), rate, rng, np.dtype(dtype)))
+
+
+@given(seeds, st.sampled_from([0.1, 0.5, 0.75]), st.sampled_from(["float16", "float32", "float64"]))
+def test_a_mask_has_the_same_bits_on_every_library_and_in_any_pieces(seed, rate, dtype):
+    here = mask(np.random.default_rng(seed), 1000, rate, dtype)
+    before = ml.use("numpy")
+    try:
+        with pytest.MonkeyPatch.context() as patch, threads.working(3):
+            patch.setattr(ml.backend.Backend, "piece", 37)
+            patch.setattr(threads, "WORTH", 0)
+            there = mask(np.random.default_rng(seed), 1000, rate, dtype)
+    finally:
+        ml.use(before)
+    assert same_bytes(here, there) and str(here.dtype) == dtype
+    assert set(here.tolist()) == {0, float(np.dtype(dtype).type(1 / (1 - rate)))}
+
+
+def sigmas(x: np.ndarray) -> float:
+    """How many standard deviations the sum of independent ±1 is from 0."""
+    return abs(float(x.sum())) / math.sqrt(x.size)
+
+
+def test_masks_are_as_good_as_random():
+    rng = np.random.default_rng(0)
+    signs = [mask(rng) - 1 for _ in range(40)]  # ±1 each, as likely
+    assert max(map(sigmas, signs)) < 4
+    for step in (1, 2, 3, 8, 64, 256, 4096):  # a number and its neighbours, in every direction
+        assert max(sigmas(s[:-step] * s[step:]) for s in signs) < 4
+    assert max(sigmas(a * b) for i, a in enumerate(signs) for b in signs[:i]) < 5
+    for rate in (0.01, 0.1, 0.9):
+        kept = np.mean([mask(rng, rate=rate) > 0 for _ in range(20)])
+        assert abs(kept - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / (20 << 16))
+
+
+def test_a_mask_takes_two_numbers_from_its_generator(rng):
+    mask(rng)
+    other = np.random.default_rng(0)
+    other.integers(1 << 32, size=2)
+    assert rng.random() == other.random()
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])

@@ -57,12 +57,15 @@ class LoRAConfig:
 
 
 class Adapter(Module):
-    """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r"""
+    """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r
+
+    A and B are float32 in a layer of half precision too: a half would lose most updates.
+    """
 
     def __init__(
         self, layer: LoRALayer, r: int, alpha: float, config: LoRAConfig, rng: np.random.Generator
     ) -> None:
-        W, dtype = layer.base.W, layer.base.dtype
+        W, dtype = layer.base.W, np.promote_types(layer.base.dtype, "float32")
         d, k = layer.oriented(W.data).shape
         std = 1 / math.sqrt(r if isinstance(layer, LoRAEmbedding) else k)
         normal = config.init == "gaussian"
@@ -168,11 +171,12 @@ class LoRAEmbedding(LoRALayer):
     def forward(self, ids: Any) -> Tensor:
         y = self.base(ids)
         for adapter in self.in_use():
-            y = y + ops.linear(ops.embedding(adapter.A.T, ids), adapter.B) * adapter.scale
+            rows = ops.embedding(adapter.A.T, ids, self.base.dtype)
+            y = y + ops.linear(rows, adapter.B) * adapter.scale
         return y  # type: ignore[no-any-return]
 
     def project(self, x: Tensor) -> Tensor:
         y = self.base.project(x)
         for adapter in self.in_use():
-            y = y + (x @ adapter.B @ adapter.A) * adapter.scale
+            y = y + ops.linear(ops.linear(x, adapter.B.T), adapter.A.T) * adapter.scale
         return y  # type: ignore[no-any-return]

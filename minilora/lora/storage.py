@@ -54,5 +54,6 @@ def store(matrices: dict[Parameter, np.dtype[Any]], flags: dict[Parameter, bool]
 
 
 def wide_copy(owner: Module, attribute: str, p: Parameter) -> Parameter:
-    """A copy of the base's parameter to be trained, in the dtype that its layer computes in."""
-    return Parameter(p.data.astype(getattr(owner, "dtype", p.dtype)))
+    """A copy of the base's parameter to be trained, in what its layer computes in, or float32."""
+    dtype = np.promote_types(str(getattr(owner, "dtype", p.dtype)), "float32")
+    return Parameter(p.data.astype(dtype))

@@ -39,9 +39,11 @@ def product(x, W, add=None):
     """x W, shared among the cores; add(y[at], *at) puts something on top of each part.
 
     x: (..., k)   W: (k, d)   out: (..., d). The longer side of the result is cut, because each core
-    has to read the other factor whole. A W that is stored narrower than x is widened first.
+    has to read the other factor whole. A W that is stored narrower than x is widened first; for an
+    x in half precision, W is rounded to that.
     """
-    lead, (k, d), dtype = x.shape[:-1], W.shape, xp.result_type(x, W)
+    lead, (k, d) = x.shape[:-1], W.shape
+    dtype = x.dtype if x.dtype.itemsize == 2 else xp.result_type(x, W)
     out, x, W = xp.empty((*lead, d), dtype), rows(x), widened(W, dtype)
     n, y = len(x), out.reshape(len(x), d)
     def part(cut):
@@ -180,6 +182,8 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     _fits(x, W)
+    if x.dtype.itemsize == 2:                                     # a half meets A and B as halves
+        A, B = A.astype(x.dtype, copy=False), B.astype(x.dtype, copy=False)
     masked = rows(x if mask is None else x * mask)
     n, (d, r), up = len(masked), B.shape, B.T * scale
     inner = xp.empty((n, r), up.dtype)                            # all that dB needs

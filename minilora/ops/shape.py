@@ -82,7 +82,7 @@ def take(W, *, ids, dtype=None):
         if isinstance(ids, slice):
             table[ids] = g
         else:
-            scatter_add(table, ids.reshape(-1), rows(g))
+            scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
         return table
     return widened(W[ids], dtype or stored), (dW,)
 

@@ -1,0 +1,223 @@
+"""loss_scale: a power of two that goes in and out without a trace, and saves what a half loses."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import adapted, gpt2, ids, seeds, shake
+from strict import LOG
+
+import minilora as ml
+from minilora import lora, ops
+from minilora.loss_scale import LEAST, LossScale
+
+
+def values(model, optimizer) -> dict[str, np.ndarray]:
+    return {n: ml.asnumpy(p.data).copy() for n, p in model.trainable_parameters().items()} | {
+        n: ml.asnumpy(a).copy() for n, a in optimizer.arrays().items()
+    }
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def batches(seed: int = 0):
+    x = ids(seed, 3, 9)
+    return [(x[:, :-1], x[:, 1:]), (x[:2, :-1], x[:2, 1:])]
+
+
+def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
+    """(history, what is left behind) of a run of LoRA."""
+    model, _ = adapted(seed, dtype, targets=("q", "v", "up"))
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+    history = ml.fit(model, batches(seed), optimizer, steps, loss_scale=loss_scale,
+                     progress=settings.pop("progress", False), **settings)  # fmt: skip
+    return history, values(model, optimizer)
+
+
+@given(seeds, st.sampled_from(["float32", "float64"]), st.integers(-8, 16), st.integers(1, 9))
+def test_a_power_of_two_changes_no_bit(seed, dtype, power, patience):
+    plain = run(dtype, seed=seed, clip=0.5, accumulate=2)
+    scaled = run(dtype, seed=seed, clip=0.5, accumulate=2,
+                 loss_scale=LossScale(2.0**power, patience))  # fmt: skip
+    assert plain[0].losses == scaled[0].losses and same(plain[1], scaled[1])
+
+
+def half(seed: int = 0):
+    """A model in half precision with its adapters, of B ≠ 0."""
+    model, _ = adapted(seed, "float16", targets=("q", "v", "up", "tok"))
+    return model
+
+
+def gradients(model, shrink: float, scale: float = 1.0) -> np.ndarray:
+    """All gradients of `shrink` times the loss, in float64, the scale taken out."""
+    model.requires_grad(False)
+    for name, p in model.named_parameters():
+        p.requires_grad = name.endswith((".A", ".B"))
+    (x, y), _ = batches()
+    loss = ops.cross_entropy(model(x), y) * shrink
+    (loss * scale).backward()
+    grads = [ml.asnumpy(p.grad) for p in model.trainable_parameters().values()]
+    return np.concatenate([g.reshape(-1).astype("float64") for g in grads]) / scale
+
+
+def test_without_it_small_gradients_vanish_and_with_it_they_do_not():
+    shrink = 2.0**-18
+    model = half()
+    exact = gradients(adapted(0, "float64", targets=("q", "v", "up", "tok"))[0], shrink)
+    lost, kept = gradients(model, shrink), gradients(model, shrink, 2.0**17)
+    size = np.linalg.norm(exact)
+    assert np.linalg.norm(kept - exact) < 0.01 * size < 0.2 * size < np.linalg.norm(lost - exact)
+    assert np.mean(kept == 0) == 0 and np.mean(lost == 0) > 0.2
+
+
+def test_adapters_of_a_half_are_float32_and_all_else_stays_half():
+    model = half()
+    assert {str(p.dtype) for p in model.trainable_parameters().values()} == {"float32"}
+    frozen = {str(p.dtype) for p in model.parameters() if not p.requires_grad}
+    (x, y), _ = batches()
+    logits = model(x)
+    loss = ops.cross_entropy(logits, y)
+    loss.backward()
+    assert frozen == {str(logits.dtype)} == {"float16"} and str(loss.dtype) == "float32"
+    assert {str(p.grad.dtype) for p in model.trainable_parameters().values()} == {"float32"}
+
+
+def test_what_an_adapter_of_a_half_trains_whole_is_float32():
+    model = gpt2(0, "float16")
+    config = ml.LoRAConfig(r=2, alpha=3, targets="q", bias="all", trainable=("ln_f", "up", "pos"))
+    lora.attach(model, config, rng=0)
+    assert {str(p.dtype) for p in model.trainable_parameters().values()} == {"float32"}
+    logits = model(batches()[0][0])
+    ops.cross_entropy(logits, batches()[0][1]).backward()
+    assert str(logits.dtype) == "float16"
+    assert all(p.grad is not None for p in model.trainable_parameters().values())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_half_learns_and_is_near_float32(recompute):
+    histories = []
+    for dtype, scale in (("float32", None), ("float16", LossScale())):
+        model, _ = adapted(0, dtype, targets=("q", "v", "up"))
+        model.recompute = recompute
+        optimizer = ml.AdamW(model.trainable_parameters(), lr=0.02)
+        histories.append(ml.fit(model, batches(), optimizer, 30, loss_scale=scale, progress=False))
+        assert scale is None or 1 < float(ml.asnumpy(scale.scale)) < 2.0**17
+    whole, halves = (np.array(history.losses) for history in histories)
+    assert whole[-1] < 0.9 * whole[0] and np.abs(halves / whole - 1).max() < 0.02
+
+
+def test_merging_a_half_adds_in_float64_and_rounds_once():
+    model = half()
+    layer = model.blocks[0].attn.q
+    wanted = (ml.asnumpy(layer.base.W.data).astype("float64") + ml.asnumpy(layer.delta())).astype(
+        "float16"
+    )
+    lora.merge(model)
+    assert np.array_equal(ml.asnumpy(model.blocks[0].attn.q.W.data), wanted)
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved():
+    model = half()
+    shake(model.trainable_parameters().values(), 5)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+    scale = LossScale(2.0**30)
+    before, seen = values(model, optimizer), []
+    for i in range(30):
+        ml.fit(model, batches(), optimizer, 1, loss_scale=scale, progress=False)
+        seen.append(float(ml.asnumpy(scale.scale)))
+        assert optimizer.t == i + 1
+        if seen[-1] == 2.0 ** (29 - i):
+            assert same(values(model, optimizer), before), "left out, to the bit"
+        else:
+            break
+    assert 3 < len(seen) < 30 and seen[-1] == seen[-2], "the first scale that fits is kept"
+    after = values(model, optimizer)
+    assert not same(after, before) and all(np.isfinite(a).all() for a in after.values())
+
+
+def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
+    calls = []
+
+    def loss(model, batch):
+        calls.append(batch)
+        value = ml.train.lm_loss(model, batch)
+        return value * (math.inf if len(calls) == 4 else 1.0)
+
+    def finite_in_print(model, batch):  # the loss is fine, its gradient is not
+        value = loss(model, batch)
+        value.data = ml.xp.ones_like(value.data)
+        return value
+
+    scale = LossScale(4.0, patience=100)
+    plain = run(steps=1, loss=ml.train.lm_loss, accumulate=3, loss_scale=LossScale(4.0))[1]
+    spoilt = run(steps=2, loss=finite_in_print, accumulate=3, loss_scale=scale)[1]
+    assert same(plain, spoilt) and float(ml.asnumpy(scale.scale)) == 2.0
+
+
+@given(st.integers(1, 5), st.integers(0, 12))
+def test_it_is_doubled_after_so_many_updates_in_a_row(patience, steps):
+    scale = LossScale(8.0, patience)
+    run(steps=steps, loss_scale=scale)
+    assert scale.state_dict() == {"scale": 8.0 * 2 ** (steps // patience), "good": steps % patience}
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("step 4"):
+            raise Stopped
+
+    settings = {"steps": 9, "save_every": 1, "log_every": 1, "dtype": "float16"}
+    whole = run(loss_scale=LossScale(2.0**24, 2), **settings)
+    file = tmp_path / "run.npz"
+    with pytest.raises(Stopped):
+        run(loss_scale=LossScale(2.0**24, 2), checkpoint=file, progress=stop, **settings)
+    again = LossScale(1.0, 2)
+    resumed = run(loss_scale=again, checkpoint=file, **settings)
+    assert whole[0].losses == resumed[0].losses and same(whole[1], resumed[1])
+    for other in (None, LossScale(1.0, 3)):
+        with pytest.raises(ValueError, match="checkpoint of another run: its settings differ"):
+            run(loss_scale=other, checkpoint=file, **settings)
+
+
+def test_a_loss_that_is_not_finite_and_gradients_that_never_are_raise():
+    def nan(model, batch):
+        return ml.train.lm_loss(model, batch) * math.nan
+
+    with pytest.raises(FloatingPointError, match="fit: step 0: the loss or a gradient is not"):
+        run(loss=nan, loss_scale=LossScale())
+
+    def steep(model, batch):  # a finite loss with gradients that are not
+        value = nan(model, batch)
+        value.data = ml.xp.ones_like(value.data)
+        return value
+
+    with pytest.raises(FloatingPointError, match="not finite however small the loss scale is"):
+        run(loss=steep, loss_scale=LossScale(LEAST * 8))
+
+
+def test_a_step_waits_for_nothing_on_a_device(backend):
+    if backend.name != "strict":
+        pytest.skip("copies are counted on the stand-in")
+    model, _ = adapted(0, "float16", targets=("q", "v", "up"), dropout=0.1)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+    scale, ((x, y), _) = LossScale(), batches()
+    for _ in range(2):
+        optimizer.zero_grad()
+        with LOG.watch() as seen, LOG.narrow():
+            scale.backward(ops.cross_entropy(model(x), y))
+            scale.unscale(optimizer)
+            scale.step(optimizer)
+        assert seen == ["to device: ndarray as int64 (3, 8)", "to device: ndarray as int64 (24,)"]
+
+
+@pytest.mark.parametrize("bad", [{"scale": 0.0}, {"scale": math.inf}, {"patience": 0}])
+def test_bad_settings_raise(bad):
+    with pytest.raises(ValueError, match=r"LossScale: scale .* must be positive and finite"):
+        LossScale(**bad)
