@@ -420,6 +420,9 @@ def _wrap(result, sources=(), name=""):
     if not isinstance(result, (np.ndarray, np.generic, bool)):
         return result
     host = np.asarray(result)  # what NumPy gives as a number is a 0-d array on the device
+    for source in sources:
+        if isinstance(source, StrictArray) and host is source._host:
+            return source
     owner = None
     if host.base is not None:
         for source in sources:

@@ -41,6 +41,7 @@ class Walk:
     def __init__(self, model: GPT2, batch: int, tokens: int) -> None:
         self.model, self.batch, self.tokens = model, batch, tokens
         self.size, self.on_host = model.ln_f.g.data.itemsize, current().numbers_are_free
+        self.wide = max(self.size, 4)  # of what a half is too narrow for
         self.n, self.d = batch * tokens, model.config.d_model
         self.now = self.peak = 0
         self.tape: list[tuple[str, list[Sized], Callable[[], Any]]] | None = []
@@ -48,7 +49,7 @@ class Walk:
         self.trained: dict[int, Sized] = {}
         loss = self.forward()
         self.kept = self.on_tape()
-        self.flowing[loss] = self.new(self.size)
+        self.flowing[loss] = self.new(self.wide)
         self.backward()
 
     # Memory: an array lives as long as somebody holds it.
@@ -127,6 +128,8 @@ class Walk:
             if B:
                 kinds.append(("lora", self.new(n * adapter.r * self.size)))
             grad = grad or A or B
+            if grad and self.size < self.wide:  # A and B, rounded
+                kinds.append(("lora", self.new((k + d) * adapter.r * self.size)))
         if own:
             kinds.append(("linear inputs", self.hold(x)))
         y = self.new(n * d * self.size, grad)
@@ -153,10 +156,12 @@ class Walk:
         return y
 
     def norm(self, layer: LayerNorm, x: Sized) -> Sized:
-        normal = self.new(self.n * self.d * self.size)
-        rate = self.new((self.n + self.d) * self.size)
+        normal = self.new(self.n * self.d * self.wide)
+        rate = self.new((self.n + self.d) * self.wide)
         grad = x.grad or layer.g.requires_grad or layer.b.requires_grad
-        y = self.new(normal.nbytes, grad)
+        y = self.new(x.nbytes, grad)
+        if self.size < self.wide:
+            self.moment(2 * normal.nbytes)  # x and y, not yet rounded
 
         def rule() -> None:
             g = self.flowing.pop(y)
@@ -166,7 +171,7 @@ class Walk:
             self.train(layer.g)
             if x.grad:
                 dx = self.new(x.nbytes)
-                self.moment(self.pieces(self.n * self.d))
+                self.moment(self.pieces(self.n * self.d) + normal.nbytes * (self.size < self.wide))
                 self.arrive(x, dx)
             self.drop(g)
 
@@ -336,13 +341,14 @@ class Walk:
         h = self.norm(model.ln_f, x)
         logits = self.linear(model.tok, h)
         self.drop(h, x)
-        p = self.new(logits.nbytes)
-        beside = self.new(self.size + 2 * self.n * (self.size + INTEGER))
-        loss = self.new(0, logits.grad)
+        p = self.new(logits.nbytes // self.size * self.wide)
+        beside = self.new(self.wide + 2 * self.n * (self.wide + INTEGER))
+        loss, half = self.new(0, logits.grad), self.size < self.wide
+        self.moment(p.nbytes * half)  # the logits, widened
 
         def rule() -> None:
             self.drop(self.flowing.pop(loss))
-            self.arrive(logits, self.hold(p))
+            self.arrive(logits, self.new(logits.nbytes) if half else self.hold(p))
 
         if loss.grad:
             self.record("cross_entropy", [p, beside], rule)
