@@ -60,6 +60,10 @@ class Backend:
         """Hold on to freed arrays: each training step needs the same buffers again."""
         host.keep_freed_memory()
 
+    def reserved(self) -> int:
+        """The most bytes that this process has held by now: arrays and all else."""
+        return host.reserved()
+
     def meter(self) -> Any:
         """Counts the bytes of arrays while it is entered.
 

@@ -36,10 +36,11 @@ class Worker:
     """One engine on one shape, in a process of its own that waits for its turn."""
 
     def __init__(
-        self, engine: str, shape: str, threads: int, program: Sequence[str] = PROGRAM
-    ) -> None:
+        self, engine: str, shape: str, threads: int, program: Sequence[str] = PROGRAM,
+        device: str = "numpy",
+    ) -> None:  # fmt: skip
         self.engine = engine
-        command = [sys.executable, *program, engine, shape, str(threads)]
+        command = [sys.executable, *program, engine, shape, str(threads), device]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment(threads),
@@ -69,14 +70,15 @@ def environment(threads: int) -> dict[str, str]:
 
 def bench(
     shapes: Sequence[str], names: Sequence[str], *, rounds: int = 10, threads: int = 2,
-    whole: bool = True, grow: bool = False, say: Say = print,
+    whole: bool = True, grow: bool = False, device: str = "numpy", say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure; returns shape -> engine -> numbers, minilora's ratios to them among them.
 
     ms is a step's minimum and median over the rounds; ratio is the median, over the rounds, of
     minilora's step over the other's in the same round, of the same work (a training step, a forward
     pass, or decoding); peak is in bytes, whole in seconds for
-    start, 50 steps and exit. `grow` adds "growth", see there.
+    start, 50 steps and exit. `grow` adds "growth", see there. On another `device` than "numpy"
+    a step ends when the device has done it, and the peak is what its memory pool has taken.
     """
     missing = {name: why for name in names if (why := engines.missing(name))}
     for name, why in missing.items():
@@ -85,7 +87,7 @@ def bench(
     result: dict[str, Any] = {"threads": threads, "rounds": rounds, "missing": missing}
     for shape in shapes:
         say(f"\n{shape}: {engines.sizes(shape)}")
-        result[shape] = _one(shape, names, rounds, threads, whole, say)
+        result[shape] = _one(shape, names, rounds, threads, whole, device, say)
     if grow:
         result["growth"] = growth(rounds=rounds, threads=threads, say=say)
     return result
@@ -139,9 +141,9 @@ def attention_peak(tokens: int) -> int:
 
 
 def _one(
-    shape: str, names: Sequence[str], rounds: int, threads: int, whole: bool, say: Say
+    shape: str, names: Sequence[str], rounds: int, threads: int, whole: bool, device: str, say: Say
 ) -> dict[str, Any]:
-    workers = [Worker(name, shape, threads) for name in names]
+    workers = [Worker(name, shape, threads, device=device) for name in names]
     try:
         agreed = _agree(workers)
         say(f"losses and gradients agree: {agreed}")
@@ -164,7 +166,7 @@ def _one(
             table[name]["ratio"] = statistics.median(pairs)
             table[name]["memory_ratio"] = peaks[own] / peaks[name]
     if whole:
-        for name, seconds in _whole(shape, names, threads).items():
+        for name, seconds in _whole(shape, names, threads, device).items():
             table[name]["whole"] = seconds
     say(
         f"{'':<16}{'ms, min':>9}{'median':>9}{'tokens/s':>10}{'peak MiB':>10}"
@@ -224,13 +226,15 @@ def apart(loss: float, grads: engines.Grads, other: float, theirs: engines.Grads
     return float(np.max(gaps))  # nan, if there is one
 
 
-def _whole(shape: str, names: Sequence[str], threads: int, steps: int = 50) -> dict[str, float]:
+def _whole(
+    shape: str, names: Sequence[str], threads: int, device: str, steps: int = 50
+) -> dict[str, float]:
     """Seconds for start, `steps` steps and exit: the median of three, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(3):
         for name in names:
             began = time.perf_counter()
-            command = [sys.executable, *PROGRAM, name, shape, str(threads)]
+            command = [sys.executable, *PROGRAM, name, shape, str(threads), device]
             subprocess.run(
                 command, input=f"step {steps}\n", text=True, check=True,
                 stdout=subprocess.DEVNULL, env=environment(threads),

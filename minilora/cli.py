@@ -18,6 +18,7 @@ from .bench import bench
 from .demo import demo
 from .engines import ENGINES, SHAPES
 from .generate import generate
+from .loss_scale import LossScale
 from .models import GPT2, load_base, load_model, save_model
 from .models.pretrained import BASES
 from .optim import AdamW, linear_schedule
@@ -45,6 +46,7 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     model.train().recompute = args.recompute
     history = fit(
         model, batches, optimizer, args.steps, clip=1.0, held_out=checks, progress=say,
+        loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
     )  # fmt: skip
     lora.save(model, args.out)
@@ -149,9 +151,13 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
         if not shapes:
             raise ValueError("--chart needs a shape to draw: give --shapes")
+    if args.parity:
+        from .parity import parity
+
+        return parity(shapes, say=say)
     result = bench(
         shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole,
-        grow=args.growth, say=say,
+        grow=args.growth, device=args.backend, say=say,
     )  # fmt: skip
     if args.chart:
         viz.bench_page(result).savefig(args.chart, dpi=150)
@@ -163,7 +169,7 @@ _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 2 for bad input, 130 when interrupted."""
+    """Run a command; 0: it worked, 1: a comparison failed, 2: bad input, 130: interrupted."""
     args = parser().parse_args(argv)
 
     def say(line: str) -> None:
@@ -184,14 +190,14 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     if args.json:
         print(json.dumps(result))
-    return 0
+    return int(result.get("passed") is False)
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option there is."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    common.add_argument("--backend", default="numpy", help="numpy or cupy")
+    common.add_argument("--backend", default="numpy", help="numpy, cupy, or cupy:1 (that GPU)")
     common.add_argument("--json", action="store_true", help="print the numbers as JSON")
     based = argparse.ArgumentParser(add_help=False)
     based.add_argument("--base", default="shakespeare", help="a built-in base, or a model's .npz")
@@ -225,6 +231,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("adapter.npz"), help="(adapter.npz)")
     sub.add_argument("--steps", type=int, default=200, help="updates (200)")
     sub.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (0.005)")
+    sub.add_argument(
+        "--dtype", choices=("float16", "float32", "float64"), default="float32",
+        help="of the frozen base and all that is computed; float16 scales the loss, for a GPU",
+    )  # fmt: skip
     sub.add_argument("--dropout", type=float, default=0.0, help="of the adapters' input (0)")
     sub.add_argument("--checks", type=int, default=8, help="held-out batches to evaluate on (8)")
     sub = command("generate", write, based, stored)
@@ -253,6 +263,10 @@ def parser() -> argparse.ArgumentParser:
         "--growth", action="store_true",
         help="also a step's time for batches of 1 to 32, attention's memory for 512 to 4096 tokens",
     )  # fmt: skip
+    sub.add_argument(
+        "--parity", action="store_true",
+        help="instead: losses, gradients, time, memory of a GPU (--backend cupy) and the host",
+    )  # fmt: skip
     sub.add_argument("--chart", type=Path, help="draw time and memory into this file, .png or .svg")
     sub = command("pretrain", train_base)
     sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
@@ -264,7 +278,8 @@ def _base(args: argparse.Namespace) -> GPT2:
     if args.base not in BASES and not Path(args.base).exists():
         raise ValueError(f"there is no file {args.base}, nor a built-in base of that name: "
                          f"there is {', '.join(BASES)}")  # fmt: skip
-    model = load_base(args.base) if args.base in BASES else load_model(args.base)
+    load, dtype = load_base if args.base in BASES else load_model, getattr(args, "dtype", "float32")
+    model = load(args.base, dtype=dtype)
     if model.tokenizer is None:
         raise ValueError(f"{args.base} has no tokenizer with it")
     return model

@@ -1,6 +1,7 @@
 """What `minilora bench` compares: each engine's step on the same weights and the same batch.
 
-python -m minilora.engines ENGINE SHAPE THREADS reads "check FILE", "step N", "peak" from its input.
+python -m minilora.engines ENGINE SHAPE THREADS [BACKEND] reads "check FILE", "step N" and "peak"
+from its input.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import numpy as np
 
 from . import backend, lora, ops, optim
 from .generate import generate
+from .loss_scale import LossScale
 from .models import GPT2, GPT2Config
 from .tensor import no_grad
 from .threads import share, working
@@ -59,24 +60,31 @@ def tokens(name: str, shape: str) -> int:
     return s.tokens - PROMPT if name.endswith("decode") else s.batch * s.tokens
 
 
-def build(shape: str, base_dtype: str | None = None) -> tuple[GPT2, np.ndarray]:
+def build(
+    shape: str, base_dtype: str | None = None, dtype: str = "float32"
+) -> tuple[GPT2, np.ndarray]:
     """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
     s = sizes(shape)
-    model = GPT2(GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0)
+    model = GPT2(
+        GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0, dtype=dtype
+    )
     rng = np.random.default_rng(1)
     lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2, base_dtype=base_dtype)
     for name, p in model.trainable_parameters().items():
         if name.endswith(".B"):
-            p.data[...] = backend.asarray(rng.standard_normal(p.shape) * 0.01)
+            p.data[...] = backend.asarray(rng.standard_normal(p.shape) * 0.01, p.dtype)
     return model, rng.integers(0, s.vocabulary, (2, s.batch, s.tokens))
 
 
 def ours(
-    shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None
-) -> Step:
-    """minilora: LoRA, or full fine-tuning; activations kept or made again; a base in halves."""
-    model, (ids, targets) = build(shape, base_dtype)
+    shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None,
+    dtype: str = "float32",
+) -> Step:  # fmt: skip
+    """minilora: LoRA, or full fine-tuning; activations kept or made again; a base, or all that is
+    frozen and computed, in halves, with a loss that is scaled."""
+    model, (ids, targets) = build(shape, base_dtype, dtype)
     model.recompute = recompute
+    scale = LossScale(2.0**10) if dtype == "float16" else None
     if full:
         lora.detach(model)
     optimizer = optim.AdamW(model.trainable_parameters(), LR)
@@ -84,9 +92,13 @@ def ours(
     def step() -> tuple[float, Callable[[], Grads]]:
         optimizer.zero_grad()
         loss = ops.cross_entropy(model(ids), targets)
-        loss.backward()
+        if scale:
+            scale.backward(loss)
+            scale.unscale(optimizer)
+        else:
+            loss.backward()
         grads = {name: p.grad for name, p in optimizer.parameters.items()}
-        optimizer.step()
+        scale.step(optimizer) if scale else optimizer.step()
         return loss.item(), lambda: {n: backend.asnumpy(g) for n, g in grads.items()}
 
     return step
@@ -356,6 +368,7 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "minilora full": lambda shape: ours(shape, full=True),
     "minilora recompute": lambda shape: ours(shape, recompute=True),
     "minilora float16": lambda shape: ours(shape, base_dtype="float16"),
+    "minilora half": lambda shape: ours(shape, dtype="float16"),
     "torch+peft": lambda shape: torch_step(shape, adapters=True),
     "torch": lambda shape: torch_step(shape, adapters=False),
     "autograd": hips_autograd,
@@ -376,16 +389,23 @@ AGAINST = {
 }  # ours of the same work; else "minilora"
 NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
          "autograd": ("autograd",)}  # fmt: skip
+HOST_ALONE = (*NEEDS, "floor", "floor in blocks")
 
 
 def missing(name: str) -> str:
     """Why an engine cannot run here, or nothing."""
+    device = not backend.current().numbers_are_free
+    if device and name in HOST_ALONE:
+        return "it runs on the host alone"
+    if name == "minilora half" and not device:
+        return "in half precision only a device is fast"
     absent = [p for p in NEEDS.get(name, ()) if importlib.util.find_spec(p) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-def main(name: str, shape: str, threads: str) -> None:
+def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
     """Serve one engine."""
+    backend.use(device)
     own = name != "floor" and not name.startswith(("torch", "autograd"))
     if name.startswith("torch"):
         import torch
@@ -407,9 +427,10 @@ def main(name: str, shape: str, threads: str) -> None:
                 for _ in range(int(rest[0])):
                     began = time.perf_counter()
                     step()
+                    backend.current().synchronize()
                     answer.append(1000 * (time.perf_counter() - began))
             elif word == "peak":
-                answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                answer = backend.current().reserved()
             print(json.dumps(answer), flush=True)
 
 

@@ -64,6 +64,10 @@ class CupyBackend(Backend):
     def erf(self, x: Array) -> Array:
         return self._special.erf(x)
 
+    def reserved(self) -> int:
+        """Bytes that the memory pool has taken from the device; it gives none back by itself."""
+        return int(self.module.get_default_memory_pool().total_bytes())
+
     def meter(self) -> Any:
         """Counts each block, of 512 bytes or a multiple, that the memory pool hands out or gets."""
         used = self.module.get_default_memory_pool().used_bytes()

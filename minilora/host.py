@@ -54,6 +54,12 @@ def keep_freed_memory() -> None:
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and give none of the heap back below 1 GiB
 
 
+def reserved() -> int:
+    """The most bytes of memory that this process has had at one time."""
+    resource = importlib.import_module("resource")
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
 class Traced:
     """A meter of NumPy's arrays; its peak includes what else Python allocates."""
 

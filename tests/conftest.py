@@ -55,6 +55,10 @@ def rng() -> np.random.Generator:
 
 def pytest_collection_modifyitems(items):
     """What is about the real CuPy comes last: it is about what the tests before asked for."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("backend") == "cupy":
+            item.add_marker("gpu")
     items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_kernels.py"))
 
 

@@ -25,7 +25,7 @@ LEVELS = [
     {"host", "display"}, {"backend", "gpu", "threads"}, {"tensor"}, {"ops"},
     {"gradcheck", "nn", "recompute", "checkpoint", "data"},
     {"models", "optim"}, {"lora", "loss_scale"}, {"train", "generate"}, {"accounting", "rounding"},
-    {"pretrain", "demo", "viz", "engines"}, {"bench"}, {"cli"}, {"__init__", "__main__"},
+    {"pretrain", "demo", "viz", "engines"}, {"bench", "parity"}, {"cli"}, {"__init__", "__main__"},
 ]  # fmt: skip
 
 

@@ -1,0 +1,137 @@
+"""bench --parity: a device that is right agrees, one that is wrong does not, and all is told."""
+
+import json
+
+import numpy as np
+import pytest
+from strict import StrictBackend
+
+import minilora as ml
+from minilora import bench, cli, engines, ops, parity
+
+
+@pytest.fixture(autouse=True)
+def backend(monkeypatch):
+    """The host, with the stand-in as the device, and a suite that has passed."""
+    monkeypatch.setattr(parity, "suite", lambda: {"passed": True, "told": "1 passed"})
+    before = ml.use("numpy")
+    yield
+    ml.use(before)
+
+
+@pytest.fixture
+def device(backend):
+    before = ml.use(StrictBackend())
+    with np.errstate(all="ignore"):
+        yield ml.current()
+    ml.use(before)
+
+
+def test_a_device_that_computes_the_same_agrees_and_all_is_told(device):
+    lines = []
+    told = parity.parity(["tiny"], say=lines.append)
+    row = told["tiny"]
+    assert told["passed"] and row["agrees"] and ml.current() is device
+    assert told["device"].startswith("strict 14 on device 0") and "numpy" in told["host"]
+    assert len(row["losses"]) == parity.STEPS and min(row["ms"]) > 0
+    assert 0 < max(row["loss"]) < 1e-5 and 0 < max(row["gradient"]) < 1e-3
+    assert row["memory"]["peak"]["measured"] > 0 and row["pool"] > 0
+    gap = row["memory"]["peak"]["predicted"] / row["memory"]["peak"]["measured"] - 1
+    assert abs(gap) < 0.1  # blocks of 512 bytes, at a tiny size
+    assert json.loads(json.dumps(told)) == told
+    text = "\n".join(lines)
+    assert "the device agrees" in text and "1 passed" in text and "taken by pool" in text
+
+
+WRONG = {
+    "a GELU of another form": lambda x, form: _gelu(x, form="erf"),
+    "a gradient that is lost": lambda x, form: ml.Tensor(_gelu(x, form=form).data),
+    "one number in a thousand": lambda x, form: _gelu(x * 1.001, form=form),
+}
+_gelu, SUITE = ops.gelu, parity.suite
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_device_that_computes_something_else_disagrees(how, device, monkeypatch):
+    def gelu(x, form):
+        return (_gelu if ml.current().name == "numpy" else WRONG[how])(x, form=form)
+
+    monkeypatch.setattr(ops, "gelu", gelu)
+    lines = []
+    told = parity.parity(["tiny"], steps=2, say=lines.append)
+    assert not told["passed"] and not told["tiny"]["agrees"]
+    assert "THE DEVICE DISAGREES" in "\n".join(lines)
+
+
+def test_one_step_gone_wrong_is_enough(device, monkeypatch):
+    losses = iter(range(1000))
+    plain = ops.cross_entropy
+
+    def once(*args):
+        loss = plain(*args)
+        wrong = ml.current().name != "numpy" and next(losses) == 13
+        return loss * 1.01 if wrong else loss
+
+    monkeypatch.setattr(ops, "cross_entropy", once)
+    assert not parity.parity(["tiny"], say=lambda line: None)["passed"]
+
+
+def test_a_gradient_that_is_not_a_number_disagrees():
+    exact = {"a": np.ones(3), "b": np.ones(2)}
+    assert parity._apart(exact, {"a": np.ones(3), "b": np.ones(2) * 2}) == pytest.approx(0.4**0.5)
+    assert not parity._apart(exact, {"a": np.ones(3), "b": np.full(2, np.nan)}) <= 1e9
+
+
+def test_a_suite_that_failed_is_not_passed(device, monkeypatch):
+    monkeypatch.setattr(parity, "suite", lambda: {"passed": False, "told": "1 failed"})
+    told = parity.parity(["tiny"], steps=1, say=lambda line: None)
+    assert told["tiny"]["agrees"] and not told["passed"]
+
+
+def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch):
+    told = SUITE()
+    assert told["passed"] == (" passed" in told["told"]) and " deselected" in told["told"], told
+    monkeypatch.setattr(parity, "__file__", str(tmp_path / "package" / "parity.py"))
+    assert SUITE() == {"passed": None, "told": "not at hand: run this in a checkout of the project"}
+
+
+def test_the_host_has_nothing_to_be_compared_with(capsys):
+    assert cli.main(["bench", "--parity"]) == 2
+    assert "give --backend cupy" in capsys.readouterr().err
+
+
+def test_the_command_prints_json_and_fails_where_the_device_disagrees(monkeypatch, capsys, device):
+    monkeypatch.setattr(cli.backend, "use", lambda name: device)
+    line = ["bench", "--backend", "cupy", "--parity", "--shapes", "tiny", "--json"]
+    assert cli.main(line) == 0 and json.loads(capsys.readouterr().out)["passed"]
+    monkeypatch.setattr(parity, "TIMES", 0.0)
+    assert cli.main(line) == 1 and not json.loads(capsys.readouterr().out)["passed"]
+
+
+def test_the_float64_run_starts_from_the_same_numbers():
+    narrow, wide = (parity._model("tiny", dtype) for dtype in ("float32", "float64"))
+    for (name, a), (_, b) in zip(narrow.named_parameters(), wide.named_parameters()):
+        assert str(b.dtype) == "float64" and np.array_equal(a.data, b.data), name
+
+
+def test_on_a_device_only_its_own_engines_run(device):
+    told = {name: engines.missing(name) for name in engines.ENGINES}
+    assert {name for name, why in told.items() if why == "it runs on the host alone"} == {
+        "torch+peft", "torch", "torch decode", "autograd", "floor", "floor in blocks",
+    }  # fmt: skip
+    assert not told["minilora"] and not told["minilora half"]
+
+
+def test_half_precision_is_a_devices_engine():
+    assert engines.missing("minilora half") == "in half precision only a device is fast"
+    loss, grads = engines.ours("tiny", dtype="float16")()
+    whole, theirs = engines.ours("tiny")()
+    assert abs(loss - whole) < 0.01 and bench.apart(whole, theirs(), loss, grads()) < 0.05
+
+
+def test_a_worker_is_told_its_device():
+    worker = bench.Worker("minilora", "tiny", 1, ("-c", "import sys; input(); print(sys.argv[4:])"),
+                          device="cupy:1")  # fmt: skip
+    print("go", file=worker.process.stdin, flush=True)
+    assert worker.process.stdout.readline().strip() == "['cupy:1']"
+    worker.close()
