@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds, sizes
 
 import minilora as ml
-from minilora import Tensor
+from minilora import Tensor, gpu
 
 
 class Counting:
@@ -58,6 +58,22 @@ def test_an_unknown_backend_lists_those_there_are(backend):
     with pytest.raises(ValueError, match="no backend 'torch': there are numpy, cupy"):
         ml.use("torch")
     assert ml.current() is backend
+
+
+@pytest.mark.parametrize("name", ["numpy:0", "numpy:", "torch:0", "", ":1"])
+def test_only_cupy_has_devices(backend, name):
+    with pytest.raises(ValueError, match=f"no backend '{name}': there are numpy, cupy, cupy:1"):
+        ml.use(name)
+    assert ml.current() is backend
+
+
+def test_a_device_goes_to_cupys_backend(monkeypatch, backend):
+    asked = []
+    monkeypatch.setattr(gpu, "CupyBackend", lambda device: asked.append(device) or Other())
+    for name in ("cupy", "cupy:1"):
+        ml.use(name)
+    ml.use(backend)
+    assert asked == ["", "1"]
 
 
 def test_xp_follows_the_switch_and_looks_up_once(backend, other):

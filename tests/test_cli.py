@@ -110,6 +110,13 @@ def test_finetune_recomputes_to_the_same_adapter(folder, capsys):
         assert arrays and all(np.array_equal(one[a], two[a.replace("one", "two")]) for a in arrays)
 
 
+def test_finetune_in_half_precision_learns_with_a_scaled_loss(folder, capsys):
+    line = "finetune words.txt --out fox.npz --steps 4 --batch 1 --window 8 --checks 1"
+    told = run(f"{line} --dtype float16", capsys)
+    whole = run(line, capsys)
+    assert told["after"] < told["before"] and abs(told["after"] / whole["after"] - 1) < 0.01
+
+
 def test_info_tells_versions(capsys):
     assert run("info", capsys)["numpy"] == np.__version__
 

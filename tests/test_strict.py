@@ -97,6 +97,145 @@ def test_a_planted_mistake_is_caught_and_named(kind):
     assert builtin or isinstance(raised.value, NotPortable)
 
 
+KINDS = {  # the kinds that no line of the package may have: one of each
+    "mixing": "mixing, in a call",
+    "where=": "where=",
+    "implicit conversion": "implicit conversion",
+    "missing name": "missing name",
+    "duplicate index": "duplicate index, added",
+    "float64 creeping in": "float64 creeping in",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
+    mistake, told = PLANTED[KINDS[kind]]
+    plain = ml.ops.gelu
+
+    def gelu(x, form):
+        mistake(device(4, 3))
+        return plain(x, form=form)
+
+    model, _ = adapted(0, "float32")
+    step(model)()
+    monkeypatch.setattr(ml.ops, "gelu", gelu)
+    with pytest.raises(NotPortable, match=told):
+        step(model)()
+
+
+def test_ids_that_nobody_checked_are_caught_after_the_step(monkeypatch):
+    def unchecked(W, ids, dtype=None):
+        return ml.ops.shape.take(W, ids=ids if isinstance(ids, slice) else ml.backend.asarray(ids))
+
+    model, _ = adapted(0, "float32")
+    monkeypatch.setattr(ml.ops, "embedding", unchecked)
+    model(np.array([[0, 11]]))  # the table has 11 rows
+    with pytest.raises(NotPortable, match="index 11 of axis 0, which has 11, wraps to 0"):
+        LOG.no_wrapping()
+
+
+def fuse(formula):
+    return ml.current().fuse(formula)
+
+
+def summed(x, y):
+    x -= y.sum()
+
+
+def multiplied(x, y):
+    x += x @ y
+
+
+def indexed(x, y):
+    x += y[0]
+
+
+def two_numbers(x, number):
+    x *= 1 - number
+
+
+def looked_at(x, number):
+    if number > 0:
+        x *= number
+
+
+def narrow(x, y):
+    y *= 2
+    x += y
+
+
+def narrow_out(x, y):
+    ml.xp.exp(y, out=y)
+    x += y
+
+
+def gives(x):
+    return x + 1
+
+
+def capturing(factor):
+    def captures(x):
+        x *= factor
+
+    return captures
+
+
+FUSED = {
+    "a sum": (summed, (3, 3), "ndarray.sum in summed: only operators, ufuncs"),
+    "a product": (multiplied, (3, 3), "__matmul__ in multiplied"),
+    "an index": (indexed, (3, 3), "__getitem__ in indexed"),
+    "two numbers": (two_numbers, (3, 0.1), "two numbers meet.*half"),
+    "a branch": (looked_at, (3, 0.1), "or one is looked at"),
+    "several threads": (narrow, (3, 1), r"narrow writes \(__imul__\) to .* shape \(1,\)"),
+    "several threads, out=": (narrow_out, (3, 1), r"narrow_out writes \(exp\) to an argument"),
+    "a result": (gives, (3,), "gives gives something back"),
+    "what it captures": (capturing(2.0), (3,), r"captures captures \('factor',\)"),
+    "a host array": (summed, (3, np.ones(3)), "mixes a NumPy array"),
+    "a list": (summed, (3, [1.0]), "summed of a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_mistake_in_a_fused_formula_is_caught_and_named(kind):
+    formula, sizes, told = FUSED[kind]
+    args = [device(n) if isinstance(n, int) else n for n in sizes]
+    with pytest.raises(NotPortable, match=told):
+        fuse(formula)(*args)
+    assert LOG.fusing is None
+
+
+def test_a_fused_formula_takes_no_memory_but_its_arguments():
+    def formula(x, y):
+        x += y * 2 - y * y
+
+    x, y = device(1000), device(1000)
+    with ml.current().meter() as meter:
+        before, _ = meter.read()
+        fuse(formula)(x, y)
+        assert meter.read() == (before, before)
+
+
+def test_a_formula_is_fused_once():
+    assert fuse(summed) is fuse(summed)
+
+
+def test_the_device_is_chosen_by_its_index():
+    assert StrictBackend().device.id == 0
+    before = ml.use(StrictBackend("1"))
+    assert ml.current().describe() == "strict 14 on device 1, the host"
+    ml.use(StrictBackend("0"))
+    assert StrictBackend().device.id == 0
+    ml.use(before)
+
+
+@pytest.mark.parametrize("device", ["2", "-1", "one", "1.0"])
+def test_a_device_that_there_is_not_is_named(device):
+    with pytest.raises(
+        ValueError, match=f"no CUDA device '{device}': there are 2, numbered from 0"
+    ):
+        StrictBackend(device)
+
+
 def test_a_missing_name_is_an_attribute_error_too():
     assert not hasattr(ml.xp, "vecdot") and not hasattr(device(2), "setflags")
     assert issubclass(Lacks, AttributeError)
