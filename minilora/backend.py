@@ -26,6 +26,7 @@ class Backend:
     numbers_are_free = True  # reading one number of an array does not wait for a device
     piece = 1 << 18  # numbers in a piece of work that should stay in the cache
     queries = 64  # in a block of attention
+    rows = 256  # in a part of a sum over rows
 
     def enter(self) -> None:
         """Called when this backend comes into use."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, accounting, backend, data, lora, rounding
+from . import __version__, accounting, backend, data, gpu, lora, rounding
 from .bench import bench
 from .demo import demo
 from .engines import ENGINES, SHAPES
@@ -124,7 +124,7 @@ def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     facts = {
         "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
-        "threads": threads or "as many as cores", "backend": backend.current().describe(),
+        "threads": threads or "as many as cores", "backend": backend.current().describe(), "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),
     }  # fmt: skip
     for name, value in facts.items():

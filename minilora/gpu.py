@@ -20,7 +20,7 @@ class CupyBackend(Backend):
 
     name = "cupy"
     numbers_are_free = False
-    piece, queries = 1 << 26, 1 << 10  # it has no such cache, and likes to be told all at once
+    piece, queries, rows = 1 << 26, 1 << 10, 1 << 20  # no such cache: it is told all at once
 
     def __init__(self, device: str = "") -> None:
         try:
@@ -74,9 +74,22 @@ class CupyBackend(Backend):
         return _counting(self.module.cuda.MemoryHook)(used)
 
     def describe(self) -> str:
-        device = self.module.cuda.runtime.getDeviceProperties(self.device.id)
-        version, name = self.module.__version__, device["name"].decode()
-        return f"{self.name} {version} on device {self.device.id}, {name}"
+        version = self.module.__version__
+        return f"{self.name} {version} on device {self.device.id}, {self.named(self.device.id)}"
+
+    def named(self, device: int) -> str:
+        """What the maker calls that device."""
+        return str(self.module.cuda.runtime.getDeviceProperties(device)["name"].decode())
+
+
+def devices() -> str:
+    """What `use("cupy")` would find here, in one line."""
+    try:
+        found = CupyBackend()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    count = found.module.cuda.runtime.getDeviceCount()
+    return ", ".join(f"cupy:{i} {found.named(i)}" for i in range(count))
 
 
 def _counting(hook: type[Any]) -> type[Any]:

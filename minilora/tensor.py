@@ -92,18 +92,18 @@ class Tensor:
         if self._node is None:
             raise RuntimeError("backward: nothing that this was computed from requires a gradient")
         arrived = gradients(self._node, xp.ones_like(self.data))
-        doubt: Any = 0.0  # on a device, which is not waited for: 0, or nan
+        doubt: Any = 0.0  # on a device, which is not waited for: times 0 it is 0, or nan
         for leaf, grad, _ in arrived:
             total = grad.sum(dtype=grad.dtype if grad.dtype.itemsize > 2 else "float32")
             if not current().numbers_are_free:
-                doubt = doubt + total * 0
+                doubt = doubt + total
             elif not math.isfinite(float(total)):
                 raise FloatingPointError(
                     f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
                     f"(the loss is {self.item():.4g}): lower the learning rate or clip"
                 )
         if not current().numbers_are_free:
-            self.data = self.data + doubt.astype(self.dtype)
+            self.data = self.data + (doubt * 0).astype(self.dtype)
         while arrived:
             leaf, grad, owned = arrived.pop()
             if leaf.grad is not None:

@@ -118,7 +118,8 @@ def test_finetune_in_half_precision_learns_with_a_scaled_loss(folder, capsys):
 
 
 def test_info_tells_versions(capsys):
-    assert run("info", capsys)["numpy"] == np.__version__
+    told = run("info", capsys)
+    assert told["numpy"] == np.__version__ and "cupy" in told["devices"].lower()
 
 
 @pytest.mark.parametrize("line", BAD)

@@ -9,6 +9,7 @@ from strategies import adapted, ids, normal
 from strict import LOG, MODULE, Lacks, NotPortable, StrictArray, StrictBackend
 
 import minilora as ml
+from minilora import gpu
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +227,17 @@ def test_the_device_is_chosen_by_its_index():
     ml.use(StrictBackend("0"))
     assert StrictBackend().device.id == 0
     ml.use(before)
+
+
+def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
+    monkeypatch.setattr(gpu, "CupyBackend", StrictBackend)
+    assert gpu.devices() == "cupy:0 the host, cupy:1 the host"
+
+    def missing(self):
+        raise ImportError("no module named cupy")
+
+    monkeypatch.setattr(StrictBackend, "libraries", missing)
+    assert "pip install 'minilora[gpu]' (no module named cupy)" in gpu.devices()
 
 
 @pytest.mark.parametrize("device", ["2", "-1", "one", "1.0"])

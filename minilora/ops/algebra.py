@@ -6,11 +6,9 @@ arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 
 import math
 
-from ..backend import Array, xp
+from ..backend import Array, current, xp
 from ..tensor import Early, once, op
 from ..threads import share
-
-ROWS = 256  # rows of a block, where a sum over rows is made of partial sums
 
 
 def rows(x):
@@ -188,8 +186,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     n, (d, r), up = len(masked), B.shape, B.T * scale
     inner = xp.empty((n, r), up.dtype)                            # all that dB needs
     def plus_update(y, some, columns):
-        narrow = masked[some] @ A.T
-        inner[some] = narrow                                      # the same from every thread
+        narrow = xp.matmul(masked[some], A.T, out=inner[some])    # the same from every thread
         y += narrow @ up[:, columns]
         if b is not None:
             y += b[columns]
@@ -199,16 +196,17 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     @once
     def together(g):                                              # one pass over g for all three
         g = rows(g)
-        blocks = [slice(i, i + ROWS) for i in range(0, n, ROWS)]
+        side = current().rows
+        blocks = [slice(i, i + side) for i in range(0, n, side)]
         down = xp.empty((n, r), g.dtype)                          # g B · scale
         dA, dB = xp.empty((len(blocks), *A.shape), g.dtype), xp.empty((len(blocks), d, r), g.dtype)
         def part(at):
             for i, some in enumerate(blocks[at], at.start):
-                down[some] = g[some] @ (B * scale)
+                xp.matmul(g[some], B * scale, out=down[some])
                 if "A" in asked:
-                    dA[i] = down[some].T @ asked["A"][some]
+                    xp.matmul(down[some].T, asked["A"][some], out=dA[i])
                 if "B" in asked:
-                    dB[i] = g[some].T @ asked["B"][some]
+                    xp.matmul(g[some].T, asked["B"][some], out=dB[i])
         share(part, len(blocks), g.size)
         return down, dA, dB                                       # what was not asked for is empty
     def dx(g):

@@ -62,7 +62,7 @@ def attend(q, k, v, *, heads, causal, keep):
             top = E.max(-1, keepdims=True)
             shift[t][:, :, i] = xp.where(small[:, :, i], 0, top) if free else top
             exp_shifted(E, shift[t][:, :, i], E)
-        inverse[t][:, :, i] = 1 / (E @ ones[j])
+        xp.divide(1, E @ ones[j], out=inverse[t][:, :, i])
         xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
         if keep:
             kept[task][i.start] = E
