@@ -124,7 +124,8 @@ def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     facts = {
         "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
-        "threads": threads or "as many as cores", "backend": backend.current().describe(), "devices": gpu.devices(),
+        "threads": threads or "as many as cores", "backend": backend.current().describe(),
+        "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),
     }  # fmt: skip
     for name, value in facts.items():
