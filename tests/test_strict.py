@@ -338,6 +338,60 @@ def test_fit_brings_the_losses_back_when_it_prints_them_and_nothing_else():
     assert back == [6, 7, 8, 15, 16, 17]  # after the third step's copies in, and the sixth's
 
 
+@pytest.fixture(params=["to the host", "from the host"])
+def ways(request, backend):
+    """Two array libraries: where a file is written, and where it is read."""
+    both = [backend, ml.backend.Backend()]
+    return both if request.param == "to the host" else both[::-1]
+
+
+def test_a_file_of_one_library_is_read_on_the_other(ways, tmp_path):
+    write, read = ways
+    ml.use(write)
+    model, paths = adapted(0, "float32", bias="lora")
+    adapter = ml.lora.save(model, tmp_path / "adapter.npz")
+    trained = {name: ml.asnumpy(p.data) for name, p in model.trainable_parameters().items()}
+    ml.lora.merge(model)
+    whole, merged = ml.save_model(model, tmp_path / "model.npz"), model.state_dict()
+    ml.use(read)
+    back = ml.load_model(whole).state_dict()
+    assert back.keys() == merged.keys()
+    assert all(np.array_equal(array, merged[name]) for name, array in back.items())
+    other, _ = adapted(0, "float32")
+    ml.lora.detach(other)
+    assert ml.lora.load(other, adapter, trainable=True) == paths
+    held = {name: ml.asnumpy(p.data) for name, p in other.trainable_parameters().items()}
+    assert held.keys() == trained.keys()
+    assert all(np.array_equal(array, trained[name]) for name, array in held.items())
+
+
+def test_a_run_that_was_interrupted_on_one_library_goes_on_on_the_other(ways, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(line):
+        if line.startswith("step 4"):
+            raise Stopped
+
+    def run(progress=False, **settings):
+        model, _ = adapted(0, "float32", dropout=0.2)
+        optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+        x = ids(0, tokens=8)
+        history = ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, progress=progress,
+                         log_every=1, save_every=1, clip=1.0, **settings)  # fmt: skip
+        return history.losses, model.state_dict()
+
+    write, read = ways
+    ml.use(write)
+    with pytest.raises(Stopped):
+        run(stop, checkpoint=tmp_path / "run.npz")
+    ml.use(read)
+    (losses, state), (wanted, whole) = run(checkpoint=tmp_path / "run.npz"), run()
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)  # sums in another order, at first
+    for name, array in state.items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-3, atol=1e-5)
+
+
 def test_clipping_brings_nothing_back():
     model, _ = adapted(0, "float32")
     step(model)()
