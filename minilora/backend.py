@@ -104,8 +104,8 @@ def use(backend: str | Backend) -> Backend:
             raise ValueError(f"no backend {backend!r}: there are numpy, cupy, cupy:1 (a device)")
         gpu = importlib.import_module(".gpu", __package__) if name == "cupy" else None
         backend = gpu.CupyBackend(device) if gpu else Backend()
+    backend.enter()
     previous, _current = _current, backend
-    _current.enter()
     xp.__dict__.clear()
     return previous
 

@@ -152,6 +152,8 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
         if not shapes:
             raise ValueError("--chart needs a shape to draw: give --shapes")
+    if args.growth and args.backend != "numpy":
+        raise ValueError("--growth measures the host: leave --backend out")
     if args.parity:
         from .parity import parity
 

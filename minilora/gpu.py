@@ -14,8 +14,8 @@ from .backend import Array, Backend
 class CupyBackend(Backend):
     """CuPy 14.
 
-    device: a CUDA device's index, as text; "" for the current one. Raises ImportError without CuPy,
-    RuntimeError where no device answers, ValueError for one that there is not.
+    device: a CUDA device's index, as text; "" for the one that the thread uses. Raises ImportError
+    without CuPy, RuntimeError where no device answers, ValueError for one that there is not.
     """
 
     name = "cupy"
@@ -41,7 +41,14 @@ class CupyBackend(Backend):
         return importlib.import_module("cupy"), importlib.import_module("cupyx.scipy.special")
 
     def enter(self) -> None:
-        self.device.use()
+        """Make it the device of this thread; RuntimeError where it takes nobody in."""
+        try:
+            self.device.use()
+        except Exception as error:
+            raise RuntimeError(
+                f"CUDA device {self.device.id} cannot be used: {error}: is it full, or another's? "
+                f"Name another one, such as cupy:{self.device.id + 1}"
+            ) from error
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """`cupy.fuse` makes a kernel of a formula for each combination of dtypes it meets."""
@@ -59,17 +66,19 @@ class CupyBackend(Backend):
         """Nothing to ask: CuPy's memory pool keeps freed memory anyway."""
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
+        """Rows of one index are added as they come: the last bits may differ from run to run."""
         self.module.add.at(target, index, rows)
 
     def erf(self, x: Array) -> Array:
         return self._special.erf(x)
 
     def reserved(self) -> int:
-        """Bytes that the memory pool has taken from the device; it gives none back by itself."""
+        """Bytes that the memory pool has taken from the device, and keeps."""
         return int(self.module.get_default_memory_pool().total_bytes())
 
     def meter(self) -> Any:
-        """Counts each block, of 512 bytes or a multiple, that the memory pool hands out or gets."""
+        """Counts each block, of 512 bytes or a multiple, that the pool hands out or gets back, in
+        this thread; one meter at a time."""
         used = self.module.get_default_memory_pool().used_bytes()
         return _counting(self.module.cuda.MemoryHook)(used)
 

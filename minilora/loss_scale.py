@@ -16,7 +16,7 @@ from .backend import Array, asarray, asnumpy, xp
 from .optim import Optimizer
 from .tensor import Tensor
 
-LEAST = 2.0**-10  # a scale below that has no gradient left to save
+LEAST, MOST = 2.0**-10, 2.0**24  # below, no gradient is left to save; it grows no further
 
 
 class LossScale:
@@ -24,7 +24,8 @@ class LossScale:
 
     Where a gradient is not finite, the update is left out and the scale halved; after `patience`
     updates in a row it is doubled. A step that was left out counts for the schedules and for Adam's
-    t. All of it stays where the arrays are: no step waits for a number.
+    t. All of it stays where the arrays are: no step waits for a number; for that, `step` holds a
+    copy of all that is trained, and of its moments.
     """
 
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
@@ -50,9 +51,10 @@ class LossScale:
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Take the scale out of the gradients: before they are clipped."""
+        inverse = 1 / self.scale
         for p in optimizer.parameters.values():
             if p.grad is not None:
-                p.grad = p.grad * (1 / self.scale).astype(p.dtype)
+                p.grad = (p.grad * inverse).astype(p.dtype, copy=False)
 
     def step(self, optimizer: Optimizer) -> None:
         """`optimizer.step()`, unless a gradient was not finite; then the next scale."""
@@ -60,9 +62,10 @@ class LossScale:
         before = [array.copy() for array in held]
         optimizer.step()
         for array, old in zip(held, before):
-            array[...] = xp.where(self.finite, array, old)
+            xp.copyto(array, old, where=~self.finite)
         self.good = xp.where(self.finite, self.good + 1, 0)
-        grown = xp.where(self.good >= self.patience, self.scale * 2, self.scale)
+        grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
+        grown = xp.where(self.good >= self.patience, grown, self.scale)
         self.scale = xp.where(self.finite, grown, self.scale * 0.5)
         self.good = self.good % self.patience
         self.finite = xp.ones((), bool)

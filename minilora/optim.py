@@ -92,7 +92,7 @@ class SGD(Optimizer):
             m *= self.momentum
             m += g
             g = m
-        p -= g * self.lr
+        p -= g * float(self.lr)
 
 
 class Adam(Optimizer):
@@ -113,15 +113,10 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        (b1, b2), eps = self.betas, max(self.eps, _least(p))
-        rate, spread = self.lr / (1 - b1**self.t), 1 / math.sqrt(1 - b2**self.t)
-        kept = 1 - self.lr * self.weight_decay if name in self.decays else 1.0
-        _adam(p, g, *state, b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept)
-
-
-def _least(p: Array) -> float:
-    """The smallest positive number of its dtype: added to √v, it changes only a 0."""
-    return float(np.finfo(str(p.dtype)).smallest_subnormal)
+        (b1, b2), least = self.betas, float(np.finfo(str(p.dtype)).smallest_subnormal)
+        lr, spread = float(self.lr), 1 / math.sqrt(1 - b2**self.t)
+        kept, rate = 1 - lr * self.weight_decay * (name in self.decays), lr / (1 - b1**self.t)
+        _adam(p, g, *state, b1, 1 - b1, b2, 1 - b2, spread, max(self.eps, least), rate, kept)
 
 
 @fused
@@ -205,5 +200,5 @@ def clip_grad_norm(parameters: Parameters, max_norm: float) -> Any:
     if not (current().numbers_are_free and norm <= max_norm):
         factor = max_norm / xp.maximum(norm, max_norm)
         for p, g in grads:
-            p.grad = g * factor.astype(g.dtype)
+            p.grad = g * factor.astype(g.dtype, copy=False)
     return norm

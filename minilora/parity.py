@@ -41,7 +41,8 @@ def parity(shapes: Sequence[str], *, steps: int = STEPS, say: Say = print) -> di
 
     Of each shape: loss and gradient, the largest relative distance to float64 over all steps, as
     (host, device); agrees, is the device's at most TIMES the host's, or a few roundings; ms, the
-    median step (host, device); memory, the ledger's rows beside what the pool says.
+    median step (host, device); memory, the ledger's rows on the device; pool, the bytes that its
+    memory pool has taken by then, for all that was run so far.
     """
     device = current()
     if device.numbers_are_free:
@@ -74,7 +75,7 @@ def _one(shape: str, device: Backend, steps: int, say: Say) -> dict[str, Any]:
     say("the device agrees" if agrees else f"THE DEVICE DISAGREES: more than {TIMES:g} times")
     say(f"{'a step, median ms':<30}{ms[0]:>12.1f}{ms[1]:>12.1f}   (host / device: "
         f"{ms[0] / ms[1]:.2f})")  # fmt: skip
-    say(f"{book}\n{'taken by pool':<16}{'':>14}{pool:>14,}")
+    say(f"{book}\n{'pool, by now':<16}{'':>14}{pool:>14,}")
     return {
         "loss": loss, "gradient": gradient, "agrees": agrees, "ms": ms, "memory": rows,
         "pool": pool, "losses": there.losses,

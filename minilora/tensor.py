@@ -102,7 +102,7 @@ class Tensor:
                     f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
                     f"(the loss is {self.item():.4g}): lower the learning rate or clip"
                 )
-        if not current().numbers_are_free:
+        if arrived and not current().numbers_are_free:
             self.data = self.data + (doubt * 0).astype(self.dtype)
         while arrived:
             leaf, grad, owned = arrived.pop()

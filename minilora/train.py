@@ -79,7 +79,8 @@ def fit(
     held_out    batches to evaluate every `eval_every` steps, at the start and at the end
     progress    print a line every `log_every` steps (0: ten lines in all); or a function for lines
     checkpoint  a .npz file written every `save_every` steps. If it is there already the run goes on
-                from it (resume=False: starts anew), and ends with the bits it would have had.
+                from it (resume=False: starts anew), and ends with the bits it would have had (on
+                a GPU, where a table is trained: nearly).
     loss_scale  for a model in half precision: its gradients are computed larger, so as not to
                 vanish, and steps whose gradients overflow are left out
 
@@ -129,7 +130,7 @@ def fit(
         look(0)
     for step in range(first, steps):
         if schedule is not None:
-            optimizer.lr = schedule(step)
+            optimizer.lr = float(schedule(step))
         optimizer.zero_grad()
         total: Any = 0.0
         try:

@@ -200,6 +200,7 @@ class Log:
         self.used = self.peak = 0  # bytes of the arrays that are alive, and the most there were
         self.hooks = []  # what is told of each block of memory that is handed out or taken back
         self.fused = {}  # (formula, kinds of its arguments) -> arguments
+        self.calls = 0  # of functions, operators, kernels: what Python hands to the device
         self.waits = 0  # how often the device was waited for
         self.fusing = None  # the formula that is being fused, and its arguments
 
@@ -275,6 +276,7 @@ class Like:
 
 def _record(name, args, kwargs, check=None):
     """Put a call on record; at the first of its kind, check names of keywords (and the like)."""
+    LOG.calls += not LOG.fusing
     kinds = tuple(map(_kind, args)), tuple((k, _kind(v)) for k, v in kwargs.items())
     key = name, kinds
     LOG.fresh = None
@@ -406,12 +408,33 @@ def _compute(name, function, args, kwargs):
 
 
 def _run(name, function, args, kwargs):
+    held = _copied_by_matmul(args) if "matmul" in name else None
     result = LOG.works(_compute, name, function, args, kwargs)
+    del held
+    if isinstance(result, np.ndarray) and not result.flags.c_contiguous and _elementwise(name):
+        result = np.ascontiguousarray(result)  # CuPy keeps no other order
     out = kwargs.get("out")
     if out is not None:
         _written(out, name)
         return out[0] if isinstance(out, tuple) else out
     return _wrap(result, args, name)
+
+
+def _copied_by_matmul(args):
+    """What CuPy's product of stacks of matrices holds meanwhile: a copy of each factor that is not
+    contiguous, and for halves all in float32, in which it computes them."""
+    arrays = [x for x in args if isinstance(x, StrictArray)]
+    if max((x.ndim for x in arrays), default=0) <= 2:
+        return []
+    half = all(x.dtype == "float16" for x in arrays)
+    held = [x for x in arrays if half or not x._host.flags.c_contiguous]
+    shapes = [x.shape for x in held]
+    if half:
+        a, b = arrays
+        shapes.append((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
+    return [
+        StrictArray(np.empty(shape, "float32" if half else arrays[0].dtype)) for shape in shapes
+    ]
 
 
 def _wrap(result, sources=(), name=""):
@@ -830,7 +853,7 @@ class _Runtime:
         return 2
 
     def getDeviceProperties(self, device):
-        return {"name": b"the host"}
+        return {"name": b"the host" + b", once more" * device}
 
 
 class _Cuda:
@@ -901,9 +924,15 @@ class Module:
         @functools.wraps(formula)
         def kernel(*args):
             for x in args:
+                if isinstance(x, np.generic):
+                    raise NotPortable(
+                        f"cupy.fuse: float64 creeps in: {formula.__name__} of a NumPy scalar "
+                        f"{x.dtype}, in which CuPy then computes: use float()"
+                    )
                 if not isinstance(x, (StrictArray, Scalar)):
                     _bare(x, f"fuse: {formula.__name__}")
                     raise NotPortable(f"cupy.fuse: {formula.__name__} of a {type(x).__name__}")
+            LOG.calls += 1
             LOG.fused.setdefault((formula, tuple(map(_kind, args))), _example(args))
             inside = [x if isinstance(x, StrictArray) else Number(x) for x in args]
             LOG.fusing = formula, inside

@@ -190,8 +190,10 @@ WAYS = {
     "LoRA": lambda model: lora.attach(model, ml.LoRAConfig(r=4, dropout=0.1), rng=0),
     "all of LoRA": lambda model: lora.attach(model, ml.LoRAConfig(targets=NAMES), rng=0),
     "biases": biases,
-    "half": lambda model: lora.attach(model, ml.LoRAConfig(r=4), rng=0, base_dtype="float16"),
+    "half base": lambda model: lora.attach(model, ml.LoRAConfig(r=4), rng=0, base_dtype="float16"),
 }
+HALF = "half model"  # all of it in half precision, but for the adapters
+WAYS[HALF] = WAYS["LoRA"]
 SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradient
     "wide": ({"d_model": 64, "vocab_size": 50, "n_positions": 128}, 8, 128),
     "many words": ({"d_model": 32, "vocab_size": 3000, "n_positions": 64}, 4, 64),
@@ -208,13 +210,14 @@ SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradie
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_peak_of_a_step_is_predicted_within_1_percent(shape, way, recompute):
     sizes, batch, tokens = SHAPES[shape]
-    model = gpt2(0, "float32", n_layers=3, dropout=0.1 * (way == "full"), **sizes)
+    dtype = "float16" if way == HALF else "float32"
+    model = gpt2(0, dtype, n_layers=3, dropout=0.1 * (way == "full"), **sizes)
     model.recompute = recompute
     WAYS[way](model)
     ledger = accounting.ledger(model, optim.AdamW(model.trainable_parameters()), batch, tokens)
     other = 120_000  # what Python itself holds meanwhile
     assert abs(ledger.peak.predicted - ledger.peak.measured) <= MOST * ledger.peak.measured + other
-    assert ledger.peak.measured > 12 * other  # so that this is a test
+    assert ledger.peak.measured > (6 if way == HALF else 12) * other  # so that this is a test
 
 
 def test_recomputing_keeps_a_blocks_input_alone():

@@ -1,9 +1,11 @@
 """The array library in use, and the hooks in which libraries differ (minilora.backend)."""
 
+import ctypes
 import math
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +67,16 @@ def test_only_cupy_has_devices(backend, name):
     with pytest.raises(ValueError, match=f"no backend '{name}': there are numpy, cupy, cupy:1"):
         ml.use(name)
     assert ml.current() is backend
+
+
+def test_a_backend_that_cannot_be_entered_leaves_the_one_in_use(backend):
+    class Full(Other):
+        def enter(self):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ml.use(Full())
+    assert ml.current() is backend and ml.xp.exp is backend.module.exp
 
 
 def test_a_device_goes_to_cupys_backend(monkeypatch, backend):
@@ -188,8 +200,25 @@ def test_describe_is_one_line_with_the_name():
     assert told.startswith(ml.current().name) and "\n" not in told
 
 
-def test_keeping_freed_memory_is_harmless(backend):
+def test_the_c_library_is_asked_to_keep_freed_memory(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *numbers: asked.append(numbers))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    ml.backend.Backend().keep_freed_memory()
+    assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
+
+
+def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, backend):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     assert backend.keep_freed_memory() is None
+
+
+def test_what_a_meter_takes_itself_is_not_its_peak():
+    with ml.backend.host.Traced() as meter:
+        held = [np.ones(3) for _ in range(5000)]
+        meter.reset()
+        now = tracemalloc.get_traced_memory()[0]
+        assert meter.read()[1] - now < 10_000 < len(held) * held[0].nbytes
 
 
 def test_a_meter_counts_bytes_in_use_and_their_peak(backend):

@@ -110,6 +110,20 @@ def test_finetune_recomputes_to_the_same_adapter(folder, capsys):
         assert arrays and all(np.array_equal(one[a], two[a.replace("one", "two")]) for a in arrays)
 
 
+def test_half_precision_is_what_is_asked_for(folder, monkeypatch):
+    told = {}
+
+    def fit(model, *_, loss_scale=None, **settings):
+        told.update(dtype=str(model.ln_f.g.dtype), scale=loss_scale)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli, "fit", fit)
+    line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1 --dtype"
+    for dtype in ("float16", "float32"):
+        assert cli.main([*line.split(), dtype]) == 2
+        assert told["dtype"] == dtype and (told["scale"] is not None) == (dtype == "float16")
+
+
 def test_finetune_in_half_precision_learns_with_a_scaled_loss(folder, capsys):
     line = "finetune words.txt --out fox.npz --steps 4 --batch 1 --window 8 --checks 1"
     told = run(f"{line} --dtype float16", capsys)

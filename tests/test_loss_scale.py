@@ -11,7 +11,7 @@ from strict import LOG
 
 import minilora as ml
 from minilora import lora, ops
-from minilora.loss_scale import LEAST, LossScale
+from minilora.loss_scale import LEAST, MOST, LossScale
 
 
 def values(model, optimizer) -> dict[str, np.ndarray]:
@@ -163,6 +163,38 @@ def test_it_is_doubled_after_so_many_updates_in_a_row(patience, steps):
     scale = LossScale(8.0, patience)
     run(steps=steps, loss_scale=scale)
     assert scale.state_dict() == {"scale": 8.0 * 2 ** (steps // patience), "good": steps % patience}
+
+
+def test_only_updates_in_a_row_count():
+    model, _ = adapted(0, "float32")
+    optimizer, scale = ml.AdamW(model.trainable_parameters()), LossScale(8.0, 3)
+    for finite in (True, True, False, True, True):
+        scale.finite = ml.xp.full((), finite)
+        scale.step(optimizer)
+    assert scale.state_dict() == {"scale": 4.0, "good": 2} and LossScale().patience == 1000
+
+
+def test_a_gradient_keeps_its_dtype_and_no_scale_is_too_large_for_it():
+    p = ml.nn.Parameter(np.ones(3, "float16"))
+    p.grad = ml.backend.asarray(np.full(3, 2.0, "float16"))
+    scale = LossScale(2.0**25)  # 1 over that is 0 in a half
+    scale.unscale(ml.SGD([p], 0.1))
+    assert str(p.grad.dtype) == "float16" and ml.asnumpy(p.grad)[0] == np.float16(2.0**-24)
+
+
+def test_it_does_not_grow_until_it_overflows():
+    scale = LossScale(MOST, 1)
+    run(steps=3, loss_scale=scale)
+    assert scale.state_dict()["scale"] == MOST
+    p = ml.nn.Parameter(np.zeros(1, "float32"))
+    optimizer, scale = ml.SGD([p], lr=1.0), LossScale(2.0**126, 1)
+    for i in range(4):  # a start above it is taken, and stays
+        optimizer.zero_grad()
+        scale.backward((p * 1e-30).sum())
+        scale.unscale(optimizer)
+        scale.step(optimizer)
+        assert ml.asnumpy(p.data)[0] == pytest.approx(-1e-30 * (i + 1))
+    assert scale.state_dict()["scale"] == 2.0**126
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):

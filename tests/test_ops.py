@@ -791,6 +791,56 @@ def test_dropout_of_rate_zero_is_off_and_draws_nothing(rng):
     assert rng.bit_generator.state == before
 
 
+def test_a_mask_is_the_hash_that_it_says():
+    one, two = (int(key) for key in np.random.default_rng(5).integers(1 << 32, size=2))
+
+    def fate(i):
+        i ^= one
+        i = i * 0x85EBCA6B % 2**32
+        i ^= i >> 13
+        i ^= two
+        i = i * 0xC2B2AE35 % 2**32
+        i ^= i >> 16
+        return i * 0x85EBCA6B % 2**32 >= round(0.3 * 2**32)
+
+    made = mask(np.random.default_rng(5), 500, 0.3)
+    assert (made > 0).tolist() == [fate(i) for i in range(500)]
+
+
+@pytest.mark.parametrize("rows", [slice(1, 4), slice(0, 6), slice(5, 2), slice(None, None, 2)])
+def test_rows_of_a_slice_get_their_gradient_and_no_other(rows):
+    W = normal(0, 6, 2)
+    g = normal(1, *W[rows].shape)
+    value, (grad,) = value_and_grads(lambda t: ops.embedding(t, rows) * g, W)
+    expected = np.zeros_like(W)
+    expected[rows] = g
+    assert np.array_equal(value, W[rows] * g) and np.array_equal(grad, expected)
+
+
+def test_layer_norms_gradient_of_halves_does_not_overflow():
+    x, gain = normal(0, 3, 8, dtype="float16") * np.float16(100), np.full(8, 4, "float16")
+    g = np.where(np.arange(8) % 2, 30000, 100).astype("float16")
+    leaf = Tensor(x, requires_grad=True)
+    y = ops.layer_norm(leaf, Tensor(gain), Tensor(np.zeros(8, "float16")))
+    ((y - y.data) * ml.backend.asarray(g)).sum().backward()
+    grad = np.abs(ml.asnumpy(leaf.grad).astype("float64"))
+    assert np.isfinite(grad).all() and grad.max() > 100
+
+
+@pytest.mark.parametrize(("dtype", "more", "within"), [("float16", 0, 2e-2), ("float32", 8, 1e-4)])
+def test_attention_of_scores_that_need_a_shift(dtype, more, within):
+    q, k, v = ((normal(i, 1, 5, 4) * 0.2 + 3.2 + more).astype(dtype) for i in range(3))
+    out = ops.attention(Tensor(q), Tensor(k), Tensor(v), heads=1)
+    s = q[0].astype("float64") @ k[0].T.astype("float64") / 2
+    assert s.max() > math.log(np.finfo(dtype).max)
+    s += np.triu(np.full((5, 5), -np.inf), 1)
+    p = np.exp(s - s.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    wanted = p @ v[0].astype("float64")
+    np.testing.assert_allclose(ml.asnumpy(out)[0], wanted, rtol=within)
+    assert str(out.dtype) == dtype
+
+
 def mask(rng, n=1 << 16, rate=0.5, dtype="float32"):
     return ml.asnumpy(ops.keep_mask((n,), rate, rng, np.dtype(dtype)))
 

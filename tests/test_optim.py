@@ -181,6 +181,25 @@ def test_a_gradient_in_any_memory_order_is_the_same_gradient(kind, seed):
     assert same(values(one), values(two))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_gradient_of_zero_moves_nothing_without_eps(dtype):
+    held = {"x": nn.Parameter(np.array([1.0, 1.0], dtype))}
+    optimizer = optim.Adam(held, 0.5, eps=0.0)
+    held["x"].grad = ml.backend.asarray(np.array([0.0, 2.0**-10], dtype))
+    optimizer.step()  # the smallest number is added to a root of 2⁻¹⁰ and does not change it
+    within = 0 if dtype != "float16" else 2e-3
+    np.testing.assert_allclose(values(held)["x"].astype("float64"), [1.0, 0.5], atol=within)
+
+
+@given(kinds, seeds)
+def test_a_learning_rate_that_is_a_numpy_number_is_a_number(kind, seed):
+    one, two = parameters(seed, "float32"), parameters(seed, "float32")
+    a, b = KINDS[kind](one), KINDS[kind](two)
+    b.lr = np.float64(b.lr)
+    run(one, a, range(2), seed), run(two, b, range(2), seed)
+    assert same(values(one), values(two))
+
+
 @given(kinds, seeds)
 def test_what_has_no_gradient_stays(kind, seed):
     held = parameters(seed)

@@ -1,10 +1,12 @@
 """bench --parity: a device that is right agrees, one that is wrong does not, and all is told."""
 
+import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from strict import StrictBackend
+from strict import LOG, StrictBackend
 
 import minilora as ml
 from minilora import bench, cli, engines, ops, parity
@@ -33,14 +35,14 @@ def test_a_device_that_computes_the_same_agrees_and_all_is_told(device):
     row = told["tiny"]
     assert told["passed"] and row["agrees"] and ml.current() is device
     assert told["device"].startswith("strict 14 on device 0") and "numpy" in told["host"]
-    assert len(row["losses"]) == parity.STEPS and min(row["ms"]) > 0
+    assert len(row["losses"]) == parity.STEPS
     assert 0 < max(row["loss"]) < 1e-5 and 0 < max(row["gradient"]) < 1e-3
-    assert row["memory"]["peak"]["measured"] > 0 and row["pool"] > 0
+    assert row["pool"] == LOG.peak >= row["memory"]["peak"]["measured"] > 0
     gap = row["memory"]["peak"]["predicted"] / row["memory"]["peak"]["measured"] - 1
     assert abs(gap) < 0.1  # blocks of 512 bytes, at a tiny size
     assert json.loads(json.dumps(told)) == told
     text = "\n".join(lines)
-    assert "the device agrees" in text and "1 passed" in text and "taken by pool" in text
+    assert "the device agrees" in text and "1 passed" in text and "pool, by now" in text
 
 
 WRONG = {
@@ -76,6 +78,37 @@ def test_one_step_gone_wrong_is_enough(device, monkeypatch):
     assert not parity.parity(["tiny"], say=lambda line: None)["passed"]
 
 
+def test_one_gradient_gone_wrong_is_enough(device, monkeypatch):
+    calls, plain = iter(range(1000)), ops.cross_entropy
+
+    def once(*args):
+        loss = plain(*args)
+        if ml.current().name == "numpy" or next(calls) != 3:
+            return loss
+        value, loss = loss.data, loss * 1.01
+        loss.data = value  # the loss is right
+        return loss
+
+    monkeypatch.setattr(ops, "cross_entropy", once)
+    told = parity.parity(["tiny"], steps=6, say=lambda line: None)["tiny"]
+    assert not told["agrees"] and told["loss"][1] < 1e-5 < told["gradient"][1]
+
+
+def test_the_device_is_waited_for_before_each_look_at_the_clock(device, monkeypatch):
+    told = []
+    clock = SimpleNamespace(perf_counter=lambda: told.append("clock") or len(told))
+    monkeypatch.setattr(parity, "time", clock)
+    monkeypatch.setattr(type(device.device), "synchronize", lambda self: told.append("wait"))
+    parity.run("tiny", device, 2, "float32")
+    assert told == ["wait", "clock"] * 4
+
+
+def test_the_first_steps_are_not_in_the_median(device, monkeypatch):
+    ms = [900.0, 500.0, 2.0, 3.0, 4.0]
+    monkeypatch.setattr(parity, "run", lambda *_: parity.Run([1.0], [{"a": np.ones(1)}], ms))
+    assert parity.parity(["tiny"], say=lambda line: None)["tiny"]["ms"] == [3.0, 3.0]
+
+
 def test_a_gradient_that_is_not_a_number_disagrees():
     exact = {"a": np.ones(3), "b": np.ones(2)}
     assert parity._apart(exact, {"a": np.ones(3), "b": np.ones(2) * 2}) == pytest.approx(0.4**0.5)
@@ -98,6 +131,12 @@ def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch):
 def test_the_host_has_nothing_to_be_compared_with(capsys):
     assert cli.main(["bench", "--parity"]) == 2
     assert "give --backend cupy" in capsys.readouterr().err
+
+
+def test_growth_is_the_hosts(monkeypatch, capsys, device):
+    monkeypatch.setattr(cli.backend, "use", lambda name: device)
+    assert cli.main(["bench", "--backend", "cupy", "--growth"]) == 2
+    assert "--growth measures the host" in capsys.readouterr().err
 
 
 def test_the_command_prints_json_and_fails_where_the_device_disagrees(monkeypatch, capsys, device):
@@ -127,6 +166,46 @@ def test_half_precision_is_a_devices_engine():
     loss, grads = engines.ours("tiny", dtype="float16")()
     whole, theirs = engines.ours("tiny")()
     assert abs(loss - whole) < 0.01 and bench.apart(whole, theirs(), loss, grads()) < 0.05
+
+
+def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(engines.backend, "use", asked.append)
+    monkeypatch.setattr(engines.sys, "stdin", io.StringIO("step 2\npeak\n"))
+    waits = LOG.waits
+    engines.main("minilora", "tiny", "1", "cupy:1")
+    ms, peak = map(json.loads, capsys.readouterr().out.splitlines())
+    assert asked == ["cupy:1"] and LOG.waits == waits + 2 and len(ms) == 2
+    assert peak == LOG.peak
+
+
+def test_the_half_engine_is_half(monkeypatch):
+    told = {}
+    monkeypatch.setattr(engines, "ours", lambda shape, **settings: told.update(settings))
+    engines.ENGINES["minilora half"]("tiny")
+    assert told == {"dtype": "float16"}
+
+
+def test_the_command_hands_its_device_to_every_worker(monkeypatch):
+    class Stop(Exception):
+        pass
+
+    commands, told = [], {}
+
+    def start(command, **_):
+        commands.append(command)
+        raise Stop
+
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: commands.append(command))
+    bench._whole("tiny", ["minilora"], 1, "cupy:1")
+    monkeypatch.setattr(bench.subprocess, "Popen", start)
+    with pytest.raises(Stop):
+        bench.bench(["tiny"], ["minilora"], device="cupy:1", say=lambda line: None)
+    assert len(commands) == 4 and all(command[-1] == "cupy:1" for command in commands)
+    monkeypatch.setattr(cli.backend, "use", lambda name: None)
+    monkeypatch.setattr(cli, "bench", lambda *_, **settings: told.update(settings) or {})
+    assert cli.main(["bench", "--backend", "cupy:1", "--shapes", "tiny"]) == 0
+    assert told["device"] == "cupy:1"
 
 
 def test_a_worker_is_told_its_device():

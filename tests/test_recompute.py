@@ -49,7 +49,10 @@ def test_loss_gradients_and_generators_are_those_of_kept_activations(method, see
         assert same_bytes(kept[0], again[0]) and repr(kept[2]) == repr(again[2])
         for name, grad in kept[1].items():
             assert (grad is None) == (again[1][name] is None), name
-            assert grad is None or same_bytes(grad, again[1][name]), name
+            if name == "tok.W" and grad is not None and ml.current().name == "cupy":
+                np.testing.assert_allclose(grad, again[1][name], rtol=1e-12)  # added as they come
+            else:
+                assert grad is None or same_bytes(grad, again[1][name]), name
 
 
 def test_an_adapter_that_is_not_active_gets_no_gradient():
@@ -62,6 +65,20 @@ def test_an_adapter_that_is_not_active_gets_no_gradient():
     _, grads, _ = one_step(model, ids(0), ids(1))
     assert all(grad is None for name, grad in grads.items() if ".other." in name)
     assert any(grad is not None for name, grad in grads.items() if ".default." in name)
+
+
+def test_a_module_that_lets_no_gradient_through_gives_none():
+    class Cut(nn.Module):
+        def __init__(self):
+            self.W = nn.Parameter(ml.backend.asarray(np.ones(2, "float32")))
+
+        def forward(self, x):
+            return x.detach() * 2.0
+
+    module, x = Cut(), ml.Tensor(np.ones(2, "float32"))
+    loss = recomputed(module, x).sum()
+    loss.backward()
+    assert module.W.grad is None and loss.item() == 4.0
 
 
 def test_the_tape_keeps_the_input_of_a_block_alone():

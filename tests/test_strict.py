@@ -5,21 +5,23 @@ import math
 
 import numpy as np
 import pytest
-from strategies import adapted, ids, normal
+from strategies import adapted, gpt2, ids, normal
 from strict import LOG, MODULE, Lacks, NotPortable, StrictArray, StrictBackend
 
 import minilora as ml
 from minilora import gpu
+from minilora.accounting.activations import Walk
 
 
 @pytest.fixture(autouse=True)
 def backend():
-    """This file is about the stand-in alone."""
-    before = ml.use(StrictBackend())
+    """This file is about the stand-in alone; what it asks for by mistake is not the package's."""
+    before, fused = ml.use(StrictBackend()), dict(LOG.fused)
     with np.errstate(all="ignore"):
         yield ml.current()
     ml.use(before)
     LOG.wrapped.clear()
+    LOG.fused = fused
 
 
 def device(*shape, dtype="float32"):
@@ -191,6 +193,7 @@ FUSED = {
     "several threads, out=": (narrow_out, (3, 1), r"narrow_out writes \(exp\) to an argument"),
     "a result": (gives, (3,), "gives gives something back"),
     "what it captures": (capturing(2.0), (3,), r"captures captures \('factor',\)"),
+    "a NumPy scalar": (two_numbers, (3, np.float64(0.1)), "float64 creeps in.*use float"),
     "a host array": (summed, (3, np.ones(3)), "mixes a NumPy array"),
     "a list": (summed, (3, [1.0]), "summed of a list"),
 }  # fmt: skip
@@ -223,7 +226,8 @@ def test_a_formula_is_fused_once():
 def test_the_device_is_chosen_by_its_index():
     assert StrictBackend().device.id == 0
     before = ml.use(StrictBackend("1"))
-    assert ml.current().describe() == "strict 14 on device 1, the host"
+    assert StrictBackend().device.id == 1, "the thread's device is that one now"
+    assert ml.current().describe() == "strict 14 on device 1, the host, once more"
     ml.use(StrictBackend("0"))
     assert StrictBackend().device.id == 0
     ml.use(before)
@@ -231,13 +235,26 @@ def test_the_device_is_chosen_by_its_index():
 
 def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
     monkeypatch.setattr(gpu, "CupyBackend", StrictBackend)
-    assert gpu.devices() == "cupy:0 the host, cupy:1 the host"
+    assert gpu.devices() == "cupy:0 the host, cupy:1 the host, once more"
 
     def missing(self):
         raise ImportError("no module named cupy")
 
     monkeypatch.setattr(StrictBackend, "libraries", missing)
     assert "pip install 'minilora[gpu]' (no module named cupy)" in gpu.devices()
+
+
+def test_a_device_that_takes_nobody_in_is_told(monkeypatch):
+    made = StrictBackend("1")
+
+    def full(self):
+        raise OSError("cudaErrorDevicesUnavailable")
+
+    monkeypatch.setattr(type(made.device), "use", full)
+    with pytest.raises(
+        RuntimeError, match=r"CUDA device 1 cannot be used: .*Unavailable: is it full"
+    ):
+        ml.use(made)
 
 
 @pytest.mark.parametrize("device", ["2", "-1", "one", "1.0"])
@@ -392,6 +409,31 @@ def test_a_run_that_was_interrupted_on_one_library_goes_on_on_the_other(ways, tm
         np.testing.assert_allclose(array, whole[name], rtol=1e-3, atol=1e-5)
 
 
+def calls(batch: int, tokens: int, **settings) -> int:
+    """How much Python hands to the device in a step of so many tokens."""
+    sizes = {"n_positions": tokens}
+    model, _ = adapted(0, "float32", targets=("q", "v", "up"), sizes=sizes, **settings)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
+    x = ids(0, batch, tokens + 1)
+
+    def run():
+        optimizer.zero_grad()
+        ml.ops.cross_entropy(model(x[:, :-1]), x[:, 1:]).backward()
+        ml.optim.clip_grad_norm(optimizer.parameters, 1.0)
+        optimizer.step()
+
+    run()
+    before = LOG.calls
+    run()
+    return LOG.calls - before
+
+
+def test_a_step_of_more_tokens_is_not_more_calls():
+    assert calls(1, 4) == calls(2, 500) == calls(40, 16)
+    assert calls(1, 600) == calls(2, 1000)  # beyond 512, attention's weights are made again
+    assert calls(1, 4, dropout=0.1) == calls(9, 200, dropout=0.1)
+
+
 def test_clipping_brings_nothing_back():
     model, _ = adapted(0, "float32")
     step(model)()
@@ -457,6 +499,40 @@ def test_the_pool_counts_in_blocks_while_arrays_live():
         meter.reset()
         assert meter.read() == (before, before)
     assert not LOG.hooks
+
+
+def test_a_meters_peak_is_the_most_at_any_time():
+    kept = ml.xp.zeros(300)
+    with ml.current().meter() as meter:
+        assert meter.read()[0] == LOG.used >= kept.nbytes
+        a, b = ml.xp.zeros(1000), ml.xp.zeros(1000)
+        top = LOG.used
+        del a, b
+        ml.xp.zeros(100)  # after the peak
+        assert meter.read() == (LOG.used, top)
+    x = ml.xp.zeros(1 << 16)
+    del x
+    assert ml.current().reserved() == LOG.peak > LOG.used
+
+
+def test_a_loss_keeps_its_dtype_though_it_is_made_nan_or_not():
+    x = ml.Tensor(device(3, dtype="float16"), requires_grad=True)
+    loss = (x * 2.0).sum()
+    loss.backward()
+    assert str(loss.dtype) == "float16" and math.isfinite(loss.item())
+
+
+def test_rows_are_added_to_a_table_in_its_own_dtype(monkeypatch, backend):
+    told = []
+    monkeypatch.setattr(type(backend), "scatter_add", lambda self, *arrays: told.append(arrays))
+    W = ml.Tensor(device(4, 3), requires_grad=True)
+    out = ml.ops.embedding(W, np.array([0, 2]), "float16")
+    out.sum().backward()
+    assert [str(a.dtype) for a in told[0]] == ["float32", "int64", "float32"]
+
+
+def test_the_ids_on_the_device_are_in_the_ledger():
+    assert Walk(gpt2(), 2, 5).kept["embedding"] == 2 * 5 * 8
 
 
 def test_erf_is_that_of_math():

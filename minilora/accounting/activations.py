@@ -182,7 +182,7 @@ class Walk:
         return y
 
     def attend(self, q: Sized, k: Sized, v: Sized) -> Sized:
-        heads, size, n = self.model.config.n_heads, self.size, self.tokens
+        heads, size, n = self.model.config.n_heads, self.wide, self.tokens
         side, d_head, rows = min(n, current().queries), self.d // heads, self.batch * heads * n
         ends = [min(i + side, n) for i in range(0, n, side)]
         blocks = [(end - i * side, end) for i, end in enumerate(ends)]  # queries, keys
@@ -191,31 +191,40 @@ class Walk:
         turned, largest = at_once * n * d_head, at_once * max(i * j for i, j in blocks)
         products = at_once * max((2 * i + j) * d_head for i, j in blocks)
         keep = self.tape is not None and n <= 512
+        half, whole = self.size < self.wide, q.nbytes // self.size * self.wide
         out = self.new(q.nbytes, q.grad or k.grad or v.grad)
+        own = [self.new(whole) for _ in "qkvo"] if half else [*map(self.hold, (q, k, v, out))]
         beside = self.new((2 * rows + side * side) * size)  # two numbers a row; the mask
         weights = self.new(self.batch * heads * sum(i * j for i, j in blocks) * size * keep)
         self.moment(turned + at_once * side * d_head + largest * (not keep))
 
         def rule() -> None:
             g = self.flowing.pop(out)
-            three = [self.new(q.nbytes) for _ in range(3)]
+            widened = self.new(whole * half)
+            three = [self.new(whole) for _ in range(3)]
             if keep:  # the weights of a block go when it is done: the first blocks need the most
                 self.moment(turned + at_once * blocks[0][0] * blocks[0][1] + products)
             else:
                 self.moment(2 * turned + 2 * largest + products)
+            if half:
+                halves = [self.new(q.nbytes) for _ in range(3)]
+                self.drop(*three)
+                three = halves
             for x, dx in zip((v, k, q), three):
                 if x.grad:
                     self.arrive(x, dx)
                 else:
                     self.drop(dx)
-            self.drop(g)
+            self.drop(g, widened)
 
         if out.grad:
-            self.record("attention", [out, beside, q, k, v, weights], rule)
-        self.drop(beside, weights)
+            self.record("attention", [*own, beside, weights], rule)
+        self.drop(*own, beside, weights)
         return out
 
     def gelu(self, x: Sized) -> Sized:
+        if self.size < self.wide:  # x, phi and y, not yet rounded; of phi comes the slope
+            self.moment(3 * x.nbytes // self.size * self.wide)
         y = self.times("gelu", x)  # its slope
         if x.grad and self.tape is not None and self.on_host:  # a device has them in registers
             self.moment(2 * self.pieces(x.nbytes // self.size))

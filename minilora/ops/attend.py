@@ -7,7 +7,7 @@ import math
 from ..backend import Array, current, fused, xp
 from ..tensor import Tensor, once, op, recording
 from ..threads import share
-from .fused import exp_shifted
+from .fused import exp_shifted, widest
 
 
 def attention(
@@ -35,6 +35,8 @@ def attend(q, k, v, *, heads, causal, keep):
     if not fits or (causal and m > n):
         raise ValueError(f"needs (batch, m, d), (batch, n, d) twice, d a multiple of {heads} heads"
                          + (", m at most n" if causal else ""))
+    dtype, free = q.dtype, current().numbers_are_free
+    q, k, v = (widest(x) for x in (q, k, v))                      # CuPy would, in every product
     scale, side = 1 / math.sqrt(d // heads), min(m, current().queries)
     half = xp.triu(xp.full((side, side), -math.inf, q.dtype), 1)  # hides the later tokens
     Q, K, V = (by_head(x, heads) for x in (q, k, v))              # (batch, heads, tokens, d_head)
@@ -42,13 +44,14 @@ def attend(q, k, v, *, heads, causal, keep):
     O = by_head(out, heads)
     shift, inverse = xp.zeros((2, batch, heads, m, 1), q.dtype)
     together = tasks(batch, heads, side * n)
-    free = current().numbers_are_free
     ones = xp.ones((n, 1), q.dtype)
     blocks = [(slice(i, min(i + side, m)), slice(0, n - m + min(i + side, m) if causal else n))
               for i in range(0, m, side or 1)]                    # queries, the keys they may see
     kept: list[dict[int, Array]] = [{} for _ in together]
 
     def turned(x): return x.swapaxes(-1, -2).copy()               # BLAS is slow at small x @ yᵀ
+    def crossed(E, y):                                            # Eᵀ y: CuPy copies what is turned
+        return E.swapaxes(-1, -2) @ y if free else (y.swapaxes(-1, -2) @ E).swapaxes(-1, -2)
     def scores(t, KT, i, j):
         s = (Q[t][:, :, i] * scale) @ KT[..., j]
         if causal:
@@ -62,7 +65,7 @@ def attend(q, k, v, *, heads, causal, keep):
             top = E.max(-1, keepdims=True)
             shift[t][:, :, i] = xp.where(small[:, :, i], 0, top) if free else top
             exp_shifted(E, shift[t][:, :, i], E)
-        xp.divide(1, E @ ones[j], out=inverse[t][:, :, i])
+        xp.divide(1, E @ ones[j] if free else E.sum(-1, keepdims=True), out=inverse[t][:, :, i])
         xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
         if keep:
             kept[task][i.start] = E
@@ -80,28 +83,28 @@ def attend(q, k, v, *, heads, causal, keep):
 
     @once
     def all_three(g):
-        G = by_head(g, heads)
+        G = by_head(widest(g), heads)
         dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
         dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
         def differentiated(task, t, KT, VT, i, j):
             E = kept[task].pop(i.start) if keep else again(t, KT, i, j)
             over = G[t][:, :, i] * inverse[t][:, :, i]
-            dV[t][:, :, j] += E.swapaxes(-1, -2) @ over
+            dV[t][:, :, j] += crossed(E, over)
             ds = over @ VT[..., j]
             _ds(ds, (over * O[t][:, :, i]).sum(axis=-1, keepdims=True), E)
             xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
-            dK[t][:, :, j] += ds.swapaxes(-1, -2) @ (Q[t][:, :, i] * scale)
+            dK[t][:, :, j] += crossed(ds, Q[t][:, :, i] * scale)
         def backward(at):
             for task, t in enumerate(together[at], at.start):
                 KT, VT = None if keep else turned(K[t]), turned(V[t])
                 for i, j in blocks:
                     differentiated(task, t, KT, VT, i, j)
         share(backward, len(together), batch * heads * m * n)
-        return dq, dk, dv
+        return [x.astype(dtype, copy=False) for x in (dq, dk, dv)]
     def dq(g): return all_three(g)[0]
     def dk(g): return all_three(g)[1]
     def dv(g): return all_three(g)[2]
-    return out, (dq, dk, dv)
+    return out.astype(dtype, copy=False), (dq, dk, dv)
 
 
 @fused
@@ -117,7 +120,7 @@ def _small(Q, K, scale, causal):
     token, so that the future does not change the past, not by a bit.
     """
     m, n = Q.shape[2], K.shape[2]
-    if Q.dtype.itemsize < 4 or not n:
+    if not n:
         return xp.zeros((*Q.shape[:3], 1), bool)
     q, k = (xp.sqrt(xp.square(x).sum(axis=-1, keepdims=True)) for x in (Q, K))
     k = xp.maximum.accumulate(k, axis=2)[:, :, n - m:] if causal else k.max(axis=2, keepdims=True)

@@ -96,12 +96,9 @@ def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-    one, two = (int(key) for key in rng.integers(1 << 32, size=2))
     mask = xp.empty(math.prod(shape), dtype)
-    limit, worth = round(rate * (1 << 32)), 1 / (1 - rate)
-    def part(at):
-        i = xp.arange(at.start, at.stop, dtype="uint32")
-        _mask(i, one, two, limit, worth, mask[at])
+    key = (*rng.integers(1 << 32, size=2).tolist(), round(rate * (1 << 32)), 1 / (1 - rate))
+    def part(at): _mask(xp.arange(at.start, at.stop, dtype="uint32"), *key, mask[at])
     share(part, len(mask), len(mask), current().piece)
     return mask.reshape(shape)
 
@@ -109,7 +106,7 @@ def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype
 @fused
 def _mask(i, one, two, limit, worth, out):
     """worth, where a 32-bit hash of i is not below the limit, else 0: after the finalizer of
-    MurmurHash3 (Appleby), a bijection with every input bit in every output bit, keyed twice."""
+    MurmurHash3 (Appleby), a bijection that spreads every bit, keyed twice."""
     i ^= one
     i *= 0x85EBCA6B
     i ^= i >> 13
@@ -117,7 +114,6 @@ def _mask(i, one, two, limit, worth, out):
     i *= 0xC2B2AE35
     i ^= i >> 16
     i *= 0x85EBCA6B
-    i ^= i >> 13
     xp.greater_equal(i, limit, out=out)
     out *= worth
 

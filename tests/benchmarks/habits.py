@@ -322,7 +322,7 @@ HABITS: dict[str, Habit] = {
     "means": Habit(
         "sums of rows as products with ones",
         rewrite((fused, "layer_norm", MEAN),
-                (attend, "attend", {"E @ ones[j]": "E.sum(-1, keepdims=True)"})),
+                (attend, "attend", {"E @ ones[j] if free else ": ""})),
     ),
     "loss": Habit("cross-entropy as one op", swap((ops, "cross_entropy", composed_loss))),
     "pieces": Habit(
