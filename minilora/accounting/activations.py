@@ -74,7 +74,7 @@ class Walk:
 
     def pieces(self, n: int) -> int:
         """Bytes of one temporary array of an op that goes through n numbers piece by piece."""
-        return int(min(n, current().piece) * self.size)
+        return int(min(n, current().piece) * self.wide)
 
     # The tape.
     def record(self, kind: str, arrays: Iterable[Sized], rule: Callable[[], Any]) -> None:
@@ -223,11 +223,11 @@ class Walk:
         return out
 
     def gelu(self, x: Sized) -> Sized:
-        if self.size < self.wide:  # x, phi and y, not yet rounded; of phi comes the slope
-            self.moment(3 * x.nbytes // self.size * self.wide)
+        half, whole = self.size < self.wide, x.nbytes // self.size * self.wide
+        self.moment((3 * whole + x.nbytes) * half)  # x, phi and y, y being rounded
         y = self.times("gelu", x)  # its slope
         if x.grad and self.tape is not None and self.on_host:  # a device has them in registers
-            self.moment(2 * self.pieces(x.nbytes // self.size))
+            self.moment(2 * self.pieces(x.nbytes // self.size) + (2 * whole - x.nbytes) * half)
         return y
 
     def dropped(self, layer: Dropout, x: Sized) -> Sized:
