@@ -87,7 +87,7 @@ class KilledAt:
 def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path):
     whole = go(kind, windows(), tmp_path / "whole.npz", accumulate=2)
     assert_same(whole, go(kind, windows(), accumulate=2))  # writing checkpoints changes nothing
-    for k in range(10):
+    for k in range(10) if ml.current().name == "numpy" else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
             go(kind, KilledAt(windows(), k), path, accumulate=2)
