@@ -210,8 +210,8 @@ SHAPES = {  # where the peak is: the last GELU, the loss, the embedding's gradie
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_peak_of_a_step_is_predicted_within_1_percent(shape, way, recompute):
     sizes, batch, tokens = SHAPES[shape]
-    if way == HALF and shape.startswith("wide") and not (exact() and recompute):
-        pytest.skip("NumPy is slow at products of halves")
+    if way == HALF and (exact() != recompute or shape == "wide layers"):
+        pytest.skip("NumPy is slow at products of halves: each way on one of the libraries")
     dtype = "float16" if way == HALF else "float32"
     model = gpt2(0, dtype, n_layers=3, dropout=0.1 * (way == "full"), **sizes)
     model.recompute = recompute

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import adapted, gpt2, ids, seeds, shake
 from strict import LOG
@@ -38,6 +38,7 @@ def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
     return history, values(model, optimizer)
 
 
+@settings(max_examples=10)
 @given(seeds, st.sampled_from(["float32", "float64"]), st.integers(-8, 16), st.integers(1, 9))
 def test_a_power_of_two_changes_no_bit(seed, dtype, power, patience):
     plain = run(dtype, seed=seed, clip=0.5, accumulate=2)

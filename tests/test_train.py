@@ -84,10 +84,12 @@ class KilledAt:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path):
+def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path, backend):
+    if backend.name == "strict" and "with" not in kind:
+        pytest.skip("on the stand-in, the two that draw and train the most")
     whole = go(kind, windows(), tmp_path / "whole.npz", accumulate=2)
     assert_same(whole, go(kind, windows(), accumulate=2))  # writing checkpoints changes nothing
-    for k in range(10) if ml.current().name == "numpy" else (3, 6, 9):
+    for k in range(10) if backend.name == "numpy" else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
             go(kind, KilledAt(windows(), k), path, accumulate=2)
