@@ -204,7 +204,9 @@ def test_a_cache_that_is_full_raises():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_gradient_of_a_whole_model_equals_finite_differences(seed):
+def test_every_gradient_of_a_whole_model_equals_finite_differences(seed, backend):
+    if seed and backend.name != "numpy":
+        pytest.skip("once will do")
     model = gpt2(seed, **SMALL)
     at = ids(seed, 2, 3, 5)
     for path, p in list(model.named_parameters()):
