@@ -1,6 +1,6 @@
 """minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting."""
 
-from . import accounting, backend, data, lora, nn, ops, optim
+from . import accounting, backend, data, gpu, lora, nn, ops, optim
 from .backend import asnumpy, current, use, xp
 from .generate import generate
 from .gradcheck import gradcheck
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "fit",
     "generate",
+    "gpu",
     "gradcheck",
     "load_base",
     "load_model",

@@ -6,7 +6,6 @@ hooks stand host.py, what NumPy lacks, and gpu.py, the only file that knows CuPy
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -86,6 +85,7 @@ class _Namespace:
         return value
 
 
+LIBRARIES: dict[str, Callable[..., Backend]] = {"numpy": Backend}  # gpu.py adds its own
 _current: Backend = Backend()
 xp: Any = _Namespace()
 
@@ -100,10 +100,9 @@ def use(backend: str | Backend) -> Backend:
     global _current
     if isinstance(backend, str):
         name, colon, device = backend.partition(":")
-        if name not in ("numpy", "cupy") or (colon and name == "numpy"):
+        if name not in LIBRARIES or (colon and name == "numpy"):
             raise ValueError(f"no backend {backend!r}: there are numpy, cupy, cupy:1 (a device)")
-        gpu = importlib.import_module(".gpu", __package__) if name == "cupy" else None
-        backend = gpu.CupyBackend(device) if gpu else Backend()
+        backend = LIBRARIES[name](*[device] * bool(colon))
     backend.enter()
     previous, _current = _current, backend
     xp.__dict__.clear()

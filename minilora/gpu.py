@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend
+from .backend import LIBRARIES, Array, Backend
 
 
 class CupyBackend(Backend):
@@ -89,6 +89,9 @@ class CupyBackend(Backend):
     def named(self, device: int) -> str:
         """What the maker calls that device."""
         return str(self.module.cuda.runtime.getDeviceProperties(device)["name"].decode())
+
+
+LIBRARIES["cupy"] = CupyBackend
 
 
 def devices() -> str:

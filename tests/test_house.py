@@ -22,7 +22,7 @@ NOT_CODE = {
     tokenize.ENDMARKER,
 }  # fmt: skip
 LEVELS = [
-    {"host", "display"}, {"backend", "gpu", "threads"}, {"tensor"}, {"ops"},
+    {"host", "display"}, {"backend"}, {"gpu", "threads"}, {"tensor"}, {"ops"},
     {"gradcheck", "nn", "recompute", "checkpoint", "data"},
     {"models", "optim"}, {"lora", "loss_scale"}, {"train", "generate"}, {"accounting", "rounding"},
     {"pretrain", "demo", "viz", "engines"}, {"bench", "parity"}, {"cli"}, {"__init__", "__main__"},
