@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,8 +123,10 @@ def test_a_suite_that_failed_is_not_passed(device, monkeypatch):
 
 
 def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
     told = SUITE()
     assert told["passed"] == (" passed" in told["told"]) and " deselected" in told["told"], told
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parity, "__file__", str(tmp_path / "package" / "parity.py"))
     assert SUITE() == {"passed": None, "told": "not at hand: run this in a checkout of the project"}
 
