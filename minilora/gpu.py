@@ -47,7 +47,7 @@ class CupyBackend(Backend):
         except Exception as error:
             raise RuntimeError(
                 f"CUDA device {self.device.id} cannot be used: {error}: is it full, or another's? "
-                f"Name another one, such as cupy:{self.device.id + 1}"
+                "Free it, or name another one: cupy:1, cupy:2"
             ) from error
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
