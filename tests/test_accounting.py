@@ -212,6 +212,8 @@ def test_the_peak_of_a_step_is_predicted_within_1_percent(shape, way, recompute)
     sizes, batch, tokens = SHAPES[shape]
     if way == HALF and (exact() != recompute or shape == "wide layers"):
         pytest.skip("NumPy is slow at products of halves: each way on one of the libraries")
+    if recompute and not exact() and way not in ("LoRA", "full"):
+        pytest.skip("two ways of recomputing will do on the stand-in")
     dtype = "float16" if way == HALF else "float32"
     model = gpt2(0, dtype, n_layers=3, dropout=0.1 * (way == "full"), **sizes)
     model.recompute = recompute

@@ -436,7 +436,7 @@ def test_row_23_a_disabled_adapter_takes_its_biases_and_heads_along(bias, seed):
 def updates(s: float, root: float, make, lr: float, **how) -> list[np.ndarray]:
     """ΔW of each layer after 60 steps with scale s, learning rate root · lr and A = root · A0.
 
-    20 where it is not the numbers that are tested but the array library.
+    8 where it is not the numbers that are tested but the array library.
     """
     model = gpt2(dtype="float32")
     config = ml.LoRAConfig(r=3, alpha=3 * s, targets=("q", "v", "up"))
@@ -444,7 +444,7 @@ def updates(s: float, root: float, make, lr: float, **how) -> list[np.ndarray]:
     for layer in layers(model).values():
         layer.adapters["default"].A.data *= root
         assert layer.adapters["default"].scale == s
-    train(model, 60 if ml.current().name == "numpy" else 20, make, lr=lr * root, **how)
+    train(model, 60 if ml.current().name == "numpy" else 8, make, lr=lr * root, **how)
     return [ml.asnumpy(layer.delta()) for layer in layers(model).values()]
 
 
