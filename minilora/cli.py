@@ -236,7 +236,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--lr", type=float, default=5e-3, help="peak learning rate (0.005)")
     sub.add_argument(
         "--dtype", choices=("float16", "float32", "float64"), default="float32",
-        help="of the frozen base and all that is computed; float16 scales the loss, for a GPU",
+        help="of the frozen base and all that is computed. float16 scales the loss, for a GPU; its "
+        "adapter then goes with --base-dtype float16",
     )  # fmt: skip
     sub.add_argument("--dropout", type=float, default=0.0, help="of the adapters' input (0)")
     sub.add_argument("--checks", type=int, default=8, help="held-out batches to evaluate on (8)")

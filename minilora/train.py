@@ -130,7 +130,7 @@ def fit(
         look(0)
     for step in range(first, steps):
         if schedule is not None:
-            optimizer.lr = float(schedule(step))
+            optimizer.lr = schedule(step)
         optimizer.zero_grad()
         total: Any = 0.0
         try:

@@ -127,6 +127,7 @@ def test_half_precision_is_what_is_asked_for(folder, monkeypatch):
 def test_finetune_in_half_precision_learns_with_a_scaled_loss(folder, capsys):
     line = "finetune words.txt --out fox.npz --steps 4 --batch 1 --window 8 --checks 1"
     told = run(f"{line} --dtype float16", capsys)
+    run("generate --adapter fox.npz --tokens 2 --base-dtype float16", capsys)  # without a warning
     whole = run(line, capsys)
     assert told["after"] < told["before"] and abs(told["after"] / whole["after"] - 1) < 0.01
 

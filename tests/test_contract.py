@@ -175,6 +175,7 @@ def replay(name: str, args: tuple, kwargs: dict) -> None:
 
 def reaches_the_device(error: Exception) -> bool:
     """Is this the end of every call that is right, here: no driver, or none of its libraries?"""
+    error = error.__cause__ or error  # what is told of in other words
     if isinstance(error, cupy.cuda.runtime.CUDARuntimeError):
         return True
     return isinstance(error, (ImportError, RuntimeError)) and bool(NOT_FOUND.search(str(error)))

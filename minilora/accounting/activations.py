@@ -42,6 +42,7 @@ class Walk:
         self.model, self.batch, self.tokens = model, batch, tokens
         self.size, self.on_host = model.ln_f.g.data.itemsize, current().numbers_are_free
         self.wide = max(self.size, 4)  # of what a half is too narrow for
+        self.half = self.size < self.wide
         self.n, self.d = batch * tokens, model.config.d_model
         self.now = self.peak = 0
         self.tape: list[tuple[str, list[Sized], Callable[[], Any]]] | None = []
@@ -75,6 +76,10 @@ class Walk:
     def pieces(self, n: int) -> int:
         """Bytes of one temporary array of an op that goes through n numbers piece by piece."""
         return int(min(n, current().piece) * self.wide)
+
+    def widened(self, x: Sized) -> int:
+        """Bytes of x where it is computed: halves in float32, all else as it is."""
+        return int(x.nbytes // self.size * self.wide)
 
     # The tape.
     def record(self, kind: str, arrays: Iterable[Sized], rule: Callable[[], Any]) -> None:
@@ -128,7 +133,7 @@ class Walk:
             if B:
                 kinds.append(("lora", self.new(n * adapter.r * self.size)))
             grad = grad or A or B
-            if grad and self.size < self.wide:  # A and B, rounded
+            if grad and self.half:  # A and B, rounded
                 kinds.append(("lora", self.new((k + d) * adapter.r * self.size)))
         if own:
             kinds.append(("linear inputs", self.hold(x)))
@@ -160,7 +165,7 @@ class Walk:
         rate = self.new((self.n + self.d) * self.wide)
         grad = x.grad or layer.g.requires_grad or layer.b.requires_grad
         y = self.new(x.nbytes, grad)
-        if self.size < self.wide:
+        if self.half:
             self.moment(2 * normal.nbytes)  # x and y, not yet rounded
 
         def rule() -> None:
@@ -171,7 +176,7 @@ class Walk:
             self.train(layer.g)
             if x.grad:
                 dx = self.new(x.nbytes)
-                self.moment(self.pieces(self.n * self.d) + normal.nbytes * (self.size < self.wide))
+                self.moment(self.pieces(self.n * self.d) + normal.nbytes * self.half)
                 self.arrive(x, dx)
             self.drop(g)
 
@@ -191,7 +196,7 @@ class Walk:
         turned, largest = at_once * n * d_head, at_once * max(i * j for i, j in blocks)
         products = at_once * max((2 * i + j) * d_head for i, j in blocks)
         keep = self.tape is not None and n <= 512
-        half, whole = self.size < self.wide, q.nbytes // self.size * self.wide
+        half, whole = self.half, self.widened(q)
         out = self.new(q.nbytes, q.grad or k.grad or v.grad)
         own = [self.new(whole) for _ in "qkvo"] if half else [*map(self.hold, (q, k, v, out))]
         beside = self.new((2 * rows + side * side) * size)  # two numbers a row; the mask
@@ -223,7 +228,7 @@ class Walk:
         return out
 
     def gelu(self, x: Sized) -> Sized:
-        half, whole = self.size < self.wide, x.nbytes // self.size * self.wide
+        half, whole = self.half, self.widened(x)
         self.moment((3 * whole + x.nbytes) * half)  # x, phi and y, y being rounded
         y = self.times("gelu", x)  # its slope
         if x.grad and self.tape is not None and self.on_host:  # a device has them in registers
@@ -350,14 +355,14 @@ class Walk:
         h = self.norm(model.ln_f, x)
         logits = self.linear(model.tok, h)
         self.drop(h, x)
-        p = self.new(logits.nbytes // self.size * self.wide)
+        p = self.new(self.widened(logits))
         beside = self.new(self.wide + 2 * self.n * (self.wide + INTEGER))
-        loss, half = self.new(0, logits.grad), self.size < self.wide
-        self.moment(p.nbytes * half)  # the logits, widened
+        loss = self.new(0, logits.grad)
+        self.moment(p.nbytes * self.half)  # the logits, widened
 
         def rule() -> None:
             self.drop(self.flowing.pop(loss))
-            self.arrive(logits, self.new(logits.nbytes) if half else self.hold(p))
+            self.arrive(logits, self.new(logits.nbytes) if self.half else self.hold(p))
 
         if loss.grad:
             self.record("cross_entropy", [p, beside], rule)
