@@ -1,14 +1,15 @@
 """minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting."""
 
-from . import accounting, backend, data, gpu, lora, nn, ops, optim
-from .backend import asnumpy, current, use, xp
+from . import backend, data, kernels, lora, nn, ops, optim
+from .backend import asnumpy, current, use, using, xp
+from .backend.threads import threads
 from .generate import generate
 from .gradcheck import gradcheck
 from .lora import LoRAConfig
 from .loss_scale import LossScale
 from .models import GPT2, GPT2Config, load_base, load_model, save_model
 from .optim import SGD, Adam, AdamW
-from .tensor import Tensor, no_grad
+from .tensor import Tensor, no_grad, op, plain
 from .train import History, evaluate, fit
 
 __version__ = "0.1.0"
@@ -23,7 +24,6 @@ __all__ = [
     "LoRAConfig",
     "LossScale",
     "Tensor",
-    "accounting",
     "asnumpy",
     "backend",
     "current",
@@ -31,7 +31,6 @@ __all__ = [
     "evaluate",
     "fit",
     "generate",
-    "gpu",
     "gradcheck",
     "load_base",
     "load_model",

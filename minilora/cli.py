@@ -45,7 +45,7 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
     model.train().recompute = args.recompute
     history = fit(
-        model, batches, optimizer, args.steps, clip=1.0, held_out=checks, progress=say,
+        model, batches, optimizer, args.steps, max_grad_norm=1.0, held_out=checks, progress=say,
         loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in ("full", "lora"):
         model = _base(args).train()
-        model.requires_grad(True).recompute = args.recompute
+        model.requires_grad_(True).recompute = args.recompute
         if name == "lora":
             lora.attach(model, _config(args), rng=args.seed, base_dtype=args.base_dtype)
         numbers = accounting.count(model)

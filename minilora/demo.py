@@ -38,7 +38,7 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
     optimizer = AdamW(model.trainable_parameters(), lr=PEAK, weight_decay=0.0)
     ours = accounting.ledger(model, optimizer, BATCH, TOKENS)
     history = fit(
-        model, batches, optimizer, steps, clip=1.0, held_out=checks, progress=say,
+        model, batches, optimizer, steps, max_grad_norm=1.0, held_out=checks, progress=say,
         schedule=linear_schedule(PEAK, steps, steps // 10), log_every=max(1, steps // 5),
     )  # fmt: skip
     first, last = history.held_out[0][1], history.held_out[-1][1]

@@ -1,14 +1,31 @@
-"""How a module shows itself: the tree, and what training it takes."""
+"""How a tensor and a module show themselves: a line, the tree, and what training takes."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+
+def line(tensor: Any, x: np.ndarray) -> str:
+    """A tensor whose numbers are x, on one line: dtype, shape, statistics or values, origin."""
+    parts = [f"{x.dtype.kind}{8 * x.itemsize} {x.shape}"]
+    if x.size <= 8:
+        parts.append(str(x.tolist()))
+    elif x.dtype.kind == "f":
+        parts.append(f"mean {x.mean():.3g} sd {x.std():.3g}")
+        parts.append(f"min {x.min():.3g} max {x.max():.3g}")
+    if tensor._node is not None:
+        parts.append(f"from {tensor._node.name}")
+    if tensor.requires_grad:
+        parts.append("grad")
+    return f"Tensor({', '.join(parts)})"
+
 
 def tree(module: Any) -> str:
     """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
-    return "\n".join([type(module).__name__ + module.extra(), *_below(module, "  ")])
+    return "\n".join([type(module).__name__ + module.extra_repr(), *_below(module, "  ")])
 
 
 def summary(module: Any) -> str:
@@ -42,9 +59,9 @@ def _row(child: Any, indent: str) -> list[str]:
     below = list(child.children())
     if all(_is_parameter(grandchild) for _, grandchild in below):
         marks = (f"{name} {_row(grandchild, indent)[0]}" for name, grandchild in below)
-        return [" ".join(marks) + child.extra()]
+        return [" ".join(marks) + child.extra_repr()]
     size = sum(p.data.size for p in child.parameters())
-    return [f"{size:,} parameters{child.extra()}", *_below(child, indent + "  ")]
+    return [f"{size:,} parameters{child.extra_repr()}", *_below(child, indent + "  ")]
 
 
 def _is_parameter(child: Any) -> bool:

@@ -10,10 +10,8 @@ from .backend import Rng, asnumpy, generator
 from .models.gpt2 import GPT2
 from .nn import evaluating
 from .tensor import no_grad
-from .threads import working
 
 
-@working()
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,

@@ -29,6 +29,7 @@ class Module:
     """Attributes, lists and dicts are walked in order of assignment, and that names everything."""
 
     training = True
+    locked = ""  # why nothing may be loaded into it now
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -67,7 +68,7 @@ class Module:
         """The parameters that require a gradient, by name: what an optimizer takes."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def requires_grad(self, flag: bool = True) -> Self:
+    def requires_grad_(self, flag: bool = True) -> Self:
         """Train all of it, or (False) freeze all of it."""
         for p in self.parameters():
             p.requires_grad, p.grad = flag, None
@@ -91,6 +92,8 @@ class Module:
 
         Raises KeyError for missing or unexpected names (unless strict=False), ValueError for sizes.
         """
+        if self.locked:
+            raise RuntimeError(f"load_state_dict: {self.locked}")
         own = dict(self.named_parameters())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
@@ -108,7 +111,7 @@ class Module:
         for name, new in common.items():
             own[name].data[...] = new
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         """What the tree says of this module beside its name, such as r and alpha."""
         return ""
 
@@ -163,7 +166,7 @@ class Embedding(Module):
         self.W = Parameter(normal(generator(rng), (n, d), std, self.dtype))
 
     def forward(self, ids: Any) -> Tensor:
-        return ops.embedding(self.W, ids, self.dtype)
+        return ops.embedding(self.W, ids, dtype=self.dtype)
 
     def project(self, x: Tensor) -> Tensor:
         """x Wᵀ, the tied head: one score per row of the table. x: (..., d) -> (..., n)"""
@@ -191,7 +194,7 @@ class Dropout(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.rate, self.rng) if self.training and self.rate else x
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, asnumpy, current, fused, xp
+from .backend import Array, asarray, asnumpy, current, xp
+from .backend.choices import has_kernel
 from .nn import Parameter
 
 Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
 
 class Optimizer:
-    """Parameters by name, their learning rate, and state arrays of the same shapes ("m", "v")."""
+    """Parameters by name, their learning rate, and state arrays of the same shapes ("m", "v").
+
+    A parameter narrower than float32 is trained on a copy in float32, its "master", and rounded
+    after each step: in half precision most updates would be lost (Micikevicius et al. 2018, §3.1).
+    """
 
     state_names: tuple[str, ...] = ()
 
@@ -33,10 +38,12 @@ class Optimizer:
         if not (lr >= 0 and math.isfinite(lr)):
             raise ValueError(f"{type(self).__name__}: lr must be finite and not negative, not {lr}")
         self.parameters, self.lr, self.t = dict(parameters), lr, 0
-        self.state = {
-            name: {s: xp.zeros_like(p.data) for s in self.state_names}
-            for name, p in self.parameters.items()
-        }
+        self.state: dict[str, dict[str, Array]] = {}
+        for name, p in self.parameters.items():
+            wide = np.promote_types(str(p.dtype), "float32")
+            self.state[name] = {s: xp.zeros(p.shape, wide) for s in self.state_names}
+            if p.dtype != wide:
+                self.state[name]["master"] = p.data.astype(wide)
 
     def zero_grad(self) -> None:
         """Forget the gradients, and free their memory."""
@@ -48,12 +55,15 @@ class Optimizer:
         self.t += 1
         for name, p in self.parameters.items():
             if p.grad is not None:
-                state = [self.state[name][s] for s in self.state_names]
-                for pieces in _chunks(p.data, p.grad, *state):
-                    self.update(name, *pieces)
+                held = self.state[name]
+                wide = held.get("master", p.data)
+                g = p.grad.astype(wide.dtype, copy=False)
+                self.update(name, wide, g, *(held[s] for s in self.state_names))
+                if wide is not p.data:
+                    p.data[...] = wide
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        """Change p and the state in place; g is read only. All are flat and equally long."""
+        """Change p and the state in place; g is read only. All have the parameter's shape."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -67,14 +77,14 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`; the names must be the same, KeyError if not."""
-        own = self.arrays()
-        if own.keys() | {"t"} != state.keys():
-            odd = sorted((own.keys() | {"t"}) ^ state.keys())
-            raise KeyError(f"{type(self).__name__}: this state is of other parameters: {odd[:5]}")
+        own, kind = self.arrays(), type(self).__name__
+        if odd := sorted((own.keys() | {"t"}) ^ state.keys()):
+            raise KeyError(f"{kind}: this state is of other parameters: {odd[:5]}")
         for name, array in own.items():
             if state[name].shape != array.shape:
-                raise ValueError(f"{type(self).__name__}: {name} is {array.shape} here, "
-                                 f"{state[name].shape} in the state")  # fmt: skip
+                raise ValueError(
+                    f"{kind}: {name} is {array.shape} here, {state[name].shape} in the state"
+                )
         self.t = int(state["t"])
         for name, array in own.items():
             array[...] = asarray(state[name], array.dtype)
@@ -89,10 +99,9 @@ class SGD(Optimizer):
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         for m in state:
-            m *= self.momentum
-            m += g
+            m[...] = self.momentum * m + g
             g = m
-        p -= g * float(self.lr)
+        p -= float(self.lr) * g
 
 
 class Adam(Optimizer):
@@ -113,28 +122,23 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        (b1, b2), least = self.betas, float(np.finfo(str(p.dtype)).smallest_subnormal)
-        lr, spread = float(self.lr), 1 / math.sqrt(1 - b2**self.t)
-        kept, rate = 1 - lr * self.weight_decay * (name in self.decays), lr / (1 - b1**self.t)
-        _adam(p, g, *state, b1, 1 - b1, b2, 1 - b2, spread, max(self.eps, least), rate, kept)
+        (b1, b2), lr = self.betas, float(self.lr)
+        eps = max(self.eps, float(np.finfo(str(p.dtype)).smallest_subnormal))
+        adam(p, g, *state, betas=self.betas, eps=eps, rate=lr / (1 - b1**self.t),
+             spread=1 / math.sqrt(1 - b2**self.t),
+             kept=1 - lr * self.weight_decay * (name in self.decays))  # fmt: skip
 
 
-@fused
-def _adam(p, g, m, v, b1, c1, b2, c2, spread, eps, rate, kept):  # type: ignore[no-untyped-def]
-    """spread is √(v̂/v), rate is lr · m̂/m"""
-    p *= kept
-    m *= b1
-    m += g * c1
-    v *= b2
-    work = g * g
-    work *= c2
-    v += work
-    xp.sqrt(v, out=work)
-    work *= spread
-    work += eps
-    xp.divide(m, work, out=work)
-    work *= rate
-    p -= work
+@has_kernel
+def adam(
+    p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
+    spread: float, eps: float, kept: float,
+) -> None:  # fmt: skip
+    """One step, in place. rate is lr · m̂/m, spread is √(v̂/v), kept what decay leaves of p."""
+    b1, b2 = betas
+    m[...] = b1 * m + (1 - b1) * g
+    v[...] = b2 * v + (1 - b2) * (g * g)
+    p[...] = kept * p - rate * m / (spread * xp.sqrt(v) + eps)
 
 
 class AdamW(Adam):
@@ -151,13 +155,6 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps)
         self.weight_decay = weight_decay
         self.decays = {n for n in self.parameters if not any(fnmatchcase(n, e) for e in exclude)}
-
-
-def _chunks(*arrays: Array) -> Iterator[list[Array]]:
-    flat = [a.reshape(-1) for a in arrays]
-    piece = current().piece  # all that an update touches stays in the cache
-    for start in range(0, flat[0].size, piece):
-        yield [a[start : start + piece] for a in flat]
 
 
 def linear_schedule(peak: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
@@ -195,10 +192,11 @@ def clip_grad_norm(parameters: Parameters, max_norm: float) -> Any:
     grads = [(p, p.grad) for p in held if p.grad is not None]
     if not grads:
         return 0.0
-    wide = (piece.astype("float64") for _, g in grads for (piece,) in _chunks(g))
-    norm = xp.sqrt(sum((piece * piece).sum() for piece in wide))  # one number for all
-    if not (current().numbers_are_free and norm <= max_norm):
-        factor = max_norm / xp.maximum(norm, max_norm)
+    size = current().piece  # a large gradient is not widened all at once
+    flat = (g.reshape(-1)[i : i + size] for _, g in grads for i in range(0, g.size, size))
+    norm = xp.sqrt(sum((x * x).sum() for x in (piece.astype("float64") for piece in flat)))
+    if not current().peek(norm <= max_norm, False):
+        factor = max_norm / xp.maximum(norm, max_norm)  # one number for all
         for p, g in grads:
             p.grad = g * factor.astype(g.dtype, copy=False)
     return norm

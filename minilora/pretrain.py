@@ -54,7 +54,7 @@ def pretrain(
     held_out = sequential(held_out_ids, batch, tokens)
     optimizer = AdamW(model.trainable_parameters(), lr=PEAK, betas=(0.9, 0.98), weight_decay=0.1)
     history = fit(
-        model, Windows(ids, batch, tokens, seed), optimizer, steps, clip=1.0,
+        model, Windows(ids, batch, tokens, seed), optimizer, steps, max_grad_norm=1.0,
         schedule=cosine_schedule(PEAK, steps, warmup=steps // 30, floor=PEAK / 20),
         held_out=held_out[:4], eval_every=max(1, steps // 12), log_every=max(1, steps // 36),
         progress=tell, checkpoint=run, save_every=200,

@@ -20,7 +20,6 @@ from .backend import Array, asnumpy, xp
 from .models.gpt2 import GPT2
 from .nn import Embedding, Linear, Module, evaluating
 from .tensor import Tensor, no_grad
-from .threads import working
 
 
 def gamma(terms: int, dtype: Any) -> float:
@@ -56,7 +55,6 @@ class Comparison:
     logit: tuple[int, ...]  # (sequence, token, vocabulary)
 
 
-@working()
 def compare(model: GPT2, ids: Any) -> Comparison:
     """Run the model on ids (batch, tokens) as it is and merged, and compare the logits.
 

@@ -13,37 +13,30 @@ import functools
 import heapq
 import inspect
 import itertools
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from . import display
 from .backend import Array, asarray, asnumpy, current, xp
+from .backend.choices import choose, is_plain, no_grad, own, plain, recording
 
-Rule = Callable[[Array], Array]  # or None, where the input was not used after all
-OPS: dict[str, Callable[..., Tensor]] = {}  # every op by name; Tensor's operators look here
+__all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
+
+Rule = Callable[[Array], Any]  # gradient of the output -> of one input, or a tuple: of each input
+OPS: dict[str, Callable[..., Tensor]] = {}  # the ops of minilora.ops, by name
 _serials = itertools.count()
-_recording = True
-
-
-class Early(NamedTuple):
-    """A rule with something to prepare in the forward pass, only if the tape keeps the rule.
-
-    prepare() -> kept, run at once;   rule(g, kept) -> gradient, run in the backward pass.
-    """
-
-    prepare: Callable[[], Any]
-    rule: Callable[[Array, Any], Array]
 
 
 class Node:
-    """One step of the tape. edges: (where the gradient flows to, the rule that makes it)."""
+    """One step of the tape. edges: (where gradients flow to, the rule that makes them)."""
 
     __slots__ = ("edges", "name", "serial", "shape")
 
-    def __init__(self, name: str, shape: tuple[int, ...], edges: list[tuple[Any, Rule]]) -> None:
+    def __init__(
+        self, name: str, shape: tuple[int, ...], edges: list[tuple[Sequence[Any], Rule]]
+    ) -> None:
         self.name, self.shape = name, shape
-        self.edges: list[tuple[Any, Rule]] | None = edges  # None once backward has passed
+        self.edges: list[tuple[Sequence[Any], Rule]] | None = edges  # None once backward has passed
         self.serial = next(_serials)  # younger than every node it flows to
 
 
@@ -92,18 +85,7 @@ class Tensor:
         if self._node is None:
             raise RuntimeError("backward: nothing that this was computed from requires a gradient")
         arrived = gradients(self._node, xp.ones_like(self.data))
-        doubt: Any = 0.0  # on a device, which is not waited for: times 0 it is 0, or nan
-        for leaf, grad, _ in arrived:
-            total = grad.sum(dtype=grad.dtype if grad.dtype.itemsize > 2 else "float32")
-            if not current().numbers_are_free:
-                doubt = doubt + total
-            elif not math.isfinite(float(total)):
-                raise FloatingPointError(
-                    f"backward: the gradient of a tensor of shape {leaf.shape} is not finite "
-                    f"(the loss is {self.item():.4g}): lower the learning rate or clip"
-                )
-        if arrived and not current().numbers_are_free:
-            self.data = self.data + (doubt * 0).astype(self.dtype)
+        self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:
             leaf, grad, owned = arrived.pop()
             if leaf.grad is not None:
@@ -138,18 +120,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         """One line: dtype, shape, statistics (or the values, when few), and what it is."""
-        x = asnumpy(self.data)
-        parts = [f"{x.dtype.kind}{8 * x.itemsize} {self.shape}"]
-        if x.size <= 8:
-            parts.append(str(x.tolist()))
-        elif x.dtype.kind == "f":
-            parts.append(f"mean {x.mean():.3g} sd {x.std():.3g}")
-            parts.append(f"min {x.min():.3g} max {x.max():.3g}")
-        if self._node is not None:
-            parts.append(f"from {self._node.name}")
-        if self.requires_grad:
-            parts.append("grad")
-        return f"Tensor({', '.join(parts)})"
+        return display.line(self, asnumpy(self.data))
 
 
 def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
@@ -171,22 +142,25 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
             )
         edges, node.edges = node.edges, None
         while edges:
-            target, rule = edges.pop()
-            grad = rule(g)
-            if grad is None:
-                continue
-            owned = grad is not g and grad.base is None
-            if grad.shape != target.shape:
-                grad, owned = unbroadcast(grad, target.shape), True
-            if isinstance(target, Tensor):
-                leaves[id(target)] = target
-                arrived.add(id(target), grad, owned)
-                continue
-            if target.serial not in nodes:
-                nodes[target.serial] = target
-                heapq.heappush(youngest, -target.serial)
-            flowing.add(target.serial, grad, owned)
-            del grad, rule
+            targets, rule = edges.pop()
+            made = rule(g)
+            for target, grad in zip(targets, made if isinstance(made, tuple) else (made,)):
+                if target is None or (grad is None and isinstance(made, tuple)):
+                    continue  # frozen, or not used after all
+                if grad is None:
+                    raise TypeError(f"{node.name}: a rule gave nothing: does it end in return?")
+                owned = grad is not g and grad.base is None
+                if grad.shape != target.shape:
+                    grad, owned = unbroadcast(grad, target.shape, node.name), True
+                if isinstance(target, Tensor):
+                    leaves[id(target)] = target
+                    arrived.add(id(target), grad, owned)
+                    continue
+                if target.serial not in nodes:
+                    nodes[target.serial] = target
+                    heapq.heappush(youngest, -target.serial)
+                flowing.add(target.serial, grad, owned)
+            del made, grad, rule
         del g
     return [(leaf, *arrived.pop(key)) for key, leaf in leaves.items()]
 
@@ -216,86 +190,104 @@ class _Gradients:
         return self._held.pop(key)
 
 
-def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> Array:
     """Sum g down to `shape`: the gradient of broadcasting, along every axis that it stretched."""
     extra = g.ndim - len(shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:])):
+        raise ValueError(f"{name}: an input is {shape}, and its rule gave a gradient "
+                         f"{tuple(g.shape)}: that shape is needed, or one it broadcasts to")
     stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1]
     axes = tuple(range(extra)) + tuple(stretched)
     return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
 
 
-def op(rule: Callable[..., tuple[Array, tuple[Any, ...]]]) -> Callable[..., Tensor]:
-    """Make a differentiable op of `rule(*arrays, **settings) -> value, (a rule per array)`.
+def op(formula: Callable[..., tuple[Array, tuple[Rule, ...]]]) -> Callable[..., Tensor]:
+    """Make a differentiable op of `formula(*arrays, **settings) -> value, (a rule per array)`.
 
     Arrays are positional (Tensor, array, number or None), settings are keywords. A rule is kept
-    only for inputs that require a gradient; a ValueError gets the op's name and the shapes.
+    only for inputs that require a gradient; a ValueError gets the op's name and the shapes. Where
+    the op has a `.kernel`, that runs instead: kernel(*arrays, needs, **settings) -> value, and one
+    function from the gradient of the output to a tuple of those of the arrays. needs: which of the
+    arrays want one. TypeError for a rule too few or too many, or a Tensor among the settings.
     """
-    parameters = inspect.signature(rule).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    name, signature = formula.__name__, inspect.signature(formula)
+    kinds = {p.name: p.kind for p in signature.parameters.values()}
+    names = [n for n, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
-    @functools.wraps(rule)
+    @functools.wraps(formula)
     def apply(*inputs: Any, **settings: Any) -> Tensor:
+        if own.replaced and apply in own.replaced:
+            return _stand_in(apply, inputs, settings)
+        if settings:
+            if not settings.keys().isdisjoint(names):  # an array by its name
+                bound = signature.bind(*inputs, **settings)
+                inputs, settings = bound.args, bound.kwargs
+            odd = [key for key, value in settings.items() if isinstance(value, Tensor)]
+            if odd:
+                raise TypeError(f"{name}: {odd[0]} is a setting, not an array: it takes no Tensor")
         arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+        keep = own.recording
+        needs = [keep and isinstance(x, Tensor) and x.requires_grad for x in inputs]
+        needs += [False] * (len(names) - len(needs))
+        kernel = None if is_plain() else apply.kernel  # type: ignore[attr-defined]
         try:
-            value, rules = rule(*arrays, **settings)
+            if kernel:
+                value, rules = kernel(*arrays, needs=needs, **settings)
+            else:
+                value, rules = formula(*arrays, **settings)
         except (ValueError, IndexError) as error:
+            if str(error).startswith(f"{name}:"):
+                raise
             told = ", ".join(
                 f"{names[i] if i < len(names) else f'input {i}'} is {tuple(x.shape)}"
                 for i, x in enumerate(arrays)
                 if hasattr(x, "shape")
             )
-            raise type(error)(f"{rule.__name__}: {told}: {error}") from error
+            raise type(error)(f"{name}: {told}: {error}") from error
+        if not kernel:
+            expected = names or [f"input {i}" for i in range(len(arrays))]
+            if len(rules) != len(expected) or any(n and not r for n, r in zip(needs, rules)):
+                given = [bool(rule) for rule in rules]
+                raise TypeError(f"{name}: rules are {given}, and its arrays are {expected}: return "
+                                "value, (a rule for each array that may want a gradient)")
         out = Tensor(value)
-        if _recording:
-            edges: list[tuple[Any, Rule]] = [
-                (x._node or x, _ready(rule))
-                for x, rule in zip(inputs, rules)
-                if isinstance(x, Tensor) and x.requires_grad
-            ]
-            if edges:
-                out.requires_grad = True
-                out._node = Node(rule.__name__, out.shape, edges)
+        if any(needs):
+            out.requires_grad = True
+            targets = [x._node or x if need else None for x, need in zip(inputs, needs)]
+            edges = [((t,), r) for t, r in zip(targets, () if kernel else rules) if t is not None]
+            out._node = Node(name, out.shape, edges or [(targets, rules)])
         return out
 
-    OPS[rule.__name__] = apply
+    apply.kernel, apply.formula = None, formula  # type: ignore[attr-defined]
     return apply
 
 
-def _ready(rule: Rule | Early) -> Rule:
-    if not isinstance(rule, Early):
-        return rule
-    kept, late = rule.prepare(), rule.rule
-    return lambda g: late(g, kept)
+def composed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An op that is written in other ops, with no rule of its own; its `.kernel`, if it has one, is
+    used where nothing is replaced, so that what stands in for an op is met inside of others."""
+    whole = op(functools.wraps(function)(lambda *arrays, **settings: None))  # never without kernel
+
+    @functools.wraps(function)
+    def apply(*inputs: Any, **settings: Any) -> Tensor:
+        if own.replaced and apply in own.replaced:
+            return _stand_in(apply, inputs, settings)
+        kernel = apply.kernel  # type: ignore[attr-defined]
+        if kernel is None or own.replaced or is_plain():
+            return function(*inputs, **settings)
+        whole.kernel = kernel  # type: ignore[attr-defined]
+        return whole(*inputs, **settings)
+
+    apply.kernel, apply.formula = None, function  # type: ignore[attr-defined]
+    return apply
 
 
-def once(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, run at its first call only, later calls get that result: for work two gradients share."""
-    result: list[Any] = []
-
-    def get(*args: Any) -> Any:
-        if not result:
-            result.append(f(*args))
-        return result[0]
-
-    return get
-
-
-@contextmanager
-def recorded(flag: bool) -> Iterator[None]:
-    """Inside, a tape is kept, or (False) not."""
-    global _recording
-    before, _recording = _recording, flag
-    try:
-        yield
-    finally:
-        _recording = before
-
-
-def no_grad() -> AbstractContextManager[None]:
-    """Inside, nothing is recorded: no tape, no rules, no activations kept."""
-    return recorded(False)
-
-
-def recording() -> bool:
-    """Is a tape being kept, that is, are we outside `no_grad`?"""
-    return _recording
+def _stand_in(apply: Any, inputs: Any, settings: Any) -> Tensor:
+    """What the reader put in an op's place; inside, that op is the engine's own again."""
+    others = {which: f for which, f in own.replaced.items() if which is not apply}
+    mine = own.replaced[apply]
+    with choose(replaced=others):
+        out = mine(*inputs, **settings)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{apply.__name__}: what replaces it gave a {type(out).__name__}: it takes "
+                        "Tensors and gives one: make it an @op, or compose it of ops")  # fmt: skip
+    return out

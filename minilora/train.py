@@ -18,7 +18,6 @@ from .loss_scale import LEAST, LossScale
 from .nn import Module, evaluating, generators
 from .optim import Optimizer, clip_grad_norm
 from .tensor import Tensor, no_grad
-from .threads import working
 
 Batch = tuple[Any, Any]
 
@@ -44,7 +43,6 @@ def lm_loss(model: Module, batch: Batch) -> Tensor:
     return ops.cross_entropy(model(inputs), targets)
 
 
-@working()
 def evaluate(
     model: Module,
     batches: Iterable[Batch],
@@ -61,28 +59,50 @@ def evaluate(
     return total / count
 
 
-@working()
+def train_step(
+    model: Module, batches: Sequence[Batch], optimizer: Optimizer, *,
+    loss: Callable[[Module, Batch], Tensor] = lm_loss, max_grad_norm: float | None = None,
+    loss_scale: LossScale | None = None,
+) -> Any:  # fmt: skip
+    """One update from the mean gradient over `batches`; returns the mean loss, where arrays are."""
+    optimizer.zero_grad()
+    total: Any = 0.0
+    for batch in batches:
+        value = loss(model, batch)
+        if len(batches) > 1:
+            value = value * (1 / len(batches))
+        (loss_scale.backward if loss_scale else Tensor.backward)(value)
+        total = total + value.data
+    if loss_scale:
+        loss_scale.unscale(optimizer)
+    if max_grad_norm is not None:
+        clip_grad_norm(optimizer.parameters, max_grad_norm)
+    loss_scale.step(optimizer) if loss_scale else optimizer.step()
+    return total
+
+
 def fit(
     model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
-    schedule: Callable[[int], float] | None = None, clip: float | None = None,
-    accumulate: int = 1, loss: Callable[[Module, Batch], Tensor] = lm_loss,
+    schedule: Callable[[int], float] | None = None, max_grad_norm: float | None = None,
+    accumulation_steps: int = 1, loss: Callable[[Module, Batch], Tensor] = lm_loss,
     held_out: Sequence[Batch] = (), eval_every: int = 0,
     progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
     loss_scale: LossScale | None = None,
 ) -> History:  # fmt: skip
-    """Train for `steps` updates and return the `History`.
+    """Train for `steps` updates (see `train_step`) and return the `History`.
 
-    schedule    step -> learning rate, set before each update (None: the optimizer's own)
-    clip        the largest global norm of the gradients
-    accumulate  batches whose gradients are averaged into one update
-    held_out    batches to evaluate every `eval_every` steps, at the start and at the end
-    progress    print a line every `log_every` steps (0: ten lines in all); or a function for lines
-    checkpoint  a .npz file written every `save_every` steps. If it is there already the run goes on
-                from it (resume=False: starts anew), and ends with the bits it would have had (on
-                a GPU, where a table is trained: nearly).
-    loss_scale  for a model in half precision: its gradients are computed larger, so as not to
-                vanish, and steps whose gradients overflow are left out
+    schedule            step -> learning rate, set before each update (None: the optimizer's own)
+    max_grad_norm       the largest global norm of the gradients (None: as they are)
+    accumulation_steps  batches whose gradients are averaged into one update
+    held_out            batches to evaluate every `eval_every` steps, at the start and at the end
+    progress            print a line every `log_every` steps (0: ten lines in all); or a function
+    checkpoint          a .npz file written every `save_every` steps. If it is there already the run
+                        goes on from it (resume=False: starts anew), and ends with the bits it would
+                        have had, on any number of threads (on a GPU, where a table is trained:
+                        nearly)
+    loss_scale          for a model in half precision: its gradients are computed larger, so as not
+                        to vanish, and steps whose gradients overflow are left out
 
     Raises TypeError if batches cannot be indexed, FloatingPointError naming the step at which a
     gradient stops being finite (with a loss_scale: a loss, or gradients at every scale; then and
@@ -91,9 +111,13 @@ def fit(
     """
     if not hasattr(batches, "__getitem__"):
         raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
-    if steps < 0 or accumulate < 1 or save_every < 1:
-        raise ValueError("fit: steps must not be negative, accumulate and save_every at least 1")
-    setting = {"steps": steps, "accumulate": accumulate, "clip": clip}
+    if steps < 0 or accumulation_steps < 1 or save_every < 1:
+        raise ValueError(
+            "fit: steps must not be negative, accumulation_steps and save_every at least 1"
+        )
+    setting = {
+        "steps": steps, "accumulation_steps": accumulation_steps, "max_grad_norm": max_grad_norm
+    }  # fmt: skip
     if schedule is None:
         setting["lr"] = optimizer.lr
     run = _Run(model, optimizer, setting, loss_scale)
@@ -102,7 +126,7 @@ def fit(
     if checkpoint is not None and resume and os.path.exists(checkpoint):
         first = run.load(checkpoint)
         say(f"going on from step {first} ({checkpoint})")
-    history, waiting, began, tokens = run.history, list[Any](), time.perf_counter(), 0
+    history, began, tokens = run.history, time.perf_counter(), 0
     log_every = log_every or max(1, steps // 10)
     size = len(batches) if isinstance(batches, Sized) else 0
 
@@ -110,57 +134,33 @@ def fit(
         if len(held_out) and not (history.held_out and history.held_out[-1][0] == done):
             history.held_out.append((done, evaluate(model, held_out, loss)))
 
-    def settle() -> None:
-        history.losses += [float(asnumpy(x)) for x in waiting]
-        waiting.clear()
-        bad = [i for i, x in enumerate(history.losses) if not math.isfinite(x)]
-        if bad and (loss_scale or not current().numbers_are_free):  # else backward has looked
-            raise FloatingPointError(
-                f"fit: step {bad[0]}: the loss or a gradient is not finite: "
-                "lower the learning rate or clip"
-            )
-        if loss_scale and float(asnumpy(loss_scale.scale)) < LEAST:
-            raise FloatingPointError(
-                f"fit: before step {len(history.losses)}: gradients are not finite however small "
-                "the loss scale is: lower the learning rate or clip"
-            )
-
-    current().keep_freed_memory()
     if first == 0:
         look(0)
     for step in range(first, steps):
         if schedule is not None:
             optimizer.lr = schedule(step)
-        optimizer.zero_grad()
-        total: Any = 0.0
+        numbers = range(step * accumulation_steps, (step + 1) * accumulation_steps)
+        some = [batches[i % size if size else i] for i in numbers]
+        tokens += sum(int(np.size(batch[0])) for batch in some)
         try:
-            for part in range(step * accumulate, (step + 1) * accumulate):
-                batch = batches[part % size if size else part]
-                tokens += int(np.size(batch[0]))
-                value = loss(model, batch)
-                if accumulate > 1:
-                    value = value * (1 / accumulate)
-                (loss_scale.backward if loss_scale else Tensor.backward)(value)
-                total = total + value.data
-            if loss_scale:
-                loss_scale.unscale(optimizer)
-            if clip is not None:
-                clip_grad_norm(optimizer.parameters, clip)
+            value = train_step(
+                model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
+                loss_scale=loss_scale,
+            )  # fmt: skip
         except FloatingPointError as error:
             raise FloatingPointError(f"fit: step {step}: {error}") from error
-        loss_scale.step(optimizer) if loss_scale else optimizer.step()
-        waiting.append(total)
+        run.waiting.append(value)
         history.lrs.append(optimizer.lr)
         done = step + 1
         if (eval_every and done % eval_every == 0) or done == steps:
             look(done)
         if done % log_every == 0 or done == steps:
-            settle()
-            seconds = time.perf_counter() - began
-            left = seconds / (done - first) * (steps - done)
-            say(_line(done, steps, history, tokens / seconds, left))
+            run.settle()
+            speed = tokens / max(1e-9, time.perf_counter() - began)
+            left = (time.perf_counter() - began) / (done - first) * (steps - done)
+            say(_line(done, steps, history, speed, left))
         if checkpoint is not None and (done % save_every == 0 or done == steps):
-            settle()
+            run.settle()
             run.save(checkpoint, done)
     optimizer.zero_grad()
     return history
@@ -183,8 +183,26 @@ class _Run:
     ) -> None:  # fmt: skip
         self.model, self.optimizer, self.history = model, optimizer, History()
         self.setting, self.loss_scale = {**setting, "optimizer": _settings(optimizer)}, loss_scale
+        self.waiting: list[Any] = []  # losses that nobody has read yet, where the arrays are
         if loss_scale:
             self.setting["loss_scale"] = loss_scale.patience
+
+    def settle(self) -> None:
+        """Bring the losses to the host; FloatingPointError where training has gone wrong."""
+        losses, scale = self.history.losses, self.loss_scale
+        losses += [float(asnumpy(x)) for x in self.waiting]
+        self.waiting.clear()
+        bad = [i for i, x in enumerate(losses) if not math.isfinite(x)]
+        if bad and (scale or not current().on_host):  # else backward has looked
+            raise FloatingPointError(
+                f"fit: step {bad[0]}: the loss or a gradient is not finite: "
+                "lower the learning rate or clip"
+            )
+        if scale and float(asnumpy(scale.scale)) < LEAST:
+            raise FloatingPointError(
+                f"fit: before step {len(losses)}: gradients are not finite however small "
+                "the loss scale is: lower the learning rate or clip"
+            )
 
     def frozen(self) -> str:
         held = [p.data for p in self.model.parameters() if not p.requires_grad]

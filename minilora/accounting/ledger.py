@@ -1,20 +1,13 @@
-"""Where the bytes of training go: predicted from shapes, and measured on the live arrays."""
+"""Where the bytes of training go: predicted on arrays without numbers, measured on live ones."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from ..backend import current
-from ..models.gpt2 import GPT2
-from ..nn import generators
-from ..ops import cross_entropy
+from ..backend.threads import threads
+from ..nn import Module
 from ..optim import Optimizer
-from .activations import Walk
+from .step import ROWS, live, on_shapes, random_ids
 
 
 @dataclass(frozen=True)
@@ -30,8 +23,8 @@ class Row:
 class Ledger:
     """The rows of `ledger`, their sums, and what the predicted activations consist of.
 
-    peak: the most that is alive at one time in forward and backward: weights, optimizer state, the
-    activations so far, the gradients so far, and what an op needs only while it works.
+    peak: the most that is alive at one time in a step: weights, optimizer state, the activations so
+    far, the gradients so far, and what an op needs only while it works.
     """
 
     rows: tuple[Row, ...]
@@ -61,66 +54,21 @@ class Ledger:
         return "\n".join(lines)
 
 
-def ledger(model: GPT2, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
+def ledger(model: Module, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
     """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
 
-    Measured by running forward and backward once on random ids, on one thread; activations are what
-    is alive between the two. On a device, the blocks of the memory pool are counted. Weights and
-    dropout's generators stay as they are; gradients are forgotten.
+    model: from ids (batch, tokens) to logits, with any adapters; optimizer: any. Each runs a step
+    on random ids twice: on arrays without numbers, and for real, on one thread (another one has
+    temporary arrays of its own). Activations are what is alive between forward and backward. On a
+    device, the blocks of the memory pool are counted. Nothing of it is left: not in weights,
+    gradients, optimizer, generators.
     """
-    walk = Walk(model, batch, tokens)
-    shapes = [(p.shape, p.data.itemsize, p.requires_grad) for p in model.parameters()]
-    frozen = sum(math.prod(shape) * size for shape, size, on in shapes if not on)
-    trained = sum(math.prod(shape) * size for shape, size, on in shapes if on)
-    live, gradients, most = _measure(model, batch, tokens)
-    moments = [a for held in optimizer.state.values() for a in held.values()]
-    updated = sum(math.prod(p.shape) * p.data.itemsize for p in optimizer.parameters.values())
-    weights = model.parameters()
-    there = (
-        Row("frozen weights", frozen, _bytes(p.data for p in weights if not p.requires_grad)),
-        Row("trained weights", trained, _bytes(p.data for p in weights if p.requires_grad)),
-        Row("Adam moments", len(optimizer.state_names) * updated, _bytes(moments)),
-    )
-    kept = Row("activations", sum(walk.kept.values()), live)
-    peak = Row(
-        "peak",
-        sum(row.predicted for row in there) + walk.peak,
-        sum(row.measured for row in there) + most,
-    )
-    rows = (*there[:2], Row("gradients", trained, gradients), there[2], kept)
-    return Ledger(rows, dict(walk.kept), peak)
-
-
-def _measure(model: GPT2, batch: int, tokens: int) -> tuple[int, int, int]:
-    """(bytes alive between forward and backward, bytes of the gradients, bytes at the peak)"""
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, batch, tokens))
-    states = [(g, g.bit_generator.state) for g in generators(model).values()]
-    for p in model.parameters():
-        p.grad = None
+    ids = random_ids(model, batch, tokens)
+    expected = on_shapes(model, optimizer, ids)
+    before = threads(1)
     try:
-        with current().meter() as meter:
-            before, _ = meter.read()
-            meter.reset()
-            _, start = meter.read()
-            loss = cross_entropy(model(ids[0]), ids[1])
-            after, forward = meter.read()
-            meter.reset()
-            loss.backward()
-            peak = max(forward, meter.read()[1]) - start
+        seen = live(model, optimizer, ids)
     finally:
-        for generator, state in states:
-            generator.bit_generator.state = state
-    gradients = _bytes(p.grad for p in model.parameters() if p.grad is not None)
-    for p in model.parameters():
-        p.grad = None
-    return after - before, gradients, peak
-
-
-def _bytes(arrays: Iterable[Any]) -> int:
-    """Bytes of the buffers behind these arrays, each buffer once."""
-    buffers = {}
-    for array in arrays:
-        while getattr(array, "base", None) is not None:
-            array = array.base
-        buffers[id(array)] = array.nbytes
-    return sum(buffers.values())
+        threads(before)
+    rows = tuple(Row(name, expected.rows[name], seen.rows[name]) for name in ROWS)
+    return Ledger(rows, expected.kinds, Row("peak", expected.peak, seen.peak))

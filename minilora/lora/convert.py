@@ -16,23 +16,23 @@ import numpy as np
 
 from ..backend import Rng, generator
 from ..nn import Embedding, Linear, Module, Parameter
+from ..storage import storable, store, wide_copy
 from .layers import Adapter, LoRAConfig, LoRAEmbedding, LoRALayer, LoRALinear
-from .storage import Places, storable, store, wide_copy
 
 
 class Adapters:
-    """What `attach` left on a model, as `model.adapters`: who is there, who is active, what was."""
+    """What is attached to a model, as `model.adapters`: the configs by name, and who is active.
+
+    A parameter that an adapter trains whole is its own copy, `whole[name][path]`, which stands in
+    the model while that adapter is active; the base's own, `base[path]`, is never written.
+    """
 
     def __init__(self, model: Module) -> None:
-        self.layers: dict[str, LoRALayer] = {}
         self.configs: dict[str, LoRAConfig] = {}
         self.active: tuple[str, ...] = ()
-        self.merged = False
-        self.flags = {p: p.requires_grad for p in model.parameters()}  # before the first adapter
-        # Parameters trained whole. Each adapter has its own copy, which stands in the model while
-        # that adapter is active; the base's own is never written and comes back.
-        self.own: dict[str, dict[str, Parameter]] = {}
-        self.places: Places = {}
+        self.whole: dict[str, dict[str, Parameter]] = {}
+        self.base: dict[str, Parameter] = {}
+        self.required = {p: p.requires_grad for p in model.parameters()}  # before the first adapter
 
 
 def attach(
@@ -50,16 +50,15 @@ def attach(
     own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
     """
     paths = _targets(adaptable(model), config)
-    whole = _whole(list(places_of(model)), config, paths)
     rank, alpha = config.rank_pattern, config.alpha_pattern
     plan = {at: (_first(rank, at, config.r), _first(alpha, at, config.alpha)) for at in paths}
-    matrices = storable(places_of(model), base_dtype)
+    matrices, whole = storable(base_of(model), base_dtype), _whole(model, config, paths)
     state = install(model, name, config, plan, whole, generator(rng))
-    store(matrices, state.flags)
-    copies = [p for own in state.own.values() for p in own.values()]
+    store(matrices, state.required)
+    copies = [p for held in state.whole.values() for p in held.values()]
     for p in [*model.parameters(), *copies]:
         p.requires_grad, p.grad = False, None
-    for p in trained_by(state, name).values():
+    for p in trained_by(model, name).values():
         p.requires_grad = True
     activate(model, name)
     return paths
@@ -72,14 +71,12 @@ def activate(model: Module, *names: str) -> None:
     """
     names = tuple(dict.fromkeys(names))
     state = adapters_of(model, *names)
-    whole = [path for name in names for path in state.own[name]]
+    whole = [path for name in names for path in state.whole[name]]
     if len(set(whole)) < len(whole):
         raise ValueError(f"activate: {' and '.join(names)} each have a {whole[-1]} of their own")
-    copies = {path: p for name in names for path, p in state.own[name].items()}
-    for path, (owner, attribute, base) in state.places.items():
-        setattr(owner, attribute, copies.get(path, base))
     state.active = names
-    for layer in state.layers.values():
+    swap(model, state.base | {at: p for name in names for at, p in state.whole[name].items()})
+    for layer in layers_of(model).values():
         layer.active = tuple(name for name in names if name in layer.adapters)
 
 
@@ -98,18 +95,15 @@ def disabled(model: Module) -> Iterator[None]:
 def detach(model: Module, name: str | None = None) -> Module:
     """Take one adapter off, or all of them: then the base's own layers and flags are back."""
     state = adapters_of(model, *([] if name is None else [name]))
-    if name is None or list(state.configs) == [name]:
-        activate(model)
-        swap(model, {path: layer.base for path, layer in state.layers.items()})
-        _forget(model)
-        return model
-    activate(model, *(active for active in state.active if active != name))
-    del state.configs[name], state.own[name]
-    for path, layer in list(state.layers.items()):
-        layer.adapters.pop(name, None)
-        if not layer.adapters:
-            swap(model, {path: state.layers.pop(path).base})
-    return model
+    everything = name is None or list(state.configs) == [name]
+    activate(model, *(other for other in state.active if not everything and other != name))
+    if name is not None:
+        del state.configs[name], state.whole[name]
+    for path, layer in layers_of(model).items():
+        layer.adapters.pop(name or "", None)
+        if everything or not layer.adapters:
+            swap(model, {path: layer.base})
+    return _forget(model) if everything else model
 
 
 def merge(model: Module) -> dict[str, float]:
@@ -120,15 +114,16 @@ def merge(model: Module) -> dict[str, float]:
     """
     if not hasattr(model, "adapters"):
         return {}
-    state = adapters_of(model)
+    state, layers = adapters_of(model), layers_of(model)
     idle = min(set(state.configs) - set(state.active), default=None)
     if idle:
         raise ValueError(f"merge: {idle!r} is not active and would be lost: activate or detach it")
-    plain = {path: layer.plain(path) for path, layer in state.layers.items()}
+    plain = {path: layer.plain(path) for path, layer in layers.items()}
     for path, (layer, _) in plain.items():
-        state.flags[layer.W] = state.flags[state.layers[path].base.W]
-    for owner, attribute, base in state.places.values():
-        state.flags[getattr(owner, attribute)] = state.flags[base]
+        state.required[layer.W] = state.required[layers[path].base.W]
+    for name in state.active:
+        for at, p in state.whole[name].items():
+            state.required[p] = state.required[state.base[at]]
     swap(model, {path: layer for path, (layer, _) in plain.items()})
     _forget(model)
     return {path: lost for path, (_, lost) in plain.items()}
@@ -140,21 +135,15 @@ def merged(model: Module) -> Iterator[None]:
 
     What is written into the model inside would be lost, so loading, attaching and saving raise.
     """
-    state = adapters_of(model)
-    plain = {path: layer.plain(path)[0] for path, layer in state.layers.items()}
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("load_state_dict: the model is merged for this block only")
-
-    vars(model)["load_state_dict"] = refuse
-    swap(model, plain)
-    state.merged = True
+    adapters_of(model)
+    layers = layers_of(model)
+    swap(model, {path: layer.plain(path)[0] for path, layer in layers.items()})
+    model.locked = "the model is merged for this block only: leave lora.merged(...) first"
     try:
         yield
     finally:
-        state.merged = False
-        del vars(model)["load_state_dict"]
-        swap(model, state.layers)
+        model.locked = ""
+        swap(model, layers)
 
 
 # What these functions share.
@@ -170,33 +159,36 @@ def adapters_of(model: Module, *names: str) -> Adapters:
     state = getattr(model, "adapters", None)
     if not isinstance(state, Adapters):
         raise ValueError("this model has no adapter: lora.attach(model, LoRAConfig(...)) first")
-    if state.merged:
-        raise RuntimeError("the model is merged for this block only: leave lora.merged(...) first")
+    if model.locked:
+        raise RuntimeError(model.locked)
     for name in names:
         if name not in state.configs:
             raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
     return state
 
 
+def layers_of(model: Module) -> dict[str, LoRALayer]:
+    """The adapted layers, by path."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
+
+
 def adaptable(model: Module) -> dict[str, Any]:
     """The layers that can be adapted, or are, by path."""
-    modules = dict(model.named_modules())
-    inside = {f"{path}.base" for path, module in modules.items() if isinstance(module, LoRALayer)}
-    kinds = (Linear, Embedding, LoRALayer)
-    return {p: m for p, m in modules.items() if p and isinstance(m, kinds) and p not in inside}
+    inside = {f"{path}.base" for path in layers_of(model)}
+    return {path: m for path, m in model.named_modules()
+            if path and isinstance(m, Linear | Embedding | LoRALayer) and path not in inside}  # fmt: skip
 
 
-def places_of(model: Module) -> Places:
-    """Owner and attribute of each of the base's parameters, under its name in the plain base."""
-    modules, state = dict(model.named_modules()), getattr(model, "adapters", None)
-    plain = {f"{path}.base": path for path, m in modules.items() if isinstance(m, LoRALayer)}
+def base_of(model: Module) -> dict[str, tuple[Module, Parameter]]:
+    """The base's own parameters, under their names in the plain base, each with its module."""
+    plain = {f"{path}.base": path for path in layers_of(model)}
+    own = adapters_of(model).base if hasattr(model, "adapters") else {}
     return {
-        f"{plain.get(path, path)}.{name}".lstrip("."): (module, name, child)
-        for path, module in modules.items()
-        if not isinstance(module, Adapter)
-        for name, child in module.children()
-        if isinstance(child, Parameter) and "." not in name
-    } | (state.places if state else {})
+        name: (module, own.get(name, child))
+        for path, module in model.named_modules() if not isinstance(module, Adapter)
+        for letter, child in module.children() if isinstance(child, Parameter)
+        for name in [f"{plain.get(path, path)}.{letter}".lstrip(".")]
+    }  # fmt: skip
 
 
 def _targets(layers: Mapping[str, Any], config: LoRAConfig) -> list[str]:
@@ -211,9 +203,9 @@ def _targets(layers: Mapping[str, Any], config: LoRAConfig) -> list[str]:
     return paths
 
 
-def _whole(names: Sequence[str], config: LoRAConfig, paths: Sequence[str]) -> list[str]:
+def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]:
     """Those of the base's parameters that the config trains whole."""
-    chosen: set[str] = set()
+    names, chosen = list(base_of(model)), set[str]()
     for pattern in config.trainable:
         hits = {n for n in names if any(matches(part, pattern) for part in _and_above(n))}
         if not hits:
@@ -223,16 +215,15 @@ def _whole(names: Sequence[str], config: LoRAConfig, paths: Sequence[str]) -> li
         layer, _, letter = name.rpartition(".")
         if letter == "b" and (config.bias == "all" or layer in paths):
             chosen.add(name)
-    both = chosen & {f"{path}.W" for path in paths}
-    if both:
+    if both := chosen & {f"{path}.W" for path in paths}:
         raise ValueError(f"attach: {min(both)} is to be trained whole and adapted: choose one")
     return [n for n in names if n in chosen]
 
 
 def _and_above(path: str) -> list[str]:
     """ "a.b.c" -> "a", "a.b", "a.b.c": naming a module names all that is in it."""
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    names = path.split(".")
+    return [".".join(names[: i + 1]) for i in range(len(names))]
 
 
 def install(
@@ -247,19 +238,17 @@ def install(
     if name in state.configs or name == "base" or not name or "." in name:
         raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
                          f"'base' or dotted; there are {sorted(state.configs)}")  # fmt: skip
-    layers, places = adaptable(model), places_of(model)
-    absent = [*(plan.keys() - layers.keys()), *(set(whole) - places.keys())]
-    if absent:
+    layers, base = adaptable(model), base_of(model)
+    if absent := [*(plan.keys() - layers.keys()), *(set(whole) - base.keys())]:
         raise ValueError(f"attach: this model has no {min(absent)}")
     for at, (r, alpha) in plan.items():
         layer = layers[at]
         if not isinstance(layer, LoRALayer):
             layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
         layer.adapters[name] = Adapter(layer, r, alpha, config, rng)
-        state.layers[at] = layer
-    swap(model, state.layers)
-    state.places |= {at: places[at] for at in whole}
-    state.own[name] = {at: wide_copy(*places[at]) for at in whole}
+        swap(model, {at: layer})
+    state.base |= {at: base[at][1] for at in whole}
+    state.whole[name] = {at: wide_copy(*base[at]) for at in whole}
     state.configs[name] = config
     vars(model)["adapters"] = state
     return state
@@ -269,25 +258,35 @@ def _first(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
     return next((value for p, value in patterns.items() if matches(path, p)), otherwise)
 
 
-def trained_by(state: Adapters, name: str) -> dict[str, Parameter]:
+def trained_by(model: Module, name: str) -> dict[str, Parameter]:
     """What this adapter trains, by the name that it has in the adapter's file."""
-    held = {at: x.adapters[name] for at, x in state.layers.items() if name in x.adapters}
-    return {f"{at}.{x}": getattr(a, x) for at, a in held.items() for x in "AB"} | state.own[name]
+    held = {at: x.adapters[name] for at, x in layers_of(model).items() if name in x.adapters}
+    both = {f"{at}.{x}": getattr(a, x) for at, a in held.items() for x in "AB"}
+    return both | adapters_of(model).whole[name]
 
 
-def _forget(model: Module) -> None:
+def _forget(model: Module) -> Module:
     """Drop the adapters; the base's parameters require what they did before the first one."""
-    for p, flag in adapters_of(model).flags.items():
+    for p, flag in adapters_of(model).required.items():
         p.requires_grad = flag
     del vars(model)["adapters"]
+    return model
 
 
-def swap(model: Module, new: Mapping[str, Module]) -> None:
-    """Put each module in its place in the model, found by its path."""
-    for path, module in new.items():
+def swap(model: Module, new: Mapping[str, Module | Parameter]) -> None:
+    """Put each module or parameter in its place, found by its path in the plain base."""
+    for path, item in new.items():
         owner: Any = model
-        for name in path.split("."):
-            held = owner if isinstance(owner, list | dict) else vars(owner)
-            key: Any = int(name) if isinstance(owner, list) else name
-            owner = held[key]
-        held[key] = module
+        *above, last = path.split(".")
+        for name in above:
+            owner = owner[int(name)] if isinstance(owner, list) else _inside(owner)[name]
+        if isinstance(owner, list):
+            owner[int(last)] = item
+        else:
+            _inside(owner)[last] = item
+
+
+def _inside(owner: Any) -> dict[str, Any]:
+    """A dict as it is; of a module its attributes, of an adapted layer those of its base."""
+    owner = owner.base if isinstance(owner, LoRALayer) else owner
+    return owner if isinstance(owner, dict) else vars(owner)

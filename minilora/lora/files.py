@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .. import checkpoint
 from ..backend import asarray, asnumpy, generator
 from ..nn import Module
-from .convert import Adapters, activate, adapters_of, detach, install, places_of, trained_by
+from ..storage import storable, store
+from .convert import (
+    activate, adapters_of, base_of, detach, install, layers_of, trained_by,
+)  # fmt: skip
 from .layers import LoRAConfig
-from .storage import storable, store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,13 +29,13 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     if name is None and len(state.configs) > 1:
         raise ValueError(f"save: which adapter? There are {sorted(state.configs)}")
     name = name or next(iter(state.configs))
-    held = {at: x.adapters[name] for at, x in state.layers.items() if name in x.adapters}
+    held = {at: x.adapters[name] for at, x in layers_of(model).items() if name in x.adapters}
     meta = {
         "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
         "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
-        "whole": list(state.own[name]), "base": _fingerprint(state, name),
+        "whole": list(state.whole[name]), "base": _fingerprint(model, name),
     }  # fmt: skip
-    arrays = {at: asnumpy(p.data) for at, p in trained_by(state, name).items()}
+    arrays = {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
     return checkpoint.write(path, arrays, meta)
 
 
@@ -54,30 +56,29 @@ def load(
         plan = {at: (facts["r"], facts["alpha"]) for at, facts in meta["layers"].items()}
     except (TypeError, KeyError) as error:
         raise ValueError(f"load: {path} is of another version of minilora: {error}") from error
-    fresh, matrices = not hasattr(model, "adapters"), storable(places_of(model), base_dtype)
+    fresh, matrices = not hasattr(model, "adapters"), storable(base_of(model), base_dtype)
     try:
         state = install(model, name, config, plan, whole, generator(0))
     except ValueError as error:
         raise ValueError(f"load: {path} does not fit this model: {error}") from error
-    ours = {at: (p, p.shape) for at, p in trained_by(state, name).items()}
+    ours = {at: (p, p.shape) for at, p in trained_by(model, name).items()}
     shapes = {at: array.shape for at, array in arrays.items()}
     wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
     if wrong:
         detach(model, name)
         raise ValueError(f"load: {path} does not fit this model: only one of them has {wrong[:4]}")
-    store(matrices, state.flags)
+    store(matrices, state.required)
     if fresh:
-        model.requires_grad(False)
+        model.requires_grad_(False)
     for at, (p, _) in ours.items():
         p.data[...] = asarray(arrays[at], p.dtype)
         p.requires_grad = trainable
     activate(model, name)
-    if _fingerprint(state, name) != meta["base"]:
+    if _fingerprint(model, name) != meta["base"]:
         warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
     return list(plan)
 
 
-def _fingerprint(state: Adapters, name: str) -> str:
-    bases = {at: x.base.W for at, x in state.layers.items() if name in x.adapters}
-    bases |= {at: state.places[f"{at}.W"][2] for at in bases if f"{at}.W" in state.places}
-    return checkpoint.fingerprint(asnumpy(W.data) for W in bases.values())
+def _fingerprint(model: Module, name: str) -> str:
+    base, held = base_of(model), (at for at, x in layers_of(model).items() if name in x.adapters)
+    return checkpoint.fingerprint(asnumpy(base[f"{at}.W"][1].data) for at in held)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..backend import Array, asarray, xp
+from ..backend import Array, asarray, current, xp
 from ..nn import Module, Parameter
 from ..tensor import Tensor
 
@@ -75,6 +75,12 @@ class Adapter(Module):
         self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
         self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
 
+    def forward(self, x: Tensor) -> Tensor:
+        """scale · (x∘mask) Aᵀ Bᵀ, what is added to W0 x        x: (..., k)   out: (..., d)"""
+        mask = self.mask(x)
+        z = ops.linear(x if mask is None else x * mask, self.A)
+        return ops.linear(z, self.B) * self.scale
+
     @property
     def scale(self) -> float:
         return self.alpha / self.r
@@ -82,13 +88,13 @@ class Adapter(Module):
     def mask(self, x: Tensor) -> Array | None:
         """What x is multiplied by before A: None outside training."""
         on = self.training and self.dropout
-        return ops.keep_mask(x.shape, self.dropout, self.rng, x.dtype) if on else None
+        return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype) if on else None
 
     def delta(self) -> Array:
         """scale · B A in float64, (d, k)."""
         return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
 
-    def extra(self) -> str:
+    def extra_repr(self) -> str:
         return f" r={self.r} alpha={self.alpha:g}"
 
 
@@ -124,17 +130,17 @@ class LoRALayer(Module):
         narrower, the rounding would be coarser than ΔW. Raises FloatingPointError where the result
         is not finite in that dtype.
         """
-        W0, delta, dtype = self.base.W.data, self.delta(), self.base.dtype
+        W0, delta, dtype, read = self.base.W.data, self.delta(), self.base.dtype, current().read
         wide = W0.astype("float64") + delta
-        if not float(abs(wide).max()) <= float(xp.finfo(dtype).max):  # false for nan, too
+        if not read(abs(wide).max(), 0.0) <= float(xp.finfo(dtype).max):  # false for nan, too
             raise FloatingPointError(f"merge: {path}: W0 + ΔW is not finite in {dtype}: the model "
                                      "is left as it was; look at A, B, alpha")  # fmt: skip
         W = wide.astype(dtype)
-        size = float(xp.sqrt((delta * delta).sum()))
         lost = (W.astype("float64") - W0.astype("float64")) - delta
+        size, gone = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, lost))
         layer = copy(self.base)
         layer.W = Parameter(W, requires_grad=False)
-        return layer, float(xp.sqrt((lost * lost).sum())) / size if size else 0.0
+        return layer, gone / size if size else 0.0
 
 
 def parts(layer: Any) -> tuple[Any, list[Adapter]]:
@@ -146,15 +152,13 @@ class LoRALinear(LoRALayer):
     """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return self.base(x)  # type: ignore[no-any-return]
-        first, *others = self.in_use()
-        W, b, mask = self.base.W, self.base.b, first.mask(x)
-        y = ops.lora_linear(x, W, b, first.A, first.B, mask, scale=first.scale)
-        for other in others:
-            mask = other.mask(x)
-            inner = ops.linear(x if mask is None else x * mask, other.A)
-            y = y + ops.linear(inner, other.B) * other.scale
+        used = self.in_use()
+        if len(used) == 1:  # the common case, as one op
+            (a,), W, b = used, self.base.W, self.base.b
+            return ops.lora_linear(x, W, b, a.A, a.B, a.mask(x), scale=a.scale)
+        y: Tensor = self.base(x)
+        for adapter in used:
+            y = y + adapter(x)
         return y
 
 
@@ -169,14 +173,14 @@ class LoRAEmbedding(LoRALayer):
         return delta.T
 
     def forward(self, ids: Any) -> Tensor:
-        y = self.base(ids)
+        y: Tensor = self.base(ids)
         for adapter in self.in_use():
-            rows = ops.embedding(adapter.A.T, ids, self.base.dtype)
+            rows = ops.embedding(adapter.A.T, ids, dtype=self.base.dtype)
             y = y + ops.linear(rows, adapter.B) * adapter.scale
-        return y  # type: ignore[no-any-return]
+        return y
 
     def project(self, x: Tensor) -> Tensor:
-        y = self.base.project(x)
+        y: Tensor = self.base.project(x)
         for adapter in self.in_use():
             y = y + ops.linear(ops.linear(x, adapter.B.T), adapter.A.T) * adapter.scale
-        return y  # type: ignore[no-any-return]
+        return y

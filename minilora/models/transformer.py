@@ -41,11 +41,14 @@ class Attention(Module):
         self.v = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
         self.o = Linear(d_model, d_model, std=std_out or std, rng=rng, dtype=dtype)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
+        """mask: (batch, tokens), on the host, false where a token is padding; None: nowhere."""
         q, k, v = self.q(x), self.k(x), self.v(x)  # (batch, tokens, d_model) each
         if cache is not None:
             k, v = cache.extend(k, v)
-        return self.o(ops.attention(q, k, v, heads=self.n_heads, causal=self.causal))
+        return self.o(
+            ops.attention(q, k, v, heads=self.n_heads, causal=self.causal, mask=mask)
+        )
 
 
 class MLP(Module):
@@ -53,29 +56,34 @@ class MLP(Module):
 
     def __init__(
         self, d_model: int, d_ff: int, *, std: float = 0.02, std_out: float | None = None,
-        gelu: str = "tanh", rng: np.random.Generator, dtype: Any,
+        approximate: str = "tanh", rng: np.random.Generator, dtype: Any,
     ) -> None:  # fmt: skip
-        self.gelu = gelu
+        self.approximate = approximate
         self.up = Linear(d_model, d_ff, std=std, rng=rng, dtype=dtype)
         self.down = Linear(d_ff, d_model, std=std_out or std, rng=rng, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ops.gelu(self.up(x), form=self.gelu))
+        return self.down(ops.gelu(self.up(x), approximate=self.approximate))
 
 
 class Block(Module):
-    """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm, as in GPT-2."""
+    """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm, as in GPT-2.
+
+    causal: a token sees no later one, as in a decoder; False: it sees all, as in an encoder.
+    """
 
     def __init__(
-        self, d_model: int, n_heads: int, d_ff: int, *, dropout: float, std_out: float,
-        rng: np.random.Generator, dtype: Any,
+        self, d_model: int, n_heads: int, d_ff: int, *, causal: bool = True, dropout: float = 0.0,
+        std_out: float | None = None, rng: np.random.Generator, dtype: Any,
     ) -> None:  # fmt: skip
         self.ln1 = LayerNorm(d_model, dtype=dtype)
-        self.attn = Attention(d_model, n_heads, std_out=std_out, rng=rng, dtype=dtype)
+        self.attn = Attention(
+            d_model, n_heads, causal=causal, std_out=std_out, rng=rng, dtype=dtype
+        )
         self.ln2 = LayerNorm(d_model, dtype=dtype)
         self.mlp = MLP(d_model, d_ff, std_out=std_out, rng=rng, dtype=dtype)
         self.drop = Dropout(dropout, rng=rng)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        x = x + self.drop(self.attn(self.ln1(x), cache))
+    def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
+        x = x + self.drop(self.attn(self.ln1(x), cache, mask))
         return x + self.drop(self.mlp(self.ln2(x)))

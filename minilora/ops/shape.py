@@ -1,17 +1,13 @@
 """Moving numbers about: views, selection, rows of a table, and dropout."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ..backend import Array, asarray, current, fused, scatter_add, xp
-from ..tensor import Tensor, op
-from ..threads import share
-from .algebra import rows, widened
+from ..backend import asarray, scatter_add, xp
+from ..backend.choices import has_kernel
+from ..tensor import composed, op
+from .algebra import rows
 
 
 @op
@@ -21,14 +17,12 @@ def reshape(x, *, shape):
     def dx(g): return g.reshape(before)
     return x.reshape(shape), (dx,)
 
-
 @op
 def transpose(x, *, axes=None):
     """x with its axes in another order (None: reversed)."""
     back = None if axes is None else [list(axes).index(i) for i in range(len(axes))]
     def dx(g): return xp.transpose(g, back)
     return xp.transpose(x, axes), (dx,)
-
 
 @op
 def getitem(x, *, index):
@@ -43,7 +37,6 @@ def getitem(x, *, index):
         return whole
     return x[index], (dx,)
 
-
 @op
 def concat(*parts, axis=0):
     """The parts one after the other along `axis`."""
@@ -53,41 +46,40 @@ def concat(*parts, axis=0):
         return dx
     return xp.concatenate(parts, axis), tuple(map(cut, [0, *ends], ends))
 
-
-def embedding(W: Any, ids: Any, dtype: Any = None) -> Tensor:
+@op
+def embedding(W, ids, *, dtype=None):
     """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
 
     dtype: of the rows, where the table is stored narrower. A slice of rows copies nothing.
     Ids are checked on the host (ValueError), because a GPU would wrap them silently.
     Equal ids add up in the gradient.
     """
+    (n, d), stored, ids = W.shape, W.dtype, _rows_of(W, ids)
+    def dW(g):
+        table = xp.zeros((n, d), stored)
+        scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
+        return table
+    def dW_slice(g):
+        table = xp.zeros((n, d), stored)
+        table[ids] = g
+        return table
+    rule = dW_slice if isinstance(ids, slice) else dW
+    return W[ids].astype(dtype or stored, copy=False), (rule, None)
+
+def _rows_of(W, ids):
     n = W.shape[0]
     if isinstance(ids, slice):
-        return take(W, ids=slice(*ids.indices(n)), dtype=dtype)
+        return slice(*ids.indices(n))
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"embedding: ids must be integers, not {ids.dtype}")
     if ids.size and (ids.min() < 0 or ids.max() >= n):
         bad = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(f"embedding: id {bad} is out of range: the table has rows 0 to {n - 1}")
-    return take(W, ids=asarray(ids), dtype=dtype)
+    return asarray(ids)
 
-
-@op
-def take(W, *, ids, dtype=None):
-    """W[ids] with ids that are known to be good, on the device."""
-    shape, stored = W.shape, W.dtype
-    def dW(g):
-        table = xp.zeros(shape, stored)
-        if isinstance(ids, slice):
-            table[ids] = g
-        else:
-            scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
-        return table
-    return widened(W[ids], dtype or stored), (dW,)
-
-
-def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
+@has_kernel
+def dropout_mask(shape, rate, rng, dtype):
     """What inverted dropout multiplies by: 0 with probability `rate`, else 1 / (1 - rate).
 
     The mean is 1, so nothing has to be rescaled afterwards. From `rng` come two numbers, a key; the
@@ -96,28 +88,19 @@ def keep_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-    mask = xp.empty(math.prod(shape), dtype)
-    key = (*rng.integers(1 << 32, size=2).tolist(), round(rate * (1 << 32)), 1 / (1 - rate))
-    def part(at): _mask(xp.arange(at.start, at.stop, dtype="uint32"), *key, mask[at])
-    share(part, len(mask), len(mask), current().piece)
-    return mask.reshape(shape)
+    one, two = rng.integers(1 << 32, size=2).tolist()
+    hashed = mix(xp.arange(math.prod(shape), dtype="uint32"), one, two)
+    kept = hashed >= round(rate * (1 << 32))
+    return (kept.astype(dtype) * (1 / (1 - rate))).reshape(shape)
 
+def mix(i, one, two):
+    """A hash of each i, uint32: the finalizer of MurmurHash3 (Appleby), a bijection that spreads
+    every bit, keyed twice."""
+    i = (i ^ one) * 0x85EBCA6B
+    i = (i ^ i >> 13 ^ two) * 0xC2B2AE35
+    return (i ^ i >> 16) * 0x85EBCA6B
 
-@fused
-def _mask(i, one, two, limit, worth, out):
-    """worth, where a 32-bit hash of i is not below the limit, else 0: after the finalizer of
-    MurmurHash3 (Appleby), a bijection that spreads every bit, keyed twice."""
-    i ^= one
-    i *= 0x85EBCA6B
-    i ^= i >> 13
-    i ^= two
-    i *= 0xC2B2AE35
-    i ^= i >> 16
-    i *= 0x85EBCA6B
-    xp.greater_equal(i, limit, out=out)
-    out *= worth
-
-
-def dropout(x: Tensor, rate: float, rng: np.random.Generator) -> Tensor:
+@composed
+def dropout(x, rate, rng):
     """Each number of x is 0 with probability `rate`, else x / (1 - rate): the same expectation."""
-    return x * keep_mask(x.shape, rate, rng, x.dtype) if rate else x
+    return x * dropout_mask(x.shape, rate, rng, x.dtype) if rate else x

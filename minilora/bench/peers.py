@@ -1,130 +1,15 @@
-"""What `minilora bench` compares: each engine's step on the same weights and the same batch.
-
-python -m minilora.engines ENGINE SHAPE THREADS [BACKEND] reads "check FILE", "step N" and "peak"
-from its input.
-"""
+"""What minilora is compared with: PyTorch with and without PEFT, HIPS autograd, bare products."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import sys
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from . import backend, lora, ops, optim
-from .generate import generate
-from .loss_scale import LossScale
-from .models import GPT2, GPT2Config
-from .tensor import no_grad
-from .threads import share, working
-
-Grads = dict[str, Any]
-Step = Callable[[], tuple[float, Callable[[], Grads]] | None]  # loss, how to get gradients by name
-
-
-class Shape(NamedTuple):
-    """Sizes of a model and its batch."""
-
-    layers: int
-    d_model: int
-    heads: int
-    tokens: int
-    batch: int
-    vocabulary: int
-
-
-SHAPES = {
-    "classroom": Shape(4, 256, 8, 128, 8, 512),
-    "long": Shape(4, 256, 8, 1024, 1, 512),
-    "gpt2-small": Shape(12, 768, 12, 128, 4, 5000),
-    "tiny": Shape(2, 32, 2, 16, 2, 50),
-}
-R, ALPHA, LR = 8, 16.0, 1e-3
-PROMPT = 8  # tokens that decoding starts from
-
-
-def sizes(shape: str) -> Shape:
-    """The shape of that name; "classroom:32" is the classroom's with a batch of 32."""
-    name, _, batch = shape.partition(":")
-    return SHAPES[name]._replace(batch=int(batch)) if batch else SHAPES[name]
-
-
-def tokens(name: str, shape: str) -> int:
-    """How many tokens an engine's step is about."""
-    s = sizes(shape)
-    return s.tokens - PROMPT if name.endswith("decode") else s.batch * s.tokens
-
-
-def build(
-    shape: str, base_dtype: str | None = None, dtype: str = "float32"
-) -> tuple[GPT2, np.ndarray]:
-    """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
-    s = sizes(shape)
-    model = GPT2(
-        GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0, dtype=dtype
-    )
-    rng = np.random.default_rng(1)
-    lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2, base_dtype=base_dtype)
-    for name, p in model.trainable_parameters().items():
-        if name.endswith(".B"):
-            p.data[...] = backend.asarray(rng.standard_normal(p.shape) * 0.01, p.dtype)
-    return model, rng.integers(0, s.vocabulary, (2, s.batch, s.tokens))
-
-
-def ours(
-    shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None,
-    dtype: str = "float32",
-) -> Step:  # fmt: skip
-    """minilora: LoRA, or full fine-tuning; activations kept or made again; a base, or all that is
-    frozen and computed, in halves, with a loss that is scaled."""
-    model, (ids, targets) = build(shape, base_dtype, dtype)
-    model.recompute = recompute
-    scale = LossScale(2.0**10) if dtype == "float16" else None
-    if full:
-        lora.detach(model)
-    optimizer = optim.AdamW(model.trainable_parameters(), LR)
-
-    def step() -> tuple[float, Callable[[], Grads]]:
-        optimizer.zero_grad()
-        loss = ops.cross_entropy(model(ids), targets)
-        if scale:
-            scale.backward(loss)
-            scale.unscale(optimizer)
-        else:
-            loss.backward()
-        grads = {name: p.grad for name, p in optimizer.parameters.items()}
-        scale.step(optimizer) if scale else optimizer.step()
-        return loss.item(), lambda: {n: backend.asnumpy(g) for n, g in grads.items()}
-
-    return step
-
-
-def forward(shape: str, merge: bool) -> Step:
-    """The forward pass alone: of the base, or merged."""
-    model, (ids, _) = build(shape)
-    (lora.merge if merge else lora.detach)(model)
-
-    def step() -> None:
-        with no_grad():
-            model(ids)
-
-    return step
-
-
-def decode(shape: str) -> Step:
-    """Greedy decoding with the cache: the rest of the window after the prompt."""
-    model, (ids, _) = build(shape)
-    lora.merge(model)
-
-    def step() -> None:
-        generate(model, ids[:1, :PROMPT], tokens("decode", shape), temperature=0)
-
-    return step
+from .. import backend, optim
+from .ours import ALPHA, LR, PROMPT, R, Grads, Step, build, sizes, tokens
 
 
 def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.ndarray]:
@@ -309,7 +194,7 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
         def part(some: slice) -> None:
             np.matmul(x[some], y, out=out[some])
 
-        share(part, len(x), out.size * x.shape[1])
+        backend.current().share(part, len(x), out.size * x.shape[1])
 
     x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
     W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
@@ -331,7 +216,7 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
                     np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
                     np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
 
-        share(part, len(q), q.size * s.tokens)
+        backend.current().share(part, len(q), q.size * s.tokens)
 
     def step() -> None:
         for layer in range(s.layers):
@@ -361,78 +246,3 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
         x[...] = 1
 
     return step
-
-
-ENGINES: dict[str, Callable[[str], Step]] = {
-    "minilora": ours,
-    "minilora full": lambda shape: ours(shape, full=True),
-    "minilora recompute": lambda shape: ours(shape, recompute=True),
-    "minilora float16": lambda shape: ours(shape, base_dtype="float16"),
-    "minilora half": lambda shape: ours(shape, dtype="float16"),
-    "torch+peft": lambda shape: torch_step(shape, adapters=True),
-    "torch": lambda shape: torch_step(shape, adapters=False),
-    "autograd": hips_autograd,
-    "floor": floor,
-    "floor in blocks": lambda shape: floor(shape, in_blocks=True),
-    "base forward": lambda shape: forward(shape, merge=False),
-    "merged forward": lambda shape: forward(shape, merge=True),
-    "decode": decode,
-    "torch decode": torch_decode,
-}
-# those whose loss and gradients must be equal
-SAME = ("minilora", "minilora recompute", "torch+peft", "autograd")
-AGAINST = {
-    "merged forward": "merged forward",
-    "base forward": "merged forward",
-    "decode": "decode",
-    "torch decode": "decode",
-}  # ours of the same work; else "minilora"
-NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
-         "autograd": ("autograd",)}  # fmt: skip
-HOST_ALONE = (*NEEDS, "floor", "floor in blocks")
-
-
-def missing(name: str) -> str:
-    """Why an engine cannot run here, or nothing."""
-    device = not backend.current().numbers_are_free
-    if device and name in HOST_ALONE:
-        return "it runs on the host alone"
-    if name == "minilora half" and not device:
-        return "in half precision only a device is fast"
-    absent = [p for p in NEEDS.get(name, ()) if importlib.util.find_spec(p) is None]
-    return f"not installed: {', '.join(absent)}" if absent else ""
-
-
-def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
-    """Serve one engine."""
-    backend.use(device)
-    own = name != "floor" and not name.startswith(("torch", "autograd"))
-    if name.startswith("torch"):
-        import torch
-
-        torch.set_num_threads(int(threads))
-    backend.current().keep_freed_memory()
-    with working(int(threads) if own else 1):
-        step = ENGINES[name](shape)
-        for line in sys.stdin:
-            word, *rest = line.split(maxsplit=1)
-            answer: Any = None
-            if word == "check":
-                done = step()
-                if done is not None:
-                    answer = done[0]
-                    np.savez(rest[0].strip(), **done[1]())
-            elif word == "step":
-                answer = []
-                for _ in range(int(rest[0])):
-                    began = time.perf_counter()
-                    step()
-                    backend.current().synchronize()
-                    answer.append(1000 * (time.perf_counter() - began))
-            elif word == "peak":
-                answer = backend.current().reserved()
-            print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import accounting, engines, ops, optim
-from .backend import Backend, asarray, asnumpy, current, use
-from .models import GPT2
-from .threads import working
+from .. import accounting, ops, optim
+from ..backend import Backend, asarray, asnumpy, current, use
+from ..models import GPT2
+from . import engines
+from .ours import LR, R, build
 
 STEPS = 20
 TIMES = 10.0  # as far from float64 as the host is, times this
@@ -45,10 +46,10 @@ def parity(shapes: Sequence[str], *, steps: int = STEPS, say: Say = print) -> di
     memory pool has taken by then, for all that was run so far.
     """
     device = current()
-    if device.numbers_are_free:
+    if device.on_host:
         raise ValueError("--parity compares a device with the host: give --backend cupy")
     result: dict[str, Any] = {"device": device.describe(), "host": Backend().describe()}
-    say(f"{result['device']}, beside {result['host']}; {steps} steps, LoRA, r = {engines.R}")
+    say(f"{result['device']}, beside {result['host']}; {steps} steps, LoRA, r = {R}")
     for shape in shapes:
         result[shape] = _one(shape, device, steps, say)
     result["suite"] = suite()
@@ -87,21 +88,20 @@ def run(shape: str, backend: Backend, steps: int, dtype: str) -> Run:
     before = use(backend)
     try:
         model, batches = _model(shape, dtype), _batches(shape, steps)
-        optimizer = optim.AdamW(model.trainable_parameters(), engines.LR)
+        optimizer = optim.AdamW(model.trainable_parameters(), LR)
         told = Run([], [], [])
-        with working():
-            for ids, targets in batches:
-                backend.synchronize()
-                began = time.perf_counter()
-                optimizer.zero_grad()
-                loss = ops.cross_entropy(model(ids), targets)
-                loss.backward()
-                grads = {name: p.grad for name, p in optimizer.parameters.items()}
-                optimizer.step()
-                backend.synchronize()
-                told.ms.append(1000 * (time.perf_counter() - began))
-                told.losses.append(loss.item())
-                told.gradients.append({name: asnumpy(g) for name, g in grads.items()})
+        for ids, targets in batches:
+            backend.synchronize()
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            loss = ops.cross_entropy(model(ids), targets)
+            loss.backward()
+            grads = {name: p.grad for name, p in optimizer.parameters.items()}
+            optimizer.step()
+            backend.synchronize()
+            told.ms.append(1000 * (time.perf_counter() - began))
+            told.losses.append(loss.item())
+            told.gradients.append({name: asnumpy(g) for name, g in grads.items()})
         return told
     finally:
         use(before)
@@ -110,13 +110,13 @@ def run(shape: str, backend: Backend, steps: int, dtype: str) -> Run:
 def _model(shape: str, dtype: str) -> GPT2:
     """The bench's model, its weights so large that nothing is nearly linear, which would hide
     mistakes; in float64 the same numbers."""
-    narrow, _ = engines.build(shape)
+    narrow, _ = build(shape)
     rng = np.random.default_rng(4)
     for p in narrow.parameters():
         p.data += asarray(rng.standard_normal(p.shape) / p.shape[-1] ** 0.5, p.dtype)
     if dtype == "float32":
         return narrow
-    model, _ = engines.build(shape, dtype=dtype)
+    model, _ = build(shape, dtype=dtype)
     model.load_state_dict({n: a.astype(dtype) for n, a in narrow.state_dict().items()})
     return model
 
@@ -132,7 +132,7 @@ def _memory(shape: str, device: Backend) -> tuple[accounting.Ledger, int]:
     before = use(device)
     try:
         s, model = engines.sizes(shape), _model(shape, "float32")
-        optimizer = optim.AdamW(model.trainable_parameters(), engines.LR)
+        optimizer = optim.AdamW(model.trainable_parameters(), LR)
         return accounting.ledger(model, optimizer, s.batch, s.tokens), device.reserved()
     finally:
         use(before)

@@ -6,18 +6,21 @@ matrices were rounded once; norms, biases, adapters and all that is trained stay
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from ..nn import Embedding, Linear, Module, Parameter
+from .backend import current
+from .nn import Embedding, Linear, Module, Parameter
 
-Places: TypeAlias = dict[str, tuple[Module, str, Parameter]]  # owner, attribute, the base's
 
-
-def storable(places: Places, dtype: Any) -> dict[Parameter, np.dtype[Any]]:
+def storable(
+    base: Mapping[str, tuple[Module, Parameter]], dtype: Any
+) -> dict[Parameter, np.dtype[Any]]:
     """The matrices among the base's parameters and what to store them in (dtype None: none).
 
+    base: name -> the module that the parameter belongs to, and the parameter.
     Changes nothing. Raises ValueError where `dtype` is not a float narrower than what a layer
     computes in, or where a number does not fit.
     """
@@ -28,15 +31,15 @@ def storable(places: Places, dtype: Any) -> dict[Parameter, np.dtype[Any]]:
         stored = np.dtype(dtype)
     except TypeError as error:
         raise ValueError(f"base_dtype: {error}: give 'float16', or None") from error
-    for name, (owner, attribute, p) in places.items():
-        if not isinstance(owner, Linear | Embedding) or attribute != "W":
+    for name, (owner, p) in base.items():
+        if not isinstance(owner, Linear | Embedding) or not name.endswith(".W"):
             continue
         if stored.kind != "f" or stored.itemsize >= owner.dtype.itemsize:
             raise ValueError(
                 f"base_dtype: {name} computes in {owner.dtype}, and {stored} is not a narrower "
                 "float: give 'float16', or None to store it as it is"
             )
-        largest, most = float(abs(p.data).max()), float(np.finfo(stored).max)
+        largest, most = current().read(abs(p.data).max(), 0.0), float(np.finfo(stored).max)
         if not largest <= most:  # false for nan, too
             raise ValueError(
                 f"base_dtype: {name} holds {largest:.6g}, {stored} ends at {most:.6g}: give a "
@@ -53,7 +56,7 @@ def store(matrices: dict[Parameter, np.dtype[Any]], flags: dict[Parameter, bool]
         p.data, flags[p] = p.data.astype(dtype), False
 
 
-def wide_copy(owner: Module, attribute: str, p: Parameter) -> Parameter:
+def wide_copy(owner: Module, p: Parameter) -> Parameter:
     """A copy of the base's parameter to be trained, in what its layer computes in, or float32."""
     dtype = np.promote_types(str(getattr(owner, "dtype", p.dtype)), "float32")
     return Parameter(p.data.astype(dtype))

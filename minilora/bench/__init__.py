@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from . import backend, engines, ops
-from .tensor import Tensor
+from .. import backend, ops
+from ..tensor import Tensor
+from . import engines
 
 Say = Callable[[str], Any]
 TOLERANCE = 2e-4  # relative, float32, sums in another order: agreement before any timing
-PROGRAM = ("-m", "minilora.engines")  # what serves an engine
+PROGRAM = ("-m", "minilora.bench")  # what serves an engine
 BATCHES, TOKENS = (1, 2, 4, 8, 16, 32), (512, 1024, 2048, 4096)  # what `growth` goes through
 WIDTH, HEADS = 256, 8  # of its attention
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,18 @@ def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None
     ordered = index[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     target[ordered[starts]] += np.add.reduceat(rows[order], starts, axis=0)
+
+
+def finite(loss: np.ndarray, gradients: Sequence[np.ndarray]) -> np.ndarray:
+    """The loss; raises FloatingPointError where a number of a gradient is not finite."""
+    for g in gradients:
+        total = g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")  # one bad number shows
+        if not math.isfinite(float(total)):
+            raise FloatingPointError(
+                f"backward: the gradient of a tensor of shape {g.shape} is not finite "
+                f"(the loss is {float(loss.reshape(())):.4g}): lower the learning rate or clip"
+            )
+    return loss
 
 
 def keep_freed_memory() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import LIBRARIES, Array, Backend
+from . import threads
+from .library import Array, Backend
 
 
 class CupyBackend(Backend):
@@ -19,8 +20,8 @@ class CupyBackend(Backend):
     """
 
     name = "cupy"
-    numbers_are_free = False
-    piece, queries, rows = 1 << 26, 1 << 10, 1 << 20  # no such cache: it is told all at once
+    on_host = False
+    piece, queries = 1 << 26, 1 << 10  # no such cache: it is told all at once
 
     def __init__(self, device: str = "") -> None:
         try:
@@ -50,6 +51,11 @@ class CupyBackend(Backend):
                 "Free it, or name another one: cupy:1, cupy:2"
             ) from error
 
+    def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+        """The device shares by itself: it is told all at once."""
+        if n:
+            task(slice(0, n))
+
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """`cupy.fuse` makes a kernel of a formula for each combination of dtypes it meets."""
         if formula not in self._kernels:
@@ -62,8 +68,13 @@ class CupyBackend(Backend):
     def asnumpy(self, x: Any) -> np.ndarray:
         return self.module.asnumpy(x)  # type: ignore[no-any-return]
 
-    def keep_freed_memory(self) -> None:
-        """Nothing to ask: CuPy's memory pool keeps freed memory anyway."""
+    def peek(self, x: Any, otherwise: float) -> float:
+        return otherwise
+
+    def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
+        """loss + 0 · Σ of all their numbers: nan where one is not finite."""
+        wide = (g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32") for g in gradients)
+        return loss + (sum(wide, 0.0) * 0).astype(loss.dtype) if gradients else loss
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
         """Rows of one index are added as they come: the last bits may differ from run to run."""
@@ -91,7 +102,7 @@ class CupyBackend(Backend):
         return str(self.module.cuda.runtime.getDeviceProperties(device)["name"].decode())
 
 
-LIBRARIES["cupy"] = CupyBackend
+LIBRARY = CupyBackend
 
 
 def devices() -> str:

@@ -1,0 +1,297 @@
+"""The array. It carries a real NumPy header over memory that is reserved and never used.
+
+So NumPy itself says what a slice is, or a reshaped array. The dtype and the order of a result are
+asked of NumPy, too: it does the same to a corner of each array, at most two numbers a side.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from .counts import Buffer
+
+RESERVED = mmap.mmap(-1, 1 << 44, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+IN_PLACE = 1 << 18  # bytes: an array without a name that has them makes room for a sum, a product
+NAMELESS = 3  # references to such an array in an operator's method (before Python 3.14)
+
+
+def unknown(name: str) -> TypeError:
+    return TypeError(f"shapes: {name} is not known here")
+
+
+def corner(x: Any) -> Any:
+    """At most two numbers a side: enough for NumPy to tell a dtype, and an order of the axes."""
+    x = x.x if isinstance(x, Array) else x
+    return x[(slice(2),) * x.ndim] if isinstance(x, np.ndarray) else x
+
+
+def reduced(
+    f: Callable[..., Any], x: Array, axis: Any, *, keepdims: bool = False, out: Any = None,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """f is NumPy's function, such as np.add.reduce or np.mean."""
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    gone = {i % max(1, x.ndim) for i in axes}
+    sides = [(i, 1 if i in gone else n) for i, n in enumerate(x.shape)]
+    shape = tuple(n for i, n in sides if keepdims or i not in gone)
+    f = functools.partial(f, axis=axis, keepdims=keepdims, **options)
+    return x.library.call(f, [x], shape, out, numbers=x.size)
+
+
+def reduction(name: str) -> Any:
+    def reduce(x: Array, axis: Any = None, **options: Any) -> Any:
+        return reduced(getattr(np, name), x, axis, **options)
+
+    return reduce
+
+
+def elementwise(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: Any = None) -> Any:
+    """f of the inputs, which are broadcast."""
+    shape = np.broadcast_shapes(*(getattr(x, "shape", ()) for x in (*inputs, out)))
+    return library.call(f, inputs, shape, out, numbers=math.prod(shape))
+
+
+def _product(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: Any) -> Any:
+    """A product of matrices, and the copies of its factors that are held meanwhile."""
+    a, b = inputs
+    if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2:][0]:
+        raise ValueError(f"matmul: {a.shape} does not fit {b.shape}")
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = batch + a.shape[-2:-1] + b.shape[-1:] * (b.ndim > 1)
+    dtype, stacked = np.result_type(a.dtype, b.dtype), max(a.ndim, b.ndim) > 2
+    copied = [x.size for x in inputs if x.dtype != dtype]
+    if not library.on_host:
+        copied = [x.size for x in inputs if stacked and not x.flags.c_contiguous]
+        if stacked and dtype == np.float16:  # cuBLAS computes these in float32
+            copied, dtype = [a.size, b.size, math.prod(shape)], np.dtype(np.float32)
+    held = [library.buffer(size * dtype.itemsize) for size in copied]
+    made = library.call(f, inputs, shape, out, products=2 * math.prod(shape) * a.shape[-1])
+    del held
+    return made
+
+
+def _operators(ufunc: np.ufunc, commutes: bool) -> Any:
+    """x + y, and 2 + x. As NumPy does, in the place of a large array that has no name."""
+
+    def forward(self: Array, other: Any) -> Any:
+        if getrefcount(self) == NAMELESS and _makes_room(self, other):
+            return ufunc(self, other, out=self)
+        if getrefcount(other) == NAMELESS and commutes and _makes_room(other, self):
+            return ufunc(self, other, out=other)
+        return ufunc(self, other)
+
+    def reflected(self: Array, other: Any) -> Any:
+        if getrefcount(self) == NAMELESS and commutes and _makes_room(self, other):
+            return ufunc(other, self, out=self)
+        return ufunc(other, self)
+
+    return forward, reflected
+
+
+def _makes_room(x: Any, other: Any) -> bool:
+    return (
+        isinstance(x, Array) and x.base is None and x.nbytes >= IN_PLACE and x.library.on_host
+        and getattr(other, "shape", ()) in ((), x.shape)
+        and np.can_cast(getattr(other, "dtype", type(other)), x.dtype)
+    )  # fmt: skip
+
+
+class Array(NDArrayOperatorsMixin):
+    """x: the header   buffer: the memory   base: of a view, the array that owns it"""
+
+    __slots__ = ("base", "buffer", "x")
+
+    def __init__(self, x: np.ndarray, buffer: Buffer, base: Any = None) -> None:
+        self.x, self.buffer, self.base = x, buffer, base
+
+    shape: Any = property(attrgetter("x.shape"))
+    dtype: Any = property(attrgetter("x.dtype"))
+    ndim: Any = property(attrgetter("x.ndim"))
+    size: Any = property(attrgetter("x.size"))
+    nbytes: Any = property(attrgetter("x.nbytes"))
+    T: Any = property(lambda self: self.viewed(self.x.T))
+    mT: Any = property(lambda self: self.viewed(self.x.mT))
+    library: Any = property(attrgetter("buffer.library"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("flags", "itemsize", "strides"):
+            return getattr(self.x, name)
+        raise AttributeError(f"shapes: ndarray.{name} is not known here")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype} {self.shape}>"
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise TypeError(f"arrays of shapes have no numbers: there are none to be had from {self!r}")
+
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse
+    __contains__ = item = tolist = tobytes = _refuse
+
+    @property
+    def is_number(self) -> bool:
+        """What NumPy would give as a number, not as an array: it has no counted memory."""
+        return not self.shape and not self.buffer.nbytes
+
+    # What computes.
+    __add__, __radd__ = _operators(np.add, True)
+    __mul__, __rmul__ = _operators(np.multiply, True)
+    __sub__, __rsub__ = _operators(np.subtract, False)
+    __truediv__, __rtruediv__ = _operators(np.divide, False)
+    all, any, argmax, argmin, max, mean, min, prod, sum = map(
+        reduction, ("all", "any", "argmax", "argmin", "max", "mean", "min", "prod", "sum")
+    )
+
+    def __neg__(self) -> Any:
+        here = getrefcount(self) == NAMELESS and _makes_room(self, 0)
+        negative: Any = np.negative
+        return negative(self, out=self) if here else negative(self)
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, x: Any, *others: Any, out: Any = None, **options: Any
+    ) -> Any:
+        odd = options.keys() - {"axis", "casting", "dtype", "keepdims"}
+        known = ufunc.nout == 1 and (not ufunc.signature or ufunc is np.matmul) and not odd
+        out = out[0] if out else None
+        if method == "reduce" and known:
+            return reduced(ufunc.reduce, x, options.pop("axis", 0), out=out, **options)
+        if method == "accumulate" and known:
+            f = functools.partial(ufunc.accumulate, *others, **options)
+            return self.library.call(f, [x], x.shape, out, numbers=x.size)
+        if method != "__call__" or not known:
+            raise unknown(f"{ufunc.__name__}.{method}" + f" with {min(odd, default=0)}" * bool(odd))
+        if out is not None:  # NumPy says whether the result may be cast to it
+            options["out"] = np.empty_like(corner(out))
+        f = functools.partial(ufunc, **options)
+        kind = _product if ufunc is np.matmul else elementwise
+        return kind(self.library, f, (x, *others), out)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        known = self.library.functions.get(function.__name__)
+        if known is None:
+            raise unknown(function.__name__)
+        return known(*args, **options)
+
+    # Views.
+    def viewed(self, x: np.ndarray) -> Array:
+        """The same memory under another header."""
+        return Array(x, self.buffer, self if self.base is None else self.base)
+
+    def transpose(self, *axes: Any) -> Array:
+        return self.viewed(self.x.transpose(*axes))
+
+    def swapaxes(self, i: int, j: int) -> Array:
+        return self.viewed(self.x.swapaxes(i, j))
+
+    def squeeze(self, axis: Any = None) -> Array:
+        return self.viewed(self.x.squeeze(axis))
+
+    def view(self, dtype: Any) -> Array:
+        return self.viewed(self.x.view(dtype))
+
+    def reshape(self, *shape: Any) -> Array:
+        shape = shape[0] if len(shape) == 1 else shape
+        try:
+            return self.viewed(self.x.reshape(shape, copy=False))
+        except ValueError:  # it takes a copy; or it is impossible, which the next line says again
+            x = np.ndarray(self.shape, self.dtype, RESERVED).reshape(shape)
+        copy = self.copy()
+        return copy.viewed(x) if self.library.on_host else Array(x, copy.buffer)
+
+    def ravel(self) -> Array:
+        flat = np.ndarray(self.size, self.dtype, RESERVED)
+        return self.reshape(-1) if self.flags.c_contiguous else Array(flat, self.copy().buffer)
+
+    # Copies.
+    def copy(self, order: Any = "C") -> Any:
+        return self.astype(self.dtype, order)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copy()
+
+    def astype(self, dtype: Any, order: Any = "K", *, copy: bool = True) -> Any:
+        def f(part: Any) -> Any:
+            return (part if self.is_number else np.asarray(part)).astype(dtype, order)
+
+        same = not copy and self.dtype == dtype
+        return self if same else self.library.call(f, [self], self.shape)
+
+    # Indexing.
+    def __getitem__(self, key: Any) -> Any:
+        shape, indices, parts = _chosen(self.x, key)
+        if not indices and isinstance(x := self.x[key], np.ndarray):
+            return self.viewed(x)
+
+        def f(part: Any, *small: Any) -> Any:
+            each = (np.zeros_like(index) for index in small)
+            index = tuple(next(each) if isinstance(p, LISTS) else p for p in parts)
+            return part[index] if indices else x
+
+        reads = math.prod(shape) * self.itemsize
+        return self.library.call(f, [self, *indices], shape, reads=reads)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        shape, indices, _ = _chosen(self.x, key)
+        into = self.viewed(np.ndarray(shape, self.dtype, RESERVED))
+        if not indices and shape:
+            into.x = self.x[key]
+            if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, into.x):
+                return  # x[key] += y gives back what is there already
+        lead: tuple[int, ...] = getattr(value, "shape", ())
+        while len(lead) > len(shape) and lead[0] == 1:
+            lead = lead[1:]
+        if np.broadcast_shapes(lead, shape) != shape:
+            raise ValueError(f"{lead} cannot be broadcast to {shape}, which it is assigned to")
+        self.library.call(lambda *_: None, [value, *indices], shape, into)
+
+    def fill(self, value: Any) -> None:
+        self[...] = value
+
+
+LISTS = (Array, np.ndarray, list)  # of numbers, as an index
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.shape if isinstance(x, Array) else np.shape(x)
+
+
+def _same(x: np.ndarray, y: np.ndarray) -> bool:
+    """Are these the same numbers, if they are in one memory?"""
+    start = [a.__array_interface__["data"] for a in (x, y)]
+    return start[0] == start[1] and x.shape == y.shape and x.strides == y.strides
+
+
+def _chosen(x: np.ndarray, key: Any) -> tuple[tuple[int, ...], list[Any], list[Any]]:
+    """(shape of x[key], the arrays in key, a key part by part that does the same to a corner)"""
+    parts: list[Any] = list(key) if isinstance(key, tuple) else [key]
+    indices = [part for part in parts if isinstance(part, LISTS)]
+    if not indices:
+        return np.shape(x[key]), [], parts
+    if any(part is None or getattr(part, "dtype", None) == np.bool_ for part in parts):
+        raise unknown("an index of booleans, or None beside arrays,")
+    dots = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+    parts[dots : dots + 1] = [slice(None)] * (x.ndim - len(parts) + (dots < len(parts)))
+    at = [i for i, part in enumerate(parts) if not isinstance(part, slice)]
+    found = np.broadcast_shapes(*(_shape(parts[i]) for i in at))
+    rest = [len(range(n)[part]) for n, part in zip(x.shape, parts) if isinstance(part, slice)]
+    first = at[0] if at[-1] - at[0] == len(at) - 1 else 0  # where NumPy puts the axes found
+    for i, part in enumerate(parts):
+        if not isinstance(part, LISTS):
+            parts[i] = 0 if i in at else slice(2)
+    return (*rest[:first], *found, *rest[first:]), indices, parts

@@ -1,0 +1,162 @@
+"""What `xp` forwards to: NumPy's functions that are known here, and those that make arrays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .array import RESERVED, Array, corner, elementwise, reduction
+
+
+def _view(name: str) -> Callable[..., Any]:
+    return lambda x, *args, **options: x.viewed(getattr(np, name)(x.x, *args, **options))
+
+
+def _like(name: str) -> Callable[..., Any]:
+    """zeros_like and its kind: in the order of x, where no shape is given."""
+
+    def make(x: Array, *value: Any, dtype: Any = None, shape: Any = None) -> Any:
+        if name != "full_like" and value:
+            dtype = value[0]
+        like = np.empty_like(np.asarray(corner(x)), dtype)
+        if shape is None:
+            shape = x.shape
+        else:
+            like = blank(shape, like.dtype)
+        return (x.library.made if name == "empty_like" else x.library.filled)(like, shape)
+
+    return make
+
+
+def _triangle(name: str) -> Callable[..., Any]:
+    def cut(x: Array, k: int = 0) -> Any:
+        mask = x.library.buffer(math.prod(x.shape[-2:])) if x.library.on_host else None
+        made = elementwise(x.library, functools.partial(getattr(np, name), k=k), [x])
+        del mask
+        return made
+
+    return cut
+
+
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    library = next(a.library for a in (condition, x, y) if isinstance(a, Array))
+    return elementwise(library, np.where, [condition, x, y])
+
+
+def _clip(x: Array, low: Any, high: Any) -> Any:
+    return elementwise(x.library, np.clip, [x, low, high])
+
+
+def _copyto(into: Array, x: Any, *, where: Any = True) -> None:
+    shape = np.broadcast_shapes(into.shape, *(getattr(a, "shape", ()) for a in (x, where)))
+    into.library.call(lambda *_: None, [x, where], shape, into)
+
+
+def _concatenate(arrays: Sequence[Array], axis: int = 0) -> Any:
+    sides = [list(x.shape) for x in arrays]
+    ends = [side.pop(axis) for side in sides]
+    if any(side != sides[0] for side in sides):
+        raise ValueError(f"concatenate: {[x.shape for x in arrays]} differ beside axis {axis}")
+    sides[0].insert(axis % (len(sides[0]) + 1), sum(ends))
+    return arrays[0].library.call(
+        lambda *corners: np.concatenate(corners, axis), arrays, tuple(sides[0])
+    )
+
+
+def _stack(arrays: Sequence[Array], axis: int = 0) -> Any:
+    return _concatenate([x.viewed(np.expand_dims(x.x, axis)) for x in arrays], axis)
+
+
+def _repeat(x: Array, repeats: int, axis: int) -> Any:
+    shape = [n * repeats if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
+    return x.library.call(lambda part: np.repeat(part, 1, axis), [x], tuple(shape))
+
+
+def _take(x: Array, indices: Array, axis: int) -> Any:
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis:][1:])
+    return x.library.call(
+        lambda part, small: np.take(part, np.zeros_like(small), axis), [x, indices], shape,
+        reads=math.prod(shape) * x.itemsize,
+    )  # fmt: skip
+
+
+def _result_type(*args: Any) -> Any:
+    return np.result_type(*(x.dtype if isinstance(x, Array) else x for x in args))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: reduction(name) for name in
+       ("all", "any", "argmax", "argmin", "max", "mean", "min", "prod", "sum")},
+    **{name: _view(name) for name in
+       ("broadcast_to", "expand_dims", "moveaxis", "squeeze", "swapaxes", "transpose")},
+    **{name: _like(name) for name in ("empty_like", "full_like", "ones_like", "zeros_like")},
+    **{name: _triangle(name) for name in ("tril", "triu")},
+    "clip": _clip, "concatenate": _concatenate, "copyto": _copyto, "ravel": Array.ravel,
+    "repeat": _repeat, "reshape": Array.reshape, "result_type": _result_type, "stack": _stack,
+    "take": _take, "where": _where,
+}  # fmt: skip
+
+
+def blank(shape: Any, dtype: Any) -> np.ndarray:
+    """The corner of an array that is yet to be made."""
+    return np.empty((1,) * (1 if isinstance(shape, int) else len(shape)), dtype)
+
+
+class Functions:
+    """The module that `xp` stands for."""
+
+    pi, e, inf, nan, newaxis = np.pi, np.e, np.inf, np.nan, None
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(np, name, None)
+        if name in FUNCTIONS or isinstance(value, np.ufunc | type):
+            return value
+        raise AttributeError(f"shapes: {name} is not known here")
+
+    def empty(self, shape: Any, dtype: Any = float) -> Any:
+        return self.library.made(blank(shape, dtype), shape)
+
+    def zeros(self, shape: Any, dtype: Any = float) -> Any:
+        return self.library.filled(blank(shape, dtype), shape)
+
+    ones = zeros
+
+    def full(self, shape: Any, value: Any, dtype: Any = None) -> Any:
+        return self.zeros(shape, dtype or getattr(value, "dtype", type(value)))
+
+    def eye(self, n: int, dtype: Any = float) -> Any:
+        return self.zeros((n, n), dtype)
+
+    def arange(self, start: int, stop: int | None = None, step: int = 1, dtype: Any = int) -> Any:
+        there = range(start) if stop is None else range(start, stop, step)
+        return self.zeros(len(there), dtype)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """x itself, or a copy where NumPy (or CuPy) makes one."""
+        if isinstance(x, Array):
+            if x.is_number and self.library.on_host:
+                return self.library.call(lambda part: np.empty((), dtype or x.dtype), [x], ())
+            return x if dtype is None else x.astype(dtype, copy=False)
+        there = np.asarray(x, dtype)
+        if not self.library.on_host:
+            return self.empty(there.shape, there.dtype)
+        return Array(there, self.library.foreign(there), there.base)
+
+    def array(self, x: Any, dtype: Any = None) -> Any:
+        made = self.asarray(x, dtype)
+        return made.copy() if made is x else made
+
+
+def header(shape: Any, dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
+    """A header of that shape; order: its axes, from the outermost in memory to the innermost."""
+    if order is None:
+        return np.ndarray(shape, dtype, RESERVED)
+    sides = [shape[i] for i in order]
+    return np.ndarray(sides, dtype, RESERVED).transpose(np.argsort(order))

@@ -1,0 +1,220 @@
+"""The library's hooks: what differs from NumPy because there are no numbers."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import threads
+from ..gpu import CupyBackend
+from ..library import Backend, Rng
+from .array import Array, corner, elementwise
+from .counts import Buffer, Counts
+from .functions import FUNCTIONS, Functions, header
+
+BLOCK = 512  # CuPy's pool hands out multiples of it
+
+
+class Shapes(Backend):
+    """like: the library that it imitates, "numpy" or "cupy"."""
+
+    name, functions = "shapes", FUNCTIONS
+
+    def __init__(self, like: str = "numpy") -> None:
+        if like not in ("", "numpy", "cupy"):
+            raise ValueError(f"shapes of {like!r}: there are shapes:numpy and shapes:cupy")
+        if like == "cupy":
+            self.on_host = False
+            self.piece, self.queries = CupyBackend.piece, CupyBackend.queries
+        self.counts, self.module = Counts(), Functions(self)
+        self.fusing: list[Array] | None = None  # in a fused formula: what it wrote to
+        self._depths: Any = None  # in a piece of shared work: of what it wrote to, from before
+        self._foreign: Any = weakref.WeakValueDictionary[int, Buffer]()
+
+    # Making arrays, and counting.
+    def buffer(self, nbytes: int) -> Buffer:
+        if self.fusing is not None:  # registers
+            return Buffer(self, 0)
+        return Buffer(self, nbytes or 1 if self.on_host else -(-nbytes // BLOCK) * BLOCK)
+
+    def foreign(self, array: np.ndarray) -> Buffer:
+        """The buffer of a NumPy array: one, for it and its views."""
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        buffer = self._foreign.get(id(array))
+        if buffer is None:
+            counted = id(array) not in self.counts.ignored
+            buffer = self._foreign[id(array)] = Buffer(self, array.nbytes * counted, array)
+        return buffer  # type: ignore[no-any-return]
+
+    def made(self, like: Any, shape: Any) -> Array:
+        """A new array of that shape, with like's dtype, its axes in memory in like's order."""
+        if not self.on_host or like.flags.c_contiguous:
+            x = header(shape, like.dtype)
+        else:
+            x = header(shape, like.dtype, sorted(range(like.ndim), key=lambda i: -like.strides[i]))
+        number = isinstance(like, np.generic) and self.on_host
+        array = Array(x, Buffer(self, 0) if number else self.buffer(x.nbytes))
+        return array.viewed(x) if isinstance(like.base, np.ndarray) and self.on_host else array
+
+    def filled(self, like: Any, shape: Any) -> Any:
+        """As `made`, but something is written to it."""
+        return self.call(lambda: like, [], shape)
+
+    def call(
+        self, f: Callable[..., Any], inputs: Sequence[Any], shape: Any, out: Array | None = None,
+        *, numbers: int = 0, products: int = 0, reads: int | None = None,
+    ) -> Any:  # fmt: skip
+        """Count one call, and make its result if there is no `out`; f does it to the corners."""
+        with np.errstate(all="ignore"):
+            like = f(*map(corner, inputs))
+        if out is not None and out.shape != shape:
+            raise ValueError(f"the result is {shape}, which does not fit into {out.shape}")
+        result = self.made(like, shape) if out is None else out
+        self.counts.add((products, numbers, 0, 0))
+        if self.fusing is None:
+            self.launched([x for x in inputs if isinstance(x, Array)], [result], reads)
+        elif out is not None:
+            self.fusing.append(out)
+        return result
+
+    def launched(self, read: list[Array], written: list[Array], reads: int | None = None) -> None:
+        """One call; reads: bytes, if not those of all that is read."""
+        counts = self.counts
+        depth = 1 + max([counts.start, *(x.buffer.depth for x in (*read, *written))])
+        counts.deepest = max(counts.deepest, depth)
+        for x in written:
+            if self._depths is not None:
+                self._depths.setdefault(x.buffer, x.buffer.depth)
+            x.buffer.depth = depth
+        reads = sum(x.nbytes for x in read) if reads is None else reads
+        counts.add((0, 0, reads + sum(x.nbytes for x in written), 1))
+
+    # The hooks.
+    def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+        """The pieces of threads.share, none of which waits for another. Where the first and the
+        last of one length cost the same and keep nothing, those between are not run, but counted.
+        """
+        cuts = threads.pieces(n, size, piece) if self.on_host else [slice(0, n)] * bool(n)
+        alike: dict[int, list[slice]] = {}
+        for cut in cuts:
+            alike.setdefault(cut.stop - cut.start, []).append(cut)
+        outer, after = self._depths, weakref.WeakKeyDictionary[Buffer, int]()
+        for first, *others in alike.values():
+            costs = [self._piece(task, cut, after) for cut in (first, *others[-1:])]
+            if costs[0] is not None and costs[0] == costs[-1]:
+                self.counts.add(costs[0], max(0, len(others) - 1))
+            else:
+                for cut in others[:-1]:
+                    self._piece(task, cut, after)
+        self._depths = outer
+        for buffer, depth in after.items():
+            if outer is not None:
+                outer.setdefault(buffer, buffer.depth)
+            buffer.depth = depth
+
+    def _piece(self, task: threads.Task, cut: slice, after: Any) -> list[int] | None:
+        """Run it: what it cost, or None if something is left of it. Depths are as before again."""
+        self._depths = before = weakref.WeakKeyDictionary[Buffer, int]()
+        cost, live = self.counts.cost, self.counts.live
+        task(cut)
+        for buffer, depth in before.items():
+            after[buffer] = max(after.get(buffer, 0), buffer.depth)
+            buffer.depth = depth
+        kept = self.counts.live != live
+        return None if kept else [b - a for a, b in zip(cost[:4], self.counts.cost)]
+
+    def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
+        """On a device it is one call, and what it makes on the way stays in registers."""
+        if self.on_host:
+            return formula
+
+        def kernel(*arguments: Any) -> None:
+            self.fusing = []
+            try:
+                formula(*arguments)
+            finally:
+                written, self.fusing = {id(x) for x in self.fusing}, None
+            arrays = [x for x in arguments if isinstance(x, Array)]
+            self.launched(arrays, [x for x in arrays if id(x) in written])
+
+        return kernel
+
+    def asnumpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)  # which raises, unless it is NumPy's already
+
+    def generator(self, rng: Rng) -> np.random.Generator:
+        return _drawing()(super().generator(rng).bit_generator, self.module)  # type: ignore[no-any-return]
+
+    def read(self, x: Any, otherwise: float) -> float:
+        return otherwise
+
+    peek = read
+
+    def finite(self, loss: Any, gradients: Sequence[Any]) -> Any:
+        """All are; what looking at them costs is counted."""
+        if not self.on_host:
+            return CupyBackend.finite(self, loss, gradients)  # type: ignore[arg-type]
+        for g in gradients:
+            g.sum(dtype=g.dtype if g.itemsize > 2 else "float32")
+        return loss
+
+    def scatter_add(self, target: Any, index: Any, rows: Any) -> None:
+        """On the host, the arrays of host.scatter_add, for an index that was drawn at random."""
+        (n, d), m = target.shape, index.size
+        if not self.on_host:
+            self.launched([target, index, rows], [target])
+        elif m:
+            order = self.call(np.argsort, [index], index.shape)
+            ordered = index[order]
+            different = self.module.empty(round(n * (1 - (1 - 1 / n) ** m)), int)
+            chosen = target[different]
+            sums = self.module.empty((len(different), d), rows.dtype)
+            self.launched([rows[order], ordered], [sums])
+            chosen += sums
+            target[different] = chosen
+
+    def erf(self, x: Any) -> Any:
+        """On the host, the arrays of host.erf and of the series in it, which is in float64."""
+        if not self.on_host:
+            return elementwise(self, np.abs, [x])
+        size = np.minimum(np.abs(x), 6.0)
+        t = 2.0 / (2.0 + size)
+        wide = t.astype(float)
+        twice = 2 * wide
+        c0, c1 = twice * 1, twice * 1
+        for _ in range(22):
+            before, c0 = c0, 1 - c1
+            c1 = before + c1 * twice
+        value = 1.0 - t * np.exp((c0 + c1 * wide).astype(x.dtype) - size * size)
+        return np.where(size > 0, np.copysign(value, x), x)
+
+    def meter(self) -> Counts:
+        return self.counts
+
+    def describe(self) -> str:
+        return f"shapes of {'numpy' if self.on_host else 'cupy'}: arrays without numbers"
+
+
+@functools.cache
+def _drawing() -> Any:
+    """A generator whose floats have no numbers; a function, because numpy.random loads slowly."""
+
+    class Drawing(np.random.Generator):
+        def __init__(self, bits: Any, module: Functions) -> None:
+            super().__init__(bits)
+            self.module = module
+
+        def standard_normal(self, size: Any, dtype: Any = float) -> Any:  # type: ignore[override]
+            return self.module.zeros(size, dtype)
+
+        def normal(self, loc: float, scale: float, size: Any) -> Any:  # type: ignore[override]
+            return self.module.zeros(size)
+
+        random, uniform = standard_normal, normal  # type: ignore[assignment]
+
+    return Drawing

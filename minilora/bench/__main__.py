@@ -1,0 +1,55 @@
+"""python -m minilora.bench ENGINE SHAPE THREADS [BACKEND]: one engine, in a process of its own.
+
+It reads "check FILE", "step N" and "peak" from its input, and answers each with a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from .. import backend
+from ..backend import host
+from ..backend.threads import threads as use_threads
+from .engines import ENGINES
+
+
+def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
+    """Serve one engine."""
+    backend.use(device)
+    own = name != "floor" and not name.startswith(("torch", "autograd"))
+    if name.startswith("torch"):
+        import torch
+
+        torch.set_num_threads(int(threads))
+    if own:
+        use_threads(int(threads))
+    else:
+        host.keep_freed_memory()  # the same for all
+    step = ENGINES[name](shape)
+    for line in sys.stdin:
+        word, *rest = line.split(maxsplit=1)
+        answer: Any = None
+        if word == "check":
+            done = step()
+            if done is not None:
+                answer = done[0]
+                np.savez(rest[0].strip(), **done[1]())
+        elif word == "step":
+            answer = []
+            for _ in range(int(rest[0])):
+                began = time.perf_counter()
+                step()
+                backend.current().synchronize()
+                answer.append(1000 * (time.perf_counter() - began))
+        elif word == "peak":
+            answer = backend.current().reserved()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

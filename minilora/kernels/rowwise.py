@@ -1,0 +1,254 @@
+"""What goes through an array row by row, or number by number (ops/neural.py, ops/shape.py, Adam):
+in pieces that stay in the cache for all of a formula, shared by the cores; one kernel on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array, current, erf, fused, xp
+from ..ops.algebra import rows
+from ..ops.neural import classes, features
+
+
+def widest(x: Array) -> Array:
+    """x, or what a half cannot hold (squares, sums, e^x) in float32."""
+    return x.astype(x.dtype if x.dtype.itemsize > 2 else "float32", copy=False)
+
+
+def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
+               needs: Sequence[bool]) -> Any:  # fmt: skip
+    """One pass over x, one over g; means are products with a column of 1/d, which BLAS does faster
+    than `mean`. Kept: the normalized rows, and a number for each."""
+    features(x, gain, shift)
+    shape, dtype, d = x.shape, x.dtype, x.shape[-1]
+    x = widest(rows(x))
+    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, x.dtype)
+    normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), x.dtype)
+
+    def forward(at: slice) -> None:
+        xp.subtract(x[at], x[at] @ over_d, out=normal[at])
+        _rate(xp.multiply(normal[at], normal[at], out=y[at]) @ over_d, eps, rate[at])
+        _scaled(normal[at], rate[at], gain, shift, y[at])
+
+    current().share(forward, len(x), x.size, piece)
+    if not (needs[0] or needs[1]):
+        del normal
+
+    def dx(g: Array) -> Array:
+        out = xp.empty(shape, normal.dtype)
+        into = rows(out)
+
+        def backward(at: slice) -> None:
+            scaled = widest(g[at]) * gain
+            along = xp.multiply(scaled, normal[at], out=into[at]) @ over_d
+            _unscaled(scaled, scaled @ over_d, normal[at], along, rate[at], into[at])
+
+        current().share(backward, len(g), g.size, piece)
+        return out.astype(dtype, copy=False)
+
+    def gradients(g: Array) -> tuple[Array | None, ...]:
+        g = rows(g)
+        dgain = (g * normal).sum(axis=0) if needs[1] else None
+        return dx(g) if needs[0] else None, dgain, g.sum(axis=0) if needs[2] else None
+
+    return y.reshape(shape).astype(dtype, copy=False), gradients
+
+
+@fused
+def _rate(variance: Array, eps: float, out: Array) -> None:
+    xp.add(variance, eps, out=out)
+    xp.sqrt(out, out=out)
+    xp.divide(1, out, out=out)
+
+
+@fused
+def _scaled(normal: Array, rate: Array, gain: Array, shift: Array, y: Array) -> None:
+    normal *= rate
+    xp.multiply(normal, gain, out=y)
+    y += shift
+
+
+@fused
+def _unscaled(scaled: Array, mean: Array, normal: Array, along: Array, rate: Array,
+              out: Array) -> None:  # fmt: skip
+    """(scaled - mean - normal · along) · rate: without its parts along 1 and along normal"""
+    scaled -= mean
+    xp.multiply(normal, along, out=out)
+    xp.subtract(scaled, out, out=out)
+    out *= rate
+
+
+def gelu(x: Array, *, approximate: str = "tanh", needs: Sequence[bool]) -> Any:
+    """(1 + tanh u) / 2 is 1 / (1 + e^-2u): one e^x, in place. Where a gradient will be wanted, the
+    slope takes Φ's place in the forward pass, while x is in the cache; x itself is not kept."""
+    if approximate not in _GELU:
+        raise ValueError(f'approximate must be "tanh" or "none", not {approximate!r}')
+    value, derivative = _GELU[approximate]
+    shape, dtype, piece, need = x.shape, x.dtype, current().piece, needs[0]
+    x = widest(x.reshape(-1))
+    phi, y = xp.empty_like(x), xp.empty_like(x)
+
+    def forward(at: slice) -> None:
+        value(x[at], phi[at], y[at])
+        if need:
+            derivative(x[at], phi[at])
+
+    current().share(forward, len(x), len(x), piece)
+    slope = phi.astype(dtype, copy=False) if need else None
+
+    def gradients(g: Array) -> tuple[Array]:
+        out = xp.empty(shape, dtype)
+        g, into = g.reshape(-1), out.reshape(-1)
+
+        def part(at: slice) -> None:
+            xp.multiply(g[at], slope[at], out=into[at])  # type: ignore[index]
+
+        current().share(part, len(g), len(g), piece)
+        return (out,)
+
+    return y.reshape(shape).astype(dtype, copy=False), gradients
+
+
+@fused
+def _gelu_tanh(x: Array, phi: Array, y: Array) -> None:
+    """phi = (1 + tanh u) / 2 = 1 / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³);   y = x phi"""
+    xp.multiply(x, x, out=phi)
+    phi *= -C3
+    phi -= C1
+    phi *= x  # -2u
+    xp.minimum(phi, 80, out=phi)  # e^80 is still finite
+    xp.exp(phi, out=phi)
+    phi += 1
+    xp.divide(1, phi, out=phi)
+    xp.multiply(x, phi, out=y)
+
+
+@fused
+def _slope_tanh(x: Array, phi: Array) -> None:
+    """phi becomes phi + x phi (1 - phi) d2u/dx"""
+    y = x * x
+    y *= 3 * C3
+    y += C1
+    y *= x
+    y *= 1 - phi
+    y += 1
+    phi *= y
+
+
+@fused
+def _gelu_erf(x: Array, phi: Array, y: Array) -> None:
+    """phi = (1 + erf(x / √2)) / 2;   y = x phi"""
+    xp.multiply(1 + erf(x * R2), 0.5, out=phi)
+    xp.multiply(x, phi, out=y)
+
+
+@fused
+def _slope_erf(x: Array, phi: Array) -> None:
+    """phi becomes phi + x e^(-x²/2) / √(2π)"""
+    phi += x * xp.exp(x * x * -0.5) * R2PI
+
+
+R2, R2PI = math.sqrt(1 / 2), 1 / math.sqrt(2 * math.pi)
+C1, C3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+_GELU = {"tanh": (_gelu_tanh, _slope_tanh), "none": (_gelu_erf, _slope_erf)}
+
+
+def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
+                  needs: Sequence[bool]) -> Any:  # fmt: skip
+    """e^z is made once, and the gradient in its memory: one array as large as the logits. Halves
+    are computed in float32, the loss too, so that it can be scaled without overflow."""
+    targets, count = classes(logits, targets, ignore_index)
+    shape, dtype, z = logits.shape, logits.dtype, widest(rows(logits))
+    weights, targets = (targets >= 0).astype(z.dtype), xp.maximum(targets, 0)
+    weights *= 1 / count
+    each, piece = xp.arange(len(z)), current().piece // z.shape[1] + 1
+    e, chosen, total = xp.empty_like(z), xp.empty_like(weights), xp.empty_like(weights)
+
+    def forward(at: slice) -> None:
+        top = z[at].max(axis=1, keepdims=True)
+        chosen[at] = z[at][each[: len(top)], targets[at]] - top[:, 0]
+        exp_shifted(z[at], top, e[at])
+        total[at] = e[at].sum(axis=1)
+
+    current().share(forward, len(z), z.size, piece)
+    loss = ((xp.log(total) - chosen) * weights).sum()
+
+    def gradients(g: Array) -> tuple[Array, None]:
+        def part(at: slice) -> None:
+            e[at] *= (g * weights[at] / total[at])[:, None]
+
+        current().share(part, len(e), e.size, piece)
+        e[each, targets] -= g * weights
+        return e.reshape(shape).astype(dtype, copy=False), None
+
+    return loss, gradients
+
+
+@fused
+def exp_shifted(x: Array, top: Array, out: Array) -> None:
+    """e^(x - top)"""
+    xp.subtract(x, top, out=out)
+    xp.exp(out, out=out)
+
+
+def dropout_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
+    """The hash of each number's place, in place and in the cache."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
+    mask = xp.empty(math.prod(shape), dtype)
+    key = (*rng.integers(1 << 32, size=2).tolist(), round(rate * (1 << 32)), 1 / (1 - rate))
+
+    def part(at: slice) -> None:
+        _mask(xp.arange(at.start, at.stop, dtype="uint32"), *key, mask[at])
+
+    current().share(part, len(mask), len(mask), current().piece)
+    return mask.reshape(shape)
+
+
+@fused
+def _mask(i: Array, one: int, two: int, limit: int, worth: float, out: Array) -> None:
+    i ^= one
+    i *= 0x85EBCA6B
+    i ^= i >> 13
+    i ^= two
+    i *= 0xC2B2AE35
+    i ^= i >> 16
+    i *= 0x85EBCA6B
+    xp.greater_equal(i, limit, out=out)
+    out *= worth
+
+
+def adam(p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
+         spread: float, eps: float, kept: float) -> None:  # fmt: skip
+    """In place, in pieces: p, g, m, v and one more array in the cache, instead of six of p's size
+    in memory."""
+    b1, b2 = betas
+    flat = [a.reshape(-1) for a in (p, g, m, v)]
+
+    def part(at: slice) -> None:
+        _adam(*(a[at] for a in flat), b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept)
+
+    current().share(part, len(flat[0]), len(flat[0]), current().piece)
+
+
+@fused
+def _adam(  # type: ignore[no-untyped-def]
+    p, g, m, v, b1, c1, b2, c2, spread, eps, rate, kept
+) -> None:
+    p *= kept
+    m *= b1
+    m += g * c1
+    v *= b2
+    work = g * g
+    work *= c2
+    v += work
+    xp.sqrt(v, out=work)
+    work *= spread
+    work += eps
+    xp.divide(m, work, out=work)
+    work *= rate
+    p -= work
