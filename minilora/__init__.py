@@ -1,45 +1,23 @@
-"""minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting."""
+"""minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting.
 
-from . import backend, data, kernels, lora, nn, ops, optim
-from .backend import asnumpy, current, use, using, xp
-from .backend.threads import threads
-from .generate import generate
-from .gradcheck import gradcheck
-from .lora import LoRAConfig
-from .loss_scale import LossScale
-from .models import GPT2, GPT2Config, load_base, load_model, save_model
-from .optim import SGD, Adam, AdamW
-from .tensor import Tensor, no_grad, op, plain
-from .train import History, evaluate, fit
+The public names are those of public.py, which is loaded when the first of them is asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .public import *
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "GPT2",
-    "SGD",
-    "Adam",
-    "AdamW",
-    "GPT2Config",
-    "History",
-    "LoRAConfig",
-    "LossScale",
-    "Tensor",
-    "asnumpy",
-    "backend",
-    "current",
-    "data",
-    "evaluate",
-    "fit",
-    "generate",
-    "gradcheck",
-    "load_base",
-    "load_model",
-    "lora",
-    "nn",
-    "no_grad",
-    "ops",
-    "optim",
-    "save_model",
-    "use",
-    "xp",
-]  # fmt: skip
+
+def __getattr__(name: str) -> Any:
+    public = None if name.startswith("_") else importlib.import_module(".public", __name__)
+    if hasattr(public, name):
+        return getattr(public, name)
+    raise AttributeError(f"minilora has no {name!r}: dir(minilora) lists what it has")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *importlib.import_module(".public", __name__).__all__]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backend import asarray
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -67,6 +69,27 @@ def read(
     if kind is not None and meta.get("kind") != kind:
         raise ValueError(f"{path} holds a {meta.get('kind', 'thing of no kind')}, not a {kind}")
     return arrays, meta
+
+
+def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True) -> None:
+    """Copy the arrays of `state` into those of the same name in `own`, all of them or none.
+
+    Raises KeyError for missing or unexpected names (unless strict=False), ValueError for a shape.
+    """
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if strict and (missing or unexpected):
+        raise KeyError(
+            f"{who}: missing {missing[:5]}, unexpected {unexpected[:5]} "
+            f"({len(missing)} and {len(unexpected)} in all)"
+        )
+    new = {name: asarray(state[name], own[name].dtype) for name in own if name in state}
+    for name, array in new.items():
+        if tuple(array.shape) != tuple(own[name].shape):
+            raise ValueError(
+                f"{who}: {name} is {tuple(own[name].shape)} here, {tuple(array.shape)} in the state"
+            )
+    for name, array in new.items():
+        own[name][...] = array
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:

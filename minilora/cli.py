@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, accounting, backend, data, gpu, lora, rounding
+from . import __version__, accounting, backend, data, lora, rounding
+from .accounting.plan import POLICIES
+from .backend import gpu
+from .backend.threads import threads
 from .bench import bench
+from .bench.engines import ENGINES, SHAPES
 from .demo import demo
-from .engines import ENGINES, SHAPES
 from .generate import generate
 from .loss_scale import LossScale
 from .models import GPT2, load_base, load_model, save_model
@@ -33,9 +36,9 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     model = _base(args)
     text = _text(args.text)
     training, held_out = (model.tokenizer.encode(part) for part in data.split(text))
-    tokens = min(args.window, model.config.n_positions)
-    batches = data.Windows(training, args.batch, tokens, args.seed)
-    checks = data.sequential(held_out, args.batch, tokens)[: args.checks]
+    batch, tokens = args.batch or 8, min(args.window or 128, model.config.n_positions)
+    batches = data.Windows(training, batch, tokens, args.seed)
+    checks = data.sequential(held_out, batch, tokens)[: args.checks]
     say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
     paths = lora.attach(model, _config(args), name=args.out.stem, rng=args.seed,
                         base_dtype=args.base_dtype)  # fmt: skip
@@ -94,7 +97,9 @@ def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Count parameters and bytes, of full fine-tuning and of LoRA."""
+    """Count parameters, bytes and operations of a step: on the base, or of a named shape."""
+    if args.shape:
+        return _plan(args, say)
     result: dict[str, Any] = {}
     for name in ("full", "lora"):
         model = _base(args).train()
@@ -105,8 +110,8 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         book = accounting.ledger(
             model,
             AdamW(model.trainable_parameters()),
-            args.batch,
-            args.window,
+            args.batch or 8,
+            args.window or 128,
         )
         say(f"{name}: {numbers.trainable:,} of {numbers.total:,} parameters train "
             f"({numbers.percent:.3f} %)\n{book}\n")  # fmt: skip
@@ -117,14 +122,27 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
+def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Of a shape that need not fit into any memory: nothing is computed but sizes."""
+    given = {"r": args.r, "alpha": args.alpha, "targets": _config(args).targets}
+    plan = accounting.plan(
+        args.shape, method=args.method, batch=args.batch or 1, tokens=args.window,
+        policy=args.policy, recompute=args.recompute, plain=args.plain,
+        device=args.backend.partition(":")[0], **given,
+    )  # fmt: skip
+    say(str(plan))
+    return plan.as_dict()
+
+
 def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Versions, BLAS, threads, devices."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    threads = {v: os.environ[v] for v in _THREADS if v in os.environ}
+    counts = {v: os.environ[v] for v in _THREADS if v in os.environ}
     facts = {
         "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
-        "threads": threads or "as many as cores", "backend": backend.current().describe(),
+        "threads": counts or f"as many as cores: {threads()}",
+        "backend": backend.current().describe(),
         "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),
     }  # fmt: skip
@@ -155,11 +173,11 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.growth and args.backend != "numpy":
         raise ValueError("--growth measures the host: leave --backend out")
     if args.parity:
-        from .parity import parity
+        from .bench.parity import parity
 
         return parity(shapes, say=say)
     result = bench(
-        shapes, names, rounds=args.rounds, threads=args.threads, whole=not args.no_whole,
+        shapes, names, rounds=args.rounds, threads=args.threads or 2, whole=not args.no_whole,
         grow=args.growth, device=args.backend, say=say,
     )  # fmt: skip
     if args.chart:
@@ -179,7 +197,10 @@ def main(argv: list[str] | None = None) -> int:
         print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
 
     try:
-        backend.use(args.backend)
+        if args.threads is not None:
+            threads(args.threads)
+        if args.command is not account or not args.shape:  # a plan chooses its own
+            backend.use(args.backend, plain=args.plain)
         result = args.command(args, say)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
@@ -201,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     common.add_argument("--backend", default="numpy", help="numpy, cupy, or cupy:1 (that GPU)")
+    common.add_argument("--threads", type=int, help="to share work among (one per core)")
+    common.add_argument("--plain", action="store_true", help="every op as printed, no kernels")
     common.add_argument("--json", action="store_true", help="print the numbers as JSON")
     based = argparse.ArgumentParser(add_help=False)
     based.add_argument("--base", default="shakespeare", help="a built-in base, or a model's .npz")
@@ -210,8 +233,8 @@ def parser() -> argparse.ArgumentParser:
     adapting.add_argument("--r", type=int, default=8, help="rank (8)")
     adapting.add_argument("--alpha", type=float, default=16.0, help="ΔW = alpha / r · BA (16)")
     adapting.add_argument("--targets", default="q,v", help="names or globs, by commas (q,v)")
-    adapting.add_argument("--batch", type=int, default=8, help="sequences a step (8)")
-    adapting.add_argument("--window", type=int, default=128, help="tokens a sequence (128)")
+    adapting.add_argument("--batch", type=int, help="sequences a step (8)")
+    adapting.add_argument("--window", type=int, help="tokens a sequence (128)")
     adapting.add_argument(
         "--recompute", action="store_true",
         help="compute each block's activations again instead of keeping them: less memory",
@@ -252,7 +275,17 @@ def parser() -> argparse.ArgumentParser:
     sub = command("merge", merge, based, stored)
     sub.add_argument("--adapter", type=Path, required=True, help="an adapter's .npz")
     sub.add_argument("--out", type=Path, default=Path("model.npz"), help="(model.npz)")
-    command("account", account, based, stored, adapting)
+    sub = command("account", account, based, stored, adapting)
+    sub.add_argument(
+        "shape", nargs="?", choices=[*accounting.SHAPES],
+        help=f"instead of the base: {', '.join(accounting.SHAPES)}; batch 1, its longest window",
+    )  # fmt: skip
+    sub.add_argument("--method", choices=("lora", "full"), default="lora", help="of a shape (lora)")
+    sub.add_argument(
+        "--policy", choices=[*POLICIES], default="float32",
+        help="of a shape: float32; half base: the frozen matrices in float16; mixed: all in "
+        "float16 but what is trained, which has float32 masters",
+    )  # fmt: skip
     command("info", info)
     sub = command("bench", measure)
     sub.add_argument(
@@ -261,7 +294,6 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--engines", default=",".join(ENGINES), help=", ".join(ENGINES))
     sub.add_argument("--rounds", type=int, default=10, help="turns of three steps each (10)")
-    sub.add_argument("--threads", type=int, default=2, help="for every engine (2)")
     sub.add_argument("--no-whole", action="store_true", help="leave out start, 50 steps, exit")
     sub.add_argument(
         "--growth", action="store_true",

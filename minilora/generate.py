@@ -8,7 +8,7 @@ import numpy as np
 
 from .backend import Rng, asnumpy, generator
 from .models.gpt2 import GPT2
-from .nn import evaluating
+from .surgery import evaluating
 from .tensor import no_grad
 
 

@@ -1,21 +1,15 @@
 """Finite differences: the test that every gradient has to pass, public so that readers use it."""
-
 from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
-
 import numpy as np
-
 from .backend import asarray, asnumpy
 from .tensor import Tensor, no_grad
-
 
 def gradcheck(
     f: Callable[..., Tensor], *arrays: Any, eps: float = 1e-5, tolerance: float = 1e-6, rng: int = 0
 ) -> float:
     """The largest error of f's gradients against central differences, relative to their size.
-
     f: Tensors -> a Tensor of any shape, and the same one at each call; arrays: its inputs, checked
     in float64. The output is contracted with random weights, so that each entry of it matters.
     Raises AssertionError naming input, index, and both values where the error passes `tolerance`.
@@ -49,6 +43,5 @@ def gradcheck(
             at = tuple(int(i) for i in np.unravel_index(int(error.argmax()), x.shape))
             raise AssertionError(
                 f"input {which}, index {at}: the rule gives {exact[at]:.9g}, central differences "
-                f"{near[at]:.9g}; error {error[at]:.2e}, allowed {tolerance:.0e}"
-            )
+                f"{near[at]:.9g}; error {error[at]:.2e}, allowed {tolerance:.0e}")
     return worst

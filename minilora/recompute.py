@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .backend import Array
 from .backend.choices import as_now
-from .nn import Module, generators
+from .nn import Module
+from .surgery import generators
 from .tensor import Node, Tensor, gradients, no_grad, recording
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from . import lora
 from .backend import Array, asnumpy, xp
 from .models.gpt2 import GPT2
-from .nn import Embedding, Linear, Module, evaluating
+from .nn import Embedding, Linear, Module
+from .surgery import evaluating, swap
 from .tensor import Tensor, no_grad
 
 
@@ -127,11 +128,11 @@ def _watching(model: GPT2) -> Iterator[list[_Watch]]:
         path: (_WatchTable if isinstance(layer, Embedding | lora.LoRAEmbedding) else _Watch)(layer)
         for path, layer in layers.items()
     }
-    lora.swap(model, watches)
+    swap(model, watches)
     try:
         yield list(watches.values())
     finally:
-        lora.swap(model, layers)
+        swap(model, layers)
 
 
 def _wide(x: Any) -> Array:

@@ -15,8 +15,9 @@ from . import checkpoint as files
 from . import ops
 from .backend import asarray, asnumpy, current
 from .loss_scale import LEAST, LossScale
-from .nn import Module, evaluating, generators
+from .nn import Module
 from .optim import Optimizer, clip_grad_norm
+from .surgery import evaluating, generators
 from .tensor import Tensor, no_grad
 
 Batch = tuple[Any, Any]

@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items):
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("backend") == "cupy":
             item.add_marker("gpu")
-    items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_kernels.py"))
+    items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_fuse.py"))
 
 
 def pytest_terminal_summary(terminalreporter, config):

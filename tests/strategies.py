@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import lora
+from minilora.backend import threads
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -67,6 +71,21 @@ def value_and_grads(f, *arrays: np.ndarray, seed: int = 1, weigh=lambda w: w):
     return ml.asnumpy(out), [ml.asnumpy(t.grad) for t in tensors]
 
 
+@contextmanager
+def in_pieces(piece: int = 64, queries: int = 64, among: int = 3):
+    """Inside, work of any size is cut (numbers a piece, queries a block) and shared by threads."""
+    before, backend = ml.threads(among), ml.current()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"piece": piece, "queries": queries}.items():
+            patch.setattr(backend, name, value)
+        for name, value in {"WORTH": 0, "SMALL": 0}.items():
+            patch.setattr(threads, name, value)
+        try:
+            yield
+        finally:
+            ml.threads(before)
+
+
 def roundings(steps: float, size, dtype) -> np.ndarray:
     """How far two results may lie apart, each after `steps` roundings of numbers up to `size`."""
     return 2 * steps * np.finfo(str(dtype)).eps * np.asarray(size, np.float64)
@@ -109,7 +128,9 @@ def snapshot(model):
         bits(model),
         list(model.named_modules()),
         [(name, p, p.requires_grad) for name, p in model.named_parameters()],
-        state and (state.active, list(state.configs), list(state.layers), list(state.own)),
+        state and (state.active, dict(state.configs), dict(state.base), dict(state.required)),
+        state and {name: dict(held) for name, held in state.whole.items()},
+        model.locked,
     )
 
 

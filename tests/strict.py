@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from minilora.gpu import CupyBackend
+from minilora.backend.gpu import CupyBackend
 
 TOLD = pytest.StashKey[str]()  # what the contract test covered, for the summary of the run
 

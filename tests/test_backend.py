@@ -15,6 +15,8 @@ from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds
 
 import minilora as ml
 from minilora import Tensor
+from minilora.backend import gpu, host, threads
+from minilora.backend.choices import is_plain
 
 
 class Counting:
@@ -56,6 +58,34 @@ def test_use_takes_a_name(backend):
     ml.use(previous)
 
 
+def test_using_gives_the_backend_back_even_after_an_error(backend):
+    with ml.using("numpy") as inside:
+        assert ml.current() is inside is not backend and inside.name == "numpy"
+    assert ml.current() is backend
+    with pytest.raises(ZeroDivisionError), ml.using(Other()):
+        raise ZeroDivisionError
+    assert ml.current() is backend and ml.xp.exp is backend.module.exp
+
+
+def test_a_backend_may_be_asked_for_plain(backend, monkeypatch):
+    monkeypatch.setattr(ml.ops.gelu, "kernel", lambda *arrays, **settings: 1 / 0)
+    with ml.using("numpy", plain=True):
+        assert is_plain()
+        ml.ops.gelu(Tensor([1.0]))
+    assert not is_plain()
+    with pytest.raises(ZeroDivisionError):
+        ml.ops.gelu(Tensor([1.0]))
+    with pytest.raises(ValueError, match=r"plain=True goes with a backend's name; set \.plain"):
+        ml.use(Other(), plain=True)
+    assert ml.current() is backend
+
+
+def test_numbers_are_read(backend):
+    x = ml.backend.asarray(np.array(2.5))
+    assert backend.read(x, 7.0) == 2.5
+    assert backend.peek(x, 7.0) == (2.5 if backend.on_host else 7.0), "a device is not waited for"
+
+
 def test_an_unknown_backend_lists_those_there_are(backend):
     with pytest.raises(ValueError, match="no backend 'torch': there are numpy, cupy"):
         ml.use("torch")
@@ -82,7 +112,7 @@ def test_a_backend_that_cannot_be_entered_leaves_the_one_in_use(backend):
 def test_a_device_goes_to_cupys_backend(monkeypatch, backend):
     asked = []
     made = lambda device="": asked.append(device) or Other()  # noqa: E731
-    monkeypatch.setitem(ml.backend.LIBRARIES, "cupy", made)
+    monkeypatch.setattr(gpu, "LIBRARY", made)
     for name in ("cupy", "cupy:1"):
         ml.use(name)
     ml.use(backend)
@@ -201,21 +231,37 @@ def test_describe_is_one_line_with_the_name():
     assert told.startswith(ml.current().name) and "\n" not in told
 
 
-def test_the_c_library_is_asked_to_keep_freed_memory(monkeypatch):
+@pytest.fixture
+def nothing_computed_yet():
+    """A process that has not looked for its BLAS."""
+    threads._blas.cache_clear()
+    yield
+    threads._blas.cache_clear()
+
+
+def computed() -> None:
+    ml.use("numpy")  # the fixture `backend` switches back
+    ml.current().share(lambda rows: None, 2, threads.SMALL)
+
+
+def test_the_c_library_is_asked_once_to_keep_freed_memory(monkeypatch, nothing_computed_yet):
     asked = []
     library = SimpleNamespace(mallopt=lambda *numbers: asked.append(numbers))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    ml.backend.Backend().keep_freed_memory()
+    ml.current().share(lambda rows: None, 2, threads.SMALL - 1)
+    assert asked == [], "an import and small work ask for nothing"
+    for _ in range(2):
+        computed()
     assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
 
 
-def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, backend):
+def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, nothing_computed_yet):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    assert backend.keep_freed_memory() is None
+    computed()
 
 
 def test_what_a_meter_takes_itself_is_not_its_peak():
-    with ml.backend.host.Traced() as meter:
+    with host.Traced() as meter:
         held = [np.ones(3) for _ in range(5000)]
         meter.reset()
         now = tracemalloc.get_traced_memory()[0]

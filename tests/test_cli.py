@@ -79,7 +79,7 @@ def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monke
 
 
 def test_account_sets_full_beside_lora(capsys, backend):
-    on_host = backend.numbers_are_free  # a device's pool hands out whole blocks, its ops are told
+    on_host = backend.on_host  # a device's pool hands out whole blocks, its ops are told
     near, near_peak = (0.01, 0.01) if on_host else (0.03, 0.1)  # all at once: larger scratch
     told = run("account --batch 1 --window 16 --r 2", capsys)
     assert told["lora"]["trainable"] == 4 * 2 * 2 * 320

@@ -18,7 +18,8 @@ from strategies import adapted, ids, train
 from strict import LOG, Like
 
 import minilora as ml
-from minilora import gpu, lora
+from minilora import lora
+from minilora.backend import gpu, host
 
 cupy = pytest.importorskip("cupy")
 special = pytest.importorskip("cupyx.scipy.special")
@@ -70,12 +71,12 @@ def rehearse() -> None:
     model, _ = adapted(0, "float32", dropout=0.1, targets=("q", "v", "tok"))
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)
-    ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, steps=2, clip=1.0, progress=False)
+    ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, steps=2, max_grad_norm=1.0, progress=False)
     with lora.merged(model):
         ml.generate(model, [1, 2], 3, rng=0)
     lora.merge(model)
-    train(model.requires_grad(), 1)
-    ml.ops.gelu(ml.Tensor(np.ones(2, "float32"), requires_grad=True), form="erf").sum().backward()
+    train(model.requires_grad_(), 1)
+    ml.ops.gelu(ml.Tensor(np.ones(2, "float32"), requires_grad=True), approximate="none").sum().backward()
 
 
 def near(text: str) -> inspect.Signature:

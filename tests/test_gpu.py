@@ -10,7 +10,8 @@ import pytest
 from strategies import adapted, ids
 
 import minilora as ml
-from minilora import accounting, parity
+from minilora import accounting
+from minilora.bench import parity
 
 pytestmark = pytest.mark.gpu
 

@@ -1,239 +1,465 @@
-"""What CuPy makes of the fused formulas, as far as that can be seen without a GPU.
+"""Every kernel of the table is its plain op: value and gradients, however its work is cut."""
 
-The real `cupy.fuse` writes the kernel of each formula, and its text is all here: it is searched for
-arithmetic in another precision, given to NVIDIA's compiler where that is installed (it needs no
-GPU), and compiled for the host and run beside NumPy where there is a C++ compiler. None of this is
-a run on a GPU. Like the contract, it is about what the tests before it asked for.
-"""
-
-import ctypes
-import glob
-import os
-import re
-import shutil
-import subprocess
+import inspect
+import math
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from strict import LOG, Like, StrictBackend
-from test_contract import cupy, pytestmark, reaches_the_device, real, rehearse, special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from strategies import assert_near, in_pieces, normal, roundings, same_bytes, seeds, sizes
 
 import minilora as ml
-from minilora import gpu
-from minilora.ops import fused
+from minilora import Tensor, kernels, ops, optim
+from minilora.backend import threads
+from minilora.kernels import TABLE
+from minilora.kernels.products import widened
 
-__all__ = ["pytestmark"]  # skipped where there is a GPU
-LETTERS = {"f": "float", "d": "double", "e": "float16", "I": "unsigned int"}
-LIKE = Like("float32", (4,), (4,))
-POSITIVE = {"variance", "v"}  # arguments whose root is taken
-
-
-class Kernel(NamedTuple):
-    """A formula, arguments of one kind that it met, and what CuPy made of it."""
-
-    formula: object
-    args: tuple
-    made: object  # cupy's ElementwiseKernel: its parameters, its preamble, its text
-
-    @property
-    def name(self):
-        return (
-            f"{self.formula.__name__}({', '.join(str(getattr(a, 'dtype', a)) for a in self.args)})"
-        )
-
-    @property
-    def letters(self):
-        return {np.dtype(a.dtype).char for a in self.args if hasattr(a, "dtype")}
+DTYPES = st.sampled_from(["float16", "float32", "float64"])
 
 
-@pytest.fixture(autouse=True)
-def backend():
-    """Not one of the array libraries in turn: this is about two of them."""
+class Case(NamedTuple):
+    """An op's arrays and settings, and how far two correct results may lie apart.
+
+    allowed(arrays, g), all of them in float64: (roundings of the inputs' dtype that the kernel may
+    make where that is a half, roundings of its sums, sizes of the value and of each gradient).
+    """
+
+    op: Callable
+    arrays: list  # floats of the host, None, integers
+    settings: dict
+    allowed: Callable
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """One kernel for each formula and kind of arguments that was asked for by now."""
-    before = ml.use(StrictBackend())
-    rehearse()
-    cuda = object.__new__(gpu.CupyBackend)
-    cuda.module, cuda._special, cuda._kernels = cupy, special, {}
-    cuda.enter = lambda: None
-    ml.use(cuda)
-    made = {}
-    try:
-        for (formula, _), args in LOG.fused.items():
-            kernel = cuda.fuse(formula)
-            try:
-                kernel(*map(real, args))
-            except Exception as error:
-                assert reaches_the_device(error), f"{formula.__name__}: {error}"
-            key, (last, _) = next(reversed(kernel._memo.items()))
-            made.setdefault((formula, key), Kernel(formula, args, last))
-    finally:
-        ml.use(before)
-    return list(made.values())
+def biggest(x: np.ndarray) -> float:
+    return float(np.abs(x).max(initial=0.0))
 
 
-def test_every_formula_was_asked_for(kernels):
-    """Those of the package that carry the mark, and no others."""
-    marked = set()
-    for path in glob.glob(os.path.join(os.path.dirname(ml.__file__), "**", "*.py"), recursive=True):
-        with open(path, encoding="utf-8") as file:
-            marked |= set(re.findall(r"^@fused\ndef (\w+)", file.read(), re.M))
-    assert {kernel.formula.__name__ for kernel in kernels} == marked and len(marked) > 9
+def rows_of(draw) -> tuple[int, ...]:
+    """Leading axes; now and then with more rows than there are in a block of a thin product."""
+    return draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=4) | st.just((300,)))
 
 
-def test_each_computes_in_the_precision_of_its_arrays(kernels):
-    for kernel in kernels:
-        text = kernel.made.operation
-        own = re.findall(r"^(?!const)(double|float16|float) v", text, re.M)
-        assert set(own) <= {LETTERS[letter] for letter in kernel.letters}, kernel.name
+def sums(op, settings, steps, halves):
+    """`allowed` for sums of products: sizes are the same op run on absolute values."""
+
+    def allowed(arrays, g):
+        value, grads = plain(op, [x if x is None else abs(x) for x in arrays], settings, abs(g))
+        return halves, steps + math.prod(g.shape[:-1]), [value, *grads]
+
+    return allowed
 
 
-def test_that_would_be_seen():
-    """Two numbers that meet become a half: the reason for a rule of `backend.fused`."""
-
-    def mistake(x, y, number):
-        x += y * (1 - number)
-
-    made = cupy.fuse(mistake)
-    one = real((LIKE, LIKE))
-    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
-        made(*one, 0.1)
-    ((kernel, _),) = made._memo.values()
-    assert "float16 v" in kernel.operation
+def linear(draw):
+    lead, k, d, seed = rows_of(draw), draw(sizes), draw(sizes), draw(seeds)
+    b = normal(seed + 2, d) if draw(st.booleans()) else None
+    arrays = [normal(seed, *lead, k), normal(seed + 1, d, k), b]
+    return Case(ops.linear, arrays, {}, sums(ops.linear, {}, k + d + 8, 2))
 
 
-def pointers(kernel) -> str:
-    """The kernel's parameters: a pointer for each array, a value for each number."""
-    return ", ".join(
-        f"{p.ctype} *_{p.name}" if hasattr(given, "dtype") else f"{p.ctype} {p.name}"
-        for p, given in zip(kernel.made.in_params, kernel.args)
+def lora_linear(draw):
+    lead, k, d, r, seed = rows_of(draw), draw(sizes), draw(sizes), draw(sizes), draw(seeds)
+    scale, ones = draw(st.floats(0.25, 3)), np.random.default_rng(seed).integers(0, 2, (*lead, k))
+    b = normal(seed + 2, d) if draw(st.booleans()) else None
+    mask = ones * 2.0 if draw(st.booleans()) else None
+    shapes = [(*lead, k), (d, k), (r, k), (d, r)]
+    x, W, A, B = (normal(seed + i, *shape) for i, shape in enumerate(shapes))
+    settings = {"scale": scale}
+    allowed = sums(ops.lora_linear, settings, k + d + r + 8, 8)
+    return Case(ops.lora_linear, [x, W, b, A, B, mask], settings, allowed)
+
+
+def layer_norm(draw):
+    shape, seed, eps = draw(hnp.array_shapes(max_dims=3, max_side=5)), draw(seeds), 0.1
+    d, rows = shape[-1], math.prod(shape[:-1])
+
+    def allowed(arrays, g):
+        # x - mean is off by (d + 2)·eps·|x|, which 1/√(variance + eps) magnifies, in dx twice
+        x, gain, shift = arrays
+        rate = 1 / math.sqrt(x.var(axis=-1).min(initial=np.inf) + eps)
+        off, back = 1 + biggest(x) * rate, (1 + biggest(gain)) * biggest(g)
+        size = [off**2 * biggest(gain) + biggest(shift), back * rate * off**3 * d]
+        return 1, 4 * d + 16 + rows, [*size, back * off**2 * rows, back * rows]
+
+    arrays = [normal(seed + i, *s) for i, s in enumerate([shape, (d,), (d,)])]
+    return Case(ops.layer_norm, arrays, {"eps": eps}, allowed)
+
+
+def gelu(draw):
+    x = normal(draw(seeds), *draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=5))) * 2
+
+    def allowed(arrays, g):
+        top = 1 + biggest(arrays[0])
+        inner = math.sqrt(2 / math.pi) * (top + 0.044715 * top**3)  # u is off by 4·eps·u,
+        slope = 1 + 0.134145 * top**2  # which e^u, and 1 - tanh² twice, magnify
+        return 3, 12 + 8 * inner + 2 * top * top, [top, biggest(g) * (1 + top * slope)]
+
+    settings = {"approximate": draw(st.sampled_from(["tanh", "none"]))}
+    return Case(ops.gelu, [x], settings, allowed)
+
+
+def cross_entropy(draw):
+    shape, seed = draw(hnp.array_shapes(max_dims=3, max_side=5)), draw(seeds)
+    targets = np.random.default_rng(seed).integers(0, shape[-1], shape[:-1])
+    if targets.size > 1 and draw(st.booleans()):
+        targets[(0,) * targets.ndim] = -100
+
+    def allowed(arrays, g):
+        top, d = biggest(arrays[0]), shape[-1]
+        steps = 2 * top + 2 * d + arrays[0].size // d + 8
+        return 1, steps, [1 + 2 * top + math.log(d), 2 * biggest(g)]
+
+    return Case(ops.cross_entropy, [normal(seed, *shape) * 2, targets], {}, allowed)
+
+
+def attention(draw):
+    batch, m, past, heads, width = (draw(sizes) for _ in range(5))
+    causal, seed, size = draw(st.booleans()), draw(seeds), draw(st.sampled_from([1.0, 6.0]))
+    n = m + past - 1 if causal or draw(st.booleans()) else past
+    mask = None
+    if draw(st.booleans()):
+        mask = np.random.default_rng(seed).random((batch, n)) < 0.6
+        mask[:, 0] = True  # every query sees something
+    arrays = [normal(seed + i, batch, t, heads * width) * size for i, t in enumerate([m, n, n])]
+
+    def allowed(arrays, g):
+        # a score is off by (width + 3) roundings of its terms, a weight by twice that and n
+        (Q, K, V), G, scale = map(biggest, arrays), biggest(g), 1 / math.sqrt(width)
+        steps = 2 * (width + 3) * (width * Q * K * scale + 1) + 4 * n + 2 * width + m + 8
+        back = 2 * width * G * V * scale  # |P (dP - Σ P dP)| / √width, summed over the keys
+        return 1, steps, [V, back * K, back * Q * m, G * m]
+
+    settings = {"heads": heads, "causal": causal, "mask": mask}
+    return Case(ops.attention, arrays, settings, allowed)
+
+
+CASES = {
+    ops.linear: linear,
+    ops.lora_linear: lora_linear,
+    ops.layer_norm: layer_norm,
+    ops.gelu: gelu,
+    ops.cross_entropy: cross_entropy,
+    ops.attention: attention,
+}
+FUNCTIONS = {ops.dropout_mask, optim.adam}  # of arrays, no ops: they have tests of their own
+cuts = st.fixed_dictionaries(
+    {"piece": st.sampled_from([1, 7, 1 << 18]), "queries": st.sampled_from([1, 3, 64])}
+)
+
+
+def floating(arrays) -> list[bool]:
+    return [x is not None and x.dtype.kind == "f" for x in arrays]
+
+
+def trainable(op, arrays) -> list[bool]:
+    """Which of the arrays may want a gradient: a mask is none of them."""
+    return [f and (op, i) != (ops.lora_linear, 5) for i, f in enumerate(floating(arrays))]
+
+
+def plain(op, arrays, settings, g, needs=None):
+    """(value, gradients) of the op as it is printed; None where no gradient is needed."""
+    floats, needs = floating(arrays), trainable(op, arrays) if needs is None else needs
+    inputs = [Tensor(x, need) if f else x for x, need, f in zip(arrays, needs, floats)]
+    with ops.plain():
+        out = op(*inputs, **settings)
+    if any(needs):
+        (out * ml.backend.asarray(g)).sum().backward()
+    grads = [ml.asnumpy(x.grad) if need else None for x, need in zip(inputs, needs)]
+    return ml.asnumpy(out), grads
+
+
+def fast(op, arrays, settings, g, needs):
+    """The same of its kernel, called as the engine calls it."""
+    there = [ml.backend.asarray(x) if f else x for x, f in zip(arrays, floating(arrays))]
+    value, gradients = op.kernel(*there, needs=needs, **settings)
+    held = ml.asnumpy(value).copy()
+    made = gradients(ml.backend.asarray(g)) if any(needs) else [None] * len(arrays)
+    assert len(made) == len(arrays)
+    assert same_bytes(ml.asnumpy(value), held), "the backward pass leaves the value alone"
+    assert all(map(unchanged, there, arrays)), "and a kernel all that it was given"
+    return held, [x if x is None else ml.asnumpy(x) for x in made]
+
+
+def unchanged(there, here) -> bool:
+    return there is here or same_bytes(ml.asnumpy(there), here)
+
+
+def test_every_entry_of_the_table_has_a_case():
+    assert TABLE.keys() == CASES.keys() | FUNCTIONS
+    assert all(plain.kernel is kernel for plain, kernel in TABLE.items())
+    given = {f for f in ops.__dict__.values() if getattr(f, "kernel", None)}
+    assert given | {optim.adam} == TABLE.keys(), "what has a kernel is in the table"
+
+
+@pytest.mark.parametrize("plain", TABLE, ids=lambda plain: plain.__name__)
+def test_a_kernel_has_the_signature_of_what_it_stands_for(plain):
+    def parameters(f):
+        found = inspect.signature(f).parameters.values()
+        return [(p.name, p.kind, p.default) for p in found if p.name != "needs"]
+
+    kernel = TABLE[plain]
+    assert parameters(kernel) == parameters(plain) and kernel.__name__ == plain.__name__
+    assert ("needs" in inspect.signature(kernel).parameters) == (plain not in FUNCTIONS)
+
+
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.__name__)
+@settings(max_examples=150)
+@given(data=st.data(), dtype=DTYPES, cut=cuts, keep=st.sampled_from([0, 512]))
+def test_a_kernel_is_its_plain_op(op, data, dtype, cut, keep):
+    """Value and every gradient, within roundings; the same bits on 1, 2 and 3 threads."""
+    _, arrays, settings, allowed = CASES[op](data.draw)
+    floats = floating(arrays)
+    needs = [may and data.draw(st.booleans()) for may in trainable(op, arrays)]
+    arrays = [x.astype(dtype) if f else x for x, f in zip(arrays, floats)]
+    wide = [x.astype("float64") if f else x for x, f in zip(arrays, floats)]
+    half = dtype == "float16"
+    shape = np.shape(plain(op, wide, settings, 0.0)[0])
+    out = "float32" if half and op is ops.cross_entropy else dtype  # a loss that can be scaled
+    g = normal(data.draw(seeds), *shape, dtype=out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels.attention, "KEEP", keep)
+        runs = []
+        for among in (1, 2, 3):
+            with in_pieces(**cut, among=among):
+                runs.append(fast(op, arrays, settings, g, needs))
+                unneeded = fast(op, arrays, settings, g, [False] * len(needs))
+    value, grads = runs[0]
+    for other, others in runs[1:]:
+        assert same_bytes(other, value)
+        assert all(map(same_bytes_or_none, others, grads))
+    assert same_bytes(unneeded[0], value), "the value does not depend on what is trained"
+    assert [x is not None for x in grads] == needs
+
+    given = wide if half else arrays  # of halves, the plain op computes too coarsely
+    wanted, wanted_grads = plain(op, given, settings, g.astype("float64") if half else g, needs)
+    coarse, steps, bounds = allowed(wide, g.astype("float64"))
+    assert value.dtype == out
+    for got, want, size in zip([value, *grads], [wanted, *wanted_grads], bounds):
+        if got is not None:
+            assert half or got.dtype == dtype
+            error = roundings(steps, size, "float32" if half else dtype)
+            if half:  # each rounding to a half, of the numbers themselves and below the normal ones
+                error = error + roundings(coarse, size, "float16") + coarse * 2.0**-24
+            assert_near(got.astype("float64"), want.astype("float64"), error)
+
+
+def same_bytes_or_none(a, b) -> bool:
+    return a is b is None or same_bytes(a, b)
+
+
+@pytest.mark.parametrize("op", CASES, ids=lambda op: op.__name__)
+def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
+    """Or the property above would prove little; a device shares by itself."""
+    met, together = [], threads._together
+    spy = lambda task, cuts, crew: met.append(len(cuts)) or together(task, cuts, crew)  # noqa: E731
+    monkeypatch.setattr(threads, "_together", spy)
+    arrays = {
+        ops.linear: [normal(0, 4, 3), normal(1, 5, 3), normal(2, 5)],
+        ops.lora_linear: [
+            *(normal(i, *s) for i, s in enumerate([(4, 3), (5, 3), (5,), (2, 3), (5, 2)])),
+            None,
+        ],
+        ops.layer_norm: [normal(0, 4, 3), normal(1, 3), normal(2, 3)],
+        ops.gelu: [normal(0, 4, 3)],
+        ops.cross_entropy: [normal(0, 4, 3), np.array([0, 1, 2, 0])],
+        ops.attention: [normal(i, 2, 4, 4) for i in range(3)],
+    }[op]
+    settings = {ops.attention: {"heads": 2}, ops.lora_linear: {"scale": 2.0}}.get(op, {})
+    needs = trainable(op, arrays)
+    with in_pieces(piece=1):
+        g = normal(9, *np.shape(plain(op, arrays, settings, 0.0, needs)[0]))
+        fast(op, arrays, settings, g, needs)
+    assert len(met) >= 2 * backend.on_host, "forward and backward"
+    assert all(cuts > 1 for cuts in met)
+
+
+# The two that are functions of arrays
+
+
+def step(update, arrays, settings):
+    """p, m and v after one step of Adam; the gradient is read only."""
+    there = [ml.backend.asarray(x.copy()) for x in arrays]
+    update(*there, **settings)
+    p, g, m, v = map(ml.asnumpy, there)
+    assert same_bytes(g, arrays[1])
+    return p, m, v
+
+
+@given(
+    seeds,
+    hnp.array_shapes(min_dims=0, max_dims=3, max_side=5),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from([1, 7, 1 << 18]),
+    st.integers(1, 1000),
+    st.sampled_from([1.0, 0.99]),
+)
+def test_adams_kernel_is_its_formula(seed, shape, dtype, piece, t, kept):
+    p, g, m, v = (normal(seed + i, *shape, dtype=dtype) for i in range(4))
+    v, (b1, b2) = v * v, (0.9, 0.99)
+    settings = {"betas": (b1, b2), "rate": 0.1 / (1 - b1**t), "spread": 1 / math.sqrt(1 - b2**t),
+                "eps": 1e-8, "kept": kept}  # fmt: skip
+    runs = []
+    for among in (1, 2, 3):
+        with in_pieces(piece, among=among):
+            runs.append(step(optim.adam, [p, g, m, v], settings))
+    assert all(all(map(same_bytes, run, runs[0])) for run in runs)
+    with ops.plain():
+        wanted = step(optim.adam, [p, g, m, v], settings)
+    top = b1 * abs(m) + (1 - b1) * abs(g)
+    root = settings["spread"] * np.sqrt(wanted[2].astype("float64")) + settings["eps"]
+    sizes = abs(p) + settings["rate"] * top / root, top, wanted[2]
+    for got, want, size in zip(runs[0], wanted, sizes):
+        assert_near(got, want, roundings(10, size, dtype))
+
+
+@given(
+    seeds,
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
+    st.sampled_from([0.1, 0.5, 0.75]),
+    DTYPES,
+    st.sampled_from([1, 37, 1 << 18]),
+)
+def test_a_dropout_mask_has_the_same_bits_on_every_library_and_in_any_pieces(
+    seed, shape, rate, dtype, piece
+):
+    def mask(plain=False):
+        with ops.plain(plain):
+            rng = np.random.default_rng(seed)
+            made = ml.asnumpy(ops.dropout_mask(shape, rate, rng, np.dtype(dtype)))
+        return made, rng.random()  # that it takes as many numbers from its generator, too
+
+    made, after = mask()
+    assert made.dtype == dtype and made.shape == shape
+    assert set(made.ravel().tolist()) <= {0, float(np.dtype(dtype).type(1 / (1 - rate)))}
+    runs = [mask(plain=True)]
+    with ml.using("numpy"):
+        runs.append(mask(plain=True))
+        for among in (1, 3):
+            with in_pieces(piece, among=among):
+                runs.append(mask())
+    assert all(same_bytes(other, made) and at == after for other, at in runs)
+
+
+# More than the property draws
+
+
+@pytest.mark.parametrize("shape", [(200, 768, 256, 64), (40, 300, 64, 64)])
+def test_threads_do_not_write_what_others_read(shape, backend):
+    """With more columns than rows, each thread makes x Aᵀ: at this size, by several passes."""
+    n, d, k, r = shape
+    x, W, A, B = (
+        normal(i, *s, dtype="float32") for i, s in enumerate([(n, k), (d, k), (r, k), (d, r)])
     )
+    g = normal(9, n, d, dtype="float32")
+    needs = [True, False, False, True, True, False]
+    runs = []
+    for among in (1, *[3] * 10):
+        with in_pieces(1 << 18, among=among):
+            runs.append(fast(ops.lora_linear, [x, W, None, A, B, None], {"scale": 2.0}, g, needs))
+    for value, grads in runs:
+        assert same_bytes(value, runs[0][0])
+        assert all(map(same_bytes_or_none, grads, runs[0][1]))
 
 
-def body(kernel) -> str:
-    """One turn of its loop: what the names in its text stand for, and the text."""
-    names = [
-        f"{p.ctype} &{p.name} = _{p.name}[i];"
-        for p, given in zip(kernel.made.in_params, kernel.args)
-        if hasattr(given, "dtype")
-    ]
-    return "\n".join([*names, kernel.made.operation])
+@pytest.mark.parametrize("keep", [0, 512])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_blocks_of_its_own_size(causal, keep, monkeypatch):
+    """More queries than a block has, and not a multiple; two of three sequences in a task."""
+    monkeypatch.setattr(kernels.attention, "KEEP", keep)
+    m, n, d = 130, 150, 4
+    q, k, v = (normal(i, 3, t, d) for i, t in enumerate([m, n, n]))
+    g, settings = normal(9, 3, m, d), {"heads": 2, "causal": causal, "mask": None}
+    with in_pieces(piece=2 * 2 * 64 * n):
+        value, grads = fast(ops.attention, [q, k, v], settings, g, [True] * 3)
+    wanted, wanted_grads = plain(ops.attention, [q, k, v], settings, g)
+    (Q, K, V), G, width = map(biggest, (q, k, v)), biggest(g), d // 2
+    steps = 2 * (width + 3) * (width * Q * K + 1) + 4 * n + m
+    for got, want, size in zip(
+        [value, *grads], [wanted, *wanted_grads], [V, 4 * G * V * K, 4 * G * V * Q * m, G * m]
+    ):
+        assert_near(got, want, roundings(steps, size, "float64"))
 
 
-def test_nvidias_compiler_takes_each_of_them(kernels):
-    nvrtc = cupy.cuda.nvrtc
-    nvidia = pytest.importorskip("nvidia", reason="NVIDIA's compiler is not installed")
-    headers = [f for root in nvidia.__path__ for f in glob.glob(os.path.join(root, "*", "include"))]
-    if not any(os.path.exists(os.path.join(folder, "cuda_fp16.h")) for folder in headers):
-        pytest.skip("CUDA's headers are not installed")
-    ours = os.path.join(os.path.dirname(cupy.__file__), "_core", "include")
-    options = [f"-I{folder}" for folder in (ours, f"{ours}/cupy/_cccl/libcudacxx", *headers)]
-    for kernel in kernels:
-        source = (
-            f"#include <cupy/float16.cuh>\n{kernel.made.preamble}\n"
-            f'extern "C" __global__ void run({pointers(kernel)}) {{\n'
-            f"long long i = blockIdx.x * blockDim.x + threadIdx.x;\n{body(kernel)}\n}}"
-        )
-        try:
-            program = nvrtc.createProgram(source, "kernel.cu", (), ())
-        except Exception as error:
-            assert reaches_the_device(error)
-            pytest.skip(f"NVIDIA's compiler is not installed: {error}")
-        try:
-            nvrtc.compileProgram(program, ["--gpu-architecture=compute_80", "-std=c++17", *options])
-        except nvrtc.NVRTCError:
-            pytest.fail(f"{kernel.name}: {nvrtc.getProgramLog(program)}")
-        text = nvrtc.getPTX(program)
-        if "d" not in kernel.letters:
-            assert not re.search(r"(add|sub|mul|div|fma)\S*\.f64", str(text)), kernel.name
+@pytest.mark.parametrize("wanted", [True, False])
+def test_attentions_weights_are_kept_up_to_keep_tokens_and_for_a_backward_pass_only(
+    wanted, monkeypatch
+):
+    """What is alive between the passes: with the weights, tokens × tokens numbers."""
+    made, exp_shifted = [], kernels.attention.exp_shifted
+
+    def spy(x, top, out):
+        made.append(weakref.ref(out))
+        exp_shifted(x, top, out)
+
+    monkeypatch.setattr(kernels.attention, "exp_shifted", spy)
+    monkeypatch.setattr(kernels.attention, "KEEP", 8)
+    for tokens in (8, 9):
+        made.clear()
+        x = Tensor(normal(0, 1, tokens, 2) * 40, requires_grad=wanted)  # e^x needs its shift
+        out = ops.attention(x, x, x, heads=1)
+        assert made and any(E() is not None for E in made) == (wanted and tokens == 8)
+        del out
 
 
-@pytest.fixture(scope="module")
-def compiled(kernels, tmp_path_factory):
-    """The kernels' own text, compiled for the host: those of whole and of double precision."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no C++ compiler")
-    chosen = [kernel for kernel in kernels if "e" not in kernel.letters]
-    parts = ["#include <algorithm>\n#include <cmath>\nusing namespace std;\n#define __device__\n"]
-    for at, kernel in enumerate(chosen):
-        preamble = re.sub(r'#include "cupy/float16.cuh"', "", kernel.made.preamble)
-        parts.append(
-            f"namespace kernel{at} {{\n{preamble}\n"
-            f'extern "C" void run{at}(long long n, {pointers(kernel)}) {{\n'
-            f"for (long long i = 0; i < n; i++) {{\n{body(kernel)}\n}} }} }}\n"
-        )
-    folder = tmp_path_factory.mktemp("kernels")
-    source, library = folder / "kernels.cpp", folder / "kernels.so"
-    source.write_text("\n".join(parts))
-    flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-    loaded = ctypes.CDLL(str(library))
-    return [(kernel, getattr(loaded, f"run{at}")) for at, kernel in enumerate(chosen)]
+@pytest.mark.parametrize("op", [ops.linear, ops.lora_linear, ops.layer_norm])
+def test_halves_are_summed_in_float32(op):
+    """In halves, 2048 + 1 is 2048."""
+    x, W, b = (np.zeros(shape, "float16") for shape in [(4096, 2), (2, 2), (2,)])
+    arrays, settings = {
+        ops.linear: ([x, W, b], {}),
+        ops.lora_linear: ([x, W, b, W, W, None], {"scale": 1.0}),
+        ops.layer_norm: ([x, b, b], {}),
+    }[op]
+    needs = [i == 2 for i in range(len(arrays))]
+    _, grads = fast(op, arrays, settings, np.ones((4096, 2), "float16"), needs)
+    assert grads[2].tolist() == [4096, 4096]
 
 
-def given_to(kernel, seed=0):
-    """Arguments of the kernel's kind, arrays of numbers that its formula is made for."""
-    rng = np.random.default_rng(seed)
-    names = kernel.formula.__code__.co_varnames
-    for name, example in zip(names, kernel.args):
-        if not hasattr(example, "dtype"):
-            yield example
-        elif np.dtype(example.dtype).kind == "u":
-            yield rng.integers(0, 1 << 32, example.shape).astype(example.dtype)
-        else:
-            x = rng.standard_normal(example.shape).astype(example.dtype)
-            yield np.abs(x) + x.dtype.type(0.1) if name in POSITIVE else x
+# W stored in half precision: the op of the same W, widened
 
 
-def call(run, kernel, args):
-    """Run it on full arrays, as CuPy's loop would; the arrays, written to."""
-    full = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, np.ndarray)))
-    passed = [
-        np.broadcast_to(a, full).copy(order="C") if isinstance(a, np.ndarray) else a for a in args
-    ]
-    kinds = {"double": ctypes.c_double, "long long": ctypes.c_longlong}
-    run(ctypes.c_longlong(int(np.prod(full))), *(
-        a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else kinds[p.ctype](a)
-        for p, a in zip(kernel.made.in_params, passed)
-    ))  # fmt: skip
-    return passed
+HALVES = np.arange(1 << 16, dtype="uint16").view("float16")
+layouts = st.sampled_from([lambda W: W, lambda W: W.T, lambda W: W[::2, 1:], lambda W: W[None]])
+wider = st.sampled_from(["float32", "float64"])
 
 
-def test_their_text_run_on_the_host_is_what_numpy_makes_of_the_formula(compiled):
-    before = ml.use("numpy")
+@given(layouts, wider)
+def test_every_half_is_widened_to_the_same_number(layout, dtype):
+    half = layout(HALVES.reshape(256, 256))
+    with np.errstate(over="ignore"):
+        there = widened(ml.backend.asarray(half), np.dtype(dtype))
+        got = ml.asnumpy(there)
+        wanted = half.astype(dtype)
+    finite = np.isfinite(wanted)
+    assert same_bytes(got[finite], wanted[finite]) and not np.isfinite(got[~finite]).any()
+    if half.flags.forc:
+        assert there.strides == wanted.strides  # BLAS reads it in the same order
+    assert widened(wanted, np.dtype(dtype)) is wanted, "nothing to do, nothing done"
+
+
+@pytest.mark.parametrize("among", [1, 2])
+@given(st.data(), seeds, wider, st.booleans())
+def test_a_narrow_W_counts_as_what_it_widens_to(among, data, seed, dtype, adapted):
+    n, k, d, r = (data.draw(st.sampled_from([1, 3, 40, 200])) for _ in range(4))
+    half = normal(seed + 1, d, k, dtype="float16")
+    shapes = [(n, k), (d,), (r, k), (d, r)]
+    x, b, A, B = (normal(seed + i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
+    op, settings = (ops.lora_linear, {"scale": 2.5}) if adapted else (ops.linear, {})
+    g = normal(seed, n, d, dtype=dtype)
+
+    def run(W):
+        arrays = [x, W, b, A, B, None] if adapted else [x, W, b]
+        return fast(op, arrays, settings, g, [i in (0, 3, 4) for i in range(len(arrays))])
+
+    before = ml.threads(among)
     try:
-        for kernel, run in compiled:
-            args = list(given_to(kernel))
-            theirs = call(run, kernel, [np.array(a) if hasattr(a, "dtype") else a for a in args])
-            kernel.formula(*args)
-            for ours, other in zip(args, theirs):
-                if isinstance(ours, np.ndarray):
-                    eps = np.finfo(ours.dtype).eps if ours.dtype.kind == "f" else 0
-                    wanted = np.broadcast_to(ours, other.shape)
-                    apart = np.abs(wanted.astype("float64") - other)
-                    assert (apart <= 64 * eps * (1 + np.abs(wanted))).all(), kernel.name
+        (value, grads), (wanted, wanted_grads) = run(half), run(half.astype(dtype))
     finally:
-        ml.use(before)
-
-
-def test_a_kernel_may_write_where_it_reads(compiled):
-    """Attention's weights are shifted in place: input and output are one array."""
-    wanted = fused.exp_shifted  # the mark around the formula
-    ran = 0
-    for kernel, run in compiled:
-        if kernel.formula.__name__ != "exp_shifted":
-            continue
-        x, top, _ = given_to(kernel)
-        full = np.broadcast_to(top, x.shape).copy(order="C")
-        expected, own = np.empty_like(x), x.copy()
-        wanted(x, top, expected)
-        data = own.ctypes.data_as(ctypes.c_void_p)
-        run(ctypes.c_longlong(x.size), data, full.ctypes.data_as(ctypes.c_void_p), data)
-        np.testing.assert_allclose(own, expected, rtol=64 * np.finfo(x.dtype).eps)
-        ran += 1
-    assert ran
+        ml.threads(before)
+    assert value.dtype == dtype and same_bytes(value, wanted)
+    assert all(map(same_bytes_or_none, grads, wanted_grads))

@@ -41,8 +41,8 @@ def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
 @settings(max_examples=10)
 @given(seeds, st.sampled_from(["float32", "float64"]), st.integers(-8, 16), st.integers(1, 9))
 def test_a_power_of_two_changes_no_bit(seed, dtype, power, patience):
-    plain = run(dtype, seed=seed, clip=0.5, accumulate=2)
-    scaled = run(dtype, seed=seed, clip=0.5, accumulate=2,
+    plain = run(dtype, seed=seed, max_grad_norm=0.5, accumulation_steps=2)
+    scaled = run(dtype, seed=seed, max_grad_norm=0.5, accumulation_steps=2,
                  loss_scale=LossScale(2.0**power, patience))  # fmt: skip
     assert plain[0].losses == scaled[0].losses and same(plain[1], scaled[1])
 
@@ -55,7 +55,7 @@ def half(seed: int = 0):
 
 def gradients(model, shrink: float, scale: float = 1.0) -> np.ndarray:
     """All gradients of `shrink` times the loss, in float64, the scale taken out."""
-    model.requires_grad(False)
+    model.requires_grad_(False)
     for name, p in model.named_parameters():
         p.requires_grad = name.endswith((".A", ".B"))
     (x, y), _ = batches()
@@ -154,8 +154,8 @@ def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
         return value
 
     scale = LossScale(4.0, patience=100)
-    plain = run(steps=1, loss=ml.train.lm_loss, accumulate=3, loss_scale=LossScale(4.0))[1]
-    spoilt = run(steps=2, loss=finite_in_print, accumulate=3, loss_scale=scale)[1]
+    plain = run(steps=1, loss=ml.train.lm_loss, accumulation_steps=3, loss_scale=LossScale(4.0))[1]
+    spoilt = run(steps=2, loss=finite_in_print, accumulation_steps=3, loss_scale=scale)[1]
     assert same(plain, spoilt) and float(ml.asnumpy(scale.scale)) == 2.0
 
 

@@ -343,7 +343,7 @@ def test_a_model_learns_nothing_from_targets_that_are_ignored():
     targets[:, :3] = -100
     ops.cross_entropy(model(ids()), targets).backward()
     before = {n: ml.asnumpy(p.grad).copy() for n, p in model.named_parameters()}
-    model.requires_grad(True)
+    model.requires_grad_(True)
     kept = model(ids())[:, 3:]
     ops.cross_entropy(kept, targets[:, 3:]).backward()
     for name, p in model.named_parameters():

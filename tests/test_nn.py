@@ -70,7 +70,7 @@ def test_a_shared_parameter_collects_the_gradient_of_both_uses():
     x = ml.Tensor(normal(1, 5, 1))
     model.layers[0](x).sum().backward()
     once = ml.asnumpy(model.again.W.grad).copy()
-    model.requires_grad(True)
+    model.requires_grad_(True)
     (model.layers[0](x).sum() + model.again(x).sum()).backward()
     np.testing.assert_allclose(ml.asnumpy(model.again.W.grad), 2 * once, rtol=1e-14)
 
@@ -174,13 +174,13 @@ def test_requires_grad_freezes_all_and_forgets_gradients():
     model = gpt2()
     ml.ops.cross_entropy(model(ids()), ids(1)).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.requires_grad(False) is model
+    assert model.requires_grad_(False) is model
     assert model.trainable_parameters() == {}
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     model.ln_f.g.requires_grad = True
     assert list(model.trainable_parameters()) == ["ln_f.g"]
     assert model.trainable_parameters()["ln_f.g"] is model.ln_f.g
-    assert list(model.requires_grad().trainable_parameters()) == list(model.state_dict())
+    assert list(model.requires_grad_().trainable_parameters()) == list(model.state_dict())
 
 
 @given(sizes, sizes, sizes, st.booleans(), dtypes, seeds)
@@ -281,7 +281,7 @@ def test_a_parameter_trains_floats_only_and_lies_in_c_order():
 
 def test_the_tree_marks_what_trains_and_shows_equal_blocks_once():
     model = gpt2(n_layers=3, dropout=0.1)
-    model.requires_grad(False)
+    model.requires_grad_(False)
     model.blocks[1].ln1.g.requires_grad = True
     lines = repr(model).splitlines()
     assert lines[0] == "GPT2"
@@ -290,7 +290,7 @@ def test_the_tree_marks_what_trains_and_shows_equal_blocks_once():
     assert any(line.split() == ["q", "W", ".8x8", "b", ".8"] for line in lines)
     assert any(line.split() == ["drop", "rate", "0.1"] for line in lines)
     assert [line.split()[0] for line in lines if "blocks" in line] == [f"blocks.{i}" for i in "012"]
-    model.requires_grad(True)
+    model.requires_grad_(True)
     size = sum(p.data.size for p in model.blocks[0].parameters())
     (line,) = [line for line in repr(model).splitlines() if "blocks" in line]
     assert line.split() == ["blocks.0-2", f"{size:,}", "parameters"]

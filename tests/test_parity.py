@@ -10,7 +10,9 @@ import pytest
 from strict import LOG, StrictBackend
 
 import minilora as ml
-from minilora import bench, cli, engines, ops, parity
+from minilora import bench, cli, ops
+from minilora.bench import __main__ as worker
+from minilora.bench import engines, parity
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +49,19 @@ def test_a_device_that_computes_the_same_agrees_and_all_is_told(device):
 
 
 WRONG = {
-    "a GELU of another form": lambda x, form: _gelu(x, form="erf"),
-    "a gradient that is lost": lambda x, form: ml.Tensor(_gelu(x, form=form).data),
-    "one number in a thousand": lambda x, form: _gelu(x * 1.001, form=form),
+    "a GELU of another form": lambda x, how: _gelu(x, approximate="none"),
+    "a gradient that is lost": lambda x, how: ml.Tensor(_gelu(x, approximate=how).data),
+    "one number in a thousand": lambda x, how: _gelu(x * 1.001, approximate=how),
 }
 _gelu, SUITE = ops.gelu, parity.suite
 
 
 @pytest.mark.parametrize("how", WRONG)
 def test_a_device_that_computes_something_else_disagrees(how, device, monkeypatch):
-    def gelu(x, form):
-        return (_gelu if ml.current().name == "numpy" else WRONG[how])(x, form=form)
+    def gelu(x, approximate):
+        if ml.current().name == "numpy":
+            return _gelu(x, approximate=approximate)
+        return WRONG[how](x, approximate)
 
     monkeypatch.setattr(ops, "gelu", gelu)
     lines = []
@@ -173,10 +177,11 @@ def test_half_precision_is_a_devices_engine():
 
 def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(engines.backend, "use", asked.append)
-    monkeypatch.setattr(engines.sys, "stdin", io.StringIO("step 2\npeak\n"))
-    waits = LOG.waits
-    engines.main("minilora", "tiny", "1", "cupy:1")
+    monkeypatch.setattr(worker.backend, "use", asked.append)
+    monkeypatch.setattr(worker.sys, "stdin", io.StringIO("step 2\npeak\n"))
+    waits, threads = LOG.waits, ml.threads()
+    worker.main("minilora", "tiny", "1", "cupy:1")
+    assert ml.threads(threads) == 1
     ms, peak = map(json.loads, capsys.readouterr().out.splitlines())
     assert asked == ["cupy:1"] and LOG.waits == waits + 2 and len(ms) == 2
     assert peak == LOG.peak

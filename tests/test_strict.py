@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from strategies import adapted, gpt2, ids, normal
+from strategies import adapted, ids, normal
 from strict import LOG, MODULE, Lacks, NotPortable, StrictArray, StrictBackend
 
 import minilora as ml
-from minilora import gpu
-from minilora.accounting.activations import Walk
+from minilora.backend import gpu
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +114,9 @@ def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
     mistake, told = PLANTED[KINDS[kind]]
     plain = ml.ops.gelu
 
-    def gelu(x, form):
+    def gelu(x, approximate):
         mistake(device(4, 3))
-        return plain(x, form=form)
+        return plain(x, approximate=approximate)
 
     model, _ = adapted(0, "float32")
     step(model)()
@@ -127,11 +126,11 @@ def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
 
 
 def test_ids_that_nobody_checked_are_caught_after_the_step(monkeypatch):
-    def unchecked(W, ids, dtype=None):
-        return ml.ops.shape.take(W, ids=ids if isinstance(ids, slice) else ml.backend.asarray(ids))
+    def unchecked(W, ids):
+        return ids if isinstance(ids, slice) else ml.backend.asarray(ids)
 
     model, _ = adapted(0, "float32")
-    monkeypatch.setattr(ml.ops, "embedding", unchecked)
+    monkeypatch.setattr(ml.ops.shape, "_rows_of", unchecked)
     model(np.array([[0, 11]]))  # the table has 11 rows
     with pytest.raises(NotPortable, match="index 11 of axis 0, which has 11, wraps to 0"):
         LOG.no_wrapping()
@@ -272,7 +271,7 @@ def test_a_missing_name_is_an_attribute_error_too():
 
 def test_an_index_out_of_range_wraps_and_is_put_on_record():
     table = device(4, 3)
-    row = ml.ops.shape.take(ml.Tensor(table), ids=numbers(5))  # as if nobody had checked
+    row = table[numbers(5)]  # as if nobody had checked
     assert np.array_equal(ml.asnumpy(row)[0], ml.asnumpy(table)[1])
     with pytest.raises(NotPortable, match="index 5 of axis 0, which has 4, wraps to 1"):
         LOG.no_wrapping()
@@ -333,7 +332,7 @@ def test_a_training_step_copies_the_batch_in_and_nothing_back(full, recompute):
     model, _ = adapted(0, "float32", targets=("q", "v", "up"), bias="all", dropout=0.1, sizes=sizes)
     model.recompute = recompute
     if full:
-        model.requires_grad()
+        model.requires_grad_()
     run = step(model)
     run()
     with LOG.watch() as seen, LOG.narrow():
@@ -395,7 +394,7 @@ def test_a_run_that_was_interrupted_on_one_library_goes_on_on_the_other(ways, tm
         optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
         x = ids(0, tokens=8)
         history = ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, progress=progress,
-                         log_every=1, save_every=1, clip=1.0, **settings)  # fmt: skip
+                         log_every=1, save_every=1, max_grad_norm=1.0, **settings)  # fmt: skip
         return history.losses, model.state_dict()
 
     write, read = ways
@@ -526,13 +525,9 @@ def test_rows_are_added_to_a_table_in_its_own_dtype(monkeypatch, backend):
     told = []
     monkeypatch.setattr(type(backend), "scatter_add", lambda self, *arrays: told.append(arrays))
     W = ml.Tensor(device(4, 3), requires_grad=True)
-    out = ml.ops.embedding(W, np.array([0, 2]), "float16")
+    out = ml.ops.embedding(W, np.array([0, 2]), dtype="float16")
     out.sum().backward()
     assert [str(a.dtype) for a in told[0]] == ["float32", "int64", "float32"]
-
-
-def test_the_ids_on_the_device_are_in_the_ledger():
-    assert Walk(gpt2(), 2, 5).kept["embedding"] == 2 * 5 * 8
 
 
 def test_erf_is_that_of_math():

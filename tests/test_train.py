@@ -64,7 +64,7 @@ def assert_same(a: dict, b: dict) -> None:
 def go(kind, batches, path=None, steps=5, seen=None, **how):
     model, optimizer = job(kind)
     how = {
-        "schedule": optim.linear_schedule(0.02, steps, 1), "clip": 0.5, "eval_every": 2,
+        "schedule": optim.linear_schedule(0.02, steps, 1), "max_grad_norm": 0.5, "eval_every": 2,
         "held_out": [windows(9)[0]], "save_every": 2, "progress": False, "log_every": 3, **how,
     }  # fmt: skip
     history = ml.fit(model, batches, optimizer, steps, checkpoint=path, **how)
@@ -87,14 +87,14 @@ class KilledAt:
 def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path, backend):
     if backend.name == "strict" and "with" not in kind:
         pytest.skip("on the stand-in, the two that draw and train the most")
-    whole = go(kind, windows(), tmp_path / "whole.npz", accumulate=2)
-    assert_same(whole, go(kind, windows(), accumulate=2))  # writing checkpoints changes nothing
+    whole = go(kind, windows(), tmp_path / "whole.npz", accumulation_steps=2)
+    assert_same(whole, go(kind, windows(), accumulation_steps=2))  # writing checkpoints changes nothing
     for k in range(10) if backend.name == "numpy" else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
-            go(kind, KilledAt(windows(), k), path, accumulate=2)
+            go(kind, KilledAt(windows(), k), path, accumulation_steps=2)
         assert path.exists() == (k >= 4)
-        assert_same(whole, go(kind, windows(), path, accumulate=2))
+        assert_same(whole, go(kind, windows(), path, accumulation_steps=2))
 
 
 @settings(max_examples=10)
@@ -191,10 +191,10 @@ def other_run(fault: str):
         optimizer = optim.AdamW(model.trainable_parameters(), 0.02, (0.9, 0.98))
     if fault == "decay":
         optimizer = optim.AdamW(model.trainable_parameters(), 0.02, weight_decay=0.5)
-    return model, optimizer, 6 if fault == "steps" else 5, 2 if fault == "accumulate" else 1
+    return model, optimizer, 6 if fault == "steps" else 5, 2 if fault == "accumulation" else 1
 
 
-FAULTS = ["parameters", "frozen weights", "kind", "betas", "decay", "steps", "accumulate"]
+FAULTS = ["parameters", "frozen weights", "kind", "betas", "decay", "steps", "accumulation"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -204,18 +204,18 @@ def test_a_checkpoint_of_another_run_raises_and_changes_nothing(fault, tmp_path)
     model, optimizer, steps, accumulate = other_run(fault)
     before = outcome(model, optimizer, ml.History())
     with pytest.raises(ValueError, match="of another run"):
-        ml.fit(model, windows(), optimizer, steps, accumulate=accumulate, checkpoint=path)
+        ml.fit(model, windows(), optimizer, steps, accumulation_steps=accumulate, checkpoint=path)
     assert_same(before, outcome(model, optimizer, ml.History()))
 
 
 def test_a_checkpoint_of_a_run_with_other_clipping_or_rate_is_of_another_run(tmp_path):
-    how = {"checkpoint": tmp_path / "run.npz", "progress": False, "clip": 1.0}
+    how = {"checkpoint": tmp_path / "run.npz", "progress": False, "max_grad_norm": 1.0}
     model = gpt2()
     ml.fit(model, windows(), optim.SGD(model.trainable_parameters(), 0.1), 1, **how)
     for lr, clip in ((0.1, 2.0), (0.2, 1.0)):
         optimizer = optim.SGD(model.trainable_parameters(), lr)
         with pytest.raises(ValueError, match="its settings differ"):
-            ml.fit(model, windows(), optimizer, 1, **(how | {"clip": clip}))
+            ml.fit(model, windows(), optimizer, 1, **(how | {"max_grad_norm": clip}))
 
 
 @pytest.mark.parametrize("sizes", [{"n_positions": 13}, {"d_ff": 5}, {"vocab_size": 12}])
@@ -279,7 +279,7 @@ def test_each_step_is_what_the_loop_in_a_textbook_does():
     model, optimizer = job("full with dropout")
     twin, own = job("full with dropout")
     lr = optim.cosine_schedule(0.03, 4, 1)
-    history = ml.fit(model, windows(), optimizer, 4, schedule=lr, clip=0.3, progress=False)
+    history = ml.fit(model, windows(), optimizer, 4, schedule=lr, max_grad_norm=0.3, progress=False)
     losses = []
     for step in range(4):
         own.lr = lr(step)
@@ -308,7 +308,7 @@ def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
         model = gpt2(seed)
         before = model.state_dict()
         optimizer = optim.SGD(model.trainable_parameters(), 1.0)
-        history = ml.fit(model, batches, optimizer, 1, accumulate=accumulate, progress=False)
+        history = ml.fit(model, batches, optimizer, 1, accumulation_steps=accumulate, progress=False)
         after = model.state_dict()
         return history.losses[0], {n: before[n] - after[n] for n in names}
 
@@ -328,7 +328,7 @@ def test_clipping_bounds_the_step(seed, clip):
     model = gpt2(seed)
     before = model.state_dict()
     ml.fit(model, windows(seed), optim.SGD(model.trainable_parameters(), 1.0), 1,
-           clip=clip, progress=False)  # fmt: skip
+           max_grad_norm=clip, progress=False)  # fmt: skip
     moved = np.sqrt(sum(((a - before[n]) ** 2).sum() for n, a in model.state_dict().items()))
     assert moved <= clip * (1 + 1e-9)
     assert clip > 50 or moved > clip * (1 - 1e-9), "and it is not smaller than it has to be"
@@ -386,8 +386,8 @@ def test_a_list_of_batches_is_gone_through_in_turn():
             return listed[i % 3]
 
     for accumulate in (1, 2):
-        one = go("full", listed, accumulate=accumulate)
-        assert_same(one, go("full", Forever(), accumulate=accumulate))
+        one = go("full", listed, accumulation_steps=accumulate)
+        assert_same(one, go("full", Forever(), accumulation_steps=accumulate))
 
 
 def test_every_step_sees_its_own_batches():
@@ -399,7 +399,7 @@ def test_every_step_sees_its_own_batches():
             return windows()[i]
 
     model, optimizer = job("full")
-    ml.fit(model, Watched(), optimizer, 3, accumulate=2, progress=False)
+    ml.fit(model, Watched(), optimizer, 3, accumulation_steps=2, progress=False)
     assert asked == [0, 1, 2, 3, 4, 5]
 
 
@@ -409,7 +409,7 @@ def test_what_cannot_be_indexed_raises():
         ml.fit(model, (windows()[i] for i in range(3)), optimizer, 3)
 
 
-@pytest.mark.parametrize("how", [{"steps": -1}, {"accumulate": 0}, {"save_every": 0}])
+@pytest.mark.parametrize("how", [{"steps": -1}, {"accumulation_steps": 0}, {"save_every": 0}])
 def test_numbers_that_make_no_sense_raise(how):
     model, optimizer = job("full")
     with pytest.raises(ValueError, match="fit: steps must not be negative"):
@@ -426,10 +426,10 @@ def test_a_gradient_that_is_not_finite_names_the_step_and_touches_no_weight(accu
         value = train.lm_loss(model, batch)
         return value * float("nan") if len(states) > 2 * accumulate else value
 
-    told = "backward: the gradient" if backend.numbers_are_free else "the loss or a gradient"
+    told = "backward: the gradient" if backend.on_host else "the loss or a gradient"
     with pytest.raises(FloatingPointError, match=f"fit: step 2: {told}"):
-        ml.fit(model, windows(), optimizer, 5, loss=loss, accumulate=accumulate, progress=False)
-    if not backend.numbers_are_free:
+        ml.fit(model, windows(), optimizer, 5, loss=loss, accumulation_steps=accumulate, progress=False)
+    if not backend.on_host:
         return  # told when the losses were looked at
     assert optimizer.t == 2
     after = model.state_dict()

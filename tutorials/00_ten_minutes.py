@@ -79,7 +79,7 @@ def train(model: ml.GPT2, peak: float) -> tuple[ml.AdamW, ml.History]:
     optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)
     schedule = ml.optim.linear_schedule(peak, STEPS, warmup=STEPS // 10)
     history = ml.fit(
-        model, batches, optimizer, STEPS, schedule=schedule, clip=1.0,
+        model, batches, optimizer, STEPS, schedule=schedule, max_grad_norm=1.0,
         held_out=held_out, eval_every=max(1, STEPS // 6), log_every=STEPS // 3,
     )  # fmt: skip
     return optimizer, history

@@ -1,7 +1,9 @@
 """What training costs, read off the real code: on arrays without numbers, and on live ones."""
 
+from ..backend.shapes import Cost
+from ..config import SHAPES
 from .ledger import Ledger, Row, ledger
 from .parameters import Count, count
-from .plan import SHAPES, Plan, plan
+from .plan import Plan, plan
 
-__all__ = ["SHAPES", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan"]
+__all__ = ["SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan"]

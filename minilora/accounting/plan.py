@@ -9,17 +9,11 @@ from typing import Any
 from .. import lora, optim
 from ..backend import using
 from ..backend.shapes import Cost
-from ..models.gpt2 import GPT2, GPT2Config
+from ..config import SHAPES, GPT2Config
+from ..models.gpt2 import GPT2
 from .parameters import Count, count
 from .step import observe, random_ids
 
-SHAPES = {  # Radford et al. 2019; Brown et al. 2020, table 2.1
-    "gpt2": GPT2Config(),
-    "gpt2-medium": GPT2Config(d_model=1024, n_layers=24, n_heads=16),
-    "gpt2-large": GPT2Config(d_model=1280, n_layers=36, n_heads=20),
-    "gpt2-xl": GPT2Config(d_model=1600, n_layers=48, n_heads=25),
-    "gpt3-175b": GPT2Config(n_positions=2048, d_model=12288, n_layers=96, n_heads=96),
-}
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
 POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # what is computed
 
@@ -89,6 +83,7 @@ def plan(
             raise ValueError(f"plan: there is no {what} {name!r}: there are {', '.join(known)}")
     if method == "full" and policy == "half base":
         raise ValueError('plan: "half base" goes with "lora": full training has no frozen base')
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
     config = SHAPES[shape] if isinstance(shape, str) else shape
     tokens = config.n_positions if tokens is None else tokens
     with using(f"shapes:{device}", plain=plain) as library:
@@ -102,7 +97,7 @@ def plan(
         meter.ignore(ids)
         seen = observe(model, OPTIMIZERS[optimizer](trained), ids, meter)
         return Plan(
-            _title(shape, method, r, targets, batch, tokens, optimizer, policy, device),
+            _title(shape, method, r, targets, batch, tokens, optimizer, policy, recompute, device),
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
         )  # fmt: skip
@@ -110,9 +105,10 @@ def plan(
 
 def _title(
     shape: str | GPT2Config, method: str, r: int, targets: Sequence[str], batch: int, tokens: int,
-    optimizer: str, policy: str, device: str,
+    optimizer: str, policy: str, recompute: bool, device: str,
 ) -> str:  # fmt: skip
     how = f"LoRA r={r} on {', '.join(targets)}" if method == "lora" else "all parameters"
     kind = OPTIMIZERS[optimizer].__name__
+    again = "recomputed, " if recompute else ""
     name = shape if isinstance(shape, str) else "a GPT-2"
-    return f"{name}: {how}, {batch} × {tokens:,} tokens, {kind}, {policy}, {device}"
+    return f"{name}: {how}, {batch} × {tokens:,} tokens, {kind}, {policy}, {again}{device}"

@@ -19,9 +19,10 @@ from ..backend import current, using
 from ..backend.choices import is_plain
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
-from ..nn import Embedding, Module, generators
+from ..nn import Embedding, Module
 from ..ops import cross_entropy
 from ..optim import Optimizer
+from ..surgery import generators
 from ..tensor import Node, Tensor
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # what is there before a step
@@ -78,22 +79,22 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
 
 def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
     """The step of a live model, on arrays without numbers that imitate the library in use."""
-    library = Shapes("numpy" if current().on_host else "cupy")
-    library.plain = is_plain()
-    library.counts.ignore(ids)
-    with using(library), undone(model, optimizer):
+    like = "numpy" if current().on_host else "cupy"
+    with using(f"shapes:{like}", plain=is_plain()) as library, undone(model, optimizer):
+        meter = library.meter()
+        meter.ignore(ids)
         held: dict[int, Any] = {}  # two parameters may share an array
 
-        def like(array: Any) -> Any:
+        def instead(array: Any) -> Any:
             if id(array) not in held:
                 held[id(array)] = library.module.empty(tuple(array.shape), str(array.dtype))
             return held[id(array)]
 
         for p in everything(model, optimizer):
-            p.data = like(p.data)
+            p.data = instead(p.data)
         for states in optimizer.state.values():
-            states.update({name: like(array) for name, array in states.items()})
-        return observe(model, optimizer, ids, library.meter())
+            states.update({name: instead(array) for name, array in states.items()})
+        return observe(model, optimizer, ids, meter)
 
 
 def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:

@@ -5,18 +5,13 @@ the hooks; behind them stand host.py, what NumPy lacks; threads.py, work shared 
 gpu.py, the only file that knows CuPy; and shapes.py, arrays without numbers. choices.py is what a
 Python thread has chosen.
 """
-
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
-
 import numpy as np
-
-from .library import Array, Backend, Rng
-
+from .library import Array as Array, Backend as Backend, Rng as Rng
 
 class _Namespace:
     """Forwards to the module in use; each name is looked up there once, then as fast as its own."""
@@ -26,15 +21,12 @@ class _Namespace:
         self.__dict__[name] = value
         return value
 
-
 LIBRARIES = {"numpy": "", "cupy": "gpu", "shapes": "shapes"}  # name -> its file here
 _current: Backend = Backend()
 xp: Any = _Namespace()
 
-
 def use(backend: str | Backend, *, plain: bool = False) -> Backend:
     """Switch the array library: "numpy", "cupy", "cupy:1" (that device), "shapes", or a `Backend`.
-
     plain: every op as it is printed in ops/, without the kernels. Returns the one left. Arrays that
     exist already stay where they are: switch first, then build the model. Raises ImportError where
     the library is missing, RuntimeError where no device answers, ValueError for a name or a device
@@ -45,7 +37,7 @@ def use(backend: str | Backend, *, plain: bool = False) -> Backend:
         name, colon, device = backend.partition(":")
         if name not in LIBRARIES or (colon and name == "numpy"):
             raise ValueError(f"no backend {backend!r}: there are numpy, cupy, cupy:1 (a device), "
-                             "shapes")  # fmt: skip
+                             "shapes")
         file = LIBRARIES[name]
         library = import_module(f".{file}", __package__).LIBRARY if file else Backend
         backend = library(*[device] * bool(colon))
@@ -57,11 +49,9 @@ def use(backend: str | Backend, *, plain: bool = False) -> Backend:
     xp.__dict__.clear()
     return previous
 
-
 def current() -> Backend:
     """The backend in use."""
     return _current
-
 
 @contextmanager
 def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
@@ -72,42 +62,25 @@ def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
     finally:
         use(before)
 
-
 def asarray(x: Any, dtype: Any = None) -> Array:
     """x as an array of the library in use."""
     return _current.asarray(x, dtype)
-
 
 def asnumpy(x: Any) -> np.ndarray:
     """x (array or Tensor) as a NumPy array on the host; shares memory where that is possible."""
     return _current.asnumpy(getattr(x, "data", x) if hasattr(x, "requires_grad") else x)
 
-
 def scatter_add(target: Array, index: Array, rows: Array) -> None:
     """target[index[i]] += rows[i], repeated indices included; in place."""
     _current.scatter_add(target, index, rows)
-
 
 def erf(x: Array) -> Array:
     """The error function, elementwise."""
     return _current.erf(x)
 
-
-def fused(formula: Callable[..., None]) -> Callable[..., None]:
-    """An elementwise formula, in place: one kernel on a device, and on the host what it says.
-
-    It may use operators, ufuncs and `out=`, on its arguments (arrays that broadcast to the largest,
-    Python numbers) and on constants of its module; every array that it writes to is an argument of
-    the full shape. What changes from call to call is an argument, and two of its numbers never
-    meet without an array between them: CuPy would compute that in half precision.
-    """
-    return lambda *arguments: _current.fuse(formula)(*arguments)
-
-
 def generator(rng: Rng) -> np.random.Generator:
     """The host generator behind `rng`: None (fresh), an int seed, or a Generator as it is."""
     return _current.generator(rng)
-
 
 def normal(rng: np.random.Generator, shape: Sequence[int], std: float, dtype: Any) -> Array:
     """Gaussian numbers of mean 0, drawn in float64 on the host, so that one seed is one model."""

@@ -6,9 +6,11 @@ Two threads may train at once, so nothing here belongs to the process.
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from . import current
@@ -17,7 +19,7 @@ from . import current
 class _Own(threading.local):
     recording = True  # is a tape kept?
     plain = False  # no kernels
-    replaced: dict[Any, Callable[..., Any]] = {}  # noqa: RUF012: op -> what stands in for it
+    replaced: Mapping[Any, Callable[..., Any]] = MappingProxyType({})  # op -> what stands in
 
 
 own = _Own()
@@ -60,13 +62,46 @@ def as_now() -> Callable[[], AbstractContextManager[None]]:
     return lambda: choose(recording=True, **then)
 
 
+def stand_in(op: Any) -> Callable[..., Any] | None:
+    """What the reader put in an op's place; inside of that, the op is the engine's own again."""
+    if op not in own.replaced:
+        return None
+    mine = own.replaced[op]
+
+    def call(*inputs: Any, **settings: Any) -> Any:
+        with choose(replaced={which: f for which, f in own.replaced.items() if which is not op}):
+            out = mine(*inputs, **settings)
+        if not hasattr(out, "requires_grad"):
+            raise TypeError(
+                f"{op.__name__}: what replaces it gave a {type(out).__name__}: it takes Tensors "
+                "and gives one: make it an @op, or compose it of ops"
+            )
+        return out
+
+    return call
+
+
+def kernel_of(op: Any) -> Any:
+    """The fast version of an op, as the table of minilora/kernels has it; None where it has none.
+
+    The table is read when the first op runs: it is above all ops, and an import need not load it.
+    """
+    if own.plain or current().plain:
+        return None
+    if not _read:
+        _read.append(importlib.import_module("minilora.kernels"))
+    return op.kernel
+
+
+_read: list[Any] = []
+
+
 def has_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of arrays, not an op: its `.kernel` (see minilora/kernels) runs where it may."""
+    """A function of arrays, not an op, that may have a kernel."""
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
-        kernel = None if is_plain() else apply.kernel  # type: ignore[attr-defined]
-        return (kernel or function)(*args, **kwargs)
+        return (kernel_of(apply) or function)(*args, **kwargs)
 
     apply.kernel = None  # type: ignore[attr-defined]
     return apply

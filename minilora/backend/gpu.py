@@ -73,8 +73,10 @@ class CupyBackend(Backend):
 
     def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
         """loss + 0 · Σ of all their numbers: nan where one is not finite."""
-        wide = (g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32") for g in gradients)
-        return loss + (sum(wide, 0.0) * 0).astype(loss.dtype) if gradients else loss
+        total: Any = 0.0
+        for g in gradients:
+            total = total + g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")
+        return loss + (total * 0).astype(loss.dtype) if gradients else loss
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
         """Rows of one index are added as they come: the last bits may differ from run to run."""

@@ -31,6 +31,14 @@ def _erfc_exponent() -> Any:
     return chebyshev.Chebyshev.interpolate(exact, deg=24, domain=[0.25, 1.0])
 
 
+def mixed(i: Any, one: int, two: int) -> Any:
+    """A hash of each i, uint32: the finalizer of MurmurHash3 (Appleby), a bijection that spreads
+    every bit, keyed twice. On any library's arrays."""
+    i = (i ^ one) * 0x85EBCA6B
+    i = (i ^ i >> 13 ^ two) * 0xC2B2AE35
+    return (i ^ i >> 16) * 0x85EBCA6B
+
+
 def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:
     """target[index[i]] += rows[i]: rows ordered by index, and summed; faster than `np.add.at`."""
     if index.size == 0:

@@ -1,4 +1,4 @@
-"""What an array library has to say for itself: `Backend`, which is NumPy, and the parent of others."""
+"""What an array library has to say for itself: `Backend`, NumPy and the parent of all others."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def pieces(n: int, size: int, piece: int) -> list[slice]:
     if size >= WORTH and n > 1:
         count = min(n, max(LEAST, count + count % 2))
     bounds = [n * i // max(1, count) for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 class _Own(threading.local):

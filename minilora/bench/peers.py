@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend, optim
-from .ours import ALPHA, LR, PROMPT, R, Grads, Step, build, sizes, tokens
+from .ours import ALPHA, LR, PROMPT, Grads, R, Step, build, sizes, tokens
 
 
 def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.ndarray]:

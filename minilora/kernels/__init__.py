@@ -1,10 +1,10 @@
 """The fast versions of some ops, and the one table that says which.
 
 A kernel has its op's signature and contract, and is told besides which inputs need a gradient. It
-gives the value, and one function from the gradient of the output to those of the inputs (None where
-none is needed). All that makes a step fast is in here: work shared by the cores, pieces that fit the
-cache, memory that is reused, halves widened at once, formulas that become one kernel on a GPU.
-`plain()` runs everything without them; tests hold each to its op in ops/, at every shape.
+gives the value, and one function from the gradient of the output to those of the inputs (None
+where none is needed). All that makes a step fast is in here: work shared by the cores, pieces that
+fit the cache, memory that is reused, halves widened at once, formulas that become one kernel on a
+GPU. `plain()` runs everything without them; tests hold each to its op in ops/, at every shape.
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..backend import Array, current, fused, xp
+from ..backend import Array, current, xp
+from ..backend.fuse import fused
 from ..ops.neural import fits_heads, later, padding
 from .rowwise import exp_shifted, widest
 
@@ -71,7 +72,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
                 if keep:
                     kept[part][i.start] = E
 
-    current().share(forward, len(parts), batch * heads * m * n)
+    current().share(forward, len(parts), batch * heads * m * n, 1)
     if not any(needs):
         return out.astype(dtype, copy=False), None
 
@@ -99,7 +100,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
                     if need_k:
                         dK[t][:, :, j] += crossed(ds, Q[t][:, :, i] * scale)
 
-        current().share(backward, len(parts), batch * heads * m * n)
+        current().share(backward, len(parts), batch * heads * m * n, 1)
         return tuple(x.astype(dtype, copy=False) if need else None
                      for x, need in zip((dq, dk, dv), needs))  # fmt: skip
 

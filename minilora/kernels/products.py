@@ -48,6 +48,12 @@ def widened(W: Array, dtype: Any) -> Array:
     return wide.astype(dtype, copy=False)
 
 
+def summed(g: Array) -> Array:
+    """Σ of the rows; of halves in float32, because in halves 2048 + 1 is 2048."""
+    wide = g.dtype if g.dtype.itemsize > 2 else "float32"
+    return g.sum(axis=0, dtype=wide).astype(g.dtype, copy=False)
+
+
 def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool]) -> Any:
     """Each core makes some rows or columns of y, and adds b while they are in its cache."""
     fits(x, W)
@@ -61,7 +67,7 @@ def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool])
     def gradients(g: Array) -> tuple[Array | None, ...]:
         dx = product(g, W) if needs[0] else None
         dW = product(rows(g).T, rows(x)) if needs[1] else None
-        return dx, dW, rows(g).sum(axis=0) if needs[2] else None
+        return dx, dW, summed(rows(g)) if needs[2] else None
 
     return y, gradients
 
@@ -80,7 +86,8 @@ def lora_linear(
     inner = xp.empty((len(masked), len(A)), up.dtype)
 
     def plus_update(y: Array, some: slice, columns: slice) -> None:
-        narrow = xp.matmul(masked[some], A.T, out=inner[some])  # the same from every thread
+        narrow = masked[some] @ A.T
+        inner[some] = narrow  # from every thread the same; none reads what another is writing
         y += narrow @ up[:, columns]
         if b is not None:
             y += b[columns]
@@ -102,7 +109,7 @@ def lora_linear(
         return (
             product(g, W, plus_through) if need_x else None,
             product(rows(g).T, rows(x)) if need_W else None,
-            rows(g).sum(axis=0) if need_b else None,
+            summed(rows(g)) if need_b else None,
             dA,
             None if dB is None else dB * scale,
             None,
@@ -111,7 +118,7 @@ def lora_linear(
     return y, gradients
 
 
-def _thin(g: Array, B: Array, h: Array | None, z: Array | None) -> tuple[Array | None, ...]:
+def _thin(g: Array, B: Array, h: Array | None, z: Array | None) -> tuple[Any, Any, Any]:
     """(g B, (g B)ᵀ h, gᵀ z), None for None: products that cost little but the reading of g, which
     is read once for all three, in blocks of rows."""
     side = 256 if current().on_host else len(g) + 1
@@ -129,4 +136,5 @@ def _thin(g: Array, B: Array, h: Array | None, z: Array | None) -> tuple[Array |
                 xp.matmul(g[some].T, z[some], out=dB[i])
 
     current().share(part, len(blocks), g.size)
-    return through, *(None if each is None else each.sum(axis=0) for each in (dA, dB))
+    dA, dB = (None if each is None else each.sum(axis=0) for each in (dA, dB))
+    return through, dA, dB

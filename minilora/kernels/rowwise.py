@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, current, erf, fused, xp
+from ..backend import Array, current, erf, xp
+from ..backend.fuse import fused
 from ..ops.algebra import rows
 from ..ops.neural import classes, features
+from .products import summed
 
 
 def widest(x: Array) -> Array:
@@ -53,7 +55,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
     def gradients(g: Array) -> tuple[Array | None, ...]:
         g = rows(g)
         dgain = (g * normal).sum(axis=0) if needs[1] else None
-        return dx(g) if needs[0] else None, dgain, g.sum(axis=0) if needs[2] else None
+        return dx(g) if needs[0] else None, dgain, summed(g) if needs[2] else None
 
     return y.reshape(shape).astype(dtype, copy=False), gradients
 
@@ -236,9 +238,7 @@ def adam(p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], 
 
 
 @fused
-def _adam(  # type: ignore[no-untyped-def]
-    p, g, m, v, b1, c1, b2, c2, spread, eps, rate, kept
-) -> None:
+def _adam(p, g, m, v, b1, c1, b2, c2, spread, eps, rate, kept):
     p *= kept
     m *= b1
     m += g * c1

@@ -4,25 +4,20 @@
 layers that hold W0 + ΔW, `detach` puts the base's own layers back. Nothing hangs on train() or
 eval(), no flag changes what a layer computes, W0 is never written.
 """
-
 from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
-
 import numpy as np
-
 from ..backend import Rng, generator
+from ..config import LoRAConfig
 from ..nn import Embedding, Linear, Module, Parameter
 from ..storage import storable, store, wide_copy
-from .layers import Adapter, LoRAConfig, LoRAEmbedding, LoRALayer, LoRALinear
-
+from ..surgery import first, matching, swap, with_above
+from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 
 class Adapters:
     """What is attached to a model, as `model.adapters`: the configs by name, and who is active.
-
     A parameter that an adapter trains whole is its own copy, `whole[name][path]`, which stands in
     the model while that adapter is active; the base's own, `base[path]`, is never written.
     """
@@ -34,24 +29,21 @@ class Adapters:
         self.base: dict[str, Parameter] = {}
         self.required = {p: p.requires_grad for p in model.parameters()}  # before the first adapter
 
-
 def attach(
     model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None,
-    base_dtype: Any = None,
-) -> list[str]:  # fmt: skip
+    base_dtype: Any = None) -> list[str]:
     """Freeze the whole model, give the target layers an adapter, activate it; returns their paths.
-
     At first B = 0, so the model computes exactly what it did. Only A and B require a gradient, plus
     what the config names. Raises ValueError, leaving the model as it was, for a pattern that
     matches nothing and for a name that is taken.
-
     base_dtype: "float16" stores the frozen matrices in half the bytes, rounded once and for good
     (`detach` gives them as stored, and frozen). All is computed, trained and merged in the model's
     own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
     """
-    paths = _targets(adaptable(model), config)
     rank, alpha = config.rank_pattern, config.alpha_pattern
-    plan = {at: (_first(rank, at, config.r), _first(alpha, at, config.alpha)) for at in paths}
+    paths = matching(adaptable(model), config.targets or ("",), "layer")
+    matching(paths, (*rank, *alpha), "adapted layer")
+    plan = {at: (first(rank, at, config.r), first(alpha, at, config.alpha)) for at in paths}
     matrices, whole = storable(base_of(model), base_dtype), _whole(model, config, paths)
     state = install(model, name, config, plan, whole, generator(rng))
     store(matrices, state.required)
@@ -63,10 +55,8 @@ def attach(
     activate(model, name)
     return paths
 
-
 def activate(model: Module, *names: str) -> None:
     """Let these adapters count, their updates added up, and no others; none: the base alone.
-
     What requires a gradient does not change. Raises KeyError for a name that is not attached.
     """
     names = tuple(dict.fromkeys(names))
@@ -79,7 +69,6 @@ def activate(model: Module, *names: str) -> None:
     for layer in layers_of(model).values():
         layer.active = tuple(name for name in names if name in layer.adapters)
 
-
 @contextmanager
 def disabled(model: Module) -> Iterator[None]:
     """Inside, the model is the base, bit for bit; afterwards the same adapters are active."""
@@ -91,7 +80,6 @@ def disabled(model: Module) -> Iterator[None]:
         if hasattr(model, "adapters"):
             activate(model, *(name for name in before if name in adapters_of(model).configs))
 
-
 def detach(model: Module, name: str | None = None) -> Module:
     """Take one adapter off, or all of them: then the base's own layers and flags are back."""
     state = adapters_of(model, *([] if name is None else [name]))
@@ -99,16 +87,16 @@ def detach(model: Module, name: str | None = None) -> Module:
     activate(model, *(other for other in state.active if not everything and other != name))
     if name is not None:
         del state.configs[name], state.whole[name]
+        owned = {at for held in state.whole.values() for at in held}
+        state.base = {at: p for at, p in state.base.items() if at in owned}
     for path, layer in layers_of(model).items():
         layer.adapters.pop(name or "", None)
         if everything or not layer.adapters:
             swap(model, {path: layer.base})
     return _forget(model) if everything else model
 
-
 def merge(model: Module) -> dict[str, float]:
     """Put plain layers with W0 + ΔW of the active adapters in place, for good (§4.1: no latency).
-
     Returns path -> the share of ΔW lost in rounding. All layers are merged, or, where one raises
     (FloatingPointError), none. A model without adapters is left alone: twice is once.
     """
@@ -128,11 +116,9 @@ def merge(model: Module) -> dict[str, float]:
     _forget(model)
     return {path: lost for path, (_, lost) in plain.items()}
 
-
 @contextmanager
 def merged(model: Module) -> Iterator[None]:
     """Inside, the model is merged: plain layers. Afterwards W0 and adapters are back, bit for bit.
-
     What is written into the model inside would be lost, so loading, attaching and saving raise.
     """
     adapters_of(model)
@@ -145,14 +131,7 @@ def merged(model: Module) -> Iterator[None]:
         model.locked = ""
         swap(model, layers)
 
-
 # What these functions share.
-
-
-def matches(path: str, pattern: str) -> bool:
-    """Is `pattern` this path, its end ("q", "attn.q"), or a glob for it ("blocks.*.attn.[qv]")?"""
-    return path == pattern or path.endswith(f".{pattern}") or fnmatchcase(path, pattern)
-
 
 def adapters_of(model: Module, *names: str) -> Adapters:
     """The model's adapters; raises where there are none, or none of these names."""
@@ -166,18 +145,15 @@ def adapters_of(model: Module, *names: str) -> Adapters:
             raise KeyError(f"there is no adapter {name!r}: there are {sorted(state.configs)}")
     return state
 
-
 def layers_of(model: Module) -> dict[str, LoRALayer]:
     """The adapted layers, by path."""
     return {path: m for path, m in model.named_modules() if isinstance(m, LoRALayer)}
-
 
 def adaptable(model: Module) -> dict[str, Any]:
     """The layers that can be adapted, or are, by path."""
     inside = {f"{path}.base" for path in layers_of(model)}
     return {path: m for path, m in model.named_modules()
-            if path and isinstance(m, Linear | Embedding | LoRALayer) and path not in inside}  # fmt: skip
-
+            if path and isinstance(m, Linear | Embedding | LoRALayer) and path not in inside}
 
 def base_of(model: Module) -> dict[str, tuple[Module, Parameter]]:
     """The base's own parameters, under their names in the plain base, each with its module."""
@@ -187,30 +163,14 @@ def base_of(model: Module) -> dict[str, tuple[Module, Parameter]]:
         name: (module, own.get(name, child))
         for path, module in model.named_modules() if not isinstance(module, Adapter)
         for letter, child in module.children() if isinstance(child, Parameter)
-        for name in [f"{plain.get(path, path)}.{letter}".lstrip(".")]
-    }  # fmt: skip
-
-
-def _targets(layers: Mapping[str, Any], config: LoRAConfig) -> list[str]:
-    for pattern in config.targets or ("",):
-        if not any(matches(path, pattern) for path in layers):
-            names = sorted({path.split(".")[-1] for path in layers})
-            raise ValueError(f"attach: no layer matches {pattern!r}: there are {', '.join(names)}")
-    paths = [path for path in layers if any(matches(path, p) for p in config.targets)]
-    for pattern in (*config.rank_pattern, *config.alpha_pattern):
-        if not any(matches(path, pattern) for path in paths):
-            raise ValueError(f"attach: the pattern {pattern!r} matches no adapted layer")
-    return paths
-
+        for name in [f"{plain.get(path, path)}.{letter}".lstrip(".")]}
 
 def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]:
     """Those of the base's parameters that the config trains whole."""
-    names, chosen = list(base_of(model)), set[str]()
-    for pattern in config.trainable:
-        hits = {n for n in names if any(matches(part, pattern) for part in _and_above(n))}
-        if not hits:
-            raise ValueError(f"attach: trainable: no parameter matches {pattern!r}")
-        chosen |= hits
+    names = list(base_of(model))
+    named = matching({part: 0 for name in names for part in with_above(name)}, config.trainable,
+                     "parameter")
+    chosen = {name for name in names if set(with_above(name)) & set(named)}
     for name in names if config.bias != "none" else ():
         layer, _, letter = name.rpartition(".")
         if letter == "b" and (config.bias == "all" or layer in paths):
@@ -219,25 +179,16 @@ def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]
         raise ValueError(f"attach: {min(both)} is to be trained whole and adapted: choose one")
     return [n for n in names if n in chosen]
 
-
-def _and_above(path: str) -> list[str]:
-    """ "a.b.c" -> "a", "a.b", "a.b.c": naming a module names all that is in it."""
-    names = path.split(".")
-    return [".".join(names[: i + 1]) for i in range(len(names))]
-
-
 def install(
     model: Module, name: str, config: LoRAConfig, plan: Mapping[str, tuple[int, float]],
-    whole: Sequence[str], rng: np.random.Generator,
-) -> Adapters:  # fmt: skip
+    whole: Sequence[str], rng: np.random.Generator) -> Adapters:
     """Put an adapter in, neither active nor trained yet; all of it, or an error and nothing.
-
     plan: path -> r and alpha;   whole: the parameters that the adapter has a copy of.
     """
     state = adapters_of(model) if hasattr(model, "adapters") else Adapters(model)
     if name in state.configs or name == "base" or not name or "." in name:
         raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
-                         f"'base' or dotted; there are {sorted(state.configs)}")  # fmt: skip
+                         f"'base' or dotted; there are {sorted(state.configs)}")
     layers, base = adaptable(model), base_of(model)
     if absent := [*(plan.keys() - layers.keys()), *(set(whole) - base.keys())]:
         raise ValueError(f"attach: this model has no {min(absent)}")
@@ -253,17 +204,11 @@ def install(
     vars(model)["adapters"] = state
     return state
 
-
-def _first(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
-    return next((value for p, value in patterns.items() if matches(path, p)), otherwise)
-
-
 def trained_by(model: Module, name: str) -> dict[str, Parameter]:
     """What this adapter trains, by the name that it has in the adapter's file."""
     held = {at: x.adapters[name] for at, x in layers_of(model).items() if name in x.adapters}
     both = {f"{at}.{x}": getattr(a, x) for at, a in held.items() for x in "AB"}
     return both | adapters_of(model).whole[name]
-
 
 def _forget(model: Module) -> Module:
     """Drop the adapters; the base's parameters require what they did before the first one."""
@@ -271,22 +216,3 @@ def _forget(model: Module) -> Module:
         p.requires_grad = flag
     del vars(model)["adapters"]
     return model
-
-
-def swap(model: Module, new: Mapping[str, Module | Parameter]) -> None:
-    """Put each module or parameter in its place, found by its path in the plain base."""
-    for path, item in new.items():
-        owner: Any = model
-        *above, last = path.split(".")
-        for name in above:
-            owner = owner[int(name)] if isinstance(owner, list) else _inside(owner)[name]
-        if isinstance(owner, list):
-            owner[int(last)] = item
-        else:
-            _inside(owner)[last] = item
-
-
-def _inside(owner: Any) -> dict[str, Any]:
-    """A dict as it is; of a module its attributes, of an adapted layer those of its base."""
-    owner = owner.base if isinstance(owner, LoRALayer) else owner
-    return owner if isinstance(owner, dict) else vars(owner)

@@ -1,28 +1,18 @@
 """One adapter, one file: A and B and what is trained whole, not a byte of the base."""
-
 from __future__ import annotations
-
 import os
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
+from typing import Any
 from .. import checkpoint
 from ..backend import asarray, asnumpy, generator
+from ..config import LoRAConfig
 from ..nn import Module
 from ..storage import storable, store
-from .convert import (
-    activate, adapters_of, base_of, detach, install, layers_of, trained_by,
-)  # fmt: skip
-from .layers import LoRAConfig
+from .convert import activate, adapters_of, base_of, detach, install, layers_of, trained_by
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Path:
+def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
     """Write one adapter alone (.npz): A and B, what it trains whole, r, alpha and scale of each.
-
     `name`: which; None where only one is attached.
     """
     state = adapters_of(model, *([] if name is None else [name]))
@@ -33,18 +23,14 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     meta = {
         "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
         "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
-        "whole": list(state.whole[name]), "base": _fingerprint(model, name),
-    }  # fmt: skip
+        "whole": list(state.whole[name]), "base": _fingerprint(model, name)}
     arrays = {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
     return checkpoint.write(path, arrays, meta)
 
-
 def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
-    base_dtype: Any = None,
-) -> list[str]:  # fmt: skip
+    base_dtype: Any = None) -> list[str]:
     """Add the adapter in a file that `save` made, and activate it; returns the adapted paths.
-
     It is frozen unless `trainable`; a base without adapters is frozen, other adapters keep their
     flags. Strict: a missing or unexpected array, or a shape that does not fit, raises ValueError
     and leaves the model as it was. Warns where W0 is not what the adapter was trained on: for one
@@ -77,7 +63,6 @@ def load(
     if _fingerprint(model, name) != meta["base"]:
         warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
     return list(plan)
-
 
 def _fingerprint(model: Module, name: str) -> str:
     base, held = base_of(model), (at for at, x in layers_of(model).items() if name in x.adapters)

@@ -1,64 +1,18 @@
 """LoRA's layers: W = W0 + (alpha / r) · B A, with W0 frozen and B, A trained (§4.1)."""
-
 from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Any
-
 import numpy as np
-
 from .. import ops
 from ..backend import Array, asarray, current, xp
+from ..config import LoRAConfig
 from ..nn import Module, Parameter
 from ..tensor import Tensor
 
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """What to adapt and how. Patterns are a layer's name ("q"), a glob, or its whole path.
-
-    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v)
-    dropout        of the adapter's input, in training only; tables of rows (embeddings) have none
-    init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform
-                   in ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
-    bias           "none", "lora" (the adapted layers' biases train too), "all" (every bias)
-    trainable      more parameters to train whole, such as a task's head
-    rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, where a layer differs
-    """
-
-    r: int = 8
-    alpha: float = 8.0
-    targets: Sequence[str] = ("q", "v")
-    dropout: float = 0.0
-    init: str = "gaussian"
-    bias: str = "none"
-    trainable: Sequence[str] = ()
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("targets", "trainable"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        for r in (self.r, *self.rank_pattern.values()):
-            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-                raise ValueError(f"LoRAConfig: r must be a whole number from 1, not {r!r}")
-        for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if not math.isfinite(alpha):
-                raise ValueError(f"LoRAConfig: alpha must be finite, not {alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRAConfig: dropout must be in [0, 1), not {self.dropout}")
-        for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"LoRAConfig: {name} is one of {', '.join(known)}, not {value!r}")
-
-
 class Adapter(Module):
     """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r
-
     A and B are float32 in a layer of half precision too: a half would lose most updates.
     """
 
@@ -84,19 +38,15 @@ class Adapter(Module):
     @property
     def scale(self) -> float:
         return self.alpha / self.r
-
     def mask(self, x: Tensor) -> Array | None:
         """What x is multiplied by before A: None outside training."""
         on = self.training and self.dropout
         return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype) if on else None
-
     def delta(self) -> Array:
         """scale · B A in float64, (d, k)."""
         return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
-
     def extra_repr(self) -> str:
         return f" r={self.r} alpha={self.alpha:g}"
-
 
 class LoRALayer(Module):
     """A base layer and its named adapters, of which the active ones count."""
@@ -105,27 +55,21 @@ class LoRALayer(Module):
         self.base, self.training = base, base.training
         self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
-
     def children(self) -> Iterator[tuple[str, Module | Parameter]]:
         yield "base", self.base
         yield from self.adapters.items()
-
     def in_use(self) -> list[Adapter]:
         return [self.adapters[name] for name in self.active]
-
     def delta(self) -> Array:
         """Σ ΔW of the active adapters, float64, in W's orientation."""
         zero = xp.zeros(self.base.W.shape, "float64")
         return sum((self.oriented(adapter.delta()) for adapter in self.in_use()), zero)
-
     @staticmethod
     def oriented(delta: Array) -> Array:
         """Between B A's orientation and W's."""
         return delta
-
     def plain(self, path: str) -> tuple[Any, float]:
         """(a plain layer with W0 + ΔW, the share of ΔW that rounding to the layer's dtype lost).
-
         Added in float64, rounded once, to what the layer computes in: of a W0 that is stored
         narrower, the rounding would be coarser than ΔW. Raises FloatingPointError where the result
         is not finite in that dtype.
@@ -134,7 +78,7 @@ class LoRALayer(Module):
         wide = W0.astype("float64") + delta
         if not read(abs(wide).max(), 0.0) <= float(xp.finfo(dtype).max):  # false for nan, too
             raise FloatingPointError(f"merge: {path}: W0 + ΔW is not finite in {dtype}: the model "
-                                     "is left as it was; look at A, B, alpha")  # fmt: skip
+                                     "is left as it was; look at A, B, alpha")
         W = wide.astype(dtype)
         lost = (W.astype("float64") - W0.astype("float64")) - delta
         size, gone = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, lost))
@@ -142,11 +86,9 @@ class LoRALayer(Module):
         layer.W = Parameter(W, requires_grad=False)
         return layer, gone / size if size else 0.0
 
-
 def parts(layer: Any) -> tuple[Any, list[Adapter]]:
     """(the layer with W0, the adapters in use) of any layer, adapted or plain."""
     return (layer.base, layer.in_use()) if isinstance(layer, LoRALayer) else (layer, [])
-
 
 class LoRALinear(LoRALayer):
     """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
@@ -161,17 +103,14 @@ class LoRALinear(LoRALayer):
             y = y + adapter(x)
         return y
 
-
 class LoRAEmbedding(LoRALayer):
     """W0[ids] + Σ scale · (B A)ᵀ[ids]        A: (r, n)   B: (d, r)
-
     One table, one ΔW: a head tied to the table reads W0 + ΔW too, so merging keeps the tie.
     """
 
     @staticmethod
     def oriented(delta: Array) -> Array:
         return delta.T
-
     def forward(self, ids: Any) -> Tensor:
         y: Tensor = self.base(ids)
         for adapter in self.in_use():

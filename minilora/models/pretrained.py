@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import checkpoint
 from ..backend import asarray, asnumpy
+from ..config import GPT2Config
 from ..data.tokenizer import BPE
-from .gpt2 import GPT2, GPT2Config
+from .gpt2 import GPT2
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,38 +1,18 @@
 """What every transformer here is made of: attention, the MLP, and the pre-norm block."""
-
 from __future__ import annotations
-
 from typing import Any
-
 import numpy as np
-
 from .. import ops
-from ..backend import Array, xp
 from ..nn import Dropout, LayerNorm, Linear, Module
 from ..tensor import Tensor
-
-
-class Cache:
-    """Keys and values of the tokens that one attention has seen; room for `size` tokens."""
-
-    def __init__(self, batch: int, size: int, d_model: int, dtype: Any) -> None:
-        self.kv: Array = xp.empty((2, batch, size, d_model), dtype)
-        self.n = 0  # tokens held
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (batch, m, d); return everything held so far, (batch, n + m, d) each."""
-        start, self.n = self.n, self.n + k.shape[1]
-        self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
-        return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
-
+from .cache import Cache
 
 class Attention(Module):
     """Multi-head attention: o(softmax(q(x) k(x)ᵀ / √d_head) v(x)), four Linears (§4.2's Wq..Wo)."""
 
     def __init__(
         self, d_model: int, n_heads: int, *, causal: bool = True, std: float = 0.02,
-        std_out: float | None = None, rng: np.random.Generator, dtype: Any,
-    ) -> None:  # fmt: skip
+        std_out: float | None = None, rng: np.random.Generator, dtype: Any) -> None:
         if d_model % n_heads:
             raise ValueError(f"d_model {d_model} is not a multiple of n_heads {n_heads}")
         self.n_heads, self.causal = n_heads, causal
@@ -47,17 +27,14 @@ class Attention(Module):
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.o(
-            ops.attention(q, k, v, heads=self.n_heads, causal=self.causal, mask=mask)
-        )
-
+            ops.attention(q, k, v, heads=self.n_heads, causal=self.causal, mask=mask))
 
 class MLP(Module):
     """down(gelu(up(x)))"""
 
     def __init__(
         self, d_model: int, d_ff: int, *, std: float = 0.02, std_out: float | None = None,
-        approximate: str = "tanh", rng: np.random.Generator, dtype: Any,
-    ) -> None:  # fmt: skip
+        approximate: str = "tanh", rng: np.random.Generator, dtype: Any) -> None:
         self.approximate = approximate
         self.up = Linear(d_model, d_ff, std=std, rng=rng, dtype=dtype)
         self.down = Linear(d_ff, d_model, std=std_out or std, rng=rng, dtype=dtype)
@@ -65,21 +42,17 @@ class MLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.down(ops.gelu(self.up(x), approximate=self.approximate))
 
-
 class Block(Module):
     """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm, as in GPT-2.
-
     causal: a token sees no later one, as in a decoder; False: it sees all, as in an encoder.
     """
 
     def __init__(
         self, d_model: int, n_heads: int, d_ff: int, *, causal: bool = True, dropout: float = 0.0,
-        std_out: float | None = None, rng: np.random.Generator, dtype: Any,
-    ) -> None:  # fmt: skip
+        std_out: float | None = None, rng: np.random.Generator, dtype: Any) -> None:
         self.ln1 = LayerNorm(d_model, dtype=dtype)
         self.attn = Attention(
-            d_model, n_heads, causal=causal, std_out=std_out, rng=rng, dtype=dtype
-        )
+            d_model, n_heads, causal=causal, std_out=std_out, rng=rng, dtype=dtype)
         self.ln2 = LayerNorm(d_model, dtype=dtype)
         self.mlp = MLP(d_model, d_ff, std_out=std_out, rng=rng, dtype=dtype)
         self.drop = Dropout(dropout, rng=rng)

@@ -3,12 +3,9 @@
 These are the textbook's formulas, and every one of them runs as it stands under `plain()`. Where a
 fast version pays, minilora/kernels has one with the same contract, and that runs otherwise.
 """
-
-# ruff: noqa: I001
 # fmt: off
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
 from ..backend.choices import choose, own, plain
 from ..tensor import OPS, Tensor, op
 from .algebra import add, div, exp, linear, log, lora_linear, matmul, mean, mul, neg, relu, rows
@@ -28,7 +25,6 @@ OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")
 @contextmanager
 def replaced(**mine: Callable[..., Tensor]) -> Iterator[None]:
     """Inside, `mine` stand in for the ops of these names, in all of the engine, in this thread.
-
     with ops.replaced(softmax=my_softmax): model(ids)      each: an `@op`, or composed of Tensors.
     It is called as the op is. Raises ValueError for a name that no op has.
     """

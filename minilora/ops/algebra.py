@@ -3,12 +3,9 @@
 In every op: arrays are positional, settings are keywords, and the rules come in the order of the
 arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 """
-
 import math
-
 from ..backend import xp
 from ..tensor import op
-
 
 def rows(x):
     """x as a matrix: (..., k) -> (rows, k)."""
@@ -122,7 +119,6 @@ def linear(x, W, b=None):
 @op
 def lora_linear(x, W, b, A, B, mask=None, *, scale):
     """y = x Wᵀ + b + scale · (x∘mask) Aᵀ Bᵀ        §4.1, equation 3: W0 x + BA x
-
     x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     fits(x, W)

@@ -1,14 +1,10 @@
 """What networks add to arithmetic: softmax, layer norm, GELU, cross-entropy, attention."""
-
 import math
-
 import numpy as np
-
 from ..backend import asarray, erf, xp
 from ..tensor import composed, op
 from .algebra import rows
 from .shape import transpose
-
 
 @op
 def softmax(x, *, axis=-1):
@@ -47,7 +43,6 @@ def features(x, gain, shift):
 @op
 def gelu(x, *, approximate="tanh"):
     """x · Φ(x), Φ the normal distribution's        Hendrycks & Gimpel 2016
-
     approximate: "none" is exact; "tanh", GPT-2's, takes Φ(x) as (1 + tanh u) / 2.
     """
     if approximate == "none":
@@ -64,7 +59,6 @@ def gelu(x, *, approximate="tanh"):
 @op
 def cross_entropy(logits, targets, *, ignore_index=-100):
     """The mean of -log softmax(logits)[target] over the targets that are not `ignore_index`.
-
     logits: (..., vocabulary)   targets: (...) integers, NumPy, checked on the host   out: ()
     Raises ValueError for a target out of range, or where every target is ignored.
     """
@@ -98,7 +92,6 @@ def classes(logits, targets, ignore_index):
 @composed
 def attention(q, k, v, *, heads, causal=True, mask=None):
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
-
     out: (batch, m, d). causal: query i is token n - m + i and sees no later one. mask: (batch, n),
     NumPy, on the host: false where a key is padding, which nobody sees; None: there is none.
     """

@@ -1,14 +1,11 @@
 """Moving numbers about: views, selection, rows of a table, and dropout."""
-
 import math
-
 import numpy as np
-
 from ..backend import asarray, scatter_add, xp
 from ..backend.choices import has_kernel
+from ..backend.host import mixed
 from ..tensor import composed, op
 from .algebra import rows
-
 
 @op
 def reshape(x, *, shape):
@@ -49,7 +46,6 @@ def concat(*parts, axis=0):
 @op
 def embedding(W, ids, *, dtype=None):
     """W[ids]: a row for each id        W: (n, d)   ids: (...) integers, NumPy   out: (..., d)
-
     dtype: of the rows, where the table is stored narrower. A slice of rows copies nothing.
     Ids are checked on the host (ValueError), because a GPU would wrap them silently.
     Equal ids add up in the gradient.
@@ -81,7 +77,6 @@ def _rows_of(W, ids):
 @has_kernel
 def dropout_mask(shape, rate, rng, dtype):
     """What inverted dropout multiplies by: 0 with probability `rate`, else 1 / (1 - rate).
-
     The mean is 1, so nothing has to be rescaled afterwards. From `rng` come two numbers, a key; the
     fate of the i-th number is a hash of i and the key. So a mask is made where x is, and is the
     same on every array library and with any number of threads.
@@ -89,16 +84,9 @@ def dropout_mask(shape, rate, rng, dtype):
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
     one, two = rng.integers(1 << 32, size=2).tolist()
-    hashed = mix(xp.arange(math.prod(shape), dtype="uint32"), one, two)
+    hashed = mixed(xp.arange(math.prod(shape), dtype="uint32"), one, two)
     kept = hashed >= round(rate * (1 << 32))
     return (kept.astype(dtype) * (1 / (1 - rate))).reshape(shape)
-
-def mix(i, one, two):
-    """A hash of each i, uint32: the finalizer of MurmurHash3 (Appleby), a bijection that spreads
-    every bit, keyed twice."""
-    i = (i ^ one) * 0x85EBCA6B
-    i = (i ^ i >> 13 ^ two) * 0xC2B2AE35
-    return (i ^ i >> 16) * 0x85EBCA6B
 
 @composed
 def dropout(x, rate, rng):

@@ -2,34 +2,33 @@
 
     python tests/benchmarks/habits.py [--rounds N] [--shapes classroom,long] [--threads N] [names]
 
-The twin is swapped into the same process, turns go A B A B, and before any timing its loss and
+Of a kernel the twin is the plain op; inside kernels, engine and back end it is a constant or a
+function that is swapped. Turns go A B A B in one process, and before any timing the twin's loss and
 gradients must be those of the step as it is. README.md beside this file says why each one pays.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
-import inspect
-import math
 import statistics
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 
-from minilora import backend, bench, engines, ops, optim, tensor, threads
-from minilora.ops import algebra, attend, fused
-from minilora.tensor import OPS, once, op
+from minilora import backend, bench, ops, optim, tensor
+from minilora.backend import threads
+from minilora.bench import ours as own
+from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
+from minilora.kernels import TABLE, attention, products, rowwise
 
 Twin = Callable[[], AbstractContextManager[Any]]
 HUGE = 1 << 40
@@ -41,9 +40,9 @@ class Habit(NamedTuple):
 
     title: str
     twin: Twin  # inside what it returns, the plain way is in use
-    step: Callable[[str], engines.Step] = engines.ours
-    plain: Callable[[str], engines.Step] | None = None  # the twin's step, if it is another one
-    matters: Callable[[engines.Shape], bool] = lambda shape: True
+    step: Callable[[str], Step] = ours
+    plain: Callable[[str], Step] | None = None  # the twin's step, if it is another one
+    matters: Callable[[Shape], bool] = lambda shape: True
 
 
 class Measured(NamedTuple):
@@ -56,157 +55,45 @@ class Measured(NamedTuple):
     memory: float  # of peaks
 
 
-# How a twin comes about
-
-
 def swap(*changes: tuple[Any, str, Any]) -> Twin:
-    """A twin that has other values at (module, name, value)."""
+    """A twin that has other values at (owner, name, value)."""
 
     @contextmanager
     def twin() -> Iterator[None]:
         with ExitStack() as stack:
-            for owner, name, value in changes:
-                stack.enter_context(patch.object(owner, name, value))
+            for change in changes:
+                stack.enter_context(patch.object(*change))
             yield
 
     return twin
 
 
-def rewrite(*changes: tuple[ModuleType, str, dict[str, str]]) -> Twin:
-    """A twin made of a function's own source, some of its text replaced; raises if it is absent."""
-
-    @functools.cache
-    def made() -> Twin:
-        functions = []
-        for module, name, texts in changes:
-            source = inspect.getsource(getattr(module, name))
-            for old, new in texts.items():
-                if old not in source:
-                    raise LookupError(f"{name} has no {old!r} any more: rewrite its twin")
-                source = source.replace(old, new)
-            scope = dict(vars(module))
-            with patch.dict(OPS):
-                exec(source, scope)
-            functions.append((module, name, scope[name]))
-            if hasattr(ops, name):
-                functions.append((ops, name, scope[name]))
-        return swap(*functions)
-
-    return lambda: made()()
+def dropping(shape: str) -> Step:
+    """A LoRA step with dropout."""
+    with patch.object(own.lora, "LoRAConfig", partial(own.lora.LoRAConfig, dropout=0.1)):
+        return ours(shape)
 
 
-def plain_op(rule: Callable[..., Any]) -> Callable[..., tensor.Tensor]:
-    """An op that takes no other's place among those known by name."""
-    with patch.dict(OPS):
-        return op(rule)
+def all_differentiated(shape: str) -> Step:
+    """A LoRA step that computes every weight's gradient, and uses those of A and B."""
+    model, (ids, targets) = own.build(shape)
+    optimizer = optim.AdamW(model.trainable_parameters(), own.LR)
+
+    def step() -> Any:
+        model.requires_grad_()  # and forget its gradients
+        loss = ops.cross_entropy(model(ids), targets)
+        loss.backward()
+        grads = {name: p.grad for name, p in optimizer.parameters.items()}
+        optimizer.step()
+        return loss.item(), lambda: grads
+
+    return step
 
 
-# The twins
-
-
-def always_shift(Q: Any, K: Any, scale: float, causal: bool) -> Any:
-    return np.zeros((*Q.shape[:3], 1), bool)
-
-
-def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
-    """Attention's work in as many tasks as there are threads."""
-    count = threads._pool.count if threads._pool else 1
-    if batch >= count:
-        bounds = [batch * i // count for i in range(count + 1)]
-        return [(slice(a, b), slice(0, heads)) for a, b in pairwise(bounds)]
-    bounds = [heads * i // count for i in range(count + 1)]
-    return [(slice(0, batch), slice(a, b)) for a, b in pairwise(bounds) if a < b]
-
-
-def same(function: Callable[..., Any], piece: int = backend.Backend.piece) -> Any:
-    """What the function makes of the pieces as they are, whatever they are."""
-
-    def made(*args: Any) -> Any:
-        with patch.object(backend.Backend, "piece", piece):
-            return function(*args)
-
-    return made
-
-
-def textbook_gelu(x: Any, phi: Any, y: Any) -> None:
-    phi[...] = 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    y[...] = x * phi
-
-
-def textbook_slope(x: Any, phi: Any) -> None:
-    inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
-    phi += 0.5 * x * (1 - t * t) * inner
-
-
-def gelu_of_a_power(x: Any, phi: Any, y: Any) -> None:
-    np.exp(np.minimum(-fused.C3 * x**3 - fused.C1 * x, 80), out=phi)
-    phi += 1
-    np.divide(1, phi, out=phi)
-    np.multiply(x, phi, out=y)
-
-
-def other_gelu(value: Any, slope: Any) -> Twin:
-    @contextmanager
-    def twin() -> Iterator[None]:
-        with patch.dict(fused._GELU, tanh=(value, slope)):
-            yield
-
-    return twin
-
-
-def composed_norm(x: Any, gain: Any, shift: Any, *, eps: float = 1e-5) -> Any:
-    def mean(t: Any) -> Any:
-        return t.mean(axis=-1).reshape(*t.shape[:-1], 1)
-
-    centred = x - mean(x)
-    return centred / ops.sqrt(mean(centred * centred) + eps) * gain + shift
-
-
-def composed_loss(logits: Any, targets: Any) -> Any:
-    log_p = ops.log_softmax(logits.reshape(-1, logits.shape[-1]))
-    chosen = np.eye(logits.shape[-1], dtype="float32")[targets.reshape(-1)]
-    return (log_p * chosen).sum() * (-1 / targets.size)
-
-
-def composed_lora(x: Any, W: Any, b: Any, A: Any, B: Any, mask: Any = None, *, scale: float) -> Any:
-    into = x if mask is None else x * mask
-    return ops.linear(x, W, b) + ops.linear(ops.linear(into, A), B) * scale
-
-
-@plain_op
-def lora_product_by_product(x, W, b, A, B, mask=None, *, scale):
-    """lora_linear without dropout: every gradient as the formula has it, g read for each."""
-    shape, x = x.shape, algebra.rows(x)
-    inner = algebra.product(x, A.T)
-    y = algebra.product(x, W.T) + algebra.product(inner, B.T) * scale + b
-
-    @once
-    def through(g):
-        return algebra.product(algebra.rows(g), B) * scale
-
-    def dx(g):
-        g, out = algebra.rows(g), np.empty(shape, x.dtype)
-        np.add(algebra.product(g, W), algebra.product(through(g), A), out=algebra.rows(out))
-        return out
-
-    def dA(g):
-        return algebra.product(through(g).T, x)
-
-    def dB(g):
-        return algebra.product(algebra.rows(g).T, inner) * scale
-
-    return y.reshape(*shape[:-1], W.shape[0]), (dx, None, None, dA, dB)
-
-
-def added_afterwards(x: Any, W: Any, add: Any = None) -> Any:
-    y = _product(x, W)
-    if add is not None:
-        add(algebra.rows(y), slice(None), slice(None))
-    return y
-
-
-_product = algebra.product
+def embedding_with_a_gradient(*inputs: Any, **settings: Any) -> Any:
+    out = _embedding(*inputs, **settings)
+    out.requires_grad = True  # so the blocks below the lowest adapter have one to hand down
+    return out
 
 
 class EverySumNew(tensor._Gradients):
@@ -218,135 +105,77 @@ class EverySumNew(tensor._Gradients):
         self._held[key] = grad, False
 
 
-def embedding_with_a_gradient(*inputs: Any, **settings: Any) -> Any:
-    out = _embedding(*inputs, **settings)
-    out.requires_grad = True  # so the blocks below the lowest adapter have one to hand down
-    return out
+def left_to_blas(task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+    """The same pieces one after the other, and BLAS's own threads in each."""
+    for at in threads.pieces(n, size, piece):
+        task(at)
 
 
+def always_shift(Q: Any, K: Any, scale: float, causal: bool) -> Any:
+    return np.zeros((*Q.shape[:3], 1), bool)
+
+
+def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
+    """Attention's work in as many tasks as there are threads."""
+    count = threads.threads()
+    n = batch if batch >= count else heads
+    cuts = [slice(a, b) for a, b in pairwise(n * i // count for i in range(count + 1)) if a < b]
+    return [(at, slice(None)) if batch >= count else (slice(0, batch), at) for at in cuts]
+
+
+def one_by_one(g: Any, B: Any, h: Any, z: Any) -> Any:
+    through = products.product(g, B)
+    pairs = (through, h), (g, z)
+    return through, *(None if y is None else products.product(x.T, y) for x, y in pairs)
+
+
+class Column:
+    """x @ this reduces each row of x: without BLAS."""
+
+    __array_ufunc__ = None  # so that NumPy asks here, and does not multiply
+
+    def __init__(self, reduce: Callable[..., Any]) -> None:
+        self.reduce = reduce
+
+    def __getitem__(self, rows: slice) -> Column:
+        return self
+
+    def __rmatmul__(self, x: Any) -> Any:
+        return self.reduce(x, axis=-1, keepdims=True)
+
+
+columns = {"ones": lambda *_: Column(np.sum), "full": lambda *_: Column(np.mean)}
+REDUCING = SimpleNamespace(**vars(np) | columns)
+STEPS = {"dropout_mask": dropping, "adam": partial(ours, full=True)}
 _embedding = ops.embedding
-
-
-def all_differentiated(shape: str) -> engines.Step:
-    """A LoRA step that computes every weight's gradient, and uses those of A and B."""
-    model, (ids, targets) = engines.build(shape)
-    optimizer = optim.AdamW(model.trainable_parameters(), engines.LR)
-    model.requires_grad(True)
-
-    def step() -> Any:
-        for p in model.parameters():
-            p.grad = None
-        loss = ops.cross_entropy(model(ids), targets)
-        loss.backward()
-        grads = {name: p.grad for name, p in optimizer.parameters.items()}
-        optimizer.step()
-        return loss.item(), lambda: grads
-
-    return step
-
-
-def whole(*arrays: Any) -> list[list[Any]]:
-    return [[array.reshape(-1) for array in arrays]]
-
-
-def textbook_adam(self: Any, name: str, p: Any, g: Any, m: Any, v: Any) -> None:
-    b1, b2 = self.betas
-    m[...] = b1 * m + (1 - b1) * g
-    v[...] = b2 * v + (1 - b2) * g**2
-    p[...] = p - self.lr * (m / (1 - b1**self.t)) / (np.sqrt(v / (1 - b2**self.t)) + self.eps)
-
-
-def blas_threads(count: int | None) -> Twin:
-    """No threads of ours; BLAS has `count`, None: as many as ours were."""
-
-    @contextmanager
-    def twin() -> Iterator[None]:
-        set_threads, get_threads = threads._blas()
-        if set_threads is None:
-            yield
-            return
-        before, pool = get_threads(), threads._pool
-        set_threads(count or (pool.count if pool else before))
-        threads._pool = None
-        try:
-            yield
-        finally:
-            threads._pool = pool
-            set_threads(before)
-
-    return twin
-
-
-def full(shape: str) -> engines.Step:
-    return engines.ours(shape, full=True)
-
-
-MEAN = {" @ over_d": ".mean(axis=1, keepdims=True)"}
 HABITS: dict[str, Habit] = {
     "nothing": Habit("nothing: the noise of this table", nullcontext),
     "frozen": Habit("a frozen W is not differentiated", nullcontext, plain=all_differentiated),
-    "below": Habit(
-        "nor what lies below the lowest adapter",
-        swap((ops, "embedding", embedding_with_a_gradient)),
-    ),
-    "threads": Habit("own threads instead of one", blas_threads(1)),
-    "blas": Habit("own threads instead of BLAS's", blas_threads(None)),
-    "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
-    "memory": Habit("freed memory is kept", nullcontext),  # needs processes: see `memory_kept`
-    "blocks": Habit("attention in blocks of 64 queries", swap((backend.Backend, "queries", HUGE))),
-    "tasks": Habit("attention by heads that fit the cache", swap((attend, "tasks", large_tasks))),
-    "turned": Habit(
-        "keys and values turned once",
-        rewrite((attend, "attend", {".swapaxes(-1, -2).copy()": ".swapaxes(-1, -2)"})),
-    ),
-    "shift": Habit("softmax without a shift where safe", swap((attend, "_small", always_shift))),
-    "keep": Habit(
-        "attention's weights kept, to 512 tokens",
-        swap((ops, "attention", functools.partial(ops.attention, keep=False))),
-        matters=lambda shape: shape.tokens <= 512,
-    ),
-    "again": Habit(
-        "... and made again beyond",
-        swap((ops, "attention", functools.partial(ops.attention, keep=True))),
-        matters=lambda shape: shape.tokens > 512,
-    ),
-    "slope": Habit(
-        "GELU's slope made in the forward pass",
-        rewrite((fused, "gelu", {
-            "Early(slope, dx)": "Early(lambda: None, lambda g, _: dx(g, slope()))",
-        })),
-    ),
-    "gelu": Habit("GELU from one e^x, in place", other_gelu(textbook_gelu, textbook_slope)),
-    "cube": Habit("x*x*x for x**3", other_gelu(gelu_of_a_power, fused._slope_tanh)),
-    "norm": Habit("layer norm as one op", swap((ops, "layer_norm", composed_norm))),
-    "means": Habit(
-        "sums of rows as products with ones",
-        rewrite((fused, "layer_norm", MEAN),
-                (attend, "attend", {"E @ ones[j] if free else ": ""})),
-    ),
-    "loss": Habit("cross-entropy as one op", swap((ops, "cross_entropy", composed_loss))),
-    "pieces": Habit(
-        "elementwise pieces that fit the cache",
-        swap((backend.Backend, "piece", HUGE), (attend, "tasks", same(attend.tasks)),
-             (optim.Optimizer, "step", same(optim.Optimizer.step))),
-    ),
-    "lora": Habit("LoRA as one op", swap((ops, "lora_linear", composed_lora))),
-    "pass": Habit(
-        "LoRA's gradients in one pass over g", swap((ops, "lora_linear", lora_product_by_product))
-    ),
-    "added": Habit(
-        "bias and BAx added by the product's threads", swap((algebra, "product", added_afterwards))
-    ),
-    "side": Habit(
-        "products cut along the longer side",
-        rewrite((algebra, "product", {"if n >= d else": "if True else"})),
-        matters=lambda shape: shape.tokens * shape.batch < 4 * shape.d_model,
-    ),
+    "below": Habit("nor what lies below the lowest adapter",
+                   swap((ops, "embedding", embedding_with_a_gradient))),
     "sums": Habit("gradients added in place", swap((tensor, "_Gradients", EverySumNew))),
-    "adam": Habit(
-        "AdamW in place (all weights trained)", swap((optim.Adam, "update", textbook_adam)), full
-    ),
-    "chunks": Habit("AdamW by chunks (all trained)", swap((optim, "_chunks", whole)), full),
+    "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
+    "blas": Habit("own threads instead of BLAS's", swap((threads, "share", left_to_blas))),
+    "worth": Habit("small work is not shared", swap((threads, "WORTH", 0), (threads, "SMALL", 0))),
+    "memory": Habit("freed memory is kept", nullcontext),  # needs processes: see `memory_kept`
+    "kernels": Habit("every kernel, not the plain op", tensor.plain),
+    **{f.__name__: Habit(f"the kernel of {f.__name__}", swap((f, "kernel", None)),
+                         STEPS.get(f.__name__, ours)) for f in TABLE},
+    "pass": Habit("LoRA's gradients in one pass over g", swap((products, "_thin", one_by_one))),
+    "widened": Habit("halves widened at once (a base in float16)",
+                     swap((products, "widened", lambda W, dtype: W.astype(dtype, copy=False))),
+                     partial(ours, base_dtype="float16")),
+    "blocks": Habit("attention in blocks of 64 queries", swap((backend.Backend, "queries", HUGE))),
+    "tasks": Habit("attention by heads that fit a cache", swap((attention, "tasks", large_tasks))),
+    "shift": Habit("softmax without a shift where safe", swap((attention, "_small", always_shift))),
+    "keep": Habit("attention's weights kept, to 512 tokens", swap((attention, "KEEP", 0)),
+                  matters=lambda shape: shape.tokens <= 512),
+    "again": Habit("... and made again beyond", swap((attention, "KEEP", HUGE)),
+                   matters=lambda shape: shape.tokens > 512),
+    "means": Habit("sums of rows as products with ones",
+                   swap((rowwise, "xp", REDUCING), (attention, "xp", REDUCING))),
+    "pieces": Habit("pieces that fit the cache",
+                    swap((backend.Backend, "piece", HUGE), (attention, "tasks", large_tasks))),
 }  # fmt: skip
 
 
@@ -358,74 +187,59 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
     if name == "memory":
         return memory_kept(shape, rounds, count)
     habit = HABITS[name]
-    with threads.working(count):
-        ours, plain = habit.step(shape), (habit.plain or habit.step)(shape)
-        loss, grads = ours()
-        with habit.twin():
-            other, theirs = plain()
-        apart = agreed(name, loss, grads(), other, theirs())
-        del grads, theirs
+    with swap((threads, "_count", count))():
+        both = [(habit.step(shape), nullcontext), ((habit.plain or habit.step)(shape), habit.twin)]
+        told: list[Any] = []
+        for step, twin in both:
+            with twin():
+                loss, grads = step()
+            told += [loss, grads()]
+        apart = bench.apart(*told) if told[1].keys() == told[3].keys() else float("inf")
+        if not apart <= bench.TOLERANCE:
+            raise RuntimeError(f"{name}: the twin is another computation, {apart:.1e} apart")
+        del grads, told
         gc.collect()
-        peaks = peak(ours, nullcontext), peak(plain, habit.twin)
-        times: tuple[list[tuple[float, float]], ...] = ([], [])
+        peaks = [peak(*one) for one in both]
+        times: list[list[tuple[float, float]]] = [[], []]
         began = time.perf_counter()
         while len(times[0]) < rounds and (not times[0] or time.perf_counter() < began + PATIENCE):
-            for step, twin, each in zip((ours, plain), (nullcontext, habit.twin), times):
+            for (step, twin), each in zip(both, times):
                 with twin():
                     step()  # not counted
                     each.append(clocked(step))
-    (walls, cpus), (plain_walls, plain_cpus) = (zip(*each) for each in times)
-    ms, ratio = compared(walls, plain_walls)
-    return Measured(apart, ms, ratio, compared(cpus, plain_cpus)[1], peaks[1] / peaks[0])
+    (ours, cpu), (theirs, their_cpu) = (list(zip(*each)) for each in times)
+    ms = statistics.median(ours), statistics.median(theirs)
+    return Measured(apart, ms, _ratio(ours, theirs), _ratio(cpu, their_cpu), peaks[1] / peaks[0])
 
 
 def memory_kept(shape: str, rounds: int, count: int) -> Measured:
     """The C library is told once and for all, so each way has a process of its own."""
     tell_nothing = (
-        "import sys; from minilora import backend, engines; "
-        "backend.Backend.keep_freed_memory = lambda self: None; engines.main(*sys.argv[1:])"
+        "import sys; from minilora.backend import host; host.keep_freed_memory = lambda: None; "
+        "from minilora.bench.__main__ import main; main(*sys.argv[1:])"
     )
     programs = (bench.PROGRAM, ("-c", tell_nothing))
     workers = [bench.Worker("minilora", shape, count, program) for program in programs]
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            told = []
-            for i, worker in enumerate(workers):
-                path = Path(folder) / f"{i}.npz"
-                loss = worker.ask("check", path)
-                with np.load(path) as file:
-                    told += [loss, {name: file[name] for name in file.files}]
-        apart = agreed("memory", *told)
-        ours, plain = bench._turns(workers, rounds)
+        kept, returned = bench._turns(workers, rounds)
         peaks = [worker.ask("peak") for worker in workers]
     finally:
         for worker in workers:
             worker.close()
-    return Measured(apart, *compared(ours, plain), None, peaks[1] / peaks[0])
+    ms = statistics.median(kept), statistics.median(returned)
+    return Measured(0.0, ms, _ratio(kept, returned), None, peaks[1] / peaks[0])
 
 
-def agreed(name: str, loss: float, grads: Any, other: float, theirs: Any) -> float:
-    """How far apart a step and its twin are; raises where that is too much."""
-    if grads.keys() != theirs.keys():
-        raise RuntimeError(f"{name}: the twin has gradients of other parameters")
-    apart = bench.apart(loss, grads, other, theirs)
-    if not apart <= bench.TOLERANCE:
-        raise RuntimeError(f"{name}: the twin is another computation, {apart:.1e} apart")
-    return apart
+def _ratio(ours: Sequence[float], plain: Sequence[float]) -> float:
+    return statistics.median(b / a for a, b in zip(ours, plain))
 
 
-def compared(ours: Sequence[float], plain: Sequence[float]) -> tuple[tuple[float, float], float]:
-    ms = statistics.median(ours), statistics.median(plain)
-    return ms, statistics.median(b / a for a, b in zip(ours, plain))
-
-
-def clocked(step: Callable[[], Any], steps: int = 2) -> tuple[float, float]:
-    """Milliseconds of a step: by the clock, and of all cores together."""
+def clocked(step: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds of a step, the mean of two: by the clock, and of all cores together."""
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        step()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return 1000 * wall / steps, 1000 * max(cpu, 1e-6) / steps
+    step()
+    step()
+    return 500 * (time.perf_counter() - wall), 500 * max(time.process_time() - cpu, 1e-6)
 
 
 def peak(step: Callable[[], Any], twin: Twin) -> int:
@@ -447,16 +261,13 @@ def table(
     result: dict[str, dict[str, Measured]] = {}
     say(f"without it / with it: step by the clock, by the cores' time, peak memory; "
         f"{rounds} rounds, {count} threads")  # fmt: skip
-    say(f"{'':<54}" + "".join(f"{shape:>28}" for shape in shapes))
-    say(f"{'name':<9}{'':<45}" + f"{'ms with':>9}{'step':>6}{'cpu':>6}{'memory':>7}" * len(shapes))
+    say(f"{'':<58}" + "".join(f"{shape:>28}" for shape in shapes))
+    say(f"{'name':<14}{'':<44}" + f"{'ms with':>9}{'step':>6}{'cpu':>6}{'memory':>7}" * len(shapes))
     for name in names:
-        row = result[name] = {
-            shape: measure(name, shape, rounds, count)
-            for shape in shapes
-            if HABITS[name].matters(engines.sizes(shape))
-        }
-        cells = [_cells(row.get(shape)) for shape in shapes]
-        say(f"{name:<9}{HABITS[name].title:<45}" + "".join(cells))
+        matter = [shape for shape in shapes if HABITS[name].matters(sizes(shape))]
+        result[name] = {shape: measure(name, shape, rounds, count) for shape in matter}
+        cells = [_cells(result[name].get(shape)) for shape in shapes]
+        say(f"{name:<14}{HABITS[name].title:<44}" + "".join(cells))
     return result
 
 
@@ -467,18 +278,17 @@ def _cells(m: Measured | None) -> str:
     return f"{m.ms[0]:>9.1f}{m.ratio:>6.2f}{cpu:>6}{m.memory:>7.2f}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=f"(all) {', '.join(HABITS)}")
     parser.add_argument("--rounds", type=int, default=10, help="turns of two steps each (10)")
-    parser.add_argument("--shapes", default="classroom,long", help=", ".join(engines.SHAPES))
+    parser.add_argument("--shapes", default="classroom,long", help=", ".join(SHAPES))
     parser.add_argument("--threads", type=int, default=2, help="(2)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if odd := [name for name in args.names if name not in HABITS]:
         parser.error(f"there is no {odd[0]}: there are {', '.join(HABITS)}")
-    backend.current().keep_freed_memory()
-    say = functools.partial(print, flush=True)
-    table(args.names or list(HABITS), args.shapes.split(","), args.rounds, args.threads, say)
+    names, say = args.names or list(HABITS), partial(print, flush=True)
+    table(names, args.shapes.split(","), args.rounds, args.threads, say)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,20 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from .counts import Buffer
 
-RESERVED = mmap.mmap(-1, 1 << 44, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
-IN_PLACE = 1 << 18  # bytes: an array without a name that has them makes room for a sum, a product
-NAMELESS = 3  # references to such an array in an operator's method (before Python 3.14)
+ROOM = 1 << 44  # bytes: the largest array
+LARGE = 1 << 18  # bytes from which on NumPy computes in the place of an array that has no name
+
+
+@functools.cache
+def _reserved() -> mmap.mmap:
+    return mmap.mmap(-1, ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+
+
+def header(shape: Any, dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
+    """A header of that shape; order: its axes, from the outermost in memory to the innermost."""
+    if order is None:
+        return np.ndarray(shape, dtype, _reserved())
+    return header([shape[i] for i in order], dtype).transpose(np.argsort(order))
 
 
 def unknown(name: str) -> TypeError:
@@ -79,6 +90,20 @@ def _product(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: An
     return made
 
 
+def _references() -> int:
+    """How many an operator's method finds to an array that has no name; 0 where it cannot tell."""
+
+    class Probe:
+        def __add__(self, other: Any) -> int:
+            return getrefcount(self)
+
+    named = Probe()
+    return Probe() + 0 if named + 0 > Probe() + 0 else 0  # Python 3.14 does not count names
+
+
+NAMELESS = _references()
+
+
 def _operators(ufunc: np.ufunc, commutes: bool) -> Any:
     """x + y, and 2 + x. As NumPy does, in the place of a large array that has no name."""
 
@@ -99,7 +124,7 @@ def _operators(ufunc: np.ufunc, commutes: bool) -> Any:
 
 def _makes_room(x: Any, other: Any) -> bool:
     return (
-        isinstance(x, Array) and x.base is None and x.nbytes >= IN_PLACE and x.library.on_host
+        isinstance(x, Array) and x.base is None and x.nbytes >= LARGE and x.library.on_host
         and getattr(other, "shape", ()) in ((), x.shape)
         and np.can_cast(getattr(other, "dtype", type(other)), x.dtype)
     )  # fmt: skip
@@ -157,7 +182,7 @@ class Array(NDArrayOperatorsMixin):
     )
 
     def __neg__(self) -> Any:
-        here = getrefcount(self) == NAMELESS and _makes_room(self, 0)
+        here = getrefcount(self) == NAMELESS and _makes_room(self, self)
         negative: Any = np.negative
         return negative(self, out=self) if here else negative(self)
 
@@ -189,6 +214,8 @@ class Array(NDArrayOperatorsMixin):
     # Views.
     def viewed(self, x: np.ndarray) -> Array:
         """The same memory under another header."""
+        if x is self.x:
+            return self
         return Array(x, self.buffer, self if self.base is None else self.base)
 
     def transpose(self, *axes: Any) -> Array:
@@ -208,22 +235,24 @@ class Array(NDArrayOperatorsMixin):
         try:
             return self.viewed(self.x.reshape(shape, copy=False))
         except ValueError:  # it takes a copy; or it is impossible, which the next line says again
-            x = np.ndarray(self.shape, self.dtype, RESERVED).reshape(shape)
+            x = header(self.shape, self.dtype).reshape(shape)
         copy = self.copy()
         return copy.viewed(x) if self.library.on_host else Array(x, copy.buffer)
 
     def ravel(self) -> Array:
-        flat = np.ndarray(self.size, self.dtype, RESERVED)
-        return self.reshape(-1) if self.flags.c_contiguous else Array(flat, self.copy().buffer)
+        if self.flags.c_contiguous:
+            return self.reshape(-1)
+        return Array(header(self.size, self.dtype), self.copy().buffer)
 
     # Copies.
     def copy(self, order: Any = "C") -> Any:
         return self.astype(self.dtype, order)
 
-    __copy__ = copy
+    def __copy__(self) -> Any:
+        return self.copy("K")
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self.copy()
+        return self.copy("K")
 
     def astype(self, dtype: Any, order: Any = "K", *, copy: bool = True) -> Any:
         def f(part: Any) -> Any:
@@ -248,16 +277,14 @@ class Array(NDArrayOperatorsMixin):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         shape, indices, _ = _chosen(self.x, key)
-        into = self.viewed(np.ndarray(shape, self.dtype, RESERVED))
-        if not indices and shape:
-            into.x = self.x[key]
-            if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, into.x):
+        into = self.viewed(header(shape, self.dtype))
+        if not indices and isinstance(x := self.x[key], np.ndarray):
+            into.x = x
+            if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, x):
                 return  # x[key] += y gives back what is there already
-        lead: tuple[int, ...] = getattr(value, "shape", ())
-        while len(lead) > len(shape) and lead[0] == 1:
-            lead = lead[1:]
-        if np.broadcast_shapes(lead, shape) != shape:
-            raise ValueError(f"{lead} cannot be broadcast to {shape}, which it is assigned to")
+        elif not indices and np.ndim(value):
+            raise ValueError(f"an array {value.shape} is assigned to one number")
+        must_fit(value, shape)
         self.library.call(lambda *_: None, [value, *indices], shape, into)
 
     def fill(self, value: Any) -> None:
@@ -269,6 +296,15 @@ LISTS = (Array, np.ndarray, list)  # of numbers, as an index
 
 def _shape(x: Any) -> tuple[int, ...]:
     return x.shape if isinstance(x, Array) else np.shape(x)
+
+
+def must_fit(x: Any, into: tuple[int, ...]) -> None:
+    """Raise ValueError unless x can be assigned to an array of that shape."""
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    while len(shape) > len(into) and shape[0] == 1:
+        shape = shape[1:]
+    if np.broadcast_shapes(shape, into) != into:
+        raise ValueError(f"{shape} cannot be broadcast to {into}, which it is assigned to")
 
 
 def _same(x: np.ndarray, y: np.ndarray) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from .array import RESERVED, Array, corner, elementwise, reduction
+from .array import Array, corner, elementwise, must_fit, reduction, unknown
 
 
 def _view(name: str) -> Callable[..., Any]:
@@ -34,6 +35,8 @@ def _like(name: str) -> Callable[..., Any]:
 
 def _triangle(name: str) -> Callable[..., Any]:
     def cut(x: Array, k: int = 0) -> Any:
+        if x.ndim < 2:
+            raise unknown(f"{name} of {x.ndim} axes")
         mask = x.library.buffer(math.prod(x.shape[-2:])) if x.library.on_host else None
         made = elementwise(x.library, functools.partial(getattr(np, name), k=k), [x])
         del mask
@@ -52,8 +55,10 @@ def _clip(x: Array, low: Any, high: Any) -> Any:
 
 
 def _copyto(into: Array, x: Any, *, where: Any = True) -> None:
-    shape = np.broadcast_shapes(into.shape, *(getattr(a, "shape", ()) for a in (x, where)))
-    into.library.call(lambda *_: None, [x, where], shape, into)
+    for array in (x, where):
+        must_fit(array, into.shape)
+    small = np.empty_like(np.asarray(corner(into)))  # NumPy says whether x may be cast to it
+    into.library.call(lambda part, _: np.copyto(small, part), [x, where], into.shape, into)
 
 
 def _concatenate(arrays: Sequence[Array], axis: int = 0) -> Any:
@@ -72,7 +77,8 @@ def _stack(arrays: Sequence[Array], axis: int = 0) -> Any:
 
 
 def _repeat(x: Array, repeats: int, axis: int) -> Any:
-    shape = [n * repeats if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
+    shape = list(x.shape)
+    shape[axis] *= repeats
     return x.library.call(lambda part: np.repeat(part, 1, axis), [x], tuple(shape))
 
 
@@ -95,6 +101,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
        ("broadcast_to", "expand_dims", "moveaxis", "squeeze", "swapaxes", "transpose")},
     **{name: _like(name) for name in ("empty_like", "full_like", "ones_like", "zeros_like")},
     **{name: _triangle(name) for name in ("tril", "triu")},
+    **{name: attrgetter(name) for name in ("ndim", "shape", "size")},
     "clip": _clip, "concatenate": _concatenate, "copyto": _copyto, "ravel": Array.ravel,
     "repeat": _repeat, "reshape": Array.reshape, "result_type": _result_type, "stack": _stack,
     "take": _take, "where": _where,
@@ -151,12 +158,4 @@ class Functions:
 
     def array(self, x: Any, dtype: Any = None) -> Any:
         made = self.asarray(x, dtype)
-        return made.copy() if made is x else made
-
-
-def header(shape: Any, dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
-    """A header of that shape; order: its axes, from the outermost in memory to the innermost."""
-    if order is None:
-        return np.ndarray(shape, dtype, RESERVED)
-    sides = [shape[i] for i in order]
-    return np.ndarray(sides, dtype, RESERVED).transpose(np.argsort(order))
+        return made.copy("K") if made is x else made

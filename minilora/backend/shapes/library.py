@@ -12,9 +12,9 @@ import numpy as np
 from .. import threads
 from ..gpu import CupyBackend
 from ..library import Backend, Rng
-from .array import Array, corner, elementwise
+from .array import Array, corner, elementwise, header
 from .counts import Buffer, Counts
-from .functions import FUNCTIONS, Functions, header
+from .functions import FUNCTIONS, Functions
 
 BLOCK = 512  # CuPy's pool hands out multiples of it
 
@@ -59,7 +59,8 @@ class Shapes(Backend):
             x = header(shape, like.dtype, sorted(range(like.ndim), key=lambda i: -like.strides[i]))
         number = isinstance(like, np.generic) and self.on_host
         array = Array(x, Buffer(self, 0) if number else self.buffer(x.nbytes))
-        return array.viewed(x) if isinstance(like.base, np.ndarray) and self.on_host else array
+        owns = like.base is None or not self.on_host
+        return array if owns else Array(x, array.buffer, array)
 
     def filled(self, like: Any, shape: Any) -> Any:
         """As `made`, but something is written to it."""
@@ -184,13 +185,7 @@ class Shapes(Backend):
             return elementwise(self, np.abs, [x])
         size = np.minimum(np.abs(x), 6.0)
         t = 2.0 / (2.0 + size)
-        wide = t.astype(float)
-        twice = 2 * wide
-        c0, c1 = twice * 1, twice * 1
-        for _ in range(22):
-            before, c0 = c0, 1 - c1
-            c1 = before + c1 * twice
-        value = 1.0 - t * np.exp((c0 + c1 * wide).astype(x.dtype) - size * size)
+        value = 1.0 - t * np.exp(_chebyshev(t).astype(x.dtype) - size * size)
         return np.where(size > 0, np.copysign(value, x), x)
 
     def meter(self) -> Counts:
@@ -198,6 +193,16 @@ class Shapes(Backend):
 
     def describe(self) -> str:
         return f"shapes of {'numpy' if self.on_host else 'cupy'}: arrays without numbers"
+
+
+def _chebyshev(t: Any) -> Any:
+    t = t.astype(float)
+    twice = 2 * t
+    c0, c1 = -t, -t
+    for _ in range(22):
+        before, c0 = c0, 1 - c1
+        c1 = before + c1 * twice
+    return c0 + c1 * t
 
 
 @functools.cache

@@ -1,0 +1,22 @@
+"""What generating keeps: the keys and values of the tokens that were seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array, xp
+from ..tensor import Tensor
+
+
+class Cache:
+    """Keys and values of the tokens that one attention has seen; room for `size` tokens."""
+
+    def __init__(self, batch: int, size: int, d_model: int, dtype: Any) -> None:
+        self.kv: Array = xp.empty((2, batch, size, d_model), dtype)
+        self.n = 0  # tokens held
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (batch, m, d); return everything held so far, (batch, n + m, d) each."""
+        start, self.n = self.n, self.n + k.shape[1]
+        self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
+        return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
