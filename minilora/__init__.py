@@ -1,9 +1,11 @@
 """minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting.
 
-The public names are those of public.py, which is loaded when the first of them is asked for.
+The public names are those of public.py. A module is loaded when something in it is asked for.
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,12 +14,31 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+class _Package(ModuleType):
+    """`generate` and `gradcheck` are functions here, though modules of these names hold them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("generate", "gradcheck") and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
 def __getattr__(name: str) -> Any:
-    public = None if name.startswith("_") else importlib.import_module(".public", __name__)
-    if hasattr(public, name):
-        return getattr(public, name)
+    if not name.startswith("_"):
+        try:
+            importlib.import_module(f".{name}", __name__)  # which makes it an attribute
+            return globals()[name]
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise  # it is there, and lacks something
+        public = importlib.import_module(".public", __name__)
+        if hasattr(public, name):
+            return getattr(public, name)
     raise AttributeError(f"minilora has no {name!r}: dir(minilora) lists what it has")
 
 
 def __dir__() -> list[str]:
     return [*globals(), *importlib.import_module(".public", __name__).__all__]
+
+
+sys.modules[__name__].__class__ = _Package

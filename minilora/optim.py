@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 import numpy as np
 from . import checkpoint
-from .backend import Array, asnumpy, xp
+from .backend import Array, asarray, asnumpy, xp
 from .backend.choices import has_kernel
 from .nn import Parameter
 from .schedules import clip_grad_norm, cosine_schedule, linear_schedule
@@ -51,6 +51,8 @@ class Optimizer:
             if p.grad is not None:
                 held = self.state[name]
                 wide = held.get("master", p.data)
+                if wide is not p.data:  # what was written to p since the last step counts
+                    xp.copyto(wide, p.data, where=wide.astype(p.dtype) != p.data)
                 g = p.grad.astype(wide.dtype, copy=False)
                 self.update(name, wide, g, *(held[s] for s in self.state_names))
                 if wide is not p.data:
@@ -68,9 +70,9 @@ class Optimizer:
         return {f"{n}.{s}": a for n, held in self.state.items() for s, a in held.items()}
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of the same parameters; KeyError, ValueError if it is not."""
-        who = type(self).__name__
-        checkpoint.fill(self.arrays(), {n: a for n, a in state.items() if n != "t"}, who)
-        self.t = int(state["t"])
+        t = asarray(np.array(self.t))
+        checkpoint.fill({"t": t, **self.arrays()}, state, type(self).__name__)
+        self.t = int(asnumpy(t))
 
 class SGD(Optimizer):
     """p -= lr · m,   m = momentum · m + g"""

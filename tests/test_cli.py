@@ -1,11 +1,13 @@
 """The command line: what it writes can be read again, merged is unmerged, bad input is told."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minilora import cli, demo
+import minilora as ml
+from minilora import accounting, cli, demo
 
 BAD = {
     "generate --adapter none.npz": "there is no file none.npz",
@@ -22,9 +24,18 @@ BAD = {
 def folder(tmp_path, monkeypatch, backend):
     """Everything happens in a folder of its own, on the backend of the test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.backend, "use", lambda name: backend)
+    put_in_use(backend, monkeypatch)
     (tmp_path / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     return tmp_path
+
+
+def put_in_use(backend, monkeypatch):
+    """Whichever backend a command line asks for, it gets this one, plain or not."""
+
+    def use(name, plain):
+        monkeypatch.setattr(backend, "plain", plain)
+
+    monkeypatch.setattr(cli, "backend", SimpleNamespace(use=use, current=lambda: backend))
 
 
 def run(line: str, capsys) -> dict:
@@ -35,7 +46,9 @@ def run(line: str, capsys) -> dict:
 
 
 def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
-    tuned = run("finetune words.txt --out fox.npz --steps 12 --batch 4 --window 32", capsys)
+    tuned = run(
+        "finetune words.txt --out fox.npz --steps 12 --batch 4 --window 32 --checks 2", capsys
+    )
     assert tuned["after"] < tuned["before"] - 0.5 and not list(folder.glob("*.run.npz"))
     assert tuned["trainable"] == 4 * 2 * 8 * (160 + 160) and tuned["bytes"] < 200_000
     merged = run("merge --adapter fox.npz --out plain.npz", capsys)
@@ -49,7 +62,10 @@ def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
 
 def test_a_base_in_half_precision_tells_the_same_story(folder, capsys):
     stored = "--base-dtype float16"
-    run(f"finetune words.txt --out fox.npz --steps 2 --batch 2 --window 16 {stored}", capsys)
+    run(
+        f"finetune words.txt --out fox.npz --steps 2 --batch 2 --window 16 --checks 1 {stored}",
+        capsys,
+    )
     merged = run(f"merge --adapter fox.npz --out plain.npz {stored}", capsys)  # without a warning
     assert 0 < merged["difference"] <= merged["bound"]
     ask = "generate --prompt the --tokens 12 --temperature 0"
@@ -101,8 +117,45 @@ def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
     assert 0.5 <= frozen[1] / frozen[0] < 0.51
 
 
+def test_account_of_a_named_shape_is_its_plan(capsys):
+    line = "account gpt3-175b --r 4 --targets q,v --window 16 --policy mixed --recompute --plain"
+    told = run(line, capsys)
+    planned = accounting.plan(
+        "gpt3-175b", r=4, alpha=16, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
+        plain=True,
+    )  # fmt: skip
+    assert told == planned.as_dict() and told["bytes"]["frozen weights"] > 300e9
+    assert cli.main(["account", "gpt2", "--method", "full", "--window", "8"]) == 0
+    assert "all parameters, 1 × 8 tokens" in capsys.readouterr().out
+
+
+def test_plain_runs_no_kernel_and_writes_the_same(capsys, monkeypatch):
+    line = "generate --prompt the --tokens 6 --temperature 0"
+    written = run(line, capsys)
+
+    def kernel(*arrays, **settings):
+        raise ValueError("a kernel")
+
+    for op in ml.kernels.TABLE:
+        monkeypatch.setattr(op, "kernel", kernel)
+    assert run(f"{line} --plain", capsys) == written
+    assert cli.main(line.split()) == 2 and "a kernel" in capsys.readouterr().err
+
+
+def test_the_number_of_threads_changes_no_bit_of_an_adapter(folder, capsys):
+    before, files = ml.threads(), []
+    line = "finetune words.txt --out fox.npz --steps 2 --batch 2 --window 16 --checks 1"
+    for n in (1, 3):
+        run(f"{line} --threads {n}", capsys)
+        assert ml.threads(before) == n
+        files.append((folder / "fox.npz").read_bytes())
+    assert files[0] == files[1]
+    assert cli.main(["info", "--threads", "-1"]) == 2
+    assert "n must be a whole number" in capsys.readouterr().err
+
+
 def test_finetune_recomputes_to_the_same_adapter(folder, capsys):
-    line = "finetune words.txt --steps 3 --batch 2 --window 16 --dropout 0.2"
+    line = "finetune words.txt --steps 3 --batch 2 --window 16 --checks 1 --dropout 0.2"
     run(f"{line} --out one.npz", capsys)
     run(f"{line} --out two.npz --recompute", capsys)
     with np.load("one.npz") as one, np.load("two.npz") as two:

@@ -28,7 +28,7 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import accounting, checkpoint, lora, nn, rounding
+from minilora import accounting, checkpoint, lora, nn, rounding, surgery
 from minilora.tensor import Tensor
 
 NAMES = ("tok", "pos", "q", "k", "v", "o", "up", "down")
@@ -142,9 +142,9 @@ def test_parameters_keep_their_names_below_the_layer():
         ({"targets": "query"}, "new", "'query'.*down, k, o, pos, q, tok, up, v"),
         ({"targets": ("q", "ln1")}, "new", "'ln1'"),
         ({"targets": ()}, "new", "no layer matches"),
-        ({"targets": "q", "rank_pattern": {"v": 2}}, "new", "pattern 'v' matches no adapted"),
-        ({"targets": "q", "alpha_pattern": {"v": 2}}, "new", "pattern 'v' matches no adapted"),
-        ({"trainable": "head"}, "new", "trainable: no parameter matches 'head'"),
+        ({"targets": "q", "rank_pattern": {"v": 2}}, "new", "no adapted layer matches 'v': there are q"),
+        ({"targets": "q", "alpha_pattern": {"v": 2}}, "new", "no adapted layer matches 'v': there are q"),
+        ({"trainable": "head"}, "new", "no parameter matches 'head': there are"),
         ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained whole and adapted"),
         ({}, "base", "'base' cannot be the adapter's name"),
         ({}, "", "cannot be the adapter's name"),
@@ -192,14 +192,17 @@ def test_attaching_forgets_gradients_of_before():
 # What a layer computes.
 
 
-@given(seeds, ranks, alphas, st.sampled_from([("one",), ("two",), ("one", "two"), ()]))
+ACTIVE = [(), ("one",), ("two",), ("one", "two"), ("three", "one", "two")]
+
+
+@given(seeds, ranks, alphas, st.sampled_from(ACTIVE))
 def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, active):
     linear = nn.Linear(5, 3, rng=seed, dtype="float64")
     table = nn.Embedding(7, 4, rng=seed, std=1, dtype="float64")
     model = nn.Module()
     model.linear, model.table = linear, table
-    for name, rank in (("one", r), ("two", 2)):
-        config = ml.LoRAConfig(r=rank, alpha=alpha, targets=("linear", "table"))
+    for name, rank in (("one", r), ("two", 2), ("three", 3)):
+        config = ml.LoRAConfig(r=rank, alpha=alpha + rank, targets=("linear", "table"))
         lora.attach(model, config, name, rng=seed)
     shake(model.parameters(), seed, 1.0)
     lora.activate(model, *active)
@@ -211,6 +214,39 @@ def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, active
     np.testing.assert_allclose(ml.asnumpy(model.linear(Tensor(x))), x @ W.T + b, **near)
     np.testing.assert_allclose(ml.asnumpy(model.table(at)), E[at], **near)
     np.testing.assert_allclose(ml.asnumpy(model.table.project(Tensor(h))), h @ E.T, **near)
+
+
+@given(seeds, dtypes, ranks, alphas)
+def test_an_adapter_alone_is_its_formula(seed, dtype, r, alpha):
+    """x goes through sums of 8 and of r terms, then the scale: 8 + r + 1 roundings."""
+    model, paths = adapted(seed, dtype, r, alpha, targets="q")
+    adapter = layers(model)[paths[0]].adapters["default"]
+    x = normal(seed, 2, 3, 8, dtype=dtype)
+    A, B, x64 = wide(adapter.A), wide(adapter.B), x.astype("float64")
+    y = ml.asnumpy(adapter(Tensor(x)).data)
+    size = abs(alpha / r) * np.abs(x64) @ np.abs(A).T @ np.abs(B).T
+    assert y.dtype == dtype and adapter.scale == alpha / r
+    wanted = (alpha / r * (x64 @ A.T @ B.T)).astype(dtype)
+    assert_near(y, wanted, roundings(8 + r + 1, size, dtype))
+
+
+@settings(max_examples=3)
+@given(seeds)
+def test_the_gradients_of_three_active_adapters_are_those_of_their_sum(seed):
+    model = gpt2(seed)
+    for i, name in enumerate(("one", "two", "three")):
+        lora.attach(model, ml.LoRAConfig(r=i + 1, alpha=3 - 2 * i, targets="q"), name, rng=i)
+    layer = layers(model)["blocks.0.attn.q"]
+    held = [p for a in layer.adapters.values() for p in (a.A, a.B)]
+    shake(held, seed)
+    lora.activate(model, *layer.adapters)
+
+    def f(x, *arrays):
+        for (adapter, letter), t in zip([(a, n) for a in layer.in_use() for n in "AB"], arrays):
+            setattr(adapter, letter, t)
+        return layer(x)
+
+    assert ml.gradcheck(f, normal(seed, 3, 8), *(ml.asnumpy(p) for p in held)) < 1e-6
 
 
 @settings(max_examples=3)
@@ -841,9 +877,9 @@ def test_a_call_that_fails_otherwise_stores_nothing_in_half(tmp_path):
     before = snapshot(model)
     with pytest.raises(ValueError, match="does not fit"):
         lora.load(model, file, base_dtype="float16")
-    for name, config in (("a.b", ml.LoRAConfig()), ("new", ml.LoRAConfig(targets="query"))):
-        with pytest.raises(ValueError, match="attach"):
-            lora.attach(model, config, name, base_dtype="float16")
+    for name, targets, says in (("a.b", "q", "attach: 'a.b'"), ("new", "query", "no layer")):
+        with pytest.raises(ValueError, match=says):
+            lora.attach(model, ml.LoRAConfig(targets=targets), name, base_dtype="float16")
     assert snapshot(model) == before
 
 
@@ -879,9 +915,9 @@ def test_half_storage_halves_the_books_and_stays_under_the_bound_of_rounding():
 
 @given(st.text("ab.*", max_size=6))
 def test_a_pattern_is_a_path_its_end_or_a_glob(path):
-    assert lora.matches(path, path) and lora.matches(f"x.{path}", path) and lora.matches(path, "*")
-    assert not lora.matches(f"x{path}", f"{path}y")
-    assert lora.matches("blocks.0.q", "q") and not lora.matches("blocks.0.aq", "q")
+    assert surgery.matches(path, path) and surgery.matches(f"x.{path}", path) and surgery.matches(path, "*")
+    assert not surgery.matches(f"x{path}", f"{path}y")
+    assert surgery.matches("blocks.0.q", "q") and not surgery.matches("blocks.0.aq", "q")
 
 
 @example("blocks.0.attn.q")
@@ -889,7 +925,7 @@ def test_a_pattern_is_a_path_its_end_or_a_glob(path):
 def test_swap_puts_a_module_at_its_path_and_nowhere_else(path):
     model, new = gpt2(), nn.Linear(8, 8, rng=0)
     before = dict(model.named_modules())
-    lora.swap(model, {path: new})
+    surgery.swap(model, {path: new})
     after = dict(model.named_modules())
     assert after[path] is new and list(after) == list(before)
     assert {p for p in after if after[p] is not before[p]} == {path}

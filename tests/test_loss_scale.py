@@ -121,12 +121,14 @@ def test_merging_a_half_adds_in_float64_and_rounds_once():
     assert np.array_equal(ml.asnumpy(model.blocks[0].attn.q.W.data), wanted)
 
 
-def test_a_step_that_overflows_is_left_out_and_the_scale_halved():
-    model = half()
+@pytest.mark.parametrize("full", [False, True])
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved(full):
+    model = gpt2(0, "float16") if full else half()
     shake(model.trainable_parameters().values(), 5)
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     scale = LossScale(2.0**30)
     before, seen = values(model, optimizer), []
+    assert full == any(name.endswith(".master") for name in before)
     for i in range(30):
         ml.fit(model, batches(), optimizer, 1, loss_scale=scale, progress=False)
         seen.append(float(ml.asnumpy(scale.scale)))

@@ -4,12 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import adapted, dtypes, gpt2, ids, normal, seeds
+from strategies import (
+    adapted,
+    assert_near,
+    dtypes,
+    gpt2,
+    ids,
+    normal,
+    roundings,
+    seeds,
+    shake,
+)
 
 import minilora as ml
-from minilora import checkpoint, lora, ops
+from minilora import checkpoint, lora, ops, surgery
 from minilora.data import BPE, load_text, sequential, split
 from minilora.models.pretrained import base_path
+from minilora.models.transformer import Block
 
 SMALL = {"vocab_size": 5, "n_positions": 4, "d_model": 4, "n_layers": 1, "n_heads": 2}
 
@@ -114,6 +125,95 @@ def test_each_position_sees_all_before_it_and_itself(seed, last):
         two = one.copy()
         two[0, at] = (two[0, at] + 1) % 11
         assert not np.allclose(logits(model, one)[0, last], logits(model, two)[0, last], atol=1e-9)
+
+
+def block(seed: int, causal: bool) -> Block:
+    made = Block(8, 2, 12, causal=causal, rng=np.random.default_rng(seed), dtype="float64")
+    shake(made.parameters(), seed, 0.3)
+    return made
+
+
+def through_block(made, x: np.ndarray, mask, at) -> tuple[np.ndarray, np.ndarray]:
+    """What the block says of the tokens where `at` is true, and how x moves that."""
+    t = ml.Tensor(x, requires_grad=True)
+    y = made(t, mask=mask)
+    (y * ml.backend.asarray(normal(3, *x.shape) * at[..., None])).sum().backward()
+    return ml.asnumpy(y.data)[at], ml.asnumpy(t.grad)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@given(seeds, st.booleans(), st.integers(2, 9), st.integers(2, 9))
+def test_what_is_padded_changes_no_real_token(kernels, seed, causal, first, second):
+    """Two sequences, one of them padded on the right; the padding is anything at all."""
+    made, lengths = block(seed, causal), (first, second)
+    n = max(lengths)
+    mask = np.arange(n) < np.array(lengths)[:, None]
+    x = normal(seed, 2, n, 8)
+    other = np.where(mask[..., None], x, 100 * normal(seed + 1, 2, n, 8))
+    with ml.plain(not kernels):
+        y, dx = through_block(made, x, mask, mask)
+        assert np.array_equal(y, through_block(made, other, mask, mask)[0])
+        assert not dx[~mask].any()
+        start = 0
+        for row, length in enumerate(lengths):  # alone, it needs no padding and no mask
+            part, alone = x[row : row + 1, :length], np.ones((1, length), bool)
+            for given in (None, alone):
+                one, _ = through_block(made, part, given, alone)
+                np.testing.assert_allclose(y[start : start + length], one, rtol=0, atol=1e-12)
+            start += length
+
+
+@given(seeds, st.integers(0, 5), st.booleans())
+def test_a_token_of_an_encoder_sees_all_and_one_of_a_decoder_what_came_before(seed, at, causal):
+    made, x = block(seed, causal), normal(seed, 1, 6, 8)
+    other = x.copy()
+    other[0, at, 0] += 1
+    whole = np.ones((1, 6), bool)
+    y, z = (through_block(made, t, None, whole)[0] for t in (x, other))
+    moved = np.abs(y - z).max(axis=-1) > 1e-9
+    assert moved.tolist() == [i >= at or not causal for i in range(6)]
+
+
+def step(model, at, seed: int) -> dict[str, np.ndarray]:
+    """Logits, loss and gradients; dropout is drawn anew from the same seed."""
+    for i, g in enumerate(surgery.generators(model).values()):
+        g.bit_generator.state = np.random.default_rng(seed + i).bit_generator.state
+    model.requires_grad_()
+    out = model(at)
+    loss = ops.cross_entropy(out, np.roll(at, -1, axis=1))
+    loss.backward()
+    grads = {name: np.array(ml.asnumpy(p.grad)) for name, p in model.named_parameters()}
+    return {"logits": ml.asnumpy(out.data), "loss": ml.asnumpy(loss.data), **grads}
+
+
+@pytest.mark.parametrize("tokens", [7, 70])  # one block of attention's queries, and two
+@settings(max_examples=10)
+@given(seeds, dtypes, st.booleans())
+def test_plain_ops_and_kernels_are_one_model(tokens, seed, dtype, recompute):
+    """Both round in another order. A number goes through sums of at most `longest` terms, one
+    after the other `depth` times, and as often on the way back; k's bias has a gradient of 0, of
+    which all is rounding of what W's is made of."""
+    sizes = {"n_positions": tokens, "dropout": 0.1}
+    model, _ = adapted(seed, dtype, targets=("tok", "q", "v", "up"), dropout=0.2, sizes=sizes)
+    model.recompute = recompute
+    at = ids(seed, 2, tokens)
+    fast = step(model, at, seed)
+    with ml.plain():
+        slow = step(model, at, seed)
+    depth, longest = 2 * 8 + 2, max(32, 2 * tokens)
+    for name, x in fast.items():
+        beside = name.replace("attn.k.b", "attn.k.W")
+        size = max(np.abs(slow[n]).max() for n in (name, beside))
+        assert_near(x, slow[name], roundings(2 * depth * np.sqrt(longest), size, dtype))
+
+
+@given(seeds, st.integers(1, 9), st.booleans(), st.sampled_from([0.0, 0.7]))
+def test_plain_ops_write_what_kernels_write(seed, n, cache, temperature):
+    model, _ = adapted(seed, targets=("q", "v", "up"))
+    how = {"temperature": temperature, "rng": seed, "cache": cache}
+    written = ml.generate(model, ids(seed), n, **how)
+    with ml.plain():
+        assert np.array_equal(written, ml.generate(model, ids(seed), n, **how))
 
 
 @given(seeds)

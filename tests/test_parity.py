@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from strict import LOG, StrictBackend
+from test_cli import put_in_use
 
 import minilora as ml
 from minilora import bench, cli, ops
@@ -141,13 +142,13 @@ def test_the_host_has_nothing_to_be_compared_with(capsys):
 
 
 def test_growth_is_the_hosts(monkeypatch, capsys, device):
-    monkeypatch.setattr(cli.backend, "use", lambda name: device)
+    put_in_use(device, monkeypatch)
     assert cli.main(["bench", "--backend", "cupy", "--growth"]) == 2
     assert "--growth measures the host" in capsys.readouterr().err
 
 
 def test_the_command_prints_json_and_fails_where_the_device_disagrees(monkeypatch, capsys, device):
-    monkeypatch.setattr(cli.backend, "use", lambda name: device)
+    put_in_use(device, monkeypatch)
     line = ["bench", "--backend", "cupy", "--parity", "--shapes", "tiny", "--json"]
     assert cli.main(line) == 0 and json.loads(capsys.readouterr().out)["passed"]
     monkeypatch.setattr(parity, "TIMES", 0.0)
@@ -210,7 +211,7 @@ def test_the_command_hands_its_device_to_every_worker(monkeypatch):
     with pytest.raises(Stop):
         bench.bench(["tiny"], ["minilora"], device="cupy:1", say=lambda line: None)
     assert len(commands) == 4 and all(command[-1] == "cupy:1" for command in commands)
-    monkeypatch.setattr(cli.backend, "use", lambda name: None)
+    put_in_use(ml.current(), monkeypatch)
     monkeypatch.setattr(cli, "bench", lambda *_, **settings: told.update(settings) or {})
     assert cli.main(["bench", "--backend", "cupy:1", "--shapes", "tiny"]) == 0
     assert told["device"] == "cupy:1"

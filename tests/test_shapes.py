@@ -83,6 +83,7 @@ def assert_alike(real, made, *inputs):
     if isinstance(real, np.generic):
         return 0
     assert (made.base is None) == (real.base is None)
+    assert made.base is None or made.base.base is None
     return 0 if any(owner(real) is owner(x) for x in inputs) else owner(real).nbytes or 1
 
 
@@ -196,6 +197,7 @@ ONE = {
     "columns by number": lambda xp, x: x[:, xp.asarray(np.array([[0], [0]]))],
     "numbers by row": lambda xp, x: x[xp.arange(1), xp.asarray(np.array([0]))],
     "apart": lambda xp, x: x[xp.asarray(np.array([0, 0])), :, 0],
+    "far apart": lambda xp, x: x[None][:, xp.asarray(np.array([0, 0])), :, 0],
     "repeat": lambda xp, x: xp.repeat(x[None], 3, axis=-1),
     "take": lambda xp, x: xp.take(x, xp.asarray(np.array([[0, 0]])), axis=0),
     "pair": lambda xp, x: [*x][-1],
@@ -392,6 +394,23 @@ def test_temporary_arrays_are_numpys(name, dtype):
         library.counts.reset()
         f(x, y)
         assert abs(library.counts.peak - before - measured) <= 0.01 * measured + 130_000
+
+
+def test_scatter_adds_temporary_arrays_are_numpys():
+    target, rows = np.zeros((2000, 64), "float32"), np.ones((3000, 64), "float32")
+    index = np.random.default_rng(0).integers(0, 2000, 3000)
+    tracemalloc.start()
+    try:
+        backends.scatter_add(target, index, rows)
+        measured = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    with backends.using("shapes") as library:
+        arrays = [asarray(x) for x in (target, index, rows)]
+        before, _ = library.counts.read()
+        library.counts.reset()
+        backends.scatter_add(*arrays)
+        assert abs(library.counts.peak - before - measured) <= 0.03 * measured
 
 
 def test_the_cost_of_a_few_calls(shapes):

@@ -2,6 +2,8 @@
 
 import gc
 import math
+import re
+import threading
 import weakref
 
 import numpy as np
@@ -9,22 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from strategies import assert_near, dtypes, leaves, normal, roundings, same_bytes, seeds
+from strategies import (
+    adapted,
+    assert_near,
+    dtypes,
+    ids,
+    leaves,
+    normal,
+    roundings,
+    same_bytes,
+    seeds,
+)
 
 import minilora as ml
 from minilora import Tensor, ops
-from minilora.tensor import OPS, Early, Node, op, recording, unbroadcast
+from minilora.backend import choices
+from minilora.tensor import OPS, Node, op, recording, unbroadcast
 
 numbers = st.integers(-4, 4).map(float)
-
-
-@pytest.fixture(autouse=True)
-def own_ops_are_forgotten():
-    """An op that a test defines is not an op of minilora."""
-    before = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(before)
 
 
 def grad(t: Tensor) -> np.ndarray:
@@ -278,7 +282,7 @@ def test_a_gradient_that_is_not_finite_raises_and_leaves_every_gradient_alone(ba
     weights = [ml.backend.asarray(np.array([1.0] * n)) for n in (3, 2)]
     weights[at][1] = bad
     loss = (x * weights[0]).sum() + (y * weights[1]).sum()
-    if not backend.numbers_are_free:  # it would have to wait for the device: the loss tells later
+    if not backend.on_host:  # it would have to wait for the device: the loss tells later
         loss.backward()
         assert math.isnan(loss.item()) and loss.dtype == "float64" and loss.shape == ()
         return
@@ -317,9 +321,6 @@ def watched(x, y, *, calls):
         return g
 
     return x + y, (dx, dy)
-
-
-del OPS["watched"]
 
 
 @pytest.mark.parametrize("trained", ["", "x", "y", "xy"])
@@ -400,7 +401,7 @@ def test_a_training_step_leaves_no_reference_cycle():
     def step():
         h = ops.layer_norm(ops.embedding(table, ids), gain, shift)
         h = ops.attention(h, ops.linear(h, W), ops.gelu(h), heads=2)
-        h = ops.lora_linear(h, W, None, A, B, scale=2.0) + ops.gelu(h, form="erf")
+        h = ops.lora_linear(h, W, None, A, B, scale=2.0) + ops.gelu(h, approximate="none")
         loss = ops.cross_entropy(ops.log_softmax(ops.softmax(h)) @ table.T, ids)
         loss.backward()
         with ml.no_grad():
@@ -430,38 +431,368 @@ def test_a_forward_pass_without_backward_leaves_no_reference_cycle():
         gc.enable()
 
 
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("recorded", [True, False])
-def test_what_a_rule_prepares_is_prepared_only_if_the_tape_keeps_the_rule(trained, recorded):
-    prepared = []
+# Ops of the reader's own
+
+
+def test_an_op_of_the_readers_own_changes_none_of_the_engines():
+    before = dict(OPS)
 
     @op
-    def early(x):
-        def prepare():
-            prepared.append(True)
-            return 3.0
+    def mul(x, y):
+        """Not the engine's: x + y"""
 
-        def dx(g, kept):
-            return g * kept
+        def dx(g):
+            return g * 100
 
-        return x * 3.0, (Early(prepare, dx),)
+        return x + y, (dx, dx)
 
-    x = Tensor([1.0], requires_grad=trained)
-    if recorded:
-        y = early(x)
-    else:
-        with ml.no_grad():
-            y = early(x)
-    assert prepared == [True] * (trained and recorded)
-    if trained and recorded:
-        y.backward()
-        assert grad(x) == 3 and prepared == [True]
+    (x,) = leaves(np.full(2, 3.0))
+    assert before == OPS and ops.mul is OPS["mul"] is not mul
+    assert ml.asnumpy(x * x).tolist() == [9, 9] and ml.asnumpy(mul(x, x)).tolist() == [6, 6]
+    (x * 2.0).sum().backward()
+    assert grad(x).tolist() == [2, 2]
 
 
-def test_what_two_rules_share_is_computed_once():
-    calls = []
-    shared = ml.tensor.once(lambda g: calls.append(g) or g)
-    assert [shared(1), shared(2)] == [1, 1] and calls == [1]
+def test_an_op_may_take_none_numbers_and_arrays_by_name():
+    @op
+    def affine(x, W, b=None, *, by=1.0):
+        def dx(g):
+            return by * g * W
+
+        def dW(g):
+            return by * g * x
+
+        def db(g):
+            return g
+
+        y = by * x * W
+        return (y if b is None else y + b), (dx, dW, db)
+
+    x, W, b = leaves(*(normal(i, 3) for i in range(3)))
+    wanted = 2 * normal(0, 3) * normal(1, 3) + normal(2, 3)
+    for made in (
+        affine(x, W, b, by=2.0),
+        affine(x, W=W, b=b, by=2.0),
+        affine(b=b, W=W, x=x, by=2.0),
+        affine(x, W, b=ml.backend.asarray(normal(2, 3)), by=2.0),
+    ):
+        assert_near(ml.asnumpy(made), wanted, roundings(3, np.abs(wanted) + 9, "float64"))
+    assert ml.gradcheck(lambda x, W, b: affine(b=b, W=W, x=x, by=2.0), *map(ml.asnumpy, (x, W, b)))
+    affine(x, W=W).sum().backward()
+    assert b.grad is None and grad(x).tolist() == ml.asnumpy(W).tolist()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_engines_ops_take_arrays_by_name(plain):
+    x, W, b, g = normal(0, 4, 3), normal(1, 2, 3), normal(2, 2), normal(3, 4, 2)
+    found = []
+    with ops.plain(plain):
+        for call in (
+            lambda x, W, b: ops.linear(x, W, b),
+            lambda x, W, b: ops.linear(x, W, b=b),
+            lambda x, W, b: ops.linear(b=b, W=W, x=x),
+        ):
+            tensors = leaves(x, W, b)
+            y = call(*tensors)
+            (y * ml.backend.asarray(g)).sum().backward()
+            found.append([ml.asnumpy(y), *map(grad, tensors)])
+    for other in found[1:]:
+        assert all(map(same_bytes, found[0], other))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_tensor_among_the_settings_is_refused(plain):
+    # it would be used without a gradient, silently
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    for call, name in (
+        (lambda: ops.lora_linear(x, x, None, x, x.T, scale=Tensor(2.0)), "lora_linear: scale"),
+        (lambda: ops.sum(x, axis=Tensor(0)), "sum: axis"),
+        (lambda: watched(x, x, calls=Tensor(0)), "watched: calls"),
+    ):
+        told = f"^{name} is a setting, not an array: it takes no Tensor"
+        with pytest.raises(TypeError, match=told), ops.plain(plain):
+            call()
+
+
+def identity(g):
+    return g
+
+
+@pytest.mark.parametrize(
+    ("rules", "given"),
+    [
+        ((), []),
+        ((identity,), [True]),
+        ((None, identity), [False, True]),
+        ((identity, None), [True, False]),
+        ((identity,) * 3, [True] * 3),
+        ((identity, identity, None), [True, True, False]),
+    ],
+    ids=["none", "one", "first missing", "second missing", "three", "superfluous"],
+)
+def test_an_op_with_rules_too_few_or_too_many_says_so(rules, given):
+    @op
+    def product(x, y):
+        return x * y, rules
+
+    told = rf"^product: its arrays are x, y; of their rules there are {re.escape(str(given))}: ret"
+    with pytest.raises(TypeError, match=told):
+        product(*leaves(np.ones(2), np.ones(2)))
+    if len(rules) == 2:  # what is not trained needs no rule
+        trained = [bool(rule) for rule in rules]
+        product(*(Tensor(np.ones(2), requires_grad=flag) for flag in trained)).sum().backward()
+
+
+def test_an_op_of_any_number_of_arrays_has_a_rule_for_each():
+    @op
+    def total(*parts, times):
+        return sum(parts) * times, [lambda g: g * times] * (len(parts) - times)
+
+    x, y = leaves(np.ones(2), np.ones(2))
+    total(x, y, times=0)
+    with pytest.raises(TypeError, match=r"^total: its arrays are input 0, input 1; of .* \[True\]"):
+        total(x, y, times=1)
+
+
+def test_a_rule_that_gives_nothing_is_named():
+    @op
+    def forgetful(x):
+        def dx(g):
+            g * 2
+
+        return x * 2, (dx,)
+
+    (x,) = leaves(np.ones(2))
+    with pytest.raises(
+        TypeError, match=r"^forgetful: a rule gave nothing: does it end in return\?"
+    ):
+        forgetful(x).sum().backward()
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (2, 3, 3), (4, 2, 1), ()])
+def test_a_gradient_of_a_wrong_shape_is_named(shape):
+    @op
+    def crooked(x):
+        def dx(g):
+            return ml.xp.ones(shape)
+
+        return x * 1, (dx,)
+
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    told = rf"^crooked: an input is \(2, 3\), and its rule gave a gradient {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=told):
+        crooked(x).sum().backward()
+
+
+def test_an_error_inside_an_op_of_the_readers_own_names_it_and_its_arrays():
+    @op
+    def fussy(x, W):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match=r"^fussy: x is \(2,\), W is \(3, 1\): no"):
+        fussy(Tensor(np.ones(2)), W=Tensor(np.ones((3, 1))))
+
+
+# ops.replaced: the reader's own in the place of the engine's
+
+
+@op
+def my_softmax(x, *, axis=-1):
+    """The formula, with a note of each call."""
+    MET.append("softmax")
+    e = ml.xp.exp(x - x.max(axis=axis, keepdims=True))
+    y = e / e.sum(axis=axis, keepdims=True)
+
+    def dx(g):
+        return y * (g - (g * y).sum(axis=axis, keepdims=True))
+
+    return y, (dx,)
+
+
+def my_gelu(x, *, approximate="tanh"):
+    """Composed of the engine's ops, itself among them."""
+    MET.append(approximate)
+    return ops.gelu(x * 2.0, approximate=approximate) * 0.5
+
+
+MET = []
+
+
+@pytest.fixture
+def met():
+    MET.clear()
+    yield MET
+    assert ops.softmax(Tensor([1.0])) is not None
+    assert not choices.own.replaced, "all is as it was"
+
+
+def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
+    x = normal(0, 2, 3)
+    with ops.replaced(softmax=my_softmax, gelu=my_gelu):
+        assert ml.gradcheck(lambda t: ops.softmax(t) + ops.gelu(t), x) <= 1e-6
+        assert met[:2] == ["softmax", "tanh"]
+        met.clear()
+        inside = ops.gelu(Tensor(x), approximate="none")
+        assert met == ["none"], "inside of itself, an op is the engine's own"
+    assert_near(
+        ml.asnumpy(inside),
+        ml.asnumpy(ops.gelu(Tensor(2 * x), approximate="none")) / 2,
+        roundings(2, 9, "float64"),
+    )
+    met.clear()
+    ops.softmax(Tensor(x))
+    assert met == []
+
+
+def test_operators_and_methods_meet_it_too(met):
+    def doubled(x, y):
+        met.append("mul")
+        return x * y * 2.0
+
+    def turned(x, *, axes=None):
+        met.append("transpose")
+        return ops.transpose(x, axes=axes) * 0.0
+
+    x = Tensor(np.full((1, 2), 3.0))
+    with ops.replaced(mul=doubled, transpose=turned):
+        assert ml.asnumpy(x * x).tolist() == [[18, 18]] and ml.asnumpy(2.0 * x).tolist() == [
+            [12, 12]
+        ]
+        assert met == ["mul", "mul"]
+        assert ml.asnumpy(x.T).tolist() == [[0], [0]]
+        assert met[2:] == ["transpose", "mul"], "and one stand-in meets the other"
+
+
+def test_replaced_nests_and_ends_after_an_exception(met):
+    def first(x, *, axis=-1):
+        met.append("first")
+        return ops.softmax(x, axis=axis)
+
+    def second(x, *, axis=-1):
+        met.append("second")
+        return ops.softmax(x, axis=axis) + ops.gelu(x)
+
+    x = Tensor([1.0, 2.0])
+    with ops.replaced(softmax=first, gelu=my_gelu):
+        with ops.replaced(softmax=second):
+            ops.softmax(x)
+            assert met == ["second", "tanh"], "the outer ones stay, but for the same op"
+        met.clear()
+        ops.softmax(x)
+        assert met == ["first"]
+        with pytest.raises(ZeroDivisionError), ops.replaced(softmax=second):
+            raise ZeroDivisionError
+        met.clear()
+        ops.softmax(x)
+        assert met == ["first"]
+
+    def failing(x, *, axis=-1):
+        raise KeyError("mine")
+
+    with ops.replaced(gelu=my_gelu, softmax=failing):
+        met.clear()
+        with pytest.raises(KeyError, match="mine"):
+            ops.softmax(x)
+        ops.gelu(x)
+        assert met == ["tanh"], "an error inside leaves the others in place"
+        with pytest.raises(KeyError, match="mine"):
+            ops.softmax(x)
+
+
+@pytest.mark.parametrize("name", ["softmx", "Tensor", "dropout_mask", "replaced", "rows", ""])
+def test_replaced_refuses_a_name_that_no_op_has(name):
+    told = f"^replaced: there is no op '{name}': there are add, attention, .*transpose"
+    with pytest.raises(ValueError, match=told), ops.replaced(**{name: my_softmax}):
+        pass
+    assert not choices.own.replaced
+
+
+@pytest.mark.parametrize("given", [np.ones(2), 1.0, None, (Tensor([1.0]),)])
+def test_what_replaces_an_op_gives_a_tensor(given):
+    told = rf"^softmax: what replaces it gave a {type(given).__name__}: .* make it an @op"
+    with pytest.raises(TypeError, match=told), ops.replaced(softmax=lambda x: given):
+        ops.softmax(Tensor([1.0]))
+
+
+def test_what_is_replaced_in_one_thread_is_not_in_another(met):
+    inside, told = threading.Event(), []
+
+    def other():
+        inside.wait(10)
+        ops.softmax(Tensor([1.0]))
+        with ops.plain():
+            told.extend([recording(), choices.is_plain(), list(met)])
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with ops.replaced(softmax=my_softmax), ml.no_grad():
+        inside.set()
+        thread.join(10)
+        assert told == [True, True, []] and not choices.is_plain() and not recording()
+        ops.softmax(Tensor([1.0]))
+    assert met == ["softmax"]
+
+
+def step(recompute, mine):
+    """The loss and the gradients of one step, its forward pass with `mine` in place."""
+    model, _ = adapted(targets=("q", "v", "up"), dropout=0.2)
+    model.recompute = recompute
+    with ops.replaced(**mine):
+        loss = ops.cross_entropy(model(ids(0)), ids(1))
+    loss.backward()  # outside: with the tape goes what made it
+    return [ml.asnumpy(x) for x in (loss, *(p.grad for p in model.trainable_parameters().values()))]
+
+
+def by_hand(q, k, v, *, heads, causal=True, mask=None):
+    """Attention of one head after the other, from the engine's ops."""
+    MET.append("attention")
+    width, made = q.shape[-1] // heads, []
+    for h in range(heads):
+        Q, K, V = (x[:, :, h * width : (h + 1) * width] for x in (q, k, v))
+        scores = Q @ ops.transpose(K, axes=(0, 2, 1)) * (1 / math.sqrt(width))
+        later = np.triu(np.full(scores.shape[1:], -1e9), 1)
+        made.append(ops.softmax(scores + ml.backend.asarray(later)) @ V)
+    return ops.concat(*made, axis=2)
+
+
+def in_two(x, W, b, A, B, mask=None, *, scale):
+    """A layer, and its update beside it."""
+    MET.append("lora_linear")
+    into = x if mask is None else x * mask
+    return ops.linear(x, W, b) + ops.linear(ops.linear(into, A), B) * scale
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("mine", "calls"),
+    [
+        ({"softmax": my_softmax}, {"softmax": 2}),
+        ({"attention": by_hand}, {"attention": 2}),
+        ({"attention": by_hand, "softmax": my_softmax}, {"attention": 2, "softmax": 4}),
+        ({"lora_linear": in_two}, {"lora_linear": 6}),
+    ],
+    ids=["softmax", "attention", "both", "lora_linear"],
+)
+def test_a_model_meets_it(mine, calls, recompute, met):
+    """Also deep inside: softmax in attention, attention in a block, a block that runs again."""
+    wanted = step(recompute, {})
+    assert met == []
+    found = step(recompute, mine)
+    runs = 2 if recompute else 1
+    assert {name: met.count(name) for name in met} == {n: c * runs for n, c in calls.items()}
+    for got, want in zip(found, wanted):  # some 10 sums of up to 100 terms, one after the other
+        assert_near(got, want, roundings(1e3, np.abs(want).max(), "float64"))
+
+
+def test_a_formula_without_op_is_refused_in_the_place_of_one():
+    def formula(x, *, approximate):
+        return x * 2.0, (identity,)
+
+    model, _ = adapted()
+    told = r"^gelu: what replaces it gave a tuple: .* make it an @op"
+    with pytest.raises(TypeError, match=told), ops.replaced(gelu=formula):
+        model(ids(0))
 
 
 # no_grad
@@ -602,4 +933,6 @@ def test_a_node_is_younger_than_what_it_flows_to():
     y = x * 2.0
     z = y + x
     assert isinstance(z._node, Node) and z._node.serial > y._node.serial
-    assert [target for target, _ in z._node.edges] == [y._node, x]
+    assert [list(targets) for targets, _ in z._node.edges] == [[y._node], [x]]
+    ((targets, _),) = ops.linear(z, Tensor(np.ones((1, 2))), x[:1])._node.edges  # a kernel: one
+    assert targets[:2] == [z._node, None] and targets[2].name == "getitem"

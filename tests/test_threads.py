@@ -1,34 +1,160 @@
-"""Shared work is the same work: covered once, the same numbers, errors told, BLAS as it was."""
+"""Shared work is the same work: covered once, the same bits, errors told, BLAS as it was."""
+
+import os
+import select
+import signal
+import threading
+import time
+import traceback
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import adapted, ids, normal
+from strategies import adapted, bits, ids, in_pieces, normal
 
 import minilora as ml
-from minilora import lora, ops, threads
+from minilora import lora, ops
+from minilora.backend import threads
+
+PATIENCE = 20  # seconds after which something hangs
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """The host alone: a device shares by itself."""
+    with ml.using("numpy") as host:
+        yield host
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def shared():
     """Whatever its size, work is shared by three threads, in small pieces."""
-    monkeypatch.setattr(threads, "WORTH", 0)
-    monkeypatch.setattr(ml.backend.Backend, "piece", 64)
-    with threads.working(3):
+    with in_pieces():
         yield
 
 
-@given(st.integers(0, 40), st.integers(0, 7), st.integers(1, 5))
-def test_every_row_is_done_once(n, piece, count):
-    done = np.zeros(n, int)
-    pool = threads.Pool(count)
-    pool.run(lambda at: done.__setitem__(at, done[at] + 1), n, piece or n or 1)
-    pool.close()
-    assert (done == 1).all()
+@pytest.fixture
+def blas():
+    """OpenBLAS's functions, with two threads for now."""
+    set_threads, get_threads = threads._blas()
+    if set_threads is None:
+        pytest.skip("this NumPy's BLAS cannot be told how many threads to use")
+    before = get_threads()
+    set_threads(2)
+    yield get_threads
+    set_threads(before)
 
 
-def test_loss_and_gradients_are_the_same_alone_and_shared(monkeypatch):
+def train(seed=0, steps=4, dropout=0.2):
+    """A few steps of a small model: its losses, and every bit of it afterwards."""
+    model, _ = adapted(seed, targets=("q", "v", "o", "up"), dropout=dropout)
+    optimizer = ml.AdamW(model.trainable_parameters(), 1e-2)
+    history = ml.fit(model, [(ids(seed), ids(seed + 1))], optimizer, steps, progress=False)
+    return history.losses, bits(model)
+
+
+# How work is cut
+
+
+@given(st.integers(0, 40), st.integers(0, 1 << 18), st.integers(0, 7))
+def test_pieces_cover_every_row_once_and_are_not_too_large(n, size, piece):
+    cuts = threads.pieces(n, size, piece)
+    assert [i for at in cuts for i in range(n)[at]] == list(range(n))
+    assert all(len(range(n)[at]) <= (piece or n) for at in cuts)
+    if size >= threads.WORTH and n > 1:
+        assert len(cuts) >= 2 and (len(cuts) % 2 == 0 or len(cuts) == n), (
+            "something for each of two"
+        )
+    elif not piece:
+        assert len(cuts) == 1
+
+
+@given(st.integers(0, 40), st.sampled_from([1, threads.SMALL, threads.WORTH]), st.integers(0, 7))
+def test_every_row_is_done_once_whatever_the_number_of_threads(n, size, piece):
+    seen = []
+    for among in (1, 2, 3, 8):
+        done, before = np.zeros(n, int), ml.threads(among)
+        cuts = []
+
+        def task(at, done=done, cuts=cuts):
+            done[at] += 1
+            cuts.append((at.start, at.stop))
+
+        try:
+            threads.share(task, n, size, piece)
+        finally:
+            ml.threads(before)
+        assert (done == 1).all()
+        seen.append(sorted(cuts))
+    assert all(cuts == seen[0] for cuts in seen), "cut at the same rows"
+
+
+def test_small_work_stays_in_its_thread_and_leaves_blas_alone(blas):
+    told = []
+    task = lambda at: told.append((threading.current_thread(), blas(), at))  # noqa: E731
+    threads.share(task, 9, threads.SMALL - 1, 1)
+    assert told == [(threading.current_thread(), 2, slice(0, 9))]
+
+
+def test_large_work_is_really_shared():
+    """By as many threads as there are to be: all of them are inside at one time."""
+    if threads._blas()[0] is None:
+        pytest.skip("without a BLAS that can be told, nothing is shared")
+    before, together = ml.threads(3), threading.Barrier(3, timeout=PATIENCE)
+    try:
+        threads.share(lambda at: together.wait(), 3, threads.WORTH, 1)
+    finally:
+        ml.threads(before)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True, "2"])
+def test_the_number_of_threads_is_a_whole_number(n):
+    before = ml.threads()
+    with pytest.raises(ValueError, match=r"threads: n must be a whole number, 0 for one per core"):
+        ml.threads(n)
+    assert ml.threads() == before
+
+
+def test_the_number_of_threads_is_told_and_set():
+    first = ml.threads(3)
+    assert ml.threads() == 3 and ml.threads(1) == 3 and ml.threads(0) == 1
+    assert ml.threads(first) == threads.cores() >= 1, "0 is one per core"
+
+
+# The same bits
+
+
+def test_the_bits_of_a_run_do_not_depend_on_the_number_of_threads():
+    with in_pieces(among=1):
+        wanted = train()
+    for among in (2, 3):
+        with in_pieces(among=among):
+            assert train() == wanted
+
+
+def test_nor_at_sizes_at_which_it_is_shared_anyway():
+    """Without a patch: products, norms and attention of a model that is large enough."""
+
+    def run():
+        sizes = {"d_model": 64, "n_positions": 64, "vocab_size": 97}
+        model, _ = adapted(0, "float32", targets=("q", "v", "down"), sizes=sizes)
+        loss = ops.cross_entropy(model(ids(0, 4, 64, 97)), ids(1, 4, 64, 97))
+        loss.backward()
+        return [loss.item(), *(ml.asnumpy(p.grad) for p in model.trainable_parameters().values())]
+
+    before, told = ml.threads(1), []
+    try:
+        for among in (1, 2, 3):
+            ml.threads(among)
+            told.append(run())
+    finally:
+        ml.threads(before)
+    for other in told[1:]:
+        assert all(map(np.array_equal, other, told[0]))
+
+
+def test_loss_and_gradients_are_the_same_cut_and_whole():
     def run():
         model, _ = adapted(targets=("q", "v", "o", "up"))
         loss = ops.cross_entropy(model(ids(0, 3, 9)), ids(1, 3, 9))
@@ -36,74 +162,10 @@ def test_loss_and_gradients_are_the_same_alone_and_shared(monkeypatch):
         return [loss.item(), *(ml.asnumpy(p.grad) for p in model.trainable_parameters().values())]
 
     alone = run()
-    monkeypatch.setattr(threads, "WORTH", 0)
-    monkeypatch.setattr(ml.backend.Backend, "piece", 64)
-    with threads.working(3):
+    with in_pieces():
         together = run()
     for a, b in zip(alone, together):  # the same sums, cut at other rows
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("rows", [3, 17])  # fewer and more than there are columns
-@pytest.mark.parametrize("masked", [False, True])
-def test_adapted_products_are_the_same_alone_and_shared(rows, masked, monkeypatch):
-    arrays = [normal(0, rows, 9), normal(1, 8, 9), normal(2, 8), normal(3, 2, 9), normal(4, 8, 2)]
-    mask = ml.backend.asarray(2.0 * (normal(5, rows, 9) > 0)) if masked else None
-
-    def run():
-        tensors = [ml.Tensor(a, requires_grad=True) for a in arrays]
-        y = ops.lora_linear(*tensors, mask, scale=1.5) + ops.linear(*tensors[:3])
-        (y * y).sum().backward()
-        return [ml.asnumpy(y.data), *(ml.asnumpy(t.grad) for t in tensors)]
-
-    alone = run()
-    monkeypatch.setattr(threads, "WORTH", 0)
-    with threads.working(3):
-        together = run()
-    for a, b in zip(alone, together):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-def test_training_with_threads_is_deterministic(shared):
-    def run():
-        model, _ = adapted(dropout=0.2)
-        optimizer = ml.AdamW(model.trainable_parameters(), 1e-2)
-        return ml.fit(model, [(ids(), ids(1))], optimizer, 5, progress=False).losses
-
-    assert run() == run()
-
-
-def test_an_error_in_any_thread_is_raised_and_the_pool_goes_on():
-    pool = threads.Pool(3)
-    for bad in range(3):
-
-        def task(at, bad=bad):
-            if at.start == bad:
-                raise ValueError(f"row {bad}")
-
-        with pytest.raises(ValueError, match=f"row {bad}"):
-            pool.run(task, 3, 1)
-    pool.run(lambda at: None, 3, 1)
-    pool.close()
-
-
-def test_blas_has_its_threads_back_afterwards_even_after_an_error(backend):
-    set_threads, get_threads = threads._blas()
-    if set_threads is None:
-        pytest.skip("this NumPy's BLAS cannot be told how many threads to use")
-    found = get_threads()
-    set_threads(2)
-    before = get_threads()
-    inside = 1 if backend.numbers_are_free else 2  # a device has nothing to share among the cores
-    with pytest.raises(RuntimeError, match="stop"), threads.working(2):
-        assert get_threads() == inside
-        with threads.working(2):
-            assert get_threads() == inside
-        assert get_threads() == inside
-        raise RuntimeError("stop")
-    after = get_threads()
-    set_threads(found)
-    assert after == before == 2
 
 
 def test_merged_and_unmerged_agree_when_shared(shared):
@@ -111,3 +173,240 @@ def test_merged_and_unmerged_agree_when_shared(shared):
     unmerged = ml.asnumpy(model(ids()).data)
     lora.merge(model)
     np.testing.assert_allclose(ml.asnumpy(model(ids()).data), unmerged, rtol=1e-11, atol=1e-12)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_an_error_in_any_thread_is_raised_and_work_goes_on(bad, shared, blas):
+    done = []
+
+    def task(at):
+        if at.start == bad:
+            raise ValueError(f"row {bad}")
+        done.append(at.start)
+
+    with pytest.raises(ValueError, match=f"row {bad}"):
+        threads.share(task, 4, 4, 1)
+    assert blas() == 2 and not threads._own.sharing and bad not in done
+    done.clear()
+    threads.share(lambda at: done.append(at.start), 4, 4, 1)
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_what_a_kernel_raises_in_a_worker_reaches_the_caller(shared, monkeypatch):
+    def broken(x, phi, y):
+        raise RuntimeError("broken")
+
+    monkeypatch.setitem(ml.kernels.rowwise._GELU, "tanh", (broken, broken))
+    with pytest.raises(RuntimeError, match="broken"):
+        ops.gelu(ml.Tensor(normal(0, 3, 5)))
+    monkeypatch.undo()
+
+
+# BLAS's own threads
+
+
+def test_blas_has_one_thread_inside_and_its_own_afterwards_even_after_an_error(shared, blas):
+    told = []
+    threads.share(lambda at: told.append(blas()), 4, 4, 1)
+    assert told == [1] * 4 and blas() == 2
+
+    def task(at):
+        threads.share(lambda at: told.append(blas()), 4, 4, 1)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        threads.share(task, 4, 4, 1)
+    assert set(told) == {1} and blas() == 2
+
+
+def test_a_users_numpy_keeps_the_threads_of_its_blas(blas):
+    train(steps=1)
+    assert blas() == 2
+    ml.generate(adapted()[0], [1, 2], 2, rng=0)
+    assert blas() == 2
+
+
+def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_other(shared, blas):
+    inside, leave, told = threading.Event(), threading.Event(), []
+
+    def first(at):
+        inside.set()
+        assert leave.wait(PATIENCE)
+
+    thread = threading.Thread(target=lambda: threads.share(first, 1, 1))
+    thread.start()
+    assert inside.wait(PATIENCE)
+    threads.share(lambda at: told.append(blas()), 4, 4, 1)
+    assert blas() == 1, "somebody is still inside"
+    leave.set()
+    thread.join(PATIENCE)
+    assert told == [1] * 4 and blas() == 2
+
+
+# Work that shares again, and two who share at once
+
+
+def test_a_task_that_shares_again_does_that_by_itself(shared):
+    met = []
+
+    def inner(at):
+        met.append(threading.current_thread())
+
+    def outer(at):
+        here = []
+        threads.share(lambda at: here.append(threading.current_thread()), 6, 6, 1)
+        assert here == [threading.current_thread()] * 6
+        inner(at)
+
+    threads.share(outer, 4, 4, 1)
+    assert len(met) == 4
+    count = threading.Barrier(3, timeout=PATIENCE)
+    if threads._blas()[0]:
+        threads.share(lambda at: count.wait(), 3, 3, 1)  # and afterwards all share again
+
+
+def in_threads(*tasks):
+    """What each of them gives, done at the same time by Python threads; raises where one does."""
+    given, start = [None] * len(tasks), threading.Barrier(len(tasks), timeout=PATIENCE)
+
+    def run(i, task):
+        try:
+            start.wait()
+            given[i] = task()
+        except BaseException as error:
+            given[i] = error
+
+    made = [threading.Thread(target=run, args=at, daemon=True) for at in enumerate(tasks)]
+    for thread in made:
+        thread.start()
+    for thread in made:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "it hangs"
+    for result in given:
+        if isinstance(result, BaseException):
+            raise result
+    return given
+
+
+@pytest.mark.parametrize("among", [1, 3])
+def test_two_models_trained_at_once_are_those_trained_one_after_the_other(among):
+    with in_pieces(among=among):
+        wanted = [train(seed, steps=6) for seed in (1, 2)]
+        assert in_threads(lambda: train(1, steps=6), lambda: train(2, steps=6)) == wanted
+    assert wanted[0] != wanted[1]
+
+
+def test_what_one_thread_does_not_record_another_does():
+    """no_grad, plain and stand-ins belong to a thread; so does one thread's error inside them."""
+    inside, done = threading.Event(), threading.Event()
+
+    def evaluates():
+        model, _ = adapted(1)
+        with ml.no_grad(), ops.plain():
+            inside.set()
+            assert done.wait(PATIENCE)
+            return model(ids())._node is None and not ml.tensor.recording()
+
+    def trains():
+        assert inside.wait(PATIENCE)
+        try:
+            return train(2, steps=2)
+        finally:
+            done.set()
+
+    evaluated, trained = in_threads(evaluates, trains)
+    assert evaluated and trained == train(2, steps=2) and ml.tensor.recording()
+
+
+def test_an_error_in_one_thread_is_not_told_to_another(shared):
+    def fails():
+        def task(at):
+            raise ZeroDivisionError
+
+        for _ in range(50):
+            with pytest.raises(ZeroDivisionError):
+                threads.share(task, 4, 4, 1)
+
+    def works():
+        done = []
+        for _ in range(50):
+            threads.share(lambda at: done.append(at.start), 4, 4, 1)
+        return sorted(done)
+
+    assert in_threads(fails, works)[1] == sorted([*range(4)] * 50)
+
+
+# A fork, as multiprocessing makes it
+
+
+def forked(child) -> int:
+    """The exit status of a child that does this and leaves; a child that hangs fails."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(read)
+            child()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(write)
+    hangs = not select.select([read], [], [], PATIENCE)[0]  # closed when the child is gone
+    os.close(read)
+    if hangs:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    assert not hangs, "the child hangs"
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # it has to work
+@pytest.mark.parametrize("where", ["outside", "while another thread computes", "in shared work"])
+def test_a_child_of_a_fork_computes_and_leaves(where, blas):
+    x, W = normal(0, 300, 40), normal(1, 30, 40)
+
+    def product():
+        y = ops.linear(ml.Tensor(x), ml.Tensor(W, requires_grad=True))
+        y.sum().backward()
+        return ml.asnumpy(y)
+
+    with in_pieces():
+        wanted = product()  # the threads live
+
+        def child():
+            assert blas() == 2, "not what shared work had set"
+            assert np.array_equal(product(), wanted) and blas() == 2
+            done = []
+            threads.share(lambda at: done.append(at.start), 6, 6, 1)
+            assert sorted(done) == list(range(6))
+
+        if where == "outside":
+            assert forked(child) == 0
+        elif where == "in shared work":
+            told = []
+            threads.share(lambda at: at.start or told.append(forked(child)), 3, 3, 1)
+            assert told == [0]
+        else:
+            stop = threading.Event()
+
+            def computes():
+                while not stop.is_set():
+                    product()
+
+            thread = threading.Thread(target=computes)
+            thread.start()
+            try:
+                time.sleep(0.01)
+                for _ in range(5):
+                    assert forked(child) == 0
+            finally:
+                stop.set()
+                thread.join(PATIENCE)
+        assert np.array_equal(product(), wanted) and blas() == 2, "and the parent goes on"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import gpt2, ids, normal, seeds
 
 import minilora as ml
-from minilora import checkpoint, lora, nn, ops, optim, train
+from minilora import checkpoint, lora, nn, ops, optim, surgery, train
 from minilora.data import Windows
 
 STREAM = ids(0, 1, 200)[0]
@@ -50,7 +50,7 @@ def outcome(model, optimizer, history) -> dict:
         **{f"o {n}": a for n, a in optimizer.state_dict().items()},
         **{f"h {n}": np.array(v) for n, v in dataclasses.asdict(history).items()},
         **{
-            f"g {n}": np.array(repr(g.bit_generator.state)) for n, g in nn.generators(model).items()
+            f"g {n}": np.array(repr(g.bit_generator.state)) for n, g in surgery.generators(model).items()
         },
     }
 
@@ -297,6 +297,26 @@ def test_each_step_is_what_the_loop_in_a_textbook_does():
     assert all(p.grad is None for p in model.parameters()), "nothing is left behind"
 
 
+@given(seeds, st.integers(1, 3), st.sampled_from([None, 0.3]), st.booleans())
+def test_a_step_is_one_update_from_the_mean_gradient(seed, k, norm, scaled):
+    model, twin = gpt2(seed), gpt2(seed)
+    held, own = (optim.SGD(m.trainable_parameters(), 0.5) for m in (model, twin))
+    batches = [(ids(seed + i), ids(seed + 9 + i)) for i in range(k)]
+    train.train_step(model, [batches[0]], held)
+    model.load_state_dict(twin.state_dict())  # what a step left behind does not count
+    scale = ml.LossScale(2.0**7) if scaled else None
+    told = ml.train_step(model, batches, held, max_grad_norm=norm, loss_scale=scale)
+    losses = [train.lm_loss(twin, batch) for batch in batches]
+    mean = sum(losses, ml.Tensor(0.0)) * (1 / k)
+    mean.backward()
+    if norm:
+        optim.clip_grad_norm(own.parameters, norm)
+    own.step()
+    assert told.shape == () and float(told) == pytest.approx(mean.item(), rel=1e-14)
+    for name, array in twin.state_dict().items():
+        np.testing.assert_allclose(model.state_dict()[name], array, rtol=1e-12, atol=1e-13)
+
+
 @settings(max_examples=15)
 @given(seeds, st.integers(2, 5), st.integers(1, 3))
 def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
@@ -367,7 +387,7 @@ def test_evaluating_weighs_batches_by_their_targets_and_leaves_no_trace():
     model.blocks[0].eval()
     modes = [m.training for _, m in model.named_modules()]
     parts = [(ids(0, 1, 3), ids(1, 1, 3)), (ids(2, 3, 8), ids(3, 3, 8))]
-    with ml.no_grad(), nn.evaluating(model):
+    with ml.no_grad(), surgery.evaluating(model):
         losses = [train.lm_loss(model, part).item() for part in parts]
     expected = (3 * losses[0] + 24 * losses[1]) / 27
     assert ml.evaluate(model, parts) == pytest.approx(expected, rel=1e-14)

@@ -29,6 +29,19 @@ assert len(strict.LOG.asked) > 100
 """
 
 
+PLAIN = """
+import runpy, sys
+import minilora as ml
+from minilora import ops
+ml.use("numpy", plain=True)
+def kernel(*arrays, **settings):
+    raise AssertionError("a kernel ran")
+for op in ml.kernels.TABLE:
+    op.kernel = kernel
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
 @pytest.fixture(autouse=True)
 def backend():
     """A chapter runs in a process of its own: most tests of it do so once."""
@@ -50,7 +63,7 @@ def test_there_are_chapters():
     assert CHAPTERS
 
 
-@pytest.mark.parametrize("run", ["", ON_STRICT], ids=["numpy", "strict"])
+@pytest.mark.parametrize("run", ["", PLAIN, ON_STRICT], ids=["numpy", "plain", "strict"])
 def test_it_runs_without_a_warning(chapter, run, tmp_path):
     own = {"MINILORA_FAST": "1", "MPLBACKEND": "Agg", "OPENBLAS_NUM_THREADS": "1"}
     folders = str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")

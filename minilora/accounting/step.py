@@ -142,16 +142,18 @@ def everything(model: Module, optimizer: Optimizer) -> list[Any]:
 
 
 def random_ids(model: Module, batch: int, tokens: int) -> np.ndarray:
-    """(2, batch, tokens): as many ids as the model's first table has rows."""
-    tables = (m.W.shape[0] for _, m in model.named_modules() if isinstance(m, Embedding))
-    return np.random.default_rng(0).integers(0, next(tables), (2, batch, tokens))
+    """(2, batch, tokens): as many ids as the model's first table has rows; ValueError for none."""
+    tables = [m.W.shape[0] for _, m in model.named_modules() if isinstance(m, Embedding)]
+    if not tables:
+        raise ValueError("accounting: the model has no Embedding: how many ids does it know?")
+    return np.random.default_rng(0).integers(0, tables[0], (2, batch, tokens))
 
 
 def nbytes(arrays: Iterable[Any]) -> int:
     """Bytes of these arrays; of those that share memory, of the one that owns it."""
     owners = {}
     for array in arrays:
-        while getattr(array, "base", None) is not None:
+        while hasattr(getattr(array, "base", None), "nbytes"):
             array = array.base
         owners[id(array)] = array.nbytes
     return sum(owners.values())

@@ -2,7 +2,7 @@
 
 Everything else says `from .backend import xp` and writes what NumPy and CuPy share. library.py has
 the hooks; behind them stand host.py, what NumPy lacks; threads.py, work shared by the cores;
-gpu.py, the only file that knows CuPy; and shapes.py, arrays without numbers. choices.py is what a
+gpu.py, the only file that knows CuPy; and shapes/, arrays without numbers. choices.py is what a
 Python thread has chosen.
 """
 from __future__ import annotations

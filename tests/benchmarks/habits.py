@@ -96,13 +96,8 @@ def embedding_with_a_gradient(*inputs: Any, **settings: Any) -> Any:
     return out
 
 
-class EverySumNew(tensor._Gradients):
-    """Each gradient that arrives makes a new sum."""
-
-    def add(self, key: int, grad: Any, owned: bool) -> None:
-        if key in self._held:
-            grad = self._held.pop(key)[0] + grad
-        self._held[key] = grad, False
+def every_sum_new(held: dict[int, Any], key: int, grad: Any, owned: bool) -> None:
+    held[key] = held[key][0] + grad if key in held else grad, False
 
 
 def left_to_blas(task: threads.Task, n: int, size: int, piece: int = 0) -> None:
@@ -153,7 +148,7 @@ HABITS: dict[str, Habit] = {
     "frozen": Habit("a frozen W is not differentiated", nullcontext, plain=all_differentiated),
     "below": Habit("nor what lies below the lowest adapter",
                    swap((ops, "embedding", embedding_with_a_gradient))),
-    "sums": Habit("gradients added in place", swap((tensor, "_Gradients", EverySumNew))),
+    "sums": Habit("gradients added in place", swap((tensor, "_add", every_sum_new))),
     "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
     "blas": Habit("own threads instead of BLAS's", swap((threads, "share", left_to_blas))),
     "worth": Habit("small work is not shared", swap((threads, "WORTH", 0), (threads, "SMALL", 0))),
