@@ -90,6 +90,23 @@ def test_growth_is_told_for_every_batch_and_every_length(capsys, monkeypatch):
         assert row["peak"] == row["bytes_a_token"] * int(tokens) > 0
 
 
+def test_the_floor_leaves_threads_to_blas_and_the_one_in_blocks_does_not(monkeypatch):
+    shared = []
+    monkeypatch.setattr(ml.backend.threads, "share", lambda task, *sizes: shared.append(sizes))
+    engines.ENGINES["floor"]("tiny")()
+    assert not shared
+    engines.ENGINES["floor in blocks"]("tiny")()
+    assert shared
+
+
+def test_an_engine_that_died_is_named(capfd):
+    worker = bench.Worker("abacus", "tiny", 1)
+    with pytest.raises(RuntimeError, match="bench: abacus died, see above"):
+        worker.ask("step", 1)
+    worker.close()
+    assert "KeyError: 'abacus'" in capfd.readouterr().err
+
+
 def test_a_shape_may_name_its_batch():
     assert engines.sizes("tiny:7") == engines.SHAPES["tiny"]._replace(batch=7)
     assert ours.build("tiny:7")[1].shape == (2, 7, 16)
@@ -155,8 +172,15 @@ def test_what_a_habit_swaps_in_is_what_runs(habits, monkeypatch):
     assert engines.ours("tiny")()[0] > 0
 
 
-def test_a_twin_that_is_another_computation_is_refused(habits, monkeypatch):
-    wrong = habits.Habit("wrong", habits.swap((ops, "gelu", lambda x, approximate: ops.relu(x))))
+WRONG = {
+    "an op": (ops, "gelu", lambda x, approximate: ops.relu(x)),
+    "an optimizer": (ml.optim.adam, "kernel", lambda p, g, *state, **how: p.__isub__(g)),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_twin_that_is_another_computation_is_refused(habits, kind, monkeypatch):
+    wrong = habits.Habit("wrong", habits.swap(WRONG[kind]))
     monkeypatch.setitem(habits.HABITS, "wrong", wrong)
     with pytest.raises(RuntimeError, match="wrong: the twin is another computation"):
         habits.measure("wrong", "tiny")

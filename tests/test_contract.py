@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import strict
-from strategies import adapted, ids, train
+from strategies import adapted, gpt2, ids, train
 from strict import LOG, Like
 
 import minilora as ml
 from minilora import lora
-from minilora.backend import gpu, host
+from minilora.backend import gpu
 
 cupy = pytest.importorskip("cupy")
 special = pytest.importorskip("cupyx.scipy.special")
@@ -67,7 +67,7 @@ def asked():
 
 
 def rehearse() -> None:
-    """Train, adapt, merge, generate: what a user does, in float32."""
+    """Train, adapt, merge, generate: what a user does; with kernels and plain, whole and half."""
     model, _ = adapted(0, "float32", dropout=0.1, targets=("q", "v", "tok"))
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)
@@ -76,7 +76,17 @@ def rehearse() -> None:
         ml.generate(model, [1, 2], 3, rng=0)
     lora.merge(model)
     train(model.requires_grad_(), 1)
-    ml.ops.gelu(ml.Tensor(np.ones(2, "float32"), requires_grad=True), approximate="none").sum().backward()
+    train(gpt2(0, "float16", dropout=0.1), 2)
+    with ml.plain():
+        train(model, 1)
+        ml.generate(model, [1, 2], 3, rng=0)
+    block, mask = model.blocks[0], ids(1, tokens=8) > 0
+    for plain in (True, False):
+        with ml.plain(plain):
+            block(ml.Tensor(np.ones((2, 8, 8), "float32")), mask=mask)
+    ml.ops.gelu(
+        ml.Tensor(np.ones(2, "float32"), requires_grad=True), approximate="none"
+    ).sum().backward()
 
 
 def near(text: str) -> inspect.Signature:
@@ -256,8 +266,9 @@ def metered(backend, x):
 @pytest.mark.parametrize("hook", [
     lambda b, x: b.asnumpy(x), lambda b, x: b.asarray(np.ones(3)), lambda b, x: b.erf(x),
     lambda b, x: b.scatter_add(x, over_nothing(Like("int64", (4,), (8,))), x),
-    lambda b, x: b.describe(), lambda b, x: b.keep_freed_memory(), lambda b, x: b.synchronize(),
-    lambda b, x: b.enter(), metered,
+    lambda b, x: b.describe(), lambda b, x: b.synchronize(), lambda b, x: b.enter(), metered,
+    lambda b, x: b.read(x.sum(), 0.0), lambda b, x: b.finite(x.sum(), [x]),
+    lambda b, x: b.reserved(), lambda b, x: b.share(lambda at: x[at] + 1, 4, 12),
 ])  # fmt: skip
 def test_each_hook_of_the_backend_gets_as_far_as_the_device(hook):
     backend = object.__new__(gpu.CupyBackend)

@@ -142,8 +142,16 @@ def test_parameters_keep_their_names_below_the_layer():
         ({"targets": "query"}, "new", "'query'.*down, k, o, pos, q, tok, up, v"),
         ({"targets": ("q", "ln1")}, "new", "'ln1'"),
         ({"targets": ()}, "new", "no layer matches"),
-        ({"targets": "q", "rank_pattern": {"v": 2}}, "new", "no adapted layer matches 'v': there are q"),
-        ({"targets": "q", "alpha_pattern": {"v": 2}}, "new", "no adapted layer matches 'v': there are q"),
+        (
+            {"targets": "q", "rank_pattern": {"v": 2}},
+            "new",
+            "no adapted layer matches 'v': there are q",
+        ),
+        (
+            {"targets": "q", "alpha_pattern": {"v": 2}},
+            "new",
+            "no adapted layer matches 'v': there are q",
+        ),
         ({"trainable": "head"}, "new", "no parameter matches 'head': there are"),
         ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained whole and adapted"),
         ({}, "base", "'base' cannot be the adapter's name"),
@@ -915,7 +923,11 @@ def test_half_storage_halves_the_books_and_stays_under_the_bound_of_rounding():
 
 @given(st.text("ab.*", max_size=6))
 def test_a_pattern_is_a_path_its_end_or_a_glob(path):
-    assert surgery.matches(path, path) and surgery.matches(f"x.{path}", path) and surgery.matches(path, "*")
+    assert (
+        surgery.matches(path, path)
+        and surgery.matches(f"x.{path}", path)
+        and surgery.matches(path, "*")
+    )
     assert not surgery.matches(f"x{path}", f"{path}y")
     assert surgery.matches("blocks.0.q", "q") and not surgery.matches("blocks.0.aq", "q")
 

@@ -237,10 +237,13 @@ def test_a_loss_that_is_not_finite_and_gradients_that_never_are_raise():
         run(loss=steep, loss_scale=LossScale(LEAST * 8))
 
 
-def test_a_step_waits_for_nothing_on_a_device(backend):
+@pytest.mark.parametrize("full", [False, True])
+def test_a_step_waits_for_nothing_on_a_device(backend, full):
     if backend.name != "strict":
         pytest.skip("copies are counted on the stand-in")
-    model, _ = adapted(0, "float16", targets=("q", "v", "up"), dropout=0.1)
+    model = gpt2(0, "float16", dropout=0.1)
+    if not full:
+        lora.attach(model, ml.LoRAConfig(targets=("q", "v", "up"), dropout=0.1), rng=0)
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     scale, ((x, y), _) = LossScale(), batches()
     for _ in range(2):

@@ -320,7 +320,7 @@ def test_the_state_of_other_parameters_raises_and_changes_nothing(fault):
         del state["t"]
     else:
         state = optim.SGD(parameters(), 0.1, momentum=0.5).state_dict()
-    with pytest.raises(KeyError, match="Adam: missing .*, unexpected"):
+    with pytest.raises(KeyError, match=r"Adam: missing .*, unexpected"):
         optimizer.load_state_dict(state)
     assert same(optimizer.state_dict(), before)
 

@@ -263,6 +263,25 @@ def test_attention(causal, how, m, n, monkeypatch):
     both(ours, theirs, q, k, v, within=1e-11)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("plain", [True, False])
+def test_attention_with_padding(causal, plain):
+    x, n = normal(0, 3, 2, 130, 6), 130
+    mask = np.arange(n) < np.array([[n], [n - 65]])
+    seen = torch.tensor(mask)[:, None, None] & (torch.ones(n, n).tril() > (0 if causal else -1))
+
+    def theirs(*inputs):
+        q, k, v = (t.view(2, n, 2, 3).transpose(1, 2) for t in inputs)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return y.transpose(1, 2).reshape(2, n, 6)
+
+    def ours(q, k, v):
+        with ops.plain(plain):
+            return ops.attention(q, k, v, heads=2, causal=causal, mask=mask)
+
+    both(ours, theirs, *x, within=1e-11)
+
+
 def test_embedding():
     at, table = ids(0, 3, 5), normal(0, 11, 4)
     both(lambda W: ops.embedding(W, at), lambda W: F.embedding(torch.tensor(at), W), table)

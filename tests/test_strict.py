@@ -327,7 +327,9 @@ BATCH = [
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_training_step_copies_the_batch_in_and_nothing_back(full, recompute):
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_training_step_copies_the_batch_in_and_nothing_back(full, recompute, plain, backend):
+    backend.plain = plain
     sizes = {"dropout": 0.2}
     model, _ = adapted(0, "float32", targets=("q", "v", "up"), bias="all", dropout=0.1, sizes=sizes)
     model.recompute = recompute

@@ -54,6 +54,29 @@ def train(seed=0, steps=4, dropout=0.2):
     return history.losses, bits(model)
 
 
+def in_threads(*tasks):
+    """What each of them gives, done at the same time by Python threads; raises where one does."""
+    given, start = [None] * len(tasks), threading.Barrier(len(tasks), timeout=PATIENCE)
+
+    def run(i, task):
+        try:
+            start.wait()
+            given[i] = task()
+        except BaseException as error:
+            given[i] = error
+
+    made = [threading.Thread(target=run, args=at, daemon=True) for at in enumerate(tasks)]
+    for thread in made:
+        thread.start()
+    for thread in made:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "it hangs"
+    for result in given:
+        if isinstance(result, BaseException):
+            raise result
+    return given
+
+
 # How work is cut
 
 
@@ -95,17 +118,19 @@ def test_small_work_stays_in_its_thread_and_leaves_blas_alone(blas):
     task = lambda at: told.append((threading.current_thread(), blas(), at))  # noqa: E731
     threads.share(task, 9, threads.SMALL - 1, 1)
     assert told == [(threading.current_thread(), 2, slice(0, 9))]
+    threads.share(task, 9, threads.SMALL)  # not worth sharing; but its bits are to be the same
+    assert told[1:] == [(threading.current_thread(), 1, slice(0, 9))]
 
 
-def test_large_work_is_really_shared():
-    """By as many threads as there are to be: all of them are inside at one time."""
-    if threads._blas()[0] is None:
-        pytest.skip("without a BLAS that can be told, nothing is shared")
-    before, together = ml.threads(3), threading.Barrier(3, timeout=PATIENCE)
+def test_large_work_is_really_shared(blas):
+    """By as many threads as there are to be, and no more: all of them are inside at one time."""
+    before, together, who = ml.threads(3), threading.Barrier(3, timeout=PATIENCE), set()
     try:
         threads.share(lambda at: together.wait(), 3, threads.WORTH, 1)
+        threads.share(lambda at: who.add(threading.current_thread()), 12, threads.WORTH, 1)
     finally:
         ml.threads(before)
+    assert len(who) == 3
 
 
 @pytest.mark.parametrize("n", [-1, 1.5, True, "2"])
@@ -218,7 +243,7 @@ def test_blas_has_one_thread_inside_and_its_own_afterwards_even_after_an_error(s
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        threads.share(task, 4, 4, 1)
+        in_threads(lambda: threads.share(task, 4, 4, 1))
     assert set(told) == {1} and blas() == 2
 
 
@@ -252,43 +277,13 @@ def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_othe
 def test_a_task_that_shares_again_does_that_by_itself(shared):
     met = []
 
-    def inner(at):
-        met.append(threading.current_thread())
-
     def outer(at):
         here = []
         threads.share(lambda at: here.append(threading.current_thread()), 6, 6, 1)
-        assert here == [threading.current_thread()] * 6
-        inner(at)
+        met.append(here == [threading.current_thread()] * 6)
 
-    threads.share(outer, 4, 4, 1)
-    assert len(met) == 4
-    count = threading.Barrier(3, timeout=PATIENCE)
-    if threads._blas()[0]:
-        threads.share(lambda at: count.wait(), 3, 3, 1)  # and afterwards all share again
-
-
-def in_threads(*tasks):
-    """What each of them gives, done at the same time by Python threads; raises where one does."""
-    given, start = [None] * len(tasks), threading.Barrier(len(tasks), timeout=PATIENCE)
-
-    def run(i, task):
-        try:
-            start.wait()
-            given[i] = task()
-        except BaseException as error:
-            given[i] = error
-
-    made = [threading.Thread(target=run, args=at, daemon=True) for at in enumerate(tasks)]
-    for thread in made:
-        thread.start()
-    for thread in made:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "it hangs"
-    for result in given:
-        if isinstance(result, BaseException):
-            raise result
-    return given
+    in_threads(lambda: threads.share(outer, 4, 4, 1))
+    assert met == [True] * 4
 
 
 @pytest.mark.parametrize("among", [1, 3])
@@ -383,9 +378,9 @@ def test_a_child_of_a_fork_computes_and_leaves(where, blas):
         def child():
             assert blas() == 2, "not what shared work had set"
             assert np.array_equal(product(), wanted) and blas() == 2
-            done = []
-            threads.share(lambda at: done.append(at.start), 6, 6, 1)
-            assert sorted(done) == list(range(6))
+            together, told = threading.Barrier(3, timeout=PATIENCE / 2), []
+            threads.share(lambda at: told.append(together.wait() * 0 + blas()), 3, 3, 1)
+            assert told == [1, 1, 1], "shared again, and BLAS is quiet"
 
         if where == "outside":
             assert forked(child) == 0

@@ -29,7 +29,8 @@ def windows(seed: int = 0, batch: int = 2, tokens: int = 6) -> Windows:
 
 def job(kind: str):
     """(model, optimizer) of one run, always the same ones."""
-    model = gpt2(1, "float32", dropout=0.0 if kind in ("full", "plain SGD") else 0.3)
+    dtype = "float16" if kind == "half" else "float32"
+    model = gpt2(1, dtype, dropout=0.0 if kind in ("full", "plain SGD") else 0.3)
     if "lora" in kind:
         bias = "all" if "bias" in kind else "none"
         config = ml.LoRAConfig(r=2, alpha=6, targets=("q", "down"), dropout=0.4, bias=bias)
@@ -40,7 +41,7 @@ def job(kind: str):
     return model, (optim.Adam if "bias" in kind else optim.AdamW)(held, lr=0.02)
 
 
-KINDS = ["full", "full with dropout", "lora", "lora with bias", "SGD", "plain SGD"]
+KINDS = ["full", "full with dropout", "half", "lora", "lora with bias", "SGD", "plain SGD"]
 
 
 def outcome(model, optimizer, history) -> dict:
@@ -50,7 +51,8 @@ def outcome(model, optimizer, history) -> dict:
         **{f"o {n}": a for n, a in optimizer.state_dict().items()},
         **{f"h {n}": np.array(v) for n, v in dataclasses.asdict(history).items()},
         **{
-            f"g {n}": np.array(repr(g.bit_generator.state)) for n, g in surgery.generators(model).items()
+            f"g {n}": np.array(repr(g.bit_generator.state))
+            for n, g in surgery.generators(model).items()
         },
     }
 
@@ -88,7 +90,9 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp
     if backend.name == "strict" and "with" not in kind:
         pytest.skip("on the stand-in, the two that draw and train the most")
     whole = go(kind, windows(), tmp_path / "whole.npz", accumulation_steps=2)
-    assert_same(whole, go(kind, windows(), accumulation_steps=2))  # writing checkpoints changes nothing
+    assert_same(
+        whole, go(kind, windows(), accumulation_steps=2)
+    )  # writing checkpoints changes nothing
     for k in range(10) if backend.name == "numpy" else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
@@ -328,7 +332,9 @@ def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
         model = gpt2(seed)
         before = model.state_dict()
         optimizer = optim.SGD(model.trainable_parameters(), 1.0)
-        history = ml.fit(model, batches, optimizer, 1, accumulation_steps=accumulate, progress=False)
+        history = ml.fit(
+            model, batches, optimizer, 1, accumulation_steps=accumulate, progress=False
+        )
         after = model.state_dict()
         return history.losses[0], {n: before[n] - after[n] for n in names}
 
@@ -448,7 +454,9 @@ def test_a_gradient_that_is_not_finite_names_the_step_and_touches_no_weight(accu
 
     told = "backward: the gradient" if backend.on_host else "the loss or a gradient"
     with pytest.raises(FloatingPointError, match=f"fit: step 2: {told}"):
-        ml.fit(model, windows(), optimizer, 5, loss=loss, accumulation_steps=accumulate, progress=False)
+        ml.fit(
+            model, windows(), optimizer, 5, loss=loss, accumulation_steps=accumulate, progress=False
+        )
     if not backend.on_host:
         return  # told when the losses were looked at
     assert optimizer.t == 2

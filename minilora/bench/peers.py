@@ -190,11 +190,17 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
     def f32(*sizes: int) -> np.ndarray:
         return draw(sizes).astype("float32")
 
+    def share(part: Callable[[slice], None], n: int, size: int) -> None:
+        if in_blocks:
+            backend.current().share(part, n, size)
+        else:
+            part(slice(0, n))
+
     def matmul(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
         def part(some: slice) -> None:
             np.matmul(x[some], y, out=out[some])
 
-        backend.current().share(part, len(x), out.size * x.shape[1])
+        share(part, len(x), out.size * x.shape[1])
 
     x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
     W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
@@ -216,7 +222,7 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
                     np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
                     np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
 
-        backend.current().share(part, len(q), q.size * s.tokens)
+        share(part, len(q), q.size * s.tokens)
 
     def step() -> None:
         for layer in range(s.layers):

@@ -27,6 +27,7 @@ import numpy as np
 from minilora import backend, bench, ops, optim, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
+from minilora.bench import parity
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
 
@@ -48,7 +49,7 @@ class Habit(NamedTuple):
 class Measured(NamedTuple):
     """One habit on one shape. Ratios: without it, divided by with it."""
 
-    apart: float  # relative difference of losses and gradients
+    apart: float  # relative difference of the second step's losses and gradients
     ms: tuple[float, float]  # with, without: medians over the rounds
     ratio: float  # of times, the median over the rounds
     cpu: float | None  # of the cores' time, all threads together
@@ -187,12 +188,14 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
         told: list[Any] = []
         for step, twin in both:
             with twin():
+                step()  # so that the optimizer's work shows in the next one
                 loss, grads = step()
             told += [loss, grads()]
-        apart = bench.apart(*told) if told[1].keys() == told[3].keys() else float("inf")
+        loss, grads, other, theirs = told
+        apart = max(abs(loss - other) / loss, parity._apart(grads, theirs))
         if not apart <= bench.TOLERANCE:
             raise RuntimeError(f"{name}: the twin is another computation, {apart:.1e} apart")
-        del grads, told
+        del grads, theirs, told
         gc.collect()
         peaks = [peak(*one) for one in both]
         times: list[list[tuple[float, float]]] = [[], []]
