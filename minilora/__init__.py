@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
                 raise  # it is there, and lacks something
         public = importlib.import_module(".public", __name__)
         if hasattr(public, name):
-            return getattr(public, name)
+            return globals().setdefault(name, getattr(public, name))  # and found there from now on
     raise AttributeError(f"minilora has no {name!r}: dir(minilora) lists what it has")
 
 

@@ -29,13 +29,18 @@ def gamma(terms: int, dtype: Any) -> float:
     return terms * u / (1 - terms * u)
 
 
+def parts(layer: Any) -> tuple[Any, list[lora.Adapter]]:
+    """(the layer with W0, the adapters in use) of any layer, adapted or plain."""
+    return (layer.base, layer.in_use()) if isinstance(layer, lora.LoRALayer) else (layer, [])
+
+
 def layer_bound(layer: Linear | lora.LoRALinear, x: Array) -> Array:
     """What |merged(x) - unmerged(x)| stays under, number by number.
 
     x: (..., k)   out: (..., d), float64. Each side adds up at most k + r + 3 terms per output; the
     merged weight itself is rounded once.
     """
-    base, adapters = lora.parts(layer)
+    base, adapters = parts(layer)
     size = abs(_wide(x)) @ abs(_wide(base.W.data)).T
     for adapter in adapters:
         narrow = abs(_wide(x)) @ abs(_wide(adapter.A.data)).T
@@ -110,7 +115,7 @@ class _WatchTable(_Watch):
         return y + self.zero
 
     def reach(self) -> float:
-        base, adapters = lora.parts(self.layer)
+        base, adapters = parts(self.layer)
         x, rows = (abs(_wide(a)) for a in (self.x.data, self.zero.grad))
         size = abs(_wide(base.W.data))
         for adapter in adapters:

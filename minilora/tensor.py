@@ -19,9 +19,8 @@ from .backend.choices import kernel_of, no_grad, own, plain, recording, stand_in
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
 
-Rule = Callable[[Array], Any]  # gradient of the output -> of one input, or a tuple: of each input
 OPS: dict[str, Callable[..., Tensor]] = {}  # the ops of minilora.ops, by name
-Edges = list[tuple[Sequence[Any], Rule]]
+Edges = list[tuple[Sequence[Any], Any]]  # a rule: the output's gradient -> that of its targets
 _serials = itertools.count()
 
 class Node:
@@ -124,11 +123,13 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
         while edges:
             targets, rule = edges.pop()
             made = rule(g)
-            for target, grad in zip(targets, made if isinstance(made, tuple) else (made,)):
-                if target is None or (grad is None and isinstance(made, tuple)):
+            made = made if isinstance(made, tuple) or made is None else (made,)
+            if made is None or len(made) != len(targets):
+                told = "nothing: does it end in return?" if made is None else f"{len(made)} arrays"
+                raise TypeError(f"{node.name}: a rule for one input gave {told}")
+            for target, grad in zip(targets, made):
+                if target is None or grad is None:
                     continue  # frozen, or not used after all
-                if grad is None:
-                    raise TypeError(f"{node.name}: a rule gave nothing: does it end in return?")
                 owned = grad is not g and grad.base is None
                 if grad.shape != target.shape:
                     grad, owned = unbroadcast(grad, target.shape, node.name), True
@@ -169,7 +170,7 @@ def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> 
     axes = tuple(range(extra)) + tuple(stretched)
     return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
 
-def op(formula: Callable[..., tuple[Array, Any]]) -> Callable[..., Tensor]:
+def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make a differentiable op of `formula(*arrays, **settings) -> value, (a rule per array)`.
     Arrays are positional (Tensor, array, number or None), settings are keywords. A rule is kept
     only for inputs that require a gradient; None stands for what has none, such as integers. A
@@ -197,21 +198,23 @@ def op(formula: Callable[..., tuple[Array, Any]]) -> Callable[..., Tensor]:
         kernel = kernel_of(apply)
         told = {**settings, "needs": needs} if kernel else settings
         try:
-            value, rules = (kernel or formula)(*arrays, **told)
+            made = (kernel or formula)(*arrays, **told)
         except (ValueError, IndexError) as error:
             if str(error).startswith(f"{name}:"):
                 raise
             shapes = ((n, tuple(x.shape)) for n, x in zip(called, arrays) if hasattr(x, "shape"))
             has = ", ".join(f"{n} is {shape}" for n, shape in shapes)
             raise type(error)(f"{name}: {has}: {error}") from error
-        enough = kernel or (len(rules) == len(called) and all(itertools.compress(rules, needs)))
-        if not enough:
+        value, rules = made if isinstance(made, tuple) and len(made) == 2 else (made, ())
+        there = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
+        if not (kernel or (len(there) == len(called) and all(itertools.compress(there, needs)))):
             raise TypeError(f"{name}: its arrays are {', '.join(called)}; of their rules there are "
-                            f"{[bool(rule) for rule in rules]}: return value, (a rule for each)")
+                            f"{there}: return value, (a rule for each), in a tuple")
         out = Tensor(value)
         if any(needs):
             out.requires_grad = True
-            targets = [x._node or x if need else None for x, need in zip(inputs, needs)]
+            pairs = itertools.zip_longest(inputs, needs)  # a kernel knows of what was left out, too
+            targets = [x._node or x if need else None for x, need in pairs]
             edges: Edges = [(targets, rules)]
             if not kernel:
                 edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]

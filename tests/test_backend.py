@@ -239,25 +239,24 @@ def nothing_computed_yet():
     threads._blas.cache_clear()
 
 
-def computed() -> None:
-    ml.use("numpy")  # the fixture `backend` switches back
-    ml.current().share(lambda rows: None, 2, threads.SMALL)
+def share(size: int) -> None:
+    ml.backend.Backend().share(lambda rows: None, 2, size)
 
 
 def test_the_c_library_is_asked_once_to_keep_freed_memory(monkeypatch, nothing_computed_yet):
     asked = []
     library = SimpleNamespace(mallopt=lambda *numbers: asked.append(numbers))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    ml.current().share(lambda rows: None, 2, threads.SMALL - 1)
+    share(threads.SMALL - 1)
     assert asked == [], "an import and small work ask for nothing"
     for _ in range(2):
-        computed()
+        share(threads.SMALL)
     assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
 
 
 def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, nothing_computed_yet):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    computed()
+    share(threads.SMALL)
 
 
 def test_what_a_meter_takes_itself_is_not_its_peak():

@@ -20,8 +20,8 @@ from strict import LOG, Like, StrictBackend
 from test_contract import cupy, pytestmark, reaches_the_device, real, rehearse, special
 
 import minilora as ml
-from minilora import gpu
-from minilora.ops import fused
+from minilora.backend import gpu
+from minilora.kernels import rowwise
 
 __all__ = ["pytestmark"]  # skipped where there is a GPU
 LETTERS = {"f": "float", "d": "double", "e": "float16", "I": "unsigned int"}
@@ -93,7 +93,7 @@ def test_each_computes_in_the_precision_of_its_arrays(kernels):
 
 
 def test_that_would_be_seen():
-    """Two numbers that meet become a half: the reason for a rule of `backend.fused`."""
+    """Two numbers that meet become a half: the reason for a rule of `fused`."""
 
     def mistake(x, y, number):
         x += y * (1 - number)
@@ -223,7 +223,7 @@ def test_their_text_run_on_the_host_is_what_numpy_makes_of_the_formula(compiled)
 
 def test_a_kernel_may_write_where_it_reads(compiled):
     """Attention's weights are shifted in place: input and output are one array."""
-    wanted = fused.exp_shifted  # the mark around the formula
+    wanted = rowwise.exp_shifted  # the mark around the formula
     ran = 0
     for kernel, run in compiled:
         if kernel.formula.__name__ != "exp_shifted":

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from strategies import assert_near, in_pieces, normal, roundings, same_bytes, seeds, sizes
+from strategies import (
+    adapted,
+    assert_near,
+    ids,
+    in_pieces,
+    normal,
+    roundings,
+    same_bytes,
+    seeds,
+    sizes,
+)
 
 import minilora as ml
 from minilora import Tensor, kernels, ops, optim
@@ -343,6 +353,25 @@ def test_a_dropout_mask_has_the_same_bits_on_every_library_and_in_any_pieces(
             with in_pieces(piece, among=among):
                 runs.append(mask())
     assert all(same_bytes(other, made) and at == after for other, at in runs)
+
+
+# All of them together
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_models_step_is_the_same_without_kernels(recompute):
+    """Loss and gradients, dropout included: the masks are the same."""
+    told = []
+    for flag in (False, True):
+        model, _ = adapted(targets=("q", "v", "up"), dropout=0.2, sizes={"dropout": 0.1})
+        model.recompute = recompute
+        with ops.plain(flag):
+            loss = ops.cross_entropy(model(ids(0)), ids(1))
+        loss.backward()
+        grads = [p.grad for p in model.trainable_parameters().values()]
+        told.append([ml.asnumpy(x) for x in (loss, *grads)])
+    for fast, plain in zip(*told):  # some 10 sums of up to 100 terms, one after the other
+        assert_near(fast, plain, roundings(1e3, biggest(plain), "float64"))
 
 
 # More than the property draws

@@ -139,6 +139,14 @@ def test_not_strict_loads_what_is_common():
     assert same(state(model), {**after, "scale": before["scale"]})
 
 
+def test_into_what_is_locked_nothing_is_loaded():
+    model = Nest(0)
+    before, model.locked = state(model), "it is merged"
+    with pytest.raises(RuntimeError, match="load_state_dict: it is merged"):
+        model.load_state_dict(Nest(1).state_dict())
+    assert same(state(model), before)
+
+
 def test_train_and_eval_reach_every_module_and_nothing_else_changes():
     model = gpt2(dropout=0.25)
     before, flags = state(model), [p.requires_grad for p in model.parameters()]
@@ -296,6 +304,18 @@ def test_the_tree_marks_what_trains_and_shows_equal_blocks_once():
     assert line.split() == ["blocks.0-2", f"{size:,}", "parameters"]
     assert " ." not in repr(model) and "*11x8" in repr(model)
     assert repr(Nest()).splitlines()[1].split() == ["scale", "*3"]
+
+
+def test_a_module_says_of_itself_what_it_likes():
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.inner, self.by = nn.LayerNorm(2), 3
+
+        def extra_repr(self):
+            return f" by {self.by}"
+
+    lines = repr(Scaled()).splitlines()
+    assert lines[0] == "Scaled by 3" and "by" not in lines[1]
 
 
 @given(st.sets(st.sampled_from(NEST)), dtypes)

@@ -158,6 +158,20 @@ def test_a_module_that_returns_its_input_is_left_alone():
     np.testing.assert_allclose(ml.asnumpy(x.grad), 2 * ml.asnumpy(x), rtol=1e-12)
 
 
+def test_gradients_that_the_block_lends_do_not_share_memory():
+    class Shift(nn.Module):
+        def __init__(self):
+            self.b = nn.Parameter(ml.backend.asarray(np.ones(3)))
+
+        def forward(self, x):
+            return (x + self.b) * 2.0  # one array is the gradient of both
+
+    module, x = Shift(), ml.Tensor(np.ones(3), requires_grad=True)
+    recomputed(module, x).sum().backward()
+    x.grad += 1
+    assert ml.asnumpy(module.b.grad).tolist() == [2, 2, 2]
+
+
 def test_the_backward_pass_makes_the_choices_of_the_forward_pass():
     """Whether it was plain, and what stood in for which op, stays with the tape."""
     asked = []

@@ -392,6 +392,31 @@ def test_gradients_on_their_way_are_freed_as_backward_goes():
     assert max(alive) == 1  # the one that the rule is given
 
 
+def test_what_a_gradient_was_summed_from_is_freed():
+    whole, alive = [], []
+
+    @op
+    def stretched(x):
+        def dx(g):
+            out = g * 1.0
+            whole.append(weakref.ref(out))
+            return out
+
+        return x + ml.xp.zeros((5, 1)), (dx,)
+
+    @op
+    def link(x):
+        def dx(g):
+            alive.extend(a() is not None for a in whole)
+            return g
+
+        return x * 1.0, (dx,)
+
+    (x,) = leaves(np.ones(2))
+    stretched(link(x)).sum().backward()
+    assert alive == [False] and grad(x).tolist() == [5, 5]
+
+
 def test_a_training_step_leaves_no_reference_cycle():
     table, gain, shift, W, A, B = leaves(
         *(normal(i, *s) for i, s in enumerate([(5, 4), (4,), (4,), (4, 4), (2, 4), (4, 2)]))
@@ -564,7 +589,7 @@ def test_a_rule_that_gives_nothing_is_named():
 
     (x,) = leaves(np.ones(2))
     with pytest.raises(
-        TypeError, match=r"^forgetful: a rule gave nothing: does it end in return\?"
+        TypeError, match=r"^forgetful: a rule for one input gave nothing: does it end in return\?"
     ):
         forgetful(x).sum().backward()
     assert x.grad is None

@@ -81,7 +81,9 @@ def lora_linear(
     fits(x, W)
     if x.dtype.itemsize == 2:  # a half meets A and B as halves
         A, B = A.astype(x.dtype, copy=False), B.astype(x.dtype, copy=False)
-    need_x, need_W, need_b, need_A, need_B, _ = needs
+    need_x, need_W, need_b, need_A, need_B, need_mask = needs
+    if need_mask:
+        raise TypeError("lora_linear: the mask is a constant: no gradient is defined for it")
     masked, up = rows(x if mask is None else x * mask), B.T * scale
     inner = xp.empty((len(masked), len(A)), up.dtype)
 

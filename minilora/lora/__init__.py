@@ -2,8 +2,8 @@
 from ..config import LoRAConfig
 from .convert import activate, adaptable, attach, detach, disabled, merge, merged
 from .files import load, save
-from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear, parts
+from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 
 __all__ = [
     "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRALinear", "activate", "adaptable",
-    "attach", "detach", "disabled", "load", "merge", "merged", "parts", "save"]
+    "attach", "detach", "disabled", "load", "merge", "merged", "save"]

@@ -86,10 +86,6 @@ class LoRALayer(Module):
         layer.W = Parameter(W, requires_grad=False)
         return layer, gone / size if size else 0.0
 
-def parts(layer: Any) -> tuple[Any, list[Adapter]]:
-    """(the layer with W0, the adapters in use) of any layer, adapted or plain."""
-    return (layer.base, layer.in_use()) if isinstance(layer, LoRALayer) else (layer, [])
-
 class LoRALinear(LoRALayer):
     """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
 

@@ -93,7 +93,8 @@ def classes(logits, targets, ignore_index):
 def attention(q, k, v, *, heads, causal=True, mask=None):
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
     out: (batch, m, d). causal: query i is token n - m + i and sees no later one. mask: (batch, n),
-    NumPy, on the host: false where a key is padding, which nobody sees; None: there is none.
+    NumPy, on the host: false where a key is padding, which nobody sees; None: there is none. A query
+    that sees nothing at all (padding on the left) is finite, and means nothing.
     """
     fits_heads(q, k, v, heads, causal)
     (batch, m, d), n = q.shape, k.shape[1]
