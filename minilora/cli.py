@@ -17,8 +17,8 @@ from . import __version__, accounting, backend, data, lora, rounding
 from .accounting.plan import POLICIES
 from .backend import gpu
 from .backend.threads import threads
-from .bench import bench
 from .bench.engines import ENGINES, SHAPES
+from .bench.turns import bench
 from .demo import demo
 from .generate import generate
 from .loss_scale import LossScale

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora import bench, cli, ops
+from minilora import cli, ops
 from minilora.bench import engines, ours
+from minilora.bench import turns as bench
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 

@@ -11,9 +11,10 @@ from strict import LOG, StrictBackend
 from test_cli import put_in_use
 
 import minilora as ml
-from minilora import bench, cli, ops
+from minilora import cli, ops
 from minilora.bench import __main__ as worker
 from minilora.bench import engines, parity
+from minilora.bench import turns as bench
 
 
 @pytest.fixture(autouse=True)

@@ -24,10 +24,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minilora import backend, bench, ops, optim, tensor
+from minilora import backend, ops, optim, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
 from minilora.bench import parity
+from minilora.bench import turns as bench
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
 
