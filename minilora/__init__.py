@@ -34,6 +34,8 @@ def __getattr__(name: str) -> Any:
         public = importlib.import_module(".public", __name__)
         if hasattr(public, name):
             return globals().setdefault(name, getattr(public, name))  # and found there from now on
+    if name == "__all__":
+        return importlib.import_module(".public", __name__).__all__
     raise AttributeError(f"minilora has no {name!r}: dir(minilora) lists what it has")
 
 

@@ -36,7 +36,8 @@ def finetune(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     model = _base(args)
     text = _text(args.text)
     training, held_out = (model.tokenizer.encode(part) for part in data.split(text))
-    batch, tokens = args.batch or 8, min(args.window or 128, model.config.n_positions)
+    batch, tokens = _sizes(args)
+    tokens = min(tokens, model.config.n_positions)
     batches = data.Windows(training, batch, tokens, args.seed)
     checks = data.sequential(held_out, batch, tokens)[: args.checks]
     say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
@@ -100,6 +101,11 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Count parameters, bytes and operations of a step: on the base, or of a named shape."""
     if args.shape:
         return _plan(args, say)
+    if args.method != "lora" or args.policy != "float32":
+        raise ValueError(
+            "account: --method and --policy go with a shape: account gpt2 --method full"
+        )
+    batch, tokens = _sizes(args)
     result: dict[str, Any] = {}
     for name in ("full", "lora"):
         model = _base(args).train()
@@ -110,8 +116,8 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         book = accounting.ledger(
             model,
             AdamW(model.trainable_parameters()),
-            args.batch or 8,
-            args.window or 128,
+            batch,
+            tokens,
         )
         say(f"{name}: {numbers.trainable:,} of {numbers.total:,} parameters train "
             f"({numbers.percent:.3f} %)\n{book}\n")  # fmt: skip
@@ -124,10 +130,12 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Of a shape that need not fit into any memory: nothing is computed but sizes."""
+    if args.base_dtype:
+        raise ValueError(f"account {args.shape}: give --policy 'half base' for --base-dtype")
     given = {"r": args.r, "alpha": args.alpha, "targets": _config(args).targets}
     plan = accounting.plan(
-        args.shape, method=args.method, batch=args.batch or 1, tokens=args.window,
-        policy=args.policy, recompute=args.recompute, plain=args.plain,
+        args.shape, method=args.method, policy=args.policy, recompute=args.recompute,
+        batch=1 if args.batch is None else args.batch, tokens=args.window, plain=args.plain,
         device=args.backend.partition(":")[0], **given,
     )  # fmt: skip
     say(str(plan))
@@ -199,7 +207,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.threads is not None:
             threads(args.threads)
-        if args.command is not account or not args.shape:  # a plan chooses its own
+        if args.command is account and args.shape:
+            pass  # a plan chooses its own
+        elif args.backend == "shapes":
+            raise ValueError("--backend shapes has no numbers: `minilora account` counts on it")
+        else:
             backend.use(args.backend, plain=args.plain)
         result = args.command(args, say)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
@@ -219,12 +231,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option there is."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    common.add_argument("--backend", default="numpy", help="numpy, cupy, or cupy:1 (that GPU)")
-    common.add_argument("--threads", type=int, help="to share work among (one per core)")
-    common.add_argument("--plain", action="store_true", help="every op as printed, no kernels")
-    common.add_argument("--json", action="store_true", help="print the numbers as JSON")
     based = argparse.ArgumentParser(add_help=False)
     based.add_argument("--base", default="shakespeare", help="a built-in base, or a model's .npz")
     stored = argparse.ArgumentParser(add_help=False)
@@ -240,15 +246,20 @@ def parser() -> argparse.ArgumentParser:
         help="compute each block's activations again instead of keeping them: less memory",
     )  # fmt: skip
     top = argparse.ArgumentParser(
-        prog="minilora", parents=[common], description="LoRA on NumPy; without a command: the demo."
+        prog="minilora",
+        parents=[_common()],
+        description="LoRA on NumPy; without a command: the demo.",
     )
     top.add_argument("--version", action="version", version=__version__)
-    top.set_defaults(command=lambda args, say: demo(args.seed, say))
+    top.set_defaults(
+        command=lambda args, say: demo(args.seed, say),
+        seed=0, backend="numpy", threads=None, plain=False, json=False,
+    )  # fmt: skip
     commands = top.add_subparsers(title="commands", metavar="")
 
     def command(name: str, run: Any, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         told = run.__doc__.strip()
-        sub = commands.add_parser(name, help=told, description=told, parents=[common, *parents])
+        sub = commands.add_parser(name, help=told, description=told, parents=[_common(), *parents])
         sub.set_defaults(command=run)
         return sub
 
@@ -308,6 +319,22 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("shakespeare.npz"), help="(shakespeare.npz)")
     sub.add_argument("--steps", type=int, default=STEPS, help=f"({STEPS})")
     return top
+
+
+def _common() -> argparse.ArgumentParser:
+    """What may stand before the command or behind it; so only the whole parser has defaults."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--seed", type=int, help="of everything random (0)")
+    common.add_argument("--backend", help="numpy, cupy, or cupy:1 (that GPU)")
+    common.add_argument("--threads", type=int, help="to share work among (0: one per core)")
+    common.add_argument("--plain", action="store_true", help="every op as printed, no kernels")
+    common.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    return common
+
+
+def _sizes(args: argparse.Namespace) -> tuple[int, int]:
+    """Sequences of a batch, tokens of a sequence."""
+    return 8 if args.batch is None else args.batch, 128 if args.window is None else args.window
 
 
 def _base(args: argparse.Namespace) -> GPT2:

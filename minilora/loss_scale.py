@@ -54,7 +54,7 @@ class LossScale:
         inverse = 1 / self.scale
         for p in optimizer.parameters.values():
             if p.grad is not None:
-                p.grad = (p.grad * inverse).astype(p.dtype, copy=False)
+                p.grad = p.grad * inverse  # in float32: a half would lose it again
 
     def step(self, optimizer: Optimizer) -> None:
         """`optimizer.step()`, unless a gradient was not finite; then the next scale."""

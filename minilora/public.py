@@ -1,6 +1,7 @@
 """The public names, in reading order: the table of contents."""
 
-from . import accounting, backend, data, kernels, lora, nn, ops, optim
+from typing import TYPE_CHECKING
+
 from .backend import asnumpy, current, use, using, xp
 from .backend.threads import threads
 from .generate import generate
@@ -11,6 +12,9 @@ from .models import GPT2, GPT2Config, load_base, load_model, save_model
 from .optim import SGD, Adam, AdamW
 from .tensor import Tensor, no_grad, op, plain
 from .train import History, evaluate, fit, train_step
+
+if TYPE_CHECKING:  # the package loads them when they are asked for
+    from . import accounting, backend, data, kernels, lora, nn, ops, optim
 
 __all__ = [
     "GPT2", "SGD", "Adam", "AdamW", "GPT2Config", "History", "LoRAConfig", "LossScale", "Tensor",

@@ -50,18 +50,17 @@ def swap(model: Module, new: Mapping[str, Module | Parameter]) -> None:
         owner: Any = model
         *above, last = path.split(".")
         for name in above:
-            owner = owner[int(name)] if isinstance(owner, list) else _inside(owner)[name]
+            owner = owner[int(name)] if isinstance(owner, list) else _inside(owner, name)[name]
         if isinstance(owner, list):
             owner[int(last)] = item
         else:
-            _inside(owner)[last] = item
+            _inside(owner, last)[last] = item
 
 
-def _inside(owner: Any) -> dict[str, Any]:
-    if isinstance(owner, dict):
-        return owner
-    base = getattr(owner, "base", None)
-    return vars(base if isinstance(base, Module) else owner)
+def _inside(owner: Any, name: str) -> dict[str, Any]:
+    """Where this name is held: in the owner, or in the layer that it wraps."""
+    held: dict[str, Any] = owner if isinstance(owner, dict) else vars(owner)
+    return held if name in held or "base" not in held else vars(held["base"])
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import heapq
 import inspect
-import itertools
 from collections.abc import Callable, Sequence
+from itertools import compress, count, zip_longest
 from typing import Any
 from . import display
 from .backend import Array, asarray, asnumpy, current, xp
@@ -21,7 +21,7 @@ __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recor
 
 OPS: dict[str, Callable[..., Tensor]] = {}  # the ops of minilora.ops, by name
 Edges = list[tuple[Sequence[Any], Any]]  # a rule: the output's gradient -> that of its targets
-_serials = itertools.count()
+_serials = count()
 
 class Node:
     """One step of the tape. edges: (where gradients flow to, the rule that makes them)."""
@@ -188,13 +188,14 @@ def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
             return mine(*inputs, **settings)  # type: ignore[no-any-return]
         if not settings.keys().isdisjoint(names):  # an array by its name
             bound = signature.bind(*inputs, **settings)
+            bound.apply_defaults()
             inputs, settings = bound.args, bound.kwargs
         if odd := [key for key, x in settings.items() if isinstance(x, Tensor)]:
             raise TypeError(f"{name}: {odd[0]} is a setting, not an array: it takes no Tensor")
         arrays, keep = [x.data if isinstance(x, Tensor) else x for x in inputs], own.recording
-        called = names or [f"input {i}" for i in range(len(inputs))]
         needs = [keep and isinstance(x, Tensor) and x.requires_grad for x in inputs]
-        needs += [False] * (len(called) - len(needs))
+        needs += [False] * (len(names) - len(needs))
+        called = names or [f"input {i}" for i in range(len(inputs))]
         kernel = kernel_of(apply)
         told = {**settings, "needs": needs} if kernel else settings
         try:
@@ -207,14 +208,13 @@ def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
             raise type(error)(f"{name}: {has}: {error}") from error
         value, rules = made if isinstance(made, tuple) and len(made) == 2 else (made, ())
         there = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
-        if not (kernel or (len(there) == len(called) and all(itertools.compress(there, needs)))):
+        if not (kernel or (len(there) == len(called) and all(compress(there, needs)))):
             raise TypeError(f"{name}: its arrays are {', '.join(called)}; of their rules there are "
                             f"{there}: return value, (a rule for each), in a tuple")
         out = Tensor(value)
         if any(needs):
             out.requires_grad = True
-            pairs = itertools.zip_longest(inputs, needs)  # a kernel knows of what was left out, too
-            targets = [x._node or x if need else None for x, need in pairs]
+            targets = [x._node or x if need else None for x, need in zip_longest(inputs, needs)]
             edges: Edges = [(targets, rules)]
             if not kernel:
                 edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]

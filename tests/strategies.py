@@ -78,8 +78,8 @@ def in_pieces(piece: int = 64, queries: int = 64, among: int = 3):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"piece": piece, "queries": queries}.items():
             patch.setattr(backend, name, value)
-        for name, value in {"WORTH": 0, "SMALL": 0}.items():
-            patch.setattr(threads, name, value)
+        patch.setattr(threads, "WORTH", 0)
+        patch.setattr(threads, "EACH", 8)
         try:
             yield
         finally:

@@ -992,8 +992,6 @@ class StrictBackend(CupyBackend):
         return MODULE, _Special()
 
     def share(self, task, n, size, piece=0):
-        if size < threads.SMALL:
-            return super().share(task, n, size, piece)
         with threads._quiet:  # BLAS's own threads are slow where something else uses the cores
             return super().share(task, n, size, piece)
 

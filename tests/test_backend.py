@@ -247,16 +247,15 @@ def test_the_c_library_is_asked_once_to_keep_freed_memory(monkeypatch, nothing_c
     asked = []
     library = SimpleNamespace(mallopt=lambda *numbers: asked.append(numbers))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    share(threads.SMALL - 1)
-    assert asked == [], "an import and small work ask for nothing"
+    assert asked == [], "an import asks for nothing"
     for _ in range(2):
-        share(threads.SMALL)
+        share(1)
     assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
 
 
 def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, nothing_computed_yet):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
-    share(threads.SMALL)
+    share(1)
 
 
 def test_what_a_meter_takes_itself_is_not_its_peak():

@@ -93,7 +93,7 @@ def test_pieces_cover_every_row_once_and_are_not_too_large(n, size, piece):
         assert len(cuts) == 1
 
 
-@given(st.integers(0, 40), st.sampled_from([1, threads.SMALL, threads.WORTH]), st.integers(0, 7))
+@given(st.integers(0, 40), st.sampled_from([1, threads.WORTH, 9 * threads.EACH]), st.integers(0, 7))
 def test_every_row_is_done_once_whatever_the_number_of_threads(n, size, piece):
     seen = []
     for among in (1, 2, 3, 8):
@@ -113,13 +113,12 @@ def test_every_row_is_done_once_whatever_the_number_of_threads(n, size, piece):
     assert all(cuts == seen[0] for cuts in seen), "cut at the same rows"
 
 
-def test_small_work_stays_in_its_thread_and_leaves_blas_alone(blas):
+def test_small_work_stays_in_its_thread_and_in_one_of_blas(blas):
     told = []
     task = lambda at: told.append((threading.current_thread(), blas(), at))  # noqa: E731
-    threads.share(task, 9, threads.SMALL - 1, 1)
-    assert told == [(threading.current_thread(), 2, slice(0, 9))]
-    threads.share(task, 9, threads.SMALL)  # not worth sharing; but its bits are to be the same
-    assert told[1:] == [(threading.current_thread(), 1, slice(0, 9))]
+    threads.share(task, 9, threads.WORTH - 1)  # not worth sharing; but its bits are to be the same
+    assert told == [(threading.current_thread(), 1, slice(0, 9))]
+    assert blas() == 2
 
 
 def test_large_work_is_really_shared(blas):

@@ -95,7 +95,7 @@ def plan(
         trained = model.trainable_parameters()
         ids, meter = random_ids(model, batch, tokens), library.meter()
         meter.ignore(ids)
-        seen = observe(model, OPTIMIZERS[optimizer](trained), ids, meter)
+        seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
         return Plan(
             _title(shape, method, r, targets, batch, tokens, optimizer, policy, recompute, device),
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,

@@ -18,7 +18,7 @@ from . import current
 
 class _Own(threading.local):
     recording = True  # is a tape kept?
-    plain = False  # no kernels
+    plain: bool | None = None  # no kernels; None: as the backend in use has it
     replaced: Mapping[Any, Callable[..., Any]] = MappingProxyType({})  # op -> what stands in
 
 
@@ -53,12 +53,12 @@ def plain(flag: bool = True) -> AbstractContextManager[None]:
 
 def is_plain() -> bool:
     """Do ops run without their kernels?"""
-    return own.plain or current().plain
+    return current().plain if own.plain is None else own.plain
 
 
 def as_now() -> Callable[[], AbstractContextManager[None]]:
     """A way back: what it gives enters the choices of now, and keeps a tape."""
-    then = {"plain": own.plain, "replaced": own.replaced}
+    then = {"plain": is_plain(), "replaced": own.replaced}
     return lambda: choose(recording=True, **then)
 
 
@@ -86,7 +86,7 @@ def kernel_of(op: Any) -> Any:
 
     The table is read when the first op runs: it is above all ops, and an import need not load it.
     """
-    if own.plain or current().plain:
+    if is_plain():
         return None
     if not _read:
         _read.append(importlib.import_module("minilora.kernels"))

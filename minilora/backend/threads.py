@@ -10,6 +10,7 @@ computes at the same time, finds everything in order.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import os
 import queue
@@ -24,8 +25,7 @@ from . import host
 
 Task = Callable[[slice], None]
 WORTH = 1 << 15  # below so many numbers, sharing costs more than it brings
-SMALL = WORTH >> 3  # and below so many, BLAS uses one thread anyway
-LEAST = 2  # pieces, where sharing pays at all
+LEAST, MOST, EACH = 2, 16, 1 << 22  # pieces where sharing pays at all; numbers in each, if many
 
 
 def share(task: Task, n: int, size: int, piece: int = 0) -> None:
@@ -34,11 +34,7 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
     size: how many numbers it is about; piece: rows at a time, 0 for as many as there are. A task
     that shares again does that part by itself.
     """
-    if size < SMALL:
-        if n:
-            task(slice(0, n))
-        return
-    cuts = pieces(n, size, piece)
+    cuts = pieces(n, size, piece) if size >= WORTH or n > piece > 0 else [slice(0, n)] * (n > 0)
     with _quiet:
         if len(cuts) > 1 and not _own.sharing and (crew := _crew()):
             _together(task, cuts, crew)
@@ -48,10 +44,11 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
 
 
 def pieces(n: int, size: int, piece: int) -> list[slice]:
-    """Slices that cover range(n), of at most `piece` rows; an even number where sharing pays."""
+    """Slices that cover range(n), of at most `piece` rows; more of them for more work."""
     count = -(-n // piece) if piece else 1
     if size >= WORTH and n > 1:
-        count = min(n, max(LEAST, count + count % 2))
+        count = max(count, min(MOST, size // EACH), LEAST)
+        count = min(n, count + count % 2)
     bounds = [n * i // max(1, count) for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]
 
@@ -107,9 +104,9 @@ def _crew() -> list[Inbox]:
 def _serve(inbox: Inbox) -> None:
     _own.sharing = True
     while True:
-        task, todo, done = inbox.get()
-        done.put(_part(task, todo))
-        del task, todo, done
+        context, task, todo, done = inbox.get()
+        done.put(context.run(_part, task, todo))
+        del context, task, todo, done
 
 
 def _part(task: Task, todo: list[slice]) -> BaseException | None:
@@ -131,7 +128,7 @@ def _together(task: Task, cuts: list[slice], crew: list[Inbox]) -> None:
     count = min(len(crew) + 1, len(cuts))
     parts = [cuts[len(cuts) * i // count : len(cuts) * (i + 1) // count] for i in range(count)]
     for inbox, part in zip(crew, parts[1:]):
-        inbox.put((task, part, done))
+        inbox.put((contextvars.copy_context(), task, part, done))  # np.errstate and the like
     _own.sharing = True
     try:
         failed = [_part(task, parts[0])]

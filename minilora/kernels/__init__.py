@@ -1,8 +1,9 @@
 """The fast versions of some ops, and the one table that says which.
 
 A kernel has its op's signature and contract, and is told besides which inputs need a gradient. It
-gives the value, and one function from the gradient of the output to those of the inputs (None
-where none is needed). All that makes a step fast is in here: work shared by the cores, pieces that
+gives the value, in x's dtype, and one function from the gradient of the output to those of the
+inputs (None where none is needed). Of Adam's, which is no op, only the signature is the same.
+All that makes a step fast is in here: work shared by the cores, pieces that
 fit the cache, memory that is reused, halves widened at once, formulas that become one kernel on a
 GPU. `plain()` runs everything without them; tests hold each to its op in ops/, at every shape.
 """
@@ -19,7 +20,6 @@ TABLE: dict[Any, Any] = {
     ops.layer_norm: rowwise.layer_norm,
     ops.gelu: rowwise.gelu,
     ops.cross_entropy: rowwise.cross_entropy,
-    ops.dropout_mask: rowwise.dropout_mask,
     optim.adam: rowwise.adam,
 }
 for _plain, _fast in TABLE.items():

@@ -73,17 +73,21 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
                     kept[part][i.start] = E
 
     current().share(forward, len(parts), batch * heads * m * n, 1)
-    if not any(needs):
-        return out.astype(dtype, copy=False), None
+    shapes, wide, y = (q.shape, k.shape, v.shape), q.dtype, out.astype(dtype, copy=False)
+    del q, k, v, out
+    if keep:  # what the gradients that are wanted use, and no more
+        Q, K = Q if need_k else None, K if need_q else None
+        V, O = (V, O) if need_q or need_k else (None, None)
 
     def gradients(g: Array) -> tuple[Array, ...]:
         G = by_head(widest(g), heads)
-        dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+        dq, dk, dv = xp.empty(shapes[0], wide), *(xp.zeros(s, wide) for s in shapes[1:])
         dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
 
         def backward(at: slice) -> None:
             for part, t in enumerate(parts[at], at.start):
-                KT, VT = None if keep else turned(K[t]), turned(V[t])
+                KT = None if keep else turned(K[t])
+                VT = turned(V[t]) if need_q or need_k else None
                 for i, j in blocks:
                     if keep:
                         E = kept[part].pop(i.start)
@@ -93,6 +97,8 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
                     over = G[t][:, :, i] * inverse[t][:, :, i]
                     if need_v:
                         dV[t][:, :, j] += crossed(E, over)
+                    if VT is None:
+                        continue
                     ds = over @ VT[..., j]
                     _ds(ds, (over * O[t][:, :, i]).sum(axis=-1, keepdims=True), E)
                     if need_q:
@@ -104,7 +110,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
         return tuple(x.astype(dtype, copy=False) if need else None
                      for x, need in zip((dq, dk, dv), needs))  # fmt: skip
 
-    return out.astype(dtype, copy=False), gradients
+    return y, gradients
 
 
 @fused

@@ -62,7 +62,7 @@ def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool])
         y += b[columns]  # type: ignore[index]
 
     y = product(x, W.T, None if b is None else plus_b)
-    x = x if needs[1] else None
+    x, W = x if needs[1] else None, W if needs[0] else None
 
     def gradients(g: Array) -> tuple[Array | None, ...]:
         dx = product(g, W) if needs[0] else None
@@ -97,7 +97,7 @@ def lora_linear(
     y = product(x, W.T, plus_update)
     x, masked, inner = (kept if need else None for kept, need in
                         ((x, need_W), (masked, need_A), (inner, need_B)))  # fmt: skip
-    mask, b = mask if need_x else None, None
+    W, mask, b = W if need_x else None, mask if need_x else None, None
 
     def gradients(g: Array) -> tuple[Array | None, ...]:
         through, dA, dB = _thin(rows(g), B * scale, masked, inner)

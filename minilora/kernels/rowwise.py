@@ -1,13 +1,11 @@
-"""What goes through an array row by row, or number by number (ops/neural.py, ops/shape.py, Adam):
-in pieces that stay in the cache for all of a formula, shared by the cores; one kernel on a GPU."""
+"""What goes through an array row by row, or number by number (ops/neural.py, Adam): in pieces that
+stay in the cache for all of a formula, shared by the cores; a formula is one kernel on a GPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ..backend import Array, current, erf, xp
 from ..backend.fuse import fused
@@ -177,7 +175,7 @@ def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
         total[at] = e[at].sum(axis=1)
 
     current().share(forward, len(z), z.size, piece)
-    loss = ((xp.log(total) - chosen) * weights).sum()
+    loss = (xp.where(weights > 0, xp.log(total) - chosen, 0) * weights).sum()
 
     def gradients(g: Array) -> tuple[Array, None]:
         def part(at: slice) -> None:
@@ -197,42 +195,19 @@ def exp_shifted(x: Array, top: Array, out: Array) -> None:
     xp.exp(out, out=out)
 
 
-def dropout_mask(shape: Sequence[int], rate: float, rng: np.random.Generator, dtype: Any) -> Array:
-    """The hash of each number's place, in place and in the cache."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-    mask = xp.empty(math.prod(shape), dtype)
-    key = (*rng.integers(1 << 32, size=2).tolist(), round(rate * (1 << 32)), 1 / (1 - rate))
-
-    def part(at: slice) -> None:
-        _mask(xp.arange(at.start, at.stop, dtype="uint32"), *key, mask[at])
-
-    current().share(part, len(mask), len(mask), current().piece)
-    return mask.reshape(shape)
-
-
-@fused
-def _mask(i: Array, one: int, two: int, limit: int, worth: float, out: Array) -> None:
-    i ^= one
-    i *= 0x85EBCA6B
-    i ^= i >> 13
-    i ^= two
-    i *= 0xC2B2AE35
-    i ^= i >> 16
-    i *= 0x85EBCA6B
-    xp.greater_equal(i, limit, out=out)
-    out *= worth
-
-
 def adam(p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
          spread: float, eps: float, kept: float) -> None:  # fmt: skip
     """In place, in pieces: p, g, m, v and one more array in the cache, instead of six of p's size
     in memory."""
     b1, b2 = betas
+    rest = b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept
+    if not p.flags.c_contiguous:  # a flat p would be a copy
+        _adam(p, g, m, v, *rest)
+        return
     flat = [a.reshape(-1) for a in (p, g, m, v)]
 
     def part(at: slice) -> None:
-        _adam(*(a[at] for a in flat), b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept)
+        _adam(*(a[at] for a in flat), *rest)
 
     current().share(part, len(flat[0]), len(flat[0]), current().piece)
 

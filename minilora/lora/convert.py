@@ -192,12 +192,13 @@ def install(
     layers, base = adaptable(model), base_of(model)
     if absent := [*(plan.keys() - layers.keys()), *(set(whole) - base.keys())]:
         raise ValueError(f"attach: this model has no {min(absent)}")
+    for at in plan:
+        if not isinstance(layers[at], LoRALayer):
+            kind = LoRALinear if isinstance(layers[at], Linear) else LoRAEmbedding
+            layers[at] = kind(layers[at])
+    swap(model, {at: layers[at] for at in plan})
     for at, (r, alpha) in plan.items():
-        layer = layers[at]
-        if not isinstance(layer, LoRALayer):
-            layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
-        layer.adapters[name] = Adapter(layer, r, alpha, config, rng)
-        swap(model, {at: layer})
+        layers[at].adapters[name] = Adapter(layers[at], r, alpha, config, rng)
     state.base |= {at: base[at][1] for at in whole}
     state.whole[name] = {at: wide_copy(*base[at]) for at in whole}
     state.configs[name] = config

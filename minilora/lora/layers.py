@@ -8,7 +8,7 @@ import numpy as np
 from .. import ops
 from ..backend import Array, asarray, current, xp
 from ..config import LoRAConfig
-from ..nn import Module, Parameter
+from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor
 
 class Adapter(Module):
@@ -40,8 +40,8 @@ class Adapter(Module):
         return self.alpha / self.r
     def mask(self, x: Tensor) -> Array | None:
         """What x is multiplied by before A: None outside training."""
-        on = self.training and self.dropout
-        return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype) if on else None
+        if not (self.training and self.dropout): return None
+        return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype)  # type: ignore
     def delta(self) -> Array:
         """scale · B A in float64, (d, k)."""
         return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
@@ -91,7 +91,7 @@ class LoRALinear(LoRALayer):
 
     def forward(self, x: Tensor) -> Tensor:
         used = self.in_use()
-        if len(used) == 1:  # the common case, as one op
+        if [type(a) for a in used] == [Adapter] and type(self.base) is Linear:  # as one op
             (a,), W, b = used, self.base.W, self.base.b
             return ops.lora_linear(x, W, b, a.A, a.B, a.mask(x), scale=a.scale)
         y: Tensor = self.base(x)

@@ -70,7 +70,8 @@ def cross_entropy(logits, targets, *, ignore_index=-100):
     def dlogits(g):
         hot = (targets[:, None] == xp.arange(shape[-1])).astype(g.dtype)
         return ((xp.exp(log_p) - hot) * (g * weights[:, None])).reshape(shape)
-    return -(log_p[xp.arange(len(targets)), targets] * weights).sum(), (dlogits, None)
+    picked = xp.where(targets >= 0, log_p[xp.arange(len(targets)), targets], 0)
+    return -(picked * weights).sum(), (dlogits, None)
 
 def classes(logits, targets, ignore_index):
     """(targets (rows,) in the library in use, -1 where ignored, how many are not), once checked."""
@@ -80,7 +81,7 @@ def classes(logits, targets, ignore_index):
     if targets.shape != shape:
         raise ValueError(f"cross_entropy: logits are {(*shape, vocabulary)}, so targets must be "
                          f"{shape}, not {targets.shape}")
-    flat = np.where(targets == ignore_index, -1, targets).reshape(-1)
+    flat = np.where(targets == ignore_index, -1, targets.astype(np.int64)).reshape(-1)
     good = flat[targets.reshape(-1) != ignore_index]
     if not good.size:
         raise ValueError(f"cross_entropy: all {flat.size} targets are ignored: nothing to average")
@@ -93,8 +94,8 @@ def classes(logits, targets, ignore_index):
 def attention(q, k, v, *, heads, causal=True, mask=None):
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
     out: (batch, m, d). causal: query i is token n - m + i and sees no later one. mask: (batch, n),
-    NumPy, on the host: false where a key is padding, which nobody sees; None: there is none. A query
-    that sees nothing at all (padding on the left) is finite, and means nothing.
+    on the host: false where a key is padding, which nobody sees. A query that has nothing to see (all
+    before it is padding) gives what is finite and means nothing.
     """
     fits_heads(q, k, v, heads, causal)
     (batch, m, d), n = q.shape, k.shape[1]

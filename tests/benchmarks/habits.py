@@ -70,12 +70,6 @@ def swap(*changes: tuple[Any, str, Any]) -> Twin:
     return twin
 
 
-def dropping(shape: str) -> Step:
-    """A LoRA step with dropout."""
-    with patch.object(own.lora, "LoRAConfig", partial(own.lora.LoRAConfig, dropout=0.1)):
-        return ours(shape)
-
-
 def all_differentiated(shape: str) -> Step:
     """A LoRA step that computes every weight's gradient, and uses those of A and B."""
     model, (ids, targets) = own.build(shape)
@@ -143,7 +137,7 @@ class Column:
 
 columns = {"ones": lambda *_: Column(np.sum), "full": lambda *_: Column(np.mean)}
 REDUCING = SimpleNamespace(**vars(np) | columns)
-STEPS = {"dropout_mask": dropping, "adam": partial(ours, full=True)}
+STEPS = {"adam": partial(ours, full=True)}
 _embedding = ops.embedding
 HABITS: dict[str, Habit] = {
     "nothing": Habit("nothing: the noise of this table", nullcontext),
@@ -153,7 +147,7 @@ HABITS: dict[str, Habit] = {
     "sums": Habit("gradients added in place", swap((tensor, "_add", every_sum_new))),
     "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
     "blas": Habit("own threads instead of BLAS's", swap((threads, "share", left_to_blas))),
-    "worth": Habit("small work is not shared", swap((threads, "WORTH", 0), (threads, "SMALL", 0))),
+    "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
     "memory": Habit("freed memory is kept", nullcontext),  # needs processes: see `memory_kept`
     "kernels": Habit("every kernel, not the plain op", tensor.plain),
     **{f.__name__: Habit(f"the kernel of {f.__name__}", swap((f, "kernel", None)),
