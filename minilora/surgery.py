@@ -47,20 +47,22 @@ def swap(model: Module, new: Mapping[str, Module | Parameter]) -> None:
     A layer that wraps another one, its `.base`, is looked through: paths are the plain model's.
     """
     for path, item in new.items():
-        owner: Any = model
-        *above, last = path.split(".")
-        for name in above:
-            owner = owner[int(name)] if isinstance(owner, list) else _inside(owner, name)[name]
-        if isinstance(owner, list):
-            owner[int(last)] = item
-        else:
-            _inside(owner, last)[last] = item
+        _put(model, path, item)
 
 
-def _inside(owner: Any, name: str) -> dict[str, Any]:
-    """Where this name is held: in the owner, or in the layer that it wraps."""
-    held: dict[str, Any] = owner if isinstance(owner, dict) else vars(owner)
-    return held if name in held or "base" not in held else vars(held["base"])
+def _put(owner: Any, path: str, item: Any) -> Any:
+    """The owner with this at that path: itself, or of a tuple another one."""
+    if not path:
+        return item
+    if isinstance(owner, tuple):
+        return getattr(owner, "_make", tuple)(_put([*owner], path, item))
+    held: Any = owner if isinstance(owner, list | dict) else vars(owner)
+    for key in range(len(held)) if isinstance(held, list) else held:
+        if f"{path}.".startswith(f"{key}."):
+            held[key] = _put(held[key], path[len(f"{key}.") :], item)
+            return owner
+    _put(held["base"], path, item)
+    return owner
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from strategies import gpt2, ids
 import minilora as ml
 from minilora import accounting, lora, nn, ops, optim
 from minilora.accounting import SHAPES, plan
+from minilora.accounting.plan import OPTIMIZERS, POLICIES
 from minilora.accounting.step import observe, random_ids
 from minilora.backend import using
 from minilora.backend.choices import plain
@@ -460,6 +461,17 @@ def test_a_plan_is_what_the_ledger_predicts_and_measures(method, policy, kernels
     assert planned.bytes == predicted
     assert planned.activations == ledger.activations
     assert planned.count == accounting.count(model)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_there_is_a_plan_of_every_optimizer_and_policy(method, policy, optimizer):
+    once()
+    if method == "full" and policy == "half base":
+        pytest.skip("nothing is frozen")
+    planned = plan(SMALL, method=method, policy=policy, optimizer=optimizer, tokens=4)
+    assert OPTIMIZERS[optimizer].__name__ in str(planned) and planned.bytes["peak"] > 0
 
 
 def test_a_plans_checkpoint_is_what_is_saved(tmp_path):

@@ -190,6 +190,22 @@ def test_info_tells_versions(capsys):
     assert told["numpy"] == np.__version__ and "cupy" in told["devices"].lower()
 
 
+def test_options_before_the_command_are_those_behind_it(capsys, backend):
+    before = ml.threads()
+    try:
+        assert cli.main(["--json", "--plain", "--threads", "1", "info"]) == 0
+        assert json.loads(capsys.readouterr().out)["numpy"] == np.__version__
+        assert backend.plain and ml.threads() == 1
+    finally:
+        ml.threads(before)
+    written = [run(line, capsys) for line in (
+        "--seed 3 generate --tokens 8", "generate --tokens 8 --seed 3", "generate --tokens 8",
+        "--seed 4 generate --tokens 8 --seed 3",
+    )]  # fmt: skip
+    assert written[0] == written[1] == written[3] != written[2]
+    assert not backend.plain
+
+
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_told_and_returns_2(line, capsys):
     assert cli.main(line.split()) == 2

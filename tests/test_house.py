@@ -101,6 +101,12 @@ def test_every_public_name_is_there():
         _ = minilora.attach
 
 
+def test_a_star_imports_the_public_names():
+    code = "from minilora import *; import minilora; print(*set(minilora.__all__) - set(globals()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip() and len(minilora.__all__) > 20
+
+
 def test_only_gpu_names_cupy():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "gpu.py":

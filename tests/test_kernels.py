@@ -1,6 +1,7 @@
 """Every kernel of the table is its plain op: value and gradients, however its work is cut."""
 
 import inspect
+import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -327,6 +328,20 @@ def test_adams_kernel_is_its_formula(seed, shape, dtype, piece, t, kept):
         assert_near(got, want, roundings(10, size, dtype))
 
 
+@pytest.mark.parametrize("turned", [lambda x: x.T, lambda x: x[:, :3]])
+def test_adams_kernel_moves_what_does_not_lie_row_by_row_in_memory(turned):
+    def run(plain):
+        p, g, m = (turned(ml.backend.asarray(normal(i, 6, 4))) for i in range(3))
+        v, p0 = m * m, p.copy()
+        with ops.plain(plain), in_pieces(7):
+            optim.adam(p, g, m, v, betas=(0.9, 0.99), rate=0.1, spread=1.0, eps=1e-8, kept=1.0)
+        assert (ml.asnumpy(p) != ml.asnumpy(p0)).all()
+        return [ml.asnumpy(x) for x in (p, m, v)]
+
+    for got, wanted in zip(run(False), run(True)):
+        assert_near(got, wanted, roundings(10, 9, "float64"))
+
+
 @given(
     seeds,
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9),
@@ -425,6 +440,22 @@ def test_attentions_weights_are_kept_up_to_keep_tokens_and_for_a_backward_pass_o
         out = ops.attention(x, x, x, heads=1)
         assert made and any(E() is not None for E in made) == (wanted and tokens == 8)
         del out
+
+
+@pytest.mark.parametrize("keep", [0, 512])
+@pytest.mark.parametrize("needs", [*itertools.product([False, True], repeat=3)][1:])
+def test_attention_keeps_of_q_k_v_and_its_output_what_the_wanted_gradients_use(
+    needs, keep, monkeypatch
+):
+    monkeypatch.setattr(kernels.attention, "KEEP", keep)
+    arrays = [ml.backend.asarray(normal(i, 1, 5, 4)) for i in range(3)]
+    held = [weakref.ref(x) for x in arrays]
+    y, back = ops.attention.kernel(*arrays, heads=2, needs=[*needs])
+    held, kept = [*held, weakref.ref(y)], back
+    del arrays, y, back
+    need_q, need_k, _ = needs
+    uses = [need_k or not keep, need_q or not keep, *[need_q or need_k] * 2]  # E again is of q, k
+    assert [x() is not None for x in held] == uses and kept is not None
 
 
 @pytest.mark.parametrize("op", [ops.linear, ops.lora_linear, ops.layer_norm])

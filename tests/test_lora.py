@@ -3,6 +3,8 @@
 What other implementations got wrong, row by row, is in test_pitfalls.py.
 """
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -29,6 +31,7 @@ from strategies import (
 
 import minilora as ml
 from minilora import accounting, checkpoint, lora, nn, rounding, surgery
+from minilora.lora.layers import Adapter
 from minilora.tensor import Tensor
 
 NAMES = ("tok", "pos", "q", "k", "v", "o", "up", "down")
@@ -1014,3 +1017,73 @@ def test_an_adapter_counts_once():
     except ValueError:
         return
     assert same_bytes(logits(model, IDS), expected)
+
+
+class Classifier(nn.Module):
+    """A model whose attribute is called as that of a layer which wraps another."""
+
+    def __init__(self) -> None:
+        self.base, self.head = gpt2(), nn.Linear(11, 11, rng=1, dtype="float64")
+
+    def forward(self, x):
+        return self.head(self.base(x))
+
+
+def test_a_models_own_attribute_may_be_called_base():
+    model = Classifier()
+    before = logits(model, IDS)
+    config = ml.LoRAConfig(r=2, targets=("q", "v", "head"), trainable="ln_f.g")
+    paths = lora.attach(model, config, rng=0)
+    assert paths == [f"base.blocks.{i}.attn.{x}" for i in (0, 1) for x in "qv"] + ["head"]
+    assert [*layers(model)] == paths and same_bytes(logits(model, IDS), before)
+    assert model.trainable_parameters().keys() == {
+        *(f"{path}.default.{x}" for path in paths for x in "AB"),
+        "base.ln_f.g",
+    }
+    train(model.train())
+    assert all(delta(layer).any() for layer in layers(model).values())
+    lora.detach(model)
+    assert not layers(model) and same_bytes(logits(model, IDS), before)
+
+
+def test_a_layer_keeps_a_forward_of_its_own_under_an_adapter():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    model = nn.Module()
+    model.q = Doubled(3, 3, rng=0, dtype="float64")
+    x = Tensor(normal(0, 2, 3))
+    before = wide(model.q(x))
+    lora.attach(model, ml.LoRAConfig(r=1, targets="q"), rng=0)
+    assert same_bytes(wide(model.q(x)), before)
+
+
+def test_layers_in_tuples_and_under_keys_that_are_no_strings_are_adapted_too():
+    Pair = namedtuple("Pair", "left right")
+    model, one = nn.Module(), nn.Linear(2, 2, rng=0)
+    model.by = {0: (one, [nn.Linear(2, 2, rng=1)]), "a.b": Pair(nn.Linear(2, 2, rng=2), one.b)}
+    before, names = snapshot(model), ["by.0.0", "by.0.1.0", "by.a.b.0"]
+    config = ml.LoRAConfig(r=1, targets=tuple(names), trainable="by.a.b.1")
+    assert lora.attach(model, config, rng=0) == names == [*layers(model)]
+    assert model.by.keys() == {0, "a.b"} and model.by["a.b"].left is layers(model)[names[2]]
+    lora.detach(model)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_an_attach_that_fails_in_the_middle_leaves_the_model_as_it_was(more, monkeypatch):
+    model = two() if more else gpt2()
+    before, held = snapshot(model), {path: dict(x.adapters) for path, x in layers(model).items()}
+    made, start = [], Adapter.__init__
+
+    def fails(self, *facts):
+        if len(made) == 3:
+            raise MemoryError
+        made.append(start(self, *facts))
+
+    monkeypatch.setattr(Adapter, "__init__", fails)
+    with pytest.raises(MemoryError):
+        lora.attach(model, ml.LoRAConfig(targets=("q", "v"), trainable="ln_f"), "new", rng=0)
+    assert snapshot(model) == before
+    assert {path: x.adapters for path, x in layers(model).items()} == held

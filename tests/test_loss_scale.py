@@ -185,6 +185,13 @@ def test_a_half_gradient_is_unscaled_in_float32_and_no_scale_is_too_large_for_it
     assert str(p.grad.dtype) == "float32" and ml.asnumpy(p.grad)[0] == 2.0**-24
 
 
+def test_what_a_half_would_round_up_is_unscaled_to_what_it_is():
+    p = ml.nn.Parameter(np.ones(1, "float16"))
+    p.grad = ml.backend.asarray(np.full(1, 1.5 * 2.0**-9, "float16"))
+    LossScale(2.0**16).unscale(ml.SGD([p], 0.1))
+    assert float(ml.asnumpy(p.grad)[0]) == 1.5 * 2.0**-25  # 4e-8; the halves are 0 and 6e-8
+
+
 def test_it_does_not_grow_until_it_overflows():
     scale = LossScale(MOST, 1)
     run(steps=3, loss_scale=scale)

@@ -880,7 +880,10 @@ def test_a_mask_is_the_hash_that_it_says():
     assert (made > 0).tolist() == [fate(i) for i in range(500)]
 
 
-@pytest.mark.parametrize("rows", [slice(1, 4), slice(0, 6), slice(5, 2), slice(None, None, 2)])
+@pytest.mark.parametrize("rows", [
+    slice(1, 4), slice(0, 6), slice(5, 2), slice(None, None, 2),
+    slice(None, None, -1), slice(4, None, -2), slice(-2, 0, -1),
+])  # fmt: skip
 def test_rows_of_a_slice_get_their_gradient_and_no_other(rows):
     W, expected = normal(0, 6, 2), np.zeros((6, 2))
     expected[rows] = g = normal(1, *W[rows].shape)
@@ -998,12 +1001,37 @@ def test_the_mean_of_nothing_raises():
         ops.mean(Tensor(np.zeros((0, 3))))
 
 
+@both_ways
+@pytest.mark.parametrize(("dtype", "ignored"), [("uint8", 255), ("uint64", 7), ("uint64", -100)])
+def test_unsigned_targets_are_those_of_signed_ones(dtype, ignored, plain):
+    targets = np.array([0, 2, max(ignored, 0), 1])
+
+    def run(targets):
+        with ops.plain(plain):
+            f = lambda z: ops.cross_entropy(z, targets, ignore_index=ignored)  # noqa: E731
+            return value_and_grads(f, normal(0, 4, 3))
+
+    (value, (grad,)), (wanted, (slope,)) = run(targets.astype(dtype)), run(targets)
+    assert same_bytes(value, wanted) and same_bytes(grad, slope)
+
+
+@both_ways
+def test_an_ignored_target_is_ignored_where_logits_are_minus_infinity(plain):
+    z = normal(0, 2, 3)
+    z[1, [0, 2]] = -np.inf  # whichever class stands in for the one that is ignored
+    with ops.plain(plain), np.errstate(all="ignore"):
+        value, (grad,) = value_and_grads(lambda t: ops.cross_entropy(t, [1, -100]), z)
+        wanted, (slope,) = value_and_grads(lambda t: ops.cross_entropy(t, [1]), z[:1])
+    assert_near(value, wanted, roundings(9, 9, "float64"))
+    assert_near(grad, np.vstack([slope, np.zeros((1, 3))]), roundings(9, 9, "float64"))
+
+
 # What the tape keeps: only what the rules of trained inputs close over
 
 
-def kept_alive(f) -> bool:
+def kept_alive(f, rows: int = 2) -> bool:
     """Does the tape behind f(h) hold on to h's array, once h itself is gone?"""
-    h = Tensor(normal(0, 2, 3), requires_grad=True) + 1.0
+    h = Tensor(normal(0, rows, 3), requires_grad=True) + 1.0
     array = weakref.ref(h.data)
     out = f(h)
     del h
@@ -1054,6 +1082,22 @@ W, b, A, B = normal(1, 3, 3), normal(2, 3), normal(3, 2, 3), normal(4, 3, 2)
 def test_the_tape_keeps_an_input_only_where_a_rule_needs_it(f, kept, plain):
     with ops.plain(plain):
         assert kept_alive(f) == (plain if kept == "as it is printed" else kept)
+
+
+@both_ways
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("needed", [False, True])
+def test_the_tape_keeps_a_computed_W_only_for_the_gradient_of_x(adapted, needed, plain):
+    x = Tensor(normal(0, 2, 3), requires_grad=needed)
+    there = leaves(A, B)
+
+    def f(h):
+        if adapted:
+            return ops.lora_linear(x, h, None, *there, scale=2.0)
+        return ops.linear(x, h)
+
+    with ops.plain(plain):
+        assert kept_alive(f, 3) == needed
 
 
 @both_ways

@@ -10,7 +10,7 @@ from strategies import adapted, gpt2, ids, normal, same_bytes, seeds
 
 import minilora as ml
 from minilora import lora, nn, ops, surgery
-from minilora.backend.choices import is_plain
+from minilora.backend.choices import is_plain, kernel_of
 from minilora.recompute import recomputed
 from minilora.tensor import Node, op
 
@@ -219,3 +219,21 @@ def test_a_model_recomputed_outside_of_a_choice_has_the_gradients_of_inside(choi
         loss.backward()
         told.append([ml.asnumpy(p.grad) for p in model.trainable_parameters().values()])
     assert all(map(same_bytes, *told))
+
+
+def test_a_backend_in_use_plain_is_so_when_its_module_is_run_again():
+    asked = []
+
+    class Asking(nn.Module):
+        def forward(self, x):
+            asked.append((is_plain(), kernel_of(ops.gelu) is None))
+            return ops.gelu(x)
+
+    with ml.using("numpy"):
+        x = ml.Tensor(normal(0, 3), requires_grad=True)
+        with ml.using("numpy", plain=True):
+            loss = recomputed(Asking(), x).sum()
+            with ops.plain(False):
+                loss = loss + recomputed(Asking(), x).sum()
+        loss.backward()
+    assert asked == [(True, True), (False, False)] + [(False, False), (True, True)]

@@ -920,6 +920,24 @@ def test_an_error_names_the_op_both_shapes_and_the_remedy():
         x.sum(axis=5)
 
 
+def test_an_array_given_by_name_may_follow_one_that_is_left_out():
+    @op
+    def weighed(x, a=None, b=None):
+        """x a b"""
+        one, two = 1.0 if a is None else a, 1.0 if b is None else b
+
+        def da(g):
+            return g * x * two
+
+        return x * one * two, (lambda g: g * one * two, a is not None and da, lambda g: g * x * one)
+
+    x, b = leaves(np.array([2.0, 3.0]), np.array([5.0, 7.0]))
+    y = weighed(x, b=b)
+    y.sum().backward()
+    assert ml.asnumpy(y).tolist() == [10, 21]
+    assert grad(x).tolist() == [5, 7] and grad(b).tolist() == [2, 3]
+
+
 def test_an_error_names_each_input_by_its_own_name():
     x, W, A = (Tensor(np.zeros(s)) for s in [(2, 3), (3, 4), (5, 4)])
     with pytest.raises(ValueError, match=r"A is \(5, 4\)"):

@@ -229,6 +229,24 @@ def test_what_a_kernel_raises_in_a_worker_reaches_the_caller(shared, monkeypatch
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("among", [1, 3])
+def test_what_numpy_is_told_of_errors_holds_in_every_thread(among):
+    large, by = np.full(4, 1e300), []
+
+    def task(at):
+        if at.start == 3:  # the last piece: another thread's, where there is one
+            by.append(threading.current_thread())
+            large[at] * large[at]
+
+    with in_pieces(among=among):
+        with np.errstate(over="raise"), pytest.raises(FloatingPointError, match="overflow"):
+            threads.share(task, 4, 4, 1)
+        with np.errstate(over="ignore"):  # a warning is an error
+            threads.share(task, 4, 4, 1)
+    if threads._blas()[0]:
+        assert [thread is threading.current_thread() for thread in by] == [among == 1] * 2
+
+
 # BLAS's own threads
 
 
@@ -268,6 +286,19 @@ def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_othe
     leave.set()
     thread.join(PATIENCE)
     assert told == [1] * 4 and blas() == 2
+
+
+def test_small_attention_has_the_same_bits_whatever_blas_is_told(blas):
+    q, k, v = (normal(i, 1, 61, 498, dtype="float32") for i in range(3))
+    seen = []
+    for n in (1, 2):
+        threads._blas()[0](n)
+        x = [ml.Tensor(a, requires_grad=True) for a in (q, k, v)]
+        out = ops.attention(*x, heads=1)
+        out.sum().backward()
+        assert blas() == n
+        seen.append([out.data, *(t.grad for t in x)])
+    assert all(map(np.array_equal, *seen))
 
 
 # Work that shares again, and two who share at once

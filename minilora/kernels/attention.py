@@ -77,7 +77,8 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
     del q, k, v, out
     if keep:  # what the gradients that are wanted use, and no more
         Q, K = Q if need_k else None, K if need_q else None
-        V, O = (V, O) if need_q or need_k else (None, None)
+    if not (need_q or need_k):
+        V = O = None
 
     def gradients(g: Array) -> tuple[Array, ...]:
         G = by_head(widest(g), heads)

@@ -196,12 +196,12 @@ def install(
         if not isinstance(layers[at], LoRALayer):
             kind = LoRALinear if isinstance(layers[at], Linear) else LoRAEmbedding
             layers[at] = kind(layers[at])
+    new = {at: Adapter(layers[at], *size, config, rng) for at, size in plan.items()}
+    copies = {at: wide_copy(*base[at]) for at in whole}
     swap(model, {at: layers[at] for at in plan})
-    for at, (r, alpha) in plan.items():
-        layers[at].adapters[name] = Adapter(layers[at], r, alpha, config, rng)
+    for at in plan: layers[at].adapters[name] = new[at]
     state.base |= {at: base[at][1] for at in whole}
-    state.whole[name] = {at: wide_copy(*base[at]) for at in whole}
-    state.configs[name] = config
+    state.whole[name], state.configs[name] = copies, config
     vars(model)["adapters"] = state
     return state
 

@@ -94,7 +94,7 @@ def classes(logits, targets, ignore_index):
 def attention(q, k, v, *, heads, causal=True, mask=None):
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
     out: (batch, m, d). causal: query i is token n - m + i and sees no later one. mask: (batch, n),
-    on the host: false where a key is padding, which nobody sees. A query that has nothing to see (all
+    on the host: false where a key is padding, which nobody sees. A query with nothing to see (all
     before it is padding) gives what is finite and means nothing.
     """
     fits_heads(q, k, v, heads, causal)
