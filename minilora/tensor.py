@@ -186,31 +186,31 @@ def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
     def apply(*inputs: Any, **settings: Any) -> Tensor:
         if own.replaced and (mine := stand_in(apply)):
             return mine(*inputs, **settings)  # type: ignore[no-any-return]
-        if not settings.keys().isdisjoint(names):  # an array by its name
-            bound = signature.bind(*inputs, **settings)
-            bound.apply_defaults()
-            inputs, settings = bound.args, bound.kwargs
-        if odd := [key for key, x in settings.items() if isinstance(x, Tensor)]:
-            raise TypeError(f"{name}: {odd[0]} is a setting, not an array: it takes no Tensor")
+        if settings:
+            if not settings.keys().isdisjoint(names):  # an array by its name
+                bound = signature.bind(*inputs, **settings)
+                bound.apply_defaults()
+                inputs, settings = bound.args, bound.kwargs
+            if odd := [key for key, x in settings.items() if isinstance(x, Tensor)]:
+                raise TypeError(f"{name}: {odd[0]} is a setting, not an array: it takes no Tensor")
         arrays, keep = [x.data if isinstance(x, Tensor) else x for x in inputs], own.recording
         needs = [keep and isinstance(x, Tensor) and x.requires_grad for x in inputs]
         needs += [False] * (len(names) - len(needs))
-        called = names or [f"input {i}" for i in range(len(inputs))]
-        kernel = kernel_of(apply)
-        told = {**settings, "needs": needs} if kernel else settings
+        kernel, called = kernel_of(apply), names or [f"input {i}" for i in range(len(inputs))]
         try:
-            made = (kernel or formula)(*arrays, **told)
+            made = (kernel(*arrays, needs=needs, **settings) if kernel else
+                    formula(*arrays, **settings))
         except (ValueError, IndexError) as error:
-            if str(error).startswith(f"{name}:"):
-                raise
+            if str(error).startswith(f"{name}:"): raise
             shapes = ((n, tuple(x.shape)) for n, x in zip(called, arrays) if hasattr(x, "shape"))
             has = ", ".join(f"{n} is {shape}" for n, shape in shapes)
             raise type(error)(f"{name}: {has}: {error}") from error
-        value, rules = made if isinstance(made, tuple) and len(made) == 2 else (made, ())
-        there = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
-        if not (kernel or (len(there) == len(called) and all(compress(there, needs)))):
-            raise TypeError(f"{name}: its arrays are {', '.join(called)}; of their rules there are "
-                            f"{there}: return value, (a rule for each), in a tuple")
+        value, rules = made if type(made) is tuple and len(made) == 2 else (made, ())
+        if not kernel and (type(rules) not in (tuple, list) or len(rules) != len(called)
+                           or not all(compress(rules, needs))):
+            there = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
+            raise TypeError(f"{name}: its arrays are {', '.join(called)}; of their rules there "
+                            f"are {there}: return value, (a rule for each), in a tuple")
         out = Tensor(value)
         if any(needs):
             out.requires_grad = True

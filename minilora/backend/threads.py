@@ -151,8 +151,8 @@ class _Quiet:
             self.inside += 1
             if self.inside == 1:
                 set_threads, get_threads = _blas()
-                if set_threads:
-                    self.before = get_threads()
+                if set_threads and (now := get_threads()) > 1:
+                    self.before = now
                     set_threads(1)
 
     def __exit__(self, *_: object) -> None:

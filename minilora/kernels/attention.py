@@ -26,7 +26,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
     (batch, m, d), n, dtype, on_host = q.shape, k.shape[1], q.dtype, current().on_host
     q, k, v = (widest(x) for x in (q, k, v))  # CuPy would, in every product
     scale, side = 1 / math.sqrt(d // heads), min(m, current().queries)
-    half = later(side, side, q.dtype)
+    half = later(side, side, q.dtype) if causal and m > 1 else None
     pad = None if mask is None else padding(mask, batch, n, q.dtype)
     Q, K, V = (by_head(x, heads) for x in (q, k, v))  # (batch, heads, tokens, d_head)
     out = xp.empty_like(q)
@@ -47,7 +47,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
 
     def scores(t: Any, KT: Array, i: slice, j: slice) -> Array:
         s = (Q[t][:, :, i] * scale) @ KT[..., j]
-        if causal:
+        if half is not None:
             rows = i.stop - i.start
             s[..., j.stop - rows :] += half[:rows, :rows]
         if pad is not None:
