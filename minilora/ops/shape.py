@@ -52,14 +52,12 @@ def embedding(W, ids, *, dtype=None):
     (n, d), stored, ids = W.shape, W.dtype, _rows_of(W, ids)
     def dW(g):
         table = xp.zeros((n, d), stored)
-        scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
+        if isinstance(ids, slice):
+            table[ids] = g
+        else:
+            scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
         return table
-    def dW_slice(g):
-        table = xp.zeros((n, d), stored)
-        table[ids] = g
-        return table
-    rule = dW_slice if isinstance(ids, slice) else dW
-    return W[ids].astype(dtype or stored, copy=False), (rule, None)
+    return W[ids].astype(dtype or stored, copy=False), (dW, None)
 
 def _rows_of(W, ids):
     n = W.shape[0]
