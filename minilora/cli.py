@@ -149,7 +149,7 @@ def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     facts = {
         "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
-        "threads": counts or f"as many as cores: {threads()}",
+        "threads": counts or f"{threads()}",
         "backend": backend.current().describe(),
         "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),

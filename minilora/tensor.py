@@ -130,6 +130,8 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
             for target, grad in zip(targets, made):
                 if target is None or grad is None:
                     continue  # frozen, or not used after all
+                if not hasattr(grad, "shape"):
+                    raise TypeError(f"{node.name}: a rule gave a {type(grad).__name__}, no array")
                 owned = grad is not g and grad.base is None
                 if grad.shape != target.shape:
                     grad, owned = unbroadcast(grad, target.shape, node.name), True

@@ -595,6 +595,17 @@ def test_a_rule_that_gives_nothing_is_named():
     assert x.grad is None
 
 
+def test_a_rule_that_gives_a_number_or_several_arrays_is_named():
+    for made, told in ((1.0, "a rule gave a float, no array"), ((1, 2), "one input gave 2 arrays")):
+
+        @op
+        def loose(x, made=None, *, of=made):
+            return x * 1, (lambda g: of, None)
+
+        with pytest.raises(TypeError, match=f"^loose: .*{told}"):
+            loose(Tensor(np.ones(2), requires_grad=True)).sum().backward()
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 2), (2, 3, 3), (4, 2, 1), ()])
 def test_a_gradient_of_a_wrong_shape_is_named(shape):
     @op
