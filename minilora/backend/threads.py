@@ -25,7 +25,7 @@ from . import host
 
 Task = Callable[[slice], None]
 WORTH = 1 << 15  # below so many numbers, sharing costs more than it brings
-LEAST, MOST, EACH = 2, 16, 1 << 22  # pieces where sharing pays at all; numbers in each, if many
+LEAST, MOST, EACH = 2, 16, 1 << 23  # pieces where sharing pays at all; numbers in each, if many
 
 
 def share(task: Task, n: int, size: int, piece: int = 0) -> None:
