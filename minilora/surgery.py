@@ -20,13 +20,14 @@ def matches(path: str, pattern: str) -> bool:
 def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[str]:
     """The paths that one of the patterns matches, in their order.
 
-    Raises ValueError naming a pattern that matches none; what: of which kind the paths are.
+    Raises ValueError naming a pattern that matches none; what: who asks, and of which kind the
+    paths are, as in "attach: no layer".
     """
     paths = list(paths)
     for pattern in patterns:
         if not any(matches(path, pattern) for path in paths):
             names = ", ".join(sorted({path.split(".")[-1] for path in paths}))
-            raise ValueError(f"no {what} matches {pattern!r}: there are {names}")
+            raise ValueError(f"{what} matches {pattern!r}: there are {names}")
     return [path for path in paths if any(matches(path, pattern) for pattern in patterns)]
 
 

@@ -144,18 +144,18 @@ def test_parameters_keep_their_names_below_the_layer():
     [
         ({"targets": "query"}, "new", "'query'.*down, k, o, pos, q, tok, up, v"),
         ({"targets": ("q", "ln1")}, "new", "'ln1'"),
-        ({"targets": ()}, "new", "no layer matches"),
+        ({"targets": ()}, "new", "attach: no layer matches"),
         (
             {"targets": "q", "rank_pattern": {"v": 2}},
             "new",
-            "no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': there are q",
         ),
         (
             {"targets": "q", "alpha_pattern": {"v": 2}},
             "new",
-            "no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': there are q",
         ),
-        ({"trainable": "head"}, "new", "no parameter matches 'head': there are"),
+        ({"trainable": "head"}, "new", "attach: trainable: no parameter matches 'head': there are"),
         ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained whole and adapted"),
         ({}, "base", "'base' cannot be the adapter's name"),
         ({}, "", "cannot be the adapter's name"),
@@ -1005,7 +1005,7 @@ def test_the_fingerprint_is_of_the_base_whichever_adapter_is_active(tmp_path):
 
 
 def test_a_model_that_is_a_layer_itself_is_not_swapped_into_itself():
-    with pytest.raises(ValueError, match="no layer matches"):
+    with pytest.raises(ValueError, match="attach: no layer matches"):
         lora.attach(nn.Linear(2, 2, rng=0), ml.LoRAConfig(targets="*"), rng=0)
 
 

@@ -86,7 +86,7 @@ def kernel_of(op: Any) -> Any:
 
     The table is read when the first op runs: it is above all ops, and an import need not load it.
     """
-    if current().plain if own.plain is None else own.plain:
+    if is_plain():
         return None
     if not _read:
         _read.append(importlib.import_module("minilora.kernels"))

@@ -41,8 +41,8 @@ def attach(
     own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
     """
     rank, alpha = config.rank_pattern, config.alpha_pattern
-    paths = matching(adaptable(model), config.targets or ("",), "layer")
-    matching(paths, (*rank, *alpha), "adapted layer")
+    paths = matching(adaptable(model), config.targets or ("",), "attach: no layer")
+    matching(paths, (*rank, *alpha), "attach: no adapted layer")
     plan = {at: (first(rank, at, config.r), first(alpha, at, config.alpha)) for at in paths}
     matrices, whole = storable(base_of(model), base_dtype), _whole(model, config, paths)
     state = install(model, name, config, plan, whole, generator(rng))
@@ -169,7 +169,7 @@ def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]
     """Those of the base's parameters that the config trains whole."""
     names = list(base_of(model))
     named = matching({part: 0 for name in names for part in with_above(name)}, config.trainable,
-                     "parameter")
+                     "attach: trainable: no parameter")
     chosen = {name for name in names if set(with_above(name)) & set(named)}
     for name in names if config.bias != "none" else ():
         layer, _, letter = name.rpartition(".")
