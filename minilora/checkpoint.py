@@ -1,95 +1,253 @@
-"""Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled."""
+"""Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled.
+
+Files come from strangers. So a file is opened first, which reads what it says of itself and holds the
+sizes against each other and against the file's own; then its reader says which arrays it wants, of
+which shapes; and only then is a number read. Members are stored as they are, not compressed: no
+file can take more memory than it has bytes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
 import os
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from .backend import asarray
+from . import atomic
+from .backend import asarray, asnumpy, current, xp
 
 if TYPE_CHECKING:
+    import zipfile
     from pathlib import Path
 
 META = "meta.json"
+FORMAT = 1  # of the files, told in each; a file that tells none is of the first
+LONGEST_META, MOST_MEMBERS, LONGEST_LIST = 1 << 20, 10_000, 1 << 21  # bytes, number, bytes
+
+# The header of an array as NumPy writes it, of plain numbers in C order: nothing is evaluated.
+HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biuf][1248])', 'fortran_order': False, "
+    rb"'shape': \(((?:\d{1,15}, ?)*\d{0,15})\), \} *\n",
+    re.DOTALL,
+)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
     """Write arrays (host) and meta (JSON) to `path`, all of it or nothing; returns the path.
 
-    The file appears under its name only when it is whole, so an interruption costs nothing.
+    The same content makes the same bytes. Raises ValueError for a path that cannot be written,
+    TypeError for what is neither numbers nor JSON, FloatingPointError for numbers that are not
+    finite; then what was there before is still there.
     """
     import json
-    import tempfile
+    import zipfile
     from pathlib import Path
 
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: the name of a minilora file ends in .npz")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a folder: create it first")
-    pickled = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
-    if pickled:
-        raise TypeError(f"{path}: {pickled[0]} holds Python objects, and nothing is pickled")
-    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **{META: text}, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    held = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in held.items():
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"{path}: {name} holds {array.dtype}, not numbers: nothing is pickled")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise FloatingPointError(
+                f"{path} is not written: {name} holds numbers that are not finite"
+            )
+    text = json.dumps({"format": FORMAT, **meta}, allow_nan=False).encode()
+    if len(text) > LONGEST_META:
+        raise ValueError(
+            f"{path} is not written: its {META} would have {len(text):,} bytes, and "
+            f"{LONGEST_META:,} is the most"
+        )
+    with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in {META: np.frombuffer(text, np.uint8), **held}.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
+            with archive.open(entry, "w", force_zip64=True) as member:
+                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+                np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+    return Path(path)
+
+
+class File:
+    """What a file says of itself, before a number of it is read.
+
+    path, kind, meta (a dict: its JSON), shapes (name -> shape) of all its arrays.
+    Every refusal is a ValueError that begins with the file's name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stream: BinaryIO) -> None:
+        self.path = path
+        try:
+            self._archive, entries = _directory(stream)
+            self._members = {name: self._header(name, entry) for name, entry in entries.items()}
+            self.meta = _json(self._raw(META).tobytes())
+            told = self.meta.pop("format", 1)
+        except _Damaged as error:
+            raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
+        if type(told) is not int or told > FORMAT:
+            raise self.wrong(
+                f"it is of format {told!r}, and this version of minilora reads up to {FORMAT}: "
+                "use a newer one"
+            )
+        self.kind = self.meta.get("kind", "thing of no kind")
+        self.shapes = {name: shape for name, (_, shape, _) in self._members.items() if name != META}
+
+    def wrong(self, what: str) -> ValueError:
+        """The refusal of this file."""
+        return ValueError(f"{self.path}: {what}")
+
+    @contextlib.contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Inside, what is made of the file's facts may refuse them: in the file's name."""
+        try:
+            yield
+        except (TypeError, ValueError, KeyError) as error:
+            if str(error).startswith(str(self.path)):
+                raise
+            raise self.wrong(str(error.args[0] if error.args else error)) from error
+
+    def facts(self, where: str = META, held: Any = None, /, **wanted: type) -> list[Any]:
+        """The entries of these names, each of its type, of `meta` or of `held` somewhere in it."""
+        held = self.meta if where == META else held
+        for name, kind in wanted.items():
+            if not isinstance(held, dict) or name not in held:
+                raise self.wrong(f"{where} in it has no {name!r}: another version wrote it")
+            if type(held[name]) is not kind:
+                kinds = f"{_short(held[name])}, not {_a(kind.__name__)}"
+                raise self.wrong(f"{name!r} of {where} in it is {kinds}")
+        return [held[name] for name in wanted]
+
+    def budget(self) -> np.random.Generator:
+        """A generator of zeros: what is made with it to be filled from the file.
+
+        Raises ValueError where more of them are asked for than the file holds numbers: before
+        memory is taken for what a lying size asks for.
+        """
+        return _Budget(sum(math.prod(shape) for shape in self.shapes.values()))
+
+    def arrays(
+        self, wanted: Mapping[str, Collection[int]], whole: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """The arrays of these names and shapes, on the host; the file must have no others.
+
+        They hold finite floats; those named in `whole` hold whole numbers.
+        """
+        theirs = self.shapes
+        missing, unknown = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted)
+        if missing or unknown:
+            raise self.wrong(
+                f"it does not fit: missing {missing[:4]}, unexpected {unknown[:4]} "
+                f"({len(missing)} and {len(unknown)} in all)"
+            )
+        for name, shape in wanted.items():
+            if theirs[name] != tuple(shape):
+                raise self.wrong(f"it does not fit: {name} is {theirs[name]}, not {tuple(shape)}")
+            dtype, kinds = self._members[name][2], "iu" if name in whole else "f"
+            if dtype.kind not in kinds:
+                raise self.wrong(
+                    f"{name} holds {dtype}, not {'whole numbers' if name in whole else 'floats'}"
+                )
+        made = {name: self.array(name) for name in wanted}
+        for name, array in made.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise self.wrong(f"{name} holds numbers that are not finite")
+        return made
+
+    def array(self, name: str) -> np.ndarray:
+        """One array, whatever it is."""
+        try:
+            return self._raw(name)
+        except _Damaged as error:
+            raise self.wrong(f"it is damaged: {error}") from error
+
+    def _header(
+        self, name: str, entry: zipfile.ZipInfo
+    ) -> tuple[zipfile.ZipInfo, tuple[int, ...], np.dtype[Any]]:
+        """(its entry, shape, dtype) of an array whose sizes are what they say."""
+        with _reading(name), self._archive.open(entry) as member:
+            head = member.read(10)
+            length = int.from_bytes(head[8:10], "little")
+            found = HEADER.fullmatch(head + member.read(length))
+        if not found:
+            raise _Damaged(f"{name} is not an array of plain numbers")
+        descr, sizes = found.groups()
+        shape, dtype = tuple(int(n) for n in sizes.split(b",") if n.strip()), np.dtype(descr.decode())
+        if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
+            raise _Damaged(f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not")
+        if name == META and (len(shape) != 1 or dtype != np.uint8 or shape[0] > LONGEST_META):
+            raise _Damaged(f"{META} is {shape} of {dtype}, not up to {LONGEST_META:,} bytes")
+        return entry, shape, dtype
+
+    def _raw(self, name: str) -> np.ndarray:
+        if name not in self._members:
+            raise _Damaged(f"it has no {name}")
+        entry, shape, dtype = self._members[name]
+        made = np.empty(shape, dtype)
+        left = memoryview(made.reshape(-1).view(np.uint8))
+        with _reading(name), self._archive.open(entry) as member:
+            member.read(entry.file_size - len(left))  # the header
+            while n := member.readinto(left[: 1 << 20]):  # type: ignore[attr-defined]
+                left = left[n:]
+        if left:
+            raise _Damaged(f"{name} is cut short")
+        return made
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[File]:
+    """The file, open for reading; ValueError where it is not what `write` made.
+
+    kind: what meta["kind"] has to be, such as "adapter" or "model"; None: whatever it is.
+    """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    with open(path, "rb") as stream:
+        file = File(path, stream)
+        if kind not in (None, file.kind):
+            raise ValueError(f"{path} holds {_a(str(file.kind))}, not {_a(kind or '')}")
+        yield file
 
 
 def read(
     path: str | os.PathLike[str], kind: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, meta) of a file that `write` made; ValueError where it is something else.
-
-    `kind`: what meta["kind"] has to be, such as "adapter" or "model".
-    """
-    import json
-
-    with open(path, "rb") as opened:
-        try:
-            with np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            meta = dict(json.loads(arrays.pop(META).tobytes()))
-        except Exception as error:  # whatever NumPy, zip or JSON make of broken bytes
-            raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
-    if kind is not None and meta.get("kind") != kind:
-        raise ValueError(f"{path} holds a {meta.get('kind', 'thing of no kind')}, not a {kind}")
-    return arrays, meta
+    """(arrays, meta) of a file, whatever arrays it holds: for looking into it. See `opened`."""
+    with opened(path, kind) as file:
+        return {name: file.array(name) for name in file.shapes}, file.meta
 
 
 def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True) -> None:
     """Copy the arrays of `state` into those of the same name in `own`, all of them or none.
 
-    Raises KeyError for missing or unexpected names (unless strict=False), ValueError for a shape.
+    Whatever is raised on the way, an interrupt too, all of `own` is as it was. Raises KeyError for
+    missing or unexpected names (unless strict=False), ValueError for a shape, for what are no
+    numbers, and for numbers that are not finite in the dtype that they go to.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{who}: it takes arrays by name, not {_short(state)}")
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         raise KeyError(
             f"{who}: missing {missing[:5]}, unexpected {unexpected[:5]} "
             f"({len(missing)} and {len(unexpected)} in all)"
         )
-    new = {name: asarray(state[name], own[name].dtype) for name in own if name in state}
-    for name, array in new.items():
-        if tuple(array.shape) != tuple(own[name].shape):
-            raise ValueError(
-                f"{who}: {name} is {tuple(own[name].shape)} here, {tuple(array.shape)} in the state"
-            )
-    for name, array in new.items():
-        own[name][...] = array
+    new = {}
+    for name in own:
+        if name in state:
+            new[name] = _fitting(state[name], own[name], f"{who}: {name}")
+    written = []
+    try:
+        for name in list(new):
+            written.append((name, own[name].copy()))  # so that there are never two whole copies
+            own[name][...] = new.pop(name)
+    except BaseException:
+        for name, old in written:
+            own[name][...] = old
+        raise
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -98,5 +256,123 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 
     code = 0
     for array in arrays:
-        code = zlib.crc32(np.ascontiguousarray(array).tobytes(), code)
+        code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), code)
     return f"{code:08x}"
+
+
+def _fitting(given: Any, own: Any, who: str) -> Any:
+    """`given` as an array of own's shape and dtype; ValueError where it is none."""
+    array = given if hasattr(given, "dtype") else np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{who} is to hold numbers, not {_short(given)}")
+    if tuple(array.shape) != tuple(own.shape):
+        raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
+    with np.errstate(over="ignore"):  # it is looked at
+        made = asarray(array, own.dtype)
+    if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
+        whole = np.isfinite(asnumpy(array)).all()
+        raise ValueError(
+            f"{who} holds numbers that are {f'beyond {own.dtype}' if whole else 'not finite'}"
+        )
+    return made
+
+
+class _Budget(np.random.Generator):
+    def __init__(self, left: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.left = left
+
+    def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
+        self.left -= math.prod(np.atleast_1d(size).tolist())
+        if self.left < 0:
+            raise ValueError("the sizes that it tells are larger than what it holds")
+        return np.zeros(size)
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        return self.standard_normal(size)
+
+
+class _Damaged(Exception):
+    """What is wrong with the bytes of a file."""
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Inside, whatever zipfile makes of broken bytes is one thing: they are broken."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk, not the bytes; EINVAL is an offset that cannot be
+        raise _Damaged(f"{name} cannot be read, or its checksum is wrong") from error
+
+
+def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """(the archive, its entries by the names of the arrays), once their list is known to be short
+    and their sizes to be those of the file."""
+    import struct
+    import zipfile
+
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - 98))
+    tail = stream.read().rjust(98, b"\0")  # a long list's end (56), where that is (20), the end (22)
+    if tail[76:80] != b"PK\5\6":
+        raise _Damaged("it does not end as a .npz file does")
+    count, length = struct.unpack("<HL", tail[86:92])
+    if tail[56:60] == b"PK\6\7":
+        count, length = struct.unpack("<QQ", tail[32:48])
+        if tail[:4] != b"PK\6\6" or struct.unpack("<Q", tail[64:72])[0] != size - 98:
+            raise _Damaged("its list of arrays is not where it ends")
+    if count > MOST_MEMBERS or length > LONGEST_LIST:
+        raise _Damaged(f"it lists {count:,} arrays in {length:,} bytes, more than any model has")
+    with _reading("its list of arrays"):
+        archive = zipfile.ZipFile(stream)
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        name = entry.filename.removesuffix(".npy")
+        if name == entry.filename or not name.isprintable():
+            raise _Damaged(f"it holds {entry.filename[:80]!r}, which is no array")
+        if name in entries:
+            raise _Damaged(f"it holds {name} twice")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise _Damaged(f"{name} is compressed, and minilora stores arrays as they are")
+        entries[name] = entry
+    if sum(entry.file_size for entry in entries.values()) > size:
+        raise _Damaged("its arrays overlap")
+    if META not in entries:
+        raise _Damaged(f"it has no {META}")
+    return archive, entries
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    """The JSON object, without what JSON has no words for: nan, infinity, a name twice."""
+    import json
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not a finite number")
+        return value
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError("a name stands there twice")
+        return made
+
+    try:
+        meta = json.loads(
+            text.decode(), parse_float=finite, parse_constant=finite, object_pairs_hook=once
+        )
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"its {META}: {error}") from error
+    if not isinstance(meta, dict):
+        raise _Damaged(f"its {META} is {_short(meta)}, not an object")
+    return meta
+
+
+def _short(value: Any) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[:1] in tuple('aeiou') else 'a'} {kind}"

@@ -17,14 +17,14 @@ from .nn import Embedding, Linear, Module, Parameter
 
 def storable(
     base: Mapping[str, tuple[Module, Parameter]], dtype: Any
-) -> dict[Parameter, np.dtype[Any]]:
-    """The matrices among the base's parameters and what to store them in (dtype None: none).
+) -> dict[str, tuple[Parameter, np.dtype[Any]]]:
+    """The matrices among the base's parameters, by name, and their new dtype (dtype None: none).
 
     base: name -> the module that the parameter belongs to, and the parameter.
     Changes nothing. Raises ValueError where `dtype` is not a float narrower than what a layer
     computes in, or where a number does not fit.
     """
-    found: dict[Parameter, np.dtype[Any]] = {}
+    found: dict[str, tuple[Parameter, np.dtype[Any]]] = {}
     if dtype is None:
         return found
     try:
@@ -45,15 +45,15 @@ def storable(
                 f"base_dtype: {name} holds {largest:.6g}, {stored} ends at {most:.6g}: give a "
                 "wider float, or None to store the base as it is"
             )
-        found[p] = stored
+        found[name] = p, stored
     return found
 
 
-def store(matrices: dict[Parameter, np.dtype[Any]], flags: dict[Parameter, bool]) -> None:
+def store(matrices: Mapping[str, tuple[Parameter, np.dtype[Any]]], flags: dict[str, bool]) -> None:
     """Round each of them to its dtype, for good. They stay frozen when the last adapter is gone:
     an update of the size that training takes would be lost in such a number."""
-    for p, dtype in matrices.items():
-        p.data, flags[p] = p.data.astype(dtype), False
+    for name, (p, dtype) in matrices.items():
+        p.data, flags[name] = p.data.astype(dtype), False
 
 
 def wide_copy(owner: Module, p: Parameter) -> Parameter:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
 from .nn import Module, Parameter
+from .tensor import Tensor
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -36,7 +38,17 @@ def first(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
     return next((value for p, value in patterns.items() if matches(path, p)), otherwise)
 
 
-def with_above(path: str) -> list[str]:
+def below(names: Sequence[str], patterns: Iterable[str], what: str) -> list[str]:
+    """Those of these parameters that a pattern names, or that are in a module that one names.
+
+    Raises ValueError as `matching` does.
+    """
+    above = {part: None for name in names for part in _with_above(name)}
+    named = set(matching(above, patterns, what))
+    return [name for name in names if not named.isdisjoint(_with_above(name))]
+
+
+def _with_above(path: str) -> list[str]:
     """ "a.b.c" -> "a", "a.b", "a.b.c": naming a module names all that is in it."""
     names = path.split(".")
     return [".".join(names[: i + 1]) for i in range(len(names))]
@@ -64,6 +76,70 @@ def _put(owner: Any, path: str, item: Any) -> Any:
             return owner
     _put(held["base"], path, item)
     return owner
+
+
+@contextlib.contextmanager
+def undone(*held: Any) -> Iterator[None]:
+    """Inside it is all or nothing: whatever is raised, an interrupt too, puts everything back.
+
+    held: modules, optimizers and the like. Put back are their attributes, lists and dicts, and of
+    every module and parameter below: attributes, arrays, flags, gradients, generators, adapters.
+    What is written *into* an array is not; `checkpoint.fill` undoes that itself.
+    """
+    before = list(_reached([vars(thing) for thing in held], set()))
+    try:
+        yield
+    except BaseException:
+        for thing, kept in before:
+            _put_back(thing, kept)
+        raise
+
+
+def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a model whose failure changes nothing; see `undone`."""
+
+    @functools.wraps(function)
+    def run(model: Module, *args: Any, **settings: Any) -> Any:
+        with undone(model):
+            return function(model, *args, **settings)
+
+    return run
+
+
+def _reached(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+    """(each thing below that can change, a copy of what it holds)"""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    below: list[Any] = []
+    if isinstance(thing, Tensor):
+        yield thing, (thing.data, thing.requires_grad, thing.grad)
+    elif isinstance(thing, np.random.Generator):
+        yield thing, thing.bit_generator.state
+    elif isinstance(thing, dict):
+        yield thing, dict(thing)
+        below = [*thing.values()]
+    elif isinstance(thing, list):
+        yield thing, list(thing)
+        below = thing
+    elif isinstance(thing, tuple):
+        below = [*thing]
+    elif isinstance(thing, Module) or type(thing).__name__ == "Adapters":
+        below = [vars(thing)]
+    for item in below:
+        yield from _reached(item, seen)
+
+
+def _put_back(thing: Any, kept: Any) -> None:
+    if isinstance(thing, Tensor):
+        thing.data, thing.requires_grad, thing.grad = kept
+    elif isinstance(thing, np.random.Generator):
+        thing.bit_generator.state = kept
+    elif isinstance(thing, dict):
+        thing.clear()
+        thing.update(kept)
+    else:
+        thing[:] = kept
 
 
 @contextlib.contextmanager

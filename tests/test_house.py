@@ -18,7 +18,7 @@ CORE = [  # what a reader has to hold in the head
     *(f"lora/{x}.py" for x in ("__init__", "layers", "convert", "files")),
 ]  # fmt: skip
 LEVELS = [  # each room may import from those before it, and from its own
-    {"backend", "config", "atomic"}, {"display"}, {"tensor"}, {"ops"},
+    {"checks", "atomic"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
     {"gradcheck", "checkpoint", "data"}, {"nn"},
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"}, {"lora"},
     {"loss_scale"}, {"train", "generate"}, {"accounting", "rounding"},

@@ -402,7 +402,7 @@ def test_saving_a_model_with_adapters_on_raises_until_they_are_merged_or_detache
 def test_a_file_that_is_no_model_or_is_damaged_raises(tmp_path):
     model, _ = adapted()
     lora.save(model, tmp_path / "adapter.npz")
-    with pytest.raises(ValueError, match="holds a adapter, not a model"):
+    with pytest.raises(ValueError, match="holds an adapter, not a model"):
         ml.load_model(tmp_path / "adapter.npz")
     ml.save_model(gpt2(), tmp_path / "m.npz")
     damaged = tmp_path / "damaged.npz"

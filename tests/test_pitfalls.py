@@ -352,7 +352,7 @@ def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, seed, whole):
         ("missing", "does not fit"), ("unexpected", "does not fit"), ("shape", "does not fit"),
         ("transposed", "does not fit"), ("whole missing", "does not fit"),
         ("fewer layers", "does not fit"), ("taken", "cannot be the adapter's name"),
-        ("kind", "holds a model, not a adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
+        ("kind", "holds a model, not an adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
         ("empty", "damaged"),
     ],
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685): what it computes, how a model takes it on and off, how it is kept."""
 from ..config import LoRAConfig
-from .convert import activate, adaptable, attach, detach, disabled, merge, merged
+from .convert import activate, adaptable, attach, detach, disabled, merge, merged, set_adapter
 from .files import load, save
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 
 __all__ = [
     "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRALinear", "activate", "adaptable",
-    "attach", "detach", "disabled", "load", "merge", "merged", "save"]
+    "attach", "detach", "disabled", "load", "merge", "merged", "save", "set_adapter"]

@@ -2,9 +2,11 @@
 
 `attach` swaps the named layers for ones that add an adapter's output, `merge` swaps them for plain
 layers that hold W0 + ΔW, `detach` puts the base's own layers back. Nothing hangs on train() or
-eval(), no flag changes what a layer computes, W0 is never written.
+eval(), no flag changes what a layer computes, W0 is never written. Each is all or nothing: where it
+raises, or is interrupted, the model is as it was.
 """
 from __future__ import annotations
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ from ..backend import Rng, generator
 from ..config import LoRAConfig
 from ..nn import Embedding, Linear, Module, Parameter
 from ..storage import storable, store, wide_copy
-from ..surgery import first, matching, swap, with_above
+from ..surgery import all_or_nothing, below, first, matching, swap
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 
 class Adapters:
@@ -27,15 +29,16 @@ class Adapters:
         self.active: tuple[str, ...] = ()
         self.whole: dict[str, dict[str, Parameter]] = {}
         self.base: dict[str, Parameter] = {}
-        self.required = {p: p.requires_grad for p in model.parameters()}  # before the first adapter
+        self.required = {at: p.requires_grad for at, p in model.named_parameters()}  # once
 
+@all_or_nothing
 def attach(
     model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None,
     base_dtype: Any = None) -> list[str]:
     """Freeze the whole model, give the target layers an adapter, activate it; returns their paths.
     At first B = 0, so the model computes exactly what it did. Only A and B require a gradient, plus
-    what the config names. Raises ValueError, leaving the model as it was, for a pattern that
-    matches nothing and for a name that is taken.
+    what the config names. Raises ValueError for a pattern that matches nothing and for a name that
+    is taken; warns of a rank that no ΔW can have.
     base_dtype: "float16" stores the frozen matrices in half the bytes, rounded once and for good
     (`detach` gives them as stored, and frozen). All is computed, trained and merged in the model's
     own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
@@ -47,17 +50,29 @@ def attach(
     matrices, whole = storable(base_of(model), base_dtype), _whole(model, config, paths)
     state = install(model, name, config, plan, whole, generator(rng))
     store(matrices, state.required)
-    copies = [p for held in state.whole.values() for p in held.values()]
-    for p in [*model.parameters(), *copies]:
+    set_adapter(model, name)
+    for at, (r, _) in plan.items():
+        if r > (most := min(base_of(model)[f"{at}.W"][1].shape)):
+            warnings.warn(f"attach: r = {r} is more than the rank {most} that ΔW of {at} can have",
+                          stacklevel=3)
+    return paths
+
+@all_or_nothing
+def set_adapter(model: Module, name: str) -> None:
+    """Activate this adapter, and train it and nothing else, as when it was attached."""
+    state = adapters_of(model, name)
+    aside = [p for held in (state.base, *state.whole.values()) for p in held.values()]
+    for p in [*model.parameters(), *aside]:
         p.requires_grad, p.grad = False, None
     for p in trained_by(model, name).values():
         p.requires_grad = True
     activate(model, name)
-    return paths
 
+@all_or_nothing
 def activate(model: Module, *names: str) -> None:
     """Let these adapters count, their updates added up, and no others; none: the base alone.
-    What requires a gradient does not change. Raises KeyError for a name that is not attached.
+    What requires a gradient does not change: `set_adapter` trains one again. Raises KeyError for a
+    name that is not attached, ValueError where two have their own copy of a parameter.
     """
     names = tuple(dict.fromkeys(names))
     state = adapters_of(model, *names)
@@ -73,13 +88,14 @@ def activate(model: Module, *names: str) -> None:
 def disabled(model: Module) -> Iterator[None]:
     """Inside, the model is the base, bit for bit; afterwards the same adapters are active."""
     before = adapters_of(model).active
-    activate(model)
     try:
+        activate(model)
         yield
     finally:
         if hasattr(model, "adapters"):
             activate(model, *(name for name in before if name in adapters_of(model).configs))
 
+@all_or_nothing
 def detach(model: Module, name: str | None = None) -> Module:
     """Take one adapter off, or all of them: then the base's own layers and flags are back."""
     state = adapters_of(model, *([] if name is None else [name]))
@@ -95,23 +111,20 @@ def detach(model: Module, name: str | None = None) -> Module:
             swap(model, {path: layer.base})
     return _forget(model) if everything else model
 
+@all_or_nothing
 def merge(model: Module) -> dict[str, float]:
     """Put plain layers with W0 + ΔW of the active adapters in place, for good (§4.1: no latency).
-    Returns path -> the share of ΔW lost in rounding. All layers are merged, or, where one raises
-    (FloatingPointError), none. A model without adapters is left alone: twice is once.
+    Returns path -> the share of ΔW lost in rounding. What required a gradient before the first
+    adapter came requires one again. Raises FloatingPointError where a W is not finite. A model
+    without adapters is left alone: twice is once.
     """
     if not hasattr(model, "adapters"):
         return {}
-    state, layers = adapters_of(model), layers_of(model)
-    idle = min(set(state.configs) - set(state.active), default=None)
-    if idle:
-        raise ValueError(f"merge: {idle!r} is not active and would be lost: activate or detach it")
-    plain = {path: layer.plain(path) for path, layer in layers.items()}
-    for path, (layer, _) in plain.items():
-        state.required[layer.W] = state.required[layers[path].base.W]
-    for name in state.active:
-        for at, p in state.whole[name].items():
-            state.required[p] = state.required[state.base[at]]
+    state = adapters_of(model)
+    if idle := set(state.configs) - set(state.active):
+        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or detach "
+                         "it")
+    plain = {path: layer.plain(path) for path, layer in layers_of(model).items()}
     swap(model, {path: layer for path, (layer, _) in plain.items()})
     _forget(model)
     return {path: lost for path, (_, lost) in plain.items()}
@@ -119,17 +132,21 @@ def merge(model: Module) -> dict[str, float]:
 @contextmanager
 def merged(model: Module) -> Iterator[None]:
     """Inside, the model is merged: plain layers. Afterwards W0 and adapters are back, bit for bit.
-    What is written into the model inside would be lost, so loading, attaching and saving raise.
+    What is written into the model inside would be lost, so loading, attaching and saving raise;
+    train() and eval() last.
     """
     adapters_of(model)
     layers = layers_of(model)
-    swap(model, {path: layer.plain(path)[0] for path, layer in layers.items()})
-    model.locked = "the model is merged for this block only: leave lora.merged(...) first"
+    plain = {path: layer.plain(path)[0] for path, layer in layers.items()}
     try:
+        swap(model, plain)
+        for _, module in model.named_modules():
+            module.locked = "the model is merged for this block only: leave lora.merged(...) first"
         yield
     finally:
-        model.locked = ""
-        swap(model, layers)
+        for _, module in model.named_modules():
+            module.locked = ""
+        swap(model, {at: layer.train(plain[at].training) for at, layer in layers.items()})
 
 # What these functions share.
 
@@ -168,21 +185,16 @@ def base_of(model: Module) -> dict[str, tuple[Module, Parameter]]:
 def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]:
     """Those of the base's parameters that the config trains whole."""
     names = list(base_of(model))
-    named = matching({part: 0 for name in names for part in with_above(name)}, config.trainable,
-                     "attach: trainable: no parameter")
-    chosen = {name for name in names if set(with_above(name)) & set(named)}
-    for name in names if config.bias != "none" else ():
-        layer, _, letter = name.rpartition(".")
-        if letter == "b" and (config.bias == "all" or layer in paths):
-            chosen.add(name)
-    if both := chosen & {f"{path}.W" for path in paths}:
-        raise ValueError(f"attach: {min(both)} is to be trained whole and adapted: choose one")
+    chosen = set(below(names, config.trainable, "attach: trainable: no parameter"))
+    if config.bias != "none":
+        biased = paths if config.bias == "lora" else [n[:-2] for n in names]
+        chosen |= {n for n in names if n.endswith(".b") and n[:-2] in biased}
     return [n for n in names if n in chosen]
 
 def install(
     model: Module, name: str, config: LoRAConfig, plan: Mapping[str, tuple[int, float]],
     whole: Sequence[str], rng: np.random.Generator) -> Adapters:
-    """Put an adapter in, neither active nor trained yet; all of it, or an error and nothing.
+    """Put an adapter in, neither active nor trained yet.
     plan: path -> r and alpha;   whole: the parameters that the adapter has a copy of.
     """
     state = adapters_of(model) if hasattr(model, "adapters") else Adapters(model)
@@ -190,18 +202,18 @@ def install(
         raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
                          f"'base' or dotted; there are {sorted(state.configs)}")
     layers, base = adaptable(model), base_of(model)
-    if absent := [*(plan.keys() - layers.keys()), *(set(whole) - base.keys())]:
-        raise ValueError(f"attach: this model has no {min(absent)}")
-    for at in plan:
-        if not isinstance(layers[at], LoRALayer):
-            kind = LoRALinear if isinstance(layers[at], Linear) else LoRAEmbedding
-            layers[at] = kind(layers[at])
-    new = {at: Adapter(layers[at], *size, config, rng) for at, size in plan.items()}
-    copies = {at: wide_copy(*base[at]) for at in whole}
-    swap(model, {at: layers[at] for at in plan})
-    for at in plan: layers[at].adapters[name] = new[at]
+    if absent := [*(at for at in plan if at not in layers), *(p for p in whole if p not in base)]:
+        raise ValueError(f"attach: this model has no {absent[0]}")
+    if both := set(whole) & {f"{path}.W" for path in plan}:
+        raise ValueError(f"attach: {min(both)} is to be trained whole and adapted: choose one")
+    for at, size in plan.items():
+        if not isinstance(layer := layers[at], LoRALayer):
+            layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
+        layer.adapters[name] = Adapter(layer, *size, config, rng)
+        swap(model, {at: layer})
+    state.whole[name] = {at: wide_copy(*base[at]) for at in whole}
     state.base |= {at: base[at][1] for at in whole}
-    state.whole[name], state.configs[name] = copies, config
+    state.configs[name] = config
     vars(model)["adapters"] = state
     return state
 
@@ -212,8 +224,9 @@ def trained_by(model: Module, name: str) -> dict[str, Parameter]:
     return both | adapters_of(model).whole[name]
 
 def _forget(model: Module) -> Module:
-    """Drop the adapters; the base's parameters require what they did before the first one."""
-    for p, flag in adapters_of(model).required.items():
-        p.requires_grad = flag
+    """Drop the adapters; what has a name in the base requires what it did before the first one."""
+    required = adapters_of(model).required
+    for name, p in model.named_parameters():
+        p.requires_grad = required.get(name, p.requires_grad)
     del vars(model)["adapters"]
     return model

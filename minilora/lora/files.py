@@ -2,18 +2,20 @@
 from __future__ import annotations
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 from .. import checkpoint
-from ..backend import asarray, asnumpy, generator
+from ..backend import asnumpy
 from ..config import LoRAConfig
 from ..nn import Module
 from ..storage import storable, store
-from .convert import activate, adapters_of, base_of, detach, install, layers_of, trained_by
+from ..surgery import all_or_nothing
+from .convert import activate, adapters_of, base_of, install, layers_of, trained_by
 
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
     """Write one adapter alone (.npz): A and B, what it trains whole, r, alpha and scale of each.
-    `name`: which; None where only one is attached.
+    `name`: which; None where only one is attached. Raises as `checkpoint.write` does.
     """
     state = adapters_of(model, *([] if name is None else [name]))
     if name is None and len(state.configs) > 1:
@@ -23,47 +25,44 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     meta = {
         "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
         "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
-        "whole": list(state.whole[name]), "base": _fingerprint(model, name)}
+        "whole": list(state.whole[name]), "base": _fingerprint(model, held)}
     arrays = {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
     return checkpoint.write(path, arrays, meta)
 
+@all_or_nothing
 def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
     base_dtype: Any = None) -> list[str]:
     """Add the adapter in a file that `save` made, and activate it; returns the adapted paths.
     It is frozen unless `trainable`; a base without adapters is frozen, other adapters keep their
-    flags. Strict: a missing or unexpected array, or a shape that does not fit, raises ValueError
-    and leaves the model as it was. Warns where W0 is not what the adapter was trained on: for one
-    that was trained over a base stored in half precision, give the same `base_dtype` (see attach).
+    flags. All or nothing: what does not fit, in names, shapes or numbers, raises ValueError with
+    the file's name. Warns where W0 is not what the adapter was trained on: for one that was trained
+    over a base stored in half precision, give the same `base_dtype` (see attach).
     """
-    arrays, meta = checkpoint.read(path, kind="adapter")
-    try:
-        config, name, whole = LoRAConfig(**meta["config"]), name or meta["name"], meta["whole"]
-        plan = {at: (facts["r"], facts["alpha"]) for at, facts in meta["layers"].items()}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"load: {path} is of another version of minilora: {error}") from error
-    fresh, matrices = not hasattr(model, "adapters"), storable(base_of(model), base_dtype)
-    try:
-        state = install(model, name, config, plan, whole, generator(0))
-    except ValueError as error:
-        raise ValueError(f"load: {path} does not fit this model: {error}") from error
-    ours = {at: (p, p.shape) for at, p in trained_by(model, name).items()}
-    shapes = {at: array.shape for at, array in arrays.items()}
-    wrong = sorted({at: shape for at, (_, shape) in ours.items()}.items() ^ shapes.items())
-    if wrong:
-        detach(model, name)
-        raise ValueError(f"load: {path} does not fit this model: only one of them has {wrong[:4]}")
+    fresh = not hasattr(model, "adapters")
+    with checkpoint.opened(path, "adapter") as file, file.blamed():
+        told, facts, layers, whole, base = file.facts(
+            name=str, config=dict, layers=dict, whole=list, base=str)
+        plan = {at: file.facts(at, of, r=int, alpha=float, scale=float) for at, of in layers.items()}
+        for at, (r, alpha, scale) in plan.items():
+            if r < 1 or scale != alpha / r:
+                raise ValueError(f"the scale of {at} is {scale}, not alpha / r = {alpha} / {r}")
+        name, matrices = name or told, storable(base_of(model), base_dtype)
+        sizes = {at: (r, alpha) for at, (r, alpha, _) in plan.items()}
+        state = install(model, name, LoRAConfig(**facts), sizes, whole, file.budget())
+        ours = trained_by(model, name)
+        arrays = file.arrays({at: p.shape for at, p in ours.items()})
+        checkpoint.fill({at: p.data for at, p in ours.items()}, arrays, "load")
     store(matrices, state.required)
     if fresh:
         model.requires_grad_(False)
-    for at, (p, _) in ours.items():
-        p.data[...] = asarray(arrays[at], p.dtype)
+    for p in ours.values():
         p.requires_grad = trainable
     activate(model, name)
-    if _fingerprint(model, name) != meta["base"]:
-        warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=2)
+    if _fingerprint(model, plan) != base:
+        warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=3)
     return list(plan)
 
-def _fingerprint(model: Module, name: str) -> str:
-    base, held = base_of(model), (at for at, x in layers_of(model).items() if name in x.adapters)
-    return checkpoint.fingerprint(asnumpy(base[f"{at}.W"][1].data) for at in held)
+def _fingerprint(model: Module, paths: Iterable[str]) -> str:
+    base = base_of(model)
+    return checkpoint.fingerprint(asnumpy(base[f"{at}.W"][1].data) for at in paths)

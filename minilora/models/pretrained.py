@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import checkpoint
-from ..backend import asarray, asnumpy
+from ..backend import asnumpy
 from ..config import GPT2Config
 from ..data.tokenizer import BPE
 from .gpt2 import GPT2
@@ -29,6 +29,11 @@ def save_model(
     None writes each as it is, a matrix that is stored in half precision as such; `load_model` gives
     all of them in one dtype again, with the same values.
     """
+    if model.locked:
+        raise RuntimeError(
+            "save_model: it would write the merged weights, without the adapters, and does not: "
+            f"{model.locked}; to keep them merged, lora.merge(model) and save"
+        )
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
     odd = arrays.keys() ^ {name for name, _ in GPT2(model.config, rng=0).named_parameters()}
     if odd:
@@ -44,13 +49,25 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> GPT2:
-    """The GPT-2 in a file that `save_model` made, its `.tokenizer` with it. Dropout is off."""
-    arrays, meta = checkpoint.read(path, kind="model")
-    model = GPT2(GPT2Config(**meta["config"]), rng=0, dtype=dtype)
-    model.load_state_dict({name: asarray(array.astype(dtype)) for name, array in arrays.items()})
-    model.tokenizer = BPE(meta["merges"]) if meta["merges"] is not None else None
-    model.eval()
-    return model
+    """The GPT-2 in a file that `save_model` made, its `.tokenizer` with it. Dropout is off.
+
+    Raises ValueError, in the file's name, for what is no such file, or does not fit together.
+    """
+    with checkpoint.opened(path, "model") as file, file.blamed():
+        family, config = file.facts(family=str, config=dict)
+        if family != "gpt2":
+            raise ValueError(f"it is a model of the family {family!r}, and gpt2 is what can be read")
+        model = GPT2(GPT2Config(**config), rng=file.budget(), dtype=dtype)
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        model.load_state_dict(file.arrays(shapes))
+        merges = file.meta.get("merges")
+        model.tokenizer = None if merges is None else BPE(merges)
+        if merges is not None and model.tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, its model "
+                f"{model.config.vocab_size:,}"
+            )
+    return model.eval()
 
 
 def base_path(name: str) -> Path:
