@@ -57,7 +57,10 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
             raise FloatingPointError(
                 f"{path} is not written: {name} holds numbers that are not finite"
             )
-    text = json.dumps({"format": FORMAT, **meta}, allow_nan=False).encode()
+    try:
+        text = json.dumps({"format": FORMAT, **meta}, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path} is not written: its {META}: {error}") from error
     if len(text) > LONGEST_META:
         raise ValueError(
             f"{path} is not written: its {META} would have {len(text):,} bytes, and "

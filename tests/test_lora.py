@@ -206,6 +206,7 @@ def test_attaching_forgets_gradients_of_before():
 ACTIVE = [(), ("one",), ("two",), ("one", "two"), ("three", "one", "two")]
 
 
+@pytest.mark.filterwarnings("ignore:attach. r = 4 is more than the rank")
 @given(seeds, ranks, alphas, st.sampled_from(ACTIVE))
 def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, active):
     linear = nn.Linear(5, 3, rng=seed, dtype="float64")
@@ -888,7 +889,7 @@ def test_a_call_that_fails_otherwise_stores_nothing_in_half(tmp_path):
     before = snapshot(model)
     with pytest.raises(ValueError, match="does not fit"):
         lora.load(model, file, base_dtype="float16")
-    for name, targets, says in (("a.b", "q", "attach: 'a.b'"), ("new", "query", "no layer")):
+    for name, targets, says in (("a.b", "q", "'a.b' cannot be"), ("new", "query", "no layer")):
         with pytest.raises(ValueError, match=says):
             lora.attach(model, ml.LoRAConfig(targets=targets), name, base_dtype="float16")
     assert snapshot(model) == before

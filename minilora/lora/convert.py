@@ -199,13 +199,13 @@ def install(
     """
     state = adapters_of(model) if hasattr(model, "adapters") else Adapters(model)
     if name in state.configs or name == "base" or not name or "." in name:
-        raise ValueError(f"attach: {name!r} cannot be the adapter's name: it is taken, empty, "
-                         f"'base' or dotted; there are {sorted(state.configs)}")
+        raise ValueError(f"{name!r} cannot be the adapter's name: it is taken, empty, 'base' or "
+                         f"dotted; there are {sorted(state.configs)}")
     layers, base = adaptable(model), base_of(model)
     if absent := [*(at for at in plan if at not in layers), *(p for p in whole if p not in base)]:
-        raise ValueError(f"attach: this model has no {absent[0]}")
+        raise ValueError(f"it does not fit: this model has no {absent[0]!r}")
     if both := set(whole) & {f"{path}.W" for path in plan}:
-        raise ValueError(f"attach: {min(both)} is to be trained whole and adapted: choose one")
+        raise ValueError(f"{min(both)} is to be trained whole and adapted: choose one")
     for at, size in plan.items():
         if not isinstance(layer := layers[at], LoRALayer):
             layer = (LoRALinear if isinstance(layer, Linear) else LoRAEmbedding)(layer)
