@@ -283,12 +283,12 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
 class _Budget(np.random.Generator):
     def __init__(self, left: int) -> None:
         super().__init__(np.random.PCG64(0))
-        self.left = left
+        self.held = self.left = left
 
     def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
         self.left -= math.prod(np.atleast_1d(size).tolist())
         if self.left < 0:
-            raise ValueError("the sizes that it tells are larger than what it holds")
+            raise ValueError(f"it tells of a larger thing than the {self.held:,} numbers in it make")
         return np.zeros(size)
 
     def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
@@ -356,6 +356,11 @@ def _json(text: bytes) -> dict[str, Any]:
             raise ValueError(f"{number} is not a finite number")
         return value
 
+    def whole(digits: str) -> int:
+        if len(digits) > 40:
+            raise ValueError(f"a number has {len(digits):,} digits")
+        return int(digits)
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
@@ -364,9 +369,12 @@ def _json(text: bytes) -> dict[str, Any]:
 
     try:
         meta = json.loads(
-            text.decode(), parse_float=finite, parse_constant=finite, object_pairs_hook=once
-        )
-    except (ValueError, RecursionError) as error:
+            text.decode(), parse_float=finite, parse_int=whole, parse_constant=finite,
+            object_pairs_hook=once,
+        )  # fmt: skip
+    except RecursionError as error:
+        raise _Damaged(f"its {META} is nested too deeply") from error
+    except ValueError as error:
         raise _Damaged(f"its {META}: {error}") from error
     if not isinstance(meta, dict):
         raise _Damaged(f"its {META} is {_short(meta)}, not an object")
