@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ def fit(
     held_out: Sequence[Batch] = (), eval_every: int = 0,
     progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
-    loss_scale: LossScale | None = None,
+    about: Mapping[str, Any] | None = None, loss_scale: LossScale | None = None,
 ) -> History:  # fmt: skip
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
@@ -102,6 +103,8 @@ def fit(
                         goes on from it (resume=False: starts anew), and ends with the bits it would
                         have had, on any number of threads (on a GPU, where a table is trained:
                         nearly)
+    about               what else makes the run what it is and cannot be seen from here, such as its
+                        text and seed: JSON values by name, kept in the checkpoint
     loss_scale          for a model in half precision: its gradients are computed larger, so as not
                         to vanish, and steps whose gradients overflow are left out
 
@@ -117,7 +120,8 @@ def fit(
             "fit: steps must not be negative, accumulation_steps and save_every at least 1"
         )
     setting = {
-        "steps": steps, "accumulation_steps": accumulation_steps, "max_grad_norm": max_grad_norm
+        "steps": steps, "accumulation_steps": accumulation_steps, "max_grad_norm": max_grad_norm,
+        "about": json.loads(json.dumps(about)),
     }  # fmt: skip
     if schedule is None:
         setting["lr"] = optimizer.lr

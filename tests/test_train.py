@@ -222,6 +222,15 @@ def test_a_checkpoint_of_a_run_with_other_clipping_or_rate_is_of_another_run(tmp
             ml.fit(model, windows(), optimizer, 1, **(how | {"max_grad_norm": clip}))
 
 
+def test_what_the_caller_tells_of_a_run_is_part_of_it(tmp_path):
+    path, told = tmp_path / "run.npz", {"text": "plays", "seed": 1, "sizes": (2, 6)}
+    whole = go("lora", windows(), path, about=told)
+    assert_same(whole, go("lora", windows(), path, about=dict(told)))
+    for other in (None, {**told, "seed": 2}, {"text": "plays"}):
+        with pytest.raises(ValueError, match="of another run"):
+            go("lora", windows(), path, about=other)
+
+
 @pytest.mark.parametrize("sizes", [{"n_positions": 13}, {"d_ff": 5}, {"vocab_size": 12}])
 def test_a_checkpoint_of_a_model_of_other_sizes_raises_and_changes_nothing(sizes, tmp_path):
     path, how = tmp_path / "run.npz", {"checkpoint": tmp_path / "run.npz", "progress": False}
