@@ -187,8 +187,7 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
             held.append((vars(module), vars(module).get("forward")))
             vars(module)["forward"] = watched(path, module.forward)
         with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
-            if not found:
-                model(*inputs)
+            model(*inputs)
     finally:
         for attributes, own in reversed(held):
             attributes.pop("forward") if own is None else attributes.update(forward=own)

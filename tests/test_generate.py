@@ -206,6 +206,11 @@ def test_arguments_that_make_no_sense_raise_before_the_model_runs(name, bad):
         ml.generate(model, ids(), **{"n_tokens": 1, name: bad})
 
 
+def test_the_ends_of_what_makes_sense_are_taken():
+    out = ml.generate(gpt2(), ids(), 2, temperature=0, top_k=1, top_p=1.0)
+    assert np.array_equal(out, ml.generate(gpt2(), ids(), np.int64(2), temperature=0.0))
+
+
 @pytest.mark.parametrize("n", [0, 3])
 @pytest.mark.parametrize(
     ("at", "kind", "words"),
@@ -247,7 +252,7 @@ def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed
     model = gpt2(seed, dropout=0.4)
     state = {name: g.bit_generator.state for name, g in surgery.generators(model).items()}
     for name in {names[seed % len(names)], names[-1]}:
-        dict(model.named_parameters())[name].data[...] = bad
+        dict(model.named_parameters())[name].data.reshape(-1)[0] = bad
     with pytest.raises(FloatingPointError) as error:
         ml.generate(model, ids(), 3, cache=cache)
     assert f" in the parameter {names[seed % len(names)]}: load weights" in str(error.value)
@@ -262,10 +267,23 @@ def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed
     assert all(state[n] == g.bit_generator.state for n, g in surgery.generators(model).items())
 
 
-def test_what_is_finite_and_words_that_never_come_are_nothing_to_report():
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_bad_logit_of_one_row_is_enough_in_a_window_that_is_full(bad):
+    model = gpt2(n_positions=4)
+    forward = model.forward
+
+    def spoilt(*a, **k):
+        out = forward(*a, **k)
+        out.data[1, -1, 4] = bad
+        return out
+
+    model.forward = spoilt
+    with pytest.raises(FloatingPointError, match="in the output of the model"):
+        ml.generate(model, ids(), 1)
+
+
+def test_words_that_never_come_are_nothing_to_report():
     model = gpt2()
-    assert surgery.first_not_finite(model, ids()) == ""
-    assert not any("forward" in vars(m) for _, m in model.named_modules())
     forward = model.forward
 
     def without(*a, **k):
@@ -278,6 +296,28 @@ def test_what_is_finite_and_words_that_never_come_are_nothing_to_report():
     model.forward = lambda *a, **k: without(*a, **k) - math.inf
     with pytest.raises(FloatingPointError, match="in the output of the model"):
         ml.generate(model, ids(), 1)
+
+
+def test_looking_for_what_is_not_finite_changes_nothing():
+    class Twice(ml.nn.Module):
+        def __init__(self):
+            self.one = ml.nn.Dropout(0.5, rng=0)
+            self.two, self.by = self.one, {"three": ml.nn.LayerNorm(3)}
+
+        def forward(self, x):
+            seen.append((ml.tensor.recording(), self.one.training))
+            return self.by["three"](self.two(self.one(x)))
+
+    model, seen, x = Twice(), [], ml.Tensor(normal(0, 3, dtype="float32"))
+    inner = model.one.forward
+    model.one.forward = own = lambda x: inner(x)
+    before = model.one.rng.bit_generator.state
+    assert surgery.first_not_finite(model, x) == ""
+    x.data[1] = math.inf
+    assert surgery.first_not_finite(model, x) == "the output of one"
+    assert seen == [(False, False)] * 2 and ml.tensor.recording() and model.one.training
+    assert model.one.rng.bit_generator.state == before and model.one.forward is own
+    assert [("forward" in vars(m)) for _, m in model.named_modules()] == [False, True, True, False]
 
 
 def test_what_is_not_finite_in_the_cache_alone_is_said_to_be_there():
