@@ -98,7 +98,15 @@ def members(whole: bytes, rng: random.Random) -> bytes:
         held.insert(j, held[i])
     elif kind == 2:
         name = held[i][0]
-        to = [f"x{name}", name[:-4], f"{name}.npy", "../x.npy", "", f"{name[:-4]}.W.npy", held[j][0]]
+        to = [
+            f"x{name}",
+            name[:-4],
+            f"{name}.npy",
+            "../x.npy",
+            "",
+            f"{name[:-4]}.W.npy",
+            held[j][0],
+        ]
         held[i] = rng.choice(to), held[i][1]
     elif kind == 3:
         held[i], held[j] = (held[i][0], held[j][1]), (held[j][0], held[i][1])
@@ -135,9 +143,26 @@ def headers(whole: bytes, rng: random.Random) -> bytes:
     i = rng.randrange(len(held))
     name, old = held[i]
     body = old[10 + int.from_bytes(old[8:10], "little") :]
-    shape = rng.choice(["()", "(1,)", "(10**9,)", "(1000000000000,)", "(-1,)", "(2, 3", "(0,)",
-                        "(4294967296, 4294967296)", "(2, 8)", "(8, 2)", "[2]", "(2.0,)", "(True,)"])
-    descr = rng.choice(["'<f4'", "'<f8'", "'|O'", "'<f2'", "'<i8'", "'|u1'", "[('a', '<f4')]", "'<c8'"])
+    shape = rng.choice(
+        [
+            "()",
+            "(1,)",
+            "(10**9,)",
+            "(1000000000000,)",
+            "(-1,)",
+            "(2, 3",
+            "(0,)",
+            "(4294967296, 4294967296)",
+            "(2, 8)",
+            "(8, 2)",
+            "[2]",
+            "(2.0,)",
+            "(True,)",
+        ]
+    )
+    descr = rng.choice(
+        ["'<f4'", "'<f8'", "'|O'", "'<f2'", "'<i8'", "'|u1'", "[('a', '<f4')]", "'<c8'"]
+    )
     text = f"{{'descr': {descr}, 'fortran_order': {rng.choice(['False', 'True', '0'])}, 'shape': {shape}, }}"
     if rng.random() < 0.1:
         text = rng.choice(["(" * 5000, "-" * 5000 + "1", "__import__('os')", "", "{" * 300])

@@ -1,4 +1,4 @@
-"""A damaged file is the right object or a refusal after which nothing has changed (tests/fuzz.py)."""
+"""A damaged file is read right or refused, and then nothing has changed (tests/fuzz.py)."""
 
 import fuzz
 import pytest
