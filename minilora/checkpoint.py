@@ -1,8 +1,8 @@
 """Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled.
 
-Files come from strangers. So a file is opened first, which reads what it says of itself and holds the
-sizes against each other and against the file's own; then its reader says which arrays it wants, of
-which shapes; and only then is a number read. Members are stored as they are, not compressed: no
+Files come from strangers. So a file is opened first, which reads what it says of itself and holds
+the sizes against each other and against the file's own; then its reader says which arrays it wants,
+of which shapes; and only then is a number read. Members are stored as they are, not compressed: no
 file can take more memory than it has bytes.
 """
 
@@ -196,7 +196,7 @@ class File:
             raise _Damaged(f"it has no {name}")
         entry, shape, dtype = self._members[name]
         made = np.empty(shape, dtype)
-        left = memoryview(made.reshape(-1).view(np.uint8))
+        left = made.reshape(-1).view(np.uint8).data
         with _reading(name), self._archive.open(entry) as member:
             member.read(entry.file_size - len(left))  # the header
             while n := member.readinto(left[: 1 << 20]):  # type: ignore[attr-defined]
@@ -265,7 +265,7 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 
     code = 0
     for array in arrays:
-        code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), code)
+        code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, code)
     return f"{code:08x}"
 
 

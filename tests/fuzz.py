@@ -1,9 +1,9 @@
 """Every reader of files against damaged ones: `python tests/fuzz.py` prints a table.
 
-A damaged file is a valid one with something done to it that knows how such a file is made: bytes
-cut, flipped, moved; members dropped, swapped, renamed, compressed, of another shape or dtype; headers
-that lie; every place of its JSON replaced. What a reader makes of it is either the right object, or
-a refusal in the file's name after which nothing has changed; anything else is a fault.
+A damaged file is a valid one to which something was done by one who knows how such a file is made:
+bytes cut, flipped, moved; members dropped, swapped, renamed, compressed, of another shape or dtype;
+headers that lie; any place of its JSON replaced. What a reader makes of it is either the right
+object, or a refusal in the file's name after which nothing has changed; anything else is a fault.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ import minilora as ml
 from minilora import checkpoint, data, lora
 
 META = f"{checkpoint.META}.npy"
-ODD = [None, True, False, 0, -1, 1, 3, 10**7, 10**8, 2**63, -(2**31), 0.0, 0.5, -2.5, 1e308, "", "x",
-       "q", "default", "gpt2", "model", "tok.W", [], [0], ["q"], [[0, 1]], {}, {"a": 1},
-       [[[[]]]], "\u0000", "b" * 3000]  # fmt: skip
+ODD = [
+    None, True, False, 0, -1, 1, 3, 10**7, 10**8, 2**63, -(2**31), 0.0, 0.5, -2.5, 1e308, "", "x",
+    "q", "default", "gpt2", "model", "tok.W", [], [0], ["q"], [[0, 1]], {}, {"a": 1},
+    [[[[]]]], "\u0000", "b" * 3000,
+]  # fmt: skip
 
 
 # What is done to a file.
@@ -143,27 +145,12 @@ def headers(whole: bytes, rng: random.Random) -> bytes:
     i = rng.randrange(len(held))
     name, old = held[i]
     body = old[10 + int.from_bytes(old[8:10], "little") :]
-    shape = rng.choice(
-        [
-            "()",
-            "(1,)",
-            "(10**9,)",
-            "(1000000000000,)",
-            "(-1,)",
-            "(2, 3",
-            "(0,)",
-            "(4294967296, 4294967296)",
-            "(2, 8)",
-            "(8, 2)",
-            "[2]",
-            "(2.0,)",
-            "(True,)",
-        ]
-    )
-    descr = rng.choice(
-        ["'<f4'", "'<f8'", "'|O'", "'<f2'", "'<i8'", "'|u1'", "[('a', '<f4')]", "'<c8'"]
-    )
-    text = f"{{'descr': {descr}, 'fortran_order': {rng.choice(['False', 'True', '0'])}, 'shape': {shape}, }}"
+    shapes = ["()", "(1,)", "(10**9,)", "(1000000000000,)", "(-1,)", "(2, 3", "(0,)", "(2, 8)",
+              "(4294967296, 4294967296)", "(8, 2)", "[2]", "(2.0,)", "(True,)"]  # fmt: skip
+    kinds = ["'<f4'", "'<f8'", "'|O'", "'<f2'", "'<i8'", "'|u1'", "[('a', '<f4')]", "'<c8'"]
+    order = rng.choice(["False", "True", "0"])
+    text = f"{{'descr': {rng.choice(kinds)}, 'fortran_order': {order}, 'shape': "
+    text += f"{rng.choice(shapes)}, }}"
     if rng.random() < 0.1:
         text = rng.choice(["(" * 5000, "-" * 5000 + "1", "__import__('os')", "", "{" * 300])
     head = text.encode().ljust(118) + b"\n"

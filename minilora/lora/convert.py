@@ -122,8 +122,8 @@ def merge(model: Module) -> dict[str, float]:
         return {}
     state = adapters_of(model)
     if idle := set(state.configs) - set(state.active):
-        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or detach "
-                         "it")
+        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or "
+                         "detach it")
     plain = {path: layer.plain(path) for path, layer in layers_of(model).items()}
     swap(model, {path: layer for path, (layer, _) in plain.items()})
     _forget(model)
