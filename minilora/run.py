@@ -144,9 +144,8 @@ class Run:
             if scale:
                 scale.load_state_dict(dict(zip(("scale", "good"), kept)))
             self.history = History(losses, lrs, [*zip(looks, held_out)])
-            files.fill(
-                into, {name: read[name] for name in into}, str(path)
-            )  # all or none, and last
+            # last, for it undoes its own: all arrays or none
+            files.fill(into, {name: read[name] for name in into}, str(path))
         return int(done)
 
 
