@@ -362,7 +362,7 @@ DAMAGES = {
     "done before the start": fact("done", -1),
     "done beyond the end": lambda arrays, meta: reached(arrays, meta, 6, 4),
     "a look left out": lambda arrays, meta: reached(arrays, meta, 3, 1),
-    "done beyond everything": fact("done", 10**40),
+    "a number of forty digits": fact("done", 10**40),
     "done in words": fact("done", "two"),
     "half done": fact("done", 2.0),
     "fewer updates than steps": fact("t", 1),
