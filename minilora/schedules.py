@@ -8,7 +8,7 @@ from typing import Any
 
 from .backend import current, xp
 from .checks import real, told, whole
-from .nn import Module, Parameter
+from .nn import Parameter
 
 Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
@@ -20,7 +20,7 @@ def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, 
     is there twice, or, where they are to be trained, for one that is frozen, or none at all.
     """
     remedy = "pass model.trainable_parameters()"
-    if isinstance(parameters, Module) or not isinstance(parameters, Iterable):
+    if not isinstance(parameters, Iterable):
         raise TypeError(f"{who}: takes parameters, not {told(parameters)}: {remedy}")
     if not isinstance(parameters, Mapping):
         parameters = {str(i): p for i, p in enumerate(parameters)}
