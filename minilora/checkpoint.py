@@ -1,8 +1,8 @@
 """Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled.
 
-Files come from strangers. So a file is opened first, which reads what it says of itself and holds the
-sizes against each other and against the file's own; then its reader says which arrays it wants, of
-which shapes; and only then is a number read. Members are stored as they are, not compressed: no
+Files come from strangers. So a file is opened first, which reads what it says of itself and holds
+the sizes against each other and against the file's own; then its reader says which arrays it wants,
+of which shapes; and only then is a number read. Members are stored as they are, not compressed: no
 file can take more memory than it has bytes.
 """
 
@@ -91,12 +91,13 @@ class File:
             told = self.meta.pop("format", 1)
         except _Damaged as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
-        if type(told) is not int or told > FORMAT:
+        if told not in range(1, FORMAT + 1):
             raise self.wrong(
                 f"it is of format {told!r}, and this version of minilora reads up to {FORMAT}: "
                 "use a newer one"
             )
-        self.kind = self.meta.get("kind", "thing of no kind")
+        kind = self.meta.get("kind")
+        self.kind = kind if isinstance(kind, str) else "thing of no kind"
         self.shapes = {name: shape for name, (_, shape, _) in self._members.items() if name != META}
 
     def wrong(self, what: str) -> ValueError:
@@ -118,10 +119,10 @@ class File:
         held = self.meta if where == META else held
         for name, kind in wanted.items():
             if not isinstance(held, dict) or name not in held:
-                raise self.wrong(f"{where} in it has no {name!r}: another version wrote it")
+                raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
             if type(held[name]) is not kind:
                 kinds = f"{_short(held[name])}, not {_a(kind.__name__)}"
-                raise self.wrong(f"{name!r} of {where} in it is {kinds}")
+                raise self.wrong(f"{name!r} of its {where} is {kinds}")
         return [held[name] for name in wanted]
 
     def budget(self) -> np.random.Generator:
@@ -178,9 +179,14 @@ class File:
         if not found:
             raise _Damaged(f"{name} is not an array of plain numbers")
         descr, sizes = found.groups()
-        shape, dtype = tuple(int(n) for n in sizes.split(b",") if n.strip()), np.dtype(descr.decode())
+        shape, dtype = (
+            tuple(int(n) for n in sizes.split(b",") if n.strip()),
+            np.dtype(descr.decode()),
+        )
         if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
-            raise _Damaged(f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not")
+            raise _Damaged(
+                f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not"
+            )
         if name == META and (len(shape) != 1 or dtype != np.uint8 or shape[0] > LONGEST_META):
             raise _Damaged(f"{META} is {shape} of {dtype}, not up to {LONGEST_META:,} bytes")
         return entry, shape, dtype
@@ -190,7 +196,7 @@ class File:
             raise _Damaged(f"it has no {name}")
         entry, shape, dtype = self._members[name]
         made = np.empty(shape, dtype)
-        left = memoryview(made.reshape(-1).view(np.uint8))
+        left = made.reshape(-1).view(np.uint8).data
         with _reading(name), self._archive.open(entry) as member:
             member.read(entry.file_size - len(left))  # the header
             while n := member.readinto(left[: 1 << 20]):  # type: ignore[attr-defined]
@@ -211,7 +217,7 @@ def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[Fi
     with open(path, "rb") as stream:
         file = File(path, stream)
         if kind not in (None, file.kind):
-            raise ValueError(f"{path} holds {_a(str(file.kind))}, not {_a(kind or '')}")
+            raise ValueError(f"{path} holds {_a(file.kind)}, not {_a(kind or '')}")
         yield file
 
 
@@ -259,7 +265,7 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 
     code = 0
     for array in arrays:
-        code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), code)
+        code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, code)
     return f"{code:08x}"
 
 
@@ -285,12 +291,14 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
 class _Budget(np.random.Generator):
     def __init__(self, left: int) -> None:
         super().__init__(np.random.PCG64(0))
-        self.left = left
+        self.held = self.left = left
 
     def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
         self.left -= math.prod(np.atleast_1d(size).tolist())
         if self.left < 0:
-            raise ValueError("the sizes that it tells are larger than what it holds")
+            raise ValueError(
+                f"it tells of a larger thing than the {self.held:,} numbers in it make"
+            )
         return np.zeros(size)
 
     def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
@@ -320,7 +328,9 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
 
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 98))
-    tail = stream.read().rjust(98, b"\0")  # a long list's end (56), where that is (20), the end (22)
+    tail = stream.read().rjust(
+        98, b"\0"
+    )  # a long list's end (56), where that is (20), the end (22)
     if tail[76:80] != b"PK\5\6":
         raise _Damaged("it does not end as a .npz file does")
     count, length = struct.unpack("<HL", tail[86:92])
@@ -358,6 +368,11 @@ def _json(text: bytes) -> dict[str, Any]:
             raise ValueError(f"{number} is not a finite number")
         return value
 
+    def whole(digits: str) -> int:
+        if len(digits) > 40:
+            raise ValueError(f"a number has {len(digits):,} digits")
+        return int(digits)
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
@@ -366,9 +381,12 @@ def _json(text: bytes) -> dict[str, Any]:
 
     try:
         meta = json.loads(
-            text.decode(), parse_float=finite, parse_constant=finite, object_pairs_hook=once
-        )
-    except (ValueError, RecursionError) as error:
+            text.decode(), parse_float=finite, parse_int=whole, parse_constant=finite,
+            object_pairs_hook=once,
+        )  # fmt: skip
+    except RecursionError as error:
+        raise _Damaged(f"its {META} is nested too deeply") from error
+    except ValueError as error:
         raise _Damaged(f"its {META}: {error}") from error
     if not isinstance(meta, dict):
         raise _Damaged(f"its {META} is {_short(meta)}, not an object")
@@ -376,7 +394,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
+    return "None" if value is None else f"{_a(type(value).__name__)}, {reprlib.repr(value)}"
 
 
 def _a(kind: str) -> str:

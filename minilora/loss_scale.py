@@ -31,8 +31,8 @@ class LossScale:
     """
 
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
+        self.start = real("LossScale", "scale", scale, SCALES)
         self.patience = whole("LossScale", "patience", patience, 1)
-        scale = real("LossScale", "scale", scale, SCALES)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
         self.finite: Array = xp.ones((), bool)  # were all gradients of this step?

@@ -103,8 +103,6 @@ def detach(model: Module, name: str | None = None) -> Module:
     activate(model, *(other for other in state.active if not everything and other != name))
     if name is not None:
         del state.configs[name], state.whole[name]
-        owned = {at for held in state.whole.values() for at in held}
-        state.base = {at: p for at, p in state.base.items() if at in owned}
     for path, layer in layers_of(model).items():
         layer.adapters.pop(name or "", None)
         if everything or not layer.adapters:
@@ -122,8 +120,8 @@ def merge(model: Module) -> dict[str, float]:
         return {}
     state = adapters_of(model)
     if idle := set(state.configs) - set(state.active):
-        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or detach "
-                         "it")
+        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or "
+                         "detach it")
     plain = {path: layer.plain(path) for path, layer in layers_of(model).items()}
     swap(model, {path: layer for path, (layer, _) in plain.items()})
     _forget(model)

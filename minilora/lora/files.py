@@ -43,13 +43,14 @@ def load(
     with checkpoint.opened(path, "adapter") as file, file.blamed():
         told, facts, layers, whole, base = file.facts(
             name=str, config=dict, layers=dict, whole=list, base=str)
-        plan = {at: file.facts(at, of, r=int, alpha=float, scale=float) for at, of in layers.items()}
-        for at, (r, alpha, scale) in plan.items():
+        plan = dict[str, tuple[int, float]]()
+        for at, of in layers.items():
+            r, alpha, scale = file.facts(at, of, r=int, alpha=float, scale=float)
             if r < 1 or scale != alpha / r:
                 raise ValueError(f"the scale of {at} is {scale}, not alpha / r = {alpha} / {r}")
+            plan[at] = r, alpha
         name, matrices = name or told, storable(base_of(model), base_dtype)
-        sizes = {at: (r, alpha) for at, (r, alpha, _) in plan.items()}
-        state = install(model, name, LoRAConfig(**facts), sizes, whole, file.budget())
+        state = install(model, name, LoRAConfig(**facts), plan, whole, file.budget())
         ours = trained_by(model, name)
         arrays = file.arrays({at: p.shape for at, p in ours.items()})
         checkpoint.fill({at: p.data for at, p in ours.items()}, arrays, "load")

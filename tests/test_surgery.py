@@ -1,0 +1,197 @@
+"""What is done to a whole model is done whole, or not at all (minilora.surgery)."""
+
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
+
+import minilora as ml
+from minilora import lora, surgery
+
+PACKAGE = str(Path(ml.__file__).parent)
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which would stop the tests themselves."""
+
+
+def interrupted(call, after: int) -> bool:
+    """Run it, raising at the `after`-th line that it runs in the package; False: it ended before.
+
+    Once only: what is undone is undone in peace.
+    """
+    left = after
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        call()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.fixture(autouse=True)
+def once(backend):
+    if backend.name != "numpy":
+        pytest.skip("no array is asked anything")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of what is loaded: an adapter, a model's state, an optimizer's."""
+    return tmp_path_factory.mktemp("files")
+
+
+def subject(seed: int = 0):
+    """(model, optimizer): two adapters, of which "one" has a copy of ln_f, gradients, a dropout."""
+    model = gpt2(seed, "float32", dropout=0.25)
+    for name, targets in (("one", ("q", "tok")), ("two", ("q", "up"))):
+        config = ml.LoRAConfig(
+            r=2, alpha=3, targets=targets, dropout=0.5, trainable=["ln_f"] * (name == "one")
+        )
+        lora.attach(model, config, name, rng=seed)
+        shake(model.trainable_parameters().values(), seed)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.1)
+    ml.ops.cross_entropy(model(ids()), ids(1)).backward()
+    optimizer.step()
+    lora.activate(model, "one", "two")
+    return model, optimizer
+
+
+def load_state(model, optimizer, folder):
+    model.load_state_dict({n: a + np.float32(1) for n, a in model.state_dict().items()})
+
+
+def load_optimizer(model, optimizer, folder):
+    state = {n: a + np.float32(1) for n, a in optimizer.state_dict().items()}
+    optimizer.load_state_dict({**state, "t": np.array(7)})
+
+
+def load_adapter(model, optimizer, folder):
+    lora.load(model, folder / "a.npz", name="three", base_dtype="float16")
+
+
+CALLS = {
+    "attach": lambda m, o, f: lora.attach(
+        m, ml.LoRAConfig(r=3, targets=("k", "tok"), trainable="pos", bias="all"), "three", rng=1,
+        base_dtype="float16"),
+    "activate": lambda m, o, f: lora.activate(m, "two"),
+    "set_adapter": lambda m, o, f: lora.set_adapter(m, "one"),
+    "detach one": lambda m, o, f: lora.detach(m, "one"),
+    "detach": lambda m, o, f: lora.detach(m),
+    "merge": lambda m, o, f: lora.merge(m),
+    "load": load_adapter,
+    "load_state_dict": load_state,
+    "optimizer": load_optimizer,
+}  # fmt: skip
+
+
+@functools.cache
+def length(name: str, folder) -> int:
+    """How many lines of the package the call runs."""
+    other, _ = adapted(5, "float32", targets=("v", "tok"), trainable="pos", dropout=0.5)
+    lora.save(other, folder / "a.npz")
+    low, high = 1, 2
+    while interrupted(functools.partial(CALLS[name], *subject(), folder), high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if interrupted(functools.partial(CALLS[name], *subject(), folder), middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@pytest.mark.filterwarnings("ignore:load. .* trained on another base")
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=8)
+@given(st.floats(0, 1), seeds)
+def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
+    folder, name, where, seed
+):
+    after = 1 + int(where * (length(name, folder) - 1))
+    model, optimizer = subject(seed)
+    before = everything(model, optimizer)
+    assert interrupted(lambda: CALLS[name](model, optimizer, folder), after)
+    if everything(model, optimizer) != before:  # then the call had done all of its work
+        other, twin = subject(seed)
+        CALLS[name](other, twin, folder)
+        assert everything(model, optimizer)[1:] == everything(other, twin)[1:]
+        assert snapshot(model)[0] == snapshot(other)[0]
+
+
+@pytest.mark.parametrize("context", [lora.disabled, lora.merged, surgery.evaluating])
+@settings(max_examples=12)
+@given(st.integers(1, 400))
+def test_an_interrupt_on_the_way_into_a_block_or_inside_it_leaves_everything_as_it_was(
+    context, after
+):
+    model, optimizer = subject()
+    before = everything(model, optimizer)
+
+    def call():
+        with context(model):
+            raise Interrupted
+
+    interrupted(call, after)
+    assert everything(model, optimizer) == before
+
+
+def test_what_is_undone_is_all_that_can_change():
+    model, optimizer = subject()
+    model.extra = [np.zeros(2), {"a": (1, [2])}]
+    before = everything(model, optimizer)
+    drawn = repr(model.drop.rng.bit_generator.state)
+    with pytest.raises(Interrupted), surgery.undone(model, optimizer):
+        model(ids())  # dropout draws
+        assert repr(model.drop.rng.bit_generator.state) != drawn
+        model.blocks.reverse()
+        model.blocks.pop()
+        model.extra[1]["a"][1].append(3)
+        model.new = 1
+        optimizer.t, optimizer.lr = 9, 0.5
+        optimizer.state.clear()
+        for p in model.parameters():
+            p.data, p.grad = p.data + 1, None
+        raise Interrupted
+    assert everything(model, optimizer) == before and not hasattr(model, "new")
+    assert optimizer.lr == 0.1 and model.extra[1] == {"a": (1, [2])}
+    with surgery.undone(model):
+        model.new = 1
+    assert model.new == 1
+
+
+def test_train_and_eval_inside_merged_last():
+    model, _ = adapted(dropout=0.5)
+    for mode in (False, True):
+        with lora.merged(model):
+            model.train(mode)
+        assert {module.training for _, module in model.named_modules()} == {mode}
+
+
+def test_inside_merged_no_part_of_the_model_is_loaded_into():
+    model, _ = adapted()
+    state = model.blocks[0].attn.state_dict()
+    with lora.merged(model), pytest.raises(RuntimeError, match="merged for this block only"):
+        model.blocks[0].attn.load_state_dict(state)
+    model.blocks[0].attn.load_state_dict(state)
