@@ -281,10 +281,8 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
         raise ValueError(f"{who} is to hold whole numbers from 0, not {_short(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
-        whole = np.isfinite(asnumpy(array)).all()
-        raise ValueError(
-            f"{who} holds numbers that are {f'beyond {own.dtype}' if whole else 'not finite'}"
-        )
+        why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
+        raise ValueError(f"{who} holds numbers that are {why}")
     return made
 
 

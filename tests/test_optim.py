@@ -335,10 +335,10 @@ def test_state_of_other_shapes_raises_and_changes_nothing():
 
 
 BAD_STATES = [
-    ("t", -1, "whole numbers from 0, not -1"), ("t", 2.5, "whole numbers from 0, not 2.5"),
+    ("t", -1, "whole numbers from 0, not .*-1"), ("t", 2.5, "whole numbers from 0, not .*2.5"),
     ("t", math.nan, "whole numbers from 0"), ("t", math.inf, "whole numbers from 0"),
     ("t", 2.0**70, "whole numbers from 0"), ("t", [1, 2], r"\(\) here, \(2,\)"),
-    ("t", "3", "numbers, not '3'"), ("x.W.v", np.full((3, 2), math.nan), "not finite"),
+    ("t", "3", "numbers, not .*'3'"), ("x.W.v", np.full((3, 2), math.nan), "not finite"),
     ("x.W.v", np.full((3, 2), -math.inf), "not finite"), ("one.m", None, "numbers, not None"),
     ("x.W.m", np.full((3, 2), "a"), "numbers"),
 ]  # fmt: skip
