@@ -276,13 +276,13 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
         raise ValueError(f"{who} is to hold numbers, not {_short(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
-    with np.errstate(over="ignore"):  # it is looked at
+    with np.errstate(over="ignore", invalid="ignore"):  # it is looked at
         made = asarray(array, own.dtype)
+    if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
+        raise ValueError(f"{who} is to hold whole numbers from 0, not {_short(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
-        whole = np.isfinite(asnumpy(array)).all()
-        raise ValueError(
-            f"{who} holds numbers that are {f'beyond {own.dtype}' if whole else 'not finite'}"
-        )
+        why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
+        raise ValueError(f"{who} holds numbers that are {why}")
     return made
 
 

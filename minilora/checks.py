@@ -47,7 +47,9 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
 
 
 def told(value: Any) -> str:
-    """A value as an error says it: short, and with its type where it is no number."""
+    """A value as an error says it: on one line, short, and with its type where it is no number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        return f"the {type(value).__name__} {reprlib.repr(value)}"
+        kind, shown = type(value).__name__, reprlib.repr(value)
+        cut = not isinstance(value, str | bytes | list | tuple | dict) and "..." in shown
+        return f"the {kind}" if cut or "\n" in shown else f"the {kind} {shown}"
     return reprlib.repr(getattr(value, "item", lambda: value)())

@@ -17,6 +17,8 @@ def gradcheck(
     inputs = [np.array(asnumpy(a), dtype=np.float64) for a in arrays]
     tensors = [Tensor(asarray(x), requires_grad=True) for x in inputs]
     out = f(*tensors)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"gradcheck: f gave a {type(out).__name__}, and has to give a Tensor")
     weights = asarray(np.random.default_rng(rng).standard_normal(out.shape))
     (out * weights).sum().backward()
 
@@ -24,9 +26,8 @@ def gradcheck(
         moved = [x.copy() for x in inputs]
         moved[which][index] += step
         with no_grad():
-            out: Tensor = f(*(Tensor(asarray(x)) for x in moved))
-            total: float = (out * weights).sum().item()
-        return total
+            total: Tensor = (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum()
+        return total.item()
 
     worst = 0.0
     for which, (x, tensor) in enumerate(zip(inputs, tensors)):

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, asnumpy, xp
+from .backend import Array, asarray, asnumpy, current, xp
+from .checks import real, whole
 from .optim import Optimizer
 from .tensor import Tensor
 
+SCALES = "[1e-38, 3e38]"  # that are numbers in float32
 LEAST, MOST = 2.0**-10, 2.0**24  # below, no gradient is left to save; it grows no further
 
 
@@ -29,12 +31,8 @@ class LossScale:
     """
 
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
-        if not (scale > 0 and np.isfinite(scale)) or patience < 1:
-            raise ValueError(
-                f"LossScale: scale {scale} must be positive and finite, patience {patience} at "
-                "least 1"
-            )
-        self.start, self.patience = scale, patience
+        self.start = real("LossScale", "scale", scale, SCALES)
+        self.patience = whole("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
         self.finite: Array = xp.ones((), bool)  # were all gradients of this step?
@@ -58,11 +56,14 @@ class LossScale:
 
     def step(self, optimizer: Optimizer) -> None:
         """`optimizer.step()`, unless a gradient was not finite; then the next scale."""
-        held = [p.data for p in optimizer.parameters.values()] + [*optimizer.arrays().values()]
-        before = [array.copy() for array in held]
-        optimizer.step()
-        for array, old in zip(held, before):
-            xp.copyto(array, old, where=~self.finite)
+        if current().peek(self.finite, True):
+            held = [p.data for p in optimizer.parameters.values()] + [*optimizer.arrays().values()]
+            before = [array.copy() for array in held]
+            optimizer.step()
+            for array, old in zip(held, before):
+                xp.copyto(array, old, where=~self.finite)
+        else:  # on the host it is known that nothing is to be done
+            optimizer.t += 1
         self.good = xp.where(self.finite, self.good + 1, 0)
         grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
         grown = xp.where(self.good >= self.patience, grown, self.scale)
@@ -75,6 +76,7 @@ class LossScale:
         return {"scale": float(asnumpy(self.scale)), "good": int(asnumpy(self.good))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
-        self.scale = asarray(np.array(state["scale"], "float32"))
-        self.good = asarray(np.array(int(state["good"])))
+        """Go on from a `state_dict`; ValueError for what is none."""
+        scale = real("LossScale", "scale", state.get("scale"), SCALES)
+        good = whole("LossScale", "good", state.get("good"))
+        self.scale, self.good = asarray(np.array(scale, "float32")), asarray(np.array(good))

@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 from . import checkpoint, display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
+from .checks import real
 from .tensor import Tensor
 
 class Parameter(Tensor):
@@ -92,14 +93,11 @@ class Module:
         return display.summary(self)
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _flat(f"{name}.{i}", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)
-    else:
+    if not isinstance(value, list | tuple | dict):
         yield name, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _flat(f"{name}.{key}", item)
 
 class Linear(Module):
     """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None
@@ -145,9 +143,7 @@ class Dropout(Module):
     """In training, each number is 0 with probability `rate`, else x / (1 - rate); else x itself."""
 
     def __init__(self, rate: float, *, rng: Rng = None) -> None:
-        if not 0 <= rate < 1:
-            raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-        self.rate, self.rng = rate, generator(rng)
+        self.rate, self.rng = real("Dropout", "rate", rate, "[0, 1)"), generator(rng)
     def forward(self, x: Tensor) -> Tensor:
         return ops.dropout(x, self.rate, self.rng) if self.training and self.rate else x
     def extra_repr(self) -> str:

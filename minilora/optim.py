@@ -1,18 +1,18 @@
 """Optimizers that work in place: SGD, Adam, AdamW. Schedules and clipping: schedules.py."""
 from __future__ import annotations
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 import numpy as np
 from . import checkpoint
 from .backend import Array, asarray, asnumpy, xp
 from .backend.choices import has_kernel
-from .nn import Parameter
-from .schedules import clip_grad_norm, cosine_schedule, linear_schedule
+from .checks import real
+from .schedules import (
+    Parameters, clip_grad_norm, cosine_schedule, linear_schedule, named, why_idle)
 
 __all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
-Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
 class Optimizer:
     """Parameters by name, their learning rate, and state arrays of the same shapes ("m", "v").
@@ -22,17 +22,9 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
 
     def __init__(self, parameters: Parameters, lr: float) -> None:
-        if not isinstance(parameters, Mapping):
-            parameters = {str(i): p for i, p in enumerate(parameters)}
-        who = type(self).__name__
-        if not parameters:
-            raise ValueError(f"{who}: there is nothing to train")
-        frozen = [name for name, p in parameters.items() if not p.requires_grad]
-        if frozen:
-            raise ValueError(f"{who}: {frozen[0]} is frozen: pass model.trainable_parameters()")
-        if not (lr >= 0 and math.isfinite(lr)):
-            raise ValueError(f"{who}: lr must be finite and not negative, not {lr}")
-        self.parameters, self.lr, self.t = dict(parameters), lr, 0
+        self.who = type(self).__name__
+        self.parameters = named(self.who, parameters, trained=True)
+        self.lr, self.t = real(self.who, "lr", lr, "[0, inf)"), 0
         self.state: dict[str, dict[str, Array]] = {}
         for name, p in self.parameters.items():
             wide = np.promote_types(str(p.dtype), "float32")
@@ -45,12 +37,15 @@ class Optimizer:
         for p in self.parameters.values():
             p.grad = None
     def step(self) -> None:
-        """One update of every parameter that has a gradient, in place."""
+        """One update of every parameter that has a gradient, in place; RuntimeError if none has."""
+        real(self.who, "lr", self.lr, "[0, inf)")
+        if all(p.grad is None for p in self.parameters.values()):
+            raise RuntimeError(f"{self.who}: {why_idle(self.parameters)}")
         self.t += 1
         for name, p in self.parameters.items():
             if p.grad is not None:
                 held = self.state[name]
-                wide = held.get("master", p.data)
+                wide: Array = held.get("master", p.data)
                 if wide is not p.data:  # what was written to p since the last step counts
                     xp.copyto(wide, p.data, where=wide.astype(p.dtype) != p.data)
                 g = p.grad.astype(wide.dtype, copy=False)
@@ -70,15 +65,16 @@ class Optimizer:
         return {f"{n}.{s}": a for n, held in self.state.items() for s, a in held.items()}
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict` of the same parameters; KeyError, ValueError if it is not."""
-        t = asarray(np.array(self.t))
-        checkpoint.fill({"t": t, **self.arrays()}, state, type(self).__name__)
+        t = asarray(np.array(self.t, "uint64"))
+        checkpoint.fill({"t": t, **self.arrays()}, state, self.who)
         self.t = int(asnumpy(t))
 
 class SGD(Optimizer):
     """p -= lr · m,   m = momentum · m + g"""
 
     def __init__(self, parameters: Parameters, lr: float, momentum: float = 0.0) -> None:
-        self.momentum, self.state_names = momentum, ("m",) if momentum else ()
+        self.momentum = real("SGD", "momentum", momentum, "[0, 1)")
+        self.state_names = ("m",) if momentum else ()
         super().__init__(parameters, lr)
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         for m in state:
@@ -98,7 +94,8 @@ class Adam(Optimizer):
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__(parameters, lr)
-        self.betas, self.eps = betas, eps
+        b1, b2 = (real(self.who, "each of betas", beta, "[0, 1)") for beta in betas)
+        self.betas, self.eps = (b1, b2), real(self.who, "eps", eps, "[0, inf)")
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         (b1, b2), lr = self.betas, float(self.lr)
@@ -127,5 +124,5 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.01, exclude: Sequence[str] = ("*.b", "*.g")) -> None:
         super().__init__(parameters, lr, betas, eps)
-        self.weight_decay = weight_decay
+        self.weight_decay = real(self.who, "weight_decay", weight_decay, "[0, inf)")
         self.decays = {n for n in self.parameters if not any(fnmatchcase(n, e) for e in exclude)}

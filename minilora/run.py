@@ -147,7 +147,7 @@ class Run:
                 draw.bit_generator.state = states[name]
             self.optimizer.t, self.optimizer.lr = t, [self.optimizer.lr, *lrs][-1]
             if scale:
-                scale.load_state_dict(dict(zip(("scale", "good"), kept)))
+                scale.load_state_dict({"scale": kept[0], "good": int(kept[1])})
             self.history = History(losses, lrs, [*zip(looks, held_out)])
             # last, for it undoes its own: all arrays or none
             files.fill(into, {name: read[name] for name in into}, str(path))

@@ -68,7 +68,9 @@ class Tensor:
         if self.data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
-            raise RuntimeError("backward: nothing that this was computed from requires a gradient")
+            raise RuntimeError(
+                "backward: nothing that this was computed from requires a gradient: leave "
+                "no_grad(), or train it: model.requires_grad_(), lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:
@@ -167,7 +169,7 @@ def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> 
     extra = g.ndim - len(shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:])):
         raise ValueError(f"{name}: an input is {shape}, and its rule gave a gradient "
-                         f"{tuple(g.shape)}: that shape is needed, or one it broadcasts to")
+                         f"{tuple(g.shape)}: it must be {shape}, or what {shape} broadcasts to")
     stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1]
     axes = tuple(range(extra)) + tuple(stretched)
     return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)

@@ -81,3 +81,5 @@ def test_what_an_error_says_of_a_value_is_short_and_has_its_type():
     assert told("3") == "the str '3'" and told(True) == "the bool True"
     assert told(None) == "None"
     assert len(told("x" * 10**6)) < 50 and len(told(10**1000)) < 50
+    assert told(np.eye(1)) == "the ndarray array([[1.]])" and told(np.eye(2, 1)) == "the ndarray"
+    assert told(np.zeros((2, 2))) == "the ndarray" and told([1, 2]) == "the list [1, 2]"

@@ -385,22 +385,33 @@ def test_sequential_predicts_each_token_once(n: int, batch: int, tokens: int) ->
 
 @pytest.mark.parametrize("make", [Windows, sequential])
 def test_streams_that_hold_no_window(make: type[Windows]) -> None:
-    with pytest.raises(ValueError, match=r"8 ids .* 8 tokens.* 9; .*at most 7"):
+    with pytest.raises(ValueError, match=r"8 ids .* 8 tokens.* 9: .*at most 7"):
         make(np.arange(8), 2, 8)
     with pytest.raises(ValueError, match=r"0 ids"):
         make(np.arange(0), 2, 8)
-    with pytest.raises(ValueError, match="float64"):
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: ids .*, not float64 \(20,\)"):
         make(np.ones(20), 2, 8)
+    with pytest.raises(ValueError, match=r"tokenizer\.encode\(text\) .*, not the str 'To be'"):
+        make("To be", 2, 8)
+    with pytest.raises(ValueError, match=r": 0 ids hold no .* takes 9: use a longer text$"):
+        make([], 2, 8)
+    with pytest.raises(ValueError, match=r": 1 ids hold no .* takes 2: use a longer text$"):
+        make([5], 2, 1)
     with pytest.raises(ValueError, match=r"\(4, 5\)"):
         make(np.ones((4, 5), int), 2, 3)
-    for batch, tokens in ((0, 3), (2, 0)):
-        with pytest.raises(ValueError, match="1 or more"):
-            make(np.arange(20), batch, tokens)
+    for bad in (0, -1, 2.5, True, "2", None):
+        for name, sizes in (("batch", (bad, 3)), ("tokens", (2, bad))):
+            words = rf"^{make.__name__}: {name} must be a whole number from 1, not .*{bad}"
+            with pytest.raises(ValueError, match=words):
+                make(np.arange(20), *sizes)
 
 
-def test_windows_reject_a_negative_seed() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        Windows(np.arange(20), 2, 3, seed=-1)
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True])
+def test_a_seed_of_windows_is_a_whole_number(seed: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"^Windows: seed must be a whole number from 0, not .*{seed}"
+    ):
+        Windows(np.arange(20), 2, 3, seed=seed)
 
 
 # Texts
@@ -420,8 +431,12 @@ def test_split_is_a_partition(text: str, held_out: float) -> None:
 
 def test_split_errors() -> None:
     for fraction in (0, 1, -0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="fraction"):
+        with pytest.raises(
+            ValueError, match=rf"split: held_out must be in \(0, 1\), not {fraction}"
+        ):
             split("some text", fraction)
+    with pytest.raises(TypeError, match="split: takes a text, not None"):
+        split(None)  # type: ignore[arg-type]
     for text in ("", "a"):
         with pytest.raises(ValueError, match=f"{len(text)} characters"):
             split(text)

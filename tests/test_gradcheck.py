@@ -138,3 +138,11 @@ def test_a_difference_that_is_not_a_number_never_passes():
     # Python's max(0.0, nan) is 0.0, so that the nan is dropped and 0.0 returned
     with np.errstate(invalid="ignore"), pytest.raises((AssertionError, FloatingPointError)):
         ml.gradcheck(ops.sqrt, np.array([1e-6]))
+
+
+def test_a_function_that_gives_no_tensor_is_told():
+    for out, told in ((3.0, "float"), (np.ones(2), "ndarray"), (None, "NoneType")):
+        with pytest.raises(
+            TypeError, match=f"^gradcheck: f gave a {told}, and has to give a Tensor"
+        ):
+            ml.gradcheck(lambda x, out=out: out, np.ones(2))

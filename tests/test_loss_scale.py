@@ -1,6 +1,7 @@
 """loss_scale: a power of two that goes in and out without a trace, and saves what a half loses."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -172,6 +173,8 @@ def test_only_updates_in_a_row_count():
     model, _ = adapted(0, "float32")
     optimizer, scale = ml.AdamW(model.trainable_parameters()), LossScale(8.0, 3)
     for finite in (True, True, False, True, True):
+        for p in optimizer.parameters.values():
+            p.grad = ml.xp.zeros(p.shape, "float32")
         scale.finite = ml.xp.full((), finite)
         scale.step(optimizer)
     assert scale.state_dict() == {"scale": 4.0, "good": 2} and LossScale().patience == 1000
@@ -262,7 +265,45 @@ def test_a_step_waits_for_nothing_on_a_device(backend, full):
         assert seen == ["to device: ndarray as int64 (3, 8)", "to device: ndarray as int64 (24,)"]
 
 
-@pytest.mark.parametrize("bad", [{"scale": 0.0}, {"scale": math.inf}, {"patience": 0}])
-def test_bad_settings_raise(bad):
-    with pytest.raises(ValueError, match=r"LossScale: scale .* must be positive and finite"):
-        LossScale(**bad)
+def test_a_step_without_a_gradient_says_why_unless_it_overflowed(backend):
+    model, _ = adapted(0, "float32")
+    optimizer, scale = ml.AdamW(model.trainable_parameters()), LossScale(8.0)
+    with pytest.raises(RuntimeError, match="AdamW: none of its parameters has a gradient"):
+        scale.step(optimizer)
+    assert optimizer.t == 0 and scale.state_dict() == {"scale": 8.0, "good": 0}
+    if backend.on_host:  # where an overflow leaves no gradient; a device has made them nan
+        scale.finite = ml.xp.zeros((), bool)
+        scale.step(optimizer)
+        assert optimizer.t == 1 and scale.state_dict() == {"scale": 4.0, "good": 0}
+
+
+@pytest.mark.parametrize(
+    "name, bad",
+    [*(("scale", bad) for bad in (0.0, -1.0, math.inf, math.nan, 1e39, 1e-50, "8", None)),
+     *(("patience", bad) for bad in (0, -1, 1.5, True, None))],
+)  # fmt: skip
+def test_bad_settings_raise(name, bad):
+    with pytest.raises(
+        ValueError, match=rf"^LossScale: {name} must be .*, not .*{re.escape(str(bad))}"
+    ):
+        LossScale(**{name: bad})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"scale": 4.0},
+        {"good": 3},
+        {"scale": 4.0, "good": -1},
+        {"scale": math.nan, "good": 3},
+        {"scale": 4.0, "good": 1.5},
+    ],
+)
+def test_a_state_that_is_none_is_not_taken_over_in_part(state):
+    scale = LossScale(8.0)
+    with pytest.raises(ValueError, match=r"^LossScale: (scale|good) must be"):
+        scale.load_state_dict(state)
+    assert scale.state_dict() == {"scale": 8.0, "good": 0}
+    scale.load_state_dict({"scale": 4, "good": 3})
+    assert scale.state_dict() == {"scale": 4.0, "good": 3}

@@ -270,6 +270,15 @@ def test_ids_that_are_too_long_empty_or_no_batch_raise(at):
         gpt2()(at)
 
 
+@pytest.mark.parametrize("at", ["To be", [["to", "be"]], [[1.0, 2.0]], [[True]], None, [[None]]])
+def test_what_are_no_ids_says_how_to_make_some(at):
+    words = r"^GPT2: ids must be integers \(batch, tokens\), 1 to 12 tokens, not .* \("
+    with pytest.raises(
+        ValueError, match=words + r".*: a text's are model\.tokenizer\.encode\(text"
+    ):
+        gpt2()(at)
+
+
 @pytest.mark.parametrize("bad", [-1, 11])
 def test_an_id_outside_the_vocabulary_raises(bad):
     with pytest.raises((ValueError, IndexError), match=r"embedding.*0 to 10"):

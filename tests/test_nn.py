@@ -274,8 +274,8 @@ def test_dropout_keeps_its_share_rescales_it_and_is_nothing_in_evaluation(rate, 
 def test_dropout_of_0_is_the_input_and_a_rate_outside_0_to_1_raises():
     x = ml.Tensor(np.ones(3))
     assert nn.Dropout(0.0)(x) is x
-    for rate in (-0.1, 1.0, math.nan):
-        with pytest.raises(ValueError, match="rate must be in"):
+    for rate in (-0.1, 1.0, math.nan, "0.1", None):
+        with pytest.raises(ValueError, match=rf"^Dropout: rate must be in \[0, 1\), not .*{rate}"):
             nn.Dropout(rate)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import dtypes, gpt2, normal, seeds
 
 import minilora as ml
-from minilora import nn, optim
+from minilora import lora, nn, ops, optim
 
 KINDS = {
     "SGD": lambda p: optim.SGD(p, 0.1),
@@ -213,8 +213,6 @@ def test_what_has_no_gradient_stays(kind, seed):
     assert not np.array_equal(before["x.b"], after["x.b"])
     optimizer.zero_grad()
     assert all(p.grad is None for p in held.values())
-    optimizer.step()
-    assert same(values(held), after)
 
 
 @pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
@@ -336,6 +334,146 @@ def test_state_of_other_shapes_raises_and_changes_nothing():
     assert same(optimizer.state_dict(), before)
 
 
+BAD_STATES = [
+    ("t", -1, "whole numbers from 0, not .*-1"), ("t", 2.5, "whole numbers from 0, not .*2.5"),
+    ("t", math.nan, "whole numbers from 0"), ("t", math.inf, "whole numbers from 0"),
+    ("t", 2.0**70, "whole numbers from 0"), ("t", [1, 2], r"\(\) here, \(2,\)"),
+    ("t", "3", "numbers, not .*'3'"), ("x.W.v", np.full((3, 2), math.nan), "not finite"),
+    ("x.W.v", np.full((3, 2), -math.inf), "not finite"), ("one.m", None, "numbers, not None"),
+    ("x.W.m", np.full((3, 2), "a"), "numbers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, bad, words", BAD_STATES)
+def test_a_state_that_is_none_raises_and_changes_nothing(name, bad, words):
+    held = parameters()
+    optimizer = optim.Adam(held)
+    run(held, optimizer, range(2))
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=rf"^Adam: {name} .*{words}"):
+        optimizer.load_state_dict(optim.Adam(parameters()).state_dict() | {name: bad})
+    assert same(optimizer.state_dict(), before) and optimizer.t == 2
+    optimizer.load_state_dict(before | {"t": np.float32(7)})
+    assert optimizer.t == 7 and type(optimizer.t) is int
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_step_without_any_gradient_says_why_and_is_none(kind):
+    held = parameters()
+    optimizer = KINDS[kind](held)
+    for _ in range(2):
+        before = optimizer.state_dict(), values(held)
+        with pytest.raises(RuntimeError, match=r"^\w+: none of its parameters has .*backward\(\)"):
+            optimizer.step()
+        assert same(optimizer.state_dict(), before[0]) and same(values(held), before[1])
+        run(held, optimizer, [1])
+        optimizer.zero_grad()
+    held["x.W"].requires_grad = False  # a part may be frozen, and then all of it
+    with pytest.raises(RuntimeError, match="none of its parameters has"):
+        optimizer.step()
+    for p in held.values():
+        p.requires_grad = False
+    with pytest.raises(RuntimeError, match=r"all its parameters have been frozen .* after lora"):
+        optimizer.step()
+
+
+def test_an_optimizer_made_before_attach_says_that_it_trains_nothing():
+    model, at = gpt2(), np.array([[1, 2, 3]])
+    optimizer = optim.AdamW(model.trainable_parameters())
+    lora.attach(model, ml.LoRAConfig(), rng=0)
+    ops.cross_entropy(model(at), at).backward()
+    with pytest.raises(RuntimeError, match=r"^AdamW: all its parameters have been frozen since"):
+        optimizer.step()
+
+
+def test_an_optimizer_of_an_adapter_that_is_not_active_says_so():
+    model, at = gpt2(), np.array([[1, 2, 3]])
+    lora.attach(model, ml.LoRAConfig(), "poet", rng=0)
+    optimizer = optim.AdamW(model.trainable_parameters())
+    lora.activate(model)
+    model.ln_f.g.requires_grad = True
+    ops.cross_entropy(model(at), at).backward()
+    with pytest.raises(
+        RuntimeError, match=r"^AdamW: none of .*adapter that is not active gets none"
+    ):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1e-3, "0.1", None, True])
+def test_a_learning_rate_that_is_none_is_refused_when_made_and_in_a_step(bad):
+    for kind in (optim.SGD, optim.Adam, optim.AdamW):
+        words = rf"^{kind.__name__}: lr must be finite and not negative, not .*{bad}"
+        with pytest.raises(ValueError, match=words):
+            kind(parameters(), lr=bad)
+        held = parameters()
+        optimizer, before, _ = kind(held, lr=0), values(held), put(held, 0)
+        optimizer.lr = bad
+        with pytest.raises(ValueError, match=words):
+            optimizer.step()
+        assert same(values(held), before) and optimizer.t == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1, 1, "0.9"])
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=rf"^SGD: momentum must be in \[0, 1\), not .*{bad}"):
+        optim.SGD(parameters(), 0.1, momentum=bad)
+    for kind in (optim.Adam, optim.AdamW):
+        for betas in ((bad, 0.9), (0.9, bad)):
+            with pytest.raises(
+                ValueError, match=rf"^{kind.__name__}: each of betas must be in \[0"
+            ):
+                kind(parameters(), betas=betas)
+    if bad != 1:
+        with pytest.raises(ValueError, match=rf"^Adam: eps must be finite and not .*{bad}"):
+            optim.Adam(parameters(), eps=bad)
+        with pytest.raises(ValueError, match=rf"^AdamW: weight_decay must be finite and .*{bad}"):
+            optim.AdamW(parameters(), weight_decay=bad)
+
+
+def test_the_ends_of_the_ranges_are_taken():
+    optimizer = optim.AdamW(parameters(), np.float32(0), (0, np.float64(0)), 0, 0)
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (
+        0,
+        (0, 0),
+        0,
+        0,
+    )
+    assert optim.SGD(parameters(), 0, momentum=0).state_names == ()
+
+
+def clip(parameters):
+    return optim.clip_grad_norm(parameters, 1.0)
+
+
+TAKERS = {**KINDS, "clip_grad_norm": clip}
+
+
+@pytest.mark.parametrize("kind", sorted(TAKERS))
+def test_what_are_no_parameters_is_refused(kind):
+    who = "SGD" if kind == "momentum" else kind
+    model, held = gpt2(), parameters()
+    remedy = r": pass model\.trainable_parameters\(\)$"
+    for bad, told in (
+        (model, "the GPT2"),
+        (held["x.W"], "the Parameter"),
+        (None, "None"),
+        (3, "3"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{who}: takes parameters, not {told}.*{remedy}"):
+            TAKERS[kind](bad)
+    for bad in (np.ones(3), ml.Tensor(np.ones(3), requires_grad=True), "x.W", None):
+        with pytest.raises(TypeError, match=rf"^{who}: y is no Parameter but .*{remedy}"):
+            TAKERS[kind]({**held, "y": bad})
+        with pytest.raises(TypeError, match=rf"^{who}: 4 is no Parameter but .*{remedy}"):
+            TAKERS[kind]([*held.values(), bad])
+    with pytest.raises(TypeError, match=rf"^{who}: 0 is no Parameter but the tuple \('tok.W'"):
+        TAKERS[kind](model.named_parameters())
+    with pytest.raises(ValueError, match=f"^{who}: x.b and y are one parameter: pass it once"):
+        TAKERS[kind]({**held, "y": held["x.b"]})
+    with pytest.raises(ValueError, match=f"^{who}: 1 and 4 are one parameter"):
+        TAKERS[kind]([*held.values(), held["x.b"]])
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_nothing_to_train_and_frozen_parameters_raise(kind):
     with pytest.raises(ValueError, match="nothing to train"):
@@ -416,15 +554,53 @@ def test_clipping_bounds_the_norm_keeps_the_direction_and_tells_the_norm_before(
             assert (p.grad is arrays[name]) == (told <= most)
 
 
-@pytest.mark.parametrize("most", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("most", [0.0, -1.0, math.nan, "1", None, True])
 def test_a_bound_that_is_not_positive_raises(most):
-    with pytest.raises(ValueError, match="max_norm must be positive"):
+    with pytest.raises(
+        ValueError, match=f"^clip_grad_norm: max_norm must be positive, not .*{most}"
+    ):
         optim.clip_grad_norm(parameters(), most)
+
+
+def test_an_infinite_bound_measures_and_clips_nothing():
+    held = parameters()
+    grads = put(held, 3)
+    norm = math.sqrt(sum((g * g).sum() for g in grads.values()))
+    assert float(optim.clip_grad_norm(held, math.inf)) == pytest.approx(norm, rel=1e-12)
+    assert all(np.array_equal(ml.asnumpy(p.grad), grads[name]) for name, p in held.items())
+
+
+SCHEDULES = [optim.linear_schedule, optim.cosine_schedule]
+
+
+@pytest.mark.parametrize("make", SCHEDULES)
+@pytest.mark.parametrize(
+    "name, bad, words",
+    [
+        *(("steps", bad, "a whole number from 1") for bad in (0, -1, 10.0, math.nan, None, True)),
+        *(("warmup", bad, "a whole number from 0") for bad in (-1, 0.5, math.inf, None, True)),
+        *(("peak", bad, "finite and not negative") for bad in (math.nan, math.inf, -0.1, "1")),
+    ],
+)
+def test_a_schedule_of_what_is_none_is_refused_when_it_is_made(make, name, bad, words):
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: {name} must be {words}, not .*{bad}"):
+        make(**{"peak": 1.0, "steps": 10, "warmup": 0, name: bad})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
+def test_the_floor_of_a_schedule_is_a_rate(bad):
+    with pytest.raises(
+        ValueError, match=f"^cosine_schedule: floor must be finite and .*, not {bad}"
+    ):
+        optim.cosine_schedule(1.0, 10, floor=bad)
+    for make in SCHEDULES:
+        assert make(0, 1)(0) == 0 and make(1.0, 1)(0) == 1
 
 
 def test_without_gradients_the_norm_is_0():
     held = parameters()
-    assert optim.clip_grad_norm(held, 1.0) == 0.0
+    held["x.b"].requires_grad = False  # which is nothing to clipping
+    assert optim.clip_grad_norm(held, 1.0) == optim.clip_grad_norm([], 1.0) == 0.0
     held["one"].grad = ml.backend.asarray(np.array(3.0))
     assert optim.clip_grad_norm(held, 1.0) == 3.0 and held["x.W"].grad is None
 

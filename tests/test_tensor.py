@@ -249,7 +249,7 @@ def test_backward_takes_any_shape_of_one_number(shape):
 
 def test_backward_without_a_tape_says_so():
     for made in (Tensor([1.0]) * 2.0, (Tensor([1.0], requires_grad=True) * 2.0).detach()):
-        with pytest.raises(RuntimeError, match="nothing that this was computed from requires"):
+        with pytest.raises(RuntimeError, match=r"nothing that .*requires_grad_.*lora\.set_adapter"):
             made.backward()
 
 
@@ -617,6 +617,7 @@ def test_a_gradient_of_a_wrong_shape_is_named(shape):
 
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     told = rf"^crooked: an input is \(2, 3\), and its rule gave a gradient {re.escape(str(shape))}"
+    told += r": it must be \(2, 3\), or what \(2, 3\) broadcasts to$"
     with pytest.raises(ValueError, match=told):
         crooked(x).sum().backward()
 

@@ -7,6 +7,8 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..checks import real, told, whole
+
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 TEXTS: dict[str, str] = {
@@ -35,8 +37,9 @@ def split(text: str, held_out: float = 0.1) -> tuple[str, str]:
     such a newline, the character at that place. Raises a ValueError on a text too short to cut
     and on a fraction outside (0, 1).
     """
-    if not 0 < held_out < 1:
-        raise ValueError(f"split: held_out is {held_out}; it is a fraction between 0 and 1")
+    real("split", "held_out", held_out, "(0, 1)")
+    if not isinstance(text, str):
+        raise TypeError(f"split: takes a text, not {told(text)}")
     if len(text) < 2:
         raise ValueError(f"split: a text of {len(text)} characters cannot be cut in two")
     at = min(max(int(len(text) * (1 - held_out)), 1), len(text) - 1)
@@ -56,9 +59,8 @@ class Windows:
     def __init__(self, ids: ArrayLike, batch: int, tokens: int, seed: int = 0) -> None:
         """The windows of ids, which are kept by reference. Raises where none fits."""
         self.ids = _stream(ids, batch, tokens, "Windows")
-        if seed < 0:
-            raise ValueError(f"Windows: seed is {seed}; it must be 0 or more")
-        self.batch, self.tokens, self.seed = batch, tokens, seed
+        self.batch, self.tokens = batch, tokens
+        self.seed = whole("Windows", "seed", seed)
 
     def __getitem__(self, i: int) -> Batch:
         """Batch i >= 0, the same one each time: default_rng([seed, i]) draws its starts."""
@@ -97,16 +99,18 @@ def _windows(ids: NDArray[np.integer], starts: NDArray[np.integer], tokens: int)
 
 def _stream(ids: ArrayLike, batch: int, tokens: int, who: str) -> NDArray[np.integer]:
     """ids as an array, once it is certain that a window of tokens + 1 fits into it."""
+    whole(who, "batch", batch, 1)
+    whole(who, "tokens", tokens, 1)
     stream = np.asarray(ids)
-    if stream.ndim != 1 or not np.issubdtype(stream.dtype, np.integer):
+    if stream.ndim != 1 or (stream.size and not np.issubdtype(stream.dtype, np.integer)):
         raise ValueError(
-            f"{who}: ids are one stream of integers (n,), got {stream.dtype} {stream.shape}"
+            f"{who}: ids are one stream of integers (n,), as tokenizer.encode(text) gives them, "
+            f"not {told(ids) if isinstance(ids, str) else f'{stream.dtype} {stream.shape}'}"
         )
-    if batch < 1 or tokens < 1:
-        raise ValueError(f"{who}: batch is {batch} and tokens is {tokens}; both must be 1 or more")
     if len(stream) <= tokens:
+        fewer = f" or at most {len(stream) - 1} tokens" if len(stream) > 1 else ""
         raise ValueError(
             f"{who}: {len(stream)} ids hold no window of {tokens} tokens and their targets, which "
-            f"takes {tokens + 1}; use a longer text or at most {len(stream) - 1} tokens"
+            f"takes {tokens + 1}: use a longer text{fewer}"
         )
     return stream

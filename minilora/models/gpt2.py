@@ -36,11 +36,12 @@ class GPT2(Module):
     def forward(self, ids: Any, cache: Sequence[Cache] | None = None) -> Tensor:
         """With a `cache` (see `new_cache`), ids continue the tokens that it holds."""
         ids = np.asarray(ids)
-        start = cache[0].n if cache else 0
-        if ids.ndim != 2 or not 0 < start + ids.shape[1] <= self.config.n_positions:
+        start, most = cache[0].n if cache else 0, self.config.n_positions
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
             raise ValueError(
-                f"GPT2: ids must be (batch, tokens), 1 to {self.config.n_positions} "
-                f"tokens, not {ids.shape}" + (f" after {start}" if start else ""))
+                f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
+                f"{ids.shape}" + (f" after {start}" if start else "") + ": a text's are "
+                "model.tokenizer.encode(text)[None]")
         x = self.tok(ids) + self.pos(slice(start, start + ids.shape[1]))
         x = self.drop(x)  # (batch, tokens, d_model)
         for i, block in enumerate(self.blocks):

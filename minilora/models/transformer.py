@@ -13,8 +13,6 @@ class Attention(Module):
     def __init__(
         self, d_model: int, n_heads: int, *, causal: bool = True, std: float = 0.02,
         std_out: float | None = None, rng: np.random.Generator, dtype: Any) -> None:
-        if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} is not a multiple of n_heads {n_heads}")
         self.n_heads, self.causal = n_heads, causal
         self.q = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
         self.k = Linear(d_model, d_model, std=std, rng=rng, dtype=dtype)
