@@ -89,5 +89,6 @@ def verify(model: Module, ids: Any) -> Verification:
         before = asnumpy(wide(ids).data)
         with merged(wide):
             after = asnumpy(wide(ids).data)
-    apart = float(np.abs(after - before).max() / (np.abs(before).max() or 1.0))
+    largest = max(np.abs(before).max(), np.finfo(np.float64).smallest_normal)
+    apart = float(np.abs(after - before).max() / largest)
     return Verification(weights, changed, apart, logits)
