@@ -37,15 +37,14 @@ def twin(model: Module, dtype: Any = None) -> Module:
     Its modules are copies, its arrays the model's own, which nothing here writes to. dtype: its
     arrays are those in that dtype, and so its layers compute.
     """
-    held = {id(p.grad): p.grad for p in model.parameters() if p.grad is not None}
-    for p in model.parameters():
-        held[id(p.data)] = p.data if dtype is None else p.data.astype(dtype, copy=False)
-    other = copy.deepcopy(model, held).eval().requires_grad_(False)
+    arrays = {
+        id(p.data): p.data if dtype is None else p.data.astype(dtype, copy=False)
+        for p in model.parameters()
+    }
+    other = copy.deepcopy(model, arrays).eval().requires_grad_(False)  # deepcopy takes those
     for _, module in other.named_modules():
         if dtype is not None and hasattr(module, "dtype"):
             module.dtype = np.dtype(dtype)
-        if hasattr(module, "recompute"):
-            module.recompute = False
     return other
 
 
