@@ -34,7 +34,7 @@ class LossScale:
                 f"LossScale: scale {scale} must be positive and finite, patience {patience} at "
                 "least 1"
             )
-        self.patience = patience
+        self.start, self.patience = scale, patience
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
         self.finite: Array = xp.ones((), bool)  # were all gradients of this step?

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
 
-from . import checkpoint as files
-from . import ops
-from .backend import asarray, asnumpy, current
-from .loss_scale import LEAST, LossScale
+from . import atomic, checks, ops, signals
+from .loss_scale import LossScale
 from .nn import Module
 from .optim import Optimizer, clip_grad_norm
-from .surgery import evaluating, generators
+from .run import REMEDY, Run, identity
+from .run import History as History
+from .surgery import evaluating
 from .tensor import Tensor, no_grad
 
 Batch = tuple[Any, Any]
+Loss = Callable[[Module, Batch], Tensor]
 
 
 class Batches(Protocol):
@@ -29,53 +30,50 @@ class Batches(Protocol):
     def __getitem__(self, i: int, /) -> Batch: ...
 
 
-@dataclass
-class History:
-    """What a run did: losses[i] and lrs[i] of step i, held_out as (steps done, loss)."""
-
-    losses: list[float] = field(default_factory=list)
-    lrs: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-
-
 def lm_loss(model: Module, batch: Batch) -> Tensor:
     """Cross-entropy of the next token, in nats, a mean over the batch."""
     inputs, targets = batch
     return ops.cross_entropy(model(inputs), targets)
 
 
-def evaluate(
-    model: Module,
-    batches: Iterable[Batch],
-    loss: Callable[[Module, Batch], Tensor] = lm_loss,
-) -> float:
+def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> float:
     """The mean loss over `batches`, weighted by their numbers of targets; dropout off, no tape."""
+    _is_model("evaluate", model)
     total, count = 0.0, 0
     with no_grad(), evaluating(model):
         for batch in batches:
+            value = _loss("evaluate", loss, model, batch)
             n = int(np.size(batch[1]))
-            total, count = total + loss(model, batch).item() * n, count + n
+            total, count = total + value.item() * n, count + n
     if not count:
         raise ValueError("evaluate: there are no batches")
     return total / count
 
 
 def train_step(
-    model: Module, batches: Sequence[Batch], optimizer: Optimizer, *,
-    loss: Callable[[Module, Batch], Tensor] = lm_loss, max_grad_norm: float | None = None,
-    loss_scale: LossScale | None = None,
+    model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
+    max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
 ) -> Any:  # fmt: skip
-    """One update from the mean gradient over `batches`; returns the mean loss, where arrays are."""
+    """One update from the mean gradient over `batches`; returns the mean loss, where arrays are.
+
+    Raises ValueError, before the update, if no parameter of the optimizer has got a gradient.
+    """
     optimizer.zero_grad()
     total: Any = 0.0
     for batch in batches:
-        value = loss(model, batch)
+        value = _loss("train_step", loss, model, batch)
         if len(batches) > 1:
             value = value * (1 / len(batches))
         (loss_scale.backward if loss_scale else Tensor.backward)(value)
         total = total + value.data
     if loss_scale:
         loss_scale.unscale(optimizer)
+    elif all(p.grad is None for p in optimizer.parameters.values()):
+        raise ValueError(
+            "train_step: there are no batches" if not batches else
+            "train_step: no parameter of the optimizer has got a gradient, so nothing would be "
+            "trained: make it from model.trainable_parameters(), after attach and activate"
+        )  # fmt: skip
     if max_grad_norm is not None:
         clip_grad_norm(optimizer.parameters, max_grad_norm)
     loss_scale.step(optimizer) if loss_scale else optimizer.step()
@@ -85,15 +83,15 @@ def train_step(
 def fit(
     model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
     schedule: Callable[[int], float] | None = None, max_grad_norm: float | None = None,
-    accumulation_steps: int = 1, loss: Callable[[Module, Batch], Tensor] = lm_loss,
-    held_out: Sequence[Batch] = (), eval_every: int = 0,
-    progress: bool | Callable[[str], None] = True, log_every: int = 0,
+    accumulation_steps: int = 1, loss: Loss = lm_loss, held_out: Sequence[Batch] | None = None,
+    eval_every: int = 0, progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
-    loss_scale: LossScale | None = None,
+    about: Mapping[str, Any] | None = None, loss_scale: LossScale | None = None,
 ) -> History:  # fmt: skip
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
-    schedule            step -> learning rate, set before each update (None: the optimizer's own)
+    schedule            step -> learning rate, asked for all steps at the start and set before each
+                        update (None: the optimizer's own)
     max_grad_norm       the largest global norm of the gradients (None: as they are)
     accumulation_steps  batches whose gradients are averaged into one update
     held_out            batches to evaluate every `eval_every` steps, at the start and at the end
@@ -101,70 +99,100 @@ def fit(
     checkpoint          a .npz file written every `save_every` steps. If it is there already the run
                         goes on from it (resume=False: starts anew), and ends with the bits it would
                         have had, on any number of threads (on a GPU, where a table is trained:
-                        nearly)
+                        nearly). SIGINT and SIGTERM wait for the step in hand and are saved: then
+                        KeyboardInterrupt, or SystemExit(143), says where the run stands. A second
+                        SIGINT does not wait
+    about               what else makes the run what it is and cannot be seen from here, such as its
+                        text and seed: numbers, words, arrays by name. It belongs to the checkpoint
     loss_scale          for a model in half precision: its gradients are computed larger, so as not
                         to vanish, and steps whose gradients overflow are left out
 
-    Raises TypeError if batches cannot be indexed, FloatingPointError naming the step at which a
-    gradient stops being finite (with a loss_scale: a loss, or gradients at every scale; then and
-    on a device, when the losses are next looked at, to log or to save), ValueError if the
-    checkpoint is of another run.
+    Raises TypeError or ValueError, before the work, for what cannot be meant and for a checkpoint
+    that is damaged, of another run (anything that changes a bit), or cannot be written: nothing has
+    changed then. FloatingPointError names the step at which a gradient, a parameter or the held-out
+    loss stops being finite (with a loss_scale: a loss, or gradients at every scale; then, and on a
+    device, and parameters: when the losses are next looked at, to log or to save).
     """
-    if not hasattr(batches, "__getitem__"):
-        raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
-    if steps < 0 or accumulation_steps < 1 or save_every < 1:
-        raise ValueError(
-            "fit: steps must not be negative, accumulation_steps and save_every at least 1"
-        )
-    setting = {
-        "steps": steps, "accumulation_steps": accumulation_steps, "max_grad_norm": max_grad_norm
-    }  # fmt: skip
-    if schedule is None:
-        setting["lr"] = optimizer.lr
-    run = _Run(model, optimizer, setting, loss_scale)
-    say = progress if callable(progress) else (print if progress else lambda line: None)
-    first = 0
-    if checkpoint is not None and resume and os.path.exists(checkpoint):
-        first = run.load(checkpoint)
-        say(f"going on from step {first} ({checkpoint})")
-    history, began, tokens = run.history, time.perf_counter(), 0
-    log_every = log_every or max(1, steps // 10)
+    counts = [("steps", steps, 1), ("accumulation_steps", accumulation_steps, 1),
+              ("save_every", save_every, 1), ("eval_every", eval_every, 0),
+              ("log_every", log_every, 0)]  # fmt: skip
+    steps, several, save_every, eval_every, log_every = (checks.whole("fit", *x) for x in counts)
+    if max_grad_norm is not None:
+        checks.real("fit", "max_grad_norm", max_grad_norm, "(0, inf]")
+    _can_train(model, batches, optimizer)
+    seen, rates = _seen(held_out, eval_every), _rates(schedule, optimizer, steps)
     size = len(batches) if isinstance(batches, Sized) else 0
+    say = progress if callable(progress) else (print if progress else lambda line: None)
+    log_every = log_every or max(1, steps // 10)
+    looks = {0, *range(0, steps, eval_every or steps), steps} if seen else set[int]()
+    run, what, tokens = Run(model, optimizer, loss_scale, steps, sorted(looks)), dict[str, str](), 0
 
-    def look(done: int) -> None:
-        if len(held_out) and not (history.held_out and history.held_out[-1][0] == done):
-            history.held_out.append((done, evaluate(model, held_out, loss)))
+    def batch(i: int) -> Batch:
+        return _pair(f"fit: batches[{i}]", batches[i % size if size else i])
 
-    if first == 0:
-        look(0)
-    for step in range(first, steps):
+    if checkpoint is not None:
+        atomic.check(checkpoint, ".npz")
+        what = identity(
+            model, optimizer, loss, loss_scale, about or {}, rates, steps=steps, held_out=seen,
+            accumulation_steps=several, max_grad_norm=max_grad_norm, eval_every=eval_every,
+            batches=[size, *(batch(i) for i in (0, steps * several // 2, steps * several - 1))],
+        )  # fmt: skip
+
+    def update(step: int) -> None:
+        nonlocal tokens
         if schedule is not None:
-            optimizer.lr = schedule(step)
-        numbers = range(step * accumulation_steps, (step + 1) * accumulation_steps)
-        some = [batches[i % size if size else i] for i in numbers]
-        tokens += sum(int(np.size(batch[0])) for batch in some)
+            optimizer.lr = rates[step]
+        some = [batch(i) for i in range(step * several, (step + 1) * several)]
+        tokens += sum(int(np.size(inputs)) for inputs, *_ in some)
         try:
             value = train_step(
                 model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
                 loss_scale=loss_scale,
             )  # fmt: skip
         except FloatingPointError as error:
+            run.check()  # was it the update before?
             raise FloatingPointError(f"fit: step {step}: {error}") from error
         run.waiting.append(value)
-        history.lrs.append(optimizer.lr)
-        done = step + 1
-        if (eval_every and done % eval_every == 0) or done == steps:
+        run.history.lrs.append(optimizer.lr)
+
+    def look(done: int) -> None:
+        if done not in looks or done in [at for at, _ in run.history.held_out[-1:]]:
+            return
+        value = evaluate(model, takewhile(lambda x: x is seen[0] or not asked, seen), loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"fit: {run.when()} the held-out loss is {value}: {REMEDY}")
+        if not asked:
+            run.history.held_out.append((done, value))
+
+    with signals.kept(checkpoint is not None) as asked:
+        first = 0
+        if checkpoint is not None and resume and os.path.exists(checkpoint):
+            first = run.load(checkpoint, what)
+            say(f"going on from step {first} ({checkpoint})")
+        began = time.perf_counter()
+        for done in range(first, steps + 1):
+            if done > first:
+                update(done - 1)
             look(done)
-        if done % log_every == 0 or done == steps:
-            run.settle()
-            speed = tokens / max(1e-9, time.perf_counter() - began)
-            left = (time.perf_counter() - began) / (done - first) * (steps - done)
-            say(_line(done, steps, history, speed, left))
-        if checkpoint is not None and (done % save_every == 0 or done == steps):
-            run.settle()
-            run.save(checkpoint, done)
+            if done > first and (done % log_every == 0 or done == steps):
+                run.settle()
+                spent = max(1e-9, time.perf_counter() - began)
+                left = spent / (done - first) * (steps - done)
+                say(_line(done, steps, run.history, tokens / spent, left))
+            if checkpoint is None:
+                continue
+            if asked or (done > first and (done % save_every == 0 or done == steps)):
+                run.settle()
+                run.save(checkpoint, what)
+            if asked:
+                raise signals.answer(
+                    asked,
+                    f"fit: interrupted {run.when()}: {checkpoint} holds the run, and the same "
+                    "call goes on from there",
+                    say,
+                )
     optimizer.zero_grad()
-    return history
+    return run.history
 
 
 def _line(done: int, steps: int, history: History, speed: float, left: float) -> str:
@@ -175,81 +203,85 @@ def _line(done: int, steps: int, history: History, speed: float, left: float) ->
     return line + f"  {int(left) // 60}:{int(left) % 60:02d} left"
 
 
-class _Run:
-    """All that decides how a run goes on: trained parameters, optimizer, generators, history."""
+def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
+    """Raise TypeError or ValueError where these three cannot be meant."""
+    _is_model("fit", model)
+    if isinstance(batches, str):
+        raise TypeError(
+            "fit: batches must be (inputs, targets) by number, not text: encode it, and cut it "
+            "with data.Windows(ids, batch, tokens)"
+        )
+    if not hasattr(batches, "__getitem__"):
+        raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
+    if isinstance(batches, Sized) and not len(batches):
+        raise ValueError("fit: there are no batches")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"fit: the optimizer must be one of minilora.optim, such as "
+            f"AdamW(model.trainable_parameters(), lr=1e-3), not {_kind(optimizer)}"
+        )
+    held, remedy = set(model.parameters()), "make it after attach, of model.trainable_parameters()"
+    here = [name for name, p in optimizer.parameters.items() if p in held]
+    if not here:
+        raise ValueError(f"fit: no parameter of the optimizer is in the model: {remedy}")
+    if not any(p.requires_grad for p in optimizer.parameters.values()):
+        raise ValueError(
+            f"fit: {here[0]}, like all that the optimizer holds, is frozen by now: {remedy}"
+        )
 
-    def __init__(
-        self, model: Module, optimizer: Optimizer, setting: dict[str, Any],
-        loss_scale: LossScale | None,
-    ) -> None:  # fmt: skip
-        self.model, self.optimizer, self.history = model, optimizer, History()
-        self.setting, self.loss_scale = {**setting, "optimizer": _settings(optimizer)}, loss_scale
-        self.waiting: list[Any] = []  # losses that nobody has read yet, where the arrays are
-        if loss_scale:
-            self.setting["loss_scale"] = loss_scale.patience
 
-    def settle(self) -> None:
-        """Bring the losses to the host; FloatingPointError where training has gone wrong."""
-        losses, scale = self.history.losses, self.loss_scale
-        losses += [float(asnumpy(x)) for x in self.waiting]
-        self.waiting.clear()
-        bad = [i for i, x in enumerate(losses) if not math.isfinite(x)]
-        if bad and (scale or not current().on_host):  # else backward has looked
-            raise FloatingPointError(
-                f"fit: step {bad[0]}: the loss or a gradient is not finite: "
-                "lower the learning rate or clip"
+def _is_model(who: str, model: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"{who}: the model must be a Module, such as a GPT2, not {_kind(model)}")
+
+
+def _pair(what: str, batch: Any) -> Batch:
+    """The batch, if it has inputs and targets."""
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        return batch  # type: ignore[return-value]
+    raise TypeError(
+        f"{what} must be (inputs, targets), not {_kind(batch)}: one alone goes in a list, "
+        "[(inputs, targets)]"
+    )
+
+
+def _loss(who: str, loss: Loss, model: Module, batch: Batch) -> Tensor:
+    value: Any = loss(model, _pair(f"{who}: a batch", batch))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{who}: the loss must give a Tensor, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What an argument is, in an error."""
+    if value is None or hasattr(value, "shape"):
+        return "None" if value is None else f"an array of shape {tuple(value.shape)}"
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+
+
+def _seen(held_out: Any, eval_every: int) -> list[Batch]:
+    """The held-out batches as a list, each a pair; none where none were given."""
+    if held_out is None:
+        if eval_every:
+            raise ValueError(
+                f"fit: eval_every is {eval_every}, and there is no held_out: give both"
             )
-        if scale and float(asnumpy(scale.scale)) < LEAST:
-            raise FloatingPointError(
-                f"fit: before step {len(losses)}: gradients are not finite however small "
-                "the loss scale is: lower the learning rate or clip"
-            )
-
-    def frozen(self) -> str:
-        held = [p.data for p in self.model.parameters() if not p.requires_grad]
-        return files.fingerprint(asnumpy(array) for array in held)
-
-    def save(self, path: str | os.PathLike[str], done: int) -> None:
-        trained = {f"param.{n}": asnumpy(p.data) for n, p in self.optimizer.parameters.items()}
-        state = {f"optim.{name}": a for name, a in self.optimizer.state_dict().items()}
-        meta = {
-            "kind": "run", "done": done, "setting": self.setting, "frozen": self.frozen(),
-            "rng": {name: g.bit_generator.state for name, g in generators(self.model).items()},
-            "losses": self.history.losses, "lrs": self.history.lrs,
-            "held_out": self.history.held_out,
-            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
-        }  # fmt: skip
-        files.write(path, {**trained, **state}, meta)
-
-    def load(self, path: str | os.PathLike[str]) -> int:
-        arrays, meta = files.read(path, kind="run")
-        ours = {f"param.{name}": list(p.shape) for name, p in self.optimizer.parameters.items()}
-        theirs = {name: list(a.shape) for name, a in arrays.items() if name.startswith("param.")}
-        for what, here, there in (
-            ("trained parameters", ours, theirs),
-            ("settings", self.setting, meta["setting"]),
-            ("frozen weights", self.frozen(), meta["frozen"]),
-        ):
-            if here != there:
-                raise ValueError(
-                    f"fit: {path} is a checkpoint of another run: its {what} differ: "
-                    "use another file, or resume=False"
-                )
-        for name, p in self.optimizer.parameters.items():
-            p.data[...] = asarray(arrays[f"param.{name}"], p.dtype)
-        state = {n[6:]: array for n, array in arrays.items() if n.startswith("optim.")}
-        self.optimizer.load_state_dict(state)
-        if self.loss_scale:
-            self.loss_scale.load_state_dict(meta["loss_scale"])
-        for name, g in generators(self.model).items():
-            g.bit_generator.state = meta["rng"][name]
-        held_out = [(int(at), float(value)) for at, value in meta["held_out"]]
-        self.history = History(meta["losses"], meta["lrs"], held_out)
-        return int(meta["done"])
+        return []
+    if not isinstance(held_out, Sized):
+        raise TypeError(f"fit: held_out must be a list of batches, not {_kind(held_out)}")
+    if not len(held_out):
+        raise ValueError("fit: held_out has no batches: leave it out, or give some")
+    return [_pair(f"fit: held_out[{i}]", batch) for i, batch in enumerate(held_out)]  # type: ignore
 
 
-def _settings(optimizer: Optimizer) -> dict[str, Any]:
-    kept = ("momentum", "betas", "eps", "weight_decay")
-    settings = {name: getattr(optimizer, name) for name in kept if hasattr(optimizer, name)}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-    return {"kind": type(optimizer).__name__, **plain}
+def _rates(schedule: Any, optimizer: Optimizer, steps: int) -> list[float]:
+    """The learning rate of every step."""
+    if schedule is None:
+        return [checks.real("fit", "the optimizer's lr", optimizer.lr, "[0, inf)")] * steps
+    if not callable(schedule):
+        raise TypeError(
+            f"fit: schedule must be a function, step -> learning rate, not {_kind(schedule)}: "
+            "one rate for all steps is the optimizer's lr"
+        )
+    return [checks.real("fit", f"schedule({i})", schedule(i), "[0, inf)") for i in range(steps)]

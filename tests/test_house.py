@@ -18,10 +18,10 @@ CORE = [  # what a reader has to hold in the head
     *(f"lora/{x}.py" for x in ("__init__", "layers", "convert", "files")),
 ]  # fmt: skip
 LEVELS = [  # each room may import from those before it, and from its own
-    {"checks", "atomic"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
+    {"checks", "atomic", "signals"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
     {"gradcheck", "checkpoint", "data"}, {"nn"},
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"}, {"lora"},
-    {"loss_scale"}, {"train", "generate"}, {"accounting", "rounding"},
+    {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting", "rounding"},
     {"pretrain", "demo", "viz"}, {"bench"}, {"cli", "public"}, {"__init__", "__main__"},
 ]  # fmt: skip
 sources = pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)

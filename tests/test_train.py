@@ -1,7 +1,9 @@
 """train: one loop that learns, averages, clips, tells, and survives being killed at any step."""
 
 import dataclasses
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,11 +52,19 @@ def outcome(model, optimizer, history) -> dict:
         **{f"p {n}": a for n, a in model.state_dict().items()},
         **{f"o {n}": a for n, a in optimizer.state_dict().items()},
         **{f"h {n}": np.array(v) for n, v in dataclasses.asdict(history).items()},
+        "lr": np.array(optimizer.lr),
         **{
             f"g {n}": np.array(repr(g.bit_generator.state))
             for n, g in surgery.generators(model).items()
         },
     }
+
+
+def held(path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, meta) of a file."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays, json.loads(arrays.pop("meta.json").tobytes())
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -74,13 +84,14 @@ def go(kind, batches, path=None, steps=5, seen=None, **how):
 
 
 class KilledAt:
-    """Batches that raise when batch `last` is asked for."""
+    """Batches that raise when batch `last` is asked for, after the three that tell a run apart."""
 
     def __init__(self, batches, last: int) -> None:
-        self.batches, self.last = batches, last
+        self.batches, self.last, self.asked = batches, last, 0
 
     def __getitem__(self, i: int):
-        if i >= self.last:
+        self.asked += 1
+        if i >= self.last and self.asked > 3:
             raise Killed
         return self.batches[i]
 
@@ -125,7 +136,7 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
 
     with pytest.raises(Killed):
         go("lora", windows(), path, progress=dies, log_every=1)
-    assert checkpoint.read(path, kind="run")[1]["done"] == 2
+    assert held(path)[1]["done"] == 2
     with pytest.MonkeyPatch.context() as patch:
 
         def cut(handle: int) -> None:
@@ -135,7 +146,7 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
         with pytest.raises(Killed):
             go("lora", windows(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
-    assert checkpoint.read(path, kind="run")[1]["done"] == 2
+    assert held(path)[1]["done"] == 2
     lines = []
     (tmp_path / "old").hardlink_to(path)
     before = path.read_bytes()
@@ -145,31 +156,188 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
 
 
 SCRIPT = """
-import os, signal, sys
+import functools, os, signal, sys
 import minilora as ml
 import strict
 ml.use(strict.named(sys.argv[1]))
 import test_train as t
+place, number, path = sys.argv[2], getattr(signal, sys.argv[3], signal.SIGTERM), sys.argv[4]
 class Dies:
+    times = 0
     def __getitem__(self, i):
-        if i == 3:
-            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.times += 1
+        if place == "batch" and i == 3 and self.times > 3:
+            os.kill(os.getpid(), number)
         return t.windows()[i]
-t.go("lora", Dies(), sys.argv[2])
+def dying(call, last):
+    @functools.wraps(call)
+    def wrapped(*args, **kwargs):
+        wrapped.times += 1
+        if wrapped.times == last:
+            os.kill(os.getpid(), number)
+        return call(*args, **kwargs)
+    wrapped.times = 0
+    return wrapped
+if place == "write":
+    os.replace = dying(os.replace, 2)
+loss = dying(t.train.lm_loss, 5) if place == "loss" else t.train.lm_loss
+t.go("lora", Dies(), path, progress=print, loss=loss)
 """
+KILLS = [("batch", "SIGKILL", 2), ("write", "SIGKILL", 2), ("loss", "SIGTERM", 3),
+         ("write", "SIGTERM", 4)]  # fmt: skip
 
 
-def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(tmp_path, backend):
+@pytest.mark.parametrize(("place", "name", "done"), KILLS)
+def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
+    place, name, done, tmp_path, backend
+):
+    if backend.name != "numpy" and place != "batch":
+        pytest.skip("on the stand-in, one will do")
     path, here = tmp_path / "run.npz", Path(__file__).parent
     where = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     died = subprocess.run(
-        [sys.executable, "-c", SCRIPT, backend.name, str(path)],
-        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120,
+        [sys.executable, "-c", SCRIPT, backend.name, place, name, str(path)],
+        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120, text=True,
     )  # fmt: skip
-    assert died.returncode not in (0, 1), died.stderr.decode()
+    if name == "SIGTERM" and os.name == "posix":
+        assert died.returncode == 143, died.stderr
+        assert died.stdout.splitlines()[-1] == (
+            f"fit: interrupted after {done} of 5 steps: {path} holds the run, and the same call "
+            "goes on from there"
+        )
+        assert died.stderr == "" and [p.name for p in tmp_path.iterdir()] == ["run.npz"]
+    assert died.returncode not in (0, 1), died.stderr
+    assert held(path)[1]["done"] == done
+    how = {"loss": train.lm_loss}
+    assert_same(go("lora", windows(), **how), go("lora", windows(), path, **how))
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
-    assert checkpoint.read(path, kind="run")[1]["done"] == 2
-    assert_same(go("lora", windows()), go("lora", windows(), path))
+
+
+# Signals, as they come while it works: a signal at the n-th call of any of what fit calls.
+
+
+class Signals:
+    """What fit calls, each call of which may bring a signal."""
+
+    def __init__(self, number: int, place: str, at: int) -> None:
+        self.number, self.place, self.left = number, place, at
+
+    def call(self, place: str) -> None:
+        self.left -= place == self.place
+        if self.left == 0 and place == self.place:
+            self.left = -1
+            signal.raise_signal(self.number)
+
+    def __getitem__(self, i: int):
+        self.call("batch")
+        return windows()[i]
+
+    def loss(self, model, batch):
+        self.call("loss" if ml.tensor.recording() else "held-out loss")
+        return train.lm_loss(model, batch)
+
+    def lr(self, step: int) -> float:
+        return optim.linear_schedule(0.02, 5, 1)(step)
+
+    def say(self, line: str) -> None:
+        self.call("progress")
+
+    def how(self) -> dict:
+        return {
+            "progress": self.say, "loss": self.loss, "schedule": self.lr, "log_every": 1,
+            "accumulation_steps": 2, "held_out": [windows(9)[i] for i in range(3)],
+        }  # fmt: skip
+
+
+PLACES = {"batch": (4, 5, 13), "loss": (1, 2, 5, 10), "held-out loss": (1, 3, 4, 8, 12),
+          "progress": (1, 3, 5)}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_call_is_saved_and_the_run_ends_with_the_same_bits(
+    number, place, tmp_path, backend
+):
+    if backend.name != "numpy":
+        pytest.skip("it is about the loop")
+    whole, before = go("lora", Signals(number, "", 0), **Signals(number, "", 0).how()), handlers()
+    for at in PLACES[place] if number == signal.SIGINT else PLACES[place][-2:-1]:
+        path, come = tmp_path / f"{at}.npz", Signals(number, place, at)
+        said, come.say = [], come.say
+        how = come.how() | {"progress": lambda line, s=said, c=come: (s.append(line), c.say(line))}
+        expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+        with pytest.raises(expected) as stopped:
+            go("lora", come, path, **how)
+        done = held(path)[1]["done"]
+        told = str(stopped.value) if number == signal.SIGINT else said[-1]
+        when = f"after {done} of 5 steps" if done else "before the first step"
+        assert told == (
+            f"fit: interrupted {when}: {path} holds the run, and the same call goes on from there"
+        )
+        if number == signal.SIGTERM:
+            assert stopped.value.code == 143
+        assert come.left < 0 and handlers() == before
+        steps = {"batch": (at - 2) // 2, "loss": (at + 1) // 2, "progress": at}
+        looked = [0, 0, 0, 2, 2, 2, 4, 4, 4, 5, 5, 5]
+        assert done == (looked[at - 1] if place == "held-out loss" else steps[place])
+        if done < 5:
+            assert not np.array_equal(held(path)[0]["losses"], whole["h losses"])
+        assert_same(whole, go("lora", come, path, **come.how()))
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_looking_at_held_out_batches_stops_at_the_next_one(tmp_path):
+    come = Signals(signal.SIGINT, "held-out loss", 4)
+    asked = []
+    come.call, call = lambda place: (asked.append(place), call(place)), come.call
+    with pytest.raises(KeyboardInterrupt):
+        go("lora", come, tmp_path / "run.npz", **come.how())
+    assert asked.count("held-out loss") == 4
+
+
+def test_the_same_call_on_the_same_objects_goes_on(tmp_path):
+    """In a notebook the model is the one that was interrupted."""
+    whole, come = go("lora", windows()), Signals(signal.SIGINT, "progress", 3)
+    model, optimizer = job("lora")
+    how = {
+        "schedule": optim.linear_schedule(0.02, 5, 1), "max_grad_norm": 0.5, "eval_every": 2,
+        "held_out": [windows(9)[0]], "save_every": 100, "log_every": 1, "progress": come.say,
+        "checkpoint": tmp_path / "run.npz", "loss_scale": None,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt, match="after 3 of 5 steps"):
+        ml.fit(model, windows(), optimizer, 5, **how)
+    history = ml.fit(model, windows(), optimizer, 5, **how)
+    assert_same(whole, outcome(model, optimizer, history))
+
+
+def test_a_second_interrupt_does_not_wait_and_without_a_checkpoint_none_does(tmp_path):
+    for path, times in ((tmp_path / "run.npz", 2), (None, 1)):
+        come, seen = Signals(signal.SIGINT, "", 0), []
+
+        def loss(model, batch, times=times, seen=seen):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+                seen.append(1)
+            return train.lm_loss(model, batch)
+
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            go("lora", come, path, loss=loss, held_out=None, eval_every=0)
+        assert len(seen) == times - 1 and str(stopped.value) == ""
+    assert not (tmp_path / "run.npz").exists()
+
+
+def test_an_error_in_the_step_in_hand_does_not_swallow_a_signal(tmp_path):
+    def loss(model, batch):
+        signal.raise_signal(signal.SIGINT)
+        raise Killed
+
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt):
+        go("lora", windows(), tmp_path / "run.npz", loss=loss, held_out=None, eval_every=0)
+    assert handlers() == before
 
 
 def test_a_run_that_is_done_is_given_back_as_it_was(tmp_path):
@@ -182,44 +350,6 @@ def test_resume_false_starts_anew(tmp_path):
     path = tmp_path / "run.npz"
     go("full", windows(5), path)
     assert_same(go("full", windows(), path, resume=False), go("full", windows()))
-
-
-def other_run(fault: str):
-    """A run that is not the one of `job("lora")`, and how many steps and batches it takes."""
-    model, optimizer = job("full" if fault == "parameters" else "lora")
-    if fault == "frozen weights":
-        model.tok.W.data[0, 0] += 1
-    if fault == "kind":
-        optimizer = optim.Adam(model.trainable_parameters(), 0.02)
-    if fault == "betas":
-        optimizer = optim.AdamW(model.trainable_parameters(), 0.02, (0.9, 0.98))
-    if fault == "decay":
-        optimizer = optim.AdamW(model.trainable_parameters(), 0.02, weight_decay=0.5)
-    return model, optimizer, 6 if fault == "steps" else 5, 2 if fault == "accumulation" else 1
-
-
-FAULTS = ["parameters", "frozen weights", "kind", "betas", "decay", "steps", "accumulation"]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_checkpoint_of_another_run_raises_and_changes_nothing(fault, tmp_path):
-    path = tmp_path / "run.npz"
-    go("lora", windows(), path)
-    model, optimizer, steps, accumulate = other_run(fault)
-    before = outcome(model, optimizer, ml.History())
-    with pytest.raises(ValueError, match="of another run"):
-        ml.fit(model, windows(), optimizer, steps, accumulation_steps=accumulate, checkpoint=path)
-    assert_same(before, outcome(model, optimizer, ml.History()))
-
-
-def test_a_checkpoint_of_a_run_with_other_clipping_or_rate_is_of_another_run(tmp_path):
-    how = {"checkpoint": tmp_path / "run.npz", "progress": False, "max_grad_norm": 1.0}
-    model = gpt2()
-    ml.fit(model, windows(), optim.SGD(model.trainable_parameters(), 0.1), 1, **how)
-    for lr, clip in ((0.1, 2.0), (0.2, 1.0)):
-        optimizer = optim.SGD(model.trainable_parameters(), lr)
-        with pytest.raises(ValueError, match="its settings differ"):
-            ml.fit(model, windows(), optimizer, 1, **(how | {"max_grad_norm": clip}))
 
 
 @pytest.mark.parametrize("sizes", [{"n_positions": 13}, {"d_ff": 5}, {"vocab_size": 12}])
@@ -246,12 +376,12 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
     lora.attach(model, ml.LoRAConfig(r=2, alpha=4), rng=0)
     optimizer = optim.AdamW(model.trainable_parameters())
     ml.fit(model, windows(), optimizer, 2, checkpoint=path, progress=False)
-    arrays, _ = checkpoint.read(path, kind="run")
+    arrays, _ = held(path)
     trained = set(model.trainable_parameters())
     assert {n for n in arrays if n.startswith("param.")} == {f"param.{n}" for n in trained}
     assert {n for n in arrays if n.startswith("optim.")} == {
-        "optim.t", *(f"optim.{n}.{s}" for n in trained for s in "mv")
-    }  # fmt: skip
+        f"optim.{n}.{s}" for n in trained for s in "mv"
+    }
     counted = ml.accounting.count(model)
     share = 3 * 4 * counted.trainable  # A and B and their two moments, 4 bytes each
     names = 400 * len(arrays)  # what a .npz says of an array, twice
@@ -262,7 +392,7 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
 def test_one_seed_is_one_run_and_only_what_trains_changes(kind):
     assert_same(go(kind, windows()), go(kind, windows()))
     before, trained = job(kind)[0].state_dict(), set(job(kind)[0].trainable_parameters())
-    after = go(kind, windows(), held_out=())
+    after = go(kind, windows(), held_out=None, eval_every=0)
     for name, array in before.items():
         if not ("SGD" in kind and name.endswith("attn.k.b")):  # whose gradient is 0
             assert np.array_equal(array, after[f"p {name}"]) == (name not in trained), name
@@ -435,11 +565,12 @@ def test_what_cannot_be_indexed_raises():
         ml.fit(model, (windows()[i] for i in range(3)), optimizer, 3)
 
 
-@pytest.mark.parametrize("how", [{"steps": -1}, {"accumulation_steps": 0}, {"save_every": 0}])
-def test_numbers_that_make_no_sense_raise(how):
+@pytest.mark.parametrize("name", ["steps", "accumulation_steps", "save_every", "eval_every"])
+def test_numbers_that_make_no_sense_raise(name):
     model, optimizer = job("full")
-    with pytest.raises(ValueError, match="fit: steps must not be negative"):
-        ml.fit(model, windows(), optimizer, **{"steps": 1, **how})
+    for value in (-1, 2.5, True, "3", *(() if name == "eval_every" else (0,))):
+        with pytest.raises(ValueError, match=f"fit: {name} must be a whole number from"):
+            ml.fit(model, windows(), optimizer, **{"steps": 1, name: value})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -494,7 +625,211 @@ def test_progress_is_ten_lines_a_function_for_lines_or_nothing(capsys):
     assert f"held out {history.held_out[-1][1]:.4f}" in lines[1] and lines[1].endswith("0:00 left")
 
 
-def test_no_steps_is_no_change():
+# Numbers that are none.
+
+
+def poisoned(at: int, name: str = "ln_f.g", value: float = float("inf")):
+    """(model, optimizer, a progress function) of which step `at` makes a parameter not finite."""
     model, optimizer = job("full")
-    before = outcome(model, optimizer, ml.History())
-    assert_same(before, outcome(model, optimizer, ml.fit(model, windows(), optimizer, 0)))
+    step = optimizer.step
+
+    def spoil() -> None:
+        step()
+        if optimizer.t == at:
+            optimizer.parameters[name].data[0] = value
+
+    optimizer.step = spoil
+    return model, optimizer
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_parameter_that_the_last_update_spoiled_is_named_and_never_saved(value, tmp_path):
+    path = tmp_path / "run.npz"
+    for at in (2, 4):  # of a step after which it saves, and of one after which it does not
+        model, optimizer = poisoned(at, value=value)
+        told = f"fit: after {at} of 4 steps ln_f.g is not finite: lower the learning rate or clip"
+        with pytest.raises(FloatingPointError, match=told):
+            ml.fit(model, windows(), optimizer, 4, checkpoint=path, save_every=1, progress=False,
+                   log_every=99)  # fmt: skip
+        assert held(path)[1]["done"] == at - 1
+        assert all(np.isfinite(array).all() for array in held(path)[0].values())
+        model, optimizer = poisoned(at, value=value)
+        with pytest.raises(FloatingPointError, match=told):
+            ml.fit(model, windows(), optimizer, at, progress=False) if at == 4 else ml.fit(
+                model, windows(), optimizer, 4, progress=False, log_every=1
+            )
+        path.unlink()
+
+
+def test_a_gradient_that_fails_for_a_spoiled_parameter_names_the_parameter(backend):
+    if not backend.on_host:
+        pytest.skip("there it is told when the losses are looked at")
+    model, optimizer = poisoned(2)
+    told = "after 2 of 9 steps ln_f.g is not finite"
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=told):
+        ml.fit(model, windows(), optimizer, 9, progress=False, log_every=99)
+    model, optimizer = job("full")
+    model.tok.W.data[...] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"before the first step tok.W is not finite"):
+        ml.fit(model, windows(), optimizer, 2, progress=False)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_held_out_loss_that_is_not_finite_raises(value, tmp_path):
+    def loss(model, batch):
+        told = train.lm_loss(model, batch)
+        return told if ml.tensor.recording() or optimizer.t < at else told * value
+
+    for at, when in ((0, "before the first step"), (4, "after 4 of 5 steps")):
+        model, optimizer = job("lora")
+        path = tmp_path / f"{at}.npz"
+        with pytest.raises(FloatingPointError, match=f"fit: {when} the held-out loss is {value}"):
+            ml.fit(model, windows(), optimizer, 5, held_out=[windows(9)[0]], eval_every=2,
+                   loss=loss, checkpoint=path, save_every=1, progress=False)  # fmt: skip
+        assert path.exists() == (at > 0)
+        assert at == 0 or held(path)[1]["done"] == 3
+
+
+def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
+    path = tmp_path / "run.npz"
+    model, optimizer = poisoned(3)
+
+    def loss(model, batch):
+        if optimizer.t == 2:
+            signal.raise_signal(signal.SIGINT)
+        return train.lm_loss(model, batch)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        ml.fit(model, windows(), optimizer, 5, checkpoint=path, save_every=2, progress=False,
+               loss=loss, log_every=99)  # fmt: skip
+    assert isinstance(stopped.value.__context__, FloatingPointError)
+    assert held(path)[1]["done"] == 2
+
+
+# What cannot be meant is said before the work: nothing is computed, nothing written.
+
+X, NAN = windows()[0], float("nan")
+MADE = "make it after attach, of model.trainable_parameters()"
+PAIRS = r"one alone goes in a list, \[\(inputs, targets\)\]"
+
+
+def before_attach(call) -> None:
+    model, optimizer = job("full")
+    lora.attach(model, ml.LoRAConfig(r=2), rng=0)
+    call(model=model, optimizer=optimizer)
+
+
+def from_another_model(call) -> None:
+    call(optimizer=job("full")[1])
+
+
+MISTAKES = [
+    ({"batches": "text"}, TypeError, "fit: batches must be .* by number, not text: encode it"),
+    ({"batches": []}, ValueError, "fit: there are no batches"),
+    ({"batches": iter([X])}, TypeError, r"fit: batches\[i\] must work.*pass list\(batches\)"),
+    ({"batches": X}, TypeError, rf"fit: batches\[0\] must .* array of shape \(2, 6\): {PAIRS}"),
+    ({"batches": [X[0]]}, TypeError, rf"batches\[0\] must be .* an array of shape .*: {PAIRS}"),
+    ({"model": None}, TypeError, "fit: the model must be a Module, such as a GPT2, not None"),
+    ({"optimizer": None}, TypeError, "fit: the optimizer must be one of minilora.*, not None"),
+    ({"optimizer": gpt2()}, TypeError, r"AdamW\(model.trainable_.*, lr=1e-3\), not a GPT2"),
+    ({"optimizer": optim.AdamW}, TypeError, "the optimizer must be .*, not a type"),
+    (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {MADE}"),
+    (before_attach, ValueError, f"fit: tok.W, like all .*, is frozen by now: {MADE}"),
+    ({"held_out": X}, TypeError, rf"fit: held_out\[0\] must be .* of shape \(2, 6\): {PAIRS}"),
+    ({"held_out": []}, ValueError, "fit: held_out has no batches: leave it out, or give some"),
+    ({"held_out": windows()}, TypeError, "fit: held_out must be a list of batches, not a Windows"),
+    ({"held_out": "text"}, TypeError, r"fit: held_out\[0\] must be"),
+    ({"eval_every": 2}, ValueError, "fit: eval_every is 2, and there is no held_out: give both"),
+    ({"eval_every": -1}, ValueError, "fit: eval_every must be a whole number from 0, not -1"),
+    ({"log_every": -1}, ValueError, "fit: log_every must be a whole number from 0, not -1"),
+    ({"steps": 0}, ValueError, "fit: steps must be a whole number from 1, not 0"),
+    ({"steps": 2.5}, ValueError, "fit: steps must be a whole number from 1, not 2.5"),
+    ({"schedule": 0.1}, TypeError, "fit: schedule must be .*, not a float: one rate .* lr"),
+    ({"schedule": lambda i: 1.0 - i}, ValueError, r"schedule\(2\) must be finite and .*, not -1"),
+    ({"schedule": lambda i: NAN}, ValueError, r"fit: schedule\(0\) must be finite .*, not nan"),
+    ({"schedule": lambda i: 1 / (4 - i) if i < 4 else 1e999}, ValueError, r"schedule\(4\) .* inf"),
+    ({"max_grad_norm": 0}, ValueError, "fit: max_grad_norm must be positive, not 0"),
+    ({"max_grad_norm": NAN}, ValueError, "fit: max_grad_norm must be positive, not nan"),
+    ({"checkpoint": "run.json"}, ValueError, "run.json: give a name that ends in .npz"),
+    ({"checkpoint": "nowhere/run.npz"}, ValueError, "nowhere is not a folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", range(len(MISTAKES)))
+def test_a_mistake_is_said_before_the_work(mistake, backend, tmp_path, monkeypatch):
+    if backend.name != "numpy":
+        pytest.skip("no array is touched")
+    monkeypatch.chdir(tmp_path)
+    change, error, message = MISTAKES[mistake]
+    computed = []
+
+    def loss(model, batch):
+        computed.append(1)
+        return train.lm_loss(model, batch)
+
+    def call(**how) -> None:
+        model, optimizer = job("full")
+        given = {"model": model, "batches": windows(), "optimizer": optimizer, "steps": 5,
+                 "loss": loss, "progress": False, **how}  # fmt: skip
+        before = job("full")[0].state_dict()
+        with pytest.raises(error, match=message):
+            ml.fit(**given)
+        after = model.state_dict()
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+        assert not computed and optimizer.t == 0 and not [*tmp_path.iterdir()]
+
+    change(call) if callable(change) else call(**change)
+
+
+def test_a_rate_that_was_set_by_hand_is_checked():
+    model, optimizer = job("full")
+    optimizer.lr = float("nan")
+    with pytest.raises(ValueError, match="fit: the optimizer's lr must be finite"):
+        ml.fit(model, windows(), optimizer, 5, progress=False)
+
+
+def test_a_schedule_is_asked_once_for_every_step():
+    asked = []
+    ml.fit(*with_batches("full"), 4, schedule=lambda i: asked.append(i) or 0.1, progress=False)
+    assert asked == [0, 1, 2, 3]
+
+
+def test_an_update_that_nobody_has_a_gradient_for_raises_and_is_not_made():
+    model, _ = job("lora")
+    optimizer = optim.SGD(gpt2().trainable_parameters(), 0.1)
+    with pytest.raises(
+        ValueError, match="train_step: no parameter of the optimizer has got a grad"
+    ):
+        ml.train_step(model, [X], optimizer)
+    assert optimizer.t == 0
+    with pytest.raises(ValueError, match="train_step: there are no batches"):
+        ml.train_step(model, [], optimizer)
+    twin = lora.attach(model, ml.LoRAConfig(r=2, targets=("k",)), name="other", rng=0)
+    assert twin
+    optimizer = optim.SGD(model.trainable_parameters(), 0.1)
+    lora.activate(model)
+    for p in model.tok.parameters():
+        p.requires_grad = True  # so that there is a tape
+    with pytest.raises(ValueError, match="no parameter of the optimizer has got a gradient"):
+        ml.fit(model, windows(), optimizer, 3, progress=False)
+
+
+def test_evaluating_or_one_step_with_what_is_no_batch_or_no_loss_raises():
+    model, optimizer = job("full")
+    for call in (lambda x: ml.evaluate(model, x), lambda x: ml.train_step(model, x, optimizer)):
+        for batches, kind in (
+            (X, r"an array of shape \(2, 6\)"),
+            ("text", "a str"),
+            ([None], "None"),
+        ):
+            with pytest.raises(
+                TypeError, match=rf"a batch must be \(inputs, targets\), not {kind}"
+            ):
+                call(batches)
+    with pytest.raises(TypeError, match=r"evaluate: the model must be a Module, .* not a list"):
+        ml.evaluate([X], model)
+    for call in (ml.evaluate, lambda *x, **how: ml.train_step(*x, optimizer, **how)):
+        with pytest.raises(TypeError, match="the loss must give a Tensor, not a float"):
+            call(model, [X], loss=lambda model, batch: train.lm_loss(model, batch).item())
+    with pytest.raises(TypeError, match="evaluate: the loss must give a Tensor, not None"):
+        ml.evaluate(model, [X], loss=lambda model, batch: None)

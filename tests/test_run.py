@@ -1,0 +1,445 @@
+"""run: a file knows which run it is of, and is taken over whole or not at all."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import gpt2
+from test_train import assert_same, go, held, windows
+
+import minilora as ml
+from minilora import checkpoint, lora, ops, optim, run, surgery, train
+
+
+@pytest.fixture(autouse=True)
+def once(backend):
+    if backend.name != "numpy":
+        pytest.skip("it is about files, and the arrays in them are the host's")
+
+
+class Job:
+    """A run with an adapter, dropout, a schedule and a loss scale, of which anything can differ."""
+
+    def __init__(self, change=lambda job: None) -> None:
+        self.model = gpt2(1, "float32", dropout=0.3)
+        config = ml.LoRAConfig(r=2, alpha=6, targets=("q", "down"), dropout=0.4, bias="lora")
+        lora.attach(self.model, config, rng=2)
+        self.optimizer = optim.AdamW(self.model.trainable_parameters(), 0.02, weight_decay=0.1)
+        self.batches, self.steps = windows(), 5
+        self.how = {
+            "schedule": optim.linear_schedule(0.02, 5, 1), "max_grad_norm": 0.5, "eval_every": 2,
+            "held_out": [windows(9)[0], windows(9)[1]], "accumulation_steps": 2,
+            "loss_scale": ml.LossScale(2.0**9, 3), "about": {"text": "plays", "seed": 1},
+            "save_every": 2, "progress": False,
+        }  # fmt: skip
+        change(self)
+
+    def fit(self, path, **how):
+        return ml.fit(self.model, self.batches, self.optimizer, self.steps,
+                      checkpoint=path, **(self.how | how))  # fmt: skip
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that a run may change, bytes and flags."""
+        scale, held = self.how["loss_scale"], dict(self.model.named_parameters())
+        told = {
+            "t": self.optimizer.t, "lr": self.optimizer.lr,
+            "flags": [(n, p.requires_grad, p.grad is None) for n, p in held.items()],
+            "training": [m.training for _, m in self.model.named_modules()],
+            "draws": {n: g.bit_generator.state for n, g in surgery.generators(self.model).items()},
+            "scale": scale and scale.state_dict(),
+        }  # fmt: skip
+        arrays = self.model.state_dict() | self.optimizer.state_dict()
+        return arrays | {name: np.array(repr(value)) for name, value in told.items()}
+
+
+def setting(**how):
+    return lambda job: job.how.update(how)
+
+
+def anew(make):
+    """A change of the optimizer."""
+
+    def change(job) -> None:
+        job.optimizer = make(job.model.trainable_parameters())
+
+    return change
+
+
+def each(name, value, *modules):
+    def change(job) -> None:
+        for path, module in job.model.named_modules():
+            if path.endswith(modules) and hasattr(module, name):
+                setattr(module, name, value)
+
+    return change
+
+
+def frozen(job) -> None:
+    job.model.tok.W.data[0, 0] += 1
+
+
+def twice_loss(model, batch):
+    return train.lm_loss(model, batch) * 2
+
+
+def steps(job) -> None:
+    job.steps = 6
+
+
+def other_batches(job) -> None:
+    job.batches = windows(4)
+
+
+def a_list(job) -> None:
+    job.batches = [windows()[i] for i in range(10)]
+
+
+def fewer(job) -> None:
+    job.model.blocks[0].mlp.down.base.b.requires_grad = False
+    job.optimizer = optim.AdamW(job.model.trainable_parameters(), 0.02, weight_decay=0.1)
+
+
+def in_a_list(job) -> None:
+    held = [*job.model.trainable_parameters().values()]
+    job.optimizer = optim.AdamW(held, 0.02, weight_decay=0.1)
+
+
+def table(job) -> None:
+    job.model.blocks[1].table = np.arange(3.0)
+
+
+OTHERS = {  # what differs -> what is said of it
+    "steps: 5 then, 6 now": steps,
+    "accumulation_steps: 2 then, 1 now": setting(accumulation_steps=1),
+    "max_grad_norm: 0.5 then, None now": setting(max_grad_norm=None),
+    "learning rates: up to 0.02, digest .* then, up to 0.03, digest .* now": setting(
+        schedule=optim.linear_schedule(0.03, 5, 1)
+    ),
+    "learning rates: up to 0.02, digest .* then, up to 0.02, digest": setting(schedule=None),
+    "optimizer: 'AdamW' then, 'Adam' now": anew(lambda held: optim.Adam(held, 0.02)),
+    r"betas of optimizer: \(0.9, 0.999\) then, \(0.9, 0.98\) now": anew(
+        lambda held: optim.AdamW(held, 0.02, (0.9, 0.98), weight_decay=0.1)
+    ),
+    "weight_decay of optimizer: 0.1 then, 0.2 now": anew(
+        lambda held: optim.AdamW(held, 0.02, weight_decay=0.2)
+    ),
+    "decays of optimizer: digest .* then, digest .* now": anew(
+        lambda held: optim.AdamW(held, 0.02, weight_decay=0.1, exclude=("*.A",))
+    ),
+    "loss: 'lm_loss' then, 'twice_loss' now": setting(loss=twice_loss),
+    "start of loss_scale: 512 then, 1024 now": setting(loss_scale=ml.LossScale(2.0**10, 3)),
+    "patience of loss_scale: 3 then, 4 now": setting(loss_scale=ml.LossScale(2.0**9, 4)),
+    "start of loss_scale: 512 then, nothing now": setting(loss_scale=None),
+    "held_out: digest .* then, digest .* now": setting(held_out=[windows(9)[0]] * 2),
+    "eval_every: 2 then, 3 now": setting(eval_every=3),
+    "batches: digest .* then, digest .* now": other_batches,
+    "batches: digest .* then, digest .* now:": a_list,
+    "frozen weights: digest .* then, digest .* now": frozen,
+    "alpha of blocks.0.attn.q.default and of 3 more: 6 then, 7 now": each("alpha", 7.0, "default"),
+    "dropout of blocks.0.attn.q.default and of 3 more: 0.4 then, 0 now": each(
+        "dropout", 0.0, "default"
+    ),
+    "rate of blocks.0.drop and of 1 more: 0.3 then, 0.2 now": each("rate", 0.2, "0.drop", "1.drop"),
+    "n_heads of blocks.1.attn: 2 then, 4 now": each("n_heads", 4, "1.attn"),
+    "eps of blocks.0.ln1: 1e-05 then, 1e-06 now": each("eps", 1e-6, "0.ln1"),
+    "training of blocks.0.drop: True then, False now": each("training", False, "0.drop"),
+    r"active of blocks.0.attn.q: \('default'\) then, \(\) now": each("active", (), "0.attn.q"),
+    r"b of blocks.0.mlp.down.base: \(8,\) float32, trained then, \(8,\) float32, frozen now": fewer,
+    r"0: nothing then, \(8,\) float32, trained now": in_a_list,
+    "table of blocks.1: nothing then, digest .* now": table,
+    "text: 'plays' then, 'kjv' now; seed: 1 then, nothing now": setting(about={"text": "kjv"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """(a file of a run that was interrupted after step 2 of 5, what the whole run leaves)."""
+    path = tmp_path_factory.mktemp("runs") / "run.npz"
+    before = ml.use("numpy")
+    whole = Job()
+    history = whole.fit(path.with_name("whole.npz"))
+    with pytest.raises(ZeroDivisionError):
+        Job().fit(path, progress=lambda line: 1 / (not line.startswith("step 3")), log_every=1)
+    assert held(path)[1]["done"] == 2
+    ml.use(before)
+    return path.read_bytes(), whole.state() | {"losses": np.array(history.losses)}
+
+
+@pytest.mark.parametrize("said", OTHERS)
+def test_a_run_in_which_anything_differs_is_another_run(said, begun, tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(begun[0])
+    job = Job(OTHERS[said])
+    before = job.state()
+    with pytest.raises(ValueError, match=f"(: |; ){said}") as told:
+        job.fit(path)
+    assert str(told.value).startswith(f"{path} is a checkpoint of another run: ")
+    assert "resume=False" in str(told.value)
+    assert_same(before, job.state())
+    assert path.read_bytes() == begun[0]
+
+
+def unlike(job) -> None:
+    """All that changes no bit."""
+    job.model.recompute = True
+    job.model.tokenizer = object()
+    job.how |= {"save_every": 3, "log_every": 1, "progress": lambda line: None}
+    job.optimizer.lr = 0.7  # the schedule's count
+
+
+@pytest.mark.parametrize("change", [lambda job: None, unlike])
+def test_what_changes_no_bit_may_differ(change, begun, tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(begun[0])
+    job = Job(change)
+    history = job.fit(path)
+    assert_same(begun[1], job.state() | {"losses": np.array(history.losses)})
+
+
+def test_dropout_that_is_off_or_of_rate_0_is_told_apart_only_where_it_draws(tmp_path):
+    path, how = tmp_path / "run.npz", {"progress": False, "steps": 2}
+    for rate in (0.0, 0.1):
+        model = gpt2(0, dropout=rate)
+        optimizer = optim.SGD(model.trainable_parameters(), 0.1)
+        ml.fit(model, windows(), optimizer, checkpoint=path, resume=False, **how)
+        model.eval()
+        if not rate:
+            ml.fit(model, windows(), optimizer, checkpoint=path, **how)
+    with pytest.raises(ValueError, match="training of"):
+        ml.fit(model, windows(), optimizer, checkpoint=path, **how)
+
+
+def test_kernels_a_library_an_op_put_in_place_and_a_version_make_another_run(
+    begun, tmp_path, monkeypatch
+):
+    path = tmp_path / "run.npz"
+    path.write_bytes(begun[0])
+    with ml.plain(), pytest.raises(ValueError, match="plain: False then, True now"):
+        Job().fit(path)
+    mine = ops.replaced(gelu=lambda x, approximate="tanh": ops.relu(x))
+    with mine, pytest.raises(ValueError, match=r"ops replaced: \(\) then, \('gelu'\) now"):
+        Job().fit(path)
+    with ml.using("numpy") as other:
+        other.name = "abacus"
+        with pytest.raises(ValueError, match="library: 'numpy' then, 'abacus' now"):
+            Job().fit(path)
+    monkeypatch.setattr(run, "__version__", "9.9")
+    with pytest.raises(ValueError, match=r"minilora: '0\..*' then, '9.9' now"):
+        Job().fit(path)
+
+
+def test_of_many_differences_the_first_are_told_and_the_others_counted():
+    was, now = ({f"m.x{i}": f"{i + add}" for i in range(9)} for add in (0, 1))
+    assert run.differences(was, now) == "; ".join(
+        [f"x{i} of m: {i} then, {i + 1} now" for i in range(run.MANY)]
+        + [f"and {9 - run.MANY} more"]
+    )
+    assert run.differences(now, now) == ""
+
+
+plain = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=99), st.booleans(),
+                  st.none())  # fmt: skip
+settings_of_all_kinds = st.recursive(
+    plain,
+    lambda x: st.lists(x, max_size=12) | st.dictionaries(st.text(max_size=4), x, max_size=4),
+    max_leaves=14,
+)
+
+
+@given(settings_of_all_kinds, settings_of_all_kinds)
+def test_settings_are_said_alike_where_they_are_alike(a, b):
+    said = run.told(a)
+    assert said == run.told(json.loads(json.dumps(a))) and len(said or "") < 9 * run.LONG
+    if isinstance(a, int | float | str) and isinstance(b, int | float | str) and a != b:
+        assert said != run.told(b)
+
+
+@pytest.mark.parametrize("one, other", [
+    (np.arange(4.0), np.arange(4.0).reshape(2, 2)), (np.zeros(2), np.zeros(2, "float32")),
+    (np.zeros(2), np.array([0.0, 1e-300])), ([1, np.zeros(2)], [2, np.zeros(2)]),
+    ({"a": 1}, {"b": 1}), ({"a", "b"}, {"a", "c"}), (0.1, 0.1 + 1e-16), ((1, 2), (2, 1)),
+    (ml.Tensor(np.ones(2)), ml.Tensor(np.zeros(2))), ("x" * 99, "x" * 98),
+])  # fmt: skip
+def test_what_differs_is_said_to_differ(one, other):
+    assert run.told(one) != run.told(other)
+    assert run.told(one) == run.told(one)
+
+
+def test_what_is_no_setting_is_not_told():
+    for value in (gpt2(), gpt2().tok.W, windows, object(), np.random.default_rng(0), {"a": gpt2()}):
+        assert run.told(value) is None
+    assert (
+        run.told(np.float32(0.5)) == run.told(0.5) == "0.5" and run.told(2.0) == run.told(2) == "2"
+    )
+
+
+def test_a_caller_cannot_tell_what_has_no_words(tmp_path):
+    with pytest.raises(TypeError, match=r"fit: about: model must be a number.*, not a GPT2"):
+        Job().fit(tmp_path / "run.npz", about={"model": gpt2()})
+
+
+# A file that is damaged: what was done to it -> what is said of it.
+
+
+def member(name, change):
+    def damage(arrays, meta) -> None:
+        arrays[name] = change(arrays[name])
+
+    return damage
+
+
+def fact(name, value):
+    def damage(arrays, meta) -> None:
+        meta[name] = value
+
+    return damage
+
+
+def at(array, value):
+    array = array.copy()
+    array.reshape(-1)[0] = value
+    return array
+
+
+A = "param.blocks.0.attn.q.default.A"
+DAMAGES = {
+    "missing member": lambda arrays, meta: arrays.pop(A),
+    "missing moment": lambda arrays, meta: arrays.pop(A.replace("param", "optim") + ".v"),
+    "missing history": lambda arrays, meta: arrays.pop("losses"),
+    "unknown member": lambda arrays, meta: arrays.update(other=np.zeros(2)),
+    "shape": member(A, lambda a: a.T),
+    "a broadcast shape": member(A, lambda a: a[:1]),
+    "long losses": member("losses", lambda a: np.append(a, 1.0)),
+    "short lrs": member("lrs", lambda a: a[:-1]),
+    "long held_out": member("held_out", lambda a: np.append(a, 1.0)),
+    "no held_out": member("held_out", lambda a: a[:0]),
+    "wide parameter": member(A, lambda a: a.astype("float64")),
+    "whole losses": member("losses", lambda a: a.astype("int64")),
+    "nan parameter": member(A, lambda a: at(a, np.nan)),
+    "infinite parameter": member(A, lambda a: at(a, np.inf)),
+    "nan loss": member("losses", lambda a: at(a, np.nan)),
+    "nan held out": member("held_out", lambda a: at(a, np.nan)),
+    "negative scale": member("loss_scale", lambda a: at(a, -1.0)),
+    "scale held too long": member("loss_scale", lambda a: np.array([a[0], 3.0])),
+    "scale held a while": member("loss_scale", lambda a: np.array([a[0], 0.5])),
+    "no scale": member("loss_scale", lambda a: a[:0]),
+    "less done": fact("done", 1),
+    "done before the start": fact("done", -1),
+    "done beyond the end": fact("done", 6),
+    "done beyond everything": fact("done", 10**40),
+    "done in words": fact("done", "two"),
+    "half done": fact("done", 2.0),
+    "fewer updates than steps": fact("t", 1),
+    "t in words": fact("t", "2"),
+    "no t": lambda arrays, meta: meta.pop("t"),
+    "no run": lambda arrays, meta: meta.pop("what"),
+    "a list of a run": fact("what", ["steps"]),
+    "numbers of a run": lambda arrays, meta: meta["what"].update(steps=5),
+    "lists of a run": lambda arrays, meta: meta["what"].update(steps=[5]),
+    "no generators": fact("generators", {}),
+    "a generator too many": lambda arrays, meta: meta["generators"].update(other={}),
+    "a generator of another name": lambda arrays, meta: meta["generators"].update(
+        other=meta["generators"].pop("drop")
+    ),
+    "a generator without state": lambda arrays, meta: meta["generators"].update(drop=None),
+    "another kind of generator": lambda arrays, meta: meta["generators"]["drop"].update(
+        bit_generator="MT19937"
+    ),
+    "negative state": lambda arrays, meta: meta["generators"]["drop"]["state"].update(state=-1),
+    "a state too large": lambda arrays, meta: meta["generators"]["drop"]["state"].update(
+        state=2**200
+    ),
+    "half a state": lambda arrays, meta: meta["generators"]["drop"]["state"].pop("inc"),
+    "no list of generators": fact("generators", []),
+    "another kind of file": fact("kind", "model"),
+}  # fmt: skip
+
+
+def write(path, arrays, meta) -> None:
+    """As `checkpoint.write` does, which refuses most of it."""
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(path, **{"meta.json": text}, **{n: np.ascontiguousarray(a) for n, a in arrays.items()})
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_in_its_name_and_changes_nothing(damage, begun, tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(begun[0])
+    arrays, meta = held(path)
+    DAMAGES[damage](arrays, meta)
+    write(path, arrays, meta)
+    job, whole = Job(), path.read_bytes()
+    before = job.state()
+    with pytest.raises(ValueError) as told:
+        job.fit(path)
+    assert str(told.value).startswith(str(path))
+    assert_same(before, job.state())
+    assert path.read_bytes() == whole
+    path.write_bytes(begun[0])  # and the good one is taken over, then
+    history = job.fit(path)
+    assert_same(begun[1], job.state() | {"losses": np.array(history.losses)})
+
+
+def test_an_interrupt_at_any_line_of_the_loading_changes_nothing(begun, tmp_path):
+    path = tmp_path / "run.npz"
+    path.write_bytes(begun[0])
+    what, left = held(path)[1]["what"], 0
+
+    def trace(frame, event, _):
+        nonlocal left
+        mine = frame.f_code in (run.Run.load.__code__, checkpoint.fill.__code__)
+        if mine and event == "return" and frame.f_code is checkpoint.fill.__code__:
+            left = min(left, 0)  # all is done: what comes now is no failure any more
+        elif mine and event == "line" and left:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace if mine else None
+
+    def load(job, lines: int) -> bool:
+        """Was it interrupted, when so many lines had run?"""
+        nonlocal left
+        left, scale = lines, job.how["loss_scale"]
+        sys.settrace(trace)
+        try:
+            run.Run(job.model, job.optimizer, scale, 5, [0, 2, 4, 5]).load(path, what)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    job = Job()
+    before = job.state()
+    last = next(n for n in range(100, 10_000, 25) if not load(Job(), n))
+    for lines in [*range(1, last - 80, 9), *range(last - 80, last)]:
+        if not load(job, lines):
+            break
+        assert_same(before, job.state())
+    assert lines > last - 25
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "MT19937", "Philox", "SFC64", "PCG64DXSM"])
+def test_every_generator_of_numpy_goes_on_from_json(kind):
+    draws = np.random.Generator(getattr(np.random, kind)(3))
+    draws.standard_normal(7), draws.integers(0, 9, 3, "uint8")
+    state = json.loads(json.dumps(run._state(draws)))
+    other = np.random.Generator(getattr(np.random, kind)(4))
+    assert run._fits(other, state) and run._state(other) != state
+    other.bit_generator.state = state
+    assert np.array_equal(other.integers(0, 9, 99), draws.integers(0, 9, 99))
+
+
+def test_a_run_file_has_no_numbers_of_the_run_in_its_text(tmp_path):
+    """Its meta stays small however long the run."""
+    sizes = []
+    for steps in (5, 60):
+        path = tmp_path / f"{steps}.npz"
+        go("plain SGD", windows(batch=1, tokens=2), path, steps=steps, eval_every=1)
+        arrays, meta = held(path)
+        assert len(arrays["losses"]) == len(arrays["lrs"]) == len(arrays["held_out"]) - 1 == steps
+        sizes.append(len(json.dumps(meta)))
+    assert abs(sizes[0] - sizes[1]) < 20
