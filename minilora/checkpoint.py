@@ -91,12 +91,13 @@ class File:
             told = self.meta.pop("format", 1)
         except _Damaged as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
-        if type(told) is not int or told > FORMAT:
+        if told not in range(1, FORMAT + 1):
             raise self.wrong(
                 f"it is of format {told!r}, and this version of minilora reads up to {FORMAT}: "
                 "use a newer one"
             )
-        self.kind = self.meta.get("kind", "thing of no kind")
+        kind = self.meta.get("kind")
+        self.kind = kind if isinstance(kind, str) else "thing of no kind"
         self.shapes = {name: shape for name, (_, shape, _) in self._members.items() if name != META}
 
     def wrong(self, what: str) -> ValueError:
@@ -118,10 +119,10 @@ class File:
         held = self.meta if where == META else held
         for name, kind in wanted.items():
             if not isinstance(held, dict) or name not in held:
-                raise self.wrong(f"{where} in it has no {name!r}: another version wrote it")
+                raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
             if type(held[name]) is not kind:
                 kinds = f"{_short(held[name])}, not {_a(kind.__name__)}"
-                raise self.wrong(f"{name!r} of {where} in it is {kinds}")
+                raise self.wrong(f"{name!r} of its {where} is {kinds}")
         return [held[name] for name in wanted]
 
     def budget(self) -> np.random.Generator:
@@ -178,9 +179,14 @@ class File:
         if not found:
             raise _Damaged(f"{name} is not an array of plain numbers")
         descr, sizes = found.groups()
-        shape, dtype = tuple(int(n) for n in sizes.split(b",") if n.strip()), np.dtype(descr.decode())
+        shape, dtype = (
+            tuple(int(n) for n in sizes.split(b",") if n.strip()),
+            np.dtype(descr.decode()),
+        )
         if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
-            raise _Damaged(f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not")
+            raise _Damaged(
+                f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not"
+            )
         if name == META and (len(shape) != 1 or dtype != np.uint8 or shape[0] > LONGEST_META):
             raise _Damaged(f"{META} is {shape} of {dtype}, not up to {LONGEST_META:,} bytes")
         return entry, shape, dtype
@@ -211,7 +217,7 @@ def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[Fi
     with open(path, "rb") as stream:
         file = File(path, stream)
         if kind not in (None, file.kind):
-            raise ValueError(f"{path} holds {_a(str(file.kind))}, not {_a(kind or '')}")
+            raise ValueError(f"{path} holds {_a(file.kind)}, not {_a(kind or '')}")
         yield file
 
 
@@ -288,7 +294,9 @@ class _Budget(np.random.Generator):
     def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
         self.left -= math.prod(np.atleast_1d(size).tolist())
         if self.left < 0:
-            raise ValueError(f"it tells of a larger thing than the {self.held:,} numbers in it make")
+            raise ValueError(
+                f"it tells of a larger thing than the {self.held:,} numbers in it make"
+            )
         return np.zeros(size)
 
     def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
@@ -318,7 +326,9 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
 
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 98))
-    tail = stream.read().rjust(98, b"\0")  # a long list's end (56), where that is (20), the end (22)
+    tail = stream.read().rjust(
+        98, b"\0"
+    )  # a long list's end (56), where that is (20), the end (22)
     if tail[76:80] != b"PK\5\6":
         raise _Damaged("it does not end as a .npz file does")
     count, length = struct.unpack("<HL", tail[86:92])
@@ -382,7 +392,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
+    return "None" if value is None else f"{_a(type(value).__name__)}, {reprlib.repr(value)}"
 
 
 def _a(kind: str) -> str:

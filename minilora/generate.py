@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .backend import Rng, asnumpy, generator
+from .checks import real, told, whole
 from .models.gpt2 import GPT2
-from .surgery import evaluating
+from .surgery import evaluating, first_not_finite
 from .tensor import no_grad
 
 
@@ -22,21 +23,37 @@ def generate(
     top_k        only the k likeliest tokens;   top_p: only the likeliest that hold p of the mass
     cache        keep keys and values instead of computing them again: faster, the same result
 
-    When the window of n_positions tokens is full, it goes on with its latter half.
+    When the window of n_positions tokens is full, it goes on with its latter half. What is asked
+    for is checked before the model runs: TypeError for ids that are no integers, ValueError for all
+    else. Raises FloatingPointError that says where logits stop being finite.
     """
-    given = np.asarray(ids)
-    if given.dtype.kind not in "iu":
-        raise TypeError(f"generate: ids must be integers, not {given.dtype}")
-    out = np.atleast_2d(given).astype(np.int64)
-    if out.ndim != 2 or out.shape[1] == 0:
+    whole("generate", "n_tokens", n_tokens)
+    real("generate", "temperature", temperature, "[0, inf)")
+    if top_k is not None:
+        whole("generate", "top_k", top_k, 1)
+    if top_p is not None:
+        real("generate", "top_p", top_p, "(0, 1]")
+    given, vocabulary = np.asarray(ids), model.config.vocab_size
+    out = np.atleast_2d(given)
+    if out.ndim != 2 or not out.size:
         raise ValueError(
             f"generate: ids must be (tokens,) or (batch, tokens), not {given.shape}, "
             "with at least one token to start from"
         )
-    rng, size, start = generator(rng), model.config.n_positions, 0
-    start = max(0, out.shape[1] - size)
+    if given.dtype.kind not in "iu":
+        raise TypeError(
+            f"generate: ids must be integers, not {told(ids)}: "
+            "model.tokenizer.encode(text) makes them of a text"
+        )
+    for i in out[(out < 0) | (out >= vocabulary)].tolist():
+        raise ValueError(
+            f"generate: id {i} is not in the vocabulary, 0 to {vocabulary - 1}: "
+            "ids are those of the model's own tokenizer"
+        )
+    out, size = out.astype(np.int64), model.config.n_positions
+    rng, start = generator(rng), max(0, out.shape[1] - size)
     held = None
-    with no_grad(), evaluating(model):
+    with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
         for _ in range(n_tokens):
             if out.shape[1] - start > size:
                 start, held = out.shape[1] - max(1, size // 2), None
@@ -46,6 +63,12 @@ def generate(
             else:
                 logits = model(out[:, start:])
             last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocabulary)
+            if not np.isfinite(last.max(axis=1)).all():
+                where = first_not_finite(model, out[:, start:]) or "what the cache holds"
+                raise FloatingPointError(
+                    f"generate: the logits are not finite; the first numbers that are not are in "
+                    f"{where}: load weights that are finite, or compute in a wider dtype"
+                )
             next_ids = [sample(row, temperature, top_k, top_p, rng) for row in last]
             out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
     return out[0] if given.ndim == 1 else out
@@ -56,12 +79,6 @@ def sample(
     rng: np.random.Generator,
 ) -> int:  # fmt: skip
     """One token id from logits (vocabulary,). Nucleus sampling: Holtzman et al. 2020."""
-    if temperature < 0:
-        raise ValueError(f"generate: temperature must not be negative, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"generate: top_p must be in (0, 1], not {top_p}")
     if temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")[:top_k]  # likeliest first

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .backend import Array, current, xp
 from .nn import Module, Parameter
-from .tensor import Tensor
+from .tensor import Tensor, no_grad
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -158,3 +159,36 @@ def generators(model: Module) -> dict[str, np.random.Generator]:
     """The generators that the model draws dropout from, by the path of their module."""
     held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
     return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}
+
+
+def first_not_finite(model: Module, *inputs: Any) -> str:
+    """Where the numbers of model(*inputs) stop being finite; "" where all of them are.
+
+    "the parameter blocks.0.attn.q.W", the first that is not finite; else "the output of
+    blocks.0.mlp", of the first module to finish with such an output; the model's own comes last.
+    """
+
+    def finite(array: Array) -> bool:
+        return bool(current().read(xp.isfinite(array).all(), 1.0))
+
+    def watched(path: str, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            out = forward(*args, **kwargs)
+            if isinstance(out, Tensor) and not finite(out.data):
+                found.append(f"the output of {path or 'the model'}")
+            return out
+
+        return run
+
+    found = [f"the parameter {path}" for path, p in model.named_parameters() if not finite(p.data)]
+    held: list[tuple[dict[str, Any], Any]] = []
+    try:
+        for path, module in list(model.named_modules()):
+            held.append((vars(module), vars(module).get("forward")))
+            vars(module)["forward"] = watched(path, module.forward)
+        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+            model(*inputs)
+    finally:
+        for attributes, own in reversed(held):
+            attributes.pop("forward") if own is None else attributes.update(forward=own)
+    return found[0] if found else ""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import lora
 from minilora.backend import threads
+from minilora.surgery import generators
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -132,6 +133,21 @@ def snapshot(model):
         state and {name: dict(held) for name, held in state.whole.items()},
         model.locked,
     )
+
+
+def everything(model, optimizer) -> tuple:
+    """Every byte, flag, name and generator that a call which fails has to leave as it was."""
+    copies = vars(model).get("adapters") and model.adapters.whole
+    return (
+        snapshot(model),
+        [(name, m.training) for name, m in model.named_modules()],
+        [(name, None if p.grad is None else p.grad.tobytes())
+         for name, p in model.named_parameters()],
+        {name: repr(g.bit_generator.state) for name, g in generators(model).items()},
+        [(p.requires_grad, ml.asnumpy(p.data).tobytes())
+         for held in (copies or {}).values() for p in held.values()],
+        optimizer.t, {n: a.tobytes() for n, a in optimizer.state_dict().items()},
+    )  # fmt: skip
 
 
 def layers(model) -> dict[str, lora.LoRALayer]:

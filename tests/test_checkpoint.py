@@ -1,7 +1,8 @@
 """Files: all of it or nothing, the same bits back, and never a pickle (minilora.checkpoint)."""
 
-import os
-import stat
+import json
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import normal, same_bytes, seeds
 
+import minilora as ml
 from minilora import checkpoint
 
 DTYPES = ["float16", "float32", "float64", "int64", "uint8", "bool"]
@@ -123,7 +125,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, meta, says):
 def test_a_pickle_is_never_read(tmp_path):
     bombs = np.array([Path("x"), None], dtype=object)
     np.savez(tmp_path / "a.npz", **{"a.W": bombs, checkpoint.META: np.frombuffer(b"{}", np.uint8)})
-    with pytest.raises(ValueError, match="damaged: a.W is not an array of plain numbers"):
+    with pytest.raises(ValueError, match=r"damaged: a\.W is not an array of plain numbers"):
         checkpoint.read(tmp_path / "a.npz")
 
 
@@ -198,3 +200,252 @@ def test_the_fingerprint_changes_with_any_bit_and_any_order(seed, n, dtype, data
     held = [first, second]
     held[which] = np.frombuffer(damaged, dtype)
     assert mark != checkpoint.fingerprint(held)
+
+
+# What a file says of itself is held against its bytes before memory is taken for it.
+
+
+def npy(text: bytes, body: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    head = text.ljust(117) + b"\n"
+    return b"\x93NUMPY" + version + len(head).to_bytes(2, "little") + head + body
+
+
+def header(descr="<f4", order="False", shape="(2,)") -> bytes:
+    return f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode()
+
+
+def zipped(path, meta: str | bytes = "{}", **members) -> Path:
+    """A file with this JSON and these members, as bytes or as (bytes, how compressed)."""
+    text = meta if isinstance(meta, bytes) else meta.encode()
+    meta_member = npy(header("|u1", shape=f"({len(text)},)"), text)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, held in {"meta.json": meta_member, **members}.items():
+            held, how = held if isinstance(held, tuple) else (held, zipfile.ZIP_STORED)
+            archive.writestr(f"{name}.npy", held, compress_type=how)
+    return path
+
+
+LIES = {
+    "compressed": ((npy(header(), bytes(8)), zipfile.ZIP_DEFLATED), "x is compressed"),
+    "longer": (npy(header(shape="(3,)"), bytes(8)), r"x is \(3,\) of float32, which its"),
+    "shorter": (npy(header(shape="(1,)"), bytes(8)), r"x is \(1,\) of float32, which its"),
+    "wider": (npy(header("<f8"), bytes(8)), r"x is \(2,\) of float64, which its"),
+    "huge": (npy(header(shape="(999999999, 999999999)")), "x is .* which its 128 bytes are not"),
+    "fortran": (npy(header(order="True"), bytes(8)), "x is not an array of plain numbers"),
+    "big-endian": (npy(header(">f4"), bytes(8)), "x is not an array of plain numbers"),
+    "complex": (npy(header("<c8"), bytes(16)), "x is not an array of plain numbers"),
+    "objects": (npy(header("|O"), bytes(16)), "x is not an array of plain numbers"),
+    "negative": (npy(header(shape="(-2,)"), bytes(8)), "x is not an array of plain numbers"),
+    "evaluated": (npy(b"__import__('os').system('true')"), "x is not an array of plain numbers"),
+    "version": (npy(header(), bytes(8), b"\2\0"), "x is not an array of plain numbers"),
+    "nothing": (b"", "x is not an array of plain numbers"),
+}
+
+
+@pytest.mark.parametrize("held, says", LIES.values(), ids=LIES)
+def test_an_array_that_is_not_what_it_says_is_refused(tmp_path, held, says):
+    path = zipped(tmp_path / "a.npz", x=held)
+    with pytest.raises(ValueError, match=rf"a\.npz is not a minilora file, or .* damaged: {says}"):
+        checkpoint.read(path)
+    right = zipped(tmp_path / "b.npz", x=npy(header(), np.float32([1, 2]).tobytes()))
+    assert checkpoint.read(right)[0]["x"].tolist() == [1, 2]
+
+
+JSON = {
+    "nan": ('{"x": NaN}', "NaN is not a finite number"),
+    "infinity": ('{"x": -Infinity}', "-Infinity is not a finite number"),
+    "beyond": ('{"x": 1e999}', "1e999 is not a finite number"),
+    "digits": (f'{{"x": {"7" * 41}}}', "a number has 41 digits"),
+    "twice": ('{"x": 1, "y": {"z": 1, "z": 2}}', "a name stands there twice"),
+    "deep": ("[" * 100_000, "nested too deeply"),
+    "list": ("[[]]", r"meta\.json is a list, \[\[\]\], not an object"),
+    "no text": (b"\xff{}", "utf-8"),
+    "long": ('"' + "x" * checkpoint.LONGEST_META + '"', r"not up to 1,048,576 bytes"),
+}
+
+
+@pytest.mark.parametrize("meta, says", JSON.values(), ids=JSON)
+def test_facts_that_are_none_are_refused(tmp_path, meta, says):
+    path = zipped(tmp_path / "a.npz", meta)
+    with pytest.raises(ValueError, match=rf"a\.npz is not a minilora file, .*{says}"):
+        checkpoint.read(path)
+
+
+def test_the_longest_facts_are_read(tmp_path):
+    text = json.dumps({"x": "y" * (checkpoint.LONGEST_META - 9)})
+    assert len(text) == checkpoint.LONGEST_META
+    assert len(checkpoint.read(zipped(tmp_path / "a.npz", text))[1]["x"]) > 1_000_000
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path):
+    """The list names the same bytes again and again: a small file that makes much."""
+    body = npy(header(shape="(5000,)"), bytes(20_000))
+    path = zipped(tmp_path / "a.npz", x=body, y=body, z=body)
+    whole = path.read_bytes()
+    first, second = (whole.index(b"PK\3\4\x14\0\0\0\0\0", i) for i in (0, 300))
+    assert first == 0 and checkpoint.read(path)[0].keys() == {"x", "y", "z"}
+    data = bytearray(whole[: second + 30 + 5 + len(body)])  # meta and x alone
+    at, listed = len(data), whole[whole.index(b"PK\1\2") : whole.rfind(b"PK\5\6")]
+    entries = [bytearray(b"PK\1\2" + e) for e in listed.split(b"PK\1\2")[1:]]
+    for entry in entries[1:]:
+        entry[42:46] = second.to_bytes(4, "little")
+    data += b"".join(entries)
+    end = bytearray(whole[whole.rfind(b"PK\5\6") :])
+    end[16:20] = at.to_bytes(4, "little")
+    path.write_bytes(data + end)
+    with pytest.raises(ValueError, match="its arrays overlap"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("limit, says", [("MOST_MEMBERS", "4 arrays"), ("LONGEST_LIST", "bytes")])
+def test_a_list_of_more_arrays_than_any_model_has_is_not_read(tmp_path, limit, says, monkeypatch):
+    path = zipped(tmp_path / "a.npz", **{n: npy(header(), bytes(8)) for n in "xyz"})
+    listed = path.read_bytes()[-10:-6]
+    size = {"MOST_MEMBERS": 4, "LONGEST_LIST": int.from_bytes(listed, "little")}[limit]
+    monkeypatch.setattr(checkpoint, limit, size)
+    checkpoint.read(path)
+    monkeypatch.setattr(checkpoint, limit, size - 1)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(ValueError, match=rf"it lists .*{says}.*, more than any model has"):
+        checkpoint.read(path)
+
+
+def test_a_long_list_that_is_told_in_the_larger_form_is_bounded_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)  # so that zipfile writes that form
+    path = zipped(tmp_path / "a.npz", **{n: npy(header(), bytes(8)) for n in "xyz"})
+    whole = path.read_bytes()
+    assert whole[-42:-38] == b"PK\6\7" and len(checkpoint.read(path)[0]) == 3
+    path.write_bytes(whole[:-14] + b"\1\0\1\0" + whole[-10:])  # the short form says 1
+    monkeypatch.setattr(checkpoint, "MOST_MEMBERS", 3)
+    with pytest.raises(ValueError, match="it lists 4 arrays"):
+        checkpoint.read(path)
+    path.write_bytes(whole[:-98] + b"PK\6\5" + whole[-94:])
+    with pytest.raises(ValueError, match="not where it ends"):
+        checkpoint.read(path)
+    path.write_bytes(whole[:-34] + b"\0" * 8 + whole[-26:])
+    with pytest.raises(ValueError, match="not where it ends"):
+        checkpoint.read(path)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
+        checkpoint.read(tmp_path)
+
+
+def test_a_newer_format_is_refused_and_this_one_is_told(kept):
+    arrays, meta = checkpoint.read(kept)
+    with zipfile.ZipFile(kept) as archive:
+        assert f'"format": {checkpoint.FORMAT}'.encode() in archive.read("meta.json.npy")
+    for told in (checkpoint.FORMAT + 1, 0, "1", None, 1.5, [1]):
+        checkpoint.write(kept, arrays, {**meta, "format": told})
+        with pytest.raises(ValueError, match=r"kept\.npz: it is of format .* use a newer one"):
+            checkpoint.read(kept)
+    assert checkpoint.read(zipped(kept, "{}"))[1] == {}  # told none: of the first
+
+
+# What a reader asks of it.
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.npz"
+    held = {"W": np.ones((2, 3), "float16"), "n": np.arange(3), "b": np.zeros(2, "bool")}
+    checkpoint.write(path, held, {"kind": "x", "r": 2, "of": {"alpha": 1.5}, "no": None})
+    with checkpoint.opened(path, "x") as opened:
+        yield opened
+
+
+def test_the_arrays_that_are_asked_for_are_all_there_are(file):
+    assert file.shapes == {"W": (2, 3), "n": (3,), "b": (2,)}
+    wanted = {"W": (2, 3), "n": (3,), "b": (2,)}
+    for change, says in (
+        ({"more": (1,)}, r"missing \['more'\], unexpected \[\] \(1 and 0"),
+        ({"W": (3, 2)}, r"W is \(2, 3\), not \(3, 2\)"), ({}, "n holds int64, not floats"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"a\.npz: .*{says}"):
+            file.arrays(wanted | change)
+    with pytest.raises(ValueError, match=r"missing \[\], unexpected \['b', 'n'\]"):
+        file.arrays({"W": (2, 3)})
+    with pytest.raises(ValueError, match="b holds bool, not whole numbers"):
+        file.arrays(wanted, whole=("n", "b"))
+    with pytest.raises(ValueError, match="W holds float16, not whole numbers"):
+        file.arrays(wanted, whole=("n", "W"))
+
+
+def test_arrays_that_fit_are_given_and_must_be_finite(tmp_path):
+    path = checkpoint.write(tmp_path / "a.npz", {"W": np.ones(3), "n": np.arange(3)}, {})
+    with checkpoint.opened(path) as file:
+        got = file.arrays({"W": [3], "n": (3,)}, whole=["n"])
+    assert got["W"].tolist() == [1, 1, 1] and got["n"].tolist() == [0, 1, 2]
+    for odd in (np.nan, np.inf):
+        body = npy(header("<f8", shape="(3,)"), np.array([1, odd, 2]).tobytes())
+        with (
+            checkpoint.opened(zipped(path, W=body)) as file,
+            pytest.raises(ValueError, match=r"a\.npz: W holds numbers that are not finite"),
+        ):
+            file.arrays({"W": (3,)})
+
+
+def test_facts_have_the_types_that_are_asked_for(file):
+    assert file.facts(r=int) == [2] and file.facts("q", {"alpha": 1.5}, alpha=float) == [1.5]
+    for wanted, says in (
+        ({"s": int}, r"its meta\.json has no 's': another version wrote it"),
+        ({"r": float}, r"'r' of its meta\.json is an int, 2, not a float"),
+        ({"r": bool}, "not a bool"), ({"no": dict}, "is None, not a dict"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"a\.npz: {says}" if "its" in says else says):
+            file.facts(**wanted)
+    for held in ({}, None, [1]):
+        with pytest.raises(ValueError, match=r"a\.npz: its q has no 'alpha'"):
+            file.facts("q", held, alpha=float)
+
+
+@pytest.mark.parametrize("error", [TypeError("t"), ValueError("v"), KeyError("k")])
+def test_what_is_made_of_facts_refuses_them_in_the_files_name(file, error):
+    with pytest.raises(ValueError, match=rf"a\.npz: {error.args[0]}$"), file.blamed():
+        raise error
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file.path))}: x$"), file.blamed():
+        raise file.wrong("x")  # once is enough
+    with pytest.raises(RuntimeError), file.blamed():
+        raise RuntimeError
+
+
+def test_a_budget_makes_zeros_as_many_as_the_file_has_numbers(file):
+    budget = file.budget()
+    assert not budget.standard_normal((2, 3)).any() and budget.uniform(-1, 1, size=4).shape == (4,)
+    budget.standard_normal(1)
+    with pytest.raises(ValueError, match="a larger thing than the 11 numbers in it"):
+        budget.standard_normal((10**6, 10**6, 10**6))
+    with pytest.raises(ValueError, match="larger thing"):
+        file.budget().uniform(-1, 1, (2, 6))
+
+
+# All or none is copied.
+
+
+def test_what_does_not_fit_changes_nothing(kept):
+    own = {
+        "a": ml.backend.asarray(np.ones(2, "float32")),
+        "b": ml.backend.asarray(np.zeros((1, 2))),
+    }
+    good = {"a": np.array([3.0, 4.0]), "b": np.array([[5.0, 6.0]])}
+    for change, error, says in (
+        ({"b": np.zeros(2)}, ValueError, r"me: b is \(1, 2\) here, \(2,\) in the state"),
+        ({"b": np.array([[1, np.nan]])}, ValueError, "me: b holds numbers that are not finite"),
+        ({"a": np.array([1, 1e300])}, ValueError, "me: a holds numbers that are beyond float32"),
+        ({"b": np.array([["x", "y"]])}, ValueError, "me: b is to hold numbers, not"),
+        ({"b": np.array([[1j, 2]])}, ValueError, "me: b is to hold numbers, not"),
+        ({"c": np.zeros(1)}, KeyError, r"me: missing \[\], unexpected \['c'\]"),
+    ):
+        with pytest.raises(error, match=says):
+            checkpoint.fill(own, good | change, "me")
+        assert ml.asnumpy(own["a"]).tolist() == [1, 1] and not ml.asnumpy(own["b"]).any()
+    with pytest.raises(KeyError, match=r"me: missing \['b'\]"):
+        checkpoint.fill(own, {"a": good["a"]}, "me")
+    for odd in (kept, [1], None):
+        with pytest.raises(TypeError, match="me: it takes arrays by name, not"):
+            checkpoint.fill(own, odd, "me")
+    checkpoint.fill(own, {"a": good["a"], "c": 1}, "me", strict=False)
+    assert ml.asnumpy(own["a"]).tolist() == [3, 4] and not ml.asnumpy(own["b"]).any()
+    checkpoint.fill(own, good | {"b": [[7, 8]]}, "me")
+    assert ml.asnumpy(own["b"]).tolist() == [[7, 8]] and str(own["a"].dtype) == "float32"

@@ -1,7 +1,11 @@
 """The built-in texts, the tokenizer, and batches: minilora.data."""
 
+import copy
+import math
+import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from importlib.resources import files
 from itertools import pairwise
@@ -12,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.data import BPE, TEXTS, Windows, load_text, sequential, split
-from minilora.data.tokenizer import WORD
+from minilora.data.tokenizer import LETTERS, ROOM, WORD
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 few_letters = st.one_of(  # where pairs repeat and so are merged
@@ -118,6 +122,86 @@ def test_training_words_are_encoded_as_training_left_them(text: str, count: int)
         assert bpe.encode(word).tolist() == ids
 
 
+def _encoded_in_rounds(bpe: BPE, word: str) -> list[int]:
+    """The ids of a word, each merge found and made anew over all of it: simple and quadratic."""
+    ids = list(word.encode())
+    while found := [i for i, pair in enumerate(bpe.merges) if pair in set(pairwise(ids))]:
+        out: list[int] = []
+        for i in ids:
+            if out and (out[-1], i) == bpe.merges[found[0]]:
+                out[-1] = 256 + found[0]
+            else:
+                out.append(i)
+        ids = out
+    return ids
+
+
+@st.composite
+def merges(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Merges that nobody trained, over few letters, so that they meet."""
+    made: dict[tuple[int, int], None] = {}
+    for _ in range(draw(st.integers(0, 12))):
+        known = st.sampled_from([*b"ab", *range(256, 256 + len(made))])
+        made[draw(known), draw(known)] = None
+    return list(made)
+
+
+@given(merges(), st.text("ab", max_size=40))
+def test_a_word_is_encoded_as_in_rounds(made: list[tuple[int, int]], word: str) -> None:
+    bpe = BPE(made)
+    assert bpe.encode(word).tolist() == _encoded_in_rounds(bpe, word)
+    assert bpe.decode(bpe.encode(word)) == word
+
+
+@given(few_letters, st.integers(0, 40), few_letters)
+def test_any_text_is_encoded_as_in_rounds(text: str, count: int, other: str) -> None:
+    bpe = BPE.train(text, 256 + count)
+    expected = [i for word in WORD.findall(other) for i in _encoded_in_rounds(bpe, word)]
+    assert bpe.encode(other).tolist() == bpe.encode(other).tolist() == expected
+
+
+def _calls(work: object) -> int:
+    """How many functions are called by work()."""
+    count = 0
+
+    def called(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(called)
+    try:
+        work()  # type: ignore[operator]
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_the_work_for_a_long_word_does_not_grow_with_the_merges_that_it_takes() -> None:
+    letters = np.random.default_rng(0).choice([*"etaoinshrdlu"], 3000)
+    word = "".join(letters)
+    bpe = BPE.train(word, 256 + 400)
+    few, many = BPE(bpe.merges[:40]), BPE(bpe.merges)
+    assert len(many.encode(word)) < 0.75 * len(few.encode(word))
+    assert _calls(lambda: many._encode_word(word)) < 2 * _calls(lambda: few._encode_word(word))
+    assert _calls(lambda: BPE.train(word, 656)) < 3 * _calls(lambda: BPE.train(word, 296))
+
+
+def test_only_short_words_are_remembered_and_not_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("minilora.data.tokenizer.WORDS", 3)
+    bpe, texts = BPE(SMALL.merges), ["to", "be", "or", "not", "a" * LETTERS, "a" * (LETTERS + 1)]
+    for text in texts * 2:
+        assert bpe.encode(text).tolist() == SMALL.encode(text).tolist()
+        assert len(bpe._cache) <= 3 and (text in bpe._cache) == (text != texts[-1])
+
+
+def test_a_tokenizer_can_be_copied_and_pickled() -> None:
+    for other in (copy.deepcopy(SMALL), pickle.loads(pickle.dumps(SMALL))):
+        assert other.merges == SMALL.merges
+        assert other.encode(SAMPLE).tolist() == SMALL.encode(SAMPLE).tolist()
+
+
 def test_earlier_merges_go_first() -> None:
     assert BPE([(97, 98), (98, 99)]).encode("abc").tolist() == [256, 99]
     assert BPE([(98, 99), (97, 98)]).encode("abc").tolist() == [97, 256]
@@ -173,12 +257,8 @@ def test_a_returned_encoding_is_the_callers_own() -> None:
 
 
 def test_bpe_errors() -> None:
-    with pytest.raises(ValueError, match=r"255.*256"):
+    with pytest.raises(ValueError, match="vocab_size must be a whole number from 256, not 255"):
         BPE.train("ab", 255)
-    with pytest.raises(ValueError, match=r"token 257 joins \(258, 97\)"):
-        BPE([(97, 98), (258, 97)])
-    with pytest.raises(ValueError, match=r"token 256 joins \(-1, 97\)"):
-        BPE([(-1, 97)])
     for ids in ([0, SMALL.vocab_size], [-1]):
         with pytest.raises(ValueError, match=f"id {ids[-1]} .* {SMALL.vocab_size}"):
             SMALL.decode(ids)
@@ -188,6 +268,64 @@ def test_bpe_errors() -> None:
         with pytest.raises(ValueError, match=r"surrogate.*D800"):
             broken("a\ud800b")
     assert SMALL.decode([]) == "" and SMALL.decode([0xFF]) == "\ufffd"
+    for take in (SMALL.encode, lambda text: BPE.train(text, 300)):
+        for text in (b"a", None, ["a"]):
+            with pytest.raises(TypeError, match=r"^BPE\.(encode|train): takes a text, not "):
+                take(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [-1, 257, 258, 97.0, True, "a", None, math.nan, 10**30])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_merge_joins_ids_defined_before_it(bad: object, side: int) -> None:
+    pair = [97, 97]
+    pair[side] = bad  # type: ignore[call-overload]
+    with pytest.raises(
+        ValueError, match=r"^BPE: each id that token 257 joins .* from 0 to 256, not"
+    ):
+        BPE([(97, 98), pair])  # type: ignore[list-item]
+    assert BPE([(97, 98), (256, 256)]).vocab_size == 258
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ([(97, 98), 5], "token 257 joins a pair of ids, not 5"),
+        ([(97, 98, 99)], "token 256 joins a pair of ids, not the tuple"),
+        (["ab"], "token 256 joins a pair of ids, not the str 'ab'"),
+        ([{97, 98}], "token 256 joins a pair of ids, not the set"),
+        (7, "merges are pairs of ids, not 7"),
+        (None, "merges are pairs of ids, not None"),
+        (np.zeros((2, 3), int), "token 256 joins a pair of ids, not the list"),
+        (np.zeros((2, 2)), "each id that token 256 joins .* not 0.0"),
+        (np.zeros((2, 2), int), r"token 257 joins \(0, 0\), as 256 does"),
+        ([(97, 98), (98, 97), (97, 98)], r"token 258 joins \(97, 98\), as 256 does"),
+    ],
+)
+def test_what_are_no_merges_is_refused(bad: object, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^BPE: {words}"):
+        BPE(bad)  # type: ignore[arg-type]
+
+
+def test_merges_may_be_an_array() -> None:
+    bpe = BPE(np.array(SMALL.merges, np.int32))
+    assert bpe.merges == SMALL.merges and type(bpe.merges[0][0]) is int
+    assert BPE(np.zeros((0, 2), int)).merges == []
+
+
+def test_merges_that_make_long_tokens_are_refused_before_they_are_made() -> None:
+    doubling = [(97, 97), *((i, i) for i in range(256, 296))]
+    fan = [*doubling[:16], *((271, i) for i in range(256)), *((i, 271) for i in range(250))]
+    tracemalloc.start()
+    for made in (doubling, fan):
+        with pytest.raises(ValueError, match=rf"^BPE: the tokens up to \d+ .* {ROOM} bytes in all"):
+            BPE(made)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.25 * ROOM < 25e6
+    full = BPE([*doubling[:23], (98, 98)])  # what fits is taken, to the last byte
+    assert sum(len(full._bytes[i]) for i in range(256, full.vocab_size)) == ROOM
+    with pytest.raises(ValueError, match="the tokens up to 280 "):
+        BPE([*full.merges, (99, 99)])
 
 
 # Batches

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import adapted, gpt2, ids, normal, seeds
 
 import minilora as ml
+from minilora import surgery
 from minilora.generate import sample
 
 
@@ -192,20 +193,146 @@ def test_huge_logits_and_masked_words_are_safe():
 
 
 @pytest.mark.parametrize(
-    ("how", "name"),
-    [({"temperature": -0.1}, "temperature"), ({"top_k": 0}, "top_k"), ({"top_k": -3}, "top_k"),
-     ({"top_p": 0.0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"top_p": -1}, "top_p"),
-     ({"top_p": math.nan}, "top_p")],
+    ("name", "bad"),
+    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf),
+     ("temperature", "1"), ("top_k", 0), ("top_k", -3), ("top_k", 2.5), ("top_k", True),
+     ("top_p", 0.0), ("top_p", 1.1), ("top_p", -1), ("top_p", math.nan), ("top_p", math.inf),
+     ("n_tokens", -1), ("n_tokens", 1.0), ("n_tokens", True), ("n_tokens", None)],
 )  # fmt: skip
-def test_arguments_that_make_no_sense_raise(how, name):
-    with pytest.raises(ValueError, match=f"generate: {name} must"):
-        ml.generate(gpt2(), ids(), 1, **how)
+def test_arguments_that_make_no_sense_raise_before_the_model_runs(name, bad):
+    model = gpt2()
+    model.forward = None
+    with pytest.raises(ValueError, match=rf"^generate: {name} must be .*, not .*{bad}"):
+        ml.generate(model, ids(), **{"n_tokens": 1, name: bad})
 
 
-@pytest.mark.parametrize("at", [np.zeros(0, int), np.zeros((2, 0), int), np.zeros((1, 1, 1), int)])
-def test_ids_without_a_token_to_start_from_raise(at):
-    with pytest.raises(ValueError, match="generate: ids must be"):
-        ml.generate(gpt2(), at, 1)
+def test_the_ends_of_what_makes_sense_are_taken():
+    out = ml.generate(gpt2(), ids(), 2, temperature=0, top_k=1, top_p=1.0)
+    assert np.array_equal(out, ml.generate(gpt2(), ids(), np.int64(2), temperature=0.0))
+
+
+@pytest.mark.parametrize("n", [0, 3])
+@pytest.mark.parametrize(
+    ("at", "kind", "words"),
+    [
+        (np.zeros(0, int), ValueError, r"ids must be .*, not \(0,\), with at least one"),
+        ([], ValueError, r"ids must be .*, not \(0,\), with at least one"),
+        (np.zeros((2, 0), int), ValueError, r"ids must be .*, not \(2, 0\)"),
+        (np.zeros((1, 1, 1), int), ValueError, r"ids must be .*, not \(1, 1, 1\)"),
+        (
+            "To be",
+            TypeError,
+            r"ids must be integers, not the str 'To be': model\.tokenizer\.encode\(text\)",
+        ),
+        ([1.0, 2.0], TypeError, r"ids must be integers, not the list \[1.0, 2.0\]"),
+        ([1, -1], ValueError, r"id -1 is not in the vocabulary, 0 to 10: "),
+        ([[1, 2], [11, 3]], ValueError, r"id 11 is not in the vocabulary, 0 to 10: "),
+    ],
+)
+def test_ids_that_are_none_raise_before_the_model_runs(at, kind, words, n):
+    model = gpt2()
+    model.forward = None
+    with pytest.raises(kind, match=f"^generate: {words}"):
+        ml.generate(model, at, n)
+
+
+def overflowing(model, path: str) -> None:
+    """From now on, what this part of the model puts out is not finite."""
+    part = dict(model.named_modules())[path]
+    forward = part.forward
+    part.forward = lambda *a, **k: forward(*a, **k) * 1e200 * 1e200
+
+
+PLACES = ["tok", "blocks.0.ln1", "blocks.1.attn.q", "blocks.1.mlp.down", "blocks.1", "ln_f", ""]
+
+
+@given(st.sampled_from(PLACES), st.sampled_from([math.nan, math.inf]), st.booleans(), seeds)
+def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed):
+    names = [name for name, _ in gpt2().named_parameters()]
+    model = gpt2(seed, dropout=0.4)
+    state = {name: g.bit_generator.state for name, g in surgery.generators(model).items()}
+    for name in {names[seed % len(names)], names[-1]}:
+        dict(model.named_parameters())[name].data.reshape(-1)[0] = bad
+    with pytest.raises(FloatingPointError) as error:
+        ml.generate(model, ids(), 3, cache=cache)
+    assert f" in the parameter {names[seed % len(names)]}: load weights" in str(error.value)
+    model = gpt2(seed, dropout=0.4)
+    for later in PLACES[PLACES.index(path) :]:
+        overflowing(model, later)
+    before = [{"training": True} | vars(m) for _, m in model.named_modules()]
+    with pytest.raises(FloatingPointError) as error:
+        ml.generate(model, ids(), 3, cache=cache)
+    assert f" in the output of {path or 'the model'}: load" in str(error.value)
+    assert before == [dict(vars(m)) for _, m in model.named_modules()], "it is as it was"
+    assert all(state[n] == g.bit_generator.state for n, g in surgery.generators(model).items())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_bad_logit_of_one_row_is_enough_in_a_window_that_is_full(bad):
+    model = gpt2(n_positions=4)
+    forward = model.forward
+
+    def spoilt(*a, **k):
+        out = forward(*a, **k)
+        out.data[1, -1, 4] = bad
+        return out
+
+    model.forward = spoilt
+    with pytest.raises(FloatingPointError, match="in the output of the model"):
+        ml.generate(model, ids(), 1)
+
+
+def test_words_that_never_come_are_nothing_to_report():
+    model = gpt2()
+    forward = model.forward
+
+    def without(*a, **k):
+        out = forward(*a, **k)
+        out.data[..., 4] = -math.inf
+        return out
+
+    model.forward = without
+    assert 4 not in ml.generate(model, np.array([1, 2]), 30, rng=0)[2:]
+    model.forward = lambda *a, **k: without(*a, **k) - math.inf
+    with pytest.raises(FloatingPointError, match="in the output of the model"):
+        ml.generate(model, ids(), 1)
+
+
+def test_looking_for_what_is_not_finite_changes_nothing():
+    class Twice(ml.nn.Module):
+        def __init__(self):
+            self.one = ml.nn.Dropout(0.5, rng=0)
+            self.two, self.by = self.one, {"three": ml.nn.LayerNorm(3)}
+
+        def forward(self, x):
+            seen.append((ml.tensor.recording(), self.one.training))
+            return self.by["three"](self.two(self.one(x)))
+
+    model, seen, x = Twice(), [], ml.Tensor(normal(0, 3, dtype="float32"))
+    inner = model.one.forward
+    model.one.forward = own = lambda x: inner(x)
+    before = model.one.rng.bit_generator.state
+    assert surgery.first_not_finite(model, x) == ""
+    x.data[1] = math.inf
+    assert surgery.first_not_finite(model, x) == "the output of one"
+    assert seen == [(False, False)] * 2 and ml.tensor.recording() and model.one.training
+    assert model.one.rng.bit_generator.state == before and model.one.forward is own
+    assert [("forward" in vars(m)) for _, m in model.named_modules()] == [False, True, True, False]
+
+
+def test_what_is_not_finite_in_the_cache_alone_is_said_to_be_there():
+    model, calls = gpt2(), []
+    forward = model.forward
+
+    def run(at, cache=None):
+        calls.append(at)
+        if cache and len(calls) == 2:
+            cache[0].kv[...] = math.nan
+        return forward(at, cache)
+
+    model.forward = run
+    with pytest.raises(FloatingPointError, match="in what the cache holds"):
+        ml.generate(model, ids(), 3)
 
 
 def test_no_tokens_asked_for_is_the_text_as_it_is():

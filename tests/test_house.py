@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_versions_agree():
     root = Path(__file__).parent.parent
     for name in ("pyproject.toml", "CITATION.cff"):
         assert minilora.__version__ in (root / name).read_text("utf-8")
+
+
+def test_what_is_handed_out_is_frozen():
+    """A dataclass that is not, but for the history that a run writes, could be changed unseen."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            for mark in getattr(node, "decorator_list", []):
+                if "dataclass" in ast.unparse(mark):
+                    found[node.name] = "frozen=True" in ast.unparse(mark)
+    assert {name for name, frozen in found.items() if not frozen} == {"History"}
+    assert {"GPT2Config", "LoRAConfig", "Plan", "Ledger", "Comparison"} <= set(found)
+    for config in (minilora.GPT2Config(), minilora.LoRAConfig()):
+        with pytest.raises(FrozenInstanceError):
+            config.dropout = 0.5

@@ -83,24 +83,6 @@ def test_gpt2_is_what_its_formulas_say(seed, layers, heads, d_ff):
     np.testing.assert_allclose(logits(model, at), reference(model, at), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "n_positions", "d_model", "n_layers", "n_heads"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_config_without_size_raises(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}, must be at least 1"):
-        ml.GPT2Config(**{name: value})
-
-
-def test_a_config_whose_heads_do_not_divide_the_width_raises():
-    with pytest.raises(ValueError, match="768 is not a multiple of n_heads 7"):
-        ml.GPT2Config(n_heads=7)
-
-
-def test_the_defaults_are_gpt2_small():
-    c = ml.GPT2Config()
-    sizes = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
-    assert sizes == (50257, 1024, 768, 12, 12)
-
-
 @given(st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
 def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(batch, tokens, dtype, d_ff):
     model = gpt2(0, dtype, d_ff=d_ff)

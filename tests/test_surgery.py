@@ -8,27 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import adapted, gpt2, ids, seeds, shake, snapshot
+from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
 
 import minilora as ml
 from minilora import lora, surgery
 
 PACKAGE = str(Path(ml.__file__).parent)
-
-
-def everything(model, optimizer) -> tuple:
-    """Every byte, flag, name and generator that a call which fails has to leave as it was."""
-    copies = vars(model).get("adapters") and model.adapters.whole
-    return (
-        snapshot(model),
-        [(name, m.training) for name, m in model.named_modules()],
-        [(name, None if p.grad is None else p.grad.tobytes())
-         for name, p in model.named_parameters()],
-        {name: repr(g.bit_generator.state) for name, g in surgery.generators(model).items()},
-        [(p.requires_grad, ml.asnumpy(p.data).tobytes())
-         for held in (copies or {}).values() for p in held.values()],
-        optimizer.t, {n: a.tobytes() for n, a in optimizer.state_dict().items()},
-    )  # fmt: skip
 
 
 class Interrupted(BaseException):

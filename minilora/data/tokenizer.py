@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import pairwise
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ..checks import told, whole
 
 Pair = tuple[int, int]
 
 # As in GPT-2: a contraction, letters, digits or signs, the last three with one space before them.
 # Newlines stand alone, so that no token reaches from one line into the next.
 WORD = re.compile(r"'(?:s|t|d|m|re|ve|ll)\b| ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\n+|[^\S\n]")
+
+NONE = -1  # the id where there is no token: after a word, and where one was joined to another
+ROOM = 1 << 24  # the most bytes that all tokens take together, fifty times what GPT-2's take
+WORDS, LETTERS = 1 << 16, 64  # remembered: at most so many words, of at most so many letters
 
 
 class BPE:
@@ -25,16 +31,33 @@ class BPE:
     Any text can be encoded. Source: Sennrich et al. 2016, algorithm 1; bytes as in GPT-2.
     """
 
-    def __init__(self, merges: Iterable[Pair]) -> None:
-        """The tokenizer of these merges. Raises where a merge joins an id not yet defined."""
-        self.merges: list[Pair] = [(int(a), int(b)) for a, b in merges]
+    def __init__(self, merges: Iterable[Pair] | NDArray[np.integer]) -> None:
+        """The tokenizer of these merges: pairs of ids, or an array of integers (n, 2).
+
+        Raises ValueError for what is no pair of ids, for an id that is not yet defined there, for
+        a pair that is there twice, and for tokens of more than ROOM bytes in all.
+        """
+        self.merges: list[Pair] = []
         self._bytes: list[bytes] = [bytes([i]) for i in range(256)]
-        for i, (a, b) in enumerate(self.merges, start=256):
-            if not (0 <= a < i and 0 <= b < i):
-                raise ValueError(f"BPE: token {i} joins ({a}, {b}), one not defined before it")
-            self._bytes.append(self._bytes[a] + self._bytes[b])
-        self._ids: dict[Pair, int] = {pair: 256 + i for i, pair in enumerate(self.merges)}
+        self._ids: dict[Pair, int] = {}
         self._cache: dict[str, list[int]] = {}
+        if isinstance(merges, np.ndarray):
+            merges = merges.tolist()
+        if not isinstance(merges, Iterable):
+            raise ValueError(f"BPE: merges are pairs of ids, not {told(merges)}")
+        room = ROOM
+        for i, pair in enumerate(merges, start=256):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError(f"BPE: token {i} joins a pair of ids, not {told(pair)}")
+            a, b = (whole("BPE", f"each id that token {i} joins", half, 0, i - 1) for half in pair)
+            if (a, b) in self._ids:
+                raise ValueError(f"BPE: token {i} joins ({a}, {b}), as {self._ids[a, b]} does")
+            room -= len(self._bytes[a]) + len(self._bytes[b])
+            if room < 0:
+                raise ValueError(f"BPE: the tokens up to {i} are longer than {ROOM} bytes in all")
+            self._bytes.append(self._bytes[a] + self._bytes[b])
+            self._ids[a, b] = i
+            self.merges.append((a, b))
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPE:
@@ -43,30 +66,46 @@ class BPE:
         Of equally frequent pairs the smaller one (by ids) is merged first. A text that runs out
         of pairs gives fewer tokens than vocab_size.
         """
-        if vocab_size < 256:
-            raise ValueError(f"BPE.train: vocab_size is {vocab_size}; the bytes alone take 256")
-        counts = Counter(WORD.findall(text))
-        words, weights = [list(_utf8(word)) for word in counts], list(counts.values())
+        whole("BPE.train", "vocab_size", vocab_size, 256)
+        words = Counter(_words(text, "BPE.train"))
+        ids, weights = list[int](), list[int]()  # all words in a row, and how often each occurs
+        for word, times in words.items():
+            ids += [*_utf8(word), NONE]
+            weights += [times] * (len(ids) - len(weights))
+        row = _Row(ids)
         total: Counter[Pair] = Counter()
-        holders: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> words it was seen in
+        places: defaultdict[Pair, list[int]] = defaultdict(list)  # where each pair began
 
-        def count(i: int, sign: int) -> None:
-            for pair in pairwise(words[i]):
-                total[pair] += sign * weights[i]
-                holders[pair].add(i)
+        def count(at: int, sign: int) -> None:
+            pair = row.pair(at)
+            total[pair] += sign * weights[at]
+            if sign > 0:
+                places[pair].append(at)
 
-        for i in range(len(words)):
-            count(i, +1)
+        for at in range(len(ids)):
+            count(at, +1)
+        likeliest = [(-times, pair) for pair, times in total.items()]
+        heapify(likeliest)
         merges: list[Pair] = []
-        while len(merges) < vocab_size - 256:
-            best = min(total, key=lambda pair: (-total[pair], pair), default=(0, 0))
-            if not total[best]:
-                break
-            for i in holders[best].copy():
-                count(i, -1)
-                words[i] = _join(words[i], best, 256 + len(merges))
-                count(i, +1)
-            del total[best], holders[best]
+        while likeliest and len(merges) < vocab_size - 256:
+            times, best = heappop(likeliest)
+            if NONE in best or not total[best]:
+                continue
+            if -times != total[best]:  # some have been taken apart since
+                heappush(likeliest, (-total[best], best))
+                continue
+            changed = set[int]()
+            for at in places[best]:  # from left to right, as all places are found
+                if row.pair(at) == best:
+                    left, right = row.before[at], row.after[at]
+                    for i in (left, at, right):
+                        count(i, -1)
+                    row.join(at, 256 + len(merges))
+                    for i in (left, at):
+                        count(i, +1)
+                    changed |= {left, at}
+            for pair in {row.pair(at) for at in changed}:
+                heappush(likeliest, (-total[pair], pair))
             merges.append(best)
         return cls(merges)
 
@@ -76,12 +115,17 @@ class BPE:
         return len(self._bytes)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The ids of text        (n,) int32. Words met before come from a cache."""
+        """The ids of text        (n,) int32. Short words met before come from a cache."""
         ids: list[int] = []
-        for word in WORD.findall(text):
-            if word not in self._cache:
-                self._cache[word] = self._encode_word(word)
-            ids += self._cache[word]
+        for word in _words(text, "BPE.encode"):
+            known = self._cache.get(word)
+            if known is None:
+                known = self._encode_word(word)
+                if len(word) <= LETTERS:
+                    if len(self._cache) >= WORDS:
+                        self._cache.clear()
+                    self._cache[word] = known
+            ids += known
         return np.array(ids, dtype=np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
@@ -94,22 +138,50 @@ class BPE:
         return b"".join(self._bytes[i] for i in flat.tolist()).decode("utf-8", errors="replace")
 
     def _encode_word(self, word: str) -> list[int]:
-        """The ids of one word: its bytes, joined by the earliest learned merge, again and again."""
-        ids = list(_utf8(word))
-        while found := [self._ids[pair] for pair in pairwise(ids) if pair in self._ids]:
-            ids = _join(ids, self.merges[min(found) - 256], min(found))
-        return ids
+        """The ids of one word: its bytes, joined by the earliest learned merge, again and again.
+
+        What a merge makes is joined by later merges only, so one pass in the order of merges and,
+        for each, from left to right, does it: n log n for n bytes.
+        """
+        row, known = _Row(_utf8(word)), self._ids
+        joins = [(known[pair], at) for at in range(len(row.ids)) if (pair := row.pair(at)) in known]
+        heapify(joins)
+        while joins:
+            merged, at = heappop(joins)
+            if row.pair(at) == self.merges[merged - 256]:  # else it was joined with another
+                row.join(at, merged)
+                for i in (row.before[at], at):
+                    if (pair := row.pair(i)) in known:
+                        heappush(joins, (known[pair], i))
+        return [i for i in row.ids if i != NONE]
 
 
-def _join(ids: list[int], pair: Pair, merged: int) -> list[int]:
-    """ids with each occurrence of pair, from left to right, replaced by merged."""
-    out: list[int] = []
-    for i in ids:
-        if out and (out[-1], i) == pair:
-            out[-1] = merged
-        else:
-            out.append(i)
-    return out
+class _Row:
+    """Tokens in a row, as a linked list: two neighbours are joined in the same time in any row."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        """A NONE is put behind the ids: at place -1, it also stands before the first."""
+        self.ids = [*ids, NONE]
+        self.before = [*range(-1, len(self.ids) - 1)]
+        self.after = [*range(1, len(self.ids)), -1]
+
+    def pair(self, at: int) -> Pair:
+        """The ids of the token at this place and of the one after it."""
+        return self.ids[at], self.ids[self.after[at]]
+
+    def join(self, at: int, merged: int) -> None:
+        """Make one token of the token at this place and the one after it."""
+        gone = self.after[at]
+        self.ids[at], self.ids[gone] = merged, NONE
+        self.after[at] = self.after[gone]
+        self.before[self.after[at]] = at
+
+
+def _words(text: str, who: str) -> list[str]:
+    """The words of a text; TypeError for anything else."""
+    if not isinstance(text, str):
+        raise TypeError(f"{who}: takes a text, not {told(text)}")
+    return WORD.findall(text)
 
 
 def _utf8(word: str) -> bytes:

@@ -56,7 +56,9 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> GPT2:
     with checkpoint.opened(path, "model") as file, file.blamed():
         family, config = file.facts(family=str, config=dict)
         if family != "gpt2":
-            raise ValueError(f"it is a model of the family {family!r}, and gpt2 is what can be read")
+            raise ValueError(
+                f"it is a model of the family {family!r}, and gpt2 is what can be read"
+            )
         model = GPT2(GPT2Config(**config), rng=file.budget(), dtype=dtype)
         shapes = {name: p.shape for name, p in model.named_parameters()}
         model.load_state_dict(file.arrays(shapes))

@@ -1,0 +1,183 @@
+"""config: what is given is kept as it is meant, and whatever else is refused when it is given."""
+
+import copy
+import dataclasses
+import json
+import math
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minilora as ml
+from minilora.config import OURS, SHAPES, GPT2Config, LoRAConfig
+
+KINDS = [GPT2Config, LoRAConfig]
+SIZES = ["vocab_size", "n_positions", "d_model", "n_layers", "n_heads"]
+names = st.text("abqv.*", min_size=1, max_size=5)
+alphas = st.one_of(st.integers(1, 64), st.floats(0.01, 100))
+configs = st.one_of(
+    st.builds(
+        lambda heads, times, **sizes: GPT2Config(n_heads=heads, d_model=heads * times, **sizes),
+        st.integers(1, 4), st.integers(1, 5), n_layers=st.integers(1, 9), d_ff=st.integers(0, 9),
+        dropout=st.floats(0, 0.99),
+    ),
+    st.builds(
+        LoRAConfig, r=st.integers(1, 99), alpha=alphas, targets=names | st.lists(names),
+        dropout=st.floats(0, 0.99), init=st.sampled_from(["gaussian", "kaiming"]),
+        bias=st.sampled_from(["none", "lora", "all"]), trainable=st.lists(names),
+        rank_pattern=st.dictionaries(names, st.integers(1, 9), max_size=3),
+        alpha_pattern=st.dictionaries(names, alphas, max_size=3),
+    ),
+)  # fmt: skip
+
+
+@given(configs)
+def test_a_config_survives_all_that_is_done_to_one(config):
+    kind, settings = type(config), dataclasses.asdict(config)
+    others = [
+        copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)),
+        dataclasses.replace(config), kind(*settings.values()), kind(**settings),
+        kind(**json.loads(json.dumps(settings))),
+    ]  # fmt: skip
+    assert all(type(other) is kind and other == config for other in others)
+    assert dataclasses.replace(config, dropout=0.25).dropout == 0.25
+
+
+@given(st.sampled_from(KINDS), st.sampled_from([np.int64, np.uint8, np.float32, np.float64]))
+def test_numpy_numbers_become_numbers_that_json_knows(kind, number):
+    whole = number if np.issubdtype(number, np.integer) else int
+    given_ = {"dropout": number(0)}
+    if kind is LoRAConfig:
+        given_ |= {"r": whole(3), "alpha": number(5), "rank_pattern": {"q": whole(2)},
+                   "alpha_pattern": {"q": number(7)}}  # fmt: skip
+    else:
+        given_ |= {name: whole(4) for name in [*SIZES, "d_ff"]}
+    config = kind(**given_)
+    assert json.loads(json.dumps(dataclasses.asdict(config))) | {"targets": 0, "trainable": 0} == (
+        dataclasses.asdict(kind()) | given_ | {"targets": 0, "trainable": 0}
+    )
+
+
+def test_one_pattern_is_a_pattern_and_mappings_are_copied():
+    ranks = {"q": 3}
+    config = LoRAConfig(targets="q", trainable=["ln_f"], rank_pattern=ranks)
+    ranks["q"] = 0
+    assert (config.targets, config.trainable) == (("q",), ("ln_f",))
+    assert config.rank_pattern == {"q": 3} and config.alpha_pattern == {}
+
+
+def test_the_defaults_are_gpt2_small_and_the_papers():
+    c = GPT2Config()
+    assert [getattr(c, name) for name in SIZES] == [50257, 1024, 768, 12, 12] and c.d_ff == 0
+    assert LoRAConfig() == LoRAConfig(8, 8.0, ("q", "v"), 0.0, "gaussian", "none", ())
+    assert {name: c.d_model // c.n_heads for name, c in SHAPES.items()} == {
+        "gpt2": 64, "gpt2-medium": 64, "gpt2-large": 64, "gpt2-xl": 64, "gpt3-175b": 128
+    }  # fmt: skip
+
+
+def refused(kind, name, value, words, error=ValueError):
+    with pytest.raises(error, match=f"^{kind.__name__}: {words}"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.0, 2.5, math.nan, True, "4", None])
+def test_a_size_is_a_whole_number_from_1(bad):
+    for name in SIZES:
+        refused(GPT2Config, name, bad, rf"{name} must be a whole number from 1, not .*{bad}")
+    refused(LoRAConfig, "r", bad, rf"r must be a whole number from 1, not .*{bad}")
+    refused(LoRAConfig, "rank_pattern", {"k": 2, "q": bad},
+            rf"rank_pattern\['q'\] must be a whole number from 1, not .*{bad}")  # fmt: skip
+    if bad != 0 or bad is False:
+        refused(GPT2Config, "d_ff", bad, rf"d_ff must be a whole number from 0, not .*{bad}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [1, -0.1, math.nan, math.inf, True, "0.1", None])
+def test_dropout_is_in_0_to_1(kind, bad):
+    refused(kind, "dropout", bad, rf"dropout must be in \[0, 1\), not .*{bad}")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, True, "8", None, 10**400])
+def test_alpha_is_a_finite_number(bad):
+    refused(LoRAConfig, "alpha", bad, "alpha must be a finite number, not ")
+    refused(LoRAConfig, "alpha_pattern", {"q": bad}, r"alpha_pattern\['q'\] must be a finite ")
+
+
+def test_an_alpha_of_0_is_refused_and_a_negative_one_warned_of():
+    refused(LoRAConfig, "alpha", 0, "alpha must not be 0: .* change nothing, and learn nothing")
+    refused(LoRAConfig, "alpha_pattern", {"q": -0.0}, r"alpha_pattern\['q'\] must not be 0: ")
+    with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha is -2.5: a negative one ") as seen:
+        assert LoRAConfig(alpha=-2.5).alpha == -2.5
+    assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha_pattern\['q'\] is -1: "):
+        LoRAConfig(alpha_pattern={"q": -1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LoRAConfig(alpha=1e-9)
+
+
+@pytest.mark.parametrize("name", ["targets", "trainable"])
+@pytest.mark.parametrize("bad", [None, 3, ["q", 3], [["q"]], b"q", True])
+def test_patterns_are_text(name, bad):
+    refused(LoRAConfig, name, bad, rf'{name} takes names or patterns such as "q" .*, not ')
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_patterns_with_a_number_are_a_mapping(name):
+    for bad in (4, ["q"], "q", None):
+        refused(LoRAConfig, name, bad, f'{name} is a mapping like {{"attn.q": 4}}, not ')
+    refused(LoRAConfig, name, {3: 4}, f"{name} takes names or patterns .*, not 3")
+
+
+def test_a_choice_that_is_none_lists_those_that_are():
+    refused(LoRAConfig, "init", "x", "init is one of gaussian, kaiming, not 'x'")
+    refused(LoRAConfig, "bias", None, "bias is one of none, lora, all, not None")
+
+
+def test_heads_divide_the_width():
+    refused(GPT2Config, "n_heads", 7, "d_model 768 is not a multiple of n_heads 7")
+
+
+@given(st.sampled_from(KINDS), st.sampled_from([*OURS, *"abcdefgh"]))
+def test_a_setting_that_is_none_says_what_is_meant(kind, name):
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if name in fields:
+        return
+    with pytest.raises(TypeError) as error:
+        kind(dropout=0.1, **{name: 3})
+    said = str(error.value)
+    assert said.startswith(f"{kind.__name__}: ") and name in said
+    if OURS.get(name) in fields:
+        assert said == f"{kind.__name__}: {name} is called {OURS[name]} here"
+    else:
+        assert said.endswith(f"there are {', '.join(fields)}") or re.search(r"mean \w+\?$", said)
+
+
+def test_every_name_of_ours_is_one_and_none_of_theirs():
+    ours = {field.name for kind in KINDS for field in dataclasses.fields(kind)}
+    assert set(OURS.values()) <= ours and not set(OURS) & ours
+
+
+@pytest.mark.parametrize(
+    "kind, name, words",
+    [
+        (LoRAConfig, "lora_alpha", "lora_alpha is called alpha here"),
+        (LoRAConfig, "target_modules", "target_modules is called targets here"),
+        (GPT2Config, "hidden_size", "hidden_size is called d_model here"),
+        (LoRAConfig, "target", r"there is no setting 'target': did you mean targets\?"),
+        (GPT2Config, "vocab", r"there is no setting 'vocab': did you mean vocab_size\?"),
+        (LoRAConfig, "zzz", "there is no setting 'zzz': there are r, alpha, targets, "),
+        (LoRAConfig, "n_embd", "there is no setting 'n_embd': "),
+    ],
+)
+def test_what_a_misspelt_setting_is_told(kind, name, words):
+    refused(kind, name, 3, words, TypeError)
+
+
+def test_the_public_names_are_these():
+    assert ml.GPT2Config is GPT2Config and ml.LoRAConfig is LoRAConfig
