@@ -164,8 +164,11 @@ def test_an_adapter_that_is_worse_than_the_base_is_written_told_and_returns_1(fo
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert not told["passed"] and told["after"] > told["before"] + 1
-    assert "THE ADAPTER IS WORSE THAN THE BASE, by" in err and "smaller --lr (it was 1000)" in err
-    assert "adapter.npz is written all the same" in err and (folder / "adapter.npz").exists()
+    assert err.endswith(f"\nminilora: {told['failed']}\n") and (folder / "adapter.npz").exists()
+    assert told["failed"].startswith("the adapter is worse than the base by ")
+    assert told["failed"].endswith(
+        "try a smaller --lr (it was 1000) or fewer --steps; adapter.npz is written all the same"
+    )
     assert not (folder / "adapter.run.npz").exists()
 
 
@@ -181,7 +184,7 @@ def test_what_is_worse_by_less_than_windows_differ_anyway_is_not_told():
     for more, fine in ((-1, True), (0, True), (0.9, True), (1.1, False)):
         told = finetune._worse(model, checks, base, base + more * spread)
         assert (told == "") is fine, more
-    assert f"differs by {spread:.4f} from" in told and f"by {1.1 * spread:.4f} nats" in told
+    assert f"loss differs by {spread:.4f} from" in told and f"by {1.1 * spread:.4f} nats" in told
     assert not [p for p in model.parameters() if p.grad is not None]
 
 
@@ -588,6 +591,18 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     (folder / "short.txt").write_text("ab")
     assert cli.main(f"{line.replace('words', 'short')} --window 1".split()) == 2
     assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
+
+
+@once
+def test_a_merge_that_is_wrong_is_not_written(folder, shelf, capsys, monkeypatch):
+    proof = SimpleNamespace(passed=False, as_dict=lambda: {"checks": {"float64": False}})
+    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
+    assert cli.main(["merge", "--adapter", str(shelf / "fox.npz"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert not told["passed"] and told["verified"] == {"checks": {"float64": False}}
+    assert err == f"{proof}\nminilora: model.npz is not written: the merge is wrong, see above\n"
+    assert not list(folder.glob("*.npz"))
 
 
 @once

@@ -56,6 +56,8 @@ def _run(argv: list[str] | None) -> int:
     if args.json:
         print(json.dumps(result))
     sys.stdout.flush()
+    if "failed" in result:
+        _tell(result["failed"])
     return int(result.get("passed") is False)
 
 

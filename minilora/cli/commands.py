@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, accounting, atomic, backend, data, lora, rounding
+from .. import __version__, accounting, atomic, backend, data, lora
 from ..backend import gpu
 from ..backend.threads import threads
 from ..bench.engines import ENGINES, sizes
@@ -56,14 +56,17 @@ def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     merged = [*inputs.held(args.base), inputs.adapt(model, args, strict=True)]
     shape = 2, min(64, model.config.n_positions)
     ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, shape)
-    apart = rounding.compare(model, ids)
+    proof = lora.verify(model, ids)
+    say(str(proof))
+    told = {"passed": proof.passed, "verified": proof.as_dict()}
+    if not proof.passed:
+        return told | {"failed": f"{args.out} is not written: the merge is wrong, see above"}
     lost = lora.merge(model)
     save_model(model, args.out, about={"merged": merged})
     say(f"merged {len(lost)} layers into {args.out} ({args.out.stat().st_size:,} bytes)")
-    say(f"largest logit difference {apart.difference:.2e}, rounding allows {apart.bound:.2e}")
-    return {
-        "model": str(args.out), "layers": len(lost), "difference": apart.difference,
-        "bound": apart.bound, "lost": max(lost.values()),
+    return told | {
+        "model": str(args.out), "layers": len(lost), "lost": max(lost.values()),
+        "difference": proof.logits.difference, "bound": proof.logits.bound,
     }  # fmt: skip
 
 

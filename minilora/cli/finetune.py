@@ -42,7 +42,8 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
     model.train().recompute = args.recompute
     history = fit(
-        model, batches, optimizer, args.steps, max_grad_norm=1.0, held_out=unseen[: args.checks], progress=say,
+        model, batches, optimizer, args.steps, max_grad_norm=1.0, progress=say,
+        held_out=unseen[: args.checks],
         loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
         resume=not args.restart, about=about,
@@ -58,11 +59,11 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     size = args.out.stat().st_size
     say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
     say(f"{args.out}: {size:,} bytes")
-    worse = _worse(model, unseen, before, after)
-    if worse:
-        say(f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; {args.out} is "
-            "written all the same")  # fmt: skip
-    return {
+    told = {}
+    if worse := _worse(model, unseen, before, after):
+        told = {"failed": f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; "
+                          f"{args.out} is written all the same"}  # fmt: skip
+    return told | {
         "before": before, "after": after, "passed": not worse,
         "trainable": numbers.trainable, "total": numbers.total, "adapter": str(args.out),
         "bytes": size,
@@ -86,8 +87,8 @@ def _worse(model: GPT2, unseen: Sequence[Batch], before: float, after: float) ->
     if after <= before + spread:
         return ""
     return (
-        f"THE ADAPTER IS WORSE THAN THE BASE, by {after - before:.4f} nats a token, where the base "
-        f"itself differs by {spread:.4f} from window to window"
+        f"the adapter is worse than the base by {after - before:.4f} nats a token, and the base's "
+        f"own loss differs by {spread:.4f} from window to window"
     )
 
 
