@@ -296,6 +296,25 @@ def test_the_ledger_leaves_no_trace(dtype):
     assert everything(model, optimizer) == before
 
 
+@given(st.sets(st.integers(0, 27)), st.booleans())
+@settings(max_examples=8)
+def test_gradients_of_before_are_neither_counted_nor_lost(which, adapted):
+    """Frozen parameters may hold one, too: from before they were frozen."""
+    model = gpt2()
+    if adapted:
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=1), rng=0)
+    else:
+        model.blocks[0].requires_grad_(False)
+    optimizer = adam(model)
+    fresh = check(model, optimizer, 2, 7)
+    for i, p in enumerate(model.parameters()):
+        p.grad = ml.xp.ones_like(p.data) if i in which else None
+    before = [p.grad for p in model.parameters()]
+    ledger = check(model, optimizer, 2, 7)
+    assert ledger.rows == fresh.rows and ledger.peak.predicted == fresh.peak.predicted
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), before))
+
+
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_the_ledger_leaves_no_trace_where_something_goes_wrong(call, error, monkeypatch):

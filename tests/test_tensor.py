@@ -568,6 +568,15 @@ def test_an_op_with_rules_too_few_or_too_many_says_so(rules, given):
         product(*(Tensor(np.ones(2), requires_grad=flag) for flag in trained)).sum().backward()
 
 
+@pytest.mark.parametrize("value", [lambda x: x.sum(), lambda x: x * 2, lambda x: [x, ()]])
+def test_an_op_that_gives_its_value_alone_says_so(value):
+    bare = op(value)
+    with pytest.raises(
+        TypeError, match=r"^<lambda>: its arrays are x; of their rules .* \[\]: ret"
+    ):
+        bare(*leaves(np.ones(2)))
+
+
 def test_an_op_of_any_number_of_arrays_has_a_rule_for_each():
     @op
     def total(*parts, times):
