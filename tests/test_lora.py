@@ -510,6 +510,12 @@ def test_inside_merged_nothing_can_be_written_that_would_be_lost(tmp_path):
     assert snapshot(model) == before and not (tmp_path / "b.npz").exists()
 
 
+def test_of_an_adapter_that_adds_nothing_nothing_is_lost():
+    model = gpt2()
+    paths = lora.attach(model, ml.LoRAConfig(), rng=0)
+    assert lora.merge(model) == dict.fromkeys(paths, 0.0) and bits(model) == bits(gpt2())
+
+
 @given(seeds)
 def test_a_tied_table_stays_one_table(seed):
     model, _ = adapted(seed, targets="tok")

@@ -297,6 +297,7 @@ def test_a_parameter_trains_floats_only_and_lies_in_c_order():
 
 
 def test_the_tree_marks_what_trains_and_shows_equal_blocks_once():
+    assert "blocks.0-1 " in repr(gpt2(n_layers=2)) and "blocks.0 " in repr(gpt2(n_layers=1))
     model = gpt2(n_layers=3, dropout=0.1)
     model.requires_grad_(False)
     model.blocks[1].ln1.g.requires_grad = True

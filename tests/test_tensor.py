@@ -973,6 +973,8 @@ def test_an_error_names_each_input_by_its_own_name():
         (lambda: Tensor([1.0, 2.5]), "Tensor(f64 (2,), [1.0, 2.5])"),
         (lambda: Tensor(np.float32(2)), "Tensor(f32 (), 2.0)"),
         (lambda: Tensor([[1, 2]]), "Tensor(i64 (1, 2), [[1, 2]])"),
+        (lambda: Tensor([1.0] * 8), f"Tensor(f64 (8,), {[1.0] * 8})"),
+        (lambda: Tensor([1.0] * 9), "Tensor(f64 (9,), mean 1 sd 0, min 1 max 1)"),
         (lambda: Tensor([1.0], requires_grad=True), "Tensor(f64 (1,), [1.0], grad)"),
         (lambda: Tensor([1.0], requires_grad=True) * 2, "Tensor(f64 (1,), [2.0], from mul, grad)"),
         (
