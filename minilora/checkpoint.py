@@ -131,7 +131,21 @@ class File:
         Raises ValueError where more of them are asked for than the file holds numbers: before
         memory is taken for what a lying size asks for.
         """
-        return _Budget(sum(math.prod(shape) for shape in self.shapes.values()))
+        held = sum(math.prod(shape) for shape in self.shapes.values())
+
+        class Budget(np.random.Generator):  # here, so that numpy.random loads when it is needed
+            left = held
+
+            def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
+                self.left -= math.prod(np.atleast_1d(size).tolist())
+                if self.left < 0:
+                    raise ValueError(f"it tells of more than the {held:,} numbers in it make")
+                return np.zeros(size)
+
+            def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+                return self.standard_normal(size)
+
+        return Budget(np.random.PCG64(0))
 
     def arrays(
         self, wanted: Mapping[str, Collection[int]], whole: Collection[str] = ()
@@ -284,23 +298,6 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
         why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
         raise ValueError(f"{who} holds numbers that are {why}")
     return made
-
-
-class _Budget(np.random.Generator):
-    def __init__(self, left: int) -> None:
-        super().__init__(np.random.PCG64(0))
-        self.held = self.left = left
-
-    def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        self.left -= math.prod(np.atleast_1d(size).tolist())
-        if self.left < 0:
-            raise ValueError(
-                f"it tells of a larger thing than the {self.held:,} numbers in it make"
-            )
-        return np.zeros(size)
-
-    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
-        return self.standard_normal(size)
 
 
 class _Damaged(Exception):

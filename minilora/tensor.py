@@ -68,9 +68,8 @@ class Tensor:
         if self.data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
-            raise RuntimeError(
-                "backward: nothing that this was computed from requires a gradient: leave "
-                "no_grad(), or train it: model.requires_grad_(), lora.set_adapter(model, name)")
+            raise RuntimeError("backward: nothing that this was computed from requires a gradient: "
+                               "leave no_grad(), model.requires_grad_(), lora.set_adapter(...)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:

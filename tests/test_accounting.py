@@ -452,7 +452,6 @@ def test_gpt3s_rows_of_table_15(r, targets, trained):
     assert plan("gpt3-175b", r=r, targets=targets, tokens=1, plain=True).count.trainable == trained
 
 
-@pytest.mark.filterwarnings("ignore:attach. r = ")
 @given(
     st.integers(1, 3), st.integers(1, 16), st.integers(1, 3), st.sampled_from([1, 2, 4]),
     st.integers(1, 8), st.integers(1, 3), st.sets(st.sampled_from(NAMES[:4]), min_size=1),

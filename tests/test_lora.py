@@ -40,7 +40,6 @@ targets = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)
 ranks = st.integers(1, 4)
 alphas = st.sampled_from([0.5, 7.0, -2.5])  # never a rank
 LINEARS = ("q", "k", "v", "o", "up", "down")
-pytestmark = pytest.mark.filterwarnings("ignore:LoRAConfig. alpha is -")  # it is meant here
 few = settings(max_examples=10)
 IDS = ids()
 
@@ -219,7 +218,6 @@ def four(seed: int = 0):
     return model
 
 
-@pytest.mark.filterwarnings("ignore:attach. r = 4 is more than the rank", "ignore:LoRAConfig. alpha")
 @given(seeds, ranks, alphas, orders, st.integers(0, 4))
 def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, order, count):
     active = order[:count]

@@ -205,7 +205,6 @@ def test_row_12_one_of_A_and_B_starts_at_0_and_not_both():
     assert not any(wide(a.A).any() or wide(a.B).any() for a in held)
 
 
-@pytest.mark.filterwarnings("ignore:attach. r = 64 is more than the rank")
 @given(seeds, st.sampled_from([1, 64]))
 def test_row_13_the_two_initialisations_have_the_size_they_say(seed, r):
     """The paper says Gaussian, the code kaiming uniform, a comment something else. Here:

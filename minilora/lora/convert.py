@@ -71,8 +71,8 @@ def set_adapter(model: Module, name: str) -> None:
 @all_or_nothing
 def activate(model: Module, *names: str) -> None:
     """Let these adapters count, their updates added up, and no others; none: the base alone.
-    What requires a gradient does not change: `set_adapter` trains one again. Raises KeyError for a
-    name that is not attached, ValueError where two have their own copy of a parameter.
+    What requires a gradient does not change (see `set_adapter`). Raises KeyError for a name that is
+    not attached, ValueError where two have their own copy of a parameter.
     """
     names = tuple(dict.fromkeys(names))
     state = adapters_of(model, *names)
@@ -120,8 +120,7 @@ def merge(model: Module) -> dict[str, float]:
         return {}
     state = adapters_of(model)
     if idle := set(state.configs) - set(state.active):
-        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate or "
-                         "detach it")
+        raise ValueError(f"merge: {min(idle)!r} is not active and would be lost: activate it first")
     plain = {path: layer.plain(path) for path, layer in layers_of(model).items()}
     swap(model, {path: layer for path, (layer, _) in plain.items()})
     _forget(model)
@@ -145,8 +144,6 @@ def merged(model: Module) -> Iterator[None]:
         for _, module in model.named_modules():
             module.locked = ""
         swap(model, {at: layer.train(plain[at].training) for at, layer in layers.items()})
-
-# What these functions share.
 
 def adapters_of(model: Module, *names: str) -> Adapters:
     """The model's adapters; raises where there are none, or none of these names."""
@@ -182,12 +179,10 @@ def base_of(model: Module) -> dict[str, tuple[Module, Parameter]]:
 
 def _whole(model: Module, config: LoRAConfig, paths: Sequence[str]) -> list[str]:
     """Those of the base's parameters that the config trains whole."""
-    names = list(base_of(model))
-    chosen = set(below(names, config.trainable, "attach: trainable: no parameter"))
-    if config.bias != "none":
-        biased = paths if config.bias == "lora" else [n[:-2] for n in names]
-        chosen |= {n for n in names if n.endswith(".b") and n[:-2] in biased}
-    return [n for n in names if n in chosen]
+    names, bias = list(base_of(model)), config.bias
+    named = below(names, config.trainable, "attach: trainable: no parameter")
+    biased = [n for n in names if bias == "all" or (bias == "lora" and n[:-2] in paths)]
+    return [n for n in names if n in named or (n in biased and n.endswith(".b"))]
 
 def install(
     model: Module, name: str, config: LoRAConfig, plan: Mapping[str, tuple[int, float]],
@@ -196,9 +191,9 @@ def install(
     plan: path -> r and alpha;   whole: the parameters that the adapter has a copy of.
     """
     state = adapters_of(model) if hasattr(model, "adapters") else Adapters(model)
-    if name in state.configs or name == "base" or not name or "." in name:
-        raise ValueError(f"{name!r} cannot be the adapter's name: it is taken, empty, 'base' or "
-                         f"dotted; there are {sorted(state.configs)}")
+    if name in (*state.configs, "base", "") or "." in name:
+        raise ValueError(f"{name!r} cannot be the adapter's name: it is empty, dotted, 'base', or "
+                         f"taken; there are {sorted(state.configs)}")
     layers, base = adaptable(model), base_of(model)
     if absent := [*(at for at in plan if at not in layers), *(p for p in whole if p not in base)]:
         raise ValueError(f"it does not fit: this model has no {absent[0]!r}")
