@@ -101,6 +101,9 @@ def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(model: Module, *args: Any, **settings: Any) -> Any:
+        if not isinstance(model, Module):
+            name = function.__name__
+            raise TypeError(f"{name}: the model comes first, and not {type(model).__name__}")
         with undone(model):
             return function(model, *args, **settings)
 

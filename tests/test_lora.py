@@ -3,6 +3,7 @@
 What other implementations got wrong, row by row, is in test_pitfalls.py.
 """
 
+import warnings
 from collections import namedtuple
 
 import numpy as np
@@ -1129,3 +1130,39 @@ def test_an_attach_that_fails_in_the_middle_leaves_the_model_as_it_was(more, mon
         lora.attach(model, ml.LoRAConfig(targets=("q", "v"), trainable="ln_f"), "new", rng=0)
     assert snapshot(model) == before
     assert {path: x.adapters for path, x in layers(model).items()} == held
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 6), st.integers(1, 7))
+def test_a_rank_that_no_update_can_have_is_warned_of(seed, d, k, r):
+    model = nn.Module()
+    model.linear = nn.Linear(k, d, rng=seed)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        lora.attach(model, ml.LoRAConfig(r=r, targets="linear"))
+    assert [str(w.message) for w in told] == [
+        f"attach: ΔW of linear has rank {min(d, k)} at most, not r = {r}"
+    ] * (r > min(d, k))
+    assert all(w.filename == __file__ for w in told)  # it points at who called
+
+
+def test_an_adapter_can_be_trained_again_and_alone():
+    model = two(trainable="ln_f")  # "one" has its own copy, "two" was attached after it
+    lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets="k", trainable="ln_f"), "three", rng=3)
+    trained = {"one": 2 * 3 + 2, "two": 2 * 4, "three": 2 * 2 + 2}
+    for name in ("one", "two", "three", "two"):
+        for p in model.parameters():
+            p.grad = p.data
+        lora.set_adapter(model, name)
+        held = model.trainable_parameters()
+        assert model.adapters.active == (name,) and len(held) == trained[name]
+        assert all(f".{name}." in f".{path}" or path.startswith("ln_f") for path in held)
+        assert not any(p.requires_grad for other, copies in model.adapters.whole.items()
+                       if other != name for p in copies.values())  # fmt: skip
+        assert not any(p.requires_grad for p in model.adapters.base.values())
+        assert all(p.grad is None for p in model.parameters())
+        before = bits(model)
+        train(model)
+        moved = {path for path, b in bits(model).items() if b != before[path]}
+        assert moved == set(held)
+    with pytest.raises(KeyError, match="no adapter 'four'"):
+        lora.set_adapter(model, "four")

@@ -43,6 +43,8 @@ def attach(
     (`detach` gives them as stored, and frozen). All is computed, trained and merged in the model's
     own dtype. Raises ValueError for what is not a narrower float, and for numbers beyond it.
     """
+    if not isinstance(config, LoRAConfig):
+        raise TypeError(f"attach: it takes a LoRAConfig(r=8, targets=...), not {config!r}")
     rank, alpha = config.rank_pattern, config.alpha_pattern
     paths = matching(adaptable(model), config.targets or ("",), "attach: no layer")
     matching(paths, (*rank, *alpha), "attach: no adapted layer")
@@ -53,8 +55,7 @@ def attach(
     set_adapter(model, name)
     for at, (r, _) in plan.items():
         if r > (most := min(base_of(model)[f"{at}.W"][1].shape)):
-            warnings.warn(f"attach: r = {r} is more than the rank {most} that ΔW of {at} can have",
-                          stacklevel=3)
+            warnings.warn(f"attach: ΔW of {at} has rank {most} at most, not r = {r}", stacklevel=3)
     return paths
 
 @all_or_nothing

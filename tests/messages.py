@@ -1,0 +1,243 @@
+"""Mistakes that people make, and what is said to each: `python tests/messages.py` prints the table.
+
+What is typed is run as it stands; the words are those of the package, nothing is written down twice
+but the piece of the answer that has to be in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minilora as ml
+from minilora import cli, data, lora, nn, ops, optim
+
+PYTHON = {
+    # what a layer, a model, an op is given
+    "model('To be')": "tokenizer.encode",
+    "model(np.zeros((1, 4)))": "integers (batch, tokens)",
+    "model(ids[0])": "(batch, tokens)",
+    "model(np.full((1, 4), 99))": "99",
+    "model(np.zeros((1, 40), int))": "1 to 12 tokens",
+    "ops.linear(ml.Tensor(np.ones((2, 3))), ml.Tensor(np.ones((4, 5))))": "linear: x is (2, 3)",
+    "ops.softmax(ml.Tensor(np.ones(3)), axis=4)": "softmax",
+    "ops.cross_entropy(model(ids), ids + 90)": "target",
+    "ops.replaced(sofmax=None).__enter__()": "there is no op 'sofmax'",
+    "wrong_shape(ml.Tensor(np.ones(3), requires_grad=True)).sum().backward()": "gradient",
+    "model(ids).backward()": "scalar",
+    "two = model(ids).sum(); two.backward(); two.backward()": "consumed",
+    "frozen(model)(ids).sum().backward()": "requires a gradient",
+    "ml.gradcheck(lambda x: x.data, np.ones(2))": "Tensor",
+    # how a model or an adapter is told
+    "ml.GPT2Config(vocab_size=300.0)": "vocab_size must be a whole number",
+    "ml.GPT2Config(d_model=10, n_heads=3)": "not a multiple",
+    "ml.GPT2Config(n_embd=64)": "d_model",
+    "ml.GPT2Config(n_layer=2)": "n_layers",
+    "ml.GPT2Config(dropout=float('nan'))": "dropout",
+    "lora.LoRAConfig(lora_alpha=16)": "alpha",
+    "lora.LoRAConfig(target_modules=['q'])": "targets",
+    "lora.LoRAConfig(r=0)": "r must be a whole number",
+    "lora.LoRAConfig(r='8')": "r must be a whole number",
+    "lora.LoRAConfig(alpha=0)": "alpha must not be 0",
+    "lora.LoRAConfig(alpha=float('inf'))": "alpha",
+    "lora.LoRAConfig(dropout=1.0)": "dropout must be in [0, 1)",
+    "lora.LoRAConfig(init='normal')": "gaussian, kaiming",
+    "lora.attach(model, 'q')": "LoRAConfig",
+    "lora.attach(model, lora.LoRAConfig(targets='query'))": "no layer matches 'query'",
+    "lora.attach(model, lora.LoRAConfig(trainable='head'))": "no parameter matches 'head'",
+    "lora.attach(model, lora.LoRAConfig(rank_pattern={'up': 2}))": "no adapted layer matches 'up'",
+    "lora.attach(model, lora.LoRAConfig(), name='my.adapter')": "cannot be the adapter's name",
+    "lora.attach(model, lora.LoRAConfig(), base_dtype='int8')": "base_dtype",
+    "twice(model)": "cannot be the adapter's name",
+    # adapters that are not there, or not now
+    "lora.merge(two_adapters(model))": "is not active",
+    "lora.activate(adapted(model), 'poet')": "no adapter 'poet'",
+    "lora.detach(model)": "no adapter",
+    "lora.save(model, 'a.npz')": "no adapter",
+    "lora.save(two_adapters(model), 'a.npz')": "which adapter",
+    "ml.save_model(adapted(model), 'm.npz')": "merge or detach",
+    "inside_merged(model)": "merged for this block only",
+    # training
+    "optim.AdamW(model)": "trainable_parameters()",
+    "optim.AdamW(frozen(model).trainable_parameters())": "nothing to train",
+    "optim.AdamW(model.trainable_parameters(), lr=float('nan'))": "lr must be finite",
+    "optim.AdamW([np.ones(2)])": "AdamW",
+    "optim.linear_schedule(float('nan'), 10)": "peak",
+    "optimizer.step()": "backward()",
+    "adapted(model); optimizer.step()": "frozen",
+    "ml.fit(model, 'To be', optimizer, 5)": "data.Windows",
+    "ml.fit(model, [], optimizer, 5)": "no batches",
+    "ml.fit(model, batches, model, 5)": "AdamW(model.trainable_parameters()",
+    "ml.fit(model, batches, optimizer, 0)": "steps must be a whole number from 1",
+    "ml.fit(model, batches, optimizer, 5, schedule=1e-3)": "schedule must be a function",
+    "ml.fit(model, batches, optimizer, 5, checkpoint='nowhere/run.npz')": "nowhere is not a folder",
+    "ml.fit(adapted(model), batches, optimizer, 5)": "after attach",
+    "optimizer.lr = 1e38; ml.fit(model, batches, optimizer, 5, progress=False)": "learning rate",
+    "ml.evaluate(model, (ids, ids))": "[(inputs, targets)]",
+    "optimizer.load_state_dict({})": "missing",
+    "model.load_state_dict('model.npz')": "arrays by name",
+    # writing
+    "ml.generate(model, [], 5)": "generate",
+    "ml.generate(model, ids[0], -1)": "n_tokens",
+    "ml.generate(model, ids[0], 5, temperature=float('nan'))": "temperature",
+    "ml.generate(model, ids[0], 5, top_p=0)": "top_p",
+    "spoilt(model); ml.generate(model, ids[0], 5)": "blocks.1.mlp.up.W",
+    # texts and files
+    "data.load_text('bible')": "plays",
+    "data.split('')": "0 characters",
+    "data.Windows(ids[0], 4, 100)": "no window of 100 tokens",
+    "data.BPE([(256, 1)])": "256",
+    "ml.load_base('bert')": "shakespeare",
+    "ml.load_model('notes.npz')": "not a minilora file",
+    "ml.load_model('adapter.npz')": "holds an adapter, not a model",
+    "lora.load(model, 'model.npz')": "holds a model, not an adapter",
+    "ml.use('torch')": "numpy, cupy",
+}
+
+SHELL = {
+    "minilora finetun plays": "finetune",
+    "minilora finetune plays --stpes 5": "--steps",
+    "minilora finetune": "text",
+    "minilora finetune nowhere.txt": "nowhere.txt",
+    "minilora finetune folder": "folder",
+    "minilora finetune empty.txt": "empty.txt",
+    "minilora finetune tiny.txt": "tiny.txt",
+    "minilora finetune model.npz": "UTF-8",
+    "minilora finetune text.txt --steps 0": "--steps",
+    "minilora finetune text.txt --steps -1": "--steps",
+    "minilora finetune text.txt --checks 0": "--checks",
+    "minilora finetune text.txt --batch 0": "--batch",
+    "minilora finetune text.txt --window 1000": "256",
+    "minilora finetune text.txt --r 0": "--r",
+    "minilora finetune text.txt --alpha 0": "--alpha",
+    "minilora finetune text.txt --lr nan": "--lr",
+    "minilora finetune text.txt --dropout 1": "--dropout",
+    "minilora finetune text.txt --targets query": "query",
+    "minilora finetune text.txt --targets ,": "--targets",
+    "minilora finetune text.txt --out adapter.bin": ".npz",
+    "minilora finetune text.txt --out nowhere/a.npz": "nowhere",
+    "minilora finetune text.txt --out folder": "folder",
+    "minilora finetune text.txt --base adapter.npz": "adapter",
+    "minilora finetune text.txt --base nowhere.npz": "nowhere.npz",
+    "minilora finetune text.txt --base-dtype int8": "--base-dtype",
+    "minilora finetune text.txt --backend torch": "torch",
+    "minilora finetune text.txt --threads -2": "--threads",
+    "minilora generate --tokens -1": "--tokens",
+    "minilora generate --tokens many": "--tokens",
+    "minilora generate --prompt ''": "prompt",
+    "minilora generate --temperature nan": "--temperature",
+    "minilora generate --top-k 0": "--top-k",
+    "minilora generate --adapter nowhere.npz": "nowhere.npz",
+    "minilora generate --adapter folder": "folder",
+    "minilora generate --adapter model.npz": "not an adapter",
+    "minilora generate --adapter notes.npz": "notes.npz",
+    "minilora generate --adapter empty.npz": "empty.npz",
+    "minilora generate --base notes.npz": "notes.npz",
+    "minilora merge": "--adapter",
+    "minilora merge --adapter adapter.npz --out model.bin": ".npz",
+    "minilora account gpt5": "gpt2",
+    "minilora account --method full": "account gpt2 --method full",
+    "minilora account --r 0": "--r",
+    "minilora bench --engines tensorflow": "tensorflow",
+    "minilora bench --shapes huge": "huge",
+    "minilora bench --rounds 0": "--rounds",
+    "minilora bench --chart bench.txt": ".png",
+    "minilora pretrain --steps 0": "--steps",
+    "minilora --seed -1 info": "--seed",
+}
+
+
+def given() -> dict[str, Any]:
+    """What the lines of PYTHON may name, made anew for each."""
+    config = ml.GPT2Config(vocab_size=20, n_positions=12, d_model=8, n_layers=2, n_heads=2)
+    model = ml.GPT2(config, rng=0)
+    ids = np.arange(12).reshape(2, 6)
+
+    def adapted(model, name="default"):
+        lora.attach(model, lora.LoRAConfig(r=2, alpha=4), name, rng=0)
+        return model
+
+    def two_adapters(model):
+        return adapted(adapted(model, "poet"), "judge")
+
+    def twice(model):
+        return adapted(adapted(model))
+
+    def inside_merged(model):
+        with lora.merged(adapted(model)):
+            ml.save_model(model, "m.npz")
+
+    def spoilt(model):
+        model.blocks[1].mlp.up.W.data[0, 0] = np.nan
+
+    @ml.op
+    def wrong_shape(x):
+        return x * 2, (lambda g: g[:2],)
+
+    return {
+        "ml": ml, "np": np, "lora": lora, "ops": ops, "nn": nn, "optim": optim, "data": data,
+        "model": model, "ids": ids, "adapted": adapted, "two_adapters": two_adapters,
+        "twice": twice, "spoilt": spoilt, "inside_merged": inside_merged,
+        "wrong_shape": wrong_shape, "frozen": lambda model: model.requires_grad_(False),
+        "batches": data.Windows(np.arange(200) % 20, 2, 6),
+        "optimizer": optim.AdamW(model.trainable_parameters(), lr=1e-3),
+    }  # fmt: skip
+
+
+def files() -> None:
+    """What the lines may name as files, in the folder that one is in."""
+    Path("folder").mkdir()
+    for name, text in (("empty.txt", ""), ("tiny.txt", "To be\n"), ("empty.npz", ""),
+                       ("notes.npz", "Notes, not arrays.\n"),
+                       ("text.txt", data.load_text("devil")[:20_000])):  # fmt: skip
+        Path(name).write_text(text, encoding="utf-8")
+    names = given()
+    ml.save_model(names["model"], "model.npz")
+    lora.save(names["adapted"](names["model"]), "adapter.npz")
+
+
+def said(typed: str) -> str:
+    """What is said to it: the error of a line of Python, or what a command prints on stderr."""
+    if not typed.startswith("minilora "):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                exec(typed, given())
+        except Exception as error:
+            return f"{type(error).__name__}: {error.args[0] if error.args else error}"
+        return ""
+    out, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+        try:
+            code = cli.main(shlex.split(typed)[1:])
+        except SystemExit as end:
+            code = end.code
+    return f"[{code}] {told.getvalue().strip()}"
+
+
+@contextlib.contextmanager
+def somewhere():
+    """Inside, in a new folder with the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path.cwd()
+        os.chdir(folder)
+        try:
+            files()
+            yield
+        finally:
+            os.chdir(before)
+
+
+if __name__ == "__main__":
+    with somewhere():
+        for typed in [*PYTHON, *SHELL]:
+            print(f"{typed}\n    {said(typed)}\n".replace("\n\n", "\n"))
+    print(f"{len(PYTHON) + len(SHELL)} mistakes", file=sys.stderr)

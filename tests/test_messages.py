@@ -1,0 +1,44 @@
+"""What is said to a mistake: one plain sentence that names the thing (tests/messages.py)."""
+
+import re
+
+import messages
+import pytest
+
+FOREIGN = re.compile(
+    r"Traceback|NoneType|object has no attribute|unexpected keyword|positional argument|subscript"
+    r"|not iterable|unhashable|allow_pickle|codec|Errno|save_every|accumulation|numpy\.|\\x|  "
+)
+
+
+@pytest.fixture(autouse=True)
+def once(backend):
+    if backend.name != "numpy":
+        pytest.skip("words do not depend on it")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder():
+    with messages.somewhere():
+        yield
+
+
+def test_there_are_as_many_as_people_make():
+    assert len(messages.PYTHON) + len(messages.SHELL) >= 80
+
+
+@pytest.mark.parametrize("typed", messages.PYTHON)
+def test_a_mistake_in_python_is_told_in_a_sentence(typed):
+    said = messages.said(typed)
+    kind, _, words = said.partition(": ")
+    assert kind in {"ValueError", "TypeError", "KeyError", "RuntimeError", "FloatingPointError",
+                    "AxisError"}  # fmt: skip
+    assert messages.PYTHON[typed] in words
+    assert not FOREIGN.search(words) and "\n" not in words and len(words) < 330
+
+
+@pytest.mark.parametrize("typed", messages.SHELL)
+def test_a_mistake_on_the_command_line_is_told_in_a_line(typed):
+    said = messages.said(typed)
+    assert said.startswith("[2] minilora: ") and messages.SHELL[typed] in said
+    assert not FOREIGN.search(said) and "\n" not in said and len(said) < 250
