@@ -104,7 +104,7 @@ def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp
     assert_same(
         whole, go(kind, windows(), accumulation_steps=2)
     )  # writing checkpoints changes nothing
-    for k in range(10) if backend.name == "numpy" else (3, 6, 9):
+    for k in range(10) if backend.name == "numpy" and "with" in kind else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
             go(kind, KilledAt(windows(), k), path, accumulation_steps=2)
