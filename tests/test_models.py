@@ -285,6 +285,11 @@ def test_an_id_outside_the_vocabulary_raises(bad):
         gpt2()(np.array([[1, bad]]))
 
 
+def test_a_cache_of_another_model_raises():
+    with pytest.raises(ValueError, match="shorter"):
+        gpt2(n_layers=3)(ids(), gpt2(n_layers=2).new_cache(2))
+
+
 def test_a_cache_that_is_full_raises():
     model = gpt2()
     cache = model.new_cache(1)
