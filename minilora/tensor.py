@@ -70,7 +70,7 @@ class Tensor:
         if self._node is None:
             raise RuntimeError(
                 "backward: nothing that this was computed from requires a gradient: leave "
-                "no_grad(), or train it: model.requires_grad_(), lora.set_adapter(model, name)")
+                "no_grad(), or train some: model.requires_grad_() or lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:

@@ -274,7 +274,7 @@ def test_ids_that_are_too_long_empty_or_no_batch_raise(at):
 def test_what_are_no_ids_says_how_to_make_some(at):
     words = r"^GPT2: ids must be integers \(batch, tokens\), 1 to 12 tokens, not .* \("
     with pytest.raises(
-        ValueError, match=words + r".*: a text's are model\.tokenizer\.encode\(text"
+        ValueError, match=words + r".*: encode a text as model\.tokenizer\.encode\(text"
     ):
         gpt2()(at)
 

@@ -40,8 +40,8 @@ class GPT2(Module):
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
             raise ValueError(
                 f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
-                f"{ids.shape}" + (f" after {start}" if start else "") + ": a text's are "
-                "model.tokenizer.encode(text)[None]")
+                f"{ids.shape}" + (f" after {start}" if start else "") + ": encode a "
+                "text as model.tokenizer.encode(text)[None]")
         x = self.drop(self.tok(ids) + self.pos(slice(start, start + ids.shape[1])))
         caches: Sequence[Any] = cache or [None] * len(self.blocks)
         for block, held in zip(self.blocks, caches, strict=True):
