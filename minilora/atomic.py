@@ -78,7 +78,7 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
 def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     """The file that `path` is, links followed, once nothing in sight speaks against writing it."""
     if not os.fspath(path):
-        raise ValueError("a file without a name cannot be written: give it one, such as out.npz")
+        raise ValueError("'' is no name of a file: give one, such as out.npz")
     target, given = Path(os.path.realpath(path)), Path(path)
     if os.path.isdir(target):
         raise ValueError(f"{path} is a folder: give the name of a file in it")

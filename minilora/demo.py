@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from . import accounting, data, lora, rounding
+from . import accounting, data, lora
 from .generate import generate
 from .lora import LoRAConfig
 from .models import GPT2, load_base
@@ -51,15 +51,15 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
         share = f"{row['measured'] / whole:.3f}" if whole else "-"
         say(f"{name:<16}{whole:>18,}{row['measured']:>14,}{share:>13}")
     say(f"predicted from shapes alone: {full.predicted:,} and {ours.predicted:,} in total,")
-    say(f"{full.peak.predicted:,} and {ours.peak.predicted:,} at the peak")
+    say(f"{full.peak.predicted:,} and {ours.peak.predicted:,} at the peak: the most at any moment,")
+    say("ops' scratch included. Gradients come as activations go, so a total is never all there.")
 
     say("\n4. Merged: W0 + (alpha / r) · B A in plain layers\n")
     after = _sample(model, seed)
-    apart = rounding.compare(model, checks[0][0][:2])
+    proof = lora.verify(model, checks[0][0][:2])
     lora.merge(model)
     same = _sample(model, seed) == after
-    say(f"largest logit difference, merged to unmerged: {apart.difference:.2e}")
-    say(f"what rounding alone could make of that logit: {apart.bound:.2e}")
+    say(str(proof))
     say(f"the same sample from the merged model: {'yes' if same else 'no'}")
 
     say("\n5. What it writes\n")
@@ -67,8 +67,9 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
         say(f"{name}:\n{textwrap.indent(text, '    ')}\n")
     return {
         "before": first, "after": last, "trainable": numbers.trainable, "total": numbers.total,
-        "full": full.as_dict(), "lora": ours.as_dict(), "difference": apart.difference,
-        "bound": apart.bound, "same_sample": same, "samples": {"before": before, "after": after},
+        "full": full.as_dict(), "lora": ours.as_dict(), "verified": proof.as_dict(),
+        "difference": proof.logits.difference, "bound": proof.logits.bound, "same_sample": same,
+        "samples": {"before": before, "after": after},
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import backend
+from . import atomic, backend
 from .data import BPE, Windows, load_text, sequential, split
 from .generate import generate
 from .models import GPT2, GPT2Config
@@ -23,16 +23,20 @@ STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
 
 def pretrain(
     out: str | Path, *, steps: int = STEPS, seed: int = 0, config: GPT2Config = CONFIG,
-    batch: int = BATCH, text: str | None = None, say: Callable[[str], Any] = print,
+    batch: int = BATCH, text: str | None = None, resume: bool = True,
+    say: Callable[[str], Any] = print,
 ) -> tuple[GPT2, History]:  # fmt: skip
     """Train the base and write `out` (float16 .npz), with its log beside it (.log).
 
-    Interrupted, it goes on from the checkpoint beside `out` (.run.npz), which it removes when done.
+    Interrupted, it goes on from the checkpoint beside `out` (.run.npz), which it removes when done;
+    resume=False: it starts anew. Raises ValueError where one of these files cannot be written.
     """
     out = Path(out)
-    log = out.with_suffix(".log")
-    run = out.with_suffix(".run.npz")
-    if not run.exists():
+    log, run = out.with_suffix(".log"), out.with_suffix(".run.npz")
+    for path, suffix in ((out, ".npz"), (log, ".log"), (run, ".npz")):
+        atomic.check(path, suffix)
+    going_on = resume and run.exists()
+    if not going_on:
         log.write_text("", encoding="utf-8")
 
     def tell(line: str) -> None:
@@ -40,14 +44,16 @@ def pretrain(
         with log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    train_text, held_out_text = split(load_text("plays") if text is None else text, 0.05)
+    text = load_text("plays") if text is None else text
+    train_text, held_out_text = split(text, 0.05)
     tokenizer = BPE.train(train_text, config.vocab_size)
     ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
     tokens = min(TOKENS, config.n_positions)
     model = GPT2(config, rng=seed)
     model.tokenizer = tokenizer
-    tell(f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens")
-    tell(
+    head = say if going_on else tell  # the log has it already
+    head(f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens")
+    head(
         f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
         f"{len(train_text) / len(ids):.2f} characters a token"
     )
@@ -57,7 +63,8 @@ def pretrain(
         model, Windows(ids, batch, tokens, seed), optimizer, steps, max_grad_norm=1.0,
         schedule=cosine_schedule(PEAK, steps, warmup=steps // 30, floor=PEAK / 20),
         held_out=held_out[:4], eval_every=max(1, steps // 12), log_every=max(1, steps // 36),
-        progress=tell, checkpoint=run, save_every=200,
+        progress=tell, checkpoint=run, save_every=200, resume=resume,
+        about={"text": text, "batch": batch, "--seed": seed},
     )  # fmt: skip
     model.eval()
     final = evaluate(model, held_out)

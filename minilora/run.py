@@ -69,10 +69,15 @@ class Run:
         finite = asnumpy(xp.stack([xp.isfinite(p.data).all() for p in held.values()]))
         for name, fine in zip(held, finite):
             if not fine:
-                raise FloatingPointError(f"fit: {self.when()} {name} is not finite: {REMEDY}")
+                raise self.wrong(f"{name} is not finite")
+
+    def wrong(self, what: str) -> FloatingPointError:
+        """The error of a run that has gone wrong, where it stands."""
+        remedy = REMEDY if self.history.lrs else "look at the weights that it starts from"
+        return FloatingPointError(f"fit: {self.when()} {what}: {remedy}")
 
     def when(self) -> str:
-        """Where the run stands, for an error."""
+        """Where the run stands."""
         done = len(self.history.lrs)
         return f"after {done} of {self.steps} steps" if done else "before the first step"
 
@@ -144,9 +149,8 @@ class Run:
             if scale:
                 scale.load_state_dict({"scale": kept[0], "good": int(kept[1])})
             self.history = History(losses, lrs, [*zip(looks, held_out)])
-            files.fill(
-                into, {name: read[name] for name in into}, str(path)
-            )  # all or none, and last
+            # last, for it undoes its own: all arrays or none
+            files.fill(into, {name: read[name] for name in into}, str(path))
         return int(done)
 
 

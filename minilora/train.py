@@ -15,8 +15,8 @@ from . import atomic, checks, ops, signals
 from .loss_scale import LossScale
 from .nn import Module
 from .optim import Optimizer, clip_grad_norm
-from .run import REMEDY, Run, identity
 from .run import History as History
+from .run import Run, identity
 from .surgery import evaluating
 from .tensor import Tensor, no_grad
 
@@ -72,7 +72,7 @@ def train_step(
         raise ValueError(
             "train_step: there are no batches" if not batches else
             "train_step: no parameter of the optimizer has got a gradient, so nothing would be "
-            "trained: make it from model.trainable_parameters(), after attach and activate"
+            "trained: make the optimizer after attach, from model.trainable_parameters()"
         )  # fmt: skip
     if max_grad_norm is not None:
         clip_grad_norm(optimizer.parameters, max_grad_norm)
@@ -160,7 +160,7 @@ def fit(
             return
         value = evaluate(model, takewhile(lambda x: x is seen[0] or not asked, seen), loss)
         if not math.isfinite(value):
-            raise FloatingPointError(f"fit: {run.when()} the held-out loss is {value}: {REMEDY}")
+            raise run.wrong(f"the held-out loss is {value}")
         if not asked:
             run.history.held_out.append((done, value))
 
@@ -220,7 +220,8 @@ def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
             f"fit: the optimizer must be one of minilora.optim, such as "
             f"AdamW(model.trainable_parameters(), lr=1e-3), not {_kind(optimizer)}"
         )
-    held, remedy = set(model.parameters()), "make it after attach, of model.trainable_parameters()"
+    remedy = "make the optimizer after attach, from model.trainable_parameters()"
+    held = set(model.parameters())
     here = [name for name, p in optimizer.parameters.items() if p in held]
     if not here:
         raise ValueError(f"fit: no parameter of the optimizer is in the model: {remedy}")
@@ -248,7 +249,7 @@ def _pair(what: str, batch: Any) -> Batch:
 def _loss(who: str, loss: Loss, model: Module, batch: Batch) -> Tensor:
     value: Any = loss(model, _pair(f"{who}: a batch", batch))
     if not isinstance(value, Tensor):
-        raise TypeError(f"{who}: the loss must give a Tensor, not {_kind(value)}")
+        raise TypeError(f"{who}: the loss must give a Tensor (no .item()), not {_kind(value)}")
     return value
 
 
@@ -256,6 +257,8 @@ def _kind(value: Any) -> str:
     """What an argument is, in an error."""
     if value is None or hasattr(value, "shape"):
         return "None" if value is None else f"an array of shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     name = type(value).__name__
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 

@@ -15,8 +15,8 @@ import minilora as ml
 from minilora import accounting, lora, nn, ops, optim
 from minilora.accounting import SHAPES, plan
 from minilora.accounting.plan import OPTIMIZERS, POLICIES
-from minilora.accounting.step import observe, random_ids
-from minilora.backend import using
+from minilora.accounting.step import nbytes, observe, random_ids
+from minilora.backend import threads, using
 from minilora.backend.choices import plain
 from minilora.surgery import generators
 
@@ -242,6 +242,58 @@ class Signs(optim.Optimizer):
         p -= self.lr * ml.xp.sign(m)
 
 
+class Lazy(Signs):
+    """Makes more state in its first step."""
+
+    def update(self, name, p, g, m):
+        self.state.setdefault("seen", {})[name] = ml.xp.zeros((3,), "float32")
+        super().update(name, p, g, m)
+
+
+def test_state_that_a_step_made_is_gone_again():
+    model = Bag()
+    optimizer = Lazy(model.trainable_parameters(), 0.1)
+    before, order = everything(model, optimizer), list(optimizer.state)
+    accounting.ledger(model, optimizer, 3, 5)
+    assert everything(model, optimizer) == before and list(optimizer.state) == order
+
+
+@ops.op
+def knotted(x):
+    """2x, by a rule that holds itself."""
+
+    def dx(g):
+        return g * 2 if dx else None
+
+    return x * 2, (dx,)
+
+
+def test_a_rule_that_holds_itself_is_looked_through_once():
+    model = Bag()
+    forward = model.forward
+    model.forward = lambda ids: knotted(forward(ids))
+    check(model, adam(model), 2, 5)
+
+
+def test_what_shares_memory_is_counted_once():
+    x = ml.xp.zeros((4, 6))
+    other = ml.xp.zeros((2,))
+    assert nbytes([x[:2], x[1:].T, x]) == nbytes([x]) == nbytes([x[0, 1:]]) == 4 * 6 * 8
+    assert nbytes([x, other, other]) == 4 * 6 * 8 + 2 * 8 and nbytes([]) == 0
+
+
+def test_the_ledger_measures_on_one_thread(monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 5)
+    model, before, seen = gpt2(), ml.threads(3), []
+    forward = model.forward
+    model.forward = lambda ids: (seen.append(ml.threads()), forward(ids))[1]
+    try:
+        accounting.ledger(model, adam(model), 2, 7)
+        assert seen == [3, 1] and ml.threads() == 3
+    finally:
+        ml.threads(before)
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_ledger_of_any_module_and_any_optimizer(adapted):
     model = Bag()
@@ -296,6 +348,25 @@ def test_the_ledger_leaves_no_trace(dtype):
     assert everything(model, optimizer) == before
 
 
+@given(st.sets(st.integers(0, 27)), st.booleans())
+@settings(max_examples=8)
+def test_gradients_of_before_are_neither_counted_nor_lost(which, adapted):
+    """Frozen parameters may hold one, too: from before they were frozen."""
+    model = gpt2()
+    if adapted:
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=1), rng=0)
+    else:
+        model.blocks[0].requires_grad_(False)
+    optimizer = adam(model)
+    fresh = check(model, optimizer, 2, 7)
+    for i, p in enumerate(model.parameters()):
+        p.grad = ml.xp.ones_like(p.data) if i in which else None
+    before = [p.grad for p in model.parameters()]
+    ledger = check(model, optimizer, 2, 7)
+    assert ledger.rows == fresh.rows and ledger.peak.predicted == fresh.peak.predicted
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), before))
+
+
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_the_ledger_leaves_no_trace_where_something_goes_wrong(call, error, monkeypatch):
@@ -339,14 +410,16 @@ def test_the_ledger_adds_up_and_prints_its_rows():
 
 
 def test_what_is_counted_while_memory_is_traced_already_stays_traced():
-    model = gpt2()
+    sizes, batch, tokens = SIZES["wide"]
+    model = gpt2(0, "float32", **sizes)
     tracemalloc.start()
     try:
-        check(model, adam(model), 2, 7)
+        np.zeros(10_000_000)  # a peak of before, which is nothing to the ledger
+        check(model, adam(model), batch, tokens)
         assert tracemalloc.is_tracing()
     finally:
         tracemalloc.stop()
-    check(model, adam(model), 2, 7)
+    check(model, adam(model), batch, tokens)
     assert not tracemalloc.is_tracing()
 
 

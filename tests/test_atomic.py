@@ -266,7 +266,7 @@ def test_writers_at_once_leave_one_whole_file(kept):
 
 
 REFUSED = {
-    "": "a file without a name cannot be written: give it one",
+    "": "'' is no name of a file: give one, such as",
     ".": ". is a folder: give the name of a file in it",
     "folder": "folder is a folder: give the name of a file in it",
     "a": "a: give a name that ends in .npz or .NPZ, such as a.npz",

@@ -16,7 +16,7 @@ from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds
 import minilora as ml
 from minilora import Tensor
 from minilora.backend import gpu, host, threads
-from minilora.backend.choices import is_plain
+from minilora.backend.choices import has_kernel, is_plain
 
 
 class Counting:
@@ -68,6 +68,7 @@ def test_using_gives_the_backend_back_even_after_an_error(backend):
 
 
 def test_a_backend_may_be_asked_for_plain(backend, monkeypatch):
+    ml.ops.gelu(Tensor([1.0]))  # the first op reads the table of kernels
     monkeypatch.setattr(ml.ops.gelu, "kernel", lambda *arrays, **settings: 1 / 0)
     with ml.using("numpy", plain=True):
         assert is_plain()
@@ -78,6 +79,36 @@ def test_a_backend_may_be_asked_for_plain(backend, monkeypatch):
     with pytest.raises(ValueError, match=r"plain=True goes with a backend's name; set \.plain"):
         ml.use(Other(), plain=True)
     assert ml.current() is backend
+
+
+@given(seeds, st.integers(1, 4))
+def test_equal_ids_add_up_in_their_order_whatever_stands_between(seed, n):
+    ids = np.random.default_rng(seed).integers(0, n, 300)
+    rows, together = normal(seed, 300, 2, dtype="float32"), np.zeros((n, 2), "float32")
+    host.scatter_add(together, ids, rows)
+    for i in range(n):
+        alone = np.zeros((1, 2), "float32")
+        host.scatter_add(alone, ids[ids == i] * 0, rows[ids == i])
+        assert same_bytes(alone[0], together[i])
+
+
+def test_the_most_memory_held_is_told_in_bytes(backend, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
+    assert host.reserved() == 5 * 1024
+
+
+def test_work_is_not_cut_unless_it_is_asked_for(backend):
+    cuts = []
+    backend.share(cuts.append, 5, 5)
+    backend.share(cuts.append, 5, 5, 2)
+    whole, *pieces = cuts
+    assert whole == slice(0, 5)
+    assert [i for at in pieces for i in range(5)[at]] == list(range(5))
+
+
+def test_what_may_have_a_kernel_runs_without_one():
+    assert has_kernel(lambda x, *, y: x - y)(5, y=3) == 2
 
 
 def test_numbers_are_read(backend):

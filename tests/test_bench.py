@@ -15,6 +15,7 @@ import minilora as ml
 from minilora import cli, ops
 from minilora.bench import engines, ours
 from minilora.bench import turns as bench
+from minilora.cli import commands
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -28,11 +29,12 @@ def numpy_only(backend):
 def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     pytest.importorskip("matplotlib").use("agg")
     names = ["minilora", "torch+peft", "autograd", "floor", "base forward", "merged forward"]
+    names = [name for name in names if not engines.missing(name)]
     code = cli.main(["bench", "--json", "--shapes", "tiny", "--rounds", "2", "--no-whole",
                      "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])  # fmt: skip
     out, _ = capsys.readouterr()
     told = json.loads(out)
-    assert code == 0 and set(told["tiny"]) | set(told["missing"]) == set(names)
+    assert code == 0 and set(told["tiny"]) == set(names) and not told["missing"]
     for row in told["tiny"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["peak"] > 1 << 20 and row["ratio"] > 0
     assert told["tiny"]["minilora"]["ratio"] == told["tiny"]["merged forward"]["ratio"] == 1
@@ -113,10 +115,65 @@ def test_a_shape_may_name_its_batch():
     assert ours.build("tiny:7")[1].shape == (2, 7, 16)
 
 
-@pytest.mark.parametrize("option", [["--engines", "abacus"], ["--shapes", "round"]])
-def test_unknown_names_are_told_with_what_there_is(option, capsys):
-    assert cli.main(["bench", *option]) == 2
-    assert "there are" in capsys.readouterr().err
+@pytest.mark.parametrize("shape", ["", "round", "tiny:", "tiny:0", "tiny:-1", "tiny:x", "tiny:1.5"])
+def test_a_shape_that_there_is_not_is_told_with_those_that_are(shape):
+    with pytest.raises(ValueError, match=f"no shape '{shape}': there are classroom, long, gpt2-sm"):
+        engines.sizes(shape)
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """No engine runs; gives those that would."""
+    asked = []
+    monkeypatch.setattr(
+        bench, "_one", lambda shape, names, *how: asked.append((shape, names)) or {}
+    )
+    return asked
+
+
+def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_where_not(
+    monkeypatch, capsys, nothing_measured
+):
+    monkeypatch.setattr(engines, "NEEDS", {"torch": ("torch", "no_such_library")})
+    lines = []
+    told = bench.bench(["tiny"], say=lines.append)
+    without = [name for name in engines.ENGINES if name not in ("torch", "minilora half")]
+    assert nothing_measured == [("tiny", without)] and list(told["missing"]) == [
+        "minilora half", "torch",
+    ]  # fmt: skip
+    assert "torch is skipped: not installed: pip install no_such_library" in lines
+    assert cli.main(["bench", "--shapes", "tiny", "--engines", "minilora,torch"]) == 2
+    assert capsys.readouterr().err == (
+        "minilora: bench: torch cannot run: not installed: pip install no_such_library\n"
+    )
+    assert cli.main(["bench", "--shapes", "tiny", "--engines", " minilora ,decode"]) == 0
+    assert nothing_measured[1:] == [("tiny", ["minilora", "decode"])]
+
+
+def test_where_nothing_is_compared_no_agreement_is_told():
+    class Alone:
+        def __init__(self, engine):
+            self.engine = engine
+
+        def ask(self, word, path):
+            loss, grads = engines.ours("tiny")()
+            np.savez(path, **grads())
+            return loss
+
+    for names in ([], ["decode"], ["minilora"], ["autograd"], ["autograd", "torch+peft"]):
+        assert "no losses and gradients to compare" in bench._agree([*map(Alone, names)])
+    both = bench._agree([Alone("minilora"), Alone("autograd")])
+    assert both == "losses and gradients agree: within 0.0e+00 (minilora, autograd)"
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib").use("agg")
+    row = {"ms": [1.0, 2.0], "peak": 1 << 20, "ratio": 1.0, "memory_ratio": 1.0, "tokens_s": 9.0}
+    monkeypatch.setattr(commands, "bench", lambda *_, **how: {"tiny": {"minilora": row}})
+    assert cli.main(["bench", "--shapes", "tiny", "--chart", str(tmp_path / name)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes().startswith(begins)
 
 
 def test_a_chart_of_nothing_is_refused_before_the_work(capsys):

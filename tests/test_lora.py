@@ -88,6 +88,25 @@ def test_the_seed_decides_and_each_layer_draws_its_own_A(seed, dtype):
     assert all(a.dtype == dtype for a in first)
 
 
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_A_is_drawn_with_the_spread_of_its_inputs_and_B_is_0(init):
+    """N(0, 1/k), or uniform within ±1/√k, which is Kaiming's for a = √5; of a table, 1/r."""
+    model, n = nn.Module(), 100 * 40
+    model.layer, model.table = nn.Linear(100, 7, rng=0), nn.Embedding(100, 7, rng=0)
+    lora.attach(model, ml.LoRAConfig(r=40, init=init, targets=("layer", "table")), rng=3)
+    for path, inputs in (("layer", 100), ("table", 40)):
+        adapter = layers(model)[path].adapters["default"]
+        z = wide(adapter.A) * inputs**0.5
+        assert z.shape == (40, 100) and not wide(adapter.B).any()
+        spread, inside = (1, 0.6827) if init == "gaussian" else (3**-0.5, 1)
+        assert abs(z.mean()) < 6 * spread / n**0.5
+        assert abs(z.std() / spread - 1) < 6 / (2 * n) ** 0.5
+        assert (
+            abs((np.abs(z) <= 1 + 1e-6).mean() - inside)
+            < 6 * (inside * (1 - inside) / n) ** 0.5 + 1e-9
+        )
+
+
 @given(targets, ranks, ranks, alphas)
 def test_what_is_trained_is_r_times_d_plus_k_a_layer(names, r, other, alpha):
     model = gpt2()
@@ -183,17 +202,32 @@ def test_attaching_forgets_gradients_of_before():
 # What a layer computes.
 
 
-ACTIVE = [(), ("one",), ("two",), ("one", "two"), ("three", "one", "two")]
+FOUR = {name: ("q", "tok", *more) for name, *more in (
+    ("one",), ("two", "up"), ("three", "up", "pos"), ("four", "pos"),
+)}  # fmt: skip
+orders = st.permutations(sorted(FOUR))  # of which any number is active
 
 
-@pytest.mark.filterwarnings("ignore:attach. r = 4 is more than the rank")
-@given(seeds, ranks, alphas, st.sampled_from(ACTIVE))
-def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, active):
+def four(seed: int = 0):
+    """A model with four adapters, two layers in all of them; none is zero."""
+    model = gpt2(seed)
+    for i, (name, names) in enumerate(FOUR.items()):
+        config = ml.LoRAConfig(r=1 + i % 3, alpha=5 - 3.5 * i, targets=names)
+        lora.attach(model, config, name, rng=i)
+    held = [x for layer in layers(model).values() for x in layer.adapters.values()]
+    shake([p for adapter in held for p in (adapter.A, adapter.B)], seed + 3)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:attach. r = 4 is more than the rank", "ignore:LoRAConfig. alpha")
+@given(seeds, ranks, alphas, orders, st.integers(0, 4))
+def test_a_layer_is_W0_plus_the_sum_of_its_active_updates(seed, r, alpha, order, count):
+    active = order[:count]
     linear = nn.Linear(5, 3, rng=seed, dtype="float64")
     table = nn.Embedding(7, 4, rng=seed, std=1, dtype="float64")
     model = nn.Module()
     model.linear, model.table = linear, table
-    for name, rank in (("one", r), ("two", 2), ("three", 3)):
+    for name, rank in (("one", r), ("two", 2), ("three", 3), ("four", 1)):
         config = ml.LoRAConfig(r=rank, alpha=alpha + rank, targets=("linear", "table"))
         lora.attach(model, config, name, rng=seed)
     shake(model.parameters(), seed, 1.0)
@@ -457,6 +491,12 @@ def test_inside_merged_nothing_can_be_written_that_would_be_lost(tmp_path):
     assert snapshot(model) == before and not (tmp_path / "b.npz").exists()
 
 
+def test_of_an_adapter_that_adds_nothing_nothing_is_lost():
+    model = gpt2()
+    paths = lora.attach(model, ml.LoRAConfig(), rng=0)
+    assert lora.merge(model) == dict.fromkeys(paths, 0.0) and bits(model) == bits(gpt2())
+
+
 @given(seeds)
 def test_a_tied_table_stays_one_table(seed):
     model, _ = adapted(seed, targets="tok")
@@ -527,19 +567,42 @@ def test_what_is_not_adapted_is_left_alone_and_the_rest_says_so():
 # Several adapters.
 
 
-@given(seeds)
-def test_two_active_adapters_add_up(seed):
-    model = two(seed)
-    base = gpt2(seed)
+@given(seeds, orders, st.integers(0, 4))
+def test_any_number_of_active_adapters_add_up_and_merge_to_what_they_compute(seed, order, count):
+    model, active, idle = four(seed), order[:count], order[count:]
+    base, near = gpt2(seed), {"rtol": 1e-11, "atol": 1e-11}
     for path, layer in layers(model).items():
-        dict(base.named_modules())[path].W.data += ml.backend.asarray(delta(layer, *layer.adapters))
-    lora.activate(model, "one", "two")
+        for name in layer.adapters.keys() & set(active):
+            update = ml.backend.asarray(delta(layer, name))
+            dict(base.named_modules())[path].W.data += update
+    lora.activate(model, *active)
     together = logits(model, IDS)
-    np.testing.assert_allclose(together, logits(base, IDS), rtol=1e-11, atol=1e-11)
-    assert list(lora.merge(model)) == [
-        "tok", *(f"blocks.{i}.{at}" for i in (0, 1) for at in ("attn.q", "mlp.up"))
-    ]  # fmt: skip
-    np.testing.assert_allclose(logits(model, IDS), together, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(together, logits(base, IDS), **near)
+    with lora.merged(model):
+        np.testing.assert_allclose(logits(model, IDS), together, **near)
+    for name in idle:
+        lora.detach(model, name)
+    adapted = {x for name in active for x in FOUR[name]}
+    assert [at.split(".")[-1] for at in lora.merge(model)] == [
+        x for x in ("tok", "pos", "q", "up", "q", "up") if x in adapted
+    ]
+    np.testing.assert_allclose(logits(model, IDS), together, **near)
+
+
+@few
+@given(seeds, orders)
+def test_adapters_come_off_in_any_order_and_the_others_stay(seed, order):
+    model = four(seed)
+    for i, name in enumerate(order):
+        kept = order[i + 1 :]
+        lora.activate(model, *kept)
+        expected = logits(model, IDS)
+        lora.activate(model, name, *kept)
+        lora.detach(model, name)
+        assert same_bytes(logits(model, IDS), expected)
+        assert {x for layer in layers(model).values() for x in layer.adapters} == set(kept)
+        assert not kept or model.adapters.active == tuple(kept)
+    assert bits(model) == bits(gpt2(seed)) and all(flags(model).values())
 
 
 @given(seeds)

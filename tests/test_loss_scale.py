@@ -195,10 +195,16 @@ def test_what_a_half_would_round_up_is_unscaled_to_what_it_is():
     assert float(ml.asnumpy(p.grad)[0]) == 1.5 * 2.0**-25  # 4e-8; the halves are 0 and 6e-8
 
 
+def test_it_goes_on_from_its_state():
+    scale, state = LossScale(8.0, 5), {"scale": 2.0, "good": 3}
+    scale.load_state_dict(state)
+    assert scale.state_dict() == state
+
+
 def test_it_does_not_grow_until_it_overflows():
     scale = LossScale(MOST, 1)
     run(steps=3, loss_scale=scale)
-    assert scale.state_dict()["scale"] == MOST
+    assert scale.state_dict()["scale"] == MOST == 2.0**24
     p = ml.nn.Parameter(np.zeros(1, "float32"))
     optimizer, scale = ml.SGD([p], lr=1.0), LossScale(2.0**126, 1)
     for i in range(4):  # a start above it is taken, and stays

@@ -20,7 +20,7 @@ import minilora as ml
 from minilora import checkpoint, lora, ops, surgery
 from minilora.data import BPE, load_text, sequential, split
 from minilora.models.pretrained import base_path
-from minilora.models.transformer import Block
+from minilora.models.transformer import MLP, Block
 
 SMALL = {"vocab_size": 5, "n_positions": 4, "d_model": 4, "n_layers": 1, "n_heads": 2}
 
@@ -154,6 +154,14 @@ def test_a_token_of_an_encoder_sees_all_and_one_of_a_decoder_what_came_before(se
     y, z = (through_block(made, t, None, whole)[0] for t in (x, other))
     moved = np.abs(y - z).max(axis=-1) > 1e-9
     assert moved.tolist() == [i >= at or not causal for i in range(6)]
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_an_mlp_takes_the_gelu_that_it_was_told(approximate):
+    made = MLP(4, 6, approximate=approximate, std=1.0, rng=np.random.default_rng(0), dtype="f8")
+    x = ml.Tensor(normal(0, 3, 4))
+    wanted = made.down(ops.gelu(made.up(x), approximate=approximate))
+    assert np.array_equal(ml.asnumpy(made(x)), ml.asnumpy(wanted))
 
 
 def step(model, at, seed: int) -> dict[str, np.ndarray]:
@@ -343,6 +351,7 @@ def test_tokens_that_come_in_pieces_through_a_cache_give_the_same_logits(seed, p
 
 def test_a_new_cache_has_room_for_the_window_whatever_is_adapted():
     model, _ = adapted(targets=("pos", "tok", "q"))
+    assert [held.kv.shape for held in model.new_cache(3)] == [(2, 3, 12, 8)] * 2
     with ml.no_grad():
         assert model(ids(0, 2, 12), model.new_cache(2)).shape == (2, 12, 11)
 

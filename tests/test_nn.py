@@ -87,6 +87,14 @@ def test_a_module_without_a_forward_says_so():
         Nest()(1)
 
 
+def test_a_call_hands_everything_on_to_forward():
+    class Echo(nn.Module):
+        def forward(self, *args, **kwargs):
+            return args, kwargs
+
+    assert Echo()(1, 2, three=3) == ((1, 2), {"three": 3})
+
+
 @given(seeds, dtypes)
 def test_state_dict_round_trips_and_is_a_copy(seed, dtype):
     model, other = Nest(seed, dtype), Nest(seed + 1, dtype)
@@ -244,6 +252,7 @@ def test_a_layer_norm_centres_and_scales_each_row(d, seed):
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     expected = (x - mean) / np.sqrt(variance + 1e-3) * held["g"] + held["b"]
     np.testing.assert_allclose(ml.asnumpy(norm(ml.Tensor(x)).data), expected, rtol=0, atol=1e-12)
+    assert nn.LayerNorm(d).eps == 1e-5  # as PyTorch and GPT-2 have it
     fresh = nn.LayerNorm(d).state_dict()
     assert fresh["g"].dtype == "float32" and np.all(fresh["g"] == 1) and np.all(fresh["b"] == 0)
 
@@ -288,6 +297,7 @@ def test_a_parameter_trains_floats_only_and_lies_in_c_order():
 
 
 def test_the_tree_marks_what_trains_and_shows_equal_blocks_once():
+    assert "blocks.0-1 " in repr(gpt2(n_layers=2)) and "blocks.0 " in repr(gpt2(n_layers=1))
     model = gpt2(n_layers=3, dropout=0.1)
     model.requires_grad_(False)
     model.blocks[1].ln1.g.requires_grad = True

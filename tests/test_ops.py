@@ -786,6 +786,43 @@ def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
         assert_near(got, want, roundings(steps, most, dtype))
 
 
+@both_ways
+@pytest.mark.parametrize(
+    ("x", "W", "told"),
+    [
+        ((2, 3), (5, 4), "x has 3 features, W takes 4"),
+        ((2, 3), (3,), "x has 3 features, W takes 3"),
+        ((2, 3), (1, 5, 3), "x has 3 features, W takes 3"),
+        ((), (5, 1), "x has 0 features, W takes 1"),
+    ],
+)
+def test_linear_layers_refuse_what_does_not_meet(x, W, told, plain):
+    x, W, A, B = (Tensor(np.ones(shape)) for shape in (x, W, (2, 3), (5, 2)))
+    with ops.plain(plain):
+        with pytest.raises(ValueError, match=f"^linear: x is .*{told}"):
+            ops.linear(x, W)
+        with pytest.raises(ValueError, match=f"^lora_linear: x is .*{told}"):
+            ops.lora_linear(x, W, None, A, B, scale=1.0)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (3, 2)), ((2, 3), (3,)), ((), (1, 1)), ((2, 3), (2, 3))])
+def test_matmul_refuses_vectors_and_what_does_not_meet(shapes):
+    with pytest.raises(ValueError, match=r"^matmul: x is .* needs \(\.\.\., n, k\) and"):
+        ops.matmul(*(Tensor(np.ones(shape)) for shape in shapes))
+
+
+@pytest.mark.parametrize("name", ["sum", "mean"])
+@given(st.data(), seeds, solid)
+def test_sums_and_means_drop_their_axes_and_no_others(name, data, seed, shape):
+    every = st.permutations(range(len(shape))).map(lambda axes: tuple(axes[:2]))
+    axis = data.draw(st.none() | st.integers(-len(shape), len(shape) - 1) | every)
+    x = normal(seed, *shape)
+    wanted = np.asarray(getattr(np, name)(x, axis=axis))
+    assert_near(
+        ml.asnumpy(OPS[name](Tensor(x), axis=axis)), wanted, roundings(x.size, biggest(x), "f8")
+    )
+
+
 # Embedding and dropout
 
 
@@ -861,6 +898,10 @@ def test_dropout_drops_the_gradient_of_what_it_dropped(seed, rate):
     assert same_bytes(grad, normal(1, 5, 4) * value)
 
 
+def test_a_mask_of_rate_zero_keeps_everything(rng):
+    assert mask(rng, 500, 0.0).tolist() == [1] * 500
+
+
 def test_dropout_of_rate_zero_is_off_and_draws_nothing(rng):
     x = Tensor(np.ones(3))
     before = rng.bit_generator.state
@@ -896,6 +937,8 @@ def test_rows_of_a_slice_get_their_gradient_and_no_other(rows):
     (value * ml.backend.asarray(g)).sum().backward()
     assert np.array_equal(ml.asnumpy(value), W[rows])
     assert np.array_equal(ml.asnumpy(leaf.grad), expected)
+    leaf.data[...] = 7
+    assert (ml.asnumpy(value) == 7).all(), "a slice of rows copies nothing"
 
 
 def test_layer_norms_gradient_of_halves_does_not_overflow():

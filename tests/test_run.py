@@ -102,6 +102,10 @@ def fewer(job) -> None:
     job.optimizer = optim.AdamW(job.model.trainable_parameters(), 0.02, weight_decay=0.1)
 
 
+def freezing(job) -> None:
+    job.model.blocks[0].mlp.down.base.b.requires_grad = False
+
+
 def in_a_list(job) -> None:
     held = [*job.model.trainable_parameters().values()]
     job.optimizer = optim.AdamW(held, 0.02, weight_decay=0.1)
@@ -148,6 +152,7 @@ OTHERS = {  # what differs -> what is said of it
     "training of blocks.0.drop: True then, False now": each("training", False, "0.drop"),
     r"active of blocks.0.attn.q: \('default'\) then, \(\) now": each("active", (), "0.attn.q"),
     r"b of blocks.0.mlp.down.base: \(8,\) float32, trained then, \(8,\) float32, frozen now": fewer,
+    r"b of blocks.0.mlp.down.base: \(8,\) .* then, \(8,\) float32, frozen now": freezing,
     r"0: nothing then, \(8,\) float32, trained now": in_a_list,
     "table of blocks.1: nothing then, digest .* now": table,
     "text: 'plays' then, 'kjv' now; seed: 1 then, nothing now": setting(about={"text": "kjv"}),
@@ -231,13 +236,25 @@ def test_kernels_a_library_an_op_put_in_place_and_a_version_make_another_run(
         Job().fit(path)
 
 
-def test_of_many_differences_the_first_are_told_and_the_others_counted():
-    was, now = ({f"m.x{i}": f"{i + add}" for i in range(9)} for add in (0, 1))
-    assert run.differences(was, now) == "; ".join(
-        [f"x{i} of m: {i} then, {i + 1} now" for i in range(run.MANY)]
-        + [f"and {9 - run.MANY} more"]
-    )
+@pytest.mark.parametrize("n", [run.MANY, run.MANY + 1, run.MANY + 4])
+def test_of_many_differences_the_first_are_told_and_the_others_counted(n):
+    was, now = ({f"m.x{i}": f"{i + add}" for i in range(n)} for add in (0, 1))
+    said = [f"x{i} of m: {i} then, {i + 1} now" for i in range(run.MANY)]
+    rest = [f"and {n - run.MANY} more"] if n > run.MANY else []
+    assert run.differences(was, now) == "; ".join(said + rest)
     assert run.differences(now, now) == ""
+
+
+def test_an_optimizers_list_in_another_order_is_another_run(tmp_path):
+    model = gpt2()
+    q, k = model.blocks[0].attn.q.W, model.blocks[0].attn.k.W
+    for order in ((q, k), (k, q)):
+        how = {"checkpoint": tmp_path / "run.npz", "progress": False}
+        if order[0] is k:
+            with pytest.raises(ValueError, match=r"trained as 0 then, .* trained as 1 now"):
+                ml.fit(model, windows(), optim.SGD(order, 0.1), 1, **how)
+        else:
+            ml.fit(model, windows(), optim.SGD(order, 0.1), 1, **how)
 
 
 plain = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=99), st.booleans(),
@@ -266,6 +283,12 @@ def test_settings_are_said_alike_where_they_are_alike(a, b):
 def test_what_differs_is_said_to_differ(one, other):
     assert run.told(one) != run.told(other)
     assert run.told(one) == run.told(one)
+
+
+def test_what_is_alike_is_said_alike_whatever_the_order_of_its_making():
+    assert run.told({0, 8}) == run.told({8, 0})
+    assert run.told([*range(99)]).startswith("digest ")
+    assert run.told([1.0, 2]) == run.told((1, 2.0)) == "(1, 2)"
 
 
 def test_what_is_no_setting_is_not_told():
@@ -304,6 +327,14 @@ def at(array, value):
     return array
 
 
+def reached(arrays, meta, done: int, looks: int) -> None:
+    """As if so many steps were done."""
+    meta["done"] = done
+    meta["t"] = max(done, meta["t"]) if done else -1
+    arrays |= {name: np.ones(done) for name in ("losses", "lrs")}
+    arrays["held_out"] = np.ones(looks)
+
+
 A = "param.blocks.0.attn.q.default.A"
 DAMAGES = {
     "missing member": lambda arrays, meta: arrays.pop(A),
@@ -327,9 +358,11 @@ DAMAGES = {
     "scale held a while": member("loss_scale", lambda a: np.array([a[0], 0.5])),
     "no scale": member("loss_scale", lambda a: a[:0]),
     "less done": fact("done", 1),
+    "no steps done": lambda arrays, meta: reached(arrays, meta, 0, 0),
     "done before the start": fact("done", -1),
-    "done beyond the end": fact("done", 6),
-    "done beyond everything": fact("done", 10**40),
+    "done beyond the end": lambda arrays, meta: reached(arrays, meta, 6, 4),
+    "a look left out": lambda arrays, meta: reached(arrays, meta, 3, 1),
+    "a number of forty digits": fact("done", 10**40),
     "done in words": fact("done", "two"),
     "half done": fact("done", 2.0),
     "fewer updates than steps": fact("t", 1),
@@ -352,6 +385,7 @@ DAMAGES = {
     "a state too large": lambda arrays, meta: meta["generators"]["drop"]["state"].update(
         state=2**200
     ),
+    "a broken state": lambda arrays, meta: meta["generators"]["drop"]["state"].update(state=1.5),
     "half a state": lambda arrays, meta: meta["generators"]["drop"]["state"].pop("inc"),
     "no list of generators": fact("generators", []),
     "another kind of file": fact("kind", "model"),
@@ -376,6 +410,10 @@ def test_a_damaged_file_is_refused_in_its_name_and_changes_nothing(damage, begun
     with pytest.raises(ValueError) as told:
         job.fit(path)
     assert str(told.value).startswith(str(path))
+    if "another" not in damage:
+        assert "another run" not in str(told.value)
+    if "done b" in damage:
+        assert "of 5 steps are done in it" in str(told.value)
     assert_same(before, job.state())
     assert path.read_bytes() == whole
     path.write_bytes(begun[0])  # and the good one is taken over, then

@@ -568,6 +568,15 @@ def test_an_op_with_rules_too_few_or_too_many_says_so(rules, given):
         product(*(Tensor(np.ones(2), requires_grad=flag) for flag in trained)).sum().backward()
 
 
+@pytest.mark.parametrize("value", [lambda x: x.sum(), lambda x: x * 2, lambda x: [x, ()]])
+def test_an_op_that_gives_its_value_alone_says_so(value):
+    bare = op(value)
+    with pytest.raises(
+        TypeError, match=r"^<lambda>: its arrays are x; of their rules .* \[\]: ret"
+    ):
+        bare(*leaves(np.ones(2)))
+
+
 def test_an_op_of_any_number_of_arrays_has_a_rule_for_each():
     @op
     def total(*parts, times):
@@ -965,6 +974,8 @@ def test_an_error_names_each_input_by_its_own_name():
         (lambda: Tensor([1.0, 2.5]), "Tensor(f64 (2,), [1.0, 2.5])"),
         (lambda: Tensor(np.float32(2)), "Tensor(f32 (), 2.0)"),
         (lambda: Tensor([[1, 2]]), "Tensor(i64 (1, 2), [[1, 2]])"),
+        (lambda: Tensor([1.0] * 8), f"Tensor(f64 (8,), {[1.0] * 8})"),
+        (lambda: Tensor([1.0] * 9), "Tensor(f64 (9,), mean 1 sd 0, min 1 max 1)"),
         (lambda: Tensor([1.0], requires_grad=True), "Tensor(f64 (1,), [1.0], grad)"),
         (lambda: Tensor([1.0], requires_grad=True) * 2, "Tensor(f64 (1,), [2.0], from mul, grad)"),
         (

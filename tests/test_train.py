@@ -193,13 +193,15 @@ def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
 ):
     if backend.name != "numpy" and place != "batch":
         pytest.skip("on the stand-in, one will do")
+    if name == "SIGTERM" and os.name != "posix":
+        pytest.skip("there it is a kill")
     path, here = tmp_path / "run.npz", Path(__file__).parent
     where = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     died = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend.name, place, name, str(path)],
         env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120, text=True,
     )  # fmt: skip
-    if name == "SIGTERM" and os.name == "posix":
+    if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
         assert died.stdout.splitlines()[-1] == (
             f"fit: interrupted after {done} of 5 steps: {path} holds the run, and the same call "
@@ -670,7 +672,9 @@ def test_a_gradient_that_fails_for_a_spoiled_parameter_names_the_parameter(backe
         ml.fit(model, windows(), optimizer, 9, progress=False, log_every=99)
     model, optimizer = job("full")
     model.tok.W.data[...] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"before the first step tok.W is not finite"):
+    with pytest.raises(
+        FloatingPointError, match=r"before the first step tok.W is not finite: look at the"
+    ):
         ml.fit(model, windows(), optimizer, 2, progress=False)
 
 
@@ -709,7 +713,7 @@ def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
 # What cannot be meant is said before the work: nothing is computed, nothing written.
 
 X, NAN = windows()[0], float("nan")
-MADE = "make it after attach, of model.trainable_parameters()"
+MADE = "make the optimizer after attach, from model.trainable_parameters()"
 PAIRS = r"one alone goes in a list, \[\(inputs, targets\)\]"
 
 
@@ -732,7 +736,7 @@ MISTAKES = [
     ({"model": None}, TypeError, "fit: the model must be a Module, such as a GPT2, not None"),
     ({"optimizer": None}, TypeError, "fit: the optimizer must be one of minilora.*, not None"),
     ({"optimizer": gpt2()}, TypeError, r"AdamW\(model.trainable_.*, lr=1e-3\), not a GPT2"),
-    ({"optimizer": optim.AdamW}, TypeError, "the optimizer must be .*, not a type"),
+    ({"optimizer": optim.AdamW}, TypeError, "the optimizer must be .*, not the class AdamW"),
     (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {MADE}"),
     (before_attach, ValueError, f"fit: tok.W, like all .*, is frozen by now: {MADE}"),
     ({"held_out": X}, TypeError, rf"fit: held_out\[0\] must be .* of shape \(2, 6\): {PAIRS}"),
@@ -829,7 +833,7 @@ def test_evaluating_or_one_step_with_what_is_no_batch_or_no_loss_raises():
     with pytest.raises(TypeError, match=r"evaluate: the model must be a Module, .* not a list"):
         ml.evaluate([X], model)
     for call in (ml.evaluate, lambda *x, **how: ml.train_step(*x, optimizer, **how)):
-        with pytest.raises(TypeError, match="the loss must give a Tensor, not a float"):
+        with pytest.raises(TypeError, match=r"the loss must give a Tensor .*, not a float"):
             call(model, [X], loss=lambda model, batch: train.lm_loss(model, batch).item())
-    with pytest.raises(TypeError, match="evaluate: the loss must give a Tensor, not None"):
+    with pytest.raises(TypeError, match=r"evaluate: the loss must give a Tensor .*, not None"):
         ml.evaluate(model, [X], loss=lambda model, batch: None)

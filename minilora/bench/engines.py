@@ -48,4 +48,4 @@ def missing(name: str) -> str:
     if name == "minilora half" and not device:
         return "in half precision only a device is fast"
     absent = [p for p in NEEDS.get(name, ()) if importlib.util.find_spec(p) is None]
-    return f"not installed: {', '.join(absent)}" if absent else ""
+    return f"not installed: pip install {' '.join(absent)}" if absent else ""

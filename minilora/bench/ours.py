@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,8 +40,16 @@ PROMPT = 8  # tokens that decoding starts from
 
 
 def sizes(shape: str) -> Shape:
-    """The shape of that name; "classroom:32" is the classroom's with a batch of 32."""
-    name, _, batch = shape.partition(":")
+    """The shape of that name; "classroom:32" is the classroom's with a batch of 32.
+
+    Raises ValueError for a name that there is not, and for what is no batch.
+    """
+    name, colon, batch = shape.partition(":")
+    if name not in SHAPES or (colon and not re.fullmatch(r"[1-9]\d{0,8}", batch)):
+        raise ValueError(
+            f"there is no shape {shape!r}: there are {', '.join(SHAPES)}, and with a batch "
+            "of 32 it is classroom:32"
+        )
     return SHAPES[name]._replace(batch=int(batch)) if batch else SHAPES[name]
 
 

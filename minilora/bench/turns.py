@@ -70,21 +70,26 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def bench(
-    shapes: Sequence[str], names: Sequence[str], *, rounds: int = 10, threads: int = 2,
-    whole: bool = True, grow: bool = False, device: str = "numpy", say: Say = print,
+    shapes: Sequence[str], names: Sequence[str] | None = None, *, rounds: int = 10,
+    threads: int = 2, whole: bool = True, grow: bool = False, device: str = "numpy",
+    say: Say = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure; returns shape -> engine -> numbers, minilora's ratios to them among them.
 
+    names: engines, see engines.py; None: all that can run here. Raises RuntimeError for one that is
+    named and cannot, and where engines disagree.
     ms is a step's minimum and median over the rounds; ratio is the median, over the rounds, of
     minilora's step over the other's in the same round, of the same work (a training step, a forward
     pass, or decoding); peak is in bytes, whole in seconds for
     start, 50 steps and exit. `grow` adds "growth", see there. On another `device` than "numpy"
     a step ends when the device has done it, and the peak is what its memory pool has taken.
     """
-    missing = {name: why for name in names if (why := engines.missing(name))}
+    missing = {name: why for name in names or engines.ENGINES if (why := engines.missing(name))}
     for name, why in missing.items():
+        if names:
+            raise RuntimeError(f"bench: {name} cannot run: {why}")
         say(f"{name} is skipped: {why}")
-    names = [name for name in names if name not in missing]
+    names = [name for name in names or engines.ENGINES if name not in missing]
     result: dict[str, Any] = {"threads": threads, "rounds": rounds, "missing": missing}
     for shape in shapes:
         say(f"\n{shape}: {engines.sizes(shape)}")
@@ -147,7 +152,7 @@ def _one(
     workers = [Worker(name, shape, threads, device=device) for name in names]
     try:
         agreed = _agree(workers)
-        say(f"losses and gradients agree: {agreed}")
+        say(agreed)
         times = dict(zip(names, _turns(workers, rounds)))
         peaks = {worker.engine: worker.ask("peak") for worker in workers}
     finally:
@@ -197,7 +202,7 @@ def _turns(workers: Sequence[Worker], rounds: int) -> list[list[float]]:
 
 
 def _agree(workers: Sequence[Worker]) -> str:
-    """Compare first losses and gradients with minilora's; raises where they part."""
+    """Compare first losses and gradients with minilora's, and say so; raises where they part."""
     told: dict[str, tuple[float, dict[str, np.ndarray]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for worker in (w for w in workers if w.engine in engines.SAME):
@@ -205,15 +210,15 @@ def _agree(workers: Sequence[Worker]) -> str:
             loss = worker.ask("check", path)
             with np.load(path) as file:
                 told[worker.engine] = loss, {name: file[name] for name in file.files}
-    worst = 0.0
-    if "minilora" in told:
-        loss, grads = told["minilora"]
-        for name, (other, theirs) in told.items():
-            gap = apart(loss, grads, other, theirs)
-            worst = max(worst, gap)
-            if not gap <= TOLERANCE:
-                raise RuntimeError(f"bench: {name} and minilora disagree by {gap:.1e}")
-    return f"within {worst:.1e} ({', '.join(told)})"
+    if "minilora" not in told or len(told) < 2:
+        return "no losses and gradients to compare: name minilora and another that trains LoRA"
+    worst, (loss, grads) = 0.0, told["minilora"]
+    for name, (other, theirs) in told.items():
+        gap = apart(loss, grads, other, theirs)
+        worst = max(worst, gap)
+        if not gap <= TOLERANCE:
+            raise RuntimeError(f"bench: {name} and minilora disagree by {gap:.1e}")
+    return f"losses and gradients agree: within {worst:.1e} ({', '.join(told)})"
 
 
 def apart(loss: float, grads: engines.Grads, other: float, theirs: engines.Grads) -> float:

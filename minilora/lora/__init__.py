@@ -3,7 +3,8 @@ from ..config import LoRAConfig
 from .convert import activate, adaptable, attach, detach, disabled, merge, merged, set_adapter
 from .files import load, save
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
+from ..rounding.verification import verify  # last: it needs the others
 
 __all__ = [
     "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRALinear", "activate", "adaptable",
-    "attach", "detach", "disabled", "load", "merge", "merged", "save", "set_adapter"]
+    "attach", "detach", "disabled", "load", "merge", "merged", "save", "set_adapter", "verify"]

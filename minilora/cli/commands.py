@@ -1,0 +1,176 @@
+"""The other commands: each takes the options and `say`, and returns what --json prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, accounting, atomic, backend, data, lora
+from ..backend import gpu
+from ..backend.threads import threads
+from ..bench.engines import ENGINES, sizes
+from ..bench.turns import bench
+from ..config import SHAPES, GPT2Config
+from ..demo import demo
+from ..generate import generate
+from ..models import GPT2, save_model
+from ..models.pretrained import BASES
+from ..optim import AdamW
+from ..pretrain import pretrain
+from . import inputs
+
+Say = Callable[[str], None]
+
+
+def show(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """The demo."""
+    return demo(args.seed, say)
+
+
+def write(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Continue a prompt."""
+    model = inputs.base(args)
+    if args.adapter:
+        inputs.adapt(model, args, strict=False)
+    elif args.base_dtype:
+        raise ValueError(f"--base-dtype {args.base_dtype} goes with an adapter: give --adapter")
+    out = generate(
+        model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
+        top_k=args.top_k, top_p=args.top_p, rng=args.seed, cache=not args.no_cache,
+    )  # fmt: skip
+    text = model.tokenizer.decode(out)
+    if not args.json:
+        print(text)
+    return {"text": text, "ids": out.tolist()}
+
+
+def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Add an adapter into the base's weights; write a plain model."""
+    inputs.replacing(args.out, "model", say)
+    model = inputs.base(args)
+    merged = [*inputs.held(args.base), inputs.adapt(model, args, strict=True)]
+    shape = 2, min(64, model.config.n_positions)
+    ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, shape)
+    proof = lora.verify(model, ids)
+    say(str(proof))
+    told = {"passed": proof.passed, "verified": proof.as_dict()}
+    if not proof.passed:
+        return told | {"failed": f"{args.out} is not written: the merge is wrong, see above"}
+    lost = lora.merge(model)
+    save_model(model, args.out, about={"merged": merged})
+    say(f"merged {len(lost)} layers into {args.out} ({args.out.stat().st_size:,} bytes)")
+    return told | {
+        "model": str(args.out), "layers": len(lost), "lost": max(lost.values()),
+        "difference": proof.logits.difference, "bound": proof.logits.bound,
+    }  # fmt: skip
+
+
+def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Count parameters, bytes and operations of a step: on the base, or of a named shape."""
+    if args.shape:
+        return _plan(args, say)
+    if args.method != "lora" or args.policy != "float32":
+        raise ValueError("--method and --policy go with a shape: account gpt2 --method full")
+    result: dict[str, Any] = {}
+    for name in ("full", "lora"):
+        model = inputs.base(args).train()
+        batch, tokens = inputs.sizes(args, model)
+        settings = inputs.settings(args, model)
+        model.requires_grad_(True).recompute = args.recompute
+        if name == "lora":
+            lora.attach(model, settings, rng=args.seed, base_dtype=args.base_dtype)
+        numbers = accounting.count(model)
+        optimizer = AdamW(model.trainable_parameters())
+        book = accounting.ledger(model, optimizer, batch, tokens)
+        say(f"{name}: {numbers.trainable:,} of {numbers.total:,} parameters train "
+            f"({numbers.percent:.3f} %)\n{book}\n")  # fmt: skip
+        result[name] = {
+            "trainable": numbers.trainable, "total": numbers.total, "bytes": book.as_dict(),
+            "activations": book.activations,
+        }  # fmt: skip
+    return result
+
+
+def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Of a shape that need not fit into any memory: nothing is computed but sizes."""
+    if args.base_dtype:
+        raise ValueError(f"account {args.shape}: give --policy 'half base' for --base-dtype")
+    shape = SHAPES[args.shape]
+    inputs.within(args.window, args.shape, shape.n_positions)
+    settings = inputs.settings(args, GPT2(GPT2Config(1, 1, 1, shape.n_layers, 1)))
+    plan = accounting.plan(
+        args.shape, method=args.method, policy=args.policy, recompute=args.recompute,
+        batch=args.batch or 1, tokens=args.window, plain=args.plain, r=settings.r,
+        device=args.backend.partition(":")[0], alpha=settings.alpha, targets=settings.targets,
+    )  # fmt: skip
+    say(str(plan))
+    return plan.as_dict()
+
+
+def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Versions, BLAS, threads, devices."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    counts = {v: os.environ[v] for v in _THREADS if v in os.environ}
+    facts = {
+        "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
+        "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
+        "threads": counts or f"{threads()}",
+        "backend": backend.current().describe(),
+        "devices": gpu.devices(),
+        "bases": list(BASES), "texts": list(data.TEXTS),
+    }  # fmt: skip
+    for name, value in facts.items():
+        say(f"{name:<10}{', '.join(value) if isinstance(value, list) else value}")
+    return facts
+
+
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def train_base(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Train the built-in base again, from nothing."""
+    inputs.replacing(args.out, "model", say)
+    _, history = pretrain(
+        args.out, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
+    )
+    return {"model": str(args.out), "held_out": history.held_out[-1][1]}
+
+
+def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Time a training step beside other engines, in turns, on the same weights and batch."""
+    for shape in args.shapes:
+        sizes(shape)
+    for name in args.engines or ():
+        if name not in ENGINES:
+            raise ValueError(f"--engines {name}: there are {', '.join(ENGINES)}")
+    if not (args.shapes or args.growth):
+        raise ValueError("--shapes '' leaves nothing to measure: give one, or --growth")
+    if args.growth and args.backend != "numpy":
+        raise ValueError("--growth measures the host: leave --backend out")
+    if args.parity:
+        odd = [name for name in ("engines", "rounds", "growth", "no_whole", "chart")
+               if getattr(args, name)]  # fmt: skip
+        if odd:
+            raise ValueError(f"--parity measures otherwise: leave --{odd[0].replace('_', '-')} out")
+        from ..bench.parity import parity
+
+        return parity(args.shapes, say=say)
+    if args.chart:
+        from .. import viz  # what is missing is told before the work, not after it
+
+        if not args.shapes:
+            raise ValueError(f"--chart {args.chart} needs a shape to draw: give --shapes")
+    result = bench(
+        args.shapes, args.engines, rounds=args.rounds or 10, threads=args.threads or 2,
+        whole=not args.no_whole, grow=args.growth, device=args.backend, say=say,
+    )  # fmt: skip
+    if args.chart:
+        with atomic.writing(args.chart) as file:
+            viz.bench_page(result).savefig(file, format=args.chart.suffix[1:], dpi=150)
+        say(f"\n{args.chart} shows it")
+    return result

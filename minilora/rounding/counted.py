@@ -1,0 +1,205 @@
+"""Every rounding of a run, and how far it moves one number of the result.
+
+The run is repeated in float64. There each op is followed by one that hands its number on and, when
+the gradient comes back, adds up what the roundings of that op move the result by.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Array, current
+from ..lora.convert import adaptable, layers_of, merged
+from ..nn import Module
+from ..tensor import OPS, Tensor, op
+
+At = tuple[int, ...]
+
+
+def unit(dtype: Any) -> float:
+    """u, the largest relative error of one rounding in this dtype."""
+    return float(np.finfo(str(dtype)).eps) / 2
+
+
+def least(dtype: Any) -> float:
+    """η, the smallest float of this dtype above 0."""
+    return float(np.finfo(str(dtype)).smallest_subnormal)
+
+
+def twin(model: Module, dtype: Any = None) -> Module:
+    """A model like this one to do with as one likes: dropout off, nothing trained.
+
+    Its modules are copies, its arrays the model's own, which nothing here writes to. dtype: its
+    arrays are those in that dtype, and so its layers compute.
+    """
+    arrays = {
+        id(p.data): p.data if dtype is None else p.data.astype(dtype, copy=False)
+        for p in model.parameters()
+    }
+    other = copy.deepcopy(model, arrays).eval().requires_grad_(False)  # deepcopy takes those
+    for _, module in other.named_modules():
+        if dtype is not None and hasattr(module, "dtype"):
+            module.dtype = np.dtype(dtype)
+    return other
+
+
+class Moved:
+    """What roundings to `dtype` move the result by, in units of its u and its η.
+
+    sum: Σ|c|, squares: Σc² (see `compare`), lost: the sum of what is lost below η.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self.sum = self.squares = self.lost = 0.0
+        self.finer = unit("float64") / unit(dtype)  # what a rounding in float64 counts for
+        self.finest = least("float64") / least(dtype)
+
+    def add(self, g: Array | None, size: Array, roundings: int, lost: Any) -> None:
+        """Numbers of this size, so many roundings in each and η / 2 lost so often, where the
+        result's gradient is g (None: it does not depend on them)."""
+        if g is not None:
+            c, read = abs(g) * size, current().read
+            self.sum += roundings * read(c.sum(), 0.0)
+            self.squares += roundings * read((c * c).sum(), 0.0)
+            self.lost += read((abs(g) * lost).sum(), 0.0)
+
+
+def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
+    """Add all roundings of the adapted model, of which model(ids)[at] is the result.
+
+    Each is of a number of its own but three, which every token meets: A, rounded to halves in half
+    precision, B, rounded so and times s = alpha / r, and s itself.
+    """
+    used = [a for layer in layers_of(model).values() for a in layer.in_use() if a.scale]
+    for a in used:
+        a.requires_grad_()
+    _run(model, ids, at, moved)
+    along = 0.0
+    for a in used:
+        moved.add(a.A.grad, abs(a.A.data), 1, 1)
+        moved.add(a.B.grad, abs(a.B.data), 2, 1 + 1 / abs(a.scale))
+        if a.B.grad is not None:
+            along += (c := abs(current().read((a.B.grad * a.B.data).sum(), 0.0)))
+            moved.lost += c / abs(a.scale)
+    moved.sum, moved.squares = moved.sum + along, moved.squares + along * along
+
+
+def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
+    """Add all roundings of the merged model: a number of W, once rounded, is met by every token."""
+    layers = layers_of(model)
+    with merged(model):
+        plain = {path: layer.W for path, layer in adaptable(model).items() if path in layers}
+        for W in plain.values():
+            W.requires_grad = True
+        _run(model, ids, at, moved)
+    for path, W in plain.items():
+        moved.add(W.grad, abs(W.data), 1, 1)
+        for a in layers[path].in_use():  # ΔW is made in float64
+            size = layers[path].oriented(abs(a.B.data) @ abs(a.A.data)) * abs(a.scale)
+            steps = a.r + 1 + len(layers[path].active)
+            moved.add(W.grad, size * moved.finer, steps, steps * (1 + abs(a.scale)) * moved.finest)
+
+
+def _run(model: Module, ids: Any, at: At, moved: Moved) -> None:
+    counted = {name: _counted(OPS[name], rule, moved) for name, rule in ROUNDINGS.items()}
+    with ops.replaced(**counted, **COMPOSED):
+        result = model(ids)[at]
+    result.backward()
+
+
+def _counted(of: Callable[..., Tensor], rule: Rule, moved: Moved) -> Callable[..., Tensor]:
+    """The op, and behind it one that sees the gradient of its output."""
+
+    def apply(*inputs: Any, **settings: Any) -> Tensor:
+        y = of(*inputs, **settings)
+        arrays = (x.data if isinstance(x, Tensor) else x for x in inputs)
+        roundings, size, lost = rule(y.data, *arrays, **settings)
+
+        @op
+        def rounded(x: Array) -> Any:
+            def dx(g: Array) -> Array:
+                moved.add(g, size, roundings, lost)
+                return g
+
+            return x, (dx,)
+
+        return rounded(y if y.requires_grad else Tensor(y.data, requires_grad=True))
+
+    return apply
+
+
+# For each op that rounds: (output, arrays, settings) -> (roundings in each number, the size of what
+# is rounded, how often η / 2 may be lost). A sum of n products is n roundings of the sum of their
+# sizes, in whatever order it is made: of each product once, and n - 1 sums on the way. Left out are
+# those that round nothing (moves, signs) and those behind the logits, log_softmax and the loss.
+
+Rule = Callable[..., tuple[int, Array, Any]]
+
+
+def _elementwise(roundings: int, lost: int) -> Rule:
+    return lambda y, *_: (1, roundings * abs(y), lost)
+
+
+def _sum(y: Array, x: Array, *, axis: Any = None) -> tuple[int, Array, Any]:
+    return x.size // y.size, abs(x).sum(axis=axis), 0
+
+
+def _mean(y: Array, x: Array, *, axis: Any = None) -> tuple[int, Array, Any]:
+    return x.size // y.size + 1, abs(x).mean(axis=axis), 1
+
+
+def _matmul(y: Array, a: Array, b: Array) -> tuple[int, Array, Any]:
+    n = a.shape[-1]
+    return n + 1, abs(a) @ abs(b), n + 1  # one more: attention's kernel divides afterwards
+
+
+def _linear(y: Array, x: Array, W: Array, b: Array | None = None) -> tuple[int, Array, Any]:
+    size, n = abs(x) @ abs(W).T, x.shape[-1]
+    return n + 1, size if b is None else size + abs(b), n
+
+
+def _gelu(y: Array, x: Array, **_: Any) -> tuple[int, Array, Any]:
+    return 1, 16 * abs(x), 16 * (1 + abs(x))  # Φ, of which erf's last bits, is below 1
+
+
+ROUNDINGS: dict[str, Rule] = {
+    **dict.fromkeys(("add", "sub"), _elementwise(1, 0)),  # no small sum of floats is inexact
+    **dict.fromkeys(("mul", "div"), _elementwise(1, 1)),
+    **dict.fromkeys(("exp", "log", "sqrt", "tanh"), _elementwise(8, 1)),  # NumPy's: 4 last places
+    "sum": _sum, "mean": _mean, "matmul": _matmul, "linear": _linear, "gelu": _gelu,
+}  # fmt: skip
+
+
+# And those that are made of them, as minilora/ops has them.
+
+
+def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
+    e = ops.exp(x - x.data.max(axis=axis, keepdims=True))
+    return e / _beside(e.sum(axis=axis), axis)
+
+
+def _layer_norm(x: Tensor, gain: Any, shift: Any, *, eps: float = 1e-5) -> Any:
+    centred = x - _beside(x.mean(axis=-1))
+    variance = _beside((centred * centred).mean(axis=-1))
+    return centred / ops.sqrt(variance + eps) * gain + shift
+
+
+def _lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, mask: Any = None, *, scale: float) -> Any:
+    return ops.linear(x, W, b) + ops.linear(ops.linear(x, A), B) * scale
+
+
+def _beside(x: Tensor, axis: int = -1) -> Tensor:
+    """x with an axis of 1 where it lost one."""
+    shape = list(x.shape)
+    shape.insert(axis % (len(shape) + 1), 1)
+    return x.reshape(*shape)
+
+
+COMPOSED: dict[str, Callable[..., Tensor]] = {
+    "softmax": _softmax, "layer_norm": _layer_norm, "lora_linear": _lora_linear,
+}  # fmt: skip

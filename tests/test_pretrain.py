@@ -1,0 +1,92 @@
+"""The base can be made again: interrupted or not it is the same, and its log tells of one run."""
+
+import signal
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora import checkpoint
+from minilora.pretrain import pretrain as train
+
+CONFIG = ml.GPT2Config(vocab_size=270, n_positions=8, d_model=8, n_layers=1, n_heads=2)
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
+
+
+@pytest.fixture(autouse=True)
+def numpy_only(backend):
+    if backend.name != "numpy":
+        pytest.skip("it is about files")
+
+
+def go(out, say=lambda line: None, **how):
+    return train(out, say=say, **{"steps": 6, "config": CONFIG, "batch": 2, "text": TEXT} | how)
+
+
+def weights(path):
+    arrays, _ = checkpoint.read(path, "model")
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def interrupt(line):
+    """Ctrl-C after three steps."""
+    if line.startswith("step 3/"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def log(out):
+    """The lines of the log, without what differs from run to run."""
+    lines = out.with_suffix(".log").read_text("utf-8").splitlines()
+    return [line.partition("  lr ")[0] for line in lines]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
+    whole, part = tmp_path / "whole.npz", tmp_path / "part.npz"
+    go(whole)
+    with pytest.raises(KeyboardInterrupt, match="after 3 of 6 steps"):
+        go(part, interrupt)
+    assert not part.exists()
+    kept = {path: path.read_bytes() for path in tmp_path.glob("part.*")}
+    for other in ({"seed": 1}, {"text": TEXT + "a\n"}, {"batch": 3}, {"steps": 7}):
+        with pytest.raises(ValueError, match=r"part\.run\.npz is a checkpoint of another run"):
+            go(part, **other)
+    assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == kept
+    go(part)
+    assert weights(part) == weights(whole)
+    both = [line for line in log(part) if not line.startswith("going on")]
+    assert both == log(whole) and len(both) == len(log(part)) - 1
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{suffix}" for name in ("whole", "part") for suffix in ("npz", "log")
+    }
+
+
+def test_a_run_may_start_anew_and_then_its_log_does(tmp_path):
+    out = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        go(out, interrupt)
+    go(out, resume=False, seed=1)
+    assert "seed 1" in log(out)[0] and not any("going on" in line for line in log(out))
+    other = tmp_path / "b.npz"
+    go(other, seed=1)
+    assert weights(out) == weights(other)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.log", "a.run.npz"])
+def test_what_cannot_be_written_is_found_before_the_work(tmp_path, name):
+    (tmp_path / name).mkdir()
+    lines = []
+    with pytest.raises(ValueError, match=f"{name} is a folder"):
+        go(tmp_path / "a.npz", lines.append)
+    assert not lines and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_model_is_written_with_its_tokenizer_and_learns(tmp_path):
+    lines = []
+    model, history = go(tmp_path / "a.npz", lines.append, steps=40)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.log"}
+    assert (tmp_path / "a.log").read_text("utf-8").splitlines() == "\n".join(lines).splitlines()
+    assert history.held_out[-1][1] < history.held_out[0][1]
+    back = ml.load_model(tmp_path / "a.npz")
+    assert back.tokenizer.merges == model.tokenizer.merges
+    for (name, p), (_, q) in zip(model.named_parameters(), back.named_parameters()):
+        assert np.array_equal(q.data, p.data.astype("float16").astype("float32")), name
