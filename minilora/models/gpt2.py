@@ -26,9 +26,8 @@ class GPT2(Module):
         self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
         self.pos = Embedding(c.n_positions, c.d_model, rng=rng, dtype=dtype)
         self.blocks = [
-            Block(
-                c.d_model, c.n_heads, c.d_ff or 4 * c.d_model, dropout=c.dropout,
-                std_out=0.02 / math.sqrt(2 * c.n_layers), rng=rng, dtype=dtype)
+            Block(c.d_model, c.n_heads, c.d_ff or 4 * c.d_model, dropout=c.dropout,
+                  std_out=0.02 / math.sqrt(2 * c.n_layers), rng=rng, dtype=dtype)
             for _ in range(c.n_layers)]
         self.ln_f = LayerNorm(c.d_model, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
