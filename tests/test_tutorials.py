@@ -145,7 +145,7 @@ def test_it_runs_without_a_warning(chapter, way, runs):
 
 
 def test_one_seed_prints_the_same_numbers_and_figures_say_what_they_need(chapter, runs):
-    """A run without matplotlib is another run: it prints the same, but for the word that it lacks."""
+    """A run without matplotlib is a second run: it prints the same, but for what it lacks."""
     pytest.importorskip("matplotlib")
     script, bare = (runs[way, chapter][0].splitlines() for way in TWICE)
     assert not any(LEFT_OUT in line for line in script)
