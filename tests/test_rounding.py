@@ -555,6 +555,8 @@ def test_what_cannot_be_verified_is_told():
     with pytest.raises(ValueError, match="no adapter"):
         lora.verify(gpt2(), ids())
     model, _ = adapted(dtype="float32")
+    with pytest.raises(ValueError, match=r"compare: ids are \(0, 5\): give it a sequence"):
+        lora.verify(model, np.zeros((0, 5), int))
     with lora.merged(model), pytest.raises(RuntimeError, match=r"leave lora\.merged"):
         lora.verify(model, ids())
     model.ln_f.g.data[0] = float("nan")

@@ -96,9 +96,12 @@ def compare(model: Module, ids: Any) -> Comparison:
     What is lost below the smallest floats is added to both at its worst. The probable bound is some
     40 times what is seen; more where rows are long, or halves are added up in float32.
 
-    The model stays as it is. Raises FloatingPointError where a logit is not finite.
+    The model stays as it is. Raises ValueError for no ids, FloatingPointError where a logit is not
+    finite.
     """
     same, ids = twin(model), np.asarray(ids)
+    if not ids.size:
+        raise ValueError(f"compare: ids are {ids.shape}: give it a sequence of one token at least")
     with no_grad():
         before = asnumpy(same(ids).data)
         with merged(same):
