@@ -521,6 +521,7 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --out ''": "--out '' is no name of a file: give one, such as out.npz",
     "finetune none.txt": "there is no file none.txt, nor a built-in text of that name: there are",
     "finetune folder": "folder is a folder: give a text file",
+    f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",
     "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff",
     "finetune empty.txt": "empty.txt is empty: give a longer text",
     "finetune one.txt": "one.txt is one character: give a longer text",
@@ -572,10 +573,11 @@ def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeyp
 
 ERRORS = {
     "x": ValueError("x"), "no 'x'": KeyError("no 'x'"), "y": RuntimeError("y"),
-    "there is not enough memory: ask for less, such as a smaller --batch": MemoryError(),
+    "there is not enough memory: ask for less, such as a smaller --batch or --r": MemoryError(),
     "there is no file a.npz": FileNotFoundError(2, "No such file or directory", "a.npz"),
     "a.npz: permission denied": PermissionError(13, "Permission denied", "a.npz"),
-    "disk full": OSError("disk full"), "z": OverflowError("z"), "deep": RecursionError("deep"),
+    "disk full": OSError("disk full"), "no way": OSError(5, "No way"),
+    "z": OverflowError("z"), "deep": RecursionError("deep"),
     "end": EOFError("end"), "no cupy": ImportError("no cupy"), "nan": FloatingPointError("nan"),
 }  # fmt: skip
 
