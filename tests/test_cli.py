@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from strategies import gpt2, shake
 
 import minilora as ml
 from minilora import accounting, cli, data, demo, lora
-from minilora.cli import commands, finetune, parser
+from minilora.cli import commands, finetune, inputs, parser
 
 once = pytest.mark.usefixtures("numpy_only")
 
@@ -340,6 +341,16 @@ def test_the_whole_is_told_without_a_command(option, capsys):
     out = capsys.readouterr().out
     assert stop.value.code == 0
     assert ml.__version__ in out if "v" in option else all(name in out for name in COMMANDS)
+
+
+@once
+@pytest.mark.skipif(os.name != "posix", reason="named pipes are POSIX's")
+def test_a_text_may_come_from_a_pipe(folder):
+    os.mkfifo(folder / "pipe")
+    writer = threading.Thread(target=(folder / "pipe").write_text, args=("To be",), daemon=True)
+    writer.start()
+    assert inputs.text("pipe") == "To be"
+    writer.join()
 
 
 def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
