@@ -41,7 +41,8 @@ class Box:
         rows = [str(self.shape) if self.shape else "",
                 f"value {self.value}" if self.value else "",
                 f"grad {self.grad}" if self.grad else ""]  # fmt: skip
-        return [self.title, *(row for row in rows if row and self.title not in row)]
+        told = "", self.title, f"value {self.title}"  # the title of what has no name
+        return [self.title, *(row for row in rows if row not in told)]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Graph:
         return self.text
 
     def _repr_html_(self) -> str:
-        return self.svg
+        return f'<div style="overflow-x:auto" tabindex="0">{self.svg}</div>'
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ def watching() -> Iterator[Seen]:
     def noting(name: str, run: Any) -> Any:
         def noted(*inputs: Any, **settings: Any) -> Tensor:
             out: Tensor = run(*inputs, **settings)
-            held = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs if x is not None]
-            seen.made.setdefault(id(_of(out)), (name, out, held))
+            arrays = (x for x in inputs if hasattr(x, "shape") or isinstance(x, int | float))
+            held = [x if isinstance(x, Tensor) else Tensor(x) for x in arrays]
+            if _targets(out._node) <= {id(_of(x)) for x in held}:  # it is this op that made it
+                seen.made.setdefault(id(_of(out)), (name, out, held))
             return out
 
         return noted
@@ -172,7 +175,7 @@ def boxes_of(
     called: dict[int, str] = {}
     known = {id(_of(x)): x for _, out, inputs in made.values() for x in (out, *inputs)}
     for name, x in (names or {}).items():
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) and not name.startswith("_"):
             called.setdefault(id(_of(x)), name)
             known[id(_of(x))] = x
     known[id(_of(t))] = t
@@ -191,12 +194,13 @@ def boxes_of(
             continue
         number[id(thing)] = len(boxes)
         tensor = known.get(id(thing), None if isinstance(thing, Node) else thing)
-        op = made[id(thing)][0] if id(thing) in made else getattr(thing, "name", "")
-        grad = None if tensor is None else tensor.grad
+        op = made[id(thing)][0] if id(thing) in made else ""
+        op = thing.name if isinstance(thing, Node) else op
+        grad, name = (None if tensor is None else tensor.grad), called.get(id(thing), "")
         boxes.append(Box(
-            called.get(id(thing), ""), op, tuple(number[id(x)] for x in below), tuple(thing.shape),
+            name, op, tuple(number[id(x)] for x in below), tuple(thing.shape),
             not isinstance(thing, Node) and not thing.requires_grad,
-            short(tensor.data) if values and tensor is not None else "",
+            short(tensor.data) if tensor is not None and (values or not (name or op)) else "",
             short(grad) if values and grad is not None else "",
         ))  # fmt: skip
     return Graph(tuple(boxes)), number
@@ -205,6 +209,12 @@ def boxes_of(
 def _of(x: Tensor) -> Node | Tensor:
     """What stands for a Tensor on the tape."""
     return x._node or x
+
+
+def _targets(node: Node | None) -> set[int]:
+    """The ids of what gradients flow to from here."""
+    edges = (node.edges if node else None) or []
+    return {id(target) for targets, _ in edges for target in targets if target is not None}
 
 
 def _inputs(thing: Node | Tensor, made: Mapping[int, Made]) -> list[Node | Tensor]:
@@ -223,6 +233,8 @@ def short(array: Any) -> str:
     """A few numbers as they are, more of them as their norm."""
     x = np.asarray(asnumpy(array))
     if x.size > 4:
-        return f"norm {np.linalg.norm(x):.3g}" if x.dtype.kind == "f" else f"{x.size} numbers"
+        with np.errstate(over="ignore"):  # a mask may hold the largest number that there is
+            norm = np.linalg.norm(x.astype(np.float64))
+        return f"norm {norm:.3g}" if x.dtype.kind == "f" else f"{x.size} numbers"
     told = [f"{number:.4g}" for number in x.ravel().tolist()]
     return f"[{', '.join(told)}]" if x.ndim else told[0]
