@@ -7,8 +7,7 @@
 #
 # $W_0 x + s B A x = (W_0 + s B A)\, x$ is true on paper. On a computer every operation rounds, so
 # the two sides differ a little. How far may they be apart? How does a test tell rounding from a
-# mistake? What does a merge lose, and how is it undone? (`MINILORA_FAST=1` draws fewer cases, and
-# looks at the clock too seldom.)
+# mistake? What does a merge lose, and how is it undone? (`MINILORA_FAST=1` draws fewer cases.)
 
 # %%
 import os
@@ -45,8 +44,7 @@ print(f"the update has {100 * size:.1f} % of the norm of W0")
 
 
 def unmerged(W0, A, B, alpha, x):
-    s = x.dtype.type(alpha / len(A))
-    return W0 @ x + s * (B @ (A @ x))
+    return W0 @ x + x.dtype.type(alpha / len(A)) * (B @ (A @ x))
 
 
 def merge(W0, A, B, alpha):
@@ -126,9 +124,9 @@ print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
 # %% [markdown]
 # ## Break it
 #
-# The bound holds if all roundings pull one way. They hardly ever do, so it lies far above what is
-# seen. In a whole model, layer upon layer, it lies so far above that small mistakes fit under it.
-# Here is a merge whose update is 1 % too large.
+# The bound holds even if all roundings pull one way. They hardly ever do, so it lies far above what
+# is seen. For a whole model (`lora.verify` counts it, op by op) it lies so far above that a small
+# mistake fits under it. Here is a merge whose update is 1 % too large.
 
 
 # %%
@@ -162,9 +160,9 @@ print(lora.verify(model, ids[None]))
 #
 # <details><summary>Answer</summary>
 #
-# Most of it. After a weight, the next bfloat16 is several thousandths of it away. An update below
-# half of that distance (half an *ulp*, a unit in the last place) is rounded back to where it was.
-# The share that is lost is at most $u\,\|W\| / \|\Delta W\|$, and all of it if nothing moves.
+# Most of it. The next bfloat16 is several thousandths of a weight away, and an update below half
+# of that distance is rounded back to where it was. The lost share is at most
+# $u\,\|W\| / \|\Delta W\|$, and at most 1: then nothing moves.
 #
 # </details>
 
@@ -195,8 +193,8 @@ most = {name: (sizes, np.minimum(1, u * (1 + 1 / sizes)))
         for name, u in (("bfloat16", 2**-8), ("float16", 2**-11))}  # fmt: skip
 viz.curves(
     share | {"the update trained above": ([size, size], [0, 1])}, dotted=most, log="x",
-    title="A merge rounds a small update away, bfloat16 first (dotted: the limit)",
-    xlabel="size of the update, ‖ΔW‖ / ‖W0‖", ylabel="share of the update that is lost",
+    title="A merge rounds a small update away, bfloat16 first",
+    xlabel="size of the update, ‖ΔW‖ / ‖W0‖", ylabel="share of it that is lost (dotted: at most)",
 )  # fmt: skip
 viz.show()
 
