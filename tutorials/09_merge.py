@@ -3,7 +3,7 @@
 #
 # *The reader can then:* tell rounding from a mistake in a merge, and say what a merge can lose.
 # *Time:* 25 minutes. *Needs:* chapter 08.
-# *Remember:* rounding shrinks when you compute in float64, a mistake does not.
+# *Remember:* Rounding shrinks when you compute in float64, a mistake does not.
 #
 # $W_0 x + s B A x = (W_0 + s B A)\, x$ is true on paper. On a computer every operation rounds, so
 # the two sides differ a little. How far may they be apart? How does a test tell rounding from a
