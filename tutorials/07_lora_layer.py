@@ -215,7 +215,7 @@ for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
 # <details><summary>Answer</summary>
 #
 # Less than four. Gradients and moments shrink with the trained numbers, but the weights are there
-# all the same, only frozen. Activations shrink little: to reach the lowest $A$ and $B$, the gradient
+# all the same, only frozen. Activations shrink little: to reach the lowest $A$ and $B$, a gradient
 # travels through every frozen layer above. The more tokens in a step, the less LoRA saves.
 #
 # </details>
