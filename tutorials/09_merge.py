@@ -93,8 +93,8 @@ def apart(merge, dtype, W0, A, B, alpha, x):
 # %% [markdown]
 # **Check.** Whatever the sizes, the scale and the numbers, a right merge stays under the bound. A
 # loop draws cases and looks for one that does not. It finds none; but it does find one where the
-# scale is $\alpha$ instead of $\alpha / r$. ($d$ and $k$ are drawn apart, so that a missing transpose
-# cannot hide. Left out: numbers so close to zero that floats round them more coarsely.)
+# scale is $\alpha$ in place of $\alpha / r$. ($d$ and $k$ are drawn apart, so that a missing
+# transpose cannot hide. Left out: numbers so close to zero that floats round them more coarsely.)
 
 
 # %%
