@@ -156,6 +156,7 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 def test_a_sequence_of_losses_is_drawn_as_it_is():
     seen = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
+    assert all(tick == int(tick) for tick in plt.gca().get_xticks())
     assert seen["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
 
 

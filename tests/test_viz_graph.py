@@ -430,7 +430,7 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
     loss, names, _ = diamond()
     graph = viz.graph(loss, names)
     viz.show(graph, None, "words")
-    assert capsys.readouterr().out == f"{graph}\nwords\n"
+    assert capsys.readouterr().out == f"{graph.text}\nwords\n" and repr(graph) == graph.text
 
     shown = []
     ipython = types.ModuleType("IPython")
