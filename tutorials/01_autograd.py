@@ -76,11 +76,15 @@ assert np.allclose([da, db], measured)
 # pictures. minilora's `Tensor` records each operation, and `viz` walks through what was recorded.
 
 # %%
-named = {"a": ml.Tensor(2.0, requires_grad=True), "b": ml.Tensor(3.0, requires_grad=True)}
-named["p"] = named["a"] * named["b"]
-named["q"] = named["p"] + named["a"]
-named["y"] = named["p"] * named["q"]
-viz.stepper(viz.backward_steps(named["y"], named))
+def recorded(a, b):
+    p = a * b
+    q = p + a
+    y = p * q
+    return viz.backward_steps(y, locals())
+
+
+inputs = [ml.Tensor(number, requires_grad=True) for number in (a, b)]
+viz.show(viz.stepper(recorded(*inputs), title="p passes on its gradient when both shares are there"))
 
 # %% [markdown]
 # ## Two walks that go wrong
