@@ -6,9 +6,9 @@
 # *Remember:* Where paths meet, gradients add; a node passes on its gradient once it has all of it.
 #
 # Training asks one question over and over: if this weight grew a little, how much would the loss
-# grow? The answer is a slope, the derivative of the loss by the weight. A model has millions of
-# weights. *Reverse mode* finds all their slopes in one walk through the computation, from its end
-# to its start. We do it on paper, then with an engine of our own, then with minilora's.
+# grow? The answer is a slope, the derivative of the loss with respect to the weight. A model has
+# millions of weights. *Reverse mode* finds all their slopes in one walk through the computation,
+# from its end to its start. We do it on paper, then with our own engine, then with minilora's.
 
 # %%
 import numpy as np
@@ -22,7 +22,8 @@ from minilora import ops, viz
 # Keep an eye on $p$ in the computation below. It goes into $q$, and into $y$ as well: from $y$ back
 # to $p$ there are two paths, and drawn as a graph they make a diamond. How fast does $y$ move with
 # $a$ and with $b$? That can be measured: nudge one of them a little up, then a little down, and see
-# how far $y$ moves. This is the *central difference*.
+# how far $y$ moves. This is the *central difference*. It is good for checking. For training it is
+# too slow: it runs $f$ twice for every number, and a model has millions of them.
 
 
 # %%
@@ -39,11 +40,8 @@ print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 # %% [markdown]
 # ## By hand
 #
-# Measuring runs $f$ twice for every number: millions of runs for one step of training. We keep it
-# for checking.
-#
-# Write `dp` for the slope of $y$ by $p$, and so on for every letter. Start at the end, where `dy`
-# is 1, and go up line by line. Each line sends a share to what it was made of:
+# Write `dp` for the slope of $y$ with respect to $p$, and so on for every letter. Start at the end,
+# where `dy` is 1, and go up line by line. Each line sends a share to what it was made of:
 #
 # - $z = u + v$. Nudge $u$ by a little $e$, and $z$ moves by $e$. So $u$ gets `dz`, and so does $v$.
 # - $z = u\,v$. Nudge $u$ by $e$, and $z$ moves by $e\,v$. So $u$ gets `dz * v`; $v$ gets `dz * u`.
@@ -54,8 +52,8 @@ print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 # <details><summary>Answer</summary>
 #
 # Their sum. Nudge $p$ by a little $e$. Through the factor $p$, $y$ moves by $e\,q$. The factor $q$
-# moves by $e$ too, and through it $y$ moves by $e\,p$. Both happen: $e\,(q + p)$ in all, but for
-# $e^2$, which is far smaller than $e$.
+# moves by $e$ too, and through it $y$ moves by $e\,p$. Both happen at once. In all $y$ moves by
+# $e\,(q + p)$, and by $e^2$, which is too small to count.
 #
 # </details>
 
@@ -72,19 +70,21 @@ print(f"by hand: dp = {dp}, da = {da}, db = {db}")
 assert np.allclose([da, db], measured)
 
 # %% [markdown]
-# That was reverse mode: one pass gave the slope of $y$ by every letter. Here is the same pass in
-# pictures. minilora's `Tensor` records each operation, and `viz` walks through what was recorded.
+# That was reverse mode: one pass gave the slope for every letter. Here is the same pass in pictures.
+# minilora's `Tensor` records each operation, and `viz` walks through what was recorded.
+
 
 # %%
 def recorded(a, b):
     p = a * b
     q = p + a
     y = p * q
-    return viz.backward_steps(y, locals())
+    return viz.backward_steps(y, locals())  # locals(): what the letters name
 
 
 inputs = [ml.Tensor(number, requires_grad=True) for number in (a, b)]
-viz.show(viz.stepper(recorded(*inputs), title="p passes on its gradient when both shares are there"))
+title = "p passes on its gradient once both shares are there"
+viz.show(viz.stepper(recorded(*inputs), title, start=-1))
 
 # %% [markdown]
 # ## Two walks that go wrong
@@ -98,11 +98,11 @@ viz.show(viz.stepper(recorded(*inputs), title="p passes on its gradient when bot
 class Node:
     """A value, and where its gradient goes: (an input, the rule for its share) for each input."""
 
-    made = 0
+    made = 0  # so far
 
     def __init__(self, value, *edges):
         self.value, self.edges, self.grad = value, edges, 0.0
-        Node.made = self.number = Node.made + 1  # the younger, the higher
+        Node.made = self.number = Node.made + 1  # 1, 2, 3, ... in order of birth
 
     def __add__(self, other):
         return Node(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
@@ -113,7 +113,7 @@ class Node:
 
 
 def send_all(node, share=1.0):
-    node.grad = node.grad + share
+    node.grad = node.grad + share  # not +=, which could write into an array of another node
     for source, rule in node.edges:
         send_all(source, rule(node.grad))
 
@@ -165,7 +165,7 @@ def youngest_first(y):
 
 
 def backward(y, order=youngest_first):
-    y.grad = np.ones_like(y.value)  # of an array: the slopes of the sum of its entries
+    y.grad = np.ones_like(y.value)  # for an array: the gradient of the sum of its entries
     for node in order(y):
         for source, rule in node.edges:
             source.grad = source.grad + rule(node.grad)
@@ -177,30 +177,31 @@ print("backward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 # ## Arrays
 #
 # With `Node` that is a whole engine, and nothing in it says that values are single numbers. An
-# array needs only its rules. In $Y = XW$, $y_{ij} = \sum_k x_{ik} w_{kj}$. Let $g_{ij}$ be the slope
-# of the loss by $y_{ij}$. Nudge $x_{ik}$ by $e$, and each $y_{ij}$ of row $i$ moves by
-# $e\,w_{kj}$, the loss by $e \sum_j g_{ij} w_{kj}$. Nudge $w_{kj}$, and column $j$ moves. In short
+# array needs only its rules. Take $Y = XW$, that is $y_{ij} = \sum_k x_{ik} w_{kj}$, and let
+# $g_{ij}$ be the slope of the loss with respect to $y_{ij}$. Nudge $x_{ik}$ by $e$. Every $y_{ij}$
+# of row $i$ moves by $e\,w_{kj}$, and the loss by $e \sum_j g_{ij} w_{kj}$. Nudge $w_{kj}$ instead,
+# and column $j$ moves. For whole matrices:
 #
 # $$ dX = G\,W^\top, \qquad dW = X^\top G. $$
 #
 # minilora writes its ops that way, too: the value, and one rule for each input. `viz.source` prints
 # the library's own text. (`swapaxes` is `.T` for stacks of matrices.)
 
+
 # %%
-viz.source(ops.matmul)
-
-
 def matmul(x, w):
     X, W = x.value, w.value
     return Node(X @ W, (x, lambda G: G @ W.T), (w, lambda G: X.T @ G))
 
 
 Node.__matmul__ = matmul
+viz.source(ops.matmul)
 
 # %% [markdown]
 # **Check.** Our engine and minilora's agree on a diamond of matrices. That both are right is what
 # `gradcheck` looks at: it nudges every number of every input, and returns the largest relative
-# error. Central differences are good to about 1e-10. A wrong rule is off by far more.
+# error. Central differences are good to about 1e-10. A wrong rule is off by far more. (Some of the
+# ops in the table belong to later chapters.)
 
 
 # %%
@@ -217,11 +218,9 @@ for mine, tensor in zip(gradients(backward, squares, X, W), (x, w)):
     assert np.allclose(mine, ml.asnumpy(tensor.grad), rtol=1e-12)
 assert ml.gradcheck(squares, X, W) < 1e-6
 
-shapes = {
-    "add": [(2, 3), (2, 3)], "mul": [(2, 3), (2, 3)], "matmul": [(2, 3), (3, 4)],
-    "exp": [(2, 3)], "tanh": [(2, 3)], "softmax": [(2, 3)], "layer_norm": [(2, 3), (3,), (3,)],
-    "linear": [(2, 3), (4, 3), (4,)],
-}  # fmt: skip
+m, n = (2, 3), (3,)
+shapes = {"add": [m, m], "mul": [m, m], "matmul": [m, (3, 4)], "exp": [m], "tanh": [m],
+          "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}  # fmt: skip
 for name, sizes in shapes.items():
     error = ml.gradcheck(getattr(ops, name), *(rng.standard_normal(size) for size in sizes))
     print(f"{name:>10}: {error:.0e}")
@@ -229,8 +228,8 @@ for name, sizes in shapes.items():
 # %% [markdown]
 # ## Break it
 #
-# Two slips, each of them one word: `=` where `backward` adds, and a walk in the order of the search,
-# in which $p$ sends before $q$ has sent to it.
+# Two slips of one word each. `=` stands where `backward` adds. And the nodes are taken in the order
+# of the search, in which $p$ sends before $q$ has sent to it.
 
 
 # %%
@@ -251,8 +250,7 @@ for name, walk in slips.items():
 # ## What you built, and what is next
 #
 # Reverse mode on paper, two ways to check it, and an engine that agrees with minilora's. minilora's
-# adds a saving: an input that is not trained has no rule, and what only that rule would have needed
-# is not kept.
+# also saves: an input that is not trained has no rule, and what only that rule needs is not kept.
 #
 # **Next:** chapter 02. When NumPy stretches a small array to fit a large one, the gradient has to
-# shrink back. That is where most shape errors in training code come from.
+# shrink back. Most shape errors in training code come from there.
