@@ -187,7 +187,7 @@ def merge_error(
 
     One column a name; in it the outputs stand in order of their (first) bounds, on a log axis. An
     output above a bound is a cross. Exact zeros have no place on the axis: the tick says how many
-    there are. bounds: what each is called, the widest first, at most two: a line and, for the second, marks.
+    there are. bounds: what each is called, at most two: the first is a line, the second marks.
     """
     ax = axes(ax, title)
     ticks, above = [], False
