@@ -92,8 +92,8 @@ U, B = ml.Tensor(u, requires_grad=True), ml.Tensor(b, requires_grad=True)
 assert (ml.asnumpy(U.grad) == du).all() and (ml.asnumpy(B.grad) == db).all()
 
 left, right = viz.panels(1, 2, size=(10, 4.6))
-viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row")
-viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows")
+viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row", "u")
+viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows", "b")
 viz.show()
 
 # %% [markdown]
