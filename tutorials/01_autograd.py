@@ -87,9 +87,10 @@ viz.show(viz.stepper(steps, "p passes on its gradient once both shares are there
 # %% [markdown]
 # ## Two walks that go wrong
 #
-# Now the computer is to do it. A value becomes a node. For each of its inputs it keeps a *rule*: a
-# function from the node's own gradient to the share of that input. Two ways to walk come to mind,
-# and they differ in what is sent on: all that has arrived so far, or what has arrived just now.
+# Now the computer is to do it. A value becomes a node; it has `+` and `*`, so that $f$ takes nodes
+# as well as numbers. For each of its inputs it keeps a *rule*: a function from the node's gradient
+# to that input's share. Two walks come to mind. One sends on all that has arrived so far, the other
+# only the share that has come last.
 
 
 # %%
@@ -139,9 +140,8 @@ for n in range(1, 11):
 # `send_share` is right but hopeless. It walks every *path*, and each diamond doubles their number.
 #
 # One cure helps both: $p$ waits until all its shares are there, then sends their sum, once. So a
-# node's turn comes after the turns of all nodes it went into. This is a *topological order*. There
-# is a cheap way to get one. A node is made after its inputs. So take the youngest node first:
-# whatever it went into is younger, and has had its turn.
+# node's turn comes after the turns of all nodes it went into. This is a *topological order*. An
+# easy one: the youngest node first. What a node went into is younger, and has had its turn.
 
 
 # %%
@@ -222,8 +222,8 @@ for name, sizes in shapes.items():
 # %% [markdown]
 # ## Break it
 #
-# Two slips of one word each. `=` stands where `backward` adds. And the nodes are taken in the order
-# of the search, in which $p$ sends before $q$ has sent to it.
+# Two slips. One sets the gradient where `backward` adds to it. The other takes the nodes in the
+# order of the search, in which $p$ sends before $q$ has sent to it.
 
 
 # %%
@@ -234,7 +234,7 @@ def overwrite(y):
             source.grad = rule(node.grad)
 
 
-slips = {"=, not +=": overwrite, "nearest first": lambda y: backward(y, nearest_first)}
+slips = {"set, not added": overwrite, "nearest first": lambda y: backward(y, nearest_first)}
 for name, walk in slips.items():
     wrong = gradients(walk, f, a, b)
     assert not np.allclose(wrong, measured), "this was meant to fail"

@@ -18,7 +18,7 @@ from minilora import data, nn, ops, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH = (40, 16) if FAST else (1500, 64)
-EVERY, RATE = STEPS // 10, 0.3  # steps from one look at the held-out text to the next; of SGD
+EVERY, RATE = STEPS // 10, 0.3  # steps between looks at the held-out text; learning rate of SGD
 CONTEXT, D, H = 8, 8, 64  # letters to guess from; numbers for each letter; numbers in the middle
 rng = np.random.default_rng(0)
 
@@ -73,9 +73,10 @@ def logits(ids):
 # ## The loss
 #
 # The loss of an example is minus the logarithm of the probability of the right letter: 0 if that
-# is 1, and large if it is small. This is the *cross-entropy*; we take its mean over many examples.
+# is 1, and large if it is small. This is the *cross-entropy*, in nats (natural logarithms). Of many
+# examples we take the mean.
 #
-# **Predict.** At first the last layer's weights are near 0, and so are all logits. What is the loss?
+# **Predict.** At first, the last layer's weights and all logits are close to 0. What is the loss?
 #
 # <details><summary>Answer</summary>
 #
@@ -217,7 +218,7 @@ def best(kind, rates):
 
 
 runs = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
-at = range(EVERY, STEPS + 1, EVERY)
+at = range(EVERY, STEPS + 1, EVERY)  # in training, a point is the mean of the batches before it
 seen = {name: (at, np.reshape(run.losses, (10, EVERY)).mean(axis=1)) for name, run in runs.items()}
 unseen = {name: (at, [loss for _, loss in run.held_out[1:]]) for name, run in runs.items()}
 title = f"On text held out, {min(unseen, key=lambda name: unseen[name][1][-1])}, ends lowest"
