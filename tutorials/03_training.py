@@ -17,7 +17,7 @@ import minilora as ml
 from minilora import data, nn, ops, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
-STEPS, BATCH = (40, 16) if FAST else (1500, 64)
+STEPS, BATCH = (40, 16) if FAST else (1000, 64)
 EVERY, RATE = STEPS // 10, 0.3  # steps between looks at the held-out text; learning rate of SGD
 CONTEXT, D, H = 8, 8, 64  # letters to guess from; numbers for each letter; numbers in the middle
 rng = np.random.default_rng(0)
@@ -31,13 +31,13 @@ rng = np.random.default_rng(0)
 
 # %%
 text = data.load_text("kjv")
-letters = sorted(set(text))
+letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
 V = len(letters)
 
 
 def examples(text, starts):
     """The letters at each start, as numbers, and the one after them: (n, CONTEXT), (n,)"""
-    ids = np.array([letters.index(letter) for letter in text])
+    ids = np.array([letters[letter] for letter in text])
     return ids[starts[:, None] + np.arange(CONTEXT)], ids[starts + CONTEXT]
 
 
