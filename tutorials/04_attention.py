@@ -199,9 +199,8 @@ viz.show()
 #
 # <details><summary>Answer</summary>
 #
-# The latter half. Place $i$ needs the letter at place $7 - i$ and sees it if $7 - i \le i$, so from
-# place 4 on. At places 0 to 3 that letter is still to come: one guess in 26 is right. This is why
-# models that have their whole input at hand (encoders) use no causal mask.
+# The latter half. Place $i$ needs the letter at place $7 - i$ and sees it if $7 - i \le i$: from
+# place 4 on. At places 0 to 3 that letter is still to come, and one guess in 26 is right.
 #
 # </details>
 
@@ -226,8 +225,7 @@ def one_off(*qkv, **settings):
     return my_attention(*qkv, **settings, first_hidden=2)
 
 
-streams = rng.integers(0, V, (200, 32, T + 1))
-next_letter = [(batch[:, :-1], batch[:, 1:]) for batch in streams]
+next_letter = [(x[:, :-1], x[:, 1:]) for x in rng.integers(0, V, (200, 32, T + 1))]
 changed = np.append(ids[:-1], (ids[-1] + 1) % V)  # "stressed" with another last letter
 moved = {}
 for name, attention in (("honest", my_attention), ("one off", one_off)):
