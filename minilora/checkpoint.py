@@ -13,7 +13,6 @@ import errno
 import math
 import os
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from . import atomic
 from .backend import asarray, asnumpy, current, xp
+from .checks import told
 
 if TYPE_CHECKING:
     import zipfile
@@ -88,12 +88,12 @@ class File:
             self._archive, entries = _directory(stream)
             self._members = {name: self._header(name, entry) for name, entry in entries.items()}
             self.meta = _json(self._raw(META).tobytes())
-            told = self.meta.pop("format", 1)
+            form = self.meta.pop("format", 1)
         except _Damaged as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
-        if told not in range(1, FORMAT + 1):
+        if form not in range(1, FORMAT + 1):
             raise self.wrong(
-                f"it is of format {told!r}, and this version of minilora reads up to {FORMAT}: "
+                f"it is of format {form!r}, and this version of minilora reads up to {FORMAT}: "
                 "use a newer one"
             )
         kind = self.meta.get("kind")
@@ -121,7 +121,7 @@ class File:
             if not isinstance(held, dict) or name not in held:
                 raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
             if type(held[name]) is not kind:
-                kinds = f"{_short(held[name])}, not {_a(kind.__name__)}"
+                kinds = f"{told(held[name])}, not {_a(kind.__name__)}"
                 raise self.wrong(f"{name!r} of its {where} is {kinds}")
         return [held[name] for name in wanted]
 
@@ -251,7 +251,7 @@ def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: boo
     numbers, and for numbers that are not finite in the dtype that they go to.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"{who}: it takes arrays by name, not {_short(state)}")
+        raise TypeError(f"{who}: it takes arrays by name, not {told(state)}")
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         raise KeyError(
@@ -287,13 +287,13 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
     """`given` as an array of own's shape and dtype; ValueError where it is none."""
     array = given if hasattr(given, "dtype") else np.asarray(given)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{who} is to hold numbers, not {_short(given)}")
+        raise ValueError(f"{who} is to hold numbers, not {told(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
     with np.errstate(over="ignore", invalid="ignore"):  # it is looked at
         made = asarray(array, own.dtype)
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
-        raise ValueError(f"{who} is to hold whole numbers from 0, not {_short(given)}")
+        raise ValueError(f"{who} is to hold whole numbers from 0, not {told(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
         why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
         raise ValueError(f"{who} holds numbers that are {why}")
@@ -384,12 +384,8 @@ def _json(text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise _Damaged(f"its {META}: {error}") from error
     if not isinstance(meta, dict):
-        raise _Damaged(f"its {META} is {_short(meta)}, not an object")
+        raise _Damaged(f"its {META} is {told(meta)}, not an object")
     return meta
-
-
-def _short(value: Any) -> str:
-    return "None" if value is None else f"{_a(type(value).__name__)}, {reprlib.repr(value)}"
 
 
 def _a(kind: str) -> str:

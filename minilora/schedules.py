@@ -27,11 +27,11 @@ def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, 
     names: dict[Parameter, str] = {}
     for name, p in parameters.items():
         if not isinstance(p, Parameter):
-            raise TypeError(f"{who}: {name} is no Parameter but {told(p)}: {remedy}")
+            raise TypeError(f"{who}: parameter {name} is {told(p)}, no Parameter: {remedy}")
         if names.setdefault(p, name) != name:
-            raise ValueError(f"{who}: {names[p]} and {name} are one parameter: pass it once")
+            raise ValueError(f"{who}: parameters {names[p]} and {name} are one: pass it once")
         if trained and not p.requires_grad:
-            raise ValueError(f"{who}: {name} is frozen: {remedy}")
+            raise ValueError(f"{who}: parameter {name} is frozen: {remedy}")
     if trained and not names:
         raise ValueError(
             f"{who}: there is nothing to train: all is frozen, or an iterator is used up"

@@ -258,7 +258,7 @@ JSON = {
     "digits": (f'{{"x": {"7" * 41}}}', "a number has 41 digits"),
     "twice": ('{"x": 1, "y": {"z": 1, "z": 2}}', "a name stands there twice"),
     "deep": ("[" * 100_000, "nested too deeply"),
-    "list": ("[[]]", r"meta\.json is a list, \[\[\]\], not an object"),
+    "list": ("[[]]", r"meta\.json is the list \[\[\]\], not an object"),
     "no text": (b"\xff{}", "utf-8"),
     "long": ('"' + "x" * checkpoint.LONGEST_META + '"', r"not up to 1,048,576 bytes"),
 }
@@ -390,7 +390,7 @@ def test_facts_have_the_types_that_are_asked_for(file):
     assert file.facts(r=int) == [2] and file.facts("q", {"alpha": 1.5}, alpha=float) == [1.5]
     for wanted, says in (
         ({"s": int}, r"its meta\.json has no 's': another version wrote it"),
-        ({"r": float}, r"'r' of its meta\.json is an int, 2, not a float"),
+        ({"r": float}, r"'r' of its meta\.json is 2, not a float"),
         ({"r": bool}, "not a bool"), ({"no": dict}, "is None, not a dict"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"a\.npz: {says}" if "its" in says else says):

@@ -65,9 +65,9 @@ def test_numpy_numbers_become_numbers_that_json_knows(kind, number):
 
 def test_one_pattern_is_a_pattern_and_mappings_are_copied():
     ranks = {"q": 3}
-    config = LoRAConfig(targets="q", trainable=["ln_f"], rank_pattern=ranks)
+    config = LoRAConfig(targets="attn.q", trainable=["ln_f"], rank_pattern=ranks)
     ranks["q"] = 0
-    assert (config.targets, config.trainable) == (("q",), ("ln_f",))
+    assert (config.targets, config.trainable) == (("attn.q",), ("ln_f",))
     assert config.rank_pattern == {"q": 3} and config.alpha_pattern == {}
 
 

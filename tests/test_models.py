@@ -282,7 +282,7 @@ def test_ids_that_are_too_long_empty_or_no_batch_raise(at):
 def test_what_are_no_ids_says_how_to_make_some(at):
     words = r"^GPT2: ids must be integers \(batch, tokens\), 1 to 12 tokens, not .* \("
     with pytest.raises(
-        ValueError, match=words + r".*: a text's are model\.tokenizer\.encode\(text"
+        ValueError, match=words + r".*: encode a text as model\.tokenizer\.encode\(text"
     ):
         gpt2()(at)
 
@@ -291,6 +291,11 @@ def test_what_are_no_ids_says_how_to_make_some(at):
 def test_an_id_outside_the_vocabulary_raises(bad):
     with pytest.raises((ValueError, IndexError), match=r"embedding.*0 to 10"):
         gpt2()(np.array([[1, bad]]))
+
+
+def test_a_cache_of_another_model_raises():
+    with pytest.raises(ValueError, match="shorter"):
+        gpt2(n_layers=3)(ids(), gpt2(n_layers=2).new_cache(2))
 
 
 def test_a_cache_that_is_full_raises():

@@ -7,7 +7,6 @@ adapters; finetune.py and commands.py do the work.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import warnings
@@ -32,7 +31,6 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _run(argv)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left has nowhere to go
             return 141
         except KeyboardInterrupt as stop:
             _tell(str(stop) or "interrupted; nothing new was kept")

@@ -161,8 +161,9 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
         return parity(args.shapes, say=say)
     if args.chart:
-        from .. import viz  # what is missing is told before the work, not after it
+        from .. import viz
 
+        viz.need()  # what is missing is told before the work, not after it
         if not args.shapes:
             raise ValueError(f"--chart {args.chart} needs a shape to draw: give --shapes")
     result = bench(

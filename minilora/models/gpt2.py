@@ -26,9 +26,8 @@ class GPT2(Module):
         self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
         self.pos = Embedding(c.n_positions, c.d_model, rng=rng, dtype=dtype)
         self.blocks = [
-            Block(
-                c.d_model, c.n_heads, c.d_ff or 4 * c.d_model, dropout=c.dropout,
-                std_out=0.02 / math.sqrt(2 * c.n_layers), rng=rng, dtype=dtype)
+            Block(c.d_model, c.n_heads, c.d_ff or 4 * c.d_model, dropout=c.dropout,
+                  std_out=0.02 / math.sqrt(2 * c.n_layers), rng=rng, dtype=dtype)
             for _ in range(c.n_layers)]
         self.ln_f = LayerNorm(c.d_model, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
@@ -40,19 +39,15 @@ class GPT2(Module):
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
             raise ValueError(
                 f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
-                f"{ids.shape}" + (f" after {start}" if start else "") + ": a text's are "
-                "model.tokenizer.encode(text)[None]")
-        x = self.tok(ids) + self.pos(slice(start, start + ids.shape[1]))
-        x = self.drop(x)  # (batch, tokens, d_model)
-        for i, block in enumerate(self.blocks):
-            if self.recompute and not cache:
-                x = recomputed(block, x)
-            else:
-                x = block(x, cache[i] if cache else None)
+                f"{ids.shape}" + (f" after {start}" if start else "") + ": encode a "
+                "text as model.tokenizer.encode(text)[None]")
+        x = self.drop(self.tok(ids) + self.pos(slice(start, start + ids.shape[1])))
+        caches: Sequence[Any] = cache or [None] * len(self.blocks)
+        for block, held in zip(self.blocks, caches, strict=True):
+            x = recomputed(block, x) if self.recompute and not cache else block(x, held)
         return self.tok.project(self.ln_f(x))
 
     def new_cache(self, batch: int) -> list[Cache]:
         """An empty key/value cache for each block."""
-        c = self.config
-        dtype = self.ln_f.g.dtype
+        c, dtype = self.config, self.ln_f.g.dtype
         return [Cache(batch, c.n_positions, c.d_model, dtype) for _ in range(c.n_layers)]

@@ -1,0 +1,32 @@
+"""Every picture: figures, the autograd graph, a slider through steps. Matplotlib is optional.
+
+A figure function draws on `ax` (None: a new figure) and returns it; without matplotlib it prints
+one line and returns None. `graph`, `stepper` and `source` need nothing. `show()` ends a cell.
+"""
+
+from .axes import alt, available, need, panels
+from .figures import (
+    curves,
+    loss_curves,
+    memory_bars,
+    merge_error,
+    parameter_bars,
+    quality_vs_parameters,
+    rank_sweep,
+    spectrum,
+)
+from .matrices import attention_map, delta_heatmap, heatmaps, subspace_similarity
+from .palette import COLOURS, OTHERS, colour
+from .shown import show, source
+from .slider import stepper
+from .steps import backward_steps
+from .tape import graph, watching
+from .timing import bench_bars, bench_page, latency_bars
+
+__all__ = [
+    "COLOURS", "OTHERS", "alt", "attention_map", "available", "backward_steps", "bench_bars",
+    "bench_page", "colour", "curves", "delta_heatmap", "graph", "heatmaps", "latency_bars",
+    "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
+    "quality_vs_parameters", "rank_sweep", "show", "source", "spectrum", "stepper",
+    "subspace_similarity", "watching",
+]  # fmt: skip

@@ -1,0 +1,101 @@
+"""Figures of time: what a call takes, what `minilora bench` found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .axes import Axes, axes, figure, need
+from .palette import COLOURS, OTHERS, colour
+
+_ENGINES = {
+    **dict.fromkeys(("minilora", "minilora recompute", "minilora float16"), COLOURS["LoRA"]),
+    "minilora full": COLOURS["full"],
+    "torch+peft": OTHERS[0],
+    "torch": OTHERS[1],
+    "torch decode": OTHERS[1],
+    "autograd": OTHERS[2],
+    "base forward": COLOURS["frozen"],
+    "merged forward": COLOURS["merged"],
+    "decode": COLOURS["merged"],  # it decodes with the merged weights
+}
+_NOT_SHAPES = ("threads", "rounds", "missing", "growth")  # what else `bench` returns
+
+
+@figure
+def latency_bars(
+    times: Mapping[str, Sequence[float]], ax: Axes = None, title: str = "", what: str = "a call"
+) -> Axes:
+    """name -> seconds of each turn: the median as a bar, the middle half of the turns as a line.
+
+    At each bar its milliseconds, and how many times the first it takes; the first name is on top.
+    """
+    ax = axes(ax, title, (6.8, 1.1 + 0.5 * len(times)))
+    names = list(times)
+    low, middle, high = (
+        np.array([np.quantile(t, (0.25, 0.5, 0.75)) for t in times.values()]).T * 1e3
+    )
+    ax.barh(names, middle, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
+    ax.errorbar(
+        middle, names, xerr=[middle - low, high - middle], fmt="none", ecolor="0.35", lw=1.5
+    )
+    for i, (name, ms) in enumerate(zip(names, middle)):
+        ratio = f"  ({ms / middle[0]:.2f} × {names[0]})" * (i > 0)
+        ax.annotate(f"{ms:.3g} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
+                    va="center")  # fmt: skip
+    ax.set_xlim(0, 1.6 * high.max())  # room for the numbers
+    ax.invert_yaxis()
+    ax.set(
+        xlabel=f"ms {what}: median, and the middle half of {min(map(len, times.values()))} turns"
+    )
+    return ax
+
+
+@figure
+def bench_bars(
+    table: Mapping[str, Mapping[str, Any]], ax: Axes = None, title: str = "", of: str = "ms"
+) -> Axes:
+    """One shape of `minilora bench`: engine -> numbers, as bars of the median `of` "ms", the
+    fastest turn as a mark, or of "peak" memory. At each bar its number, and minilora's at the same
+    work divided by it, where that was measured.
+    """
+    ax = axes(ax, title, (7.2, 1.2 + 0.4 * len(table)))
+    time = of == "ms"
+    values = [row["ms"][1] if time else row["peak"] / 2**20 for row in table.values()]
+    colours = [_ENGINES.get(name, OTHERS[3]) for name in table]
+    bars = ax.barh(list(table), values, color=colours, height=0.6)
+    ratios = [row.get("ratio" if time else "memory_ratio") for row in table.values()]
+    texts = [f"{value:,.{1 if value < 100 else 0}f}" for value in values]
+    ax.bar_label(bars, [t if r is None else f"{t}  ({r:.2f})" for t, r in zip(texts, ratios)],
+                 padding=5)  # fmt: skip
+    if time:
+        best = [row["ms"][0] for row in table.values()]
+        ax.plot(best, list(table), "D", ms=4, mfc="white", mec="0.2", label="fastest turn")
+    ax.set_xlim(0, 1.4 * max(values))  # room for the numbers
+    ax.invert_yaxis()
+    told = "ms a step: median, ◇ fastest turn" if time else "peak memory of the process, MiB"
+    compared = any(ratio is not None for ratio in ratios)
+    ax.set(xlabel=told + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
+    return ax
+
+
+def bench_page(result: Mapping[str, Any]) -> Any:
+    """A figure of all that `bench()` returned: a line for each shape, time and memory in it."""
+    tables = {shape: result[shape] for shape in result if shape not in _NOT_SHAPES}
+    if not tables:
+        raise ValueError("bench_page: there is no shape in this result, so nothing to draw")
+    heights = [1.3 + 0.32 * len(table) for table in tables.values()]
+    page, grid = need().subplots(
+        len(tables), 2, figsize=(12, sum(heights)), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
+    for (shape, table), (left, right) in zip(tables.items(), grid):
+        bench_bars(table, left, of="ms")
+        bench_bars(table, right, of="peak")
+        left.set_title(shape, loc="left", fontweight="bold")
+        left.tick_params(axis="y", length=0)
+        right.set_yticks([])  # the names stand at the left
+        right.set_ylim(left.get_ylim())
+    return page
