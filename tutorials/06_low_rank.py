@@ -33,11 +33,12 @@ rng = np.random.default_rng(0)
 # $$ D = \sum_i \sigma_i\, u_i v_i^\top, \qquad \sigma_1 \ge \sigma_2 \ge \dots \ge 0. $$
 #
 # Each term is a **direction**: it reads one number from the input, $v_i^\top x$, and writes
-# $\sigma_i u_i$ times that number. The **rank** is the number of terms with $\sigma_i > 0$. A product
-# $BA$ of a $d \times r$ and an $r \times k$ matrix is a sum of $r$ terms, so its rank is at most $r$.
+# $\sigma_i u_i$ times that number. The **rank** is the number of terms with $\sigma_i > 0$. If $B$
+# has $r$ columns and $A$ has $r$ rows, $BA$ is a sum of $r$ terms, so its rank is at most $r$.
 #
-# The $u_i$ have length 1 and are at right angles to each other, and so are the $v_i$. So the squares
-# of all entries of $D$ add up to $\sum_i \sigma_i^2$: its **energy**. How many directions hold it?
+# The $u_i$ have length 1 and are at right angles to each other, and so are the $v_i$. So the sum of
+# the squares of all entries of $D$ is $\sum_i \sigma_i^2$: its **energy**. How many directions hold
+# it?
 
 
 # %%
