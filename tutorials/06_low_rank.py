@@ -3,7 +3,7 @@
 #
 # *The reader can then:* measure how many directions a fine-tuning needs, and say what that shows.
 # *Time:* 25 minutes. *Needs:* chapter 05.
-# *Remember:* a few directions of the update do most of its work, but not all of it.
+# *Remember:* A few directions of the update do most of its work, but not all of it.
 #
 # LoRA writes the change of a weight matrix as a product of two thin ones, so its rank is at most
 # $r$. The paper supposes that a small $r$ is enough (§4.1), encouraged by Aghajanyan et al. (2020,
@@ -47,8 +47,8 @@ def sizes(D: np.ndarray) -> np.ndarray:
     return np.linalg.svd(D, compute_uv=False)
 
 
-def held(D: np.ndarray) -> np.ndarray:
-    """The share of the energy that the first 1, 2, 3, ... directions hold."""
+def share(D: np.ndarray) -> np.ndarray:
+    """The share of the energy that the first 1, 2, 3, ... directions hold: [7] is that of 8."""
     energy = sizes(D) ** 2
     return np.cumsum(energy) / energy.sum()
 
@@ -67,12 +67,10 @@ def first(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
 noise = rng.standard_normal((160, 160))
 made = rng.standard_normal((160, 8)) @ rng.standard_normal((8, 160))
 left_out = noise - first(noise, [8])[8]
-assert np.isclose((left_out**2).sum() / (noise**2).sum(), 1 - held(noise)[7])
-assert np.isclose(held(made)[7], 1)
+assert np.isclose((left_out**2).sum() / (noise**2).sum(), 1 - share(noise)[7])
+assert np.isclose(share(made)[7], 1)
 for name, D in (("made of 8 directions", made), ("random", noise)):
-    print(
-        f"{name}: {held(D)[7]:.0%} in 8 of 160; singular values 7 to 10:", sizes(D)[6:10].round(1)
-    )
+    print(f"{name}: {share(D)[7]:.0%} in 8 of 160; sizes 7 to 10 are", sizes(D)[6:10].round(1))
 
 # %% [markdown]
 # Even of random numbers, the first 8 directions hold more than 8/160: they are the largest. So a
@@ -97,7 +95,7 @@ def fine_tune(seed: int) -> tuple[dict[str, np.ndarray], float]:
     model, shares = ml.load_base("shakespeare"), []
 
     def tell(line: str) -> None:  # fit calls this ten times on its way
-        shares.append(f"{held(model.state_dict()[MATRIX] - W0[MATRIX])[7]:.0%}")
+        shares.append(f"{share(model.state_dict()[MATRIX] - W0[MATRIX])[7]:.0%}")
 
     optimizer = ml.AdamW(model.trainable_parameters(), weight_decay=0.0)
     schedule = ml.optim.linear_schedule(1e-3, STEPS, warmup=STEPS // 10)
@@ -118,8 +116,8 @@ updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
 #
 # <details><summary>Answer</summary>
 #
-# About 30. A random matrix needs about 80, so the update is far from random. But a matrix of rank 8
-# it is not.
+# The middle one. The last one is what a random matrix needs, so the update is far from random. But
+# a matrix of rank 8 it is not.
 #
 # </details>
 
@@ -131,7 +129,7 @@ for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
     shape, cells = W0[names[0]].shape, []
     changes = [update[name] for update in updates for name in names]
     for group in (changes, [W0[name] for name in names], [rng.standard_normal(shape)]):
-        shares = np.array([held(D) for D in group])
+        shares = np.array([share(D) for D in group])
         cells.append(f"{shares[:, 7].mean():6.0%} {1 + (shares < 0.9).sum(axis=1).mean():4.0f}")
     print(f"{kind:8} {shape[0]}x{shape[1]}", *cells)
 
@@ -153,11 +151,11 @@ def at_random(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
 def losses(update: dict[str, np.ndarray], cut) -> dict[int, float]:
     """r -> held-out loss with W0 and what `cut` leaves of each ΔW; r = 0: vectors alone."""
     parts = {name: cut(D, (0, *RANKS)) for name, D in update.items() if D.ndim == 2}
-    result = {}
+    model, result = ml.load_base("shakespeare"), {}
     for r in (0, *RANKS):
-        change = update | {name: by_rank[r] for name, by_rank in parts.items()}
-        base.load_state_dict({name: (W + change[name]).astype("float32") for name, W in W0.items()})
-        result[r] = ml.evaluate(base, held_out)
+        D = update | {name: by_rank[r] for name, by_rank in parts.items()}
+        model.load_state_dict({name: (W + D[name]).astype("float32") for name, W in W0.items()})
+        result[r] = ml.evaluate(model, held_out)
     return result
 
 
@@ -167,10 +165,8 @@ for label, cut in (("full ΔW, first r directions", first), ("r directions at ra
     sweeps[label] = {r: [by_rank[r] for by_rank in found] for r in (0, *RANKS)}
 print("r, and the share of the gain in loss: first directions, at random")
 for r in (0, *RANKS):
-    gains = [
-        (start - np.median(sweep[r])) / (start - np.median(tuned)) for sweep in sweeps.values()
-    ]
-    print(f"{r:3} {gains[0]:6.0%} {gains[1]:6.0%}")
+    gains = [start - np.median(sweep[r]) for sweep in sweeps.values()]
+    print(f"{r:3}", *(f"{gain / (start - np.median(tuned)):8.0%}" for gain in gains))
 
 # %%
 top, bottom = viz.panels(2, 1, (8, 7))
@@ -211,11 +207,11 @@ viz.show()
 
 # %%
 control = W0[MATRIX] + noise * norm / np.linalg.norm(noise)  # W0 and a random ΔW of the same norm
-chance = held(noise)[7]
+chance = share(noise)[7]
 for name, D in (("W - W0", control - W0[MATRIX]), ("W alone", control)):
-    print(f"{name}: {held(D)[7]:.0%} in 8 directions; a random update has {chance:.0%}")
-assert np.isclose(held(control - W0[MATRIX])[7], chance, rtol=1e-3)
-assert held(control)[7] > 1.2 * chance
+    print(f"{name}: {share(D)[7]:.0%} in 8 directions; a random update has {chance:.0%}")
+assert np.isclose(share(control - W0[MATRIX])[7], chance, rtol=1e-3)
+assert share(control)[7] > 1.2 * chance
 print("Caught: without the subtraction, even a random update looks like one of few directions")
 
 # %% [markdown]
