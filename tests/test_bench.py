@@ -82,6 +82,7 @@ def test_torch_decodes_the_tokens_that_we_decode(monkeypatch):
     said, make = [], peers.torch_model
 
     def spy(shape, adapters):
+        assert not adapters  # they are merged
         made = make(shape, adapters)
         hear = lambda model, inputs, out: said.append(int(out[0, -1].argmax()))  # noqa: E731
         made[0].register_forward_hook(hear)

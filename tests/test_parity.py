@@ -235,6 +235,12 @@ def test_the_command_hands_its_device_to_every_worker(monkeypatch):
     assert told["device"] == "cupy:1"
 
 
+def test_a_run_is_timed_in_milliseconds(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(parity.time, "perf_counter", lambda: next(clock) / 2)
+    assert parity.run("tiny", ml.current(), 2, "float32").ms == [500.0] * 2
+
+
 def test_a_worker_is_told_its_device():
     worker = bench.Worker("minilora", "tiny", 1, ("-c", "import sys; input(); print(sys.argv[4:])"),
                           device="cupy:1")  # fmt: skip
