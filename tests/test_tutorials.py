@@ -1,44 +1,65 @@
-"""Each chapter runs as a script, with warnings as errors, and has the parts that a chapter has."""
+"""Each chapter runs as a script, in every way there is, and has the parts that a chapter has."""
 
 import ast
+import functools
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import minilora as ml
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py"))
-ALLOWED = {"minilora", "numpy", "matplotlib", *sys.stdlib_module_names}
+NUMBERS = [path.stem[:2] for path in CHAPTERS]
+ALLOWED = {"minilora", "numpy", *sys.stdlib_module_names}
 DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "imshow", "hist"}
+BY_HAND = "03"  # the chapter that earns `fit`: before it, loops are written out
+TWICE = ["script", "bare"]  # on the same ops, so that the numbers are the same; bare: no matplotlib
+WAYS = [*TWICE, "plain", "strict"]
+LEFT_OUT = "figure left out"
+CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line that says what a clock said
+SKIPPED = re.compile(rf"{CLOCK}|{LEFT_OUT}|^\(figure: ")
 
-pytest.importorskip("matplotlib")
-
-
-ON_STRICT = """
-import runpy, sys
-import numpy, strict
+# Several chapters in one process, as nothing else is worth a new one: a line of JSON for each.
+RUN = """
+import contextlib, io, json, runpy, sys, traceback
+import numpy
 import minilora as ml
-ml.use(strict.StrictBackend())
-numpy.seterr(all="ignore")  # CuPy never warns
-runpy.run_path(sys.argv[1], run_name="__main__")
-strict.LOG.no_wrapping()
-assert len(strict.LOG.asked) > 100
-"""
-
-
-PLAIN = """
-import runpy, sys
-import minilora as ml
-from minilora import ops
-ml.use("numpy", plain=True)
-def kernel(*arrays, **settings):
-    raise AssertionError("a kernel ran")
-for op in ml.kernels.TABLE:
-    op.kernel = kernel
-runpy.run_path(sys.argv[1], run_name="__main__")
+way, *paths = sys.argv[1:]
+if way == "bare":  # without matplotlib
+    sys.modules["matplotlib"] = None
+if way == "plain":
+    ml.use("numpy", plain=True)
+    def kernel(*arrays, **settings):
+        raise AssertionError("a kernel ran")
+    for op in ml.kernels.TABLE:
+        op.kernel = kernel
+if way == "strict":
+    import strict
+    ml.use(strict.StrictBackend())
+    numpy.seterr(all="ignore")  # CuPy never warns
+for path in paths:
+    said, failed = io.StringIO(), ""
+    if way == "strict":
+        strict.LOG.asked.clear()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(path, run_name="__main__")
+            if way == "strict":
+                strict.LOG.no_wrapping()
+                assert strict.LOG.asked, "it asked the stand-in for nothing"
+        except BaseException:
+            failed = traceback.format_exc()
+    if plt := sys.modules.get("matplotlib.pyplot"):
+        plt.close("all")
+    print(json.dumps([said.getvalue(), failed]), flush=True)
 """
 
 
@@ -52,10 +73,15 @@ def chapter(request) -> Path:
     return request.param
 
 
+def cells(path: Path) -> list[tuple[bool, str]]:
+    """(is it markdown?, its text) of each cell."""
+    parts = re.split(r"^# %%", path.read_text("utf-8"), flags=re.MULTILINE)[1:]
+    return [(part.startswith(" [markdown]"), part.partition("\n")[2]) for part in parts]
+
+
 def prose(path: Path) -> str:
     """The text of the markdown cells."""
-    cells = re.split(r"^# %%", path.read_text("utf-8"), flags=re.MULTILINE)
-    texts = [cell.split("\n", 1)[1] for cell in cells if cell.startswith(" [markdown]")]
+    texts = [text for markdown, text in cells(path) if markdown]
     return "\n".join(re.sub(r"^# ?", "", text, flags=re.MULTILINE) for text in texts)
 
 
@@ -63,26 +89,112 @@ def test_there_are_chapters():
     assert CHAPTERS
 
 
-@pytest.mark.parametrize("run", ["", PLAIN, ON_STRICT], ids=["numpy", "plain", "strict"])
-def test_it_runs_without_a_warning(chapter, run, tmp_path):
+# ---- It runs
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     own = {"MINILORA_FAST": "1", "MPLBACKEND": "Agg", "OPENBLAS_NUM_THREADS": "1"}
     folders = str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")
-    path = os.pathsep.join(filter(None, folders))
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *(["-c", run] if run else []), str(chapter)],
-        cwd=tmp_path, timeout=60,
-        env={**os.environ, **own, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
-        capture_output=True, text=True, encoding="utf-8", check=False,
+    own |= {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], cwd=folder, timeout=300,
+        env={**os.environ, **own}, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "Caught: " in done.stdout
-    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+
+
+@pytest.fixture(scope="module")
+def runs(request, tmp_path_factory):
+    """(way, chapter) -> what it printed, and its traceback; of what is to be tested, two at once.
+
+    As a script, each chapter has a process of its own; the other ways have one each.
+    """
+    items = [item for item in request.session.items if "runs" in item.fixturenames]
+    asked = [
+        (way, item.callspec.params["chapter"])
+        for item in items
+        for way in ([item.callspec.params["way"]] if "way" in item.callspec.params else TWICE)
+    ]
+    folder, chosen = tmp_path_factory.mktemp("chapters"), dict[str, list[Path]]()
+    for way, path in dict.fromkeys(asked):
+        chosen.setdefault(way, []).append(path)
+
+    def script(path: Path) -> dict:
+        done = start(folder, str(path))
+        return {("script", path): (done.stdout, done.stderr)}
+
+    def others(way: str) -> dict:
+        done = start(folder, "-c", RUN, way, *map(str, chosen[way]))
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(told) == len(chosen[way]), done.stderr
+        return {(way, path): tuple(one) for path, one in zip(chosen[way], told)}
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [functools.partial(others, way) for way in chosen if way != "script"]
+        jobs += [functools.partial(script, path) for path in chosen.get("script", [])]
+        found = [job.result() for job in [pool.submit(job) for job in jobs]]
+    assert not list(folder.iterdir())  # they leave nothing behind
+    return {key: value for one in found for key, value in one.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_runs_without_a_warning(chapter, way, runs):
+    said, failed = runs[way, chapter]
+    assert not failed, failed
+    assert "Caught: " in said
+    assert "Traceback" not in said
+
+
+def test_one_seed_prints_the_same_numbers_and_figures_say_what_they_need(chapter, runs):
+    """A run without matplotlib is a second run: it prints the same, but for what it lacks."""
+    pytest.importorskip("matplotlib")
+    script, bare = (runs[way, chapter][0].splitlines() for way in TWICE)
+    assert not any(LEFT_OUT in line for line in script)
+    first, second = ([x for x in lines if not SKIPPED.search(x)] for lines in (script, bare))
+    assert first == second
+
+
+# ---- Its parts
+
+
+def header(path: Path) -> dict[str, str]:
+    """What its first lines say: title, then, minutes, needs, remember."""
+    found = re.match(
+        r"\n?# (?P<title>\d\d\. \w[^\n]*)\n\n"
+        r"\*The reader can then:\* (?P<then>[^\n]+\.)\n"
+        r"\*Time:\* (?P<minutes>\d+) minutes\. \*Needs:\* (?P<needs>[^\n]+)\.\n"
+        r"\*Remember:\* (?P<remember>[^\n]+\.)\n(\n|$)",
+        prose(path),
+    )
+    assert found, "after the title come three lines, as in the other chapters"
+    return found.groupdict()
+
+
+def named(text: str) -> list[str]:
+    """The chapters that a text names, by their numbers."""
+    lists = re.findall(r"[Cc]hapters?\s+((?:\d\d(?:,?\s+(?:and|or|to)\s+|,\s+)?)+)", text)
+    return [number for one in lists for number in re.findall(r"\d\d", one)]
+
+
+def test_its_header_says_what_time_and_what_before(chapter):
+    head = header(chapter)
+    assert head["title"].startswith(f"{chapter.stem[:2]}. ")
+    assert 5 <= int(head["minutes"]) <= 60
+    assert re.fullmatch(r"NumPy|chapters? \d\d(, \d\d)*( and \d\d)?", head["needs"])
+    assert all(number < chapter.stem[:2] for number in named(head["needs"]))
+
+
+def test_the_chapters_that_it_names_are_there(chapter):
+    assert set(named(prose(chapter))) <= set(NUMBERS)
+
+
+def test_it_ends_with_the_next_chapter_that_is_there(chapter):
+    later = [number for number in NUMBERS if number > chapter.stem[:2]]
+    ending = prose(chapter).partition("**Next:**")[2]
+    assert named(ending)[:1] == later[:1]
 
 
 def test_it_has_the_parts_of_a_chapter(chapter):
     text = prose(chapter)
-    assert re.match(rf"\n?# {chapter.stem[:2]}\. \w", text)
     assert text.count("**Predict.**") == 1
     answer = re.search(r"<details><summary>Answer</summary>\n\n(.+?)\n\n</details>", text, re.S)
     assert answer and answer.start() > text.index("**Predict.**")
@@ -90,15 +202,21 @@ def test_it_has_the_parts_of_a_chapter(chapter):
     assert text.count("\n## Break it\n") == 1
     assert "\n## What you built, and what is next\n" in text
     ending = text[text.index("\n## What you built") :]
-    assert "**Next:**" in ending
-    assert re.search(r"exercise \d\d", ending, re.I)
+    assert ending.count("**Next:**") == text.count("**Next:**") == 1
 
 
 def test_check_and_break_it_are_followed_by_code(chapter):
-    cells = chapter.read_text("utf-8").split("# %%")
+    parts = cells(chapter)
     for mark, word in (("**Check.**", "assert"), ("## Break it", "Caught: ")):
-        at = next(i for i, cell in enumerate(cells) if mark in cell)
-        assert word in cells[at + 1]
+        at = next(i for i, (markdown, text) in enumerate(parts) if markdown and mark in text)
+        assert word in parts[at + 1][1]
+
+
+def test_it_has_a_figure(chapter):
+    assert any("viz.show(" in text for markdown, text in cells(chapter) if not markdown)
+
+
+# ---- What it uses
 
 
 def test_it_is_short_and_needs_nothing_else(chapter):
@@ -110,8 +228,30 @@ def test_it_is_short_and_needs_nothing_else(chapter):
         assert {name.split(".")[0] for name in names} <= ALLOWED
 
 
+def test_what_it_takes_from_the_library_is_public(chapter):
+    """`from minilora import x`: there, without an underscore, and so is what is taken from x."""
+    tree = ast.parse(chapter.read_text("utf-8"))
+    taken = {"ml": ml}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minilora":
+            whole = importlib.import_module(node.module)
+            for alias in node.names:
+                assert not alias.name.startswith("_")
+                taken[alias.asname or alias.name] = getattr(whole, alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = taken.get(node.value.id)
+            assert owner is None or hasattr(owner, node.attr), f"{node.value.id}.{node.attr}"
+            assert owner is None or not node.attr.startswith("_")
+
+
+def test_loops_are_written_out_until_fit_is_earned(chapter):
+    if chapter.stem < BY_HAND:
+        assert "fit(" not in "".join(text for markdown, text in cells(chapter) if not markdown)
+
+
 def test_its_own_figures_have_axis_labels(chapter):
-    for cell in chapter.read_text("utf-8").split("# %%"):
+    for _, cell in cells(chapter):
         if re.search(rf"\bax\.({'|'.join(DRAWS)})\(", cell):
             assert "xlabel" in cell
             assert "ylabel" in cell
@@ -122,3 +262,14 @@ def test_formulas_are_closed_and_links_are_to_the_paper(chapter):
     assert text.replace("$$", "").count("$") % 2 == 0
     assert text.count("$$") % 2 == 0
     assert all("arxiv.org" in link for link in re.findall(r"https?://[^\s)]+", text))
+
+
+def test_its_prose_is_plain(chapter):
+    text = prose(chapter)
+    assert not re.search(r"\b([Ss]imply|[Oo]bviously|[Tt]rivially|[Jj]ust)\b|—|exercise \d\d", text)
+
+
+def test_the_readme_lists_it_in_the_words_of_its_header(chapter):
+    head = header(chapter)
+    line = f"- [{head['title']}](tutorials/{chapter.name}): {head['then']}\n"
+    assert line in (ROOT / "README.md").read_text("utf-8")
