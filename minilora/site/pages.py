@@ -1,0 +1,77 @@
+"""A chapter that has run, as the inside of a page, and its figures as files."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import html
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nbconvert import HTMLExporter
+
+from . import names
+from .contents import Chapter
+from .prose import Prose
+
+ASSETS = Path(__file__).parent / "assets"
+USUAL = {"ml": names.ROOT, "minilora": names.ROOT, "lora": "minilora.lora", "ops": "minilora.ops"}
+SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a class="anchor"')
+TITLE = re.compile(r"\A# .+\n")
+
+
+class Page:
+    """A chapter's HTML, and the files that go with it."""
+
+    def __init__(self, chapter: Chapter, book: Any, pages: Mapping[str, str]) -> None:
+        self.chapter = chapter
+        self.files: dict[str, bytes] = {}
+        own = names.bound(ast.parse(chapter.source))
+        public = {name.partition(".")[2]: name for name in names.places() if name.count(".") == 1}
+        usual = {**{name: f"{names.ROOT}.{name}" for name in public}, **USUAL}
+        known = {name: full for name, full in usual.items() if name not in own}
+        self.prose = Prose(known | names.known_in(chapter.source), pages)
+        exporter = HTMLExporter(
+            template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
+            filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
+                     "figure": self._figure, "live": self._live},
+        )  # fmt: skip
+        try:
+            self.body, _ = exporter.from_notebook_node(_without_header(book))
+        except ValueError as error:
+            raise ValueError(f"{chapter.path.name}: {error}") from error
+        self.headings = HEADING.findall(self.body)
+
+    def _code(self, source: str, **_: Any) -> str:
+        return self.prose.code(source.rstrip())
+
+    def _figure(self, output: Any) -> str:
+        """A file beside the page, and an image whose alternative text says what it shows."""
+        kind = "image/svg+xml" if "image/svg+xml" in output.data else "image/png"
+        data, about = output.data[kind], output.metadata.get(kind, {})
+        name = f"figures/{self.chapter.name}-{len(self.files) + 1}.{kind[6:9]}"
+        self.files[name] = base64.b64decode(data) if kind == "image/png" else data.encode()
+        told = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
+        size = "".join(f' {way}="{told[way]:.0f}"' for way in ("width", "height") if way in told)
+        alt = html.escape(" ".join(told["alt"].split()))
+        return f'<figure><img src="{name}" alt="{alt}"{size} loading="lazy"></figure>'
+
+    def _live(self, inside: str) -> str:
+        """What brings its own HTML; source code is highlighted like a cell."""
+        code = SOURCE.fullmatch(inside)
+        if code:
+            marked = self.prose.code(html.unescape(code[1]))
+            return f'<div class="output" role="group" aria-label="Source"><pre><code>{marked}</code></pre></div>'
+        return f'<div class="live">{inside}</div>'
+
+
+def _without_header(book: Any) -> Any:
+    """The title and the machine-read lines are shown by the page itself."""
+    first = book.cells[0]
+    text = TITLE.sub("", first.source)
+    paragraphs = [p for p in re.split(r"\n\s*\n", text) if "*Time:*" not in p]
+    first.source = "\n\n".join(paragraphs).strip()
+    return book

@@ -1,0 +1,137 @@
+"""Markdown, formulas and code as HTML that needs nothing but itself; headings have anchors, public
+names and chapters are links.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from latex2mathml.converter import convert
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from . import names
+
+CHAPTERS = re.compile(r"\b[Cc]hapters? \d\d(?:(?:, | and |, and | to )\d\d)*")
+CHAIN = re.compile(
+    r'<span class="n\w?">\w+</span>(?:<span class="o">\.</span><span class="n\w?">\w+</span>)*'
+)
+
+
+class Prose:
+    """Turns text into HTML, knowing what the text calls things.
+
+    known: name in the text -> full dotted name of the package   pages: chapter number -> its page
+    """
+
+    def __init__(self, known: Mapping[str, str], pages: Mapping[str, str]) -> None:
+        self.known, self.pages = known, pages
+        self.anchors: set[str] = set()
+
+    def markdown(self, text: str) -> str:
+        """A markdown cell."""
+        renderer = _Renderer(self)
+        return str(MarkdownWithMath(renderer=renderer).render(text))
+
+    def line(self, text: str) -> str:
+        """One line of markdown, without a paragraph around it."""
+        return self.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
+
+    def code(self, source: str) -> str:
+        """Python, highlighted; public names are links."""
+        marked = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip("\n")
+        return CHAIN.sub(lambda found: self._linked(found[0]), marked)
+
+    def _linked(self, spans: str) -> str:
+        chain = re.sub(r"<[^>]+>", "", spans)
+        found = names.place(chain, self.known)
+        if found is None:
+            return spans
+        end = 0
+        for _ in found[0].split("."):
+            end = re.compile(r'(?:<span class="o">\.</span>)?<span class="n\w?">\w+</span>').match(
+                spans, end
+            ).end()  # type: ignore[union-attr]
+        return f'<a href="{found[1]}">{spans[:end]}</a>{spans[end:]}'
+
+    def name(self, text: str) -> str:
+        """Code inside prose: a link if it is a public name, called or not."""
+        inside = html.escape(text, quote=False)
+        found = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", text)
+        place = names.place(found[1], self.known) if found else None
+        if place is None or (found and place[0] != found[1]):
+            return f"<code>{inside}</code>"
+        return f'<a href="{place[1]}"><code>{inside}</code></a>'
+
+    def anchor(self, heading: str) -> str:
+        """A name for a heading that no other has."""
+        plain = html.unescape(re.sub(r"<annotation.*?</annotation>|<[^>]+>", "", heading))
+        name = "-".join(re.findall(r"\w+", plain.lower())) or "section"
+        while name in self.anchors:
+            name += "-"
+        self.anchors.add(name)
+        return name
+
+
+class _Renderer(IPythonRenderer):
+    def __init__(self, prose: Prose) -> None:
+        super().__init__(escape=False)
+        self.prose = prose
+
+    def heading(self, text: str, level: int, **_: Any) -> str:
+        name = self.prose.anchor(text)
+        plain = html.escape(html.unescape(re.sub("<[^>]+>", "", text)))
+        return (
+            f'<h{level} id="{name}">{text} <a class="anchor" href="#{name}" '
+            f'aria-label="Link to {plain}">#</a></h{level}>\n'
+        )
+
+    def codespan(self, text: str) -> str:
+        return self.prose.name(text)
+
+    def block_code(self, code: str, info: str | None = None) -> str:
+        inside = self.prose.code(code) if info == "python" else html.escape(code, quote=False)
+        return f'<div class="input"><pre><code>{inside}</code></pre></div>\n'
+
+    def text(self, text: str) -> str:
+        return CHAPTERS.sub(self._chapters, super().text(text))
+
+    def _chapters(self, found: re.Match[str]) -> str:
+        return re.sub(r"\d\d", lambda m: self._page(m[0]), found[0])
+
+    def _page(self, number: str) -> str:
+        page = self.prose.pages.get(number)
+        return f'<a href="{page}">{number}</a>' if page else number
+
+    def inline_math(self, body: str) -> str:
+        return formula(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return f'<div class="formula">{formula(body, "block")}</div>'
+
+
+def formula(body: str, display: str) -> str:
+    """LaTeX as MathML. Raises ValueError for what is no formula."""
+    try:
+        return convert(" ".join(body.split()), display=display)
+    except Exception as error:
+        raise ValueError(f"the formula ${body.strip()}$ cannot be read ({error!r})") from error
+
+
+def docstring(prose: Prose, text: str) -> str:
+    """A docstring's paragraphs: lines that align things with spaces stay lines."""
+    lines: list[str] = []
+    for i, line in enumerate(text.splitlines()):
+        joined = i > 1 and lines[-1] and line and not re.search(r"^\s|\S {2,}\S", lines[-1] + "\n" + line)
+        if joined:
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+    mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
+    return "".join(f"<p>{mark(html.escape(line, quote=False))}</p>" for line in lines if line.strip())

@@ -1,0 +1,125 @@
+"""Chapters executed in kernels of this very interpreter, two at a time; or taken from what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from . import kept
+from .contents import PACKAGE, Chapter, notebook
+
+TOGETHER = 2  # kernels at a time
+PATIENCE = 300  # seconds for one cell: a chapter takes 20
+
+
+def executed(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[Any]:
+    """Each chapter as a notebook with what its cells print and draw.
+
+    Raises RuntimeError where one fails: which cell, which line, and why.
+    """
+    started: Future[tuple[Any, Any]] = Future()
+
+    async def work() -> list[Any]:
+        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await _all(chapters, say)
+
+    with ThreadPoolExecutor(1) as thread:  # nbclient takes signals for itself in the main one
+        done = thread.submit(asyncio.run, work())
+        try:
+            return done.result()
+        except BaseException:  # interrupted: no kernel stays behind
+            loop, task = started.result()
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+async def _all(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[Any]:
+    free = asyncio.Semaphore(TOGETHER)
+
+    async def one(chapter: Chapter) -> Any:
+        async with free:
+            return await _one(chapter, say)
+
+    tasks = [asyncio.create_task(one(chapter)) for chapter in chapters]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # one has failed: nobody waits for the others
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _one(chapter: Chapter, say: Callable[[str], None]) -> Any:
+    import nbformat
+
+    source = chapter.source
+    name = f"{chapter.name}-{kept.key(source)}.ipynb"
+    text = kept.get(name)
+    if text is not None:
+        say(f"{chapter.number} {chapter.title}: kept")
+        return nbformat.reads(text, as_version=4)
+    began = time.monotonic()
+    book = await _run(chapter, notebook(source))
+    say(f"{chapter.number} {chapter.title}: ran in {time.monotonic() - began:.1f} s")
+    kept.put(name, nbformat.writes(book))
+    return book
+
+
+async def _run(chapter: Chapter, book: Any) -> Any:
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+
+    class Here(KernelSpecManager):
+        """Whatever kernels are registered: the interpreter that runs now."""
+
+        def get_kernel_spec(self, kernel_name: str) -> Any:
+            return KernelSpec(**get_kernel_dict())
+
+    at = [0]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        kernel = AsyncKernelManager(
+            kernel_spec_manager=Here(), transport="ipc" if os.name == "posix" else "tcp",
+            connection_file=os.path.join(folder, "kernel.json"),
+        )  # fmt: skip
+        client = NotebookClient(
+            book, kernel, timeout=PATIENCE, record_timing=False, coalesce_streams=True,
+            shutdown_kernel="immediate",
+            on_cell_start=lambda cell, cell_index: at.append(cell_index),
+        )  # fmt: skip
+        paths = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
+        own = {
+            "MPLBACKEND": "Agg",  # viz.show() shows what there is
+            "OPENBLAS_NUM_THREADS": "1",  # two kernels, two cores
+            "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths),
+        }  # fmt: skip
+        try:
+            await client.async_execute(
+                env={**os.environ, **own}, cwd=folder, stderr=subprocess.DEVNULL, cleanup_kc=True
+            )
+        except (CellControlSignal, DeadKernelError) as error:
+            raise RuntimeError(_told(chapter, book.cells[at[-1]].source, error)) from error
+    return book
+
+
+def _told(chapter: Chapter, cell: str, error: Any) -> str:
+    """Where it stopped, and why."""
+    name, words = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", "")
+    if isinstance(error, TimeoutError):
+        name, words = f"a cell took more than {PATIENCE} s", ""
+    inside = re.search(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", str(error)))
+    line = chapter.source[: max(0, chapter.source.find(cell))].count("\n") + 1
+    line += int(inside[1]) - 1 if inside else 0
+    why = ": ".join(filter(None, [name, " ".join(words.split())]))
+    return f"chapter {chapter.number} fails at {chapter.path.name}, line {line}: {why}"
