@@ -85,7 +85,7 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     if suffixes and given.suffix not in suffixes:
         raise ValueError(
             f"{path}: give a name that ends in {' or '.join(suffixes)}, such as "
-            f"{given.with_suffix(suffixes[0])}"
+            f"{given.with_name((given.name.partition('.')[0] or 'out') + suffixes[0])}"
         )
     if not target.parent.is_dir():
         raise ValueError(

@@ -323,7 +323,7 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
 
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 98))
-    tail = stream.read().rjust(
+    tail = stream.read(98).rjust(
         98, b"\0"
     )  # a long list's end (56), where that is (20), the end (22)
     if tail[76:80] != b"PK\5\6":

@@ -100,7 +100,7 @@ def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of a model whose failure changes nothing; see `undone`."""
 
     @functools.wraps(function)
-    def run(model: Module, *args: Any, **settings: Any) -> Any:
+    def run(model: Any, *args: Any, **settings: Any) -> Any:
         if not isinstance(model, Module):
             name = function.__name__
             raise TypeError(f"{name}: the model comes first, and not {type(model).__name__}")

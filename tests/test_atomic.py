@@ -272,7 +272,7 @@ REFUSED = {
     "a": "a: give a name that ends in .npz or .NPZ, such as a.npz",
     "folder/a.txt": "a.txt: give a name that ends in .npz or .NPZ, such as folder/a.npz",
     "a.npz.gz": "give a name that ends in .npz",
-    ".npz": "give a name that ends in .npz",
+    ".npz": ".npz: give a name that ends in .npz or .NPZ, such as out.npz",
     "none/a.npz": "none/a.npz: none is not a folder: create it first, or give another",
     "kept.bin/a.npz": "kept.bin/a.npz: kept.bin is not a folder",
     f"{'a' * 300}.npz": "cannot be written (file name too long): give another name, or a folder",

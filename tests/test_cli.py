@@ -132,9 +132,11 @@ CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--
 def test_all_that_makes_a_run_what_it_is_is_told_to_it(folder, monkeypatch):
     told = []
 
-    def fit(*args, about, resume, **settings):
+    def fit(model, *args, about, resume, held_out, **settings):
         told.append(about)
-        assert resume
+        assert resume and len(held_out) == about["--checks"]
+        adapters = [m for _, m in model.named_modules() if isinstance(m, lora.Adapter)]
+        assert {adapter.dropout for adapter in adapters} == {about["--dropout"]}
         raise ValueError("enough")
 
     monkeypatch.setattr(finetune, "fit", fit)
@@ -298,6 +300,52 @@ def test_options_before_the_command_are_those_behind_it(capsys, backend):
     assert not backend.plain
 
 
+@once
+def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
+    def generate(model, ids, tokens, **settings):
+        told.append({"ids": ids.tolist(), "tokens": tokens, **settings})
+        return ids
+
+    told = []
+    monkeypatch.setattr(commands, "generate", generate)
+    encode = ml.load_base().tokenizer.encode
+    run("generate --prompt 'To be,\\nor not' --tokens 3 --temperature 0.5 --top-k 4 --top-p 0.6 "
+        "--seed 7 --no-cache", capsys)  # fmt: skip
+    run("generate", capsys)
+    assert told == [
+        {"ids": encode("To be,\nor not").tolist(), "tokens": 3, "temperature": 0.5, "top_k": 4,
+         "top_p": 0.6, "rng": 7, "cache": False},
+        {"ids": encode("\n").tolist(), "tokens": 100, "temperature": 0.8, "top_k": None,
+         "top_p": 0.95, "rng": 0, "cache": True},
+    ]  # fmt: skip
+
+
+@once
+def test_a_base_is_stored_as_it_is_asked_for(shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+    stored = []
+    monkeypatch.setattr(commands, "generate", lambda model, ids, *_, **__: stored.append(
+        str(model.blocks[0].attn.q.base.W.data.dtype)) or ids)  # fmt: skip
+    for option in ([], ["--base-dtype", "float16"]):
+        with warnings.catch_warnings(action="ignore"):
+            assert cli.main(["generate", "--adapter", "half.npz", *option]) == 0
+    assert stored == ["float32", "float16"]
+
+
+@once
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_the_whole_is_told_without_a_command(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([option])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert ml.__version__ in out if "v" in option else all(name in out for name in COMMANDS)
+
+
+def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
+    assert parser.parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
+
+
 COMMANDS = [*parser.parser()[1]]
 NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"]}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
@@ -386,6 +434,9 @@ def shelf(tmp_path_factory):
     model = ml.load_base()
     lora.attach(model, ml.LoRAConfig(targets="q"), name="half", rng=0, base_dtype="float16")
     lora.save(model, folder / "half.npz")
+    deep = gpt2(n_layers=5)
+    lora.attach(deep, ml.LoRAConfig(targets="q"), rng=0)
+    lora.save(deep, folder / "deep.npz")
     small = gpt2(n_positions=12)
     ml.save_model(small, folder / "mute.npz")
     lora.attach(small, ml.LoRAConfig(targets="q"), rng=0)
@@ -405,6 +456,7 @@ MISTAKES = {  # what is typed -> what is answered
     "--jsn info": "there is no option --jsn: did you mean --json?",
     "--steps 3 finetune kjv": "--steps goes behind its command: minilora pretrain --steps",
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
+    "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "info takes no 'now': see `minilora info --help`",
@@ -455,6 +507,7 @@ MISTAKES = {  # what is typed -> what is answered
     "generate --adapter empty.npz": f"empty.npz {BROKEN}",
     "generate --adapter words.txt": f"words.txt {BROKEN}",
     "generate --adapter small.npz": "small.npz: ",
+    "generate --adapter deep.npz": "deep.npz: it does not fit: this model has no 'blocks.4.attn.q'",
     "merge --adapter half.npz": "half.npz was trained over this base in half precision: give --ba",
     "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained over this base as it is: ",
     "merge --adapter half.npz --base plain.npz": "half.npz was trained over another base than pla",
@@ -468,6 +521,7 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --out ''": "--out '' is no name of a file: give one, such as out.npz",
     "finetune none.txt": "there is no file none.txt, nor a built-in text of that name: there are",
     "finetune folder": "folder is a folder: give a text file",
+    f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",
     "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff",
     "finetune empty.txt": "empty.txt is empty: give a longer text",
     "finetune one.txt": "one.txt is one character: give a longer text",
@@ -506,7 +560,7 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
 @pytest.mark.parametrize(("line", "told"), [
     ("generate --adapter half.npz", "half.npz was trained over this base in half precision: give "),
     ("generate --adapter fox.npz --base plain.npz", "plain.npz already holds fox.npz: use it "),
-    ("account --r 161 --batch 1 --window 4 --targets blocks.0.attn.q", "attach: r = 161 is more"),
+    ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "attach: ΔW of blocks.0.attn.q ha"),
 ])  # fmt: skip
 def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)
@@ -519,10 +573,11 @@ def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeyp
 
 ERRORS = {
     "x": ValueError("x"), "no 'x'": KeyError("no 'x'"), "y": RuntimeError("y"),
-    "there is not enough memory: ask for less, such as a smaller --batch": MemoryError(),
+    "there is not enough memory: ask for less, such as a smaller --batch or --r": MemoryError(),
     "there is no file a.npz": FileNotFoundError(2, "No such file or directory", "a.npz"),
     "a.npz: permission denied": PermissionError(13, "Permission denied", "a.npz"),
-    "disk full": OSError("disk full"), "z": OverflowError("z"), "deep": RecursionError("deep"),
+    "disk full": OSError("disk full"), "no way": OSError(5, "No way"),
+    "z": OverflowError("z"), "deep": RecursionError("deep"),
     "end": EOFError("end"), "no cupy": ImportError("no cupy"), "nan": FloatingPointError("nan"),
 }  # fmt: skip
 
@@ -581,6 +636,9 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     run(line, capsys)
     run(f"{line} --window 12", capsys)
     run("merge --base small.npz --adapter adapter.npz", capsys)
+    (folder / "short.txt").write_text("abcdefgh\nj")
+    assert cli.main(f"{line.replace('words', 'short')} --window 1".split()) == 2
+    assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
     (folder / "short.txt").write_text("a\nbcdefghij")
     assert cli.main(f"{line.replace('words', 'short')} --window 2".split()) == 2
     assert "has 2 tokens to train on and 9 held out, and a window of 2 takes 3" in (
@@ -588,9 +646,6 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     )
     assert told.endswith("give a longer text, or --window 1 or less\n")
     run(f"{line.replace('words', 'short')} --window 1", capsys)
-    (folder / "short.txt").write_text("ab")
-    assert cli.main(f"{line.replace('words', 'short')} --window 1".split()) == 2
-    assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
 
 
 @once
@@ -606,7 +661,10 @@ def test_a_merge_that_is_wrong_is_not_written(folder, shelf, capsys, monkeypatch
 
 
 @once
-def test_what_was_merged_is_known_afterwards(folder, capsys):
+def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
+    logits = SimpleNamespace(difference=0.0, bound=1.0)
+    proof = SimpleNamespace(passed=True, as_dict=dict, logits=logits)  # it is not about that
+    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1 --out"
     run(f"{line} one.npz", capsys)
     run("merge --adapter one.npz --out one-in.npz", capsys)

@@ -408,19 +408,32 @@ def planted(monkeypatch, path, change):
 
 @few
 @given(seeds, st.integers(0, 7), st.integers(0, 7), st.sampled_from([-np.inf, np.inf]))
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@dtypes
 def test_one_ulp_in_one_entry_is_caught_and_named(dtype, seed, i, j, towards):
+    """In float64 where ΔW is small beside W: of a large one, the merge itself loses more."""
+
     def change(layer):
         W = np.array(ml.asnumpy(layer.W.data))
         W[i, j] = np.nextafter(W[i, j], np.dtype(dtype).type(towards))
         layer.W.data = asarray(W)
 
     model = three(dtype)
+    for name, p in model.named_parameters():
+        if name.endswith(".B") and dtype == "float64":
+            p.data *= 2.0**-20
     with pytest.MonkeyPatch.context() as patch:
         planted(patch, "blocks.1.attn.q", change)
+        patch.setattr(weights, "PIECE", 20)  # some rows at a time
         told, _ = weights.weigh(model)
     assert [name for name, weight in told.items() if not weight.right] == ["blocks.1.attn.q.W"]
     assert told["blocks.1.attn.q.W"].entry == (i, j)
+
+
+def test_a_sum_that_float64_rounds_to_a_tie_is_right():
+    """1 + 2⁻²⁴ + 2⁻⁶⁴ is above the middle between two float32, by less than float64 sees."""
+    one, update = np.ones((1, 1), np.float32), np.full((1, 1), 2.0**-24)
+    told = weights.furthest(one, one, [(update, np.full((1, 1), 1 + 2.0**-40), 1.0)])
+    assert 0.5 < told.off <= told.allowed < 0.5 + 1e-6
 
 
 def test_one_ulp_is_caught_by_the_weights_alone(monkeypatch):
@@ -434,6 +447,13 @@ def test_one_ulp_is_caught_by_the_weights_alone(monkeypatch):
     assert failed(three()) == {"weights"}
     told = str(lora.verify(three(), ids(vocabulary=8)))
     assert "the merge is WRONG: weights" in told and "tok.W[3, 4]" in told
+
+
+def test_a_mistake_that_is_too_small_for_float32_is_caught_in_float64(monkeypatch):
+    delta = lora.Adapter.delta
+    monkeypatch.setattr(lora.Adapter, "delta", lambda self: delta(self) * (1 + 2e-10))
+    wrong = failed(three())
+    assert "float64" in wrong and "rounding" not in wrong
 
 
 def test_a_merge_that_is_rounded_twice_is_caught(monkeypatch):
@@ -457,9 +477,11 @@ def test_a_merge_in_another_dtype_or_a_bias_that_moved_is_named(monkeypatch):
 
     def wider(layer):
         layer.W.data = layer.W.data.astype("float64")
+        layer.more = nn.Parameter(layer.W.data)
 
     planted(monkeypatch, "blocks.0.attn.q", wider)
-    assert lora.verify(three(), ids(vocabulary=8)).changed == ("blocks.0.attn.q.W",)
+    told = lora.verify(three(), ids(vocabulary=8))
+    assert told.changed == ("blocks.0.attn.q.W", "blocks.0.attn.q.more")
 
 
 def test_a_missing_transpose_of_the_embedding_is_caught(monkeypatch):
@@ -502,8 +524,15 @@ def test_what_it_tells_is_json():
     assert read["weights"]["tok.W"]["off"] == told.weights["tok.W"].off
     assert read["logits"]["probable"] == told.logits.probable
     assert str(told).endswith("the merge is right")
+    assert "the merge is right" in str(dataclasses.replace(told, weights={}))
     with pytest.raises(dataclasses.FrozenInstanceError):
         told.apart = 0.0
+
+
+def test_apart_is_a_share_of_the_largest_logit():
+    model, _ = adapted(dtype="float64")
+    told, largest = lora.verify(model, ids()), np.abs(wide(model(ids()).data)).max()
+    assert 0 < told.apart == pytest.approx(told.logits.difference / largest)
 
 
 def test_nothing_active_is_verified_too():
@@ -526,6 +555,8 @@ def test_what_cannot_be_verified_is_told():
     with pytest.raises(ValueError, match="no adapter"):
         lora.verify(gpt2(), ids())
     model, _ = adapted(dtype="float32")
+    with pytest.raises(ValueError, match=r"compare: ids are \(0, 5\): give it a sequence"):
+        lora.verify(model, np.zeros((0, 5), int))
     with lora.merged(model), pytest.raises(RuntimeError, match=r"leave lora\.merged"):
         lora.verify(model, ids())
     model.ln_f.g.data[0] = float("nan")

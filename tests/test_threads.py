@@ -89,6 +89,7 @@ def test_pieces_cover_every_row_once_and_are_not_too_large(n, size, piece):
         assert len(cuts) >= 2 and (len(cuts) % 2 == 0 or len(cuts) == n), (
             "something for each of two"
         )
+        assert len(cuts) == 2 or piece, "no more than that, where little is to be done"
     elif not piece:
         assert len(cuts) == 1
 
@@ -144,6 +145,16 @@ def test_the_number_of_threads_is_told_and_set():
     first = ml.threads(3)
     assert ml.threads() == 3 and ml.threads(1) == 3 and ml.threads(0) == 1
     assert ml.threads(first) == threads.cores() >= 1, "0 is one per core"
+
+
+@pytest.mark.parametrize(("allowed", "blas_has", "told"), [(7, 4, 4), (3, 4, 3), (5, 0, 5)])
+def test_there_are_as_many_threads_as_cores_unless_blas_was_told_fewer(
+    allowed, blas_has, told, monkeypatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(allowed), raising=False)
+    monkeypatch.setattr(threads, "_blas", lambda: (None, lambda: 9))
+    monkeypatch.setattr(threads._quiet, "before", blas_has)
+    assert threads.cores() == told
 
 
 # The same bits

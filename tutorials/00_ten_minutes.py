@@ -19,7 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import minilora as ml
-from minilora import accounting, data, lora, rounding, viz
+from minilora import accounting, data, lora, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH, TOKENS = (6, 2, 32) if FAST else (60, 8, 64)
@@ -192,25 +192,25 @@ assert (again(ids).data == model(ids).data).all()
 # layers back: the merged model has the layers of the base, and its speed.
 #
 # In floating point the two sides agree up to rounding, no better. How far apart may they be?
-# `rounding.compare` adds up the worst that rounding can do in each layer. Chapter 09 derives it.
+# `lora.verify` holds every weight and logit against what rounding can do. Chapter 09 derives that.
 
 # %%
 adapted, logits = sample(model), model(ids).data
-apart = rounding.compare(model, ids)
+proof = lora.verify(model, ids)
 now = dict(model.named_parameters())
 assert all((now[name].data == array).all() for name, array in W0.items())  # never written
 
 lora.merge(model)
 merged = sample(model)
-print(f"largest difference of a logit: {apart.difference:.1e}; its bound: {apart.bound:.1e}")
+print(proof)
 
 # %% [markdown]
 # **Check.** The adapted and the merged model differ by no more than rounding explains, and they
 # write the same text.
 
 # %%
-assert apart.difference <= apart.bound
-assert abs(model(ids).data - logits).max() <= apart.bound
+assert proof.passed
+assert abs(model(ids).data - logits).max() <= proof.logits.probable
 assert merged == adapted
 print(f"the base wrote:\n{before}\n\nthe merged model writes:\n{merged}")
 

@@ -7,7 +7,6 @@ adapters; finetune.py and commands.py do the work.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import warnings
@@ -32,7 +31,6 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _run(argv)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left has nowhere to go
             return 141
         except KeyboardInterrupt as stop:
             _tell(str(stop) or "interrupted; nothing new was kept")
@@ -69,11 +67,12 @@ def _words(error: BaseException) -> str:
     """One plain sentence."""
     if isinstance(error, MemoryError):
         why = f" ({error})" if str(error) else ""
-        return f"there is not enough memory{why}: ask for less, such as a smaller --batch"
+        return f"there is not enough memory{why}: ask for less, such as a smaller --batch or --r"
     if isinstance(error, KeyError):
         return str(error.args[0])
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file {error.filename}"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {re.sub('^[A-Z]', lambda m: m[0].lower(), error.strerror)}"
+    if isinstance(error, OSError) and error.strerror:
+        said = re.sub("^[A-Z]", lambda first: first[0].lower(), error.strerror)
+        return f"{error.filename}: {said}" if error.filename else said
     return str(error)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import accounting, atomic, data, lora
+from .. import accounting, data, lora
 from ..data.corpora import Batch
 from ..loss_scale import LossScale
 from ..models import GPT2
@@ -21,7 +21,6 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     """Adapt the base to a text; write the adapter."""
     run = args.out.with_suffix(".run.npz")
     inputs.replacing(args.out, "adapter", say)
-    atomic.check(run)
     if args.base_dtype == args.dtype:
         raise ValueError(f"--base-dtype {args.dtype} is that of --dtype already: leave it out")
     model = inputs.base(args)

@@ -40,15 +40,16 @@ def text(name: str) -> str:
     """The built-in text of this name, or what is in the file."""
     if name in data.TEXTS:
         return data.load_text(name)
-    if Path(name).is_dir():
-        raise ValueError(f"{name} is a folder: give a text file")
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    path = Path(name)
+    if not path.exists():
         raise ValueError(
             f"there is no file {name}, nor a built-in text of that name: there are "
             f"{', '.join(data.TEXTS)}"
-        ) from None
+        )
+    if not (path.is_file() or path.is_fifo()):
+        raise ValueError(f"{name} is a {'folder' if path.is_dir() else 'device'}: give a text file")
+    try:
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"

@@ -49,12 +49,12 @@ def attach(
     paths = matching(adaptable(model), config.targets or ("",), "attach: no layer")
     matching(paths, (*rank, *alpha), "attach: no adapted layer")
     plan = {at: (first(rank, at, config.r), first(alpha, at, config.alpha)) for at in paths}
-    matrices, whole = storable(base_of(model), base_dtype), _whole(model, config, paths)
+    matrices, whole = storable(base := base_of(model), base_dtype), _whole(model, config, paths)
     state = install(model, name, config, plan, whole, generator(rng))
     store(matrices, state.required)
     set_adapter(model, name)
     for at, (r, _) in plan.items():
-        if r > (most := min(base_of(model)[f"{at}.W"][1].shape)):
+        if r > (most := min(base[f"{at}.W"][1].shape)):
             warnings.warn(f"attach: ΔW of {at} has rank {most} at most, not r = {r}", stacklevel=3)
     return paths
 

@@ -164,7 +164,7 @@ def _linear(y: Array, x: Array, W: Array, b: Array | None = None) -> tuple[int, 
 
 
 def _gelu(y: Array, x: Array, **_: Any) -> tuple[int, Array, Any]:
-    return 1, 16 * abs(x), 16 * (1 + abs(x))  # Φ, of which erf's last bits, is below 1
+    return 1, 16 * abs(x), 16 * (1 + abs(x))  # x Φ: Φ is at most 1, and good to 16 u
 
 
 ROUNDINGS: dict[str, Rule] = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import asnumpy
-from ..lora.convert import adapters_of, merged
+from ..lora.convert import merged
 from ..nn import Module
 from ..tensor import no_grad
 from .bounds import Comparison, compare
@@ -82,7 +82,6 @@ def verify(model: Module, ids: Any) -> Verification:
 
     Raises ValueError for a model without adapters, FloatingPointError for one that is not finite.
     """
-    adapters_of(model)
     weights, changed = weigh(model)
     logits, wide = compare(model, ids), twin(model, "float64")
     with no_grad():

@@ -69,11 +69,15 @@ def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = N
 
 def alt(figure: Any) -> str:
     """A figure in words, from its titles, axes and names: for those who cannot see it."""
-    told = []
+    told = [figure.get_suptitle()]
     for ax in figure.axes:
+        x, y, written = ax.get_xlabel(), ax.get_ylabel(), [text.get_text() for text in ax.texts]
+        ticks = [tick.get_text() for tick in ax.get_yticklabels()]
+        if len(ticks) == len(written):
+            written = [f"{tick} {text}" for tick, text in zip(ticks, written)]
+        if ax.get_legend():
+            written += [text.get_text() for text in ax.get_legend().get_texts()]
         title = ax.get_title() or ax.get_title("left")
-        x, y = (" ".join(label.split()) for label in (ax.get_xlabel(), ax.get_ylabel()))
-        names = [text.get_text() for text in (ax.get_legend() or figure).texts]
-        parts = [title, f"{y} against {x}" if x and y else x or y, ", ".join(names)]
-        told.append(": ".join(part for part in parts if part))
-    return ". ".join(filter(None, told)) or "figure"
+        parts = [title, f"{y} against {x}" if x and y else x or y, ", ".join(written)]
+        told.append(": ".join(filter(None, parts)))
+    return ". ".join(" ".join(words.split()) for words in told if words) or "figure"

@@ -13,6 +13,7 @@ from .axes import BESIDE, Axes, axes, figure
 from .palette import COLOURS, OTHERS, ROWS, colour
 
 FEWEST = 3  # seeds that make a band
+_LIMITS: list[dict[str, Any]] = [{"lw": 1.5}, {"ls": "", "marker": "_", "ms": 4, "mew": 1.2}]
 
 
 @figure
@@ -54,8 +55,9 @@ def spectrum(
 
 @figure
 def loss_curves(
-    histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = ""
-) -> Axes:
+    histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = "",
+    ylabel: str = "",
+) -> Axes:  # fmt: skip
     """Loss against steps done. A `History`: held out as a line with dots, each batch's as a thin
     line; a sequence: loss i before step i.
     """
@@ -77,7 +79,7 @@ def loss_curves(
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
     which = "held-out loss" if kinds == {"held out"} else "loss"
-    ax.set(xlabel="steps", ylabel=f"{which} (nats a token)")
+    ax.set(xlabel="steps", ylabel=ylabel or f"{which} (nats a token)")
     ax.legend(**BESIDE)
     return ax
 
@@ -132,7 +134,7 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
     ax.bar_label(bars, texts, padding=4)
     ax.set_xlim(0, 1.35 * most)  # room for the numbers
     ax.xaxis.set_major_locator(_few())
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.xaxis.set_major_formatter(lambda x, _: _in_words(x, most))
     ax.invert_yaxis()
     ax.set(xlabel="parameters")
     return ax
@@ -185,7 +187,7 @@ def merge_error(
 
     One column a name; in it the outputs stand in order of their (first) bounds, on a log axis. An
     output above a bound is a cross. Exact zeros have no place on the axis: the tick says how many
-    there are. bounds: what each is called, the widest first; a second one is dashed.
+    there are. bounds: what each is called, at most two: the first is a line, the second marks.
     """
     ax = axes(ax, title)
     ticks, above = [], False
@@ -199,8 +201,8 @@ def merge_error(
         under = (error > 0) & ~over
         ax.plot(at[under], error[under], ".", color=COLOURS["merged"], ms=4)
         ax.plot(at[over], error[over], "x", color=COLOURS["wrong"], ms=5)
-        for limit, dash in zip(limits, ("-", "--")):
-            ax.plot(at, limit, dash, color=COLOURS["full"], lw=1.5)
+        for limit, look in zip(limits, _LIMITS):
+            ax.plot(at, limit, color=COLOURS["full"], **look)
         above = above or bool(over.any())
         zeros = int((error == 0).sum())
         ticks.append(f"{name}\n{zeros} equal" if zeros else name)
@@ -209,8 +211,8 @@ def merge_error(
     ax.set(
         xlabel="each column: its outputs, in order of their bounds", ylabel="|merged − unmerged|"
     )
-    for bound, dash in zip(bounds, ("-", "--")):
-        ax.plot([], [], dash, color=COLOURS["full"], lw=1.5, label=bound)
+    for bound, look in zip(bounds, _LIMITS):
+        ax.plot([], [], color=COLOURS["full"], label=bound, **look)
     ax.plot([], [], ".", color=COLOURS["merged"], label="an output")
     if above:
         ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
@@ -227,6 +229,13 @@ def _line(given: Any) -> tuple[Any, Any]:
 def _log(ax: Axes, which: str) -> None:
     for axis in which:
         ax.set(**{f"{axis}scale": "log"})
+
+
+def _in_words(x: float, most: float) -> str:
+    """A number on an axis that goes up to `most`: 1.5 million."""
+    units = {1e9: " billion", 1e6: " million", 1e3: " thousand"}
+    size = next((size for size in units if most >= size), 1.0)
+    return f"{x / size:g}{units.get(size, '')}" if x else "0"
 
 
 def _few() -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LETTER, LINE, FONT = 7.9, 17.0, 13  # px: width of a letter, height of a line, size of the letters
 PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # in a box, below it, beside it, all around
+TIP = 8.0  # length of an arrow's head
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
@@ -31,12 +32,14 @@ def draw(graph: Graph) -> str:
     width = max(p.x + p.w for p in places) + MARGIN
     height = max(p.y + p.h / 2 for p in places) + MARGIN
     parts = [_edge(points, (a, b) in graph.active) for (a, b, _), points in routes.items()]
-    parts += [_box(graph, i, box, places[i]) for i, box in enumerate(graph.boxes)]
+    parts += [_box(box, at, i == graph.now) for i, (box, at) in enumerate(zip(graph.boxes, places))]
+    told = "; ".join(" ".join(row.split()) for row in graph.text.splitlines())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(graph.text)}" font-family="{MONO}" font-size="{FONT}" '
-        f'style="max-width:100%;height:auto" class="minilora-graph">{"".join(parts)}</svg>'
+        f'aria-label="{escape(told)}" '
+        f'font-family="{MONO}" font-size="{FONT}" text-anchor="middle" fill="currentColor" '
+        f'style="max-width:100%;min-width:{0.7 * width:.0f}px;height:auto">{"".join(parts)}</svg>'
     )
 
 
@@ -69,19 +72,24 @@ def arrange(graph: Graph) -> tuple[list[Place], Routes]:
     columns = [[i for i, at in enumerate(layer) if at == n] for n in range(max(layer) + 1)]
     y = _heights(columns, layer, beside, [h for _, h in size])
     places, x = [Place(0, 0, 0, 0)] * len(layer), MARGIN
+    edge = [(0.0, 0.0)] * len(layer)  # of its column: left, right
     for column in columns:
         widest = max(size[i][0] for i in column)
         for i in column:
-            w, h = size[i] if i < len(boxes) else (widest, size[i][1])
-            places[i] = Place(x + (widest - w) / 2, y[i], w, h)
+            places[i] = Place(x + (widest - size[i][0]) / 2, y[i], *size[i])
+            edge[i] = x, x + widest
         x += widest + BETWEEN
+    ports: dict[tuple[int, int], float] = {}
+    for i, box in enumerate(boxes):  # edges enter from top to bottom as they come, without crossing
+        come = sorted(range(len(box.inputs)), key=lambda k: y[chains[box.inputs[k], i, k][-2]])
+        for n, k in enumerate(come):
+            ports[i, k] = y[i] + places[i].h * ((n + 1) / (len(come) + 1) - 0.5)
     routes = {}
-    for (a, b, k), chain in chains.items():
-        points = [(places[a].x + places[a].w, places[a].y)]
+    for (a, b, k), chain in chains.items():  # level through a column, curved from one to the next
+        points = [(places[a].x + places[a].w, y[a]), (edge[a][1], y[a])]
         for i in chain[1:-1]:
-            points += [(places[i].x, places[i].y), (places[i].x + places[i].w, places[i].y)]
-        port = (k + 1) / (len(boxes[b].inputs) + 1) - 0.5
-        routes[a, b, k] = [*points, (places[b].x, places[b].y + port * places[b].h)]
+            points += [(edge[i][0], y[i]), (edge[i][1], y[i])]
+        routes[a, b, k] = [*points, (edge[b][0], ports[b, k]), (places[b].x, ports[b, k])]
     return places[: len(boxes)], routes
 
 
@@ -129,40 +137,34 @@ def _heights(
 
 def _edge(points: list[tuple[float, float]], active: bool) -> str:
     """A smooth line through the points, with its head at the end; an active one points back."""
-    tip = 8.0
     (x, y), (u, v) = points[0], points[-1]
-    inner = [(x + tip, y) if active else (x, y), *points[1:-1], (u, v) if active else (u - tip, v)]
-    path = f"M{inner[0][0]:.1f} {inner[0][1]:.1f}"
-    for n, ((a, b), (c, d)) in enumerate(pairwise(inner)):
-        half = (c - a) / 2
-        path += (f"L{c:.1f} {d:.1f}" if n % 2 else
-                 f"C{a + half:.1f} {b:.1f} {c - half:.1f} {d:.1f} {c:.1f} {d:.1f}")  # fmt: skip
-    head = [(x, y), (x + tip, y - 4), (x + tip, y + 4)] if active else [
-        (u, v), (u - tip, v - 4), (u - tip, v + 4)]  # fmt: skip
-    told = " ".join(f"{a:.1f},{b:.1f}" for a, b in head)
+    shaft = [(x + TIP, y), *points[1:]] if active else [*points[:-1], (u - TIP, v)]
+    path = f"M{shaft[0][0]:.0f} {shaft[0][1]:.0f}"
+    for n, ((a, b), (c, d)) in enumerate(pairwise(shaft)):
+        bend = f"C{(a + c) / 2:.0f} {b:.0f} {(a + c) / 2:.0f} {d:.0f} " if n % 2 else "L"
+        path += f"{bend}{c:.0f} {d:.0f}"
+    (tip, middle), back = ((x, y), x + TIP) if active else ((u, v), u - TIP)
+    head = f"{tip:.0f},{middle:.0f} {back:.0f},{middle - 4:.0f} {back:.0f},{middle + 4:.0f}"
     look = 'stroke-width="2.5"' if active else 'stroke-width="1.2" opacity=".6"'
     return (
         f'<g {look}><path d="{path}" fill="none" stroke="currentColor"/>'
-        f'<polygon points="{told}" fill="currentColor"/></g>'
+        f'<polygon points="{head}"/></g>'
     )
 
 
-def _box(graph: Graph, i: int, box: Box, at: Place) -> str:
+def _box(box: Box, at: Place, now: bool) -> str:
     name = "frozen" if box.frozen else meant(box.name)
     tint = f"var(--viz-{name}, {COLOURS[name]})" if name not in ("", "full") else "currentColor"
-    dash = ' stroke-dasharray="5 3"' if box.frozen else ""
-    wide = 3 if i == graph.now else 1.4
-    texts = []
-    for n, line in enumerate(box.lines):
-        y = at.y - at.h / 2 + PAD / 2 + LINE * (n + 0.75)
-        bold = ' font-weight="bold"' if n == 0 else ""
-        texts.append(
-            f'<text x="{at.x + at.w / 2:.1f}" y="{y:.1f}" text-anchor="middle" '
-            f'fill="currentColor"{bold}>{escape(line)}</text>'
-        )
-    return (
-        f'<g><rect x="{at.x:.1f}" y="{at.y - at.h / 2:.1f}" width="{at.w:.1f}" '
-        f'height="{at.h:.1f}" rx="{4 if box.op else at.h / 2:.1f}" stroke-width="{wide}"{dash} '
-        f'style="stroke:{tint};fill:{tint};fill-opacity:{0.22 if i == graph.now else 0.1}"/>'
-        f"{''.join(texts)}</g>"
+    top, middle = at.y - at.h / 2, at.x + at.w / 2
+    rect = (
+        f'<rect x="{at.x:.0f}" y="{top:.0f}" width="{at.w:.0f}" height="{at.h:.0f}" '
+        f'rx="{3 if box.op else 13}" stroke-width="{3 if now else 1.4}" '
+        f'stroke-dasharray="{"5 3" if box.frozen else "none"}" '
+        f'style="stroke:{tint};fill:{tint};fill-opacity:{0.25 if now else 0.09}"/>'
     )
+    texts = "".join(
+        f'<text x="{middle:.0f}" y="{top + PAD / 2 + LINE * (n + 0.75):.0f}" '
+        f'font-weight="{400 if n else 700}">{escape(line)}</text>'
+        for n, line in enumerate(box.lines)
+    )
+    return f"<g>{rect}{texts}</g>"

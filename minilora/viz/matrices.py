@@ -20,14 +20,17 @@ def heatmaps(matrices: Mapping[str, Any], ax: Axes = None, title: str = "") -> A
     held = {name: np.asarray(matrix, np.float64) for name, matrix in matrices.items()}
     most = max(float(np.abs(matrix).max(initial=0)) for matrix in held.values()) or 1.0
     grid: list[Axes] = panels(1, len(held), (2.6 * len(held) + 1.2, 2.9)) if ax is None else [*ax]
+    first = next(iter(held))
+    norms = {name: float(np.linalg.norm(matrix)) for name, matrix in held.items()}
     for ax, (name, matrix) in zip(grid, held.items()):
         image = ax.imshow(matrix, cmap=_diverging(), vmin=-most, vmax=most, aspect="auto")
-        ax.set_title(f"{name}\nnorm {np.linalg.norm(matrix):.3g}", fontsize="medium")
+        share = "" if name == first else f" ({norms[name] / (norms[first] or 1):.0%} of {first})"
+        ax.set_title(f"{name}\nnorm {norms[name]:.3g}{share}", fontsize="medium")
         ax.set(xlabel=f"{matrix.shape[1]} inputs")
         ax.set_xticks([])
         ax.set_yticks([])
-    grid[0].set(ylabel=f"{len(next(iter(held.values())))} outputs")
-    grid[0].figure.colorbar(image, ax=grid, label="value of an entry", fraction=0.05)
+    grid[0].set(ylabel=f"{len(held[first])} outputs")
+    grid[0].figure.colorbar(image, ax=grid, label="value of an entry", pad=0.01, aspect=30)
     if title:
         grid[0].figure.suptitle(title)
     return grid
@@ -50,7 +53,8 @@ def subspace_similarity(
     """
     ax = axes(ax, title, (4.8, 4.0))
     matrix = np.asarray(matrix, np.float64)
-    image = ax.imshow(matrix, cmap=_rising(), vmin=0, vmax=1, origin="lower")
+    aspect = "equal" if matrix.shape[0] == matrix.shape[1] else "auto"
+    image = ax.imshow(matrix, cmap=_rising(), vmin=0, vmax=1, origin="lower", aspect=aspect)
     for axis, size in ((ax.xaxis, matrix.shape[1]), (ax.yaxis, matrix.shape[0])):
         at = np.unique(np.linspace(0, size - 1, min(size, 8)).round().astype(int))
         axis.set_ticks(at, [str(i + 1) for i in at])

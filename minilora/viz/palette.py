@@ -21,12 +21,13 @@ ROWS = {  # of memory: frozen and activations are grey, what is trained and what
     "Adam moments": "#F7C873",
     "activations": "#D9DCE0",
 }
+_SAME = {"W0": "frozen", "base": "frozen", "unmerged": "LoRA", "adapted": "LoRA"}
 BELOW, ZERO, ABOVE = "#1B4F8A", "#FFFFFF", "#8C4A00"  # numbers: negative blue, positive brown
 
 
 def meant(label: str) -> str:
     """The meaning of the first word of `label` that has one; "" where there is none."""
-    words = ("frozen" if word == "W0" else word for word in re.findall("W0|[A-Za-z]+", label))
+    words = (_SAME.get(word, word) for word in re.findall("W0|[A-Za-z]+", label))
     return next((word for word in words if word in COLOURS), "")
 
 

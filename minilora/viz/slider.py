@@ -19,7 +19,7 @@ STYLE = """<style>
 .minilora-stepper input { flex: 1; min-width: 6em; }
 .minilora-stepper button { font: inherit; padding: .1em .7em; }
 .minilora-stepper figure { margin: .5em 0; overflow-x: auto; }
-.minilora-stepper figcaption { min-height: 3em; }
+.minilora-stepper .said { min-height: 3em; margin: .5em 0; }
 .minilora-stepper [hidden] { display: none; }
 </style>"""
 
@@ -65,21 +65,22 @@ class Stepper:
 
     def _repr_html_(self) -> str:
         title = escape(self.title or "steps")
+        heading = f"<p><strong>{title}</strong></p>" if self.title else ""
         figures = "".join(
             f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
             for caption, html, _ in self.frames
         )
         return f"""{STYLE}
 <div class="minilora-stepper" role="group" aria-label="{title}">
-<p><strong>{escape(self.title)}</strong></p>
+{heading}
 <div class="steps" hidden>
 <button type="button" aria-label="previous step">←</button>
 <input type="range" min="0" max="{len(self.frames) - 1}" value="{self.start}" aria-label="{title}">
 <button type="button" aria-label="next step">→</button>
 <output></output>
 </div>
-{figures}
 <p class="said" aria-live="polite" hidden></p>
+{figures}
 </div>
 {SCRIPT}"""
 

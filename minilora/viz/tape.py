@@ -116,7 +116,7 @@ class Graph:
         return self.text
 
     def _repr_html_(self) -> str:
-        return self.svg
+        return f'<div style="overflow-x:auto" tabindex="0">{self.svg}</div>'
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def watching() -> Iterator[Seen]:
         def noted(*inputs: Any, **settings: Any) -> Tensor:
             out: Tensor = run(*inputs, **settings)
             held = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs if x is not None]
-            seen.made.setdefault(id(_of(out)), (name, out, held))
+            if _targets(out._node) <= {id(_of(x)) for x in held}:  # it is this op that made it
+                seen.made.setdefault(id(_of(out)), (name, out, held))
             return out
 
         return noted
@@ -172,7 +173,7 @@ def boxes_of(
     called: dict[int, str] = {}
     known = {id(_of(x)): x for _, out, inputs in made.values() for x in (out, *inputs)}
     for name, x in (names or {}).items():
-        if isinstance(x, Tensor):
+        if isinstance(x, Tensor) and not name.startswith("_"):
             called.setdefault(id(_of(x)), name)
             known[id(_of(x))] = x
     known[id(_of(t))] = t
@@ -191,7 +192,8 @@ def boxes_of(
             continue
         number[id(thing)] = len(boxes)
         tensor = known.get(id(thing), None if isinstance(thing, Node) else thing)
-        op = made[id(thing)][0] if id(thing) in made else getattr(thing, "name", "")
+        op = made[id(thing)][0] if id(thing) in made else ""
+        op = thing.name if isinstance(thing, Node) else op
         grad = None if tensor is None else tensor.grad
         boxes.append(Box(
             called.get(id(thing), ""), op, tuple(number[id(x)] for x in below), tuple(thing.shape),
@@ -205,6 +207,12 @@ def boxes_of(
 def _of(x: Tensor) -> Node | Tensor:
     """What stands for a Tensor on the tape."""
     return x._node or x
+
+
+def _targets(node: Node | None) -> set[int]:
+    """The ids of what gradients flow to from here."""
+    edges = (node.edges if node else None) or []
+    return {id(target) for targets, _ in edges for target in targets if target is not None}
 
 
 def _inputs(thing: Node | Tensor, made: Mapping[int, Made]) -> list[Node | Tensor]:
