@@ -5,6 +5,7 @@ one line and returns None. `graph`, `stepper` and `source` need nothing. `show()
 """
 
 from .axes import alt, available, need, panels
+from .copies import unbroadcast
 from .figures import (
     curves,
     loss_curves,
@@ -28,5 +29,5 @@ __all__ = [
     "bench_page", "colour", "curves", "delta_heatmap", "graph", "heatmaps", "latency_bars",
     "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
     "quality_vs_parameters", "rank_sweep", "show", "source", "spectrum", "stepper",
-    "subspace_similarity", "watching",
+    "subspace_similarity", "unbroadcast", "watching",
 ]  # fmt: skip

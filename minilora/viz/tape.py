@@ -41,7 +41,8 @@ class Box:
         rows = [str(self.shape) if self.shape else "",
                 f"value {self.value}" if self.value else "",
                 f"grad {self.grad}" if self.grad else ""]  # fmt: skip
-        return [self.title, *(row for row in rows if row and self.title not in row)]
+        told = "", self.title, f"value {self.title}"  # the title of what has no name
+        return [self.title, *(row for row in rows if row not in told)]
 
 
 @dataclass(frozen=True)
