@@ -59,11 +59,10 @@ def chapter(which: str) -> Chapter:
     """The built-in one of this number or name: "07", "7" or "07_lora_layer"."""
     paths = sorted(folder().glob("[0-9][0-9]_*.py"))
     for path in paths:
-        if which in (path.stem, path.stem[:2]) or (which.isdigit() and which.zfill(2) in path.stem[:2]):
+        if which.zfill(2) in (path.stem, path.stem[:2]):
             return read(path)
-    raise ValueError(
-        f"there is no chapter {which or repr(which)}: there are {', '.join(p.stem[:2] for p in paths)}"
-    )
+    there = ", ".join(path.stem[:2] for path in paths)
+    raise ValueError(f"there is no chapter {which or repr(which)}: there are {there}")
 
 
 def read(path: Path) -> Chapter:
@@ -93,7 +92,16 @@ def notebook(source: str) -> Any:
     import jupytext
 
     book = jupytext.reads(source, fmt="py:percent")
-    book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    book.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    }
     for i, cell in enumerate(book.cells):
         cell.id = f"cell-{i}"  # jupytext draws them by chance: the same chapter is the same file
     return book
+
+
+def notebook_text(chapter: Chapter) -> str:
+    """The .ipynb of a chapter."""
+    import nbformat
+
+    return str(nbformat.writes(notebook(chapter.source))) + "\n"

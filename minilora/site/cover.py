@@ -26,7 +26,7 @@ from . import kept
 
 RANKS = range(1, 17)
 SHOWN = "blocks.0.attn.v.W"
-CORNER = 40  # rows and columns of it that are drawn
+DRAWN = 40  # rows and columns of it that are drawn
 LEVELS = 32  # shades from zero to the strongest colour
 
 Matrix = npt.NDArray[np.float64]
@@ -63,7 +63,9 @@ def _computed() -> dict[str, Any]:
         max_grad_norm=1.0, progress=False)  # fmt: skip
     after = evaluate(model, held_out)
     deltas = {n: np.float64(backend.asnumpy(p.data - start[n])) for n, p in trained.items()}
-    factors = {n: np.linalg.svd(delta, full_matrices=False) for n, delta in deltas.items()}
+    factors: dict[str, Any] = {
+        n: np.linalg.svd(delta, full_matrices=False) for n, delta in deltas.items()
+    }
 
     losses, best = [], {}
     for r in RANKS:
@@ -77,21 +79,25 @@ def _computed() -> dict[str, Any]:
     W0, delta = np.float64(backend.asnumpy(start[SHOWN])), deltas[SHOWN]
     left = [float(np.linalg.norm(delta - BA) / np.linalg.norm(delta)) for BA in best.values()]
     strong, weak = (float(np.quantile(abs(m), 0.99)) for m in (W0, delta))
+    u, _, v = factors[SHOWN]  # in the order of its first direction an update shows its shape
+    rows, columns = np.argsort(u[:, 0]), np.argsort(v[0])
+    order = np.ix_(*(at[:: len(at) // DRAWN][:DRAWN] for at in (rows, columns)))
     pictures = {
-        "W0": _png([W0], strong), "BA": _png([*best.values()], weak),
-        "sum": _png([W0 + BA for BA in best.values()], strong),
-        "left": _png([delta - BA for BA in best.values()], weak),
-    }  # fmt: skip
+        "W0": _png([W0[order]], strong),
+        "BA": _png([BA[order] for BA in best.values()], weak),
+        "sum": _png([(W0 + BA)[order] for BA in best.values()], strong),
+        "left": _png([(delta - BA)[order] for BA in best.values()], weak),
+    }
     return {
         "shape": W0.shape, "left": left, "losses": losses, "before": before, "after": after,
-        "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "corner": CORNER,
+        "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
         "pictures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
     }  # fmt: skip
 
 
 def _png(matrices: list[Matrix], strongest: float) -> bytes:
-    """The matrices' corners one below the other: negative blue, zero white, positive brown."""
-    shades = np.concatenate([matrix[:CORNER, :CORNER] for matrix in matrices]) / strongest
+    """The matrices one below the other: negative blue, zero white, positive brown."""
+    shades = np.concatenate(matrices) / strongest
     levels = np.clip(np.rint(shades * LEVELS), -LEVELS, LEVELS).astype(np.int64) + LEVELS
     rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in levels)
     ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (BELOW, ZERO, ABOVE)]

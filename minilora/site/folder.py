@@ -21,18 +21,21 @@ def is_site(folder: Path) -> bool:
 def check(out: Path) -> None:
     """Raise ValueError, with the remedy, if no site can be written to `out`: before the work."""
     if out.is_dir() and any(out.iterdir()) and not is_site(out):
-        raise ValueError(f"{out} is there, and holds no site: give another name, or remove it first")
+        raise ValueError(
+            f"{out} is there, and holds no site: give another name, or remove it first"
+        )
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give the name of a folder")
     parent = _real(out).parent
     if not parent.is_dir():
-        raise ValueError(f"{out}: {parent} is not a folder: create it first, or give another")
+        told = parent if out.is_symlink() else out.parent
+        raise ValueError(f"{out}: {told} is not a folder: create it first, or give another")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".site-", dir=parent))
     except OSError as error:
+        why = (error.strerror or str(error)).lower()
         raise ValueError(
-            f"{out} cannot be written ({(error.strerror or str(error)).lower()}): give another name, "
-            "or a folder that you may write in"
+            f"{out} cannot be written ({why}): give another name, or a folder that you may write in"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a chapter printed, kept under what it was made from: the next build does not run it again."""
+"""What a chapter showed, kept under what it was made from: the next build need not run it."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def places() -> dict[str, str]:
 
 def known_in(source: str) -> dict[str, str]:
     """What a script calls the package and its modules, and the names that it imports from them."""
-    tree, known = ast.parse(source), {}
+    tree = ast.parse(source)
+    known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {a.asname or a.name: a.name for a in node.names if a.name.startswith(ROOT)}
@@ -93,7 +94,9 @@ def known_in(source: str) -> dict[str, str]:
 def bound(tree: ast.AST) -> set[str]:
     """The names that a script defines itself."""
     nodes = [*ast.walk(tree)]
-    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
     return own | {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
 
@@ -137,7 +140,9 @@ def _methods(thing: type, name: str) -> Iterator[Entry]:
         value = getattr(value, "__func__", value)
         if method.startswith("_") or not inspect.isfunction(value) or not value.__doc__:
             continue
-        yield Entry(method, f"{name}.{method}", _signature(value), inspect.getdoc(value) or "", "", ())
+        yield Entry(
+            method, f"{name}.{method}", _signature(value), inspect.getdoc(value) or "", "", ()
+        )
 
 
 class _Bare(str):
@@ -153,7 +158,11 @@ def _signature(thing: Any) -> str:
         whole = inspect.signature(thing)
     except (TypeError, ValueError):
         return ""
-    bare = [p.replace(annotation=_bare(p.annotation)) for p in whole.parameters.values() if p.name != "self"]
+    bare = [
+        p.replace(annotation=_bare(p.annotation))
+        for p in whole.parameters.values()
+        if p.name != "self"
+    ]
     text = str(whole.replace(parameters=bare, return_annotation=_bare(whole.return_annotation)))
     text = re.sub(r" at 0x[0-9a-f]+", "", text.removesuffix(" -> None"))
     return re.sub(r"\b(collections\.abc|minilora(\.\w+)*)\.(?=\w)", "", text)

@@ -18,8 +18,10 @@ from .prose import Prose
 
 ASSETS = Path(__file__).parent / "assets"
 USUAL = {"ml": names.ROOT, "minilora": names.ROOT, "lora": "minilora.lora", "ops": "minilora.ops"}
+BARE = re.compile(r"minilora\.(lora\.)?\w+")  # names that stand for themselves in prose
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
-HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a class="anchor"')
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
+BLANK = re.compile(r"\n{3,}")
 TITLE = re.compile(r"\A# .+\n")
 
 
@@ -30,9 +32,8 @@ class Page:
         self.chapter = chapter
         self.files: dict[str, bytes] = {}
         own = names.bound(ast.parse(chapter.source))
-        public = {name.partition(".")[2]: name for name in names.places() if name.count(".") == 1}
-        usual = {**{name: f"{names.ROOT}.{name}" for name in public}, **USUAL}
-        known = {name: full for name, full in usual.items() if name not in own}
+        bare = {full.rpartition(".")[2]: full for full in names.places() if BARE.fullmatch(full)}
+        known = {name: full for name, full in {**bare, **USUAL}.items() if name not in own}
         self.prose = Prose(known | names.known_in(chapter.source), pages)
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
@@ -46,7 +47,7 @@ class Page:
         self.headings = HEADING.findall(self.body)
 
     def _code(self, source: str, **_: Any) -> str:
-        return self.prose.code(source.rstrip())
+        return self.prose.code(BLANK.sub("\n\n", source.rstrip()))
 
     def _figure(self, output: Any) -> str:
         """A file beside the page, and an image whose alternative text says what it shows."""
@@ -57,14 +58,16 @@ class Page:
         told = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
         size = "".join(f' {way}="{told[way]:.0f}"' for way in ("width", "height") if way in told)
         alt = html.escape(" ".join(told["alt"].split()))
-        return f'<figure><img src="{name}" alt="{alt}"{size} loading="lazy"></figure>'
+        image = f'<img src="{name}" alt="{alt}"{size} loading="lazy">'
+        return f'<figure><a href="{name}">{image}</a></figure>'
 
     def _live(self, inside: str) -> str:
         """What brings its own HTML; source code is highlighted like a cell."""
         code = SOURCE.fullmatch(inside)
         if code:
             marked = self.prose.code(html.unescape(code[1]))
-            return f'<div class="output" role="group" aria-label="Source"><pre><code>{marked}</code></pre></div>'
+            group = '<div class="output" role="group" aria-label="Source">'
+            return f"{group}<pre><code>{marked}</code></pre></div>"
         return f'<div class="live">{inside}</div>'
 
 

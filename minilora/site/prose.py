@@ -53,11 +53,8 @@ class Prose:
         found = names.place(chain, self.known)
         if found is None:
             return spans
-        end = 0
-        for _ in found[0].split("."):
-            end = re.compile(r'(?:<span class="o">\.</span>)?<span class="n\w?">\w+</span>').match(
-                spans, end
-            ).end()  # type: ignore[union-attr]
+        ends = [at.end() for at in re.finditer(r'<span class="n\w?">\w+</span>', spans)]
+        end = ends[found[0].count(".")]
         return f'<a href="{found[1]}">{spans[:end]}</a>{spans[end:]}'
 
     def name(self, text: str) -> str:
@@ -119,19 +116,25 @@ class _Renderer(IPythonRenderer):
 def formula(body: str, display: str) -> str:
     """LaTeX as MathML. Raises ValueError for what is no formula."""
     try:
-        return convert(" ".join(body.split()), display=display)
+        return str(convert(" ".join(body.split()), display=display))
     except Exception as error:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read ({error!r})") from error
 
 
 def docstring(prose: Prose, text: str) -> str:
-    """A docstring's paragraphs: lines that align things with spaces stay lines."""
-    lines: list[str] = []
+    """A docstring as HTML: its paragraphs flow, and lines that align things with spaces stay so."""
+    parts: list[list[str]] = []
+    laid_out = False
     for i, line in enumerate(text.splitlines()):
-        joined = i > 1 and lines[-1] and line and not re.search(r"^\s|\S {2,}\S", lines[-1] + "\n" + line)
-        if joined:
-            lines[-1] += " " + line
+        before, laid_out = laid_out, i > 0 and bool(re.search(r"^\s|\S {2,}\S", line))
+        if i > 1 and line and parts[-1] and before == laid_out:
+            parts[-1].append(line)
         else:
-            lines.append(line)
+            parts.append([line] if line else [])
     mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
-    return "".join(f"<p>{mark(html.escape(line, quote=False))}</p>" for line in lines if line.strip())
+    told = ""
+    for lines in filter(None, parts):
+        table = len(lines) > 1 and re.search(r"^\s|\S {2,}\S", lines[0])
+        inside = mark(html.escape(("\n" if table else " ").join(lines), quote=False))
+        told += f"<pre>{inside}</pre>" if table else f"<p>{inside}</p>"
+    return told

@@ -1,40 +1,37 @@
-"""The whole site: every page, its files and the words to search in, made first and then put in place."""
+"""The whole site: everything is made first, and then put in place."""
 
 from __future__ import annotations
 
 import base64
 import importlib.util
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from . import folder
-from .contents import Chapter, chapters, notebook
+from .contents import Chapter, chapters, notebook_text
 
 ASSETS = Path(__file__).parent / "assets"
 NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib")
 START = 4  # the rank that the cover shows first
 
 
-def need() -> None:
-    """Raise ImportError, with the remedy, where what makes the pages is missing."""
-    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+def need(*names: str) -> None:
+    """Raise ImportError, with the remedy, where one of these (none: of all) is not installed."""
+    missing = [name for name in names or NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
-            f"the pages are made with {', '.join(missing)}: pip install 'minilora[tutorials]'"
-        )
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
 
 
 def build(
     out: Path, say: Callable[[str], None] = print, of: Sequence[Chapter] | None = None
 ) -> dict[str, Any]:
-    """Write the site to the folder `out`; of: these chapters (None: all). What was there is replaced
-    when everything is made, and stays if a chapter fails. Returns what was made.
+    """Write the site to the folder `out`; of: these chapters (None: all). Returns what was made.
+
+    The site that was there is replaced when everything is made; if a chapter fails, it stays.
 
     Raises ImportError where something is missing, ValueError where `out` cannot be written or a
     chapter cannot be read, RuntimeError where one fails.
@@ -53,11 +50,11 @@ def build(
 def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
     """Everything that the site consists of, by its name."""
     import jinja2
-    import nbformat
 
     from . import names, pages, prose
     from .cover import cover
     from .running import executed
+    from .words import words
 
     books = executed(told, say)
     data = cover(say)
@@ -67,11 +64,14 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
     templates.filters["code"] = lambda text: _html(plain.code(text))
 
-    def page(name: str, **settings: Any) -> bytes:
-        return templates.get_template(name).render(version=__version__, **settings).encode()
+    def page(template: str, **settings: Any) -> bytes:
+        text: str = templates.get_template(template).render(version=__version__, **settings)
+        return text.encode()
 
     facts = {chapter.number: _facts(chapter, plain) for chapter in told}
-    files = {f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()}
+    files = {
+        f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
+    }
     for i, (chapter, book) in enumerate(zip(told, books)):
         made = pages.Page(chapter, book, links)
         heading = f"{chapter.number}. {chapter.title}"
@@ -83,7 +83,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         )  # fmt: skip
         files |= made.files
         files[f"get/{chapter.name}.py"] = chapter.source.encode()
-        files[f"get/{chapter.name}.ipynb"] = nbformat.writes(notebook(chapter.source)).encode()
+        files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
     ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
     files["index.html"] = page(
         "cover.html.j2", kind="index", title="minilora: LoRA on NumPy", c=data, start=START,
@@ -97,7 +97,9 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     )  # fmt: skip
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
-    found = [entry for name in files if name.endswith(".html") for entry in _words(name, files[name])]
+    found = [
+        entry for name in files if name.endswith(".html") for entry in words(name, files[name])
+    ]
     files["search.js"] = f"SEARCH = {json.dumps(found, ensure_ascii=False)}\n".encode()
     return files
 
@@ -127,41 +129,3 @@ def _rank(data: dict[str, Any], r: int) -> str:
         f"{gained:.0%} of the way: {loss:.2f}, from {data['before']:.2f} without an update to "
         f"{data['after']:.2f} with the whole of it."
     )
-
-
-class _Text(HTMLParser):
-    """The text under each heading or entry that has an anchor."""
-
-    SILENT = ("script", "style", "annotation", "button", "svg")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[list[str]] = []  # heading, anchor, text
-        self.silent, self.into, self.inside, self.main = 0, 2, "", False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        self.main = self.main or tag == "main"
-        self.silent += tag in self.SILENT or told.get("class") == "anchor"
-        if self.main and tag in ("h1", "h2", "h3", "dt") and told.get("id"):
-            self.found.append(["", str(told["id"]), ""])
-            self.into, self.inside = 0, tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.silent and (tag in self.SILENT or tag == "a"):
-            self.silent -= 1
-        if tag == self.inside:
-            self.into, self.inside = 2, ""
-        self.main = self.main and tag != "main"
-
-    def handle_data(self, data: str) -> None:
-        if self.found and self.main and not self.silent:
-            self.found[-1][self.into] += data
-
-
-def _words(name: str, page: bytes) -> list[list[str]]:
-    """[page, heading, address, text] of each part of a page."""
-    text = _Text()
-    text.feed(page.decode())
-    tidy = [[" ".join(part.split()) for part in found] for found in text.found]
-    return [[tidy[0][0], heading, f"{name}#{anchor}", words] for heading, anchor, words in tidy]

@@ -1,4 +1,4 @@
-"""Chapters executed in kernels of this very interpreter, two at a time; or taken from what is kept."""
+"""Chapters executed in kernels of this interpreter, two at a time; or what is kept of them."""
 
 from __future__ import annotations
 
