@@ -62,7 +62,7 @@ def _computed() -> dict[str, Any]:
     fit(model, data.Windows(training, batch, tokens, seed=0), optimizer, steps, schedule=schedule,
         max_grad_norm=1.0, progress=False)  # fmt: skip
     after = evaluate(model, held_out)
-    deltas = {n: np.float64(backend.asnumpy(p.data - start[n])) for n, p in trained.items()}
+    deltas = {n: _host(p.data - start[n]) for n, p in trained.items()}
     factors: dict[str, Any] = {
         n: np.linalg.svd(delta, full_matrices=False) for n, delta in deltas.items()
     }
@@ -76,7 +76,7 @@ def _computed() -> dict[str, Any]:
             if n == SHOWN:
                 best[r] = BA
         losses.append(evaluate(model, held_out))
-    W0, delta = np.float64(backend.asnumpy(start[SHOWN])), deltas[SHOWN]
+    W0, delta = _host(start[SHOWN]), deltas[SHOWN]
     left = [float(np.linalg.norm(delta - BA) / np.linalg.norm(delta)) for BA in best.values()]
     strong, weak = (float(np.quantile(abs(m), 0.99)) for m in (W0, delta))
     u, _, v = factors[SHOWN]  # in the order of its first direction an update shows its shape
@@ -93,6 +93,10 @@ def _computed() -> dict[str, Any]:
         "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
         "pictures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
     }  # fmt: skip
+
+
+def _host(array: Any) -> Matrix:
+    return np.asarray(backend.asnumpy(array), np.float64)
 
 
 def _png(matrices: list[Matrix], strongest: float) -> bytes:

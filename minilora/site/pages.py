@@ -33,8 +33,8 @@ class Page:
         self.files: dict[str, bytes] = {}
         own = names.bound(ast.parse(chapter.source))
         bare = {full.rpartition(".")[2]: full for full in names.places() if BARE.fullmatch(full)}
-        known = {name: full for name, full in {**bare, **USUAL}.items() if name not in own}
-        self.prose = Prose(known | names.known_in(chapter.source), pages)
+        usual = {name: full for name, full in {**bare, **USUAL}.items() if name not in own}
+        self.prose = Prose(names.known_in(chapter.source), usual, pages)
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
             filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,

@@ -19,19 +19,25 @@ from pygments.lexers import PythonLexer
 from . import names
 
 CHAPTERS = re.compile(r"\b[Cc]hapters? \d\d(?:(?:, | and |, and | to )\d\d)*")
-CHAIN = re.compile(
-    r'<span class="n\w?">\w+</span>(?:<span class="o">\.</span><span class="n\w?">\w+</span>)*'
+WORD = r'<span class="n\w?">\w+</span>'
+CHAIN = re.compile(  # not after a dot, and no keyword argument
+    rf'(?<!<span class="o">\.</span>){WORD}(?:<span class="o">\.</span>{WORD})*'
+    '(?!<span class="o">=</span>)'
 )
 
 
 class Prose:
     """Turns text into HTML, knowing what the text calls things.
 
-    known: name in the text -> full dotted name of the package   pages: chapter number -> its page
+    known: name in code -> full dotted name of the package   usual: the same, of names that prose
+    uses besides   pages: chapter number -> its page
     """
 
-    def __init__(self, known: Mapping[str, str], pages: Mapping[str, str]) -> None:
+    def __init__(
+        self, known: Mapping[str, str], usual: Mapping[str, str], pages: Mapping[str, str]
+    ) -> None:
         self.known, self.pages = known, pages
+        self.told = {**usual, **known}
         self.anchors: set[str] = set()
 
     def markdown(self, text: str) -> str:
@@ -53,7 +59,7 @@ class Prose:
         found = names.place(chain, self.known)
         if found is None:
             return spans
-        ends = [at.end() for at in re.finditer(r'<span class="n\w?">\w+</span>', spans)]
+        ends = [at.end() for at in re.finditer(WORD, spans)]
         end = ends[found[0].count(".")]
         return f'<a href="{found[1]}">{spans[:end]}</a>{spans[end:]}'
 
@@ -61,7 +67,7 @@ class Prose:
         """Code inside prose: a link if it is a public name, called or not."""
         inside = html.escape(text, quote=False)
         found = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", text)
-        place = names.place(found[1], self.known) if found else None
+        place = names.place(found[1], self.told) if found else None
         if place is None or (found and place[0] != found[1]):
             return f"<code>{inside}</code>"
         return f'<a href="{place[1]}"><code>{inside}</code></a>'

@@ -59,7 +59,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     books = executed(told, say)
     data = cover(say)
     links = {chapter.number: f"{chapter.name}.html" for chapter in told}
-    plain = prose.Prose(pages.USUAL, links)
+    plain = prose.Prose({}, pages.USUAL, links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
     templates.filters["code"] = lambda text: _html(plain.code(text))
