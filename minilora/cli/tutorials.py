@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     except Exception as error:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)
                  if at.filename == str(chapter.path)]  # fmt: skip
-        where = f"{chapter.path}, line {lines[0] if lines else '?'}"
+        where = f"{chapter.path}, line {lines[-1] if lines else '?'}"
         why = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise RuntimeError(f"chapter {chapter.number} fails at {where}: {why}") from error
     return {"chapter": chapter.number, "seconds": time.monotonic() - began}

@@ -122,9 +122,13 @@ class _Renderer(IPythonRenderer):
 def formula(body: str, display: str) -> str:
     """LaTeX as MathML. Raises ValueError for what is no formula."""
     try:
-        return str(convert(" ".join(body.split()), display=display))
+        made = str(convert(" ".join(body.split()), display=display))
     except Exception as error:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read ({error!r})") from error
+    unknown = re.search(r"\\\w+", made)
+    if unknown:
+        raise ValueError(f"the formula ${body.strip()}$ cannot be read: {unknown[0]} is unknown")
+    return made
 
 
 def docstring(prose: Prose, text: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ START = 4  # the rank that the cover shows first
 
 def need(*names: str) -> None:
     """Raise ImportError, with the remedy, where one of these (none: of all) is not installed."""
-    missing = [name for name in names or NEEDS if importlib.util.find_spec(name) is None]
+    missing = [name for name in names or NEEDS if find_spec(name) is None]
     if missing:
         raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
 

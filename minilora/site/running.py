@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from . import kept
@@ -25,21 +23,7 @@ def executed(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[An
 
     Raises RuntimeError where one fails: which cell, which line, and why.
     """
-    started: Future[tuple[Any, Any]] = Future()
-
-    async def work() -> list[Any]:
-        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
-        return await _all(chapters, say)
-
-    with ThreadPoolExecutor(1) as thread:  # nbclient takes signals for itself in the main one
-        done = thread.submit(asyncio.run, work())
-        try:
-            return done.result()
-        except BaseException:  # interrupted: no kernel stays behind
-            loop, task = started.result()
-            with contextlib.suppress(RuntimeError):  # it has ended by itself
-                loop.call_soon_threadsafe(task.cancel)
-            raise
+    return asyncio.run(_all(chapters, say))
 
 
 async def _all(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[Any]:
@@ -87,16 +71,10 @@ async def _run(chapter: Chapter, book: Any) -> Any:
         def get_kernel_spec(self, kernel_name: str) -> Any:
             return KernelSpec(**get_kernel_dict())
 
-    at = [0]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         kernel = AsyncKernelManager(
             kernel_spec_manager=Here(), transport="ipc" if os.name == "posix" else "tcp",
             connection_file=os.path.join(folder, "kernel.json"),
-        )  # fmt: skip
-        client = NotebookClient(
-            book, kernel, timeout=PATIENCE, record_timing=False, coalesce_streams=True,
-            shutdown_kernel="immediate",
-            on_cell_start=lambda cell, cell_index: at.append(cell_index),
         )  # fmt: skip
         paths = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
         own = {
@@ -104,22 +82,38 @@ async def _run(chapter: Chapter, book: Any) -> Any:
             "OPENBLAS_NUM_THREADS": "1",  # two kernels, two cores
             "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths),
         }  # fmt: skip
-        try:
-            await client.async_execute(
-                env={**os.environ, **own}, cwd=folder, stderr=subprocess.DEVNULL, cleanup_kc=True
+        client = NotebookClient(book, kernel, timeout=PATIENCE, coalesce_streams=True)
+        try:  # cell by cell: `execute` would take the signals of this process for itself
+            await kernel.start_kernel(
+                env={**os.environ, **own}, cwd=folder, stderr=subprocess.DEVNULL
             )
-        except (CellControlSignal, DeadKernelError) as error:
-            raise RuntimeError(_told(chapter, book.cells[at[-1]].source, error)) from error
+            client.kc = kernel.client()
+            client.kc.start_channels()
+            await client.kc.wait_for_ready(timeout=60)
+            for i, cell in enumerate(book.cells):
+                try:
+                    await client.async_execute_cell(cell, i)
+                except (CellControlSignal, DeadKernelError) as error:
+                    raise RuntimeError(_told(chapter, cell.source, error)) from error
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
+            await kernel.shutdown_kernel(now=True)
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)  # when it ran
     return book
 
 
 def _told(chapter: Chapter, cell: str, error: Any) -> str:
     """Where it stopped, and why."""
-    name, words = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", "")
-    if isinstance(error, TimeoutError):
-        name, words = f"a cell took more than {PATIENCE} s", ""
-    inside = re.search(r"Cell In\[\d+\], line (\d+)", re.sub(r"\x1b\[[\d;]*m", "", str(error)))
     line = chapter.source[: max(0, chapter.source.find(cell))].count("\n") + 1
-    line += int(inside[1]) - 1 if inside else 0
-    why = ": ".join(filter(None, [name, " ".join(words.split())]))
+    if isinstance(error, TimeoutError):
+        why = f"a cell took more than {PATIENCE} s"
+    elif not hasattr(error, "ename"):
+        why = "its process died"
+    else:
+        why = " ".join(f"{error.ename}: {error.evalue}".split()).removesuffix(":")
+        plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+        inside = re.search(r"Cell In\s?\[\d+\], line (\d+)", plain)
+        line += int(inside[1]) - 1 if inside else 0
     return f"chapter {chapter.number} fails at {chapter.path.name}, line {line}: {why}"
