@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from strategies import gpt2, shake
 
 import minilora as ml
 from minilora import accounting, cli, data, demo, lora
-from minilora.cli import commands, finetune, parser
+from minilora.cli import commands, finetune, inputs, parser
 
 once = pytest.mark.usefixtures("numpy_only")
 
@@ -342,6 +343,16 @@ def test_the_whole_is_told_without_a_command(option, capsys):
     assert ml.__version__ in out if "v" in option else all(name in out for name in COMMANDS)
 
 
+@once
+@pytest.mark.skipif(os.name != "posix", reason="named pipes are POSIX's")
+def test_a_text_may_come_from_a_pipe(folder):
+    os.mkfifo(folder / "pipe")
+    writer = threading.Thread(target=(folder / "pipe").write_text, args=("To be",), daemon=True)
+    writer.start()
+    assert inputs.text("pipe") == "To be"
+    writer.join()
+
+
 def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
     assert parser.parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
 
@@ -454,7 +465,8 @@ MISTAKES = {  # what is typed -> what is answered
     "--stesp 3 finetune kjv": "there is no option --stesp: did you mean --steps?",
     "--zzz info": "there is no option --zzz: see `minilora --help`",
     "--jsn info": "there is no option --jsn: did you mean --json?",
-    "--steps 3 finetune kjv": "--steps goes behind its command: minilora pretrain --steps",
+    "--window 3": "--window goes behind its command: minilora account --window",
+    "--steps 3 finetune kjv": "--steps goes behind its command: minilora finetune --steps",
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
@@ -522,11 +534,11 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune none.txt": "there is no file none.txt, nor a built-in text of that name: there are",
     "finetune folder": "folder is a folder: give a text file",
     f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",
-    "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff",
+    "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff: save it as UTF-8",
     "finetune empty.txt": "empty.txt is empty: give a longer text",
     "finetune one.txt": "one.txt is one character: give a longer text",
-    "finetune two.txt": "two.txt has 1 tokens to train on and 1 held out, and a window of 128 tak",
-    "finetune short.txt": "short.txt has 70 tokens to train on and 14 held out, and a window of 1",
+    "finetune two.txt": "two.txt has too few tokens: 1 to train on, 1 held out, and a wi",
+    "finetune short.txt": "short.txt has too few tokens: 70 to train on, 14 held out, and",
     "account gptt": "shape gptt: give gpt2 or gpt2-medium or gpt2-large or gpt2-xl or gpt3-175b",
     "account --method full": "--method and --policy go with a shape: account gpt2 --method full",
     "account gpt2 --base-dtype float16": "account gpt2: give --policy 'half base' for --base-dtype",
@@ -641,7 +653,7 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
     (folder / "short.txt").write_text("a\nbcdefghij")
     assert cli.main(f"{line.replace('words', 'short')} --window 2".split()) == 2
-    assert "has 2 tokens to train on and 9 held out, and a window of 2 takes 3" in (
+    assert "few tokens: 2 to train on, 9 held out, and a window of 2 takes 3" in (
         told := capsys.readouterr().err
     )
     assert told.endswith("give a longer text, or --window 1 or less\n")

@@ -47,8 +47,11 @@ def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
         go(part, interrupt)
     assert not part.exists()
     kept = {path: path.read_bytes() for path in tmp_path.glob("part.*")}
-    for other in ({"seed": 1}, {"text": TEXT + "a\n"}, {"batch": 3}, {"steps": 7}):
-        with pytest.raises(ValueError, match=r"part\.run\.npz is a checkpoint of another run"):
+    for told, other in {
+        "--seed: 0 then, 1 now": {"seed": 1}, "batch: 2 then, 3 now": {"batch": 3},
+        "steps: 6 then, 7 now": {"steps": 7}, "text: digest": {"text": TEXT + "a\n"},
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=rf"part\.run\.npz is a .* another run: .*{told}"):
             go(part, **other)
     assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == kept
     go(part)

@@ -26,11 +26,6 @@ def backend():
     plt.close("all")
 
 
-@pytest.fixture
-def ax():
-    return plt.subplots()[1]
-
-
 def lines(ax):
     """label -> (x, y) of the curves that the legend names and that have points."""
     found = {line.get_label(): np.array(line.get_data()) for line in ax.lines}
@@ -46,40 +41,111 @@ def ledger(*sizes):
     return Ledger(tuple(Row(n, 0, size) for n, size in zip(names, sizes)), {}, Row("peak", 0, 0))
 
 
-DRAWN = {
-    "loss_curves": {"LoRA": [3.0, 2.0]},
-    "parameter_bars": {"LoRA": 10, "full": 1000},
-    "memory_bars": {"LoRA": ledger(5, 4, 3, 2, 1)},
-    "merge_error": {"float32": ([1e-7, 2e-7], [1e-6, 2e-6])},
-}
-
 MEASURED = {
     "minilora": {"ms": [8.0, 10.0], "peak": 100 << 20, "ratio": 1.0, "memory_ratio": 1.0},
     "torch+peft": {"ms": [9.0, 1250.0], "peak": 400 << 20, "ratio": 0.5, "memory_ratio": 0.25},
     "merged forward": {"ms": [4.0, 5.0], "peak": 80 << 20},  # what it compares with was not there
 }
-DRAWN["bench_bars"] = MEASURED
+HISTORY = History([4.0, 3.0], [0.1, 0.1], [(0, 4.5), (2, 3.5)])
+TOKENS = ["<s>", "And", " God", " said", "\n"]
+SWEEP = {1: [3.2, 3.0, 3.1], 4: [2.8, 2.7, 2.9], 16: [2.5, 2.6, 2.8, 2.4]}
+POINTS = {  # close together, at every edge, with long names
+    "full fine-tuning": (1_442_240, 3.0), "LoRA, r = 8": (92_160, 3.1), "adapters": (90_000, 3.11),
+    "biases": (89_000, 3.105), "prefixes": (93_000, 3.09), "nothing": (100, 3.6),
+}  # fmt: skip
+DRAWN = {  # each function on what a chapter might give it
+    "loss_curves": {"frozen base": [3.5, 3.5], "LoRA": HISTORY, "full fine-tuning": HISTORY},
+    "parameter_bars": {"full fine-tuning": 175_000_000_000, "LoRA, r = 4": 18_874_368, "none": 0},
+    "memory_bars": {"full": ledger(0, 9 << 20, 9, 9, 1), "LoRA": ledger(5, 4, 3, 2, 1)},
+    "merge_error": {"float16": ([1e-4, 0], [1e-3, 2e-3], 1e-4), "bfloat16": ([2e-2], [1e-2], 1)},
+    "rank_sweep": {"attention only": SWEEP, "all layers": {2: [2.0], 8: [1.0]}},
+    "quality_vs_parameters": POINTS,
+    "spectrum": {"W0": [3, 2, 1], "full fine-tuning": np.geomspace(1, 1e-9, 64)},
+    "curves": {"float16": ([1, 2], [3, 4]), "bfloat16": [1, 2, 3]},
+    "latency_bars": {"base": [0.003, 0.004], "unmerged": [0.004, 0.9], "merged": [0.003] * 3},
+    "bench_bars": MEASURED,
+    "heatmaps": {"W0": np.eye(3), "BA": -np.eye(3), "W0 + BA": np.zeros((3, 4)), "rest": np.eye(2)},
+    "subspace_similarity": np.linspace(0, 1, 8 * 64).reshape(8, 64),
+    "unbroadcast": np.arange(3.0),
+}
+MORE = {
+    "merge_error": {"bounds": ("at the very worst", "once in a million")},
+    "rank_sweep": {"levels": {"frozen base": 3.5, "full fine-tuning": 2.2}},
+    "curves": {"xlabel": "size", "ylabel": "share", "log": "xy", "dotted": {"float16": ([1], [1])}},
+    "unbroadcast": {"g": np.ones((2, 3))},
+}
+COUNT = {"heatmaps": 4, "delta_heatmap": 3}  # functions that draw on so many axes
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name, ax):
+def drawn(name, ax=None, **more):
+    """What the function of this name makes of its sample, the first axes, and its figure."""
+    settings = MORE.get(name, {}) | more
+    if name == "attention_map":
+        made = viz.attention_map(np.eye(5)[::-1], TOKENS, ax=ax, **settings)
+    elif name == "delta_heatmap":
+        made = viz.delta_heatmap(np.eye(4), -np.eye(4), ax=ax, **settings)
+    else:
+        made = getattr(viz, name)(DRAWN[name], ax=ax, **settings)
+    first = made[0] if name in COUNT else made
+    return made, first, first.figure
+
+
+every = pytest.mark.parametrize("name", [*DRAWN, "attention_map", "delta_heatmap"])
+
+
+@every
+def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name):
+    given = viz.panels(1, COUNT.get(name, 1), (4 * COUNT.get(name, 1), 3))
     before = plt.get_fignums()
-    assert getattr(viz, name)(DRAWN[name], ax=ax) is ax
+    given = given if name in COUNT else given[0]
+    assert drawn(name, ax=given)[0] == given
     assert plt.get_fignums() == before
-    assert getattr(viz, name)(DRAWN[name]) is not ax
+    assert drawn(name)[0] != given
     assert len(plt.get_fignums()) == len(before) + 1
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_a_figure_names_its_quantities(name):
-    ax = getattr(viz, name)(DRAWN[name])
-    assert ax.get_ylabel() if name in ("loss_curves", "merge_error") else ax.get_xlabel()
-    ax.figure.canvas.draw()
+@every
+def test_a_figure_names_its_quantities_and_can_be_told_in_words(name):
+    _, ax, figure = drawn(name, title="What it shows")
+    assert ax.get_xlabel()
+    assert ax.get_ylabel() or all(tick.get_text() for tick in ax.get_yticklabels())
+    words = viz.alt(figure)
+    assert "What it shows" in words and "\n" not in words
+    assert " ".join(ax.get_xlabel().split()) in words
 
 
-@pytest.mark.parametrize("name", DRAWN)
+def texts(figure):
+    """Every text that is seen, with its box in pixels."""
+    found = [*figure.texts, figure._suptitle] if figure._suptitle else [*figure.texts]
+    for ax in figure.axes:
+        found += [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        found += ax.get_legend().get_texts() if ax.get_legend() else []
+        for axis, low, high in ((ax.xaxis, *ax.get_xlim()), (ax.yaxis, *ax.get_ylim())):
+            low, high = sorted((low, high))
+            ticks = axis.get_major_ticks() + axis.get_minor_ticks()
+            found += [t for tick in ticks if low <= tick.get_loc() <= high
+                      for t in (tick.label1, tick.label2)]  # fmt: skip
+    seen = {id(t): t for t in found if t.get_visible() and t.get_text().strip()}
+    return [(t.get_text(), t.get_window_extent()) for t in seen.values()]
+
+
+@every
+def test_no_text_is_cut_off_or_lies_on_another(name):
+    figure = drawn(name, title="A long title, which states the point of what is drawn below it")[2]
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    boxes = texts(figure)
+    assert len(boxes) > 2
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+    for i, (text, box) in enumerate(boxes):
+        for other, its in boxes[:i]:
+            assert not box.padded(-1).overlaps(its.padded(-1)), (text, other)
+
+
+@every
 def test_nothing_is_cut_off_at_the_edge(name):
-    figure = getattr(viz, name)(DRAWN[name]).figure
+    figure = drawn(name)[2]
     figure.canvas.draw()
     box, inside = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 >= 0
@@ -89,8 +155,8 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 
 def test_a_sequence_of_losses_is_drawn_as_it_is():
-    drawn = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
-    assert drawn["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
+    seen = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
+    assert seen["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
 
 
 def test_of_a_history_the_held_out_losses_carry_the_label():
@@ -98,7 +164,17 @@ def test_of_a_history_the_held_out_losses_carry_the_label():
     ax = viz.loss_curves({"LoRA": history})
     assert lines(ax)["LoRA"].tolist() == [[0, 2], [4.5, 3.5]]
     assert any(list(line.get_ydata()) == [4.0, 3.0] for line in ax.lines)
-    assert legend(ax) == ["LoRA", "the batch trained on"]
+    assert legend(ax) == ["LoRA", "held out", "the batch trained on"]
+    assert ax.get_ylabel() == "loss (nats a token)"
+
+
+def test_only_where_all_losses_are_held_out_the_axis_says_so():
+    level = History(held_out=[(0, 4.5), (2, 4.5)])
+    assert viz.loss_curves({"base": level}).get_ylabel() == "held-out loss (nats a token)"
+    mixed = viz.loss_curves({"base": level, "LoRA": [3.0, 2.0]})
+    assert mixed.get_ylabel() == "loss (nats a token)"
+    assert legend(mixed) == ["base", "LoRA", "held out", "the batch trained on"]
+    assert viz.loss_curves({"a": [1.0]}, ylabel="error").get_ylabel() == "error"
 
 
 def test_a_history_without_held_out_losses_shows_those_of_its_batches():
@@ -132,11 +208,14 @@ def test_the_colours_differ_in_lightness_or_are_far_apart_for_every_eye():
 
 def test_parameter_bars_are_as_long_as_the_numbers_written_at_them():
     ax = viz.parameter_bars({"full": 1_442_240, "LoRA": 92_160})
-    assert ax.get_xscale() == "log"
+    assert ax.get_xscale() == "linear" and ax.get_xlim()[0] == 0
     assert [bar.get_width() for bar in ax.patches] == [1_442_240, 92_160]
-    assert [text.get_text() for text in ax.texts] == ["1,442,240", "92,160"]
+    assert [text.get_text() for text in ax.texts] == ["1,442,240", "92,160  (6.4 %)"]
     assert ax.get_xlim()[1] > 1_442_240
     assert ax.yaxis_inverted()
+    ax.figure.canvas.draw()
+    ticks = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert ticks[0] == "0" and ticks[2] == "1 million"
 
 
 def test_memory_bars_are_stacked_end_to_end_and_sum_to_the_total():
@@ -195,7 +274,8 @@ def test_merge_error_draws_every_number_and_its_own_bound():
     assert crosses.get_ydata().size == 0
     assert line.get_ydata().tolist() == sorted(bound)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["float32\n1 equal"]
-    assert legend(ax) == ["bound", "under its bound"]
+    assert legend(ax) == ["bound", "an output"]
+    assert "order of their bounds" in ax.get_xlabel()
     assert ax.get_yscale() == "log"
 
 
@@ -207,22 +287,137 @@ def test_merge_error_marks_what_is_above_its_bound_and_what_is_not_a_number():
     assert legend(ax)[-1] == "above its bound"
 
 
-def test_show_does_nothing_where_there_is_nowhere_to_show():
-    viz.loss_curves({"LoRA": [1.0]})
-    viz.show()
-    assert len(plt.get_fignums()) == 1
+def test_merge_error_has_a_second_bound_which_must_hold_as_well():
+    ax = viz.merge_error(
+        {"a": ([1e-7, 2e-6], [1e-3, 1e-2], [1e-6, 1e-6])}, bounds=("wide", "sharp")
+    )
+    dots, crosses, wide, sharp = ax.lines[:4]
+    assert dots.get_ydata().tolist() == [1e-7] and crosses.get_ydata().tolist() == [2e-6]
+    assert wide.get_ydata().tolist() == [1e-3, 1e-2] and sharp.get_ydata().tolist() == [1e-6, 1e-6]
+    assert legend(ax) == ["wide", "sharp", "an output", "above its bound"]
 
 
-def test_show_asks_matplotlib_where_there_is_a_window(monkeypatch):
-    shown = []
-    monkeypatch.setattr(plt, "get_backend", lambda: "module://inline")
-    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
-    viz.show()
-    assert shown == [True]
+def band(ax):
+    """(x, lowest, highest) of the one band."""
+    (path,) = ax.collections[0].get_paths()
+    xs = sorted(set(path.vertices[:, 0]))
+    return [(x, *(f(path.vertices[path.vertices[:, 0] == x, 1]) for f in (min, max))) for x in xs]
 
 
-def test_without_matplotlib_it_says_what_to_install():
-    code = "import sys; sys.modules['matplotlib'] = None; import minilora.viz"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode
-    assert "pip install 'minilora[viz]'" in done.stderr
+def test_a_sweep_is_a_median_with_a_band_from_the_smallest_to_the_largest():
+    ax = viz.rank_sweep(SWEEP, levels={"full fine-tuning": 2.3})
+    assert lines(ax)["LoRA"].tolist() == [[1, 4, 16], [3.1, 2.8, 2.55]]
+    assert band(ax) == [(1, 3.0, 3.2), (4, 2.7, 2.9), (16, 2.4, 2.8)]
+    assert lines(ax)["full fine-tuning"][1].tolist() == [2.3, 2.3]
+    assert "3–4 seeds" in ax.get_xlabel()
+    ax.figure.canvas.draw()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16"]
+    assert ax.get_xscale() == "log"
+
+
+def test_fewer_than_three_seeds_make_dots_and_no_band():
+    ax = viz.rank_sweep({"q, v": {1: [3.0, 3.2], 2: [2.0, 2.1]}}, xlabel="learning rate")
+    assert not ax.collections and ax.get_xlabel() == "learning rate\n(2 seeds: no band)"
+    assert [y for line in ax.lines[1:] for y in line.get_ydata()] == [3.0, 3.2, 2.0, 2.1]
+
+
+def test_every_name_stands_at_its_own_dot():
+    ax = viz.quality_vs_parameters(POINTS)
+    dots = {tuple(map(float, np.ravel(line.get_data()))) for line in ax.lines}
+    assert {text.get_text(): text.xy for text in ax.texts} == POINTS
+    assert dots == set(POINTS.values())
+    ax.figure.canvas.draw()
+    for text in ax.texts:
+        box = text.get_window_extent()
+        for xy in POINTS.values():  # no name lies on a dot
+            assert not box.contains(*ax.transData.transform(xy))
+
+
+def test_a_spectrum_falls_from_the_first():
+    ax = viz.spectrum({"W0": [1.0, 3.0, 2.0]}, log="")
+    assert lines(ax)["W0"].tolist() == [[1, 2, 3], [3.0, 2.0, 1.0]]
+    assert ax.get_yscale() == "linear"
+    assert viz.spectrum({"W0": [1.0, 3.0]}).get_yscale() == "log"
+
+
+def test_curves_and_what_belongs_to_them_share_a_colour():
+    ax = viz.curves({"a": [1, 2], "b": ([5, 6], [3, 4])}, dotted={"b": ([5, 6], [1, 1])}, log="x")
+    a, b, dotted = ax.lines
+    assert np.array(a.get_data()).tolist() == [[0, 1], [1, 2]]
+    assert np.array(b.get_data()).tolist() == [[5, 6], [3, 4]]
+    assert dotted.get_color() == b.get_color() != a.get_color() and dotted.get_linestyle() == ":"
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+
+
+def test_latency_bars_are_medians_in_ms_beside_the_first():
+    ax = viz.latency_bars({"base": [0.002, 0.001, 0.009], "merged": [0.004]})
+    assert [bar.get_width() for bar in ax.patches] == [2, 4]
+    assert [text.get_text() for text in ax.texts] == ["2 ms", "4 ms  (2.00 ×)"]
+    low, high = ax.containers[1].lines[2][0].get_segments()[0][:, 0]
+    assert (low, high) == (1.5, 5.5)  # the middle half
+    assert to_rgb(viz.COLOURS["frozen"]) == ax.patches[0].get_facecolor()[:3]
+    assert "half of 1 turn\n(in brackets: base = 1)" in ax.get_xlabel()
+
+
+def test_the_panels_of_an_update_share_a_scale_in_which_zero_is_white():
+    W0, BA = np.array([[1.0, 0.0], [0.0, -0.5]]), np.array([[1.0, 0.0], [0.0, 0.0]])
+    grid = viz.delta_heatmap(W0, BA)
+    images = [ax.images[0] for ax in grid]
+    shown = [image.get_array().tolist() for image in images]
+    assert shown == [W0.tolist(), BA.tolist(), (W0 + BA).tolist()]
+    assert {image.get_clim() for image in images} == {(-2, 2)}
+    assert images[0].to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
+    titles = [ax.get_title() for ax in grid]
+    assert titles[1] == "BA\nnorm 1 (89% of W0)" and "%" not in titles[0]
+    assert len(viz.heatmaps({"only": np.zeros((2, 2))})) == 1
+
+
+def test_similarity_has_one_scale_in_every_figure_and_counts_from_1():
+    ax = viz.subspace_similarity(np.full((2, 3), 0.2))
+    assert ax.images[0].get_clim() == (0, 1)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3"]
+    assert ax.get_ylim()[0] < ax.get_ylim()[1]  # the first at the bottom
+
+
+def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
+    ax = viz.attention_map([[0.25, 0.75]], [" a"], keys=["b", ""])
+    assert ax.images[0].get_array().tolist() == [[0.25, 0.75]]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["·a"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "∅"]
+    with pytest.raises(ValueError, match=r"the weights are \(1, 2\), and there are 2 labels"):
+        viz.attention_map([[0.25, 0.75]], ["a", "b"])
+
+
+def test_panels_come_in_reading_order():
+    left, right, below, _ = viz.panels(2, 2)
+    assert left.get_subplotspec().colspan.start == 0 < right.get_subplotspec().colspan.start
+    assert below.get_subplotspec().rowspan.start == 1
+
+
+WITHOUT = """
+import sys
+sys.modules["matplotlib"] = None
+import minilora as ml
+from minilora import cli, viz
+assert not viz.available()
+assert viz.panels(1, 2) == [None, None]
+assert viz.loss_curves({"LoRA": [1.0]}, ax=None, title="a") is None
+assert viz.delta_heatmap([[1.0]], [[1.0]]) is None
+x = ml.Tensor(3.0, requires_grad=True)
+viz.show(viz.stepper([("a caption", viz.parameter_bars({"LoRA": 1})), ("b", viz.graph(x * x))]))
+viz.source(ml.ops.neg)
+viz.show()
+print("refused:", cli.main(["bench", "--shapes", "tiny", "--chart", "a.png"]))
+"""
+
+
+def test_without_matplotlib_it_says_what_to_install_and_goes_on():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True
+    )
+    left_out = "figure left out: pip install 'minilora[viz]'"
+    assert done.stdout.split("\n")[:3] == [left_out] * 3
+    assert "[1/2] a caption\n(figure left out)" in done.stdout
+    assert "mul" in done.stdout and "-x, (dx,)" in done.stdout
+    assert "refused: 2" in done.stdout.splitlines()[-1]  # before the work
+    assert "figures need matplotlib: pip install 'minilora[viz]'" in done.stderr

@@ -61,7 +61,6 @@ print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 p = a * b
 q = p + a
 y = p * q
-
 dy = 1.0
 dp, dq = dy * q, dy * p  # y = p * q
 dp, da = dp + dq, dq  # q = p + a: the second share of p
@@ -70,7 +69,7 @@ print(f"by hand: dp = {dp}, da = {da}, db = {db}")
 assert np.allclose([da, db], measured)
 
 # %% [markdown]
-# That was reverse mode: one pass gave the slope for every letter. Here is the same pass in pictures.
+# That was reverse mode: one pass gave the slope for every letter. Here it is again, in pictures.
 # minilora's `Tensor` records each operation, and `viz` walks through what was recorded.
 
 
@@ -82,25 +81,23 @@ def recorded(a, b):
     return viz.backward_steps(y, locals())  # locals(): what the letters name
 
 
-inputs = [ml.Tensor(number, requires_grad=True) for number in (a, b)]
-title = "p passes on its gradient once both shares are there"
-viz.show(viz.stepper(recorded(*inputs), title, start=-1))
+steps = recorded(ml.Tensor(a, requires_grad=True), ml.Tensor(b, requires_grad=True))
+viz.show(viz.stepper(steps, "p passes on its gradient once both shares are there", start=-1))
 
 # %% [markdown]
 # ## Two walks that go wrong
 #
-# Now the computer is to do it. A value becomes a node. For each of its inputs it keeps a *rule*: a
-# function from the node's own gradient to the share of that input. Two ways to walk come to mind,
-# and they differ in what is sent on: all that has arrived so far, or what has arrived just now.
+# Now the computer is to do it. A value becomes a node; it has `+` and `*`, so that $f$ takes nodes
+# as well as numbers. For each of its inputs it keeps a *rule*: a function from the node's gradient
+# to that input's share. Two walks come to mind. One sends on all that has arrived so far, the other
+# only the share that has come last.
 
 
 # %%
 class Node:
-    """A value, and where its gradient goes: (an input, the rule for its share) for each input."""
-
     made = 0  # so far
 
-    def __init__(self, value, *edges):
+    def __init__(self, value, *edges):  # an edge: (an input, the rule for its share)
         self.value, self.edges, self.grad = value, edges, 0.0
         Node.made = self.number = Node.made + 1  # 1, 2, 3, ... in order of birth
 
@@ -134,19 +131,17 @@ for walk in (send_all, send_share):
     print("{}: da = {}, db = {}".format(walk.__name__, *gradients(walk, f, a, b)))
 
 x = Node(1.0)
-for n in range(1, 13):
+for n in range(1, 11):
     x = x + x  # a diamond on top of the one before
-    if n in (1, 2, 4, 8, 12):
-        print(f"{n:>2} diamonds in a row: {n + 1:>2} nodes, {send_share(x):>5} calls of send_share")
+    print(f"{n:>2} diamonds in a row: send_share is called {send_share(x):>4} times")
 
 # %% [markdown]
 # `send_all` is wrong: when the second share reaches $p$, it sends the first one down once more.
 # `send_share` is right but hopeless. It walks every *path*, and each diamond doubles their number.
 #
 # One cure helps both: $p$ waits until all its shares are there, then sends their sum, once. So a
-# node's turn comes after the turns of all nodes it went into. This is a *topological order*. There
-# is a cheap way to get one. A node is made after its inputs. So take the youngest node first:
-# whatever it went into is younger, and has had its turn.
+# node's turn comes after the turns of all nodes it went into. This is a *topological order*. An
+# easy one: the youngest node first. What a node went into is younger, and has had its turn.
 
 
 # %%
@@ -198,10 +193,9 @@ Node.__matmul__ = matmul
 viz.source(ops.matmul)
 
 # %% [markdown]
-# **Check.** Our engine and minilora's agree on a diamond of matrices. That both are right is what
-# `gradcheck` looks at: it nudges every number of every input, and returns the largest relative
-# error. Central differences are good to about 1e-10. A wrong rule is off by far more. (Some of the
-# ops in the table belong to later chapters.)
+# **Check.** Our engine and minilora's agree on a diamond of matrices. Are both right? `gradcheck`
+# nudges every number of every input, and returns the largest relative error. Central differences
+# are good to about 1e-10; a wrong rule is off by far more. (Some ops will come in later chapters.)
 
 
 # %%
@@ -210,8 +204,8 @@ def squares(x, w):
     return h * h + h  # h goes into two nodes, and twice into one of them
 
 
-rng = np.random.default_rng(0)
-X, W = rng.standard_normal((2, 3)), rng.standard_normal((3, 4))
+normal = np.random.default_rng(0).standard_normal
+X, W = normal((2, 3)), normal((3, 4))
 x, w = ml.Tensor(X, requires_grad=True), ml.Tensor(W, requires_grad=True)
 squares(x, w).sum().backward()
 for mine, tensor in zip(gradients(backward, squares, X, W), (x, w)):
@@ -222,14 +216,14 @@ m, n = (2, 3), (3,)
 shapes = {"add": [m, m], "mul": [m, m], "matmul": [m, (3, 4)], "exp": [m], "tanh": [m],
           "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}  # fmt: skip
 for name, sizes in shapes.items():
-    error = ml.gradcheck(getattr(ops, name), *(rng.standard_normal(size) for size in sizes))
+    error = ml.gradcheck(getattr(ops, name), *map(normal, sizes))
     print(f"{name:>10}: {error:.0e}")
 
 # %% [markdown]
 # ## Break it
 #
-# Two slips of one word each. `=` stands where `backward` adds. And the nodes are taken in the order
-# of the search, in which $p$ sends before $q$ has sent to it.
+# Two slips. One sets the gradient where `backward` adds to it. The other takes the nodes in the
+# order of the search, in which $p$ sends before $q$ has sent to it.
 
 
 # %%
@@ -240,7 +234,7 @@ def overwrite(y):
             source.grad = rule(node.grad)
 
 
-slips = {"=, not +=": overwrite, "nearest first": lambda y: backward(y, nearest_first)}
+slips = {"set, not added": overwrite, "nearest first": lambda y: backward(y, nearest_first)}
 for name, walk in slips.items():
     wrong = gradients(walk, f, a, b)
     assert not np.allclose(wrong, measured), "this was meant to fail"
@@ -249,8 +243,8 @@ for name, walk in slips.items():
 # %% [markdown]
 # ## What you built, and what is next
 #
-# Reverse mode on paper, two ways to check it, and an engine that agrees with minilora's. minilora's
-# also saves: an input that is not trained has no rule, and what only that rule needs is not kept.
+# Reverse mode on paper, and an engine that agrees with minilora's. minilora's also saves memory: an
+# input that is not trained has no rule, and what only that rule would need is not kept.
 #
 # **Next:** chapter 02. When NumPy stretches a small array to fit a large one, the gradient has to
 # shrink back. Most shape errors in training code come from there.

@@ -32,9 +32,9 @@ y = x + b
 print(y)
 
 # %% [markdown]
-# To compute `x + b`, NumPy acts as if `b` were copied into each of the four rows. It is
-# *broadcast*. Written out without broadcasting, `b` goes into four sums. Chapter 01 says what that
-# means: gradients add where paths meet.
+# To compute `x + b`, NumPy acts as if `b` were copied into each of the four rows: `b` is
+# *broadcast*. In other words, `b` goes into four additions, one for each row. Chapter 01 says what
+# that means: gradients add where paths meet.
 
 # %%
 db = np.zeros(3)
@@ -92,8 +92,8 @@ U, B = ml.Tensor(u, requires_grad=True), ml.Tensor(b, requires_grad=True)
 assert (ml.asnumpy(U.grad) == du).all() and (ml.asnumpy(B.grad) == db).all()
 
 left, right = viz.panels(1, 2, size=(10, 4.6))
-viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row")
-viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows")
+viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row", "u")
+viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows", "b")
 viz.show()
 
 # %% [markdown]
@@ -117,7 +117,7 @@ viz.source(ops.mul)
 
 # %%
 M = np.stack([np.broadcast_to(unit, (4, 3)).ravel() for unit in np.eye(3)], axis=1)  # (12, 3)
-print(M.astype(int).T)
+print(M.T.astype(int))  # a line for each number of b: ones where its four copies are
 assert (M.T @ g.ravel() == unbroadcast(g, (3,))).all()
 
 # %% [markdown]

@@ -3,7 +3,7 @@
 #
 # *The reader can then:* build a head of attention, say what its scale and mask do, read its map.
 # *Time:* 25 minutes. *Needs:* chapter 03.
-# *Remember:* attention is an average over tokens, and each token chooses its own weights.
+# *Remember:* Attention is an average over tokens, and each token chooses its own weights.
 #
 # In a transformer, attention is the one place where tokens exchange something. Here it turns a word
 # round: "stressed" goes in, "desserts" comes out. The letters are the tokens. We know beforehand
@@ -52,11 +52,11 @@ print("with:", softmax(large).round(3))
 # Now "stressed". A token's features say which letter it is (26 numbers, a single 1 among zeros) and
 # at which place it stands (8 numbers, likewise). For this task we can write the weight matrices
 # ourselves: the token at place $i$ asks for place $T - 1 - i$, is found by its own place, and hands
-# over its letter.
+# over its letter. `sharpness` says how large the scores are.
 
 # %%
 x = np.concatenate([np.eye(V)[ids], np.eye(T)], axis=1)  # (T, 34)
-letter, place = np.split(np.eye(V + T), [V])  # (26, 34), (8, 34): each picks its part of x
+letter, place = np.eye(V + T)[:V], np.eye(V + T)[V:]  # (26, 34), (8, 34): pick their part of x
 
 
 def head(sharpness: float) -> tuple[np.ndarray, str]:
@@ -80,12 +80,12 @@ assert (weights.round() == answer).all()
 #
 # ## Why divide by √d_head
 #
-# So the size of scores matters. A score is a sum of $d_\mathrm{head}$ products. If the numbers in
-# $q$ and $k$ are independent, with mean 0 and variance 1, so are the products, and the sum has
-# variance $d_\mathrm{head}$. Measured, with what softmax makes of eight such scores:
+# So the size of scores matters. If $q$ and $k$ have $d_\mathrm{head}$ numbers each, a score is the
+# sum of as many products. If the numbers are independent, with mean 0 and variance 1, so are the
+# products, and their sum has variance $d_\mathrm{head}$. Measured, and given to softmax:
 
 # %%
-print("d_head  variance of q·k   of q·k/√d   mean largest weight: q·k   q·k/√d")
+print("d_head  variance of q·k   of q·k/√d   largest of 8 weights: q·k   q·k/√d")
 for d in (4, 16, 64, 256):
     raw = (rng.standard_normal((2000, 1, d)) * rng.standard_normal((2000, 8, d))).sum(axis=-1)
     top = [softmax(z).max(axis=1).mean() for z in (raw, raw / math.sqrt(d))]
@@ -99,12 +99,12 @@ for d in (4, 16, 64, 256):
 # ## The mask, several heads, and the engine
 #
 # A model that predicts the next token must not see it. A **causal mask** adds a hugely negative
-# number to all scores above the diagonal, so that their weights become 0. And one head has one map:
-# to look at several places, the features are cut into pieces, each with a **head** of its own.
+# number to the scores of all later tokens, those right of the diagonal: their weights become 0. And
+# one head has one map. To look at several places, cut the features into pieces, each with a head.
 #
-# Now on Tensors. Both functions are made of the engine's ops, and each of those has its gradient
-# rules, so ours need none. (`xp` is the array library that the engine runs on: NumPy.) The engine's
-# own softmax, printed below, is one op with one rule.
+# Now on Tensors. Both functions are made of the engine's ops, which have their gradient rules, so
+# ours need none. (`xp` is the array library that the engine runs on, here NumPy.) The engine's own
+# softmax, printed below, is one op with one rule.
 
 # %%
 MAPS = []  # the weights of every call, for us to look at
@@ -112,7 +112,7 @@ MAPS = []  # the weights of every call, for us to look at
 
 def my_softmax(z, *, axis=-1):
     e = ops.exp(z - z.data.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis).reshape(*z.shape[:-1], 1)
+    return e / e.sum(axis=axis).reshape(*z.shape[:-1], 1)  # the summed axis back, with length 1
 
 
 def my_attention(q, k, v, *, heads, causal=True, mask=None, first_hidden=1):
@@ -149,8 +149,8 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 # ## Does training find the anti-diagonal?
 #
 # Now the weights start random. The engine's `Block` is attention, then two linear layers with a
-# bend between them, and each part adds to what it got. It sees random eight-letter words and is
-# trained to put them out reversed.
+# nonlinear function between them, and both add to what they got. It sees random eight-letter words
+# and is trained to put them out reversed.
 
 
 # %%
@@ -184,12 +184,11 @@ def look(model: Letters) -> np.ndarray:
 words = rng.integers(0, V, (201, 32, T))  # 200 batches of 32 words to train on, one to test
 reversals = [(batch, batch[:, ::-1]) for batch in words]
 
-
 model = Letters(causal=False)
-maps = {"before training": look(model)}
+maps = {"Before: it looks everywhere": look(model)}
 train(model, reversals[:200])
-maps |= {"after training": look(model), "the right answer": answer}
-for (name, weights), ax in zip(maps.items(), viz.panels(1, 3, (11, 3.6))):
+maps |= {"After: at the mirror place": look(model), "The right answer, by hand": answer}
+for (name, weights), ax in zip(maps.items(), viz.panels(1, 3, (11, 2.9))):
     viz.attention_map(weights, [f"{c}{i}" for i, c in enumerate(WORD)], ax=ax, title=name)
 viz.show()
 
@@ -217,7 +216,7 @@ for name, trained in (("no mask", model), ("causal", causal)):
 #
 # A mask that is one off hides what is two or more places later, so each place sees the *next*
 # letter. Two causal models learn to predict the next letter of random strings. A random letter
-# cannot be predicted: an honest loss stays at $\ln 26$ or above.
+# cannot be predicted: an honest loss stays at about $\ln 26$.
 
 
 # %%
@@ -229,7 +228,7 @@ next_letter = [(x[:, :-1], x[:, 1:]) for x in rng.integers(0, V, (200, 32, T + 1
 changed = np.append(ids[:-1], (ids[-1] + 1) % V)  # "stressed" with another last letter
 moved = {}
 for name, attention in (("honest", my_attention), ("one off", one_off)):
-    with ops.replaced(attention=attention):
+    with ops.replaced(softmax=my_softmax, attention=attention):
         model = Letters(causal=True)
         loss = np.mean(train(model, next_letter).losses[-20:])
         apart = ml.asnumpy(model(ids[None]))[:, :-1] - ml.asnumpy(model(changed[None]))[:, :-1]

@@ -3,7 +3,7 @@
 #
 # *The reader can then:* make tokens of a text, pretrain a small GPT on it, read its loss, sample.
 # *Time:* 25 minutes. *Needs:* chapter 04.
-# *Remember:* a language model has one question, what comes next, and every text holds the answers.
+# *Remember:* A language model has one question, what comes next, and every text holds the answers.
 #
 # LoRA adapts a model that somebody has pretrained. This chapter pretrains one, in a few seconds.
 # With `MINILORA_FAST=1` it takes a handful of steps, which is too few to learn anything.
@@ -35,7 +35,8 @@ print(f"{len(plays):,} characters of Shakespeare to train on, {len(rest):,} held
 # pairs of neighbours inside words, give the most frequent pair a new number, and repeat.
 
 # %%
-words = [list(word.encode()) for word in re.findall(r" ?[A-Za-z]+| ?[^\w\s]+", LINE)]
+words = re.findall(r" ?[A-Za-z]+| ?[^\w\s]+", LINE)  # letters or signs, with the space before them
+words = [list(word.encode()) for word in words]  # as bytes
 spelled, merges = {i: bytes([i]) for i in range(256)}, []
 for new in range(256, 260):
     pairs = Counter(pair for word in words for pair in pairwise(word))
@@ -44,9 +45,11 @@ for new in range(256, 260):
     spelled[new] = spelled[a] + spelled[b]
     print(f"{new}: {spelled[a]} + {spelled[b]} = {spelled[new]}, seen {pairs[a, b]} times")
     for word in words:
-        for i in range(len(word) - 1, 0, -1):
-            if (word[i - 1], word[i]) == (a, b):
-                word[i - 1 : i + 1] = [new]
+        i = 0
+        while i + 1 < len(word):
+            if (word[i], word[i + 1]) == (a, b):
+                word[i : i + 2] = [new]
+            i += 1
 
 assert merges == data.BPE.train(LINE, 260).merges  # the library's: the same merges
 
@@ -55,8 +58,8 @@ assert merges == data.BPE.train(LINE, 260).merges  # the library's: the same mer
 # rare ones stay in pieces.
 
 # %%
-tokenizer = data.BPE.train(plays[:200_000], vocab_size=512)
-V = tokenizer.vocab_size
+V = 512
+tokenizer = data.BPE.train(plays[:200_000], V)
 ids, held_out_ids = tokenizer.encode(plays), tokenizer.encode(rest)
 print("|".join(tokenizer.decode([i]) for i in tokenizer.encode(LINE)))
 print(f"{len(plays) / len(ids):.2f} characters a token")
@@ -93,7 +96,8 @@ print(f"uniform {uniform:.3f}, unigram {unigram:.3f} (nats a token, held-out tex
 #
 # A vector for what the token is, one for where it stands, a stack of blocks, a norm. Then the first
 # table is used again: a token's score is the dot product of its own vector with what the blocks
-# made. This **tied head** has no parameters of its own.
+# made. This **tied head** has no parameters of its own. With width $d$, the table has $V d$ of them
+# and a block has about $12 d^2$: four matrices in attention, and two that are four times as large.
 
 
 # %%
@@ -132,18 +136,18 @@ model.load_state_dict(tiny.state_dict())
 assert (ml.asnumpy(model(inputs)) == ml.asnumpy(tiny(inputs))).all()
 
 # %% [markdown]
-# **Predict.** Nothing has been trained yet. What is the loss, about?
+# **Predict.** The loss starts at $\ln V$, as in chapter 03. It falls steeply and soon comes to a
+# first halt. At which number, and what has the model learned by then?
 #
 # <details><summary>Answer</summary>
 #
-# About $\ln V$, the uniform model's. The weights start small, so all scores are close to 0, and
-# equal scores give equal probabilities. Far above $\ln V$, the scores would start too large.
+# At the unigram loss. How frequent each token is can be learned without looking at any other token,
+# so it is learned first. See the thin line in the figure. To get below, it has to use the context.
 #
 # </details>
 
 # %%
-PROMPT = "HAMLET.\nTo be"
-samples = []
+PROMPT, samples = "HAMLET.\nTo be", []
 
 
 def sample(model: ml.GPT2, tokens: int = 40, temperature: float = 0.8, top_p: float = 0.9) -> str:
@@ -162,22 +166,18 @@ def tell(line: str) -> None:
 model.tokenizer = tokenizer
 tell(f"untrained: loss {ml.evaluate(model, held_out):.3f}, uniform {uniform:.3f}")
 optimizer = ml.AdamW(model.trainable_parameters(), betas=(0.9, 0.98), weight_decay=0.1)
+rate = ml.optim.cosine_schedule(4e-3, STEPS, warmup=STEPS // 10)  # up for a tenth, then down to 0
 history = ml.fit(
-    model, batches, optimizer, STEPS, schedule=ml.optim.cosine_schedule(4e-3, STEPS, STEPS // 10),
+    model, batches, optimizer, STEPS, schedule=rate, max_grad_norm=1.0,  # no gradient longer than 1
     held_out=held_out[:4], eval_every=STEPS // 5, log_every=STEPS // 5, progress=tell,
-    max_grad_norm=1.0,
 )  # fmt: skip
-
-# %% [markdown]
-# The loss falls from the one baseline to the other while the model learns which letters there are.
-# Below the unigram line it has begun to use what came before: spelling, then words, then lines.
 
 # %%
 constant = {f"{name} ({loss:.2f})": ml.History(held_out=[(0, loss), (STEPS, loss)])
             for name, loss in (("uniform", uniform), ("unigram", unigram))}  # fmt: skip
 (ax,) = viz.panels(1, 1, (10, 4.5))
 curves = {**constant, "tiny GPT": history}
-viz.loss_curves(curves, ax=ax, title="As the loss falls, letters become words, and words lines")
+viz.loss_curves(curves, ax=ax, title="First how frequent tokens are, then what follows what")
 for i, ((step, loss), text) in enumerate(zip(history.held_out, samples)):
     if ax and step < STEPS:  # ax is None without matplotlib
         at = (0, 65 - 25 * (i % 2)) if step else (36, -22)
@@ -189,8 +189,8 @@ viz.show()
 # ## What more training gives
 #
 # The package brings a base that was pretrained in the same way, on all of the plays but the same
-# last part: more parameters, more tokens to choose from, half an hour instead of seconds. Its loss
-# per *token* cannot be compared with ours, as its tokens are longer. Per *character* it can.
+# last part: more parameters, more tokens to choose from, far more steps. Its loss per *token*
+# cannot be compared with ours, as its tokens are longer. Per *character* it can.
 
 # %%
 base = ml.load_base("shakespeare")

@@ -52,7 +52,8 @@ def text(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+            f"{name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}: "
+            "save it as UTF-8"
         ) from None
 
 
@@ -64,8 +65,8 @@ def parts(name: str, words: str, model: GPT2, window: int) -> tuple[Any, Any]:
     most = min(len(training), len(held_out)) - 1
     if most < window:
         raise ValueError(
-            f"{name} has {len(training):,} tokens to train on and {len(held_out):,} held out, and "
-            f"a window of {window} takes {window + 1} of each: give a longer text"
+            f"{name} has too few tokens: {len(training):,} to train on, {len(held_out):,} held out"
+            f", and a window of {window} takes {window + 1} of each: give a longer text"
             + (f", or --window {most} or less" if most > 0 else "")
         )
     return training, held_out

@@ -53,7 +53,8 @@ def _command(words: Sequence[str], known: Mapping[str, Parser]) -> str:
         if option in ("-h", "--help", "--version"):
             break
         if option not in COMMON:
-            of = {option: name for name, sub in known.items() for option in _options(sub)}
+            theirs = sorted(known, key=words.count)  # what is typed comes last, and counts
+            of = {option: name for name in theirs for option in _options(known[name])}
             if option in of:
                 raise ValueError(
                     f"{option} goes behind its command: minilora {of[option]} {option}"

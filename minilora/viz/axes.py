@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -10,6 +11,7 @@ Axes = Any  # a matplotlib.axes.Axes
 Given = ParamSpec("Given")
 
 LEFT_OUT = "figure left out: pip install 'minilora[viz]'"
+SHORT = 16  # letters of a title that need no care
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
 
 
@@ -37,10 +39,13 @@ def figure(draw: Callable[Given, Axes]) -> Callable[Given, Axes]:
 
     @functools.wraps(draw)
     def drawn(*args: Given.args, **settings: Given.kwargs) -> Axes:
-        if available():
-            return draw(*args, **settings)
-        print(LEFT_OUT)
-        return None
+        if not available():
+            print(LEFT_OUT)
+            return None
+        made = draw(*args, **settings)
+        if not isinstance(made, list):
+            break_title(made)
+        return made
 
     return drawn
 
@@ -53,6 +58,20 @@ def axes(ax: Axes, title: str = "", size: tuple[float, float] = (7.2, 4.0)) -> A
     if title:
         ax.set_title(title)
     return ax
+
+
+def break_title(ax: Axes) -> None:
+    """Break a title that is too long for its place in the figure into lines."""
+    page, place, words = ax.figure, ax.get_subplotspec(), ax.get_title()
+    if len(words) < SHORT or place is None:
+        return
+    page.draw_without_rendering()  # the layout, from which the room is found
+    columns, cell = place.get_gridspec().ncols, page.bbox.width
+    left, right = (cell * n / columns for n in (place.colspan.start, place.colspan.stop))
+    middle = ax.get_window_extent().x0 + ax.get_window_extent().width / 2
+    room, wide = 2 * min(middle - left, right - middle), ax.title.get_window_extent().width
+    if wide > room:
+        ax.set_title(textwrap.fill(words, max(SHORT, int(0.95 * len(words) * room / wide))))
 
 
 def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> list[Axes]:

@@ -10,7 +10,6 @@ from .axes import Axes, axes, figure
 from .palette import OTHERS
 
 HIGH = 0.8  # of a cell that is 1 wide
-TINTS = OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[1]  # the two blues apart
 
 
 @figure
@@ -57,7 +56,7 @@ def _grid(ax: Axes, corner: tuple[float, float], which: Any, numbers: Any, title
     numbers = np.asarray(numbers).reshape(which.shape)
     left, top = corner
     for (i, j), number in np.ndenumerate(numbers):
-        tint, at = TINTS[which[i, j] % len(TINTS)], (left + j, top - (i + 1) * HIGH)
+        tint, at = OTHERS[which[i, j] % len(OTHERS)], (left + j, top - (i + 1) * HIGH)
         ax.add_patch(Rectangle(at, 1, HIGH, facecolor=(tint, 0.3), edgecolor="white", lw=2))
         ax.text(at[0] + 0.5, at[1] + HIGH / 2, f"{number:.3g}", ha="center", va="center")
     ax.text(left, top + 0.15, title, va="bottom", fontsize="small")

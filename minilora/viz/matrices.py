@@ -32,7 +32,7 @@ def heatmaps(matrices: Mapping[str, Any], ax: Axes = None, title: str = "") -> A
     grid[0].set(ylabel=f"{len(held[first])} outputs")
     grid[0].figure.colorbar(image, ax=grid, label="value of an entry", pad=0.01, aspect=30)
     if title:
-        grid[0].figure.suptitle(title)
+        grid[0].figure.suptitle(title, wrap=True)
     return grid
 
 
@@ -59,7 +59,7 @@ def subspace_similarity(
         at = np.unique(np.linspace(0, size - 1, min(size, 8)).round().astype(int))
         axis.set_ticks(at, [str(i + 1) for i in at])
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.figure.colorbar(image, ax=ax, label="similarity")
+    ax.figure.colorbar(image, ax=ax, label="similarity", shrink=0.85)
     return ax
 
 
@@ -76,14 +76,14 @@ def attention_map(
     if weights.shape != (len(labels), len(keys)):
         told = f"the weights are {weights.shape}, and there are {len(labels)} labels for rows"
         raise ValueError(f"attention_map: {told} and {len(keys)} for columns: give one for each")
-    ax = axes(ax, title, (1.8 + 0.32 * len(keys), 1.4 + 0.3 * len(labels)))
+    ax = axes(ax, title, (2.4 + 0.34 * len(keys), 1.6 + 0.32 * len(labels)))
     image = ax.imshow(weights, cmap=_rising(), vmin=0, vmax=1)
     shown = [[label.replace("\n", "⏎").replace(" ", "·") or "∅" for label in names]
              for names in (keys, labels)]  # fmt: skip
     ax.set_xticks(range(len(keys)), shown[0], rotation=90 if max(map(len, shown[0])) > 2 else 0)
     ax.set_yticks(range(len(labels)), shown[1])
     ax.set(xlabel="looked at", ylabel="the token that looks")
-    ax.figure.colorbar(image, ax=ax, label="share of its attention")
+    ax.figure.colorbar(image, ax=ax, label="share of its attention", shrink=0.85)
     return ax
 
 

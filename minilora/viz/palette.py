@@ -13,7 +13,7 @@ COLOURS = {
     "full": "#111111",  # all of W trained
     "wrong": "#C2262E",  # what a check catches; never told by colour alone
 }
-OTHERS = ("#0072B2", "#56B4E9", "#CC79A7", "#8C6D31")  # for names without a meaning of their own
+OTHERS = ("#0072B2", "#CC79A7", "#8C6D31", "#56B4E9")  # for names without a meaning of their own
 ROWS = {  # of memory: frozen and activations are grey, what is trained and what that costs orange
     "frozen weights": COLOURS["frozen"],
     "trained weights": "#A35F00",

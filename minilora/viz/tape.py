@@ -195,11 +195,11 @@ def boxes_of(
         tensor = known.get(id(thing), None if isinstance(thing, Node) else thing)
         op = made[id(thing)][0] if id(thing) in made else ""
         op = thing.name if isinstance(thing, Node) else op
-        grad = None if tensor is None else tensor.grad
+        grad, name = (None if tensor is None else tensor.grad), called.get(id(thing), "")
         boxes.append(Box(
-            called.get(id(thing), ""), op, tuple(number[id(x)] for x in below), tuple(thing.shape),
+            name, op, tuple(number[id(x)] for x in below), tuple(thing.shape),
             not isinstance(thing, Node) and not thing.requires_grad,
-            short(tensor.data) if values and tensor is not None else "",
+            short(tensor.data) if tensor is not None and (values or not (name or op)) else "",
             short(grad) if values and grad is not None else "",
         ))  # fmt: skip
     return Graph(tuple(boxes)), number

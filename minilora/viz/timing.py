@@ -30,7 +30,7 @@ def latency_bars(
 ) -> Axes:
     """name -> seconds of each turn: the median as a bar, the middle half of the turns as a line.
 
-    At each bar its milliseconds, and how many times the first it takes; the first name is on top.
+    At each bar its milliseconds, and how many times as long as the first, which is on top.
     """
     ax = axes(ax, title, (6.8, 1.1 + 0.5 * len(times)))
     names = list(times)
@@ -42,14 +42,14 @@ def latency_bars(
         middle, names, xerr=[middle - low, high - middle], fmt="none", ecolor="0.35", lw=1.5
     )
     for i, (name, ms) in enumerate(zip(names, middle)):
-        ratio = f"  ({ms / middle[0]:.2f} × {names[0]})" * (i > 0)
-        ax.annotate(f"{ms:.3g} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
+        ratio = f"  ({ms / middle[0]:.2f} ×)" * (i > 0)
+        ax.annotate(f"{_digits(ms)} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
                     va="center")  # fmt: skip
     ax.set_xlim(0, 1.6 * high.max())  # room for the numbers
     ax.invert_yaxis()
-    ax.set(
-        xlabel=f"ms {what}: median, and the middle half of {min(map(len, times.values()))} turns"
-    )
+    turns = min(map(len, times.values()))
+    told = f"ms {what}: median, and the middle half of {turns} turn{'s' * (turns > 1)}"
+    ax.set(xlabel=told + f"\n(in brackets: {names[0]} = 1)" * (len(names) > 1))
     return ax
 
 
@@ -79,6 +79,10 @@ def bench_bars(
     compared = any(ratio is not None for ratio in ratios)
     ax.set(xlabel=told + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
     return ax
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def bench_page(result: Mapping[str, Any]) -> Any:
