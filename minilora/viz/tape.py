@@ -139,7 +139,8 @@ def watching() -> Iterator[Seen]:
     def noting(name: str, run: Any) -> Any:
         def noted(*inputs: Any, **settings: Any) -> Tensor:
             out: Tensor = run(*inputs, **settings)
-            held = [x if isinstance(x, Tensor) else Tensor(x) for x in inputs if x is not None]
+            arrays = (x for x in inputs if hasattr(x, "shape") or isinstance(x, int | float))
+            held = [x if isinstance(x, Tensor) else Tensor(x) for x in arrays]
             if _targets(out._node) <= {id(_of(x)) for x in held}:  # it is this op that made it
                 seen.made.setdefault(id(_of(out)), (name, out, held))
             return out
@@ -232,6 +233,8 @@ def short(array: Any) -> str:
     """A few numbers as they are, more of them as their norm."""
     x = np.asarray(asnumpy(array))
     if x.size > 4:
-        return f"norm {np.linalg.norm(x):.3g}" if x.dtype.kind == "f" else f"{x.size} numbers"
+        with np.errstate(over="ignore"):  # a mask may hold the largest number that there is
+            norm = np.linalg.norm(x.astype(np.float64))
+        return f"norm {norm:.3g}" if x.dtype.kind == "f" else f"{x.size} numbers"
     told = [f"{number:.4g}" for number in x.ravel().tolist()]
     return f"[{', '.join(told)}]" if x.ndim else told[0]

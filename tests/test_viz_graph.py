@@ -1,0 +1,429 @@
+"""The graph of a tape, the backward pass in steps, the slider, and how they show themselves."""
+
+import base64
+import re
+import shutil
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minilora as ml
+from minilora import ops, viz
+from minilora.tensor import Node
+from minilora.viz.layout import LETTER, arrange
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def leaf(value):
+    return ml.Tensor(ml.backend.asarray(np.array(value, np.float64)), requires_grad=True)
+
+
+def diamond():
+    """x -> u -> v, and u again: u has to wait for v."""
+    x, y = leaf(3.0), leaf(2.0)
+    with viz.watching() as seen:
+        u = x * y
+        v = u + x
+        loss = u * v * 2
+    return loss, {"x": x, "y": y, "u": u, "v": v, "loss": loss}, seen
+
+
+def rows(text):
+    return [" ".join(row.split()) for row in text.splitlines()]
+
+
+def pictured(svg):
+    """(width, height), [(x0, y0, x1, y1, texts with their middle and baseline)], heads of arrows"""
+    root = ET.fromstring(svg)
+    boxes = []
+    for group in root.findall(f"{SVG}g"):
+        rect = group.find(f"{SVG}rect")
+        if rect is not None:
+            x, y, w, h = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
+            texts = [(t.text, float(t.get("x")), float(t.get("y")))
+                     for t in group.findall(f"{SVG}text")]  # fmt: skip
+            boxes.append((x, y, x + w, y + h, texts))
+    tips = [tuple(map(float, head.get("points").split()[0].split(",")))
+            for head in root.iter(f"{SVG}polygon")]  # fmt: skip
+    return tuple(map(float, root.get("viewBox").split()[2:])), boxes, tips
+
+
+def fits(svg):
+    """Every box is in the picture and over no other, every text in its box, every tip at one."""
+    (width, height), boxes, tips = pictured(svg)
+    for x0, y0, x1, y1, texts in boxes:
+        assert x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
+        for n, (text, middle, base) in enumerate(texts):
+            assert x0 + 4 <= middle - LETTER * len(text) / 2
+            assert middle + LETTER * len(text) / 2 <= x1 - 4
+            assert y0 + 12 <= base <= y1 - 4
+            assert n == 0 or base >= texts[n - 1][2] + 16
+    for (x0, y0, x1, y1, _), (u0, v0, u1, v1, _) in combinations(boxes, 2):
+        assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
+    for x, y in tips:
+        assert any(abs(x - side) <= 1 and y0 <= y <= y1
+                   for x0, y0, x1, y1, _ in boxes for side in (x0, x1))  # fmt: skip
+
+
+def test_the_tape_of_a_diamond_as_text():
+    loss, names, seen = diamond()
+    assert rows(viz.graph(loss, names).text) == [
+        "x : leaf value 3", "y : leaf value 2", "u = mul(x, y) value 6", "v = add(u, x) value 9",
+        "%1 = mul(u, v)", "loss = mul(%1) value 108",
+    ]  # fmt: skip
+    assert rows(str(viz.graph(loss, names, seen=seen)))[-2:] == [
+        "%1 = mul(u, v) value 54", "loss = mul(%1, 2) value 108",
+    ]  # fmt: skip
+    bare = viz.graph(loss, names, values=False)
+    assert "value" not in bare.text + bare.svg and rows(bare.text)[2] == "u = mul(x, y)"
+
+
+def test_names_are_those_of_tensors_and_what_a_notebook_calls_underscore_is_none():
+    x = leaf(3.0)
+    out = x * x
+    graph = viz.graph(out, {"_": x, "n": 3, "x": x, "again": x, "_1": out})
+    assert rows(graph.text) == ["x : leaf value 3", "%1 = mul(x, x) value 9"]
+    (_, boxes, tips) = pictured(graph.svg)
+    assert [box[-1][0][0] for box in boxes] == ["x", "mul"]
+    assert len({y for _, y in tips}) == 2  # both edges are seen
+
+
+def test_what_is_frozen_is_on_no_tape_and_is_drawn_where_it_was_seen():
+    x, W0, A = ml.Tensor(np.ones((2, 3))), ml.Tensor(np.ones((4, 3))), leaf(np.ones((4, 3)))
+    with viz.watching() as seen:
+        y = ops.linear(x, W0) + ops.linear(x, A)
+    names = {"x": x, "W0": W0, "A": A, "y": y}
+    tape, whole = viz.graph(y, names), viz.graph(y, names, seen=seen)
+    assert [box.title for box in tape.boxes] == ["A", "linear", "y = add"]
+    assert [(box.title, box.frozen) for box in whole.boxes] == [
+        ("x", True), ("W0", True), ("linear", True), ("A", False), ("linear", False),
+        ("y = add", False),
+    ]  # fmt: skip
+    assert rows(whole.text)[1] == "W0 : frozen (4, 3) value norm 3.46"
+    assert whole.svg.count('stroke-dasharray="5 3"') == 3
+    assert viz.COLOURS["A"] in whole.svg and viz.COLOURS["frozen"] in whole.svg
+    assert viz.COLOURS["frozen"] not in tape.svg
+    fits(whole.svg)
+
+
+def test_a_consumed_tape_is_drawn_where_it_was_seen_and_has_gradients():
+    loss, names, seen = diamond()
+    loss.backward()
+    with pytest.raises(ValueError, match=r"backward\(\) has consumed the tape behind mul"):
+        viz.graph(loss, names)
+    assert rows(viz.graph(loss, names, seen=seen).text)[0] == "x : leaf value 3 grad 72"
+    with pytest.raises(ValueError, match="nothing is recorded"):
+        viz.graph(ml.Tensor(np.ones(2)))
+
+
+def test_an_op_of_the_readers_own_is_run_and_seen():
+    @ml.op
+    def twice(x):
+        def dx(g):
+            return 2 * g
+
+        return 2 * x, (dx,)
+
+    x = leaf(3.0)
+    with ops.replaced(exp=twice), viz.watching() as seen:
+        y = ops.exp(x * x)
+    assert y.item() == 18
+    assert rows(viz.graph(y, {"x": x}, seen=seen).text)[1:] == [
+        "%1 = mul(x, x) value 9", "%2 = twice(%1) value 18",
+    ]  # fmt: skip
+    with viz.watching() as seen, ops.replaced(exp=lambda x: twice(x * 1.5)):
+        y = ops.exp(x)
+    names = [box.op for box in viz.graph(y, seen=seen).boxes]
+    assert names == ["", "", "mul", "twice"]  # as the tape has it, not as it was called
+    assert [caption.split()[0] for caption, _ in viz.backward_steps(y, seen=seen)[1:]] == [
+        "twice", "mul",
+    ]  # fmt: skip
+
+
+def test_a_whole_model_fits_its_picture():
+    sizes = {"vocab_size": 16, "n_positions": 8, "d_model": 8, "n_layers": 2, "n_heads": 2}
+    model, ids = ml.GPT2(ml.GPT2Config(**sizes), rng=0), np.arange(4)[None]
+    with viz.watching() as seen:
+        loss = ops.cross_entropy(model(ids), ids)
+    graph = viz.graph(loss, dict(model.named_parameters()), seen=seen)
+    assert {box.name for box in graph.boxes} >= {name for name, _ in model.named_parameters()}
+    assert "blocks.1.mlp.up.W" in graph.svg and "cross_entropy" in graph.mermaid
+    fits(graph.svg)
+
+
+def test_mermaid_and_dot_have_every_box_and_every_edge():
+    loss, names, seen = diamond()
+    graph = viz.graph(loss, names, seen=seen)
+    mermaid, dot = graph.mermaid.splitlines(), graph.dot.splitlines()
+    assert mermaid[0] == "graph LR" and dot[0] == "digraph {" and dot[-1] == "}"
+    assert '  n0("x<br/>value 3")' in mermaid and '  n2["u = mul<br/>value 6"]' in mermaid
+    assert '  n2 [label="u = mul\\nvalue 6", shape=box];' in dot
+    edges = [(0, 2), (1, 2), (2, 3), (0, 3), (2, 4), (3, 4), (4, 6), (5, 6)]
+    assert [row for row in mermaid if "-->" in row] == [f"  n{a} --> n{b}" for a, b in edges]
+    assert [row for row in dot if "->" in row] == [f"  n{a} -> n{b};" for a, b in edges]
+
+
+def test_gradients_appear_node_by_node_and_wait_where_paths_meet():
+    loss, names, seen = diamond()
+    frames = viz.backward_steps(loss, names, seen)
+    grads = [{box.name or box.title: box.grad for box in graph.boxes} for _, graph in frames]
+    assert grads[0] == {"x": "?", "y": "?", "u": "?", "v": "?", "mul": "?", "2": "", "loss": "1"}
+    assert [step["u"] for step in grads] == ["?", "?", "18 + …", "18 + 12 = 30", "18 + 12 = 30"]
+    assert [step["x"] for step in grads] == ["?", "?", "?", "12 + …", "12 + 60 = 72"]
+    assert [graph.boxes[graph.now].name for _, graph in frames] == ["loss", "loss", "", "v", "u"]
+    assert frames[2][0] == (
+        "mul has its whole gradient, 2: it gives 18 to u and 12 to v. u waits for 1 more."
+    )
+    assert names["x"].grad == 72 and names["y"].grad == 90
+    assert len({pictured(graph.svg)[0] for _, graph in frames}) == 1  # nothing jumps
+    for _, graph in frames:
+        fits(graph.svg)
+        assert graph.svg.count('stroke-width="2.5"') == len(graph.active)
+    with pytest.raises(ValueError, match=r"consumed"):
+        viz.backward_steps(loss, names)
+
+
+def test_the_steps_of_arrays_are_told_by_their_norms():
+    x = leaf(np.full((3, 4), 2.0))
+    row = leaf([1.0, 2.0, 3.0, 4.0])
+    *_, (caption, graph) = viz.backward_steps((x * row).sum(), {"x": x, "row": row})
+    assert graph.boxes[1].grad == "[6, 6, 6, 6]"  # summed over the rows that it was copied to
+    assert graph.boxes[0].grad == "norm 9.49"
+    assert caption == "mul has its whole gradient, norm 3.46: it gives norm 9.49 to x and " \
+                      "[6, 6, 6, 6] to row."  # fmt: skip
+    with pytest.raises(ValueError, match="needs a scalar"):
+        viz.backward_steps(x * 1.0)
+
+
+@st.composite
+def programs(draw):
+    """Which two earlier values each step takes, and by which op."""
+    steps = draw(st.integers(1, 9))
+    pick = st.tuples(st.sampled_from(("add", "mul", "sub")), st.integers(0, 99), st.integers(0, 99))
+    return [draw(pick) for _ in range(steps)]
+
+
+@given(programs())
+def test_any_expression_fits_and_is_walked_as_backward_walks_it(program):
+    def run():
+        made = [leaf(1.5), leaf(-0.5), ml.Tensor(np.float64(0.25))]
+        for name, a, b in program:
+            made.append(getattr(ops, name)(made[-1 - a % len(made)], made[-1 - b % len(made)]))
+        return made
+
+    with viz.watching() as seen:
+        made = run()
+    if not made[-1].requires_grad:
+        return
+    names = {f"t{i}": x for i, x in enumerate(made)}
+    fits(viz.graph(made[-1]).svg)
+    graph = viz.graph(made[-1], names, seen=seen)
+    fits(graph.svg)
+    places, routes = arrange(graph)
+    assert len(routes) == sum(len(box.inputs) for box in graph.boxes)
+    for (a, b, _), points in routes.items():
+        assert points[0] == (places[a].x + places[a].w, places[a].y)
+        assert all(p[0] <= q[0] for p, q in pairwise(points))  # it never turns back
+        for (u, v), (w, _) in zip(points[2:-2:2], points[3:-2:2]):  # where it passes a column
+            assert not any(p.x < w and u < p.x + p.w and abs(p.y - v) <= p.h / 2 for p in places)
+        assert points[-1][0] == places[b].x
+    for box in graph.boxes:
+        assert box.value == f"{names[box.name].item():.4g}"
+
+    frames = viz.backward_steps(made[-1], names, seen)
+    again = run()
+    again[-1].backward()
+    for mine, theirs in zip(made[:2], again[:2]):
+        assert (mine.grad is None) == (theirs.grad is None)
+        assert mine.grad is None or mine.grad == theirs.grad
+    order = [graph.now for _, graph in frames[1:]]
+    trained = [i for i, box in enumerate(frames[-1][1].boxes) if box.grad]
+    on_tape = [i for i in trained if graph.boxes[i].op]
+    assert sorted(order) == on_tape
+    for n, i in enumerate(order):  # whatever was computed from it came before
+        assert all(j in order[:n] for j in on_tape if i in graph.boxes[j].inputs)
+    for i in trained:
+        told = frames[-1][1].boxes[i].grad.split(" = ")[-1]
+        assert "…" not in told and "?" not in told
+
+
+def test_a_node_that_backward_never_reaches_is_not_waited_for_by_the_engine():
+    x = leaf(2.0)
+    aside, out = x * 3.0, x * x
+    frames = viz.backward_steps(out, {"x": x, "aside": aside})
+    assert frames[-1][1].boxes[0].grad == "2 + 2 = 4"
+    assert isinstance(aside._node, Node) and aside._node.edges is not None
+
+
+class Page(HTMLParser):
+    """(tag, attributes) of each element, the texts of captions."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.within, self.captions = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("input", "img", "meta"):
+            self.within.append(tag)
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_endtag(self, tag):
+        assert self.within.pop() == tag
+
+    def handle_data(self, data):
+        if "figcaption" in self.within:
+            self.captions[-1] += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def test_a_stepper_is_one_piece_of_html_with_all_frames_in_it():
+    loss, names, seen = diamond()
+    frames = viz.backward_steps(loss, names, seen)
+    html = viz.stepper(frames, "A diamond < backward", start=-1)._repr_html_()
+    page = Page(html)
+    assert not page.within
+    assert page.captions == [caption for caption, _ in frames]
+    (slider,) = page.all("input")
+    assert (slider["type"], slider["min"], slider["max"]) == ("range", "0", str(len(frames) - 1))
+    assert slider["value"] == str(len(frames) - 1)
+    assert slider["aria-label"] == "A diamond < backward"
+    assert [b["aria-label"] for b in page.all("button")] == ["previous step", "next step"]
+    assert any(attrs.get("aria-live") == "polite" for _, attrs in page.found)
+    assert len(page.all("svg")) == len(frames)
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert not any("id" in attrs for _, attrs in page.found)  # two may share a page
+    outside = html.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|//|@import|url\(", outside)
+    script = re.search(r"<script>\n(.*)\n</script>", html, re.S)[1]
+    assert len(script.splitlines()) <= 25
+
+
+def test_what_a_frame_can_be(backend):
+    html = '<table class="t"><tr><td>1</td></tr></table>'
+    told = viz.stepper([("a & b", "1 < 2"), ("html", html), ("left out", None)])
+    page = told._repr_html_()
+    assert "<pre>1 &lt; 2</pre>" in page and html in page and "a &amp; b" in page
+    assert str(told) == (
+        "[1/3] a & b\n1 < 2\n\n[2/3] html\n\n[3/3] left out\n(figure left out)"
+    )  # fmt: skip
+    assert str(viz.stepper([("a", "b")], "T")) == "T\n\n[1/1] a\nb"
+    with pytest.raises(TypeError, match="'seven' is a int"):
+        viz.stepper([("seven", 7)])
+    for frames, start in (([], 0), ([("a", "b")], 1), ([("a", "b")], -2)):
+        with pytest.raises(ValueError, match=f"start is {start}, and there are {len(frames)} fr"):
+            viz.stepper(frames, start=start)
+
+
+def test_a_figure_becomes_an_image_that_is_told_in_words_and_is_closed(backend):
+    if backend.name != "numpy":
+        pytest.skip("figures are drawn from numbers on the host")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    before = plt.get_fignums()
+
+    def frames():
+        yield "losses", viz.loss_curves({"LoRA": [3.0, 2.0]}, title='"Down"')
+        yield "an update", viz.delta_heatmap(np.eye(2), np.eye(2))
+        big = viz.loss_curves({"LoRA": np.random.default_rng(0).random(9000)})
+        yield "long", big.figure
+
+    told = viz.stepper([*frames()])
+    assert plt.get_fignums() == before
+    images = Page(told._repr_html_()).all("img")
+    assert images[0]["alt"] == '"Down": loss (nats a token) against steps: LoRA'
+    kinds = [re.match(r"data:image/(svg\+xml|png);base64,(.*)", image["src"]) for image in images]
+    assert [kind[1] for kind in kinds] == ["svg+xml", "svg+xml", "png"]
+    assert ET.fromstring(base64.b64decode(kinds[0][2])).tag == f"{SVG}svg"
+    assert base64.b64decode(kinds[2][2]).startswith(b"\x89PNG")
+    assert "(figure: \"Down\": loss" in str(told)  # fmt: skip
+    again = viz.stepper([*frames()])
+    assert again._repr_html_() == told._repr_html_()  # the same bytes at every build
+
+
+MOVED = """
+<script>
+const [one, two] = document.querySelectorAll(".minilora-stepper");
+const range = one.querySelector("input");
+range.value = 1;
+range.dispatchEvent(new Event("input"));
+two.querySelectorAll("button")[0].click();
+</script>
+"""
+
+
+def test_in_a_browser_each_stepper_moves_alone(backend, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if backend.name != "numpy" or not browser:
+        pytest.skip("one browser is enough, and needed")
+    frames = [(f"caption {i}", f"content {i}") for i in range(3)]
+    steppers = [viz.stepper(frames), viz.stepper(frames, start=2)]
+    page = tmp_path / "page.html"
+    page.write_text("<body>" + "".join(s._repr_html_() for s in steppers) + MOVED, "utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    done = subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], timeout=50,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    one, two = done.stdout.split('<div class="minilora-stepper"')[1:]
+    for dom, at in ((one, 1), (two, 1)):
+        hidden = [" hidden" in tag for tag in re.findall("<figure[^>]*>", dom)]
+        assert hidden == [i != at for i in range(3)]
+        assert re.search(rf'aria-live="polite">caption {at}<', dom)
+        assert f'aria-valuetext="{at + 1} of 3"' in dom
+        assert f"<output>{at + 1} / 3</output>" in dom
+
+
+def test_the_source_is_what_stands_in_ops(capsys):
+    assert viz.source(ops.softmax) is None
+    printed = capsys.readouterr().out
+    file = Path(ops.softmax.formula.__code__.co_filename)
+    assert printed.startswith("@op\ndef softmax(x, *, axis=-1):")
+    assert printed in file.read_text("utf-8")
+    viz.source(ml.nn.Linear.forward)
+    assert capsys.readouterr().out.startswith("def forward(self, x")  # not indented
+
+
+def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    loss, names, _ = diamond()
+    graph = viz.graph(loss, names)
+    viz.show(graph, None, "words")
+    assert capsys.readouterr().out == f"{graph}\nwords\n"
+
+    shown = []
+    ipython = types.ModuleType("IPython")
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = shown.append
+    ipython.display.Image = lambda data, **how: (data[:4], how)
+    shell = types.SimpleNamespace(kernel=None)
+    ipython.get_ipython = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    viz.show(graph)  # IPython in a terminal shows no pictures
+    assert capsys.readouterr().out == f"{graph}\n" and not shown
+    shell.kernel = object()
+    viz.show(graph)
+    assert shown == [graph] and graph._repr_html_().count("<svg") == 1
+    viz.source(ops.neg)
+    assert "<code" in shown.pop()._repr_html_()
+
+    plt.close("all")
+    viz.loss_curves({"LoRA": [3.0, 2.0]}, title="Down")
+    viz.show()
+    data, how = shown.pop()
+    assert data == b"\x89PNG" and how["alt"].startswith("Down: loss")
+    assert not plt.get_fignums()
