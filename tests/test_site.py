@@ -456,9 +456,13 @@ def test_prose_links_names_and_chapters_that_are_there():
         "x.ml.fit(ml=1); attach(fit)"
     )
     assert 'id="a-b"' in prose.markdown("## A $b$") and 'id="a-b-"' in prose.markdown("## A `b`")
-    assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na  b\n c  d") == (
+    assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
-        "<pre>a  b\n c  d</pre>"
+        "<pre>a b  c\n d  e</pre>"
+    )
+    assert docstring(prose, "x\n\na   one\nbc  two <\n    on\nd   `ml.fit`").endswith(
+        "<dl><dt><code>a</code></dt><dd>one</dd><dt><code>bc</code></dt><dd>two &lt; on</dd>"
+        f"<dt><code>d</code></dt><dd>{fit.format('ml.fit')}</dd></dl>"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from nbconvert import HTMLExporter
 
 from . import names
@@ -41,7 +42,7 @@ class Page:
                      "figure": self._figure, "live": self._live},
         )  # fmt: skip
         try:
-            self.body, _ = exporter.from_notebook_node(_without_header(book))
+            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_laid_out(book)))
         except ValueError as error:
             raise ValueError(f"{chapter.path.name}: {error}") from error
         self.headings = HEADING.findall(self.body)
@@ -71,10 +72,16 @@ class Page:
         return f'<div class="live">{inside}</div>'
 
 
-def _without_header(book: Any) -> Any:
-    """The title and the machine-read lines are shown by the page itself."""
-    first = book.cells[0]
-    text = TITLE.sub("", first.source)
-    paragraphs = [p for p in re.split(r"\n\s*\n", text) if "*Time:*" not in p]
-    first.source = "\n\n".join(paragraphs).strip()
-    return book
+def _laid_out(book: Any) -> Any:
+    """Without what the page shows by itself: title and machine-read lines; and with a cell of its
+    own for each heading, so that code stands beside the text that it belongs to.
+    """
+    first, cells = book.cells[0], []
+    paragraphs = re.split(r"\n\s*\n", TITLE.sub("", first.source))
+    first.source = "\n\n".join(p for p in paragraphs if "*Time:*" not in p).strip()
+    for cell in book.cells:
+        parts = re.split(r"\n(?=## )", cell.source) if cell.cell_type == "markdown" else []
+        cells += [
+            {**cell, "source": part, "id": f"{cell.id}-{i}"} for i, part in enumerate(parts)
+        ] or [cell]
+    return {**book, "cells": cells}

@@ -18,7 +18,8 @@ from pygments.lexers import PythonLexer
 
 from . import names
 
-CHAPTERS = re.compile(r"\b[Cc]hapters? \d\d(?:(?:, | and |, and | to )\d\d)*")
+CHAPTERS = re.compile(r"\b[Cc]hapters?\s\d\d(?:(?:,|\sand|,\sand|\sto)\s\d\d)*")
+ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line in which spaces have a meaning
 WORD = r'<span class="n\w?">\w+</span>'
 CHAIN = re.compile(  # not after a dot, and no keyword argument
     rf'(?<!<span class="o">\.</span>){WORD}(?:<span class="o">\.</span>{WORD})*'
@@ -102,8 +103,11 @@ class _Renderer(IPythonRenderer):
         inside = self.prose.code(code) if info == "python" else html.escape(code, quote=False)
         return f'<div class="input"><pre><code>{inside}</code></pre></div>\n'
 
-    def text(self, text: str) -> str:
-        return CHAPTERS.sub(self._chapters, super().text(text))
+    def paragraph(self, text: str) -> str:
+        return str(super().paragraph(CHAPTERS.sub(self._chapters, text)))
+
+    def block_text(self, text: str) -> str:
+        return str(super().block_text(CHAPTERS.sub(self._chapters, text)))
 
     def _chapters(self, found: re.Match[str]) -> str:
         return re.sub(r"\d\d", lambda m: self._page(m[0]), found[0])
@@ -132,19 +136,40 @@ def formula(body: str, display: str) -> str:
 
 
 def docstring(prose: Prose, text: str) -> str:
-    """A docstring as HTML: its paragraphs flow, and lines that align things with spaces stay so."""
+    """A docstring as HTML: its paragraphs flow; lines that align things with spaces are a list of
+    names if they can be, else they stay lines.
+    """
+    mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
     parts: list[list[str]] = []
     laid_out = False
     for i, line in enumerate(text.splitlines()):
-        before, laid_out = laid_out, i > 0 and bool(re.search(r"^\s|\S {2,}\S", line))
+        before, laid_out = laid_out, i > 0 and bool(ALIGNED.search(line))
         if i > 1 and line and parts[-1] and before == laid_out:
             parts[-1].append(line)
         else:
             parts.append([line] if line else [])
-    mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
     told = ""
     for lines in filter(None, parts):
-        table = len(lines) > 1 and re.search(r"^\s|\S {2,}\S", lines[0])
-        inside = mark(html.escape(("\n" if table else " ").join(lines), quote=False))
-        told += f"<pre>{inside}</pre>" if table else f"<p>{inside}</p>"
+        safe = [html.escape(line, quote=False) for line in lines]
+        if len(lines) == 1 or not ALIGNED.search(lines[0]):
+            told += f"<p>{mark(' '.join(safe))}</p>"
+        elif pairs := _named(safe):
+            inside = "".join(f"<dt><code>{n}</code></dt><dd>{mark(t)}</dd>" for n, t in pairs)
+            told += f"<dl>{inside}</dl>"
+        else:
+            told += "<pre>" + mark("\n".join(safe)) + "</pre>"
     return told
+
+
+def _named(lines: list[str]) -> list[list[str]]:
+    """[name, what it is] of lines that begin with a name and a gap, or go on; [] of others."""
+    pairs: list[list[str]] = []
+    for line in lines:
+        found = re.fullmatch(r"(\w+) {2,}(.+)", line)
+        if found:
+            pairs.append([found[1], found[2]])
+        elif pairs and line.startswith("  "):
+            pairs[-1][1] += " " + line.strip()
+        else:
+            return []
+    return pairs

@@ -115,7 +115,8 @@ def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
     return {
         "name": chapter.name, "number": chapter.number, "title": chapter.title,
         "time": chapter.time,
-        **{key: _html(prose.line(getattr(chapter, key))) for key in ("can", "needs", "remember")},
+        "can": _html(prose.line(chapter.can)), "needs": _html(prose.line(chapter.needs)),
+        "remember": _html(prose.line(chapter.remember[:1].upper() + chapter.remember[1:])),
     }  # fmt: skip
 
 

@@ -117,15 +117,13 @@ for (const input of document.querySelectorAll(".input")) {
 }
 
 // What scrolls sideways can be scrolled with the keyboard.
-const scrolling = () => {
-  for (const box of document.querySelectorAll("pre, .formula, .live, table")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
-    else box.removeAttribute("tabindex");
+const watched = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
   }
-};
-addEventListener("resize", scrolling);
-addEventListener("load", scrolling);
-document.addEventListener("toggle", scrolling, true);
+});
+document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) => watched.observe(box));
 
 // On paper every answer is open.
 addEventListener("beforeprint", () => {
