@@ -63,6 +63,7 @@ data = [1]
 # %%
 t = ml.Tensor([1.0, 2.0], requires_grad=True)
 print(ops.softmax(t), "a long line " * 20)
+print("a | table")
 
 
 def f(softmax=1):
@@ -444,6 +445,8 @@ def test_prose_links_names_and_chapters_that_are_there():
     from minilora.site.prose import Prose, docstring
 
     prose = Prose({"ml": "minilora"}, {"attach": "minilora.lora.attach"}, {"03": "03_x.html"})
+    assert prose.line(r"$|x| \ln p$").count('lspace="0" rspace="0"') == 2
+    assert '<mi>ln</mi><mspace width="0.167em" /><mi>p</mi>' in prose.line(r"$\ln p$")
     fit = '<a href="api.html#ml.fit"><code>{}</code></a>'
     assert prose.line("`ml.fit(a, b)` `ml.fit.x` `fit` `attach`") == (
         f"{fit.format('ml.fit(a, b)')} <code>ml.fit.x</code> <code>fit</code> "
@@ -538,6 +541,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
     assert 'href="api.html#data"' not in page
+    assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST

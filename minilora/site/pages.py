@@ -22,6 +22,7 @@ USUAL = {"ml": names.ROOT, "minilora": names.ROOT, "lora": "minilora.lora", "ops
 BARE = re.compile(r"minilora\.(lora\.)?\w+")  # names that stand for themselves in prose
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
+WIDE = 110  # letters
 BLANK = re.compile(r"\n{3,}")
 TITLE = re.compile(r"\A# .+\n")
 
@@ -39,7 +40,7 @@ class Page:
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
             filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
-                     "figure": self._figure, "live": self._live},
+                     "figure": self._figure, "live": self._live, "long": _long},
         )  # fmt: skip
         try:
             self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_laid_out(book)))
@@ -70,6 +71,11 @@ class Page:
             group = '<div class="output" role="group" aria-label="Source">'
             return f"{group}<pre><code>{marked}</code></pre></div>"
         return f'<div class="live">{inside}</div>'
+
+
+def _long(text: str) -> str:
+    """A line that no column is wide enough for is prose, and may be broken; a table may not."""
+    return ' class="long"' if max(map(len, text.splitlines()), default=0) > WIDE else ""
 
 
 def _laid_out(book: Any) -> Any:

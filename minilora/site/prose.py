@@ -20,6 +20,8 @@ from . import names
 
 CHAPTERS = re.compile(r"\b[Cc]hapters?\s\d\d(?:(?:,|\sand|,\sand|\sto)\s\d\d)*")
 ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line in which spaces have a meaning
+BARS = re.compile(r'<mo(?: fence="false")? stretchy="false">(&#x0007C;|&#x02016;)</mo>')
+FUNCTIONS = re.compile(r"(<mi>(?:ln|log|exp|sin|cos|tanh|max|min)</mi>)(?=<(?!/|mo))")
 WORD = r'<span class="n\w?">\w+</span>'
 CHAIN = re.compile(  # not after a dot, and no keyword argument
     rf'(?<!<span class="o">\.</span>){WORD}(?:<span class="o">\.</span>{WORD})*'
@@ -132,7 +134,8 @@ def formula(body: str, display: str) -> str:
     unknown = re.search(r"\\\w+", made)
     if unknown:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read: {unknown[0]} is unknown")
-    return made
+    made = BARS.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', made)
+    return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', made)
 
 
 def docstring(prose: Prose, text: str) -> str:
