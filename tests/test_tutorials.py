@@ -267,3 +267,9 @@ def test_formulas_are_closed_and_links_are_to_the_paper(chapter):
 def test_its_prose_is_plain(chapter):
     text = prose(chapter)
     assert not re.search(r"\b([Ss]imply|[Oo]bviously|[Tt]rivially|[Jj]ust)\b|—|exercise \d\d", text)
+
+
+def test_the_readme_lists_it_in_the_words_of_its_header(chapter):
+    head = header(chapter)
+    line = f"- [{head['title']}](tutorials/{chapter.name}): {head['then']}\n"
+    assert line in (ROOT / "README.md").read_text("utf-8")

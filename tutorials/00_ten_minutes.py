@@ -1,49 +1,53 @@
 # %% [markdown]
 # # 00. Ten minutes
 #
-# A pretrained model is frozen. A small update is trained beside its weights, saved to a file, and
-# added into the weights. The merged model writes what the adapted one wrote, at the cost of the
-# original. That is LoRA (Hu et al., 2021, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)),
-# and this chapter goes through all of it once.
+# *The reader can then:* adapt a frozen model, merge the update into it, and see nothing change.
+# *Time:* 10 minutes. *Needs:* NumPy.
+# *Remember:* the weights stay as they are, a small update beside them learns, and is added in.
 #
-# You need Python and the idea of a matrix product. Everything runs on NumPy, on one core, without
-# a download. With `MINILORA_FAST=1` the same cells run with a handful of steps on small batches:
-# what is said of gradients, files and merging still holds, but the curves are stubs and the
-# samples barely change.
+# A model was trained on one kind of text and is to write another. Must all of its weights be
+# trained again? LoRA (Hu et al., 2021, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) trains
+# a small update beside them, keeps that in a small file, and in the end adds it into the weights.
+# This chapter goes through all of it once; the later ones build each part.
+#
+# Run it with `python tutorials/00_ten_minutes.py`, or cell by cell (from `# %%` to `# %%`) in an
+# editor such as VS Code; `minilora tutorials notebook 00` makes a notebook of it. It runs on NumPy,
+# on one core, without a download. (With `MINILORA_FAST=1` it takes a few steps only: then the
+# curves are stubs and the samples barely change.)
 
 # %%
 import os
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 import minilora as ml
-from minilora import accounting, data, lora, viz
+from minilora import accounting, data, lora, ops, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
-STEPS, BATCH, TOKENS = (6, 2, 32) if FAST else (60, 8, 64)
+STEPS, BATCH, TOKENS, HELD_OUT = (6, 2, 32, (2, 32)) if FAST else (50, 8, 64, (8, 128))
 SEED = 0
 
 # %% [markdown]
 # ## A base
 #
-# The package brings a small GPT-2 that was pretrained on Shakespeare's plays, by this engine. The
-# tree below is the model: `*` marks what would be trained, and so far that is everything.
+# The package brings a small language model, a GPT-2 that was trained on Shakespeare's plays. The
+# tree below shows its parts. `*` marks what would be trained: so far, everything.
 
 # %%
 base = ml.load_base("shakespeare")
 print(base.summary())
 
 # %% [markdown]
-# One prompt will be with us to the end of the chapter. It is not a line from a play.
+# The model reads a text in pieces, its *tokens*, and says how likely each token is to come next.
+# Drawing one token after the other, it writes. One beginning will be with us through the chapter;
+# it is not from a play.
 
 # %%
 PROMPT = "And God said"
 
 
 def sample(model: ml.GPT2) -> str:
-    ids = base.tokenizer.encode(PROMPT)
+    ids = base.tokenizer.encode(PROMPT)  # a number for each token
     out = ml.generate(model, ids, 16 if FAST else 60, temperature=0.7, top_p=0.9, rng=SEED)
     return base.tokenizer.decode(out)
 
@@ -54,14 +58,15 @@ print(before)
 # %% [markdown]
 # ## A new text
 #
-# The new text is prose: Genesis and Exodus in the King James Version. Its last tenth is held out.
-# Held-out loss is the mean cross-entropy of the next token, in nats, on text that is never trained
-# on. The first number is that of the base as it is; it is the line to beat.
+# The new text is Genesis and Exodus in the King James Version. Its last tenth is held out: nothing
+# is trained on it, so the loss there tells what was learned and not what was learned by heart. The
+# loss is the mean of $-\log p$ over all tokens, in nats, where $p$ is how likely the model thought
+# the token that came. The base's own loss is the one to beat.
 
 # %%
-training, rest = (base.tokenizer.encode(t) for t in data.split(data.load_text("kjv")))
+training, rest = (base.tokenizer.encode(text) for text in data.split(data.load_text("kjv")))
 batches = data.Windows(training, BATCH, TOKENS, seed=SEED)
-held_out = data.sequential(rest, batch=8, tokens=2 * TOKENS)[: 1 if FAST else 3]
+held_out = data.sequential(rest, *HELD_OUT)[:4]  # batches of (texts, tokens)
 
 frozen_loss = ml.evaluate(base, held_out)
 print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen_loss:.3f}")
@@ -69,24 +74,31 @@ print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen
 # %% [markdown]
 # ## Full fine-tuning
 #
-# The usual way: take a copy of the base and train every weight of it. For each weight the optimizer
-# AdamW keeps two running means, so that every trained number is held four times: itself, its
-# gradient, its two means.
+# The usual way is to train every weight on. A step reads a batch, follows the loss back to each
+# weight (`backward`), and moves the weights a little so that the loss falls (`step`).
 
 
 # %%
-def train(model: ml.GPT2, peak: float) -> tuple[ml.AdamW, ml.History]:
+def train(model: ml.GPT2, peak: float, steps: int = STEPS) -> ml.History:
+    """Train what is not frozen, at a learning rate that falls from `peak` to 0."""
+    history = ml.History()
     optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)
-    schedule = ml.optim.linear_schedule(peak, STEPS, warmup=STEPS // 10)
-    history = ml.fit(
-        model, batches, optimizer, STEPS, schedule=schedule, max_grad_norm=1.0,
-        held_out=held_out, eval_every=max(1, STEPS // 6), log_every=STEPS // 3,
-    )  # fmt: skip
-    return optimizer, history
+    for step in range(steps):
+        if step % max(1, steps // 5) == 0:
+            history.held_out.append((step, ml.evaluate(model, held_out)))
+        inputs, targets = batches[step]  # the targets: which token came next
+        loss = ops.cross_entropy(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.lr = peak * (1 - step / steps)
+        optimizer.step()
+    history.held_out.append((steps, ml.evaluate(model, held_out)))
+    return history
 
 
 full = ml.load_base("shakespeare")
-full_optimizer, full_history = train(full, peak=1e-3)
+full_history = train(full, peak=1e-3)
+print(f"held-out loss after full fine-tuning: {full_history.held_out[-1][1]:.3f}")
 
 # %% [markdown]
 # ## LoRA
@@ -97,81 +109,44 @@ full_optimizer, full_history = train(full, peak=1e-3)
 #    W_0 \in \mathbb{R}^{d \times k},\; B \in \mathbb{R}^{d \times r},\;
 #    A \in \mathbb{R}^{r \times k}. $$
 #
-# With $r$ far below $d$ and $k$, the pair $B$, $A$ has $r(d + k)$ numbers where $W_0$ has $dk$.
-# `attach` freezes the whole model, then gives every layer that is named an $A$ of small random
-# numbers and a $B$ of zeros. In the tree, `*` now stands at the A and B alone.
+# With $r$ far below $d$ and $k$, the two matrices $B$ and $A$ have few numbers: $r(d + k)$ where
+# $W_0$ has $dk$. `attach` freezes the whole model, and gives every layer named in `targets` (find
+# them in the tree) an $A$ of small random numbers and a $B$ of zeros. At first, then, $BA$ is zero
+# and the model is what it was. In the tree, `*` now stands at the A and B alone.
 
 # %%
-config = ml.LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o", "up", "down"))
 model = ml.load_base("shakespeare")
+W0 = [(p.data, p.data.copy()) for p in model.parameters()]  # each array, and what is in it
+config = lora.LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o", "up", "down"))
 lora.attach(model, config, rng=SEED)
+assert ml.evaluate(model, held_out) == frozen_loss
 print(model.summary())
 
 # %% [markdown]
-# ### The first step
-#
-# **Predict.** $B$ is zero, so the update $BA$ is zero and the model computes what the base
-# computes. After one backward pass, which of the two has a gradient that is not zero: $A$, $B$,
-# both, or neither?
-#
-# <details><summary>Answer</summary>
-#
-# Only $B$. Write $g$ for the gradient of the loss with respect to $y$, and $s = \alpha / r$. Then
-# $dB = s\, g\, (A x)^\top$ has $A$ in it, which is random, and $dA = s\, B^\top g\, x^\top$ has $B$
-# in it, which is zero. The first step moves $B$; from the second step on, both move.
-#
-# </details>
+# Now the same steps on the same batches. The learning rate is higher than in full fine-tuning: each
+# way has its own best one.
 
 # %%
-inputs, targets = batches[0]
-ml.ops.cross_entropy(model(inputs), targets).backward()
-
-gradients = {name: p.grad for name, p in model.trainable_parameters().items()}
-for letter in "AB":
-    largest = max(abs(g).max() for name, g in gradients.items() if name.endswith(f".{letter}"))
-    print(f"largest entry of any d{letter}: {largest:.2e}")
-
-assert all((g == 0).all() for name, g in gradients.items() if name.endswith(".A"))
-assert all((g != 0).any() for name, g in gradients.items() if name.endswith(".B"))
-
-# %% [markdown]
-# Nothing has moved yet. Now the same steps on the same batches. The learning rate is higher than in
-# full fine-tuning: each method has its own best one.
-
-# %%
-W0 = {name: p.data.copy() for name, p in model.named_parameters() if not p.requires_grad}
-optimizer, history = train(model, peak=1e-2)
+history = train(model, peak=1e-2)
+print(f"held-out loss after LoRA: {history.held_out[-1][1]:.3f}")
 
 unchanged = ml.History(held_out=[(0, frozen_loss), (STEPS, frozen_loss)])
-ax = viz.loss_curves({"frozen base": unchanged, "LoRA": history, "full fine-tuning": full_history})
-ax.set_title("Held-out loss on the new text")
+curves = {"frozen base": unchanged, "LoRA": history, "full fine-tuning": full_history}
+counts = {name: accounting.count(m).trainable for name, m in (("LoRA", model), ("full", full))}
+top, bottom = viz.panels(2, 1, (7.5, 5.5))
+viz.loss_curves(curves, ax=top, title="LoRA goes most of the way on new text ...")
+viz.parameter_bars(counts, ax=bottom, title="... and trains few of the parameters")
 viz.show()
 
 # %% [markdown]
-# LoRA takes most of the way down with a small share of the parameters. On a base as small as this
-# one, full fine-tuning gets further in the same number of steps; chapter 08 looks at what rank,
-# learning rate and choice of layers do to that gap. What LoRA saves is counted here:
-
-# %%
-counts = {name: accounting.count(m).trainable for name, m in (("full", full), ("LoRA", model))}
-ledgers = {
-    "full": accounting.ledger(full, full_optimizer, BATCH, TOKENS),
-    "LoRA": accounting.ledger(model, optimizer, BATCH, TOKENS),
-}
-_, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 4.2), layout="constrained")
-viz.parameter_bars(counts, ax=top).set_title("Trained parameters")
-viz.memory_bars(ledgers, ax=bottom)
-viz.show()
-
-# %% [markdown]
-# Gradients and Adam's moments shrink with the trained parameters. Activations shrink far less: the
-# gradient still travels down through every frozen layer to reach the lowest $A$ and $B$. How much
-# memory LoRA saves therefore depends on what dominates, weights or activations.
+# On a model as small as this one, full fine-tuning gets further in the same number of steps. LoRA
+# trains a small share of the parameters; chapter 07 counts the memory that this saves, and chapter
+# 08 asks what rank, learning rate and choice of layers do.
 #
 # ## Save the adapter
 #
-# The base is still what it was, so the file needs to hold only $A$ and $B$. Load it onto a fresh
-# copy of the base, and the adapted model is back, to the last bit.
+# $W_0$ is what it was, so a file needs to hold only $A$ and $B$. Load it onto a fresh copy of the
+# base, and the adapted model is back, to the last bit.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -188,37 +163,52 @@ assert (again(ids).data == model(ids).data).all()
 # %% [markdown]
 # ## Merge
 #
-# $W_0 x + s B A x = (W_0 + s B A)\, x$. So add the update into the weights once, and put plain
-# layers back: the merged model has the layers of the base, and its speed.
+# **Predict.** The adapted model has more parameters than the base, and each adapted layer makes
+# three products where the base makes one. The update is now merged. How many parameters does the
+# merged model have: as many as the adapted one, as many as $A$ and $B$, or as many as the base?
 #
-# In floating point the two sides agree up to rounding, no better. How far apart may they be?
-# `lora.verify` holds every weight and logit against what rounding can do. Chapter 09 derives that.
+# <details><summary>Answer</summary>
+#
+# As many as the base. $W_0 x + s B A x = (W_0 + s B A)\, x$ with $s = \alpha / r$, and $W_0 + sBA$
+# is one matrix of the size of $W_0$. It is computed once, and a plain layer with it takes the place
+# of the adapted one. So the merged model is as large and as fast as the base.
+#
+# </details>
+#
+# On paper both sides are equal. On a computer every operation rounds, so they are nearly equal, and
+# a mistake in the merge could hide behind "nearly". `verify` tells the two apart. It looks at each
+# merged weight, at what the model computes in float64, where rounding is tiny, and at what it
+# computes in its own float32, and says for each what it saw and what rounding allows. (Chapter 09
+# shows where such limits come from.)
 
 # %%
-adapted, logits = sample(model), model(ids).data
-proof = lora.verify(model, ids)
-now = dict(model.named_parameters())
-assert all((now[name].data == array).all() for name, array in W0.items())  # never written
-
-lora.merge(model)
-merged = sample(model)
+proof, adapted, logits = lora.verify(model, ids), sample(model), model(ids).data
 print(proof)
+lora.merge(model)
+print(accounting.count(model))
 
 # %% [markdown]
-# **Check.** The adapted and the merged model differ by no more than rounding explains, and they
-# write the same text.
+# **Check.** The merge is right, the model has the base's size, and it writes the very same text.
 
 # %%
 assert proof.passed
-assert abs(model(ids).data - logits).max() <= proof.logits.probable
-assert merged == adapted
-print(f"the base wrote:\n{before}\n\nthe merged model writes:\n{merged}")
+assert abs(model(ids).data - logits).max() <= proof.logits.bound
+assert accounting.count(model) == accounting.count(base)
+assert sample(model) == adapted
+print(f"the base wrote:\n{before}\n\nthe merged model writes:\n{adapted}")
+
+# %% [markdown]
+# The arrays of $W_0$ hold what they held at first: nothing was written to them, neither in training
+# nor in merging.
+
+# %%
+assert all((array == copy).all() for array, copy in W0)
 
 # %% [markdown]
 # ## Break it
 #
-# If zeros in $B$ are good, why not zeros in $A$ as well? The model starts at the base either way.
-# Train that for a few steps and ask whether the held-out loss moved.
+# If zeros in $B$ are good, why not zeros in $A$ as well? The model starts as the base either way.
+# Train that for a few steps and see whether the held-out loss moves.
 
 # %%
 broken = ml.load_base("shakespeare")
@@ -227,7 +217,7 @@ for name, p in broken.trainable_parameters().items():
     if name.endswith(".A"):
         p.data[...] = 0
 
-ml.fit(broken, batches, ml.AdamW(broken.trainable_parameters(), 1e-2), steps=3, progress=False)
+train(broken, peak=1e-2, steps=3)
 try:
     assert ml.evaluate(broken, held_out) != frozen_loss, "the loss has not moved by a single bit"
 except AssertionError as error:
@@ -236,14 +226,12 @@ else:
     raise RuntimeError("this was meant to fail")
 
 # %% [markdown]
-# $dA$ has $B$ in it and $dB$ has $A$ in it. With both at zero, both gradients are zero, at this
-# step and at every later one. One of the two has to start away from zero, and one at zero.
+# The gradient of $A$ contains $B$, and that of $B$ contains $A$. With both at zero, both gradients
+# are zero, now and after every step. One has to start at zero, and one must not.
 #
 # ## What you built, and what is next
 #
-# You adapted a frozen model with a low-rank update, saved the update alone, merged it, and saw
+# You adapted a frozen model with an update of low rank, saved the update alone, merged it, and saw
 # nothing change.
 #
-# **Next:** chapter 01 builds the engine that computed these gradients, and chapter 07 the LoRA
-# layer itself. **Exercise 06** asks for LoRA's forward pass and its start; **exercise 08** for
-# merging and unmerging.
+# **Next:** chapter 01 builds what found the gradients.

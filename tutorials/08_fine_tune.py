@@ -127,8 +127,10 @@ def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: flo
 
 
 # %% [markdown]
-# **Check.** The two runs give the same bits. With Adam's usual $\varepsilon$ they are close; weight
-# decay pulls each step by $\mathrm{lr} \cdot A$, which knows no $\sqrt{s}$, and breaks it.
+# **Check.** The two runs give the same bits. With Adam's usual $\varepsilon$ they part a little,
+# where a gradient is so small that $\varepsilon$ counts beside it. Weight decay parts them, too: in
+# every step it takes the same share of the learning rate off $A$ and $B$, so your friend loses
+# twice as much of them.
 
 # %%
 for s in (0.25, 4.0):
@@ -138,8 +140,8 @@ for how in ({"eps": 1e-8}, {"decay": 0.1}):
     print(f"{how}: apart by {np.linalg.norm(yours - friends) / np.linalg.norm(yours):.1e} of ΔW")
 
 # %% [markdown]
-# So do not search alpha and the learning rate both: keep $\alpha / r$ and search the rate (as §4.1
-# of [the paper](https://arxiv.org/abs/2106.09685) says in a sentence).
+# So there is no need to search alpha and the learning rate both: keep $\alpha / r$ and search the
+# rate, as §4.1 of [the paper](https://arxiv.org/abs/2106.09685) says in a sentence.
 #
 # ## Which matrices
 #

@@ -28,8 +28,7 @@ class Source:
 
 def source(op: Any) -> None:
     """Show the source of an op as it stands in ops/, formula and rules; or that of anything."""
-    function = getattr(op, "formula", op)
-    show(Source(textwrap.dedent(inspect.getsource(function)).rstrip()))
+    show(Source(textwrap.dedent(inspect.getsource(op)).rstrip()))
 
 
 def show(*things: Any) -> None:
