@@ -26,7 +26,7 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"},
     {"lora", "rounding"},  # rounding holds lora to what it does, and lora hands its `verify` on
     {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
-    {"pretrain", "demo", "viz"}, {"bench"}, {"cli", "public"}, {"__init__", "__main__"},
+    {"pretrain", "demo", "viz"}, {"bench", "site"}, {"cli", "public"}, {"__init__", "__main__"},
 ]  # fmt: skip
 sources = pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
 
