@@ -22,7 +22,8 @@ ALLOWED = {"minilora", "numpy", *sys.stdlib_module_names}
 DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "imshow", "hist"}
 BY_HAND = "03"  # the chapter that earns `fit`: before it, loops are written out
 TWICE = ["script", "bare"]  # on the same ops, so that the numbers are the same; bare: no matplotlib
-WAYS = [*TWICE, "plain", "strict"]
+LONGER = pytest.mark.thorough  # chapters on plain ops, and on the stand-in for CuPy
+WAYS = [*TWICE, *(pytest.param(way, marks=LONGER) for way in ("plain", "strict"))]
 LEFT_OUT = "figure left out"
 CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line that says what a clock said
 SKIPPED = re.compile(rf"{CLOCK}|{LEFT_OUT}|^\(figure: ")
