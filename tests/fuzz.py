@@ -359,11 +359,17 @@ def main() -> int:
     told = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     told.add_argument("--inputs", type=int, default=10_000, help="damaged files a reader (10000)")
     told.add_argument("--seed", type=int, default=0, help="of the first one (0)")
+    names = [kind.__name__ for kind in READERS]
+    told.add_argument("readers", nargs="*", help=f"of {', '.join(names)} (all)")
     args = told.parse_args()
+    if odd := set(args.readers) - set(names):
+        told.error(f"there is no reader {min(odd)}: there are {', '.join(names)}")
     print(f"{'reader':<10}{'inputs':>8}{'right':>8}{'other':>8}{'refused':>9}{'else':>6}  seconds")
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
         for kind in READERS:
+            if args.readers and kind.__name__ not in args.readers:
+                continue
             reader, counts, began = kind(Path(folder)), Counter(), time.perf_counter()
             for seed in range(args.seed, args.seed + args.inputs):
                 verdict, why = judged(reader, seed)

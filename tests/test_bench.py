@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import re
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -13,7 +14,8 @@ import pytest
 
 import minilora as ml
 from minilora import cli, ops
-from minilora.bench import engines, ours
+from minilora.accounting import plan
+from minilora.bench import engines, ours, peers
 from minilora.bench import turns as bench
 from minilora.cli import commands
 
@@ -63,6 +65,102 @@ def test_an_engine_that_disagrees_is_refused(monkeypatch):
         bench._agree([Honest(), Liar()])
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["minilora recompute", "autograd"])  # PEFT takes 7 s to import
+def test_engines_agree_after_updates_too(name):
+    if engines.missing(name):
+        pytest.skip(engines.missing(name))
+    steps = [engines.ENGINES[n]("tiny") for n in ("minilora", name)]
+    losses = [[step()[0] for _ in range(5)] for step in steps]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert abs(losses[0][4] - losses[0][0]) > 1e-4 * losses[0][0], "or it would prove little"
+
+
+@pytest.mark.oracle
+def test_torch_decodes_the_tokens_that_we_decode(monkeypatch):
+    pytest.importorskip("torch")
+    said, make = [], peers.torch_model
+
+    def spy(shape, adapters):
+        assert not adapters  # they are merged
+        made = make(shape, adapters)
+        hear = lambda model, inputs, out: said.append(int(out[0, -1].argmax()))  # noqa: E731
+        made[0].register_forward_hook(hear)
+        return made
+
+    monkeypatch.setattr(peers, "torch_model", spy)
+    engines.ENGINES["torch decode"]("tiny")()
+    model, (ids, _) = ours.build("tiny")
+    ml.lora.detach(model)
+    wanted = ml.generate(model, ids[:1, : ours.PROMPT], 8, temperature=0)[0, ours.PROMPT :]
+    assert said == wanted.tolist()
+
+
+@pytest.mark.oracle
+def test_torch_without_adapters_trains_q_and_v_whole():
+    pytest.importorskip("torch")
+    mine, (ids, targets) = ours.build("tiny")
+    ml.lora.detach(mine)
+    for name, p in mine.named_parameters():
+        p.requires_grad = ".attn.q." in name or ".attn.v." in name
+    optimizer = ml.AdamW(mine.trainable_parameters(), ours.LR, exclude=())
+    step = engines.ENGINES["torch"]("tiny")
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(mine(ids), targets)
+        loss.backward()
+        optimizer.step()
+        assert abs(step()[0] / loss.item() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_the_floor_is_the_products_of_a_step_and_no_more(in_blocks, monkeypatch):
+    """The plain op makes g B twice, for x and for A: that can be avoided."""
+    products = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def matmul(self, x, y, out):
+            assert out.shape == (*x.shape[:-1], y.shape[-1])
+            products.append(2 * out.size * x.shape[-1])
+            np.matmul(x, y, out=out)
+
+    monkeypatch.setattr(peers, "np", Counting())
+    s = engines.sizes("tiny")
+    peers.floor("tiny", in_blocks)()
+    config = ml.GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads)
+    planned = plan(config, r=ours.R, targets=("q", "v"), batch=s.batch, plain=True)
+    twice = 2 * (s.layers - 1) * 2 * s.batch * s.tokens * s.d_model * ours.R
+    assert sum(products) == planned.forward.products + planned.backward.products - twice
+
+
+def test_the_floor_in_blocks_leaves_out_what_no_query_sees(monkeypatch):
+    monkeypatch.setitem(engines.SHAPES, "two blocks", engines.Shape(1, 8, 2, 100, 1, 9))
+    seen = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def matmul(self, x, y, out):
+            if x.ndim == 3:
+                seen.append((x.shape, y.shape))
+
+    monkeypatch.setattr(peers, "np", Counting())
+    peers.floor("two blocks", in_blocks=True)()
+    scores = {(x[1], y[2]) for x, y in seen if x[2] == 4}
+    assert scores == {(64, 64), (36, 100)}, "queries, and the keys up to the last of them"
+
+
+def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
+    small, ours_ = ml.GPT2Config(), engines.sizes("gpt2-small")
+    assert (ours_.layers, ours_.d_model, ours_.heads) == (
+        small.n_layers, small.d_model, small.n_heads,
+    )  # fmt: skip
+
+
 def square(tokens):
     """Bytes of one tokens x tokens array."""
     return 4 * tokens**2
@@ -78,6 +176,53 @@ def test_that_would_be_seen(monkeypatch):
     monkeypatch.setattr(ml.backend.Backend, "queries", 4096)
     peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048)}
     assert peaks[2048] > 2.1 * peaks[1024] and peaks[2048] > square(2048)
+
+
+class Slow:
+    """A worker of which every step takes 4 ms."""
+
+    def __init__(self, engine, shape, threads, **how):
+        self.asked = ASKED[shape] = []
+
+    def ask(self, word, count):
+        self.asked.append((word, count))
+        return [9.0, 4.0, 4.0][-count:]
+
+    def close(self):
+        self.asked.append("closed")
+
+
+ASKED = {}
+
+
+def test_growth_is_of_medians_by_the_token_and_of_whole_squares(monkeypatch):
+    monkeypatch.setattr(bench, "Worker", Slow)
+    monkeypatch.setattr(bench, "TOKENS", (16,))
+    told = bench.growth("tiny", rounds=2, say=lambda line: None)
+    turn = [("step", 1), ("step", 3)]
+    assert ASKED[f"tiny:{bench.BATCHES[-1]}"] == [("step", 2), *turn, *turn, "closed"]
+    assert told["batch"][2] == {"ms": [4.0, 4.0], "us_a_token": 4000 / (2 * 16)}
+    assert told["attention"][16]["squares"] == bench.HEADS * square(16)
+
+
+def test_a_look_at_attentions_memory_leaves_the_library_in_use():
+    with ml.using("shapes") as library:
+        assert bench.attention_peak(16) > 0 and ml.current() is library
+
+
+def test_a_gap_is_relative_to_ours():
+    grads, theirs = {"A": np.array([3.0, 4.0])}, {"A": np.array([3.0, 3.0]), "C": np.ones(2)}
+    assert bench.apart(2.0, {}, 3.0, {}) == 0.5 and bench.apart(1.0, grads, 1.1, theirs) == 0.2
+    assert np.isnan(bench.apart(1.0, grads, float("nan"), theirs))
+    assert bench.apart(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
+
+
+def test_a_whole_run_reads_how_many_steps_and_has_to_end_well(monkeypatch):
+    monkeypatch.setattr(bench, "PROGRAM", ("-c", "assert input() == 'step 7'"))
+    assert bench._whole("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
+    monkeypatch.setattr(bench, "PROGRAM", ("-c", "raise SystemExit(3)"))
+    with pytest.raises(subprocess.CalledProcessError):
+        bench._whole("tiny", ["a"], 1, "numpy", 7)
 
 
 def test_growth_is_told_for_every_batch_and_every_length(capsys, monkeypatch):

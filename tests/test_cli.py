@@ -53,6 +53,7 @@ def run(line: str, capsys) -> dict:
     return json.loads(out)
 
 
+@once
 def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
     tuned = run(
         "finetune words.txt --out fox.npz --steps 12 --batch 4 --window 32 --checks 2", capsys
@@ -68,6 +69,7 @@ def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
     assert run(ask, capsys) != unmerged
 
 
+@once
 def test_a_base_in_half_precision_tells_the_same_story(folder, capsys):
     stored = "--base-dtype float16"
     run(
@@ -204,6 +206,7 @@ def test_account_sets_full_beside_lora(capsys, backend):
     assert bytes_of["lora"] < bytes_of["full"]
 
 
+@once
 def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
     line = "account --batch 4 --window 64"
     kept, less = run(line, capsys), run(f"{line} --recompute --base-dtype float16", capsys)
@@ -214,6 +217,7 @@ def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
     assert 0.5 <= frozen[1] / frozen[0] < 0.51
 
 
+@once
 def test_account_of_a_named_shape_is_its_plan(capsys):
     line = "account gpt3-175b --r 4 --targets q,v --window 16 --policy mixed --recompute --plain"
     told = run(line, capsys)
@@ -358,7 +362,7 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 
 COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"]}
+NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"]}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -690,6 +694,7 @@ def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
     run("merge --adapter wide.npz", capsys)
 
 
+@once
 def test_the_demo_adapts_accounts_and_merges():
     lines: list[str] = []
     told = demo.demo(0, lines.append, steps=3)

@@ -442,6 +442,33 @@ def test_attentions_weights_are_kept_up_to_keep_tokens_and_for_a_backward_pass_o
         del out
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("grown", [np.s_[1:], np.s_[:, :, 2:]], ids=["a sequence", "a head"])
+def test_what_one_sequence_and_one_head_give_does_not_depend_on_the_others(grown, causal):
+    """Not by a bit: whether scores need a shift is decided for each by itself."""
+    q, k, v = (normal(i, 2, 5, 4) for i in range(3))
+    others = np.zeros(v.shape, bool)
+    others[grown] = True
+    settings = {"heads": 2, "causal": causal, "mask": None}
+    runs = []
+    for size in (1.0, 100.0):
+        large = [np.where(others, size * x, x) for x in (q, k)]
+        value, grads = fast(ops.attention, [*large, v], settings, normal(9, 2, 5, 4), [True] * 3)
+        runs.append([x[~others] for x in (value, *grads)])
+    assert all(map(same_bytes, *runs))
+
+
+def test_a_half_meets_an_adapter_as_halves():
+    shapes = [(6, 5), (4, 5), (2, 5), (4, 2)]
+    x, W, A, B = (normal(i, *shape, dtype="float16") for i, shape in enumerate(shapes))
+    needs, g = [True, False, False, True, True, False], normal(9, 6, 4, dtype="float16")
+    fine = [a.astype("float32") * np.float32(1 + 1e-5) for a in (A, B)]
+    runs = [fast(ops.lora_linear, [x, W, None, *ab, None], {"scale": 2.0}, g, needs)
+            for ab in ((A, B), fine)]  # fmt: skip
+    (value, grads), (other, others) = runs
+    assert same_bytes(value, other) and all(map(same_bytes_or_none, grads, others))
+
+
 @pytest.mark.parametrize("keep", [0, 512])
 @pytest.mark.parametrize("needs", [*itertools.product([False, True], repeat=3)][1:])
 def test_attention_keeps_of_q_k_v_and_its_output_what_the_wanted_gradients_use(

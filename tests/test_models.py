@@ -20,7 +20,7 @@ import minilora as ml
 from minilora import checkpoint, lora, ops, surgery
 from minilora.data import BPE, load_text, sequential, split
 from minilora.models.pretrained import base_path
-from minilora.models.transformer import MLP, Block
+from minilora.models.transformer import MLP, Attention, Block
 
 SMALL = {"vocab_size": 5, "n_positions": 4, "d_model": 4, "n_layers": 1, "n_heads": 2}
 
@@ -154,6 +154,11 @@ def test_a_token_of_an_encoder_sees_all_and_one_of_a_decoder_what_came_before(se
     y, z = (through_block(made, t, None, whole)[0] for t in (x, other))
     moved = np.abs(y - z).max(axis=-1) > 1e-9
     assert moved.tolist() == [i >= at or not causal for i in range(6)]
+
+
+def test_what_is_not_told_otherwise_is_a_decoder(rng):
+    assert Attention(8, 2, rng=rng, dtype="float32").causal
+    assert Block(8, 2, 12, rng=rng, dtype="float32").attn.causal
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])

@@ -718,6 +718,7 @@ def test_attention_of_huge_scores_is_finite_and_picks_the_largest(plain):
         ([(1, 2, 4), (2, 2, 4), (2, 2, 4)], 2, False),
         ([(1, 2, 4), (1, 2, 6), (1, 2, 6)], 2, False),
         ([(1, 3, 4), (1, 2, 4), (1, 2, 4)], 2, True),
+        ([(1, 2, 4), (1, 0, 4), (1, 0, 4)], 2, True),
     ],
 )
 def test_attention_refuses_shapes_that_do_not_fit(shapes, heads, causal, plain):
@@ -725,6 +726,13 @@ def test_attention_refuses_shapes_that_do_not_fit(shapes, heads, causal, plain):
     told = "attention: q is .* m at most n" if causal else "attention: q is .* a multiple of"
     with pytest.raises(ValueError, match=told), ops.plain(plain):
         ops.attention(q, k, v, heads=heads, causal=causal)
+
+
+@both_ways
+def test_attention_to_no_key_at_all_is_refused(plain):
+    q, none = Tensor(np.ones((1, 2, 4))), Tensor(np.ones((1, 0, 4)))
+    with pytest.raises(ValueError), ops.plain(plain):
+        ops.attention(q, none, none, heads=2, causal=False)
 
 
 # Linear layers: sums of products, so the sizes are the same graph run on absolute values

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,6 +190,22 @@ def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, ca
     assert peak == LOG.peak
 
 
+@pytest.mark.parametrize("name", ["minilora", "floor", "autograd 1", "torch+"])
+def test_a_worker_takes_its_steps_and_tells_their_milliseconds(name, monkeypatch, capsys):
+    clock, did = iter(range(100)), []
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock) / 2)
+    monkeypatch.setattr(worker, "use_threads", lambda n: did.append(f"{n} threads"))
+    monkeypatch.setattr(worker.host, "keep_freed_memory", lambda: did.append("memory"))
+    torch = SimpleNamespace(set_num_threads=lambda n: did.append(f"{n} of torch"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(engines.ENGINES, name, lambda shape: lambda: did.append(shape))
+    monkeypatch.setattr(worker.sys, "stdin", io.StringIO("step 3\n"))
+    worker.main(name, "tiny", "2")
+    first = {"minilora": ["2 threads"], "torch+": ["2 of torch", "memory"]}.get(name, ["memory"])
+    assert did == [*first, *["tiny"] * 3]
+    assert json.loads(capsys.readouterr().out) == [500.0] * 3
+
+
 def test_the_half_engine_is_half(monkeypatch):
     told = {}
     monkeypatch.setattr(engines, "ours", lambda shape, **settings: told.update(settings))
@@ -216,6 +233,12 @@ def test_the_command_hands_its_device_to_every_worker(monkeypatch):
     monkeypatch.setattr(cli.commands, "bench", lambda *_, **settings: told.update(settings) or {})
     assert cli.main(["bench", "--backend", "cupy:1", "--shapes", "tiny"]) == 0
     assert told["device"] == "cupy:1"
+
+
+def test_a_run_is_timed_in_milliseconds(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(parity.time, "perf_counter", lambda: next(clock) / 2)
+    assert parity.run("tiny", ml.current(), 2, "float32").ms == [500.0] * 2
 
 
 def test_a_worker_is_told_its_device():

@@ -157,6 +157,7 @@ ONE = {
     "argmax": lambda xp, x: x.argmax(axis=-1),
     "prod": lambda xp, x: xp.prod(x, axis=0),
     "add.reduce": lambda xp, x: xp.add.reduce(x[None], axis=0),
+    "add.reduce wide": lambda xp, x: xp.add.reduce(x, dtype="float64", keepdims=True),
     "accumulate": lambda xp, x: xp.maximum.accumulate(x[..., None], axis=-1),
     "zeros_like": lambda xp, x: xp.zeros_like(x),
     "ones_like": lambda xp, x: xp.ones_like(x, dtype="float16"),
@@ -265,6 +266,8 @@ def test_what_is_put_together_is_alike(axis, data):
     several = [data.draw(layouts(shape)) for _ in range(3)]
     check(lambda xp, *arrays: xp.concatenate(arrays, axis), *several)
     check(lambda xp, *arrays: xp.stack(arrays, axis), *several)
+    check(lambda xp, *arrays: xp.concatenate(arrays), *several)
+    check(lambda xp, x: xp.concatenate([x], axis), several[0])
 
 
 @given(st.tuples(SIDES, SIDES), DTYPES)
@@ -301,6 +304,29 @@ def test_adding_to_chosen_numbers_reads_and_writes_them(shapes):
     shapes.counts.reset()
     x[:2] += 1  # the view is written to, and then put where it is already
     assert shapes.counts.cost == Cost(0, 8, 64, 1, 1)
+    shapes.counts.reset()
+    x[:2] = x[1:]  # as large, but elsewhere
+    assert shapes.counts.cost == Cost(0, 0, 64, 1, 1)
+    x[:2] = x[:1]
+    assert shapes.counts.cost.calls == 2
+
+
+def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
+    x, rows = xp.zeros((50, 4), "float32"), xp.asarray(np.array([0, 1, 1]))
+    shapes.counts.reset()
+    xp.take(x, rows, axis=0)
+    assert shapes.counts.cost == Cost(0, 0, 2 * 48, 1, 1)
+
+
+def test_what_does_not_fit_is_not_copied_to(shapes):
+    x = xp.zeros(2)
+    for wrong in ((xp.zeros(3), True), (1.0, xp.zeros(3, bool)), (xp.zeros((2, 2)), True)):
+        with pytest.raises(ValueError, match=r"cannot be broadcast|shape mismatch"):
+            xp.copyto(x, wrong[0], where=wrong[1])
+
+
+def test_numbers_that_have_names(shapes):
+    assert (xp.pi, xp.e, xp.inf, xp.newaxis) == (np.pi, np.e, np.inf, None) and np.isnan(xp.nan)
 
 
 @pytest.mark.parametrize("f", [
@@ -394,6 +420,28 @@ def test_temporary_arrays_are_numpys(name, dtype):
         library.counts.reset()
         f(x, y)
         assert abs(library.counts.peak - before - measured) <= 0.01 * measured + 130_000
+
+
+REUSED = {
+    "at 256 KiB": lambda xp: (xp.zeros(1 << 15) + 1) + 1,
+    "just below": lambda xp: (xp.zeros((1 << 15) - 1) + 1) + 1,
+    "what has a name": lambda xp: (lambda x: (x + 1, -x, x))(xp.zeros(1 << 15)),
+    "one triangle, several times": lambda xp: xp.triu(xp.zeros((6, 200, 200))),
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_numpy_computes_in_the_place_of_what_is_large_and_has_no_name(name):
+    tracemalloc.start()
+    try:
+        REUSED[name](np)
+        measured = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    with backends.using("shapes") as library:
+        library.counts.reset()
+        REUSED[name](xp)
+        assert abs(library.counts.peak - measured) < 20_000
 
 
 def test_scatter_adds_temporary_arrays_are_numpys():
@@ -517,7 +565,7 @@ def test_a_meter_starts_anew(shapes):
         del y
         assert meter.read() == (800, 1600) and meter.cost.calls == 2
         meter.reset()
-        assert meter.read() == (800, 800) and meter.cost == Cost()
+        assert meter.read() == (800, 800) and meter.cost == Cost() == (0, 0, 0, 0, 0)
 
 
 @given(st.integers(0, 2**32))
@@ -536,11 +584,18 @@ def test_a_generator_draws_real_integers_and_no_other_numbers(seed):
 def test_the_hooks_answer_for_numbers_that_are_not_there(shapes):
     loss, g = xp.zeros((), "float32"), xp.zeros(3, "float16")
     assert shapes.read(loss, 7.0) == shapes.peek(loss, 7.0) == 7.0
+    shapes.counts.reset()
     assert shapes.finite(loss, [g]) is loss
+    assert shapes.counts.cost == Cost(0, 3, 6 + 4, 1, 1), "a look at each number"
     target, index = xp.zeros((50, 4)), asarray(np.arange(100) % 50)
     before = shapes.counts.live
     shapes.scatter_add(target, index, xp.zeros((100, 4)))
     assert shapes.counts.live == before
+    shapes.counts.reset()
+    for _ in range(2):
+        depth = shapes.counts.cost.depth
+        shapes.scatter_add(target, index, xp.zeros((100, 4)))
+    assert shapes.counts.cost.depth > depth, "the second waits for the first"
     assert backends.current().describe() == "shapes of numpy: arrays without numbers"
 
 

@@ -156,6 +156,7 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 def test_a_sequence_of_losses_is_drawn_as_it_is():
     seen = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
+    assert all(tick == int(tick) for tick in plt.gca().get_xticks())
     assert seen["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
 
 
@@ -386,6 +387,14 @@ def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "∅"]
     with pytest.raises(ValueError, match=r"the weights are \(1, 2\), and there are 2 labels"):
         viz.attention_map([[0.25, 0.75]], ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["parameter_bars", "memory_bars", "latency_bars", "bench_bars"])
+def test_the_numbers_at_bars_stand_inside_the_axes(name):
+    ax = drawn(name)[1]
+    ax.figure.canvas.draw()
+    for text in ax.texts:
+        assert text.get_window_extent().x1 <= ax.get_window_extent().x1
 
 
 def test_panels_come_in_reading_order():

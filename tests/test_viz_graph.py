@@ -141,13 +141,34 @@ def test_an_op_of_the_readers_own_is_run_and_seen():
     assert rows(viz.graph(y, {"x": x}, seen=seen).text)[1:] == [
         "%1 = mul(x, x) value 9", "%2 = twice(%1) value 18",
     ]  # fmt: skip
-    with viz.watching() as seen, ops.replaced(exp=lambda x: twice(x * 1.5)):
+    with ops.replaced(exp=lambda x: twice(x * 1.5)), viz.watching() as seen:
         y = ops.exp(x)
     names = [box.op for box in viz.graph(y, seen=seen).boxes]
     assert names == ["", "", "mul", "twice"]  # as the tape has it, not as it was called
     assert [caption.split()[0] for caption, _ in viz.backward_steps(y, seen=seen)[1:]] == [
         "twice", "mul",
     ]  # fmt: skip
+
+
+def test_of_ops_that_are_made_of_others_those_are_drawn_frozen_or_not():
+    frozen, x = (ml.Tensor(np.ones((1, 2, 4))) for _ in range(2))
+    x.requires_grad = True
+    for q, first in ((frozen, True), (x, False)):
+        with viz.watching() as seen:
+            y = ops.attention(q, frozen, frozen, heads=2) * x
+        boxes = viz.graph(y, seen=seen).boxes
+        assert [box.frozen for box in boxes if box.op == "softmax"] == [first]
+        assert not any(box.op == "attention" for box in boxes)
+
+
+def test_a_box_says_each_thing_once_and_stands_just_before_its_use():
+    loss, names, seen = diamond()
+    graph = viz.graph(loss, {"a < b": names["x"]}, seen=seen)
+    assert [box.lines for box in graph.boxes[:2]] == [["a < b", "value 3"], ["2"]]
+    assert "a < b" in [box[-1][0][0] for box in pictured(graph.svg)[1]]
+    (two,) = (i for i, box in enumerate(graph.boxes) if box.frozen)
+    places = arrange(graph)[0]
+    assert places[two].x > places[two - 2].x  # beside what else it goes into the last one with
 
 
 def test_a_whole_model_fits_its_picture():
@@ -201,6 +222,12 @@ def test_the_steps_of_arrays_are_told_by_their_norms():
     assert graph.boxes[0].grad == "norm 9.49"
     assert caption == "mul has its whole gradient, norm 3.46: it gives norm 9.49 to x and " \
                       "[6, 6, 6, 6] to row."  # fmt: skip
+    row.grad = None
+    frames = viz.backward_steps(((row * row) * (row * 1.5)).sum(), {"row": row})
+    parts, total = frames[-1][1].boxes[0].grad.split(" = ")  # a sum that the engine made in place
+    shares = np.array([re.findall(r"[-\d.]+", part) for part in parts.split(" + ")], float)
+    assert len(shares) == 3 and shares.sum(axis=0).tolist() == ml.asnumpy(row.grad).tolist()
+    assert total == viz.tape.short(row.grad)
     with pytest.raises(ValueError, match="needs a scalar"):
         viz.backward_steps(x * 1.0)
 
@@ -361,6 +388,7 @@ const [one, two] = document.querySelectorAll(".minilora-stepper");
 const range = one.querySelector("input");
 range.value = 1;
 range.dispatchEvent(new Event("input"));
+one.querySelectorAll("button")[1].click();
 two.querySelectorAll("button")[0].click();
 </script>
 """
@@ -370,20 +398,20 @@ def test_in_a_browser_each_stepper_moves_alone(backend, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if backend.name != "numpy" or not browser:
         pytest.skip("one browser is enough, and needed")
-    frames = [(f"caption {i}", f"content {i}") for i in range(3)]
-    steppers = [viz.stepper(frames), viz.stepper(frames, start=2)]
+    frames = [(f"caption {i}", f"content {i}") for i in range(4)]
+    steppers = [viz.stepper(frames), viz.stepper(frames, start=1)]
     page = tmp_path / "page.html"
     page.write_text("<body>" + "".join(s._repr_html_() for s in steppers) + MOVED, "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     done = subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], timeout=50,
                           capture_output=True, text=True, check=True)  # fmt: skip
     one, two = done.stdout.split('<div class="minilora-stepper"')[1:]
-    for dom, at in ((one, 1), (two, 1)):
+    for dom, at in ((one, 2), (two, 0)):
         hidden = [" hidden" in tag for tag in re.findall("<figure[^>]*>", dom)]
-        assert hidden == [i != at for i in range(3)]
+        assert hidden == [i != at for i in range(4)]
         assert re.search(rf'aria-live="polite">caption {at}<', dom)
-        assert f'aria-valuetext="{at + 1} of 3"' in dom
-        assert f"<output>{at + 1} / 3</output>" in dom
+        assert f'aria-valuetext="{at + 1} of 4"' in dom
+        assert f"<output>{at + 1} / 4</output>" in dom
 
 
 def test_the_source_is_what_stands_in_ops(capsys):
@@ -402,7 +430,7 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
     loss, names, _ = diamond()
     graph = viz.graph(loss, names)
     viz.show(graph, None, "words")
-    assert capsys.readouterr().out == f"{graph}\nwords\n"
+    assert capsys.readouterr().out == f"{graph.text}\nwords\n" and repr(graph) == graph.text
 
     shown = []
     ipython = types.ModuleType("IPython")

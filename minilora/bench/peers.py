@@ -211,15 +211,14 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
     square = f32(len(q), side, s.tokens)
     blocks = [slice(i, min(i + side, s.tokens)) for i in range(0, s.tokens, side)]
 
-    def attention(backward: bool) -> None:
+    def attention(turned_back: int) -> None:
         def part(some: slice) -> None:
             for i in blocks:
                 j = slice(0, i.stop)
                 p = square[some, : i.stop - i.start, j]
                 np.matmul(q[some, i], turned[some, :, j], out=p)  # q kᵀ, or the gradient of p
                 np.matmul(p, q[some, j], out=out[some, i])  # p v, or the gradient of q
-                if backward:  # the gradients of k and v
-                    np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
+                for _ in range(turned_back):  # the gradients of v and, but in the first block, k
                     np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
 
         share(part, len(q), q.size * s.tokens)
@@ -231,13 +230,13 @@ def floor(shape: str, in_blocks: bool = False) -> Step:
             for _ in range(2):
                 matmul(x, A.T, narrow)
                 matmul(narrow, B.T, y)
-            attention(backward=False)
+            attention(0)
             matmul(x, up.T, wide)
             matmul(wide, down.T, y)
             matmul(y, down, wide)
             matmul(wide, up, x)
             matmul(y, W, x)
-            attention(backward=True)
+            attention(2 if layer else 1)
             for _ in range(2):
                 matmul(y, B, narrow)
                 matmul(narrow.T, x, dA)

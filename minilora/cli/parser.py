@@ -17,6 +17,7 @@ from ..bench.engines import ENGINES, SHAPES
 from ..pretrain import STEPS
 from . import commands
 from .finetune import finetune
+from .tutorials import DOES, tutorials
 
 Read = Callable[[str], Any]
 
@@ -83,6 +84,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it: "argument --steps: 0: give ..." as "--steps 0: give ..."."""
         option, _, said = message.removeprefix("argument ").partition(": ")
+        option = option.rpartition("/")[2]  # -o/--out
         if said.startswith("expected"):
             said = f"needs a value; if it begins with -, write {option}=-..."
         said = said.replace("ignored explicit argument", "takes no value, not")
@@ -320,4 +322,13 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     )  # fmt: skip
     sub = command("pretrain", commands.train_base)
     _kept(sub, "shakespeare.npz", STEPS)
+    sub = command("tutorials", tutorials)
+    sub.add_argument("do", nargs="?", **one_of(*DOES) | {"metavar": "what"}, help=", ".join(DOES))
+    sub.add_argument("chapter", nargs="?", help="its number, to run or as a notebook")
+    sub.set_defaults(needs=("do", f"to know what: {', '.join(DOES)}"))
+    sub.add_argument(
+        "-o", "--out", type=Path,
+        help="the folder to build or serve (site), or the notebook's file (its name.ipynb)",
+    )  # fmt: skip
+    sub.add_argument("--port", type=whole(0, 65535), help="to serve at (8000; 0: any)")
     return top, all_of_them.choices

@@ -1,0 +1,121 @@
+"""What the cover shows: an update as full fine-tuning makes it, and how much of it rank r keeps.
+
+Every weight matrix of the base's blocks is trained on another text, and nothing else. What each has
+gained is its ΔW. BA is the best matrix of rank r for it (its r largest singular values), and the
+loss is that of the base with each ΔW replaced by its BA.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import backend, data, optim
+from ..models import load_base
+from ..train import evaluate, fit
+from ..viz.palette import ABOVE, BELOW, ZERO
+from . import kept
+
+RANKS = range(1, 17)
+SHOWN = "blocks.0.attn.v.W"
+DRAWN = 40  # rows and columns of it that are drawn
+LEVELS = 32  # shades from zero to the strongest colour
+
+Matrix = npt.NDArray[np.float64]
+
+
+def cover(say: Callable[[str], None]) -> dict[str, Any]:
+    """Numbers and pictures (base64 of PNGs), computed or kept."""
+    name = f"cover-{kept.key('')}.json"
+    text = kept.get(name)
+    if text is None:
+        say("the cover: an update is trained")
+        text = json.dumps(_computed())
+        kept.put(name, text)
+    told: dict[str, Any] = json.loads(text)
+    return told
+
+
+def _computed() -> dict[str, Any]:
+    fast = os.environ.get("MINILORA_FAST") == "1"
+    steps, batch, tokens = (4, 2, 32) if fast else (60, 8, 64)
+    model = load_base("shakespeare")
+    training, rest = (model.tokenizer.encode(part) for part in data.split(data.load_text("kjv")))
+    held_out = data.sequential(rest, 8, 2 * tokens)[: 1 if fast else 3]
+    model.requires_grad_(False)
+    trained = {n: p for n, p in model.named_parameters() if ".attn." in n or ".mlp." in n}
+    trained = {n: p for n, p in trained.items() if n.endswith(".W")}
+    start = {n: p.data.copy() for n, p in trained.items()}
+    before = evaluate(model, held_out)
+    for p in trained.values():
+        p.requires_grad = True
+    optimizer = optim.AdamW(model.trainable_parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = optim.linear_schedule(1e-3, steps, warmup=steps // 10)
+    fit(model, data.Windows(training, batch, tokens, seed=0), optimizer, steps, schedule=schedule,
+        max_grad_norm=1.0, progress=False)  # fmt: skip
+    after = evaluate(model, held_out)
+    deltas = {n: _host(p.data - start[n]) for n, p in trained.items()}
+    factors: dict[str, Any] = {
+        n: np.linalg.svd(delta, full_matrices=False) for n, delta in deltas.items()
+    }
+
+    losses, best = [], {}
+    for r in RANKS:
+        for n, p in trained.items():
+            u, sizes, v = factors[n]
+            BA = (u[:, :r] * sizes[:r]) @ v[:r]
+            p.data[...] = start[n] + backend.asarray(BA, p.data.dtype)
+            if n == SHOWN:
+                best[r] = BA
+        losses.append(evaluate(model, held_out))
+    W0, delta = _host(start[SHOWN]), deltas[SHOWN]
+    left = [float(np.linalg.norm(delta - BA) / np.linalg.norm(delta)) for BA in best.values()]
+    strong, weak = (float(np.quantile(abs(m), 0.99)) for m in (W0, delta))
+    u, _, v = factors[SHOWN]  # in the order of its first direction an update shows its shape
+    rows, columns = np.argsort(u[:, 0]), np.argsort(v[0])
+    order = np.ix_(*(at[:: len(at) // DRAWN][:DRAWN] for at in (rows, columns)))
+    pictures = {
+        "W0": _png([W0[order]], strong),
+        "BA": _png([BA[order] for BA in best.values()], weak),
+        "sum": _png([(W0 + BA)[order] for BA in best.values()], strong),
+        "left": _png([(delta - BA)[order] for BA in best.values()], weak),
+    }
+    return {
+        "shape": W0.shape, "left": left, "losses": losses, "before": before, "after": after,
+        "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
+        "pictures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
+    }  # fmt: skip
+
+
+def _host(array: Any) -> Matrix:
+    return np.asarray(backend.asnumpy(array), np.float64)
+
+
+def _png(matrices: list[Matrix], strongest: float) -> bytes:
+    """The matrices one below the other: negative blue, zero white, positive brown."""
+    shades = np.concatenate(matrices) / strongest
+    levels = np.clip(np.rint(shades * LEVELS), -LEVELS, LEVELS).astype(np.int64) + LEVELS
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in levels)
+    ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (BELOW, ZERO, ABOVE)]
+    palette = [
+        ends[1] + (ends[0 if n < 0 else 2] - ends[1]) * abs(n) / LEVELS
+        for n in range(-LEVELS, LEVELS + 1)
+    ]
+    height, width = levels.shape
+    return b"\x89PNG\r\n\x1a\n" + b"".join([
+        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+        _chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes()),
+        _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""),
+    ])  # fmt: skip
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,0 +1,95 @@
+"""A chapter that has run, as the inside of a page, and its figures as files."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import html
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert import HTMLExporter
+
+from . import names
+from .contents import Chapter
+from .prose import Prose
+
+ASSETS = Path(__file__).parent / "assets"
+USUAL = {"ml": names.ROOT, "minilora": names.ROOT, "lora": "minilora.lora", "ops": "minilora.ops"}
+BARE = re.compile(r"minilora\.(lora\.)?\w+")  # names that stand for themselves in prose
+SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
+HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
+WIDE = 110  # letters
+FORMAT = re.compile(r"^\s*# fmt: \w+\n|[ ]*# fmt: \w+$", re.MULTILINE)
+BLANK = re.compile(r"\n{3,}")
+TITLE = re.compile(r"\A# .+\n")
+
+
+class Page:
+    """A chapter's HTML, and the files that go with it."""
+
+    def __init__(self, chapter: Chapter, book: Any, pages: Mapping[str, str]) -> None:
+        self.chapter = chapter
+        self.files: dict[str, bytes] = {}
+        own = names.bound(ast.parse(chapter.source))
+        bare = {full.rpartition(".")[2]: full for full in names.places() if BARE.fullmatch(full)}
+        usual = {name: full for name, full in {**bare, **USUAL}.items() if name not in own}
+        self.prose = Prose(names.known_in(chapter.source), usual, pages)
+        exporter = HTMLExporter(
+            template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
+            filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
+                     "figure": self._figure, "live": self._live, "long": _long},
+        )  # fmt: skip
+        try:
+            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_laid_out(book)))
+        except ValueError as error:
+            raise ValueError(f"{chapter.path.name}: {error}") from error
+        self.headings = HEADING.findall(self.body)
+
+    def _code(self, source: str, **_: Any) -> str:
+        """A cell's code without what is there for the formatter alone."""
+        return self.prose.code(BLANK.sub("\n\n", FORMAT.sub("", source).strip()))
+
+    def _figure(self, output: Any) -> str:
+        """A file beside the page, and an image whose alternative text says what it shows."""
+        kind = "image/svg+xml" if "image/svg+xml" in output.data else "image/png"
+        data, about = output.data[kind], output.metadata.get(kind, {})
+        name = f"figures/{self.chapter.name}-{len(self.files) + 1}.{kind[6:9]}"
+        self.files[name] = base64.b64decode(data) if kind == "image/png" else data.encode()
+        told = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
+        size = "".join(f' {way}="{told[way]:.0f}"' for way in ("width", "height") if way in told)
+        alt = html.escape(" ".join(told["alt"].split()))
+        image = f'<img src="{name}" alt="{alt}"{size} loading="lazy">'
+        return f'<figure><a href="{name}">{image}</a></figure>'
+
+    def _live(self, inside: str) -> str:
+        """What brings its own HTML; source code is highlighted like a cell."""
+        code = SOURCE.fullmatch(inside)
+        if code:
+            marked = self.prose.code(html.unescape(code[1]))
+            group = '<div class="output" role="group" aria-label="Source">'
+            return f"{group}<pre><code>{marked}</code></pre></div>"
+        return f'<div class="live">{inside}</div>'
+
+
+def _long(text: str) -> str:
+    """A line that no column is wide enough for is prose, and may be broken; a table may not."""
+    return ' class="long"' if max(map(len, text.splitlines()), default=0) > WIDE else ""
+
+
+def _laid_out(book: Any) -> Any:
+    """Without what the page shows by itself: title and machine-read lines; and with a cell of its
+    own for each heading, so that code stands beside the text that it belongs to.
+    """
+    first, cells = book.cells[0], []
+    paragraphs = re.split(r"\n\s*\n", TITLE.sub("", first.source))
+    first.source = "\n\n".join(p for p in paragraphs if "*Time:*" not in p).strip()
+    for cell in book.cells:
+        parts = re.split(r"\n(?=## )", cell.source) if cell.cell_type == "markdown" else []
+        cells += [
+            {**cell, "source": part, "id": f"{cell.id}-{i}"} for i, part in enumerate(parts)
+        ] or [cell]
+    return {**book, "cells": cells}

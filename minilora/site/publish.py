@@ -1,0 +1,132 @@
+"""The whole site: everything is made first, and then put in place."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from . import folder
+from .contents import Chapter, chapters, notebook_text
+
+ASSETS = Path(__file__).parent / "assets"
+NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib")
+START = 4  # the rank that the cover shows first
+
+
+def need(*names: str) -> None:
+    """Raise ImportError, with the remedy, where one of these (none: of all) is not installed."""
+    missing = [name for name in names or NEEDS if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
+
+
+def build(
+    out: Path, say: Callable[[str], None] = print, of: Sequence[Chapter] | None = None
+) -> dict[str, Any]:
+    """Write the site to the folder `out`; of: these chapters (None: all). Returns what was made.
+
+    The site that was there is replaced when everything is made; if a chapter fails, it stays.
+
+    Raises ImportError where something is missing, ValueError where `out` cannot be written or a
+    chapter cannot be read, RuntimeError where one fails.
+    """
+    began = time.monotonic()
+    need()
+    folder.check(out)
+    files = _files([*(chapters() if of is None else of)], say)
+    folder.write(out, files)
+    size = sum(map(len, files.values()))
+    took = time.monotonic() - began
+    say(f"{out}: {len(files)} files, {size / 1024:,.0f} KB, in {took:.1f} s")
+    return {"site": str(out), "files": len(files), "bytes": size, "seconds": took}
+
+
+def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
+    """Everything that the site consists of, by its name."""
+    import jinja2
+
+    from . import names, pages, prose
+    from .cover import cover
+    from .running import executed
+    from .words import words
+
+    books = executed(told, say)
+    data = cover(say)
+    links = {chapter.number: f"{chapter.name}.html" for chapter in told}
+    plain = prose.Prose({}, pages.USUAL, links)
+    templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
+    templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
+    templates.filters["code"] = lambda text: _html(plain.code(text))
+
+    def page(template: str, **settings: Any) -> bytes:
+        text: str = templates.get_template(template).render(version=__version__, **settings)
+        return text.encode()
+
+    facts = {chapter.number: _facts(chapter, plain) for chapter in told}
+    files = {
+        f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
+    }
+    for i, (chapter, book) in enumerate(zip(told, books)):
+        made = pages.Page(chapter, book, links)
+        heading = f"{chapter.number}. {chapter.title}"
+        files[f"{chapter.name}.html"] = page(
+            "lesson.html.j2", kind="chapter", title=f"{heading} - minilora", told=chapter.can,
+            heading=heading, facts=facts[chapter.number], name=chapter.name, body=_html(made.body),
+            headings=[(anchor, _html(text)) for anchor, text in made.headings],
+            before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
+        )  # fmt: skip
+        files |= made.files
+        files[f"get/{chapter.name}.py"] = chapter.source.encode()
+        files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
+    ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
+    files["index.html"] = page(
+        "cover.html.j2", kind="index", title="minilora: LoRA on NumPy", c=data, start=START,
+        told="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
+        ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
+        chapters=[*facts.values()], first=told[0] if told else None,
+    )  # fmt: skip
+    files["api.html"] = page(
+        "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
+        sections=names.sections(),
+    )  # fmt: skip
+    for name in ("style.css", "site.js", "icon.svg"):
+        files[name] = (ASSETS / name).read_bytes()
+    found = [
+        entry for name in files if name.endswith(".html") for entry in words(name, files[name])
+    ]
+    files["search.js"] = f"SEARCH = {json.dumps(found, ensure_ascii=False)}\n".encode()
+    return files
+
+
+def _html(text: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
+    """What the header says, as HTML; "chapter 03" is a link."""
+    return {
+        "name": chapter.name, "number": chapter.number, "title": chapter.title,
+        "time": chapter.time,
+        "can": _html(prose.line(chapter.can)), "needs": _html(prose.line(chapter.needs)),
+        "remember": _html(prose.line(chapter.remember[:1].upper() + chapter.remember[1:])),
+    }  # fmt: skip
+
+
+def _rank(data: dict[str, Any], r: int) -> str:
+    """What the cover says of a rank."""
+    (d, k), loss = data["shape"], data["losses"][r - 1]
+    gained = (data["before"] - loss) / (data["before"] - data["after"])
+    return (
+        f"{r * (d + k):,} numbers instead of {d * k:,}. The error that remains has "
+        f"{data['left'][r - 1]:.0%} of the size of the whole update, and yet the loss has come "
+        f"{gained:.0%} of the way: {loss:.2f}, from {data['before']:.2f} without an update to "
+        f"{data['after']:.2f} with the whole of it."
+    )

@@ -1,0 +1,769 @@
+"""The site: chapters found and read, built whole or not at all, and looked at in a real browser.
+
+A small site of two chapters is built here. With MINILORA_SITE=folder the same tests look at the
+site that `minilora tutorials build` has made there; `pytest -m browser` runs those that open it.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from minilora import cli, site
+from minilora.site import contents, folder, kept, names, publish
+
+BUILDS = all(find_spec(name) for name in publish.NEEDS)
+builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+browser = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not find_spec("playwright"), reason="needs pip install playwright"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the path"),
+]
+SCHEMES = "light", "dark"
+HEADER = """# %% [markdown]
+# # {0}
+#
+# *The reader can then:* {1}.
+# *Time:* 5 minutes. *Needs:* {2}.
+# *Remember:* the word is `{3}`.
+"""
+FIRST = (
+    HEADER.format("03. One <b>", "read $x^2$", "NumPy", "lora.attach")
+    + r"""#
+# See chapter 04, chapters 03 and 04, chapter 99. A name: `ml.fit`, `lora.merge(model)`, `attach`.
+
+# %%
+import minilora as ml
+from minilora import ops, viz
+
+data = [1]
+
+# %% [markdown]
+# ## A formula & its code
+#
+# $$ y = W_0 x + \frac{\alpha}{r}\, B A x $$
+#
+# <details><summary>Answer</summary>
+#
+# It is *hidden*, with $\alpha$.
+#
+# </details>
+
+# %%
+t = ml.Tensor([1.0, 2.0], requires_grad=True)
+print(ops.softmax(t), "a long line " * 20)
+print("a | table")
+
+
+def f(softmax=1):
+    return t.data
+
+
+# %%
+viz.show(viz.stepper([("first", "one"), ("second", "two"), ("third", viz.graph(ops.exp(t).sum()))],
+                     title="Three steps"))
+viz.source(ops.softmax)
+viz.loss_curves({"LoRA": [3.0, 2.0]}, title="It goes down")
+viz.show()
+
+# %% [markdown]
+# ## A formula & its code
+#
+# The same heading again. | pirouette
+"""
+)
+SECOND = (
+    HEADER.format("04. Two", "stop", "chapter 03", "x")
+    + """
+# %%
+print("MINILORA" + "_FAST")
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """It is about pages: once is enough."""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """What is kept is kept in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINILORA_FAST", "1")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The site that is looked at."""
+    if "MINILORA_SITE" in os.environ:
+        return Path(os.environ["MINILORA_SITE"]).resolve()
+    if not BUILDS:
+        pytest.skip("needs pip install 'minilora[tutorials]'")
+    place = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILORA_FAST", "1")
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        site.build(place / "out", lambda line: None, chapters_in(place, FIRST, SECOND))
+    return place / "out"
+
+
+def chapters_in(place: Path, *sources: str) -> list[site.Chapter]:
+    for source in sources:
+        number = re.search(r"^# # (\d\d)", source, re.MULTILINE)[1]
+        (place / f"{number}_name.py").write_text(source, "utf-8")
+    return site.chapters(place)
+
+
+# The chapters.
+
+
+def test_a_header_is_read(tmp_path):
+    one, two = chapters_in(tmp_path, FIRST, SECOND)
+    assert (one.number, one.title, one.name) == ("03", "One <b>", "03_name")
+    assert (one.can, one.time, one.needs) == ("read $x^2$.", "5 minutes", "NumPy.")
+    assert two.remember == "the word is `x`." and two.source == SECOND
+
+
+@pytest.mark.parametrize(("line", "told"), [
+    ("# # 03. One <b>", "its first line must be the title, '# 03. ...'"),
+    ("The reader can then", "no line that begins '*The reader can then:*'"),
+    ("Time", "no line that begins '*Time:*'"), ("Needs", "no line that begins '*"),
+    ("Remember", "no line that begins '*Remember:*'"),
+])  # fmt: skip
+def test_a_header_without_a_line_is_refused(line, told, tmp_path):
+    path = tmp_path / "03_name.py"
+    path.write_text(FIRST.replace(line, "# # 3. X" if line[0] == "#" else "Odd"), "utf-8")
+    with pytest.raises(ValueError, match=re.escape(told)) as error:
+        contents.read(path)
+    assert str(error.value).startswith("03_name.py: ")
+
+
+def test_a_chapter_is_found_by_number_and_name(monkeypatch, tmp_path):
+    chapters_in(tmp_path, FIRST, SECOND)
+    monkeypatch.setattr(contents, "folder", lambda: tmp_path)
+    assert {site.chapter(w).number for w in ("3", "03", "03_name")} == {"03"}
+    for odd in ("", "5", "33", "3_name", "_name"):
+        with pytest.raises(ValueError, match=r"there is no chapter .*: there are 03, 04"):
+            site.chapter(odd)
+
+
+def test_the_chapters_are_in_the_package_or_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(contents, "PACKAGE", tmp_path / "lib" / "minilora")
+    with pytest.raises(ValueError, match=r"there are no tutorials in .*minilora nor beside it"):
+        contents.folder()
+    for place in (tmp_path / "lib" / "tutorials", tmp_path / "lib" / "minilora" / "tutorials"):
+        place.mkdir(parents=True)
+        chapters_in(place, FIRST)
+        assert contents.folder() == place
+
+
+def test_every_chapter_that_is_there_can_be_listed(capsys):
+    assert cli.main(["tutorials", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines] == [c.number for c in site.chapters()]
+    assert cli.main(["tutorials", "list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["chapters"]
+    assert all(c["can"] and c["time"].endswith("minutes") and c["needs"] for c in told)
+
+
+@builds
+def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
+    import jupytext
+
+    chapters_in(tmp_path, FIRST)
+    monkeypatch.setattr(contents, "folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tutorials", "notebook", "3"]) == 0
+    assert cli.main(["tutorials", "notebook", "3", "-o", "b.ipynb"]) == 0
+    a, b = Path("03_name.ipynb").read_text("utf-8"), Path("b.ipynb").read_text("utf-8")
+    assert a == b and json.loads(a)["metadata"]["kernelspec"]["name"] == "python3"
+    again = jupytext.reads(a, fmt="ipynb")
+    kinds = [cell.cell_type for cell in again.cells]
+    assert kinds == ["markdown", "code", "markdown", "code", "code", "markdown"]
+    assert again.cells[0].source.startswith("# 03. One <b>\n") and not again.cells[1].outputs
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(("line", "told"), {
+    "tutorials": "tutorials needs to know what: list, run, build, notebook, serve",
+    "tutorials lits": "what lits: give list or run or build or notebook or serve",
+    "tutorials list 03": "tutorials list takes no '03': see `minilora tutorials --help`",
+    "tutorials run 03 -o x": "tutorials run takes no --out: see",
+    "tutorials build --port 1": "tutorials build takes no --port: see",
+    "tutorials run": "tutorials run needs a chapter: tutorials run 07",
+    "tutorials run 99": "there is no chapter 99: there are 03, 04",
+    "tutorials notebook 99": "there is no chapter 99: there are 03, 04",
+    "tutorials notebook 03 -o x.txt": "x.txt: give a name that ends in .ipynb, such as x.ipynb",
+    "tutorials build --plain": "tutorials build takes no --plain: tutorials run 07 --plain does",
+    "tutorials build -o full": "full is there, and holds no site: give another name, or remove it",
+    "tutorials build -o full/file": "full/file is a file: give the name of a folder",
+    "tutorials build -o no/out": "no/out: no is not a folder: create it first, or give another",
+    "tutorials build -o": "--out needs a value",
+    "tutorials serve -o full": "full holds no site: minilora tutorials build -o full makes it",
+    "tutorials serve --port 65536": "--port 65536: give 65,535 or less",
+}.items())  # fmt: skip
+def test_a_mistake_is_told_before_any_work(line, told, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "chapters"
+    place.mkdir()
+    chapters_in(place, FIRST, SECOND)
+    monkeypatch.setattr(contents, "folder", lambda: place)
+    monkeypatch.setattr(publish, "need", lambda *names: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"minilora: {told}") and err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", ["build", "notebook 03"])
+def test_what_is_missing_is_told_before_any_work(line, tmp_path, monkeypatch, capsys):
+    chapters_in(tmp_path, FIRST)
+    monkeypatch.setattr(contents, "folder", lambda: tmp_path)
+    monkeypatch.setattr(publish, "find_spec", lambda name: None if name == "jupytext" else 1)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["tutorials", *line.split()]) == 2
+    assert capsys.readouterr().err == (
+        "minilora: this needs jupytext: pip install 'minilora[tutorials]'\n"
+    )
+
+
+def test_a_chapter_runs_as_a_script_and_where_it_fails_is_told(tmp_path, monkeypatch, capsys):
+    bad = SECOND.replace("04.", "05.") + "\n\ndef f():\n    1 / 0\n\n\nf()\n"
+    chapters_in(tmp_path, SECOND, bad)
+    monkeypatch.setattr(contents, "folder", lambda: tmp_path)
+    assert cli.main(["tutorials", "run", "4"]) == 0
+    assert capsys.readouterr().out == "MINILORA_FAST\n"
+    assert cli.main(["tutorials", "run", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["chapter"] == "04" and err == "MINILORA_FAST\n"
+    assert cli.main(["tutorials", "run", "5"]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"minilora: chapter 05 fails at .*05_name.py, line 13: ZeroDivisionError: "
+                        r"division by zero\n", err), err  # fmt: skip
+
+
+def test_a_site_is_served_on_this_machine(tmp_path):
+    import urllib.request
+
+    (tmp_path / "index.html").write_text(folder.MARK + "hello")
+    line = [sys.executable, "-u", "-m", "minilora", "tutorials", "serve", "--port", "0", "-o", "."]
+    paths = os.pathsep.join([str(contents.PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": paths}) as server:  # fmt: skip
+        try:
+            where = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
+            with urllib.request.urlopen(where, timeout=10) as answer:
+                assert b"hello" in answer.read()
+            taken = where.split(":")[2].strip("/")
+            again = subprocess.run(
+                [*line[:6], "--port", taken, "-o", "."], cwd=tmp_path, capture_output=True,
+                text=True, env={**os.environ, "PYTHONPATH": paths}, check=False,
+            )  # fmt: skip
+            assert again.stderr == f"minilora: --port {taken} is taken: give another\n"
+        finally:
+            server.kill()
+
+
+# What is kept, and what is put in place.
+
+
+def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
+    pytest.importorskip("ipykernel")
+    first = kept.key("a")
+    assert first == kept.key("a") != kept.key("b")
+    monkeypatch.setenv("MINILORA_FAST", "0")
+    assert kept.key("a") != first
+    monkeypatch.setenv("MINILORA_FAST", "1")
+    monkeypatch.setattr(kept, "_package", lambda: "another")
+    assert kept.key("a") != first
+    monkeypatch.undo()
+    monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0")
+    assert kept.key("a") != first
+
+
+def test_the_package_is_all_that_chapters_use_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "PACKAGE", tmp_path)
+    digests = []
+    for name in ("ops.py", "data/text.txt", "site/running.py", "site/cover.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+        digests.append(kept._package.__wrapped__())
+    assert len({*digests}) == 4
+    for name in ("site/pages.py", "tutorials/01_a.py", "__pycache__/ops.pyc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+        assert kept._package.__wrapped__() == digests[-1]
+
+
+def test_what_nobody_asks_for_is_forgotten(tmp_path, monkeypatch):
+    for name in ("old", "used"):
+        kept.put(name, "é")
+        os.utime(kept._folder() / name, (0, 0))
+    assert kept.get("used") == "é" and kept.get("none") is None
+    kept.put("new", "1")
+    assert {path.name for path in kept._folder().iterdir()} == {"used", "new"}
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path / "file" / "cache")
+    kept.put("new", "1")  # it cannot, and that is no reason to stop
+    assert kept.get("new") is None
+
+
+def test_a_site_replaces_a_site_and_nothing_else(tmp_path):
+    out, page = tmp_path / "out", f"<html>{folder.MARK}".encode()
+    folder.write(out, {"index.html": page, "a/b.txt": b"1"})
+    assert (out / "a" / "b.txt").read_bytes() == b"1" and folder.is_site(out)
+    link = tmp_path / "link"
+    if os.name == "posix":
+        link.symlink_to(out)
+    folder.write(link if os.name == "posix" else out, {"index.html": page, "c.txt": b"2"})
+    assert sorted(p.name for p in out.iterdir()) == ["c.txt", "index.html"]
+    assert os.name != "posix" or link.is_symlink()
+    with pytest.raises(TypeError):
+        folder.write(out, {"index.html": b"new", "d.txt": None})
+    assert (out / "index.html").read_bytes() == page
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "link"}  # nothing is left beside it
+    (out / "index.html").write_bytes(b"another's")
+    with pytest.raises(ValueError, match="holds no site"):
+        folder.write(out, {"index.html": page})
+    assert not folder.is_site(tmp_path / "none")
+
+
+def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
+    out, page = tmp_path / "out", folder.MARK.encode()
+    folder.write(out, {"index.html": page, "old": b""})
+    move = os.replace
+
+    def fails(source, target):
+        if Path(source).name == "new":
+            raise PermissionError(13, "Permission denied", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(folder.os, "replace", fails)
+    with pytest.raises(PermissionError):
+        folder.write(out, {"index.html": page, "new": b""})
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["index.html", "old", "out"]
+
+
+@builds
+@pytest.mark.parametrize(("code", "told"), [
+    ("x = 1\n\n\ndef f():\n    assert x == 2, 'x is   not 2'\n\n\nf()",
+     "line 16: AssertionError: x is not 2"),
+    ("import os\nos._exit(3)", "line 9: its process died"),
+    ("while True:\n    pass", "line 9: a cell took more than 2 s"),
+])  # fmt: skip
+def test_a_chapter_that_fails_is_told_and_the_old_site_stays(code, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("minilora.site.cover._computed", lambda: pytest.fail("nobody needs it"))
+    folder.write(tmp_path / "out", {"index.html": folder.MARK.encode()})
+    bad = SECOND.replace('print("MINILORA" + "_FAST")', code)
+    slow = SECOND.replace("04.", "05.") + "import time; time.sleep(60)"
+    told_of = chapters_in(tmp_path, bad, slow)
+    if "while" in code:
+        monkeypatch.setattr("minilora.site.running.PATIENCE", 2)
+        told_of.pop()
+    began = time.monotonic()
+    with pytest.raises(RuntimeError) as error:
+        site.build(tmp_path / "out", lambda line: None, told_of)
+    assert str(error.value) == f"chapter 04 fails at 04_name.py, {told}"
+    assert time.monotonic() - began < 30  # nobody waits for the other one
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+    assert not (tmp_path / "cache").exists()
+
+
+@builds
+def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("minilora.site.cover._computed", lambda: COVER)
+    lines = []
+    told = chapters_in(tmp_path, SECOND)
+    site.build(tmp_path / "out", lines.append, told)
+    page = (tmp_path / "out" / "04_name.html").read_text("utf-8")
+    assert "<pre>MINILORA_FAST\n</pre>" in page
+    site.build(tmp_path / "out", lines.append, told)
+    assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
+        "04 Two: ", "04 Two: kept"
+    ]  # fmt: skip
+    assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
+    for formula in (r"\left( x", r"\foo{x}"):
+        odd = SECOND.replace("# # 04. Two\n", f"# # 04. Two\n#\n# ${formula}$\n")
+        with pytest.raises(ValueError, match=re.escape(f"04_name.py: the formula ${formula}$ can")):
+            site.build(tmp_path / "out", lines.append, chapters_in(tmp_path, odd))
+    assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
+
+
+COVER = {
+    "shape": [160, 160], "left": [0.5], "losses": [3.0], "before": 4.0, "after": 2.0, "steps": 1,
+    "matrix": "q", "stronger": 2.0, "drawn": 40, "pictures": dict.fromkeys("WBsl", ""),
+}  # fmt: skip
+
+
+# Names and prose.
+
+
+def test_every_public_name_has_its_place():
+    import minilora
+
+    places = names.places()
+    assert {f"minilora.{name}" for name in minilora.__all__} <= {*places}
+    for module in ("lora", "optim", "nn", "ops", "accounting", "data", "rounding", "viz"):
+        there = getattr(getattr(minilora, module), "__all__", [])
+        assert {f"minilora.{module}.{name}" for name in there} <= {*places}
+    assert places["minilora.lora.LoRAConfig"] == places["minilora.LoRAConfig"]
+    assert places["minilora.lora.attach"] == "api.html#lora.attach"
+    entries = [e for section in names.sections() for e in section.entries]
+    assert len({e.anchor for e in entries}) == len(entries)
+    assert not [e.name for e in entries if not e.doc]
+    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature]
+
+
+def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
+    known = names.known_in("import minilora as m\nfrom minilora import ops, data\ndata = ops.x\n")
+    assert known == {"m": "minilora", "ops": "minilora.ops"}
+    assert names.place("m.lora.attach.x", known) == ("m.lora.attach", "api.html#lora.attach")
+    assert names.place("ops.zzz", known) == ("ops", "api.html#ops")
+    assert names.place("m.zzz", known) is None and names.place("data.x", known) is None
+    assert names.bound(ast.parse("def f(): x = 1\nclass C: pass")) == {"f", "x", "C"}
+
+
+@builds
+def test_prose_links_names_and_chapters_that_are_there():
+    from minilora.site.prose import Prose, docstring
+
+    prose = Prose({"ml": "minilora"}, {"attach": "minilora.lora.attach"}, {"03": "03_x.html"})
+    assert prose.line(r"$|x| \ln p$").count('lspace="0" rspace="0"') == 2
+    assert '<mi>ln</mi><mspace width="0.167em" /><mi>p</mi>' in prose.line(r"$\ln p$")
+    fit = '<a href="api.html#ml.fit"><code>{}</code></a>'
+    assert prose.line("`ml.fit(a, b)` `ml.fit.x` `fit` `attach`") == (
+        f"{fit.format('ml.fit(a, b)')} <code>ml.fit.x</code> <code>fit</code> "
+        '<a href="api.html#lora.attach"><code>attach</code></a>'
+    )
+    assert prose.line("chapters 02 and 03, year 03") == (
+        'chapters 02 and <a href="03_x.html">03</a>, year 03'
+    )
+    assert 'href="api.html#ml.fit"' in prose.code("ml.fit(x)") and "href" not in prose.code(
+        "x.ml.fit(ml=1); attach(fit)"
+    )
+    assert 'id="a-b"' in prose.markdown("## A $b$") and 'id="a-b-"' in prose.markdown("## A `b`")
+    assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
+        f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
+        "<pre>a b  c\n d  e</pre>"
+    )
+    assert docstring(prose, "x\n\na   one\nbc  two <\n    on\nd   `ml.fit`").endswith(
+        "<dl><dt><code>a</code></dt><dd>one</dd><dt><code>bc</code></dt><dd>two &lt; on</dd>"
+        f"<dt><code>d</code></dt><dd>{fit.format('ml.fit')}</dd></dl>"
+    )
+
+
+# The pages as files.
+
+
+class Read(HTMLParser):
+    """What a page has: ids, links, images, landmarks, headings."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def all(self, attribute, *tags):
+        return [told[attribute] for tag, told in self.tags if attribute in told
+                and (tag in tags or not tags)]  # fmt: skip
+
+
+def test_every_link_and_anchor_leads_somewhere(built):
+    pages = {path.name: Read(path) for path in built.glob("*.html")}
+    assert len(pages) >= 4
+    search = (built / "search.js").read_text("utf-8")
+    found = [address for _, _, address, _ in json.loads(search.removeprefix("SEARCH = "))]
+    links = [(name, link) for name, page in pages.items()
+             for link in page.all("href") + page.all("src")]  # fmt: skip
+    for name, link in [*links, *(("", address) for address in found)]:
+        if link.startswith("http"):
+            assert re.match(r"https://(arxiv\.org|github\.com)/", link), link
+            continue
+        where, _, anchor = link.partition("#")
+        where = where or name
+        if anchor:
+            assert anchor in pages[where].all("id"), (name, link)
+        else:
+            assert link.startswith("data:image") or (built / where).is_file(), (name, link)
+    reached = {link.partition("#")[0] for _, link in links}
+    assert {path.relative_to(built).as_posix() for path in built.rglob("*.*")} <= reached | {
+        "search.js", "index.html"
+    }  # fmt: skip
+
+
+def test_a_page_has_what_those_need_who_cannot_see_it(built):
+    for path in built.glob("*.html"):
+        page = Read(path)
+        assert ("html", {"lang": "en"}) in page.tags
+        assert {"header", "main", "footer", "nav"} <= {tag for tag, _ in page.tags}
+        ids = page.all("id")
+        assert len(ids) == len({*ids})
+        assert all(told.get("id") for tag, told in page.tags if re.fullmatch("h[1-6]", tag))
+        for tag, told in page.tags:
+            if tag == "img":
+                assert len(told["alt"]) > 15 and "object" not in told["alt"], (path.name, told)
+        heads = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+        assert heads[0] == 1 and heads.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(heads))
+        text = path.read_text("utf-8")
+        assert not re.search(r"\$[^$<]*\\[a-z]", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
+
+
+@pytest.mark.skipif("MINILORA_SITE" in os.environ, reason="it is about the small site")
+def test_the_small_site_has_what_its_chapters_say(built):
+    page = (built / "03_name.html").read_text("utf-8")
+    assert "03. One &lt;b&gt;" in page and '<a href="04_name.html">04</a>' in page
+    assert "chapter 99" in page and 'href="api.html#ml.fit"' in page
+    assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
+    assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
+    assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
+    assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
+    for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
+        assert part in page, part
+    assert 'href="api.html#data"' not in page
+    assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    index = (built / "index.html").read_text("utf-8")
+    assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
+    assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
+
+
+# The pages in a browser.
+
+
+@pytest.fixture(scope="module")
+def chromium(built):
+    """A real browser; the site is built before, as playwright keeps a loop of its own running."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        sandbox = ["--no-sandbox"] if os.name == "posix" and os.getuid() == 0 else []
+        yield (started := play.chromium.launch(executable_path=CHROMIUM, args=sandbox))
+        started.close()
+
+
+@pytest.fixture
+def tab(chromium, built):
+    """tab(page, width=..., scheme=...) opens it; afterwards nothing was complained of."""
+    contexts, odd = {}, []
+
+    def context_of(settings):
+        made = chromium.new_context(**settings)
+        made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
+        made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
+        made.on("requestfailed", lambda asked: odd.append(f"no {asked.url}"))
+        made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
+                or odd.append(f"{asked.url} is asked for"))  # fmt: skip
+        return made
+
+    def opened(name="index.html", width=1280, scheme="light", **settings):
+        settings["color_scheme"] = scheme
+        if str(settings) not in contexts:
+            contexts[str(settings)] = context_of(settings)
+        page = contexts[str(settings)].new_page()
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(f"{built.as_uri()}/{name}")
+        return page
+
+    yield opened
+    for context in contexts.values():
+        context.close()
+    assert not odd
+
+
+def marked(tests):
+    """Each of these opens a browser."""
+    for mark in browser:
+        tests = mark(tests)
+    return tests
+
+
+@marked
+def test_nothing_is_wider_than_the_screen(tab, built):
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name)
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        for width in (360, 390, 768, 1100, 1440):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+        page.close()
+
+
+@marked
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [390, 1440])
+def test_axe_finds_nothing(width, scheme, tab, built):
+    axe = Path(os.environ.get("AXE", "axe.min.js"))
+    if not axe.is_file():
+        pytest.skip("needs AXE=axe.min.js (npm pack axe-core)")
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name, width, scheme)
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        page.evaluate(axe.read_text("utf-8"))
+        found = page.evaluate("axe.run(document, {preload: false})")["violations"]
+        told = [(rule["id"], [node["target"] for node in rule["nodes"]][:4]) for rule in found]
+        assert not told, path.name
+        page.close()
+
+
+@marked
+def test_the_cover_is_moved_by_arrow_keys(tab):
+    page = tab()
+    before = page.locator("#rank-told").inner_text()
+    page.locator("#rank").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#rank-now").inner_text() == str(publish.START + 1)
+    after = page.locator("#rank-told").inner_text()
+    assert before != after and "numbers instead of" in after
+    moved = page.locator(".panels image").evaluate_all("all => all.map(i => i.getAttribute('y'))")
+    high = page.locator(".panels image").first.get_attribute("height")
+    assert [int(y) for y in moved] == [0, *[-int(high) * publish.START] * 3]
+    page.keyboard.press("Home")
+    assert page.locator("#rank-now").inner_text() == "1"
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    assert page.locator("#rank-now").inner_text() == "1"
+
+
+@marked
+def test_every_stepper_is_moved_by_arrow_keys(tab, built):
+    seen = 0
+    for path in sorted(built.glob("*.html")):
+        if 'class="minilora-stepper"' not in path.read_text("utf-8"):
+            continue
+        page = tab(path.name)
+        for stepper in page.locator(".minilora-stepper").all():
+            frames = stepper.locator("figure")
+            assert [f.is_visible() for f in frames.all()].count(True) == 1
+            stepper.locator("input").focus()
+            page.keyboard.press("Home")
+            page.keyboard.press("ArrowRight")
+            assert [f.is_visible() for f in frames.all()].index(True) == 1
+            stepper.locator("button").first.click()
+            assert frames.first.is_visible()
+            seen += 1
+        page.close()
+    assert seen
+
+
+@marked
+def test_search_finds_and_leads_there(tab, built):
+    entries = json.loads((built / "search.js").read_text("utf-8").removeprefix("SEARCH = "))
+    titles = [title for _, title, _, _ in entries]
+    heading = "Break it" if "Break it" in titles else "A formula & its code"
+    page = tab("api.html")
+    page.keyboard.press("/")
+    page.keyboard.type("softMAX")
+    page.wait_for_selector("#found a")
+    assert "ops.softmax" in page.locator("#found").inner_text()
+    assert page.locator("#found mark").first.inner_text().lower() == "softmax"
+    page.locator("#search input").fill("zzzzz")
+    assert page.locator("#found [role=status]").inner_text() == "Nothing found."
+    page.locator("#search input").fill(heading)
+    page.keyboard.press("Enter")
+    first = page.evaluate("document.activeElement.getAttribute('href')")
+    assert first in [where for _, title, where, _ in entries if title == heading]
+    page.keyboard.press("Escape")
+    assert not page.locator("#found").is_visible()
+    page.locator("#search input").fill(heading)
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{first}")
+    page.locator("#search input").fill("<img src=x> onerror")
+    assert page.locator("#found img").count() == 0
+
+
+@marked
+def test_the_theme_is_remembered_from_page_to_page(tab):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    page = tab()
+    light = page.evaluate(colour)
+    assert page.locator("#theme").inner_text() == "Dark"
+    page.locator("#theme").click()
+    dark = page.evaluate(colour)
+    assert dark != light and page.locator("#theme").inner_text() == "Light"
+    page.goto(page.url.replace("index.html", "api.html"))
+    assert page.evaluate(colour) == dark
+    page.locator("#theme").click()
+    page.reload()
+    assert page.evaluate(colour) == light
+    assert tab(scheme="dark").evaluate(colour) == dark
+
+
+@marked
+def test_code_is_copied_as_it_stands(tab, built):
+    chapter = next(path for path in sorted(built.glob("[0-9]*.html")))
+    page = tab(chapter.name, permissions=["clipboard-read", "clipboard-write"])
+    first = page.locator(".input").first
+    first.hover()
+    first.locator("button").click()
+    first.locator("button", has_text="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    script = (built / "get" / f"{chapter.stem}.py").read_text("utf-8")
+    assert copied.strip() and copied.strip() in re.sub(r"\n{3,}", "\n\n", script)
+
+
+@marked
+def test_the_keyboard_is_enough(tab, built):
+    page = tab(next(path.name for path in sorted(built.glob("[0-9]*.html"))), width=390)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the text"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    scrolling = page.locator("pre[tabindex='0']").first
+    scrolling.focus()
+    assert scrolling.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
+
+
+@marked
+def test_on_paper_and_without_a_script_nothing_is_hidden(tab, built):
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name)
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert not page.locator("header").is_visible()
+        assert all(page.locator("details").evaluate_all("all => all.map(d => d.open)"))
+        page.close()
+        page = tab(path.name, java_script_enabled=False)
+        assert all(f.is_visible() for f in page.locator("figure").all())
+        page.close()
+
+
+@marked
+def test_pictures_are_there_and_steps_lead_through_the_chapters(tab, built):
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name)
+        page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")
+        page.wait_for_function("[...document.images].every((i) => i.complete)")
+        sizes = page.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
+        assert all(sizes), path.name
+        page.close()
+    chapters = sorted(path.name for path in built.glob("[0-9]*.html"))
+    page = tab(chapters[0])
+    for after in chapters[1:]:
+        page.locator("a[rel=next]").click()
+        page.wait_for_url(f"**/{after}")
+    assert not page.locator("a[rel=next]").count()
+    assert page.locator("a[rel=prev]").get_attribute("href") == chapters[-2]

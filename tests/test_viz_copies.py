@@ -1,0 +1,81 @@
+"""The figure of broadcasting, read from its cells and not from pixels."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from minilora import viz  # noqa: E402
+
+G = np.arange(1.0, 13).reshape(4, 3)
+COLUMN, ROW = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([10.0, 20.0, 30.0])
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """Figures are drawn from numbers on the host."""
+    yield
+    plt.close("all")
+
+
+def cells(ax, many):
+    """The four grids of a figure, each a list of (number, colour); many: cells of x and of g."""
+    numbers = [float(t.get_text()) for t in ax.texts if t.get_text().replace(".", "").isdigit()]
+    colours = [patch.get_facecolor() for patch in ax.patches if isinstance(patch, plt.Rectangle)]
+    assert len(numbers) == len(colours)
+    small, large = many
+    ends = np.cumsum([0, small, large, small, large])
+    assert ends[-1] == len(numbers)
+    return [list(zip(numbers[a:b], colours[a:b])) for a, b in pairwise(ends)]
+
+
+@pytest.mark.parametrize(("x", "axis"), [(COLUMN, 1), (ROW, 0)], ids=["column", "row"])
+def test_a_number_and_all_its_copies_and_their_sum_have_one_colour(x, axis):
+    own, copies, sums, arrived = cells(viz.unbroadcast(x, G), (x.size, G.size))
+    assert [n for n, _ in own] == x.ravel().tolist()
+    assert [n for n, _ in copies] == np.broadcast_to(x, G.shape).ravel().tolist()
+    assert [n for n, _ in arrived] == G.ravel().tolist()
+    assert [n for n, _ in sums] == G.sum(axis=axis).tolist()
+    assert len({colour for _, colour in own}) == x.size
+    by_number = dict(own)
+    assert all(colour == by_number[n] for n, colour in copies)
+    assert [colour for _, colour in sums] == [colour for _, colour in own]
+    assert [colour for _, colour in arrived] == [colour for _, colour in copies]
+
+
+def test_it_draws_on_the_axes_that_it_is_given_with_title_and_name():
+    ax = plt.subplots()[1]
+    assert viz.unbroadcast(ROW, G, ax, "down the rows", name="b") is ax
+    assert ax.get_title() == "down the rows"
+    assert "of b" in ax.get_xlabel()
+    told = " ".join(text.get_text() for text in ax.texts)
+    assert "b (3,)" in told and "(4, 3)" in told and "copy" in told and "sum" in told
+
+
+def test_arrows_lead_to_the_copies_and_back():
+    ax = viz.unbroadcast(ROW, G)
+    there, back = (t for t in ax.texts if getattr(t, "arrow_patch", None))
+    assert there.xy[0] > there.xyann[0] and back.xy[0] < back.xyann[0]
+    assert there.xy[1] > back.xy[1]
+
+
+def test_nothing_is_cut_off():
+    ax = viz.unbroadcast(COLUMN, G, title="along the rows")
+    ax.figure.canvas.draw()
+    page = ax.figure.bbox
+    for text in (*ax.texts, ax.title, ax.xaxis.label):
+        box = text.get_window_extent()
+        assert page.x0 <= box.x0 and box.x1 <= page.x1
+        assert page.y0 <= box.y0 and box.y1 <= page.y1
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="two axes can be drawn, not 3"):
+        viz.unbroadcast(ROW, np.ones((2, 4, 3)))
+    with pytest.raises(ValueError, match="broadcast"):
+        viz.unbroadcast(np.ones(2), G)

@@ -1,0 +1,250 @@
+# %% [markdown]
+# # 03. Training
+#
+# *The reader can then:* write a model, its loss and optimizer and the loop that trains it by hand.
+# *Time:* 25 minutes. *Needs:* chapter 02.
+# *Remember:* Every training loop is four lines: forget the gradients, forward, backward, step.
+#
+# A small network learns to guess the next letter of a text. We write all of it ourselves, from bare
+# arrays to AdamW. Each part is then replaced by the library's, and the numbers stay the same.
+
+# %%
+import os
+
+import numpy as np
+
+import minilora as ml
+from minilora import data, nn, ops, viz
+
+FAST = os.environ.get("MINILORA_FAST") == "1"
+STEPS, BATCH = (40, 16) if FAST else (1000, 64)
+EVERY, RATE = STEPS // 10, 0.3  # steps between looks at the held-out text; learning rate of SGD
+CONTEXT, D, H = 8, 8, 64  # letters to guess from; numbers for each letter; numbers in the middle
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## The task
+#
+# The text is Genesis and Exodus. Its last tenth is *held out*: we measure on it, and never train on
+# it. A letter becomes a number, its place in the list of all letters. An example is 8 letters in a
+# row, and its target is the letter after them. One example stays with us: `And God `, then `s`.
+
+# %%
+text = data.load_text("kjv")
+letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
+V = len(letters)
+
+
+def examples(text, starts):
+    """The letters at each start, as numbers, and the one after them: (n, CONTEXT), (n,)"""
+    ids = np.array([letters[letter] for letter in text])
+    return ids[starts[:, None] + np.arange(CONTEXT)], ids[starts + CONTEXT]
+
+
+training, rest = data.split(text)
+inputs, targets = examples(training, rng.integers(0, len(training) - CONTEXT, STEPS * BATCH))
+batches = list(zip(inputs.reshape(STEPS, BATCH, CONTEXT), targets.reshape(STEPS, BATCH)))
+held_out = [examples(rest, np.arange(0, len(rest) - CONTEXT, 20))]
+example, target = examples("And God s", np.array([0]))
+print(f"{V} letters; the example is {example[0]}, its target {target[0]}")
+
+# %% [markdown]
+# ## A model is a few arrays
+#
+# Each letter picks a row of a table. The rows of all 8 letters, one after the other, go through a
+# layer with `tanh`. A last layer gives a number for every letter that could follow, its *logit*:
+# $e^{\text{logit}}$, divided by the sum of them all, is the probability of that letter.
+
+# %%
+start = {name: (std * rng.standard_normal(shape)).astype("float32") for name, shape, std in [
+    ("table.W", (V, D), 1), ("hidden.W", (H, CONTEXT * D), (CONTEXT * D) ** -0.5),
+    ("hidden.b", (H,), 0), ("out.W", (V, H), 0.01), ("out.b", (V,), 0),
+]}  # fmt: skip
+w = {name: ml.Tensor(x.copy(), requires_grad=True) for name, x in start.items()}  # start stays
+
+
+def logits(ids):
+    rows = ops.embedding(w["table.W"], ids).reshape(len(ids), CONTEXT * D)
+    hidden = ops.tanh(ops.linear(rows, w["hidden.W"], w["hidden.b"]))
+    return ops.linear(hidden, w["out.W"], w["out.b"])
+
+
+# %% [markdown]
+# ## The loss
+#
+# The loss of an example is minus the logarithm of the probability of the right letter: 0 if that
+# is 1, and large if it is small. This is the *cross-entropy*, in nats (natural logarithms). Of many
+# examples we take the mean.
+#
+# **Predict.** At first, the last layer's weights and all logits are close to 0. What is the loss?
+#
+# <details><summary>Answer</summary>
+#
+# About $\ln V$. Equal logits give each of the $V$ letters the probability $1/V$, and
+# $-\ln(1/V) = \ln V$. A new model that starts far above this has a mistake in it.
+#
+# </details>
+
+# %%
+z = ml.asnumpy(logits(example))[0]  # (V,)
+by_hand = -np.log(np.exp(z[target[0]]) / np.exp(z).sum())
+loss = ops.cross_entropy(logits(example), target).item()
+print(f"by hand: {by_hand:.4f}, minilora: {loss:.4f}, ln V: {np.log(V):.4f}")
+
+# %% [markdown]
+# ## The loop
+#
+# A step of *stochastic gradient descent*, SGD, moves each parameter against its slope:
+# $p \leftarrow p - \eta\, g$, with a learning rate $\eta$ (`RATE`). Here is training, all of it:
+
+# %%
+losses = []
+for inputs, targets in batches:
+    for p in w.values():
+        p.grad = None  # forget the gradients: backward adds to them
+    loss = ops.cross_entropy(logits(inputs), targets)
+    loss.backward()
+    for p in w.values():
+        p.data -= RATE * p.grad
+    losses.append(loss.item())
+print(f"loss of the first batch {losses[0]:.3f}, of the last {losses[-1]:.3f}")
+
+# %% [markdown]
+# ## The same, as a Module
+#
+# A `Module` is an object with parameters and other modules as attributes. By these it finds and
+# names all its parameters: `hidden.W` is the `W` of the `Linear` in `self.hidden`. In the summary
+# `*` marks what is trained; here that is everything.
+
+
+# %%
+class Speller(nn.Module):
+    def __init__(self):
+        self.table = nn.Embedding(V, D)
+        self.hidden = nn.Linear(CONTEXT * D, H)
+        self.out = nn.Linear(H, V)
+
+    def forward(self, ids):
+        rows = self.table(ids).reshape(len(ids), CONTEXT * D)
+        return self.out(ops.tanh(self.hidden(rows)))
+
+
+def fresh():
+    model = Speller()
+    model.load_state_dict(start)  # the same numbers as above, by the same names
+    return model
+
+
+print(fresh().summary())
+
+# %% [markdown]
+# An optimizer takes the trained parameters, and does the two inner loops. Four lines remain, the
+# same ones for every model:
+
+
+# %%
+def train(model, optimizer):
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()  # forget the gradients
+        loss = ops.cross_entropy(model(inputs), targets)  # forward
+        loss.backward()  # backward
+        optimizer.step()  # step
+        losses.append(loss.item())
+    return losses
+
+
+model = fresh()
+assert train(model, ml.SGD(model.trainable_parameters(), lr=RATE)) == losses
+probability = np.exp(-ops.cross_entropy(model(example), target).item())
+print(f"after 'And God ', s has the probability {probability:.2f}; at the start it had {1 / V:.2f}")
+
+# %% [markdown]
+# ## AdamW
+#
+# SGD has one rate for all, and yet some gradients are far larger than others. Adam keeps two means
+# for each number, which run along: $m$ of its gradient, $v$ of the square. It steps by
+# $m / \sqrt{v}$, where the size of the gradient cancels. At step $t$, with constants as below:
+#
+# $$ m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2,
+#    \quad p \leftarrow p - \eta \lambda p - \eta\,
+#    \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}. $$
+#
+# The means start at 0, so at first they are too small; $1 - \beta^t$ corrects that. The term
+# $\eta \lambda p$ draws weights towards 0: *weight decay*, the W of AdamW. For one matrix, by hand:
+
+# %%
+model = fresh()
+eta, decay, beta1, beta2, eps = 0.01, 0.1, 0.9, 0.999, 1e-8
+optimizer = ml.AdamW(model.trainable_parameters(), eta, (beta1, beta2), eps, decay)
+p, m, v = start["out.W"].astype("float64"), 0.0, 0.0
+for t, (inputs, targets) in enumerate(batches[:10], start=1):
+    optimizer.zero_grad()
+    ops.cross_entropy(model(inputs), targets).backward()
+    g = ml.asnumpy(model.out.W.grad).astype("float64")
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    move = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    p = p - eta * decay * p - eta * move
+    optimizer.step()
+print(f"largest difference after {t} steps: {abs(ml.asnumpy(model.out.W) - p).max():.0e}")
+assert np.allclose(ml.asnumpy(model.out.W), p, rtol=0, atol=1e-6)  # float32 against float64
+
+# %% [markdown]
+# ## fit
+#
+# `ml.fit` is our loop with more around it: the loss on held-out examples, progress (its tokens are
+# our letters), files to go on from. From here on we use it. It now tries SGD and AdamW, at three
+# rates each, as each has its own best one. The best loss *in training* decides which rate counts;
+# the held-out text takes no part in the choice.
+#
+# **Check.** At the rate of our own loop, it gives our own losses, to the last bit.
+
+
+# %%
+def run(kind, lr, **settings):
+    model = fresh()
+    optimizer = kind(model.trainable_parameters(), lr=lr)
+    return ml.fit(model, batches, optimizer, STEPS, held_out=held_out, **settings)
+
+
+assert run(ml.SGD, RATE, log_every=STEPS // 4).losses == losses
+
+
+def best(kind, rates):
+    runs = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
+    best = min(runs, key=lambda run: sum(run.losses[-EVERY:]))
+    return f"{kind.__name__}, rate {best.lrs[0]}", best
+
+
+runs = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
+at = range(EVERY, STEPS + 1, EVERY)  # in training, a point is the mean of the batches before it
+seen = {name: (at, np.reshape(run.losses, (10, EVERY)).mean(axis=1)) for name, run in runs.items()}
+unseen = {name: (at, [loss for _, loss in run.held_out[1:]]) for name, run in runs.items()}
+title = f"On text held out, {min(unseen, key=lambda name: unseen[name][1][-1])}, ends lowest"
+viz.curves(unseen, None, title, "steps (dotted: in training)", "loss (nats a letter)", dotted=seen)
+viz.show()
+
+# %% [markdown]
+# ## Break it
+#
+# An optimizer that forgets nothing: each step follows the sum of all gradients since the start.
+
+
+# %%
+class Forgetful(ml.SGD):
+    def zero_grad(self):
+        pass
+
+
+model = fresh()
+wrong = train(model, Forgetful(model.trainable_parameters(), lr=RATE))
+assert wrong[-1] > losses[0] > losses[-1], "this was meant to fail"
+print(f"Caught: the loss began at {wrong[0]:.3f} and ended at {wrong[-1]:.3f}")
+
+# %% [markdown]
+# ## What you built, and what is next
+#
+# A model as arrays and as a Module, its loss, SGD, AdamW, and the loop that trains it.
+#
+# **Next:** chapter 04 builds the part that makes a transformer: attention.
