@@ -33,7 +33,7 @@ def check(path: str | os.PathLike[str], *suffixes: str) -> None:
         file = _beside(_target(path, suffixes))
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written ({_said(error)}): give another name, or a folder that you "
+            f"{path} cannot be written ({said(error)}): give another name, or a folder that you "
             "may write in"
         ) from error
     _drop(file)
@@ -69,7 +69,7 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OSError(
             error.errno,
-            f"it cannot be written ({_said(error)}), what was there is as it was: "
+            f"it cannot be written ({said(error)}), what was there is as it was: "
             + ("make room, or write to another disk" if room else "write to another place"),
             str(path),
         ) from error
@@ -144,6 +144,6 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _said(error: OSError) -> str:
+def said(error: OSError) -> str:
     """What the system says, as part of a sentence."""
     return re.sub("^[A-Z]", lambda first: first[0].lower(), error.strerror or str(error))

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import atomic
 from .backend import asarray, asnumpy, current, xp
-from .checks import told
+from .checks import a, told
 
 if TYPE_CHECKING:
     import zipfile
@@ -121,7 +121,7 @@ class File:
             if not isinstance(held, dict) or name not in held:
                 raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
             if type(held[name]) is not kind:
-                kinds = f"{told(held[name])}, not {_a(kind.__name__)}"
+                kinds = f"{told(held[name])}, not {a(kind.__name__)}"
                 raise self.wrong(f"{name!r} of its {where} is {kinds}")
         return [held[name] for name in wanted]
 
@@ -193,10 +193,8 @@ class File:
         if not found:
             raise _Damaged(f"{name} is not an array of plain numbers")
         descr, sizes = found.groups()
-        shape, dtype = (
-            tuple(int(n) for n in sizes.split(b",") if n.strip()),
-            np.dtype(descr.decode()),
-        )
+        shape = tuple(int(n) for n in sizes.split(b",") if n.strip())
+        dtype = np.dtype(descr.decode())
         if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
             raise _Damaged(
                 f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not"
@@ -231,7 +229,7 @@ def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[Fi
     with open(path, "rb") as stream:
         file = File(path, stream)
         if kind not in (None, file.kind):
-            raise ValueError(f"{path} holds {_a(file.kind)}, not {_a(kind or '')}")
+            raise ValueError(f"{path} holds {a(file.kind)}, not {a(kind or '')}")
         yield file
 
 
@@ -323,9 +321,7 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
 
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 98))
-    tail = stream.read(98).rjust(
-        98, b"\0"
-    )  # a long list's end (56), where that is (20), the end (22)
+    tail = stream.read(98).rjust(98, b"\0")  # a long list's end 56, where it is 20, the end 22
     if tail[76:80] != b"PK\5\6":
         raise _Damaged("it does not end as a .npz file does")
     count, length = struct.unpack("<HL", tail[86:92])
@@ -386,7 +382,3 @@ def _json(text: bytes) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise _Damaged(f"its {META} is {told(meta)}, not an object")
     return meta
-
-
-def _a(kind: str) -> str:
-    return f"{'an' if kind[:1] in tuple('aeiou') else 'a'} {kind}"

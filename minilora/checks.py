@@ -1,4 +1,4 @@
-"""What an argument has to be, and the sentence that refuses another: whole and real numbers."""
+"""What an argument has to be, and the words in which another is refused."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
             return number
     words = _WORDS.get(within, f"in {within}")
     raise ValueError(f"{who}: {name} must be {words}, not {told(value)}")
+
+
+def a(kind: str) -> str:
+    """The kind with its article: "a model", "an adapter"."""
+    return f"an {kind}" if kind[:1].lower() in tuple("aeiou") else f"a {kind}"
 
 
 def told(value: Any) -> str:

@@ -259,8 +259,7 @@ def _kind(value: Any) -> str:
         return "None" if value is None else f"an array of shape {tuple(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+    return checks.a(type(value).__name__)
 
 
 def _seen(held_out: Any, eval_every: int) -> list[Batch]:

@@ -7,11 +7,11 @@ adapters; finetune.py and commands.py do the work.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import warnings
 
 from .. import backend
+from ..atomic import said
 from ..backend.threads import threads
 from .parser import parse
 
@@ -73,6 +73,5 @@ def _words(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file {error.filename}"
     if isinstance(error, OSError) and error.strerror:
-        said = re.sub("^[A-Z]", lambda first: first[0].lower(), error.strerror)
-        return f"{error.filename}: {said}" if error.filename else said
+        return f"{error.filename}: {said(error)}" if error.filename else said(error)
     return str(error)

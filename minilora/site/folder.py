@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..atomic import said
+
 MARK = '<meta name="generator" content="minilora">'
 
 
@@ -33,9 +35,9 @@ def check(out: Path) -> None:
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".site-", dir=parent))
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
         raise ValueError(
-            f"{out} cannot be written ({why}): give another name, or a folder that you may write in"
+            f"{out} cannot be written ({said(error)}): give another name, or a folder that you may "
+            "write in"
         ) from error
 
 
