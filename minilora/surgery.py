@@ -79,6 +79,10 @@ def _put(owner: Any, path: str, item: Any) -> Any:
     return owner
 
 
+class State:
+    """What is kept beside a model's modules, such as its adapters, and put back by `undone`."""
+
+
 @contextlib.contextmanager
 def undone(*held: Any) -> Iterator[None]:
     """Inside it is all or nothing: whatever is raised, an interrupt too, puts everything back.
@@ -128,7 +132,7 @@ def _reached(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
         below = thing
     elif isinstance(thing, tuple):
         below = [*thing]
-    elif isinstance(thing, Module) or type(thing).__name__ == "Adapters":
+    elif isinstance(thing, Module | State):
         below = [vars(thing)]
     for item in below:
         yield from _reached(item, seen)

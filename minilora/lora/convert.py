@@ -15,10 +15,10 @@ from ..backend import Rng, generator
 from ..config import LoRAConfig
 from ..nn import Embedding, Linear, Module, Parameter
 from ..storage import storable, store, wide_copy
-from ..surgery import all_or_nothing, below, first, matching, swap
+from ..surgery import State, all_or_nothing, below, first, matching, swap
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 
-class Adapters:
+class Adapters(State):
     """What is attached to a model, as `model.adapters`: the configs by name, and who is active.
     A parameter that an adapter trains whole is its own copy, `whole[name][path]`, which stands in
     the model while that adapter is active; the base's own, `base[path]`, is never written.
