@@ -35,8 +35,8 @@ def save_model(
             f"{model.locked}; to keep them merged, lora.merge(model) and save"
         )
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
-    odd = arrays.keys() ^ {name for name, _ in GPT2(model.config, rng=0).named_parameters()}
-    if odd:
+    plain = GPT2(GPT2Config(1, 1, 1, model.config.n_layers, 1), rng=0)  # for its names
+    if odd := arrays.keys() ^ {name for name, _ in plain.named_parameters()}:
         raise ValueError(
             f"save_model: {sorted(odd)[0]} is not a plain GPT-2's parameter: merge or "
             "detach the adapters first, or save them alone with lora.save"
