@@ -51,6 +51,13 @@ def backend(request):
 
 
 @pytest.fixture
+def numpy_only(backend):
+    """For what no other array library would do otherwise: files, words, the source."""
+    if backend.name != "numpy":
+        pytest.skip("it is the same on every array library")
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

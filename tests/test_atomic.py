@@ -17,10 +17,7 @@ from minilora.atomic import check, writing
 posix = pytest.mark.skipif(os.name != "posix", reason="it is about POSIX")
 
 
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("it is about files")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ from minilora.cli import commands
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
-@pytest.fixture
-def numpy_only(backend):
-    if backend.name != "numpy":
-        pytest.skip("the engines run in processes of their own, on NumPy")
-
-
 def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     pytest.importorskip("matplotlib").use("agg")
     names = ["minilora", "torch+peft", "autograd", "floor", "base forward", "merged forward"]

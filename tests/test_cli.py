@@ -22,12 +22,6 @@ from minilora.cli import commands, finetune, inputs, parser
 once = pytest.mark.usefixtures("numpy_only")
 
 
-@pytest.fixture
-def numpy_only(backend):
-    if backend.name != "numpy":
-        pytest.skip("it is about words, and no array")
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, backend):
     """Everything happens in a folder of its own, on the backend of the test."""

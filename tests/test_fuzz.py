@@ -5,11 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("files are read on the host")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture(scope="module")

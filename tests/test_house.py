@@ -39,10 +39,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("it is about the source")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 def test_the_core_stays_under_1600_lines():

@@ -11,10 +11,7 @@ FOREIGN = re.compile(
 )
 
 
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("words do not depend on it")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture(scope="module", autouse=True)

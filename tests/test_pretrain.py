@@ -13,10 +13,7 @@ CONFIG = ml.GPT2Config(vocab_size=270, n_positions=8, d_model=8, n_layers=1, n_h
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 
 
-@pytest.fixture(autouse=True)
-def numpy_only(backend):
-    if backend.name != "numpy":
-        pytest.skip("it is about files")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 def go(out, say=lambda line: None, **how):

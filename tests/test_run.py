@@ -13,11 +13,7 @@ from test_train import assert_same, go, held, windows
 import minilora as ml
 from minilora import checkpoint, lora, ops, optim, run, surgery, train
 
-
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("it is about files, and the arrays in them are the host's")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 class Job:

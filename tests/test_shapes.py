@@ -25,11 +25,7 @@ SIDES = st.integers(0, 4)
 REFUSALS = (ValueError, TypeError, IndexError)
 
 
-@pytest.fixture(autouse=True)
-def once(backend):
-    """These tests bring their own library."""
-    if backend.name != "numpy":
-        pytest.skip("shapes are a library of their own")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture

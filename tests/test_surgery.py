@@ -49,10 +49,7 @@ def interrupted(call, after: int) -> bool:
     return False
 
 
-@pytest.fixture(autouse=True)
-def once(backend):
-    if backend.name != "numpy":
-        pytest.skip("no array is asked anything")
+pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture(scope="module")
