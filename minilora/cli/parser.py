@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import math
 import re
 import sys
@@ -234,6 +235,7 @@ def _kept(to: Parser, out: str, steps: int) -> None:
     )  # fmt: skip
 
 
+@functools.cache
 def parser() -> tuple[Parser, dict[str, Parser]]:
     """Every command and option there is: the whole parser, and that of each command."""
     top = Parser(prog="minilora", description="LoRA on NumPy; without a command: the demo.")
