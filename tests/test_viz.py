@@ -156,6 +156,7 @@ def test_nothing_is_cut_off_at_the_edge(name):
 
 def test_a_sequence_of_losses_is_drawn_as_it_is():
     seen = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
+    assert all(tick == int(tick) for tick in plt.gca().get_xticks())
     assert seen["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
 
 
@@ -386,6 +387,26 @@ def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "∅"]
     with pytest.raises(ValueError, match=r"the weights are \(1, 2\), and there are 2 labels"):
         viz.attention_map([[0.25, 0.75]], ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["parameter_bars", "memory_bars", "latency_bars", "bench_bars"])
+def test_the_numbers_at_bars_stand_inside_the_axes(name):
+    ax = drawn(name)[1]
+    ax.figure.canvas.draw()
+    for text in ax.texts:
+        assert text.get_window_extent().x1 <= ax.get_window_extent().x1
+
+
+def test_the_way_back_of_broadcasting_sums_what_was_copied():
+    ax = viz.unbroadcast(np.array([10.0, 20.0]), np.array([[1.0, 2.0], [3.0, 4.0]]), name="b")
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[texts.index("b (2,)") - 2 :][:2] == ["10", "20"]
+    assert texts[texts.index("copied to (2, 2)") - 4 :][:4] == ["10", "20", "10", "20"]
+    assert texts[texts.index("gradient of b") - 2 :][:2] == ["4", "6"]
+    cells = [patch.get_facecolor() for patch in ax.patches]
+    assert cells[0] == cells[2] == cells[4] != cells[1] == cells[3]
+    with pytest.raises(ValueError, match="two axes can be drawn"):
+        viz.unbroadcast(np.ones(2), np.ones((2, 2, 2)))
 
 
 def test_panels_come_in_reading_order():

@@ -78,6 +78,7 @@ def loss_curves(
     if len(kinds) > 1:
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
+    ax.xaxis.set_major_locator(_whole(8))
     which = "held-out loss" if kinds == {"held out"} else "loss"
     ax.set(xlabel="steps", ylabel=ylabel or f"{which} (nats a token)")
     ax.legend(**BESIDE)
@@ -133,7 +134,7 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
     ax.bar_label(bars, texts, padding=4)
     ax.set_xlim(0, 1.35 * most)  # room for the numbers
-    ax.xaxis.set_major_locator(_few())
+    ax.xaxis.set_major_locator(_whole(4))
     ax.xaxis.set_major_formatter(lambda x, _: _in_words(x, most))
     ax.invert_yaxis()
     ax.set(xlabel="parameters")
@@ -238,10 +239,11 @@ def _in_words(x: float, most: float) -> str:
     return f"{x / size:g}{units.get(size, '')}" if x else "0"
 
 
-def _few() -> Any:
+def _whole(most: int) -> Any:
+    """Ticks at whole numbers, so many at most."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(4, integer=True)
+    return MaxNLocator(most, integer=True)
 
 
 def _around(xy: Any, size: float = 12.0) -> Any:

@@ -13,13 +13,13 @@ from typing import Any
 from .axes import alt, available, need
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """Python source: str() is the text, a notebook shows it as code."""
 
     text: str
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:

@@ -49,7 +49,7 @@ for (const root of document.querySelectorAll(".minilora-stepper:not([data-ready]
 </script>"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stepper:
     """Frames (caption, content) behind a slider; str() is all of them as text."""
 
@@ -57,7 +57,7 @@ class Stepper:
     title: str
     start: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         many, told = len(self.frames), [self.title] if self.title else []
         for i, (caption, _, text) in enumerate(self.frames):
             told.append(f"[{i + 1}/{many}] {caption}" + (f"\n{text}" if text else ""))

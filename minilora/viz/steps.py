@@ -83,10 +83,11 @@ def _noting(node: Node, targets: Any, rule: Any, visits: list[Visit]) -> Any:
     def noted(g: Any) -> Any:
         made = rule(g)
         if not visits or visits[-1][0] is not node:
-            visits.append((node, asnumpy(g).copy(), []))
+            visits.append((node, asnumpy(g), []))
         for target, grad in zip(targets, made if isinstance(made, tuple) else (made,)):
             if target is not None and hasattr(grad, "shape"):
-                given = unbroadcast(asnumpy(grad).copy(), target.shape, node.name)
+                given = asnumpy(grad).copy()  # the engine adds others to it in place
+                given = unbroadcast(given, target.shape, node.name)
                 visits[-1][2].append((target, given))
         return made
 

@@ -45,7 +45,7 @@ class Box:
         return [self.title, *(row for row in rows if row not in told)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """The boxes, inputs before what is computed from them; the last one is the result.
 
@@ -113,7 +113,7 @@ class Graph:
         """(from, to) of every input of every box."""
         return [(j, i) for i, box in enumerate(self.boxes) for j in box.inputs]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:
