@@ -46,7 +46,8 @@ FIRST = (
 import minilora as ml
 from minilora import ops, viz
 
-data = [1]
+data = [1]  # fmt: skip
+# fmt: off
 
 # %% [markdown]
 # ## A formula & its code
@@ -444,6 +445,8 @@ def test_prose_links_names_and_chapters_that_are_there():
     from minilora.site.prose import Prose, docstring
 
     prose = Prose({"ml": "minilora"}, {"attach": "minilora.lora.attach"}, {"03": "03_x.html"})
+    wide = prose.markdown(r"$$ a^{2}, \qquad b $$")
+    assert wide.count("<math") == 2 and prose.markdown(r"$$ {a \qquad b} $$").count("<math") == 1
     assert prose.line(r"$|x| \ln p$").count('lspace="0" rspace="0"') == 2
     assert '<mi>ln</mi><mspace width="0.167em" /><mi>p</mi>' in prose.line(r"$\ln p$")
     fit = '<a href="api.html#ml.fit"><code>{}</code></a>'
@@ -539,7 +542,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
-    assert 'href="api.html#data"' not in page
+    assert 'href="api.html#data"' not in page and "fmt:" not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
@@ -717,6 +720,7 @@ def test_code_is_copied_as_it_stands(tab, built):
     first.locator("button", has_text="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     script = (built / "get" / f"{chapter.stem}.py").read_text("utf-8")
+    script = re.sub(r"\s*# fmt: \w+", "", script)
     assert copied.strip() and copied.strip() in re.sub(r"\n{3,}", "\n\n", script)
 
 

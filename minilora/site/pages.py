@@ -23,6 +23,7 @@ BARE = re.compile(r"minilora\.(lora\.)?\w+")  # names that stand for themselves 
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
 WIDE = 110  # letters
+FORMAT = re.compile(r"^\s*# fmt: \w+\n|[ ]*# fmt: \w+$", re.MULTILINE)
 BLANK = re.compile(r"\n{3,}")
 TITLE = re.compile(r"\A# .+\n")
 
@@ -49,7 +50,8 @@ class Page:
         self.headings = HEADING.findall(self.body)
 
     def _code(self, source: str, **_: Any) -> str:
-        return self.prose.code(BLANK.sub("\n\n", source.rstrip()))
+        """A cell's code without what is there for the formatter alone."""
+        return self.prose.code(BLANK.sub("\n\n", FORMAT.sub("", source).strip()))
 
     def _figure(self, output: Any) -> str:
         """A file beside the page, and an image whose alternative text says what it shows."""

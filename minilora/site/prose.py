@@ -122,7 +122,11 @@ class _Renderer(IPythonRenderer):
         return formula(body, "inline")
 
     def block_math(self, body: str) -> str:
-        return f'<div class="formula">{formula(body, "block")}</div>'
+        parts = body.split(r"\qquad")  # they may stand below each other where there is little room
+        if any(part.count("{") != part.count("}") or r"\begin" in part for part in parts):
+            parts = [body]
+        made = "".join(formula(part, "block") for part in parts)
+        return f'<div class="formula">{made}</div>'
 
 
 def formula(body: str, display: str) -> str:
