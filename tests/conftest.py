@@ -1,6 +1,7 @@
 """One fixture runs every test on each array library that is there; Hypothesis is deterministic."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import HealthCheck, settings
 import minilora as ml
 
 FEW = 3  # examples on the stand-in for CuPy
+THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # longer than the three minutes
 
 settings.register_profile(
     "minilora",
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=30,
+    max_examples=60 if THOROUGH else 20,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("minilora")
@@ -56,6 +58,8 @@ def rng() -> np.random.Generator:
 def pytest_collection_modifyitems(items):
     """What is about the real CuPy comes last: it is about what the tests before asked for."""
     for item in items:
+        if item.get_closest_marker("thorough") and not THOROUGH:
+            item.add_marker(pytest.mark.skip(reason="MINILORA_TESTS=thorough runs it"))
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("backend") == "cupy":
             item.add_marker("gpu")

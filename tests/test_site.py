@@ -286,6 +286,7 @@ def test_a_site_is_served_on_this_machine(tmp_path):
 
 
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
+    pytest.importorskip("ipykernel")
     first = kept.key("a")
     assert first == kept.key("a") != kept.key("b")
     monkeypatch.setenv("MINILORA_FAST", "0")

@@ -22,7 +22,8 @@ ALLOWED = {"minilora", "numpy", *sys.stdlib_module_names}
 DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "imshow", "hist"}
 BY_HAND = "03"  # the chapter that earns `fit`: before it, loops are written out
 TWICE = ["script", "bare"]  # on the same ops, so that the numbers are the same; bare: no matplotlib
-WAYS = [*TWICE, "plain", "strict"]
+LONGER = pytest.mark.thorough  # without matplotlib, on plain ops, on the stand-in for CuPy
+WAYS = ["script", *(pytest.param(way, marks=LONGER) for way in ("bare", "plain", "strict"))]
 LEFT_OUT = "figure left out"
 CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line that says what a clock said
 SKIPPED = re.compile(rf"{CLOCK}|{LEFT_OUT}|^\(figure: ")
@@ -108,7 +109,10 @@ def runs(request, tmp_path_factory):
 
     As a script, each chapter has a process of its own; the other ways have one each.
     """
-    items = [item for item in request.session.items if "runs" in item.fixturenames]
+    items = [
+        item for item in request.session.items
+        if "runs" in item.fixturenames and not item.get_closest_marker("skip")
+    ]  # fmt: skip
     asked = [
         (way, item.callspec.params["chapter"])
         for item in items
@@ -144,6 +148,7 @@ def test_it_runs_without_a_warning(chapter, way, runs):
     assert "Traceback" not in said
 
 
+@LONGER
 def test_one_seed_prints_the_same_numbers_and_figures_say_what_they_need(chapter, runs):
     """A run without matplotlib is a second run: it prints the same, but for what it lacks."""
     pytest.importorskip("matplotlib")

@@ -397,18 +397,6 @@ def test_the_numbers_at_bars_stand_inside_the_axes(name):
         assert text.get_window_extent().x1 <= ax.get_window_extent().x1
 
 
-def test_the_way_back_of_broadcasting_sums_what_was_copied():
-    ax = viz.unbroadcast(np.array([10.0, 20.0]), np.array([[1.0, 2.0], [3.0, 4.0]]), name="b")
-    texts = [text.get_text() for text in ax.texts]
-    assert texts[texts.index("b (2,)") - 2 :][:2] == ["10", "20"]
-    assert texts[texts.index("copied to (2, 2)") - 4 :][:4] == ["10", "20", "10", "20"]
-    assert texts[texts.index("gradient of b") - 2 :][:2] == ["4", "6"]
-    cells = [patch.get_facecolor() for patch in ax.patches]
-    assert cells[0] == cells[2] == cells[4] != cells[1] == cells[3]
-    with pytest.raises(ValueError, match="two axes can be drawn"):
-        viz.unbroadcast(np.ones(2), np.ones((2, 2, 2)))
-
-
 def test_panels_come_in_reading_order():
     left, right, below, _ = viz.panels(2, 2)
     assert left.get_subplotspec().colspan.start == 0 < right.get_subplotspec().colspan.start

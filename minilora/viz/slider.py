@@ -19,6 +19,7 @@ STYLE = """<style>
 .minilora-stepper input { flex: 1; min-width: 6em; }
 .minilora-stepper button { font: inherit; padding: .1em .7em; }
 .minilora-stepper figure { margin: .5em 0; overflow-x: auto; }
+.minilora-stepper img { max-width: max(100%, 30em); height: auto; }
 .minilora-stepper .said { min-height: 3em; margin: .5em 0; }
 .minilora-stepper [hidden] { display: none; }
 </style>"""
@@ -67,7 +68,7 @@ class Stepper:
         title = escape(self.title or "steps")
         heading = f"<p><strong>{title}</strong></p>" if self.title else ""
         figures = "".join(
-            f"<figure>{html}<figcaption>{escape(caption)}</figcaption></figure>"
+            f'<figure tabindex="0">{html}<figcaption>{escape(caption)}</figcaption></figure>'
             for caption, html, _ in self.frames
         )
         return f"""{STYLE}
