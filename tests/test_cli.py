@@ -362,7 +362,7 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 
 COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"]}
+NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"]}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 

@@ -28,7 +28,10 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
     {"pretrain", "demo", "viz"}, {"bench", "site"}, {"cli", "public"}, {"__init__", "__main__"},
 ]  # fmt: skip
-sources = pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+SOURCES = [  # an installed package holds the chapters, too
+    path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE / "tutorials"
+]
+sources = pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 
 
 def lines(path: Path) -> int:
@@ -85,11 +88,16 @@ def test_ops_are_plain():
 def test_what_is_told_cannot_be_changed():
     """A dataclass that holds a result or a setting is frozen; a run's history grows."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in SOURCES:
         name = ".".join(("minilora", *path.relative_to(PACKAGE).with_suffix("").parts))
         if name.endswith(("__main__", "gpu")):
             continue
-        for held in vars(importlib.import_module(name.removesuffix(".__init__"))).values():
+        try:
+            module = importlib.import_module(name.removesuffix(".__init__"))
+        except ModuleNotFoundError as error:
+            assert error.name and not error.name.startswith("minilora")
+            continue  # it needs an extra that is not there
+        for held in vars(module).values():
             if isinstance(held, type) and dataclasses.is_dataclass(held):
                 found[held.__name__] = held.__dataclass_params__.frozen
     assert {name for name, frozen in found.items() if not frozen} == {"History"}
@@ -126,7 +134,7 @@ def test_a_star_imports_the_public_names():
 
 
 def test_only_gpu_names_cupy():
-    for path in PACKAGE.rglob("*.py"):
+    for path in SOURCES:
         if path.name != "gpu.py":
             assert not re.search(r"import(_module\(\"| )cupy\b", path.read_text("utf-8"))
 
@@ -140,7 +148,7 @@ def test_versions_agree():
 def test_what_is_handed_out_is_frozen():
     """A dataclass that is not, but for the history that a run writes, could be changed unseen."""
     found = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             for mark in getattr(node, "decorator_list", []):
                 if "dataclass" in ast.unparse(mark):

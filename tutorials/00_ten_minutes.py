@@ -3,7 +3,7 @@
 #
 # *The reader can then:* adapt a frozen model, merge the update into it, and see nothing change.
 # *Time:* 10 minutes. *Needs:* NumPy.
-# *Remember:* the weights stay as they are, a small update beside them learns, and is added in.
+# *Remember:* The weights stay as they are, a small update beside them learns, and is added in.
 #
 # A model was trained on one kind of text and is to write another. Must all of its weights be
 # trained again? LoRA (Hu et al., 2021, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) trains
@@ -188,6 +188,9 @@ lora.merge(model)
 print(accounting.count(model))
 
 # %% [markdown]
+# The first row stands at its limit, and should: among so many weights there is one that is rounded
+# by very nearly half of its last digit.
+#
 # **Check.** The merge is right, the model has the base's size, and it writes the very same text.
 
 # %%

@@ -135,17 +135,14 @@ viz.source(ops.lora_linear)
 # %% [markdown]
 # The real model is the base of chapter 00. `attach` freezes all of it and puts the layer into each
 # attention projection. Its $B$ is zero, and a test with $B = 0$ would see nothing of $A$ or the
-# scale. So $B$ gets some numbers first.
+# scale. So a step of AdamW comes first.
 
 # %%
 config = lora.LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
 model = ml.load_base("shakespeare")
 lora.attach(model, config, rng=0)
 print(accounting.count(model))
-trained, rng = model.trainable_parameters(), np.random.default_rng(0)
-for name, p in trained.items():
-    if name.endswith(".B"):
-        p.data[...] = ml.Tensor(0.05 * rng.standard_normal(p.shape).astype("float32")).data
+trained = model.trainable_parameters()
 ids = model.tokenizer.encode("And God said, Let there be light: and there was light.")
 
 
@@ -157,6 +154,10 @@ def results(layer) -> dict[str, np.ndarray]:
         loss = ops.cross_entropy(model(ids[None, :-1]), ids[None, 1:])
         loss.backward()
     return {"loss": ml.asnumpy(loss.data), **{n: ml.asnumpy(p.grad) for n, p in trained.items()}}
+
+
+results(ops.lora_linear)  # the gradients are there now
+ml.AdamW(trained, lr=0.05).step()  # and B is no longer zero
 
 
 def furthest(layer) -> float:
@@ -198,23 +199,23 @@ print(f"Caught: with alpha for alpha / r the loss is {wrong:.3f}, and it ought t
 
 # %%
 r, s = config.r, config.alpha / config.r
-print(f"r = {r}. To have a scale of {s:g}, write:        and the scale that a 16 there makes:")
+print(f"with r = {r}:{'for a scale of ':>37}{s:g}   what 16 means")
 for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
                      ("alpha / sqrt(r) (PEFT's use_rslora)", 1 / r**0.5),
                      ("the scale itself (MLX)", 1)):  # fmt: skip
-    print(f"{rule:<40}{s / factor:5.3g}{16 * factor:10.3g}")
+    print(f"{rule:<40}{s / factor:>10.3g}{16 * factor:>16.3g}")
 
 # %% [markdown]
 # ## Frozen, and where the memory went
 #
 # **Predict.** Training holds frozen weights, trained weights, their gradients, two running means
 # for each trained number (Adam's moments), and activations: what the backward pass will want. LoRA
-# trains some 3 % of the numbers. By which factor does the sum shrink: thirty, ten, or below four?
+# trains a few per cent of the numbers. Does the sum shrink thirty times, ten, or less than four?
 #
 # <details><summary>Answer</summary>
 #
-# Below four. Gradients and moments shrink with the trained numbers, but the weights are there all
-# the same, only frozen. Activations shrink little: to reach the lowest $A$ and $B$, the gradient
+# Less than four. Gradients and moments shrink with the trained numbers, but the weights are there
+# all the same, only frozen. Activations shrink little: to reach the lowest $A$ and $B$, a gradient
 # travels through every frozen layer above. The more tokens in a step, the less LoRA saves.
 #
 # </details>

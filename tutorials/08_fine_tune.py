@@ -3,7 +3,7 @@
 #
 # *The reader can then:* choose rank, learning rate and layers by measuring, and see what is lost.
 # *Time:* 25 minutes. *Needs:* chapter 07.
-# *Remember:* each choice has its own best learning rate: compare nothing at one rate alone.
+# *Remember:* Each choice has its own best learning rate: compare nothing at one rate alone.
 #
 # Rank, scale, learning rate, and which layers to adapt: which of these choices matter? We teach the
 # base of chapter 00 its new text once for each choice and each of three seeds, and look at the loss
@@ -29,11 +29,9 @@ base = ml.load_base("shakespeare")
 encode = base.tokenizer.encode
 training, rest = (encode(text) for text in data.split(data.load_text("kjv")))
 held_out = data.sequential(rest, *HELD_OUT)[:4]  # as in chapter 00
-new = held_out[:2]  # half of it will do, as we look often
+new = held_out[:2]  # this half will do, as we look often
 frozen = ml.evaluate(base, new)
-print(
-    f"held-out loss of the base: {ml.evaluate(base, held_out):.3f}, on the first half {frozen:.3f}"
-)
+print(f"held-out loss of the base: {ml.evaluate(base, held_out):.3f}, the half: {frozen:.3f}")
 
 # %% [markdown]
 # ## One training
@@ -87,17 +85,17 @@ for r in ranks:
 # the weights further.
 #
 # The table has each rank at its own best rate. There the ranks are close: what is left between them
-# is small beside what a wrong rate costs. That a larger rank helps is not found here, in a few
-# steps. A long training on much text has more to store, and may well find it.
-
-# %% [markdown]
+# is small beside what a wrong rate costs. It fits chapter 06, where few directions did most of the
+# work. That a larger rank helps is not found here, in a few steps. A long training on much text has
+# more to store, and may well find it.
+#
 # ## Alpha is a learning rate
 #
 # Then what does the scale do? Move it into the factors: $s\,BA = (\sqrt{s}\,B)(\sqrt{s}\,A)$.
 #
-# **Predict.** You train with $s = 4$. A friend trains the same ΔW with $s = 1$, and starts from
-# $2A$ for your $A$. Both use Adam. Which learning rate gives your friend your ΔW: yours, twice
-# yours, or four times?
+# **Predict.** You train with $s = 4$. A friend trains with $s = 1$, and starts from $2A$ where you
+# start from $A$, so that $B$ meets the same $\sqrt{s} A$. Both use Adam. With which learning rate
+# does your friend get your ΔW: yours, twice yours, or four times yours?
 #
 # <details><summary>Answer</summary>
 #
@@ -119,7 +117,8 @@ def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: flo
     lora.attach(model, lora.LoRAConfig(r=r, alpha=s * r), rng=0)
     trained, batches = model.trainable_parameters(), data.Windows(training, 2, 16, seed=0)
     for name, p in trained.items():
-        p.data *= start if name.endswith(".A") else 1.0
+        if name.endswith(".A"):
+            p.data *= start
     optimizer = ml.AdamW(trained, lr=lr, eps=eps, weight_decay=decay)
     ml.fit(model, batches, optimizer, 3, progress=False)
     layers = [m for _, m in model.named_modules() if isinstance(m, lora.LoRALinear)]
@@ -128,16 +127,18 @@ def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: flo
 
 # %% [markdown]
 # **Check.** The two runs give the same bits. With Adam's usual $\varepsilon$ they part a little,
-# where a gradient is so small that $\varepsilon$ counts beside it. Weight decay parts them, too: in
-# every step it takes the same share of the learning rate off $A$ and $B$, so your friend loses
-# twice as much of them.
+# where a gradient is so small that $\varepsilon$ counts beside it. Weight decay parts them, too:
+# each step takes a share of $A$ and $B$ away, the learning rate times the decay, and your friend's
+# learning rate is twice yours.
 
 # %%
 for s in (0.25, 4.0):
     assert (update(s, 1e-2) == update(1.0, s**0.5 * 1e-2, s**0.5)).all()
 for how in ({"eps": 1e-8}, {"decay": 0.1}):
     yours, friends = update(4.0, 1e-2, **how), update(1.0, 2e-2, 2.0, **how)
-    print(f"{how}: apart by {np.linalg.norm(yours - friends) / np.linalg.norm(yours):.1e} of ΔW")
+    print(
+        f"with {how} apart by {np.linalg.norm(yours - friends) / np.linalg.norm(yours):.1e} of ΔW"
+    )
 
 # %% [markdown]
 # So there is no need to search alpha and the learning rate both: keep $\alpha / r$ and search the

@@ -3,7 +3,7 @@
 #
 # *The reader can then:* tell rounding from a mistake in a merge, and say what a merge can lose.
 # *Time:* 25 minutes. *Needs:* chapter 08.
-# *Remember:* rounding shrinks when you compute in float64, a mistake does not.
+# *Remember:* Rounding shrinks when you compute in float64, a mistake does not.
 #
 # $W_0 x + s B A x = (W_0 + s B A)\, x$ is true on paper. On a computer every operation rounds, so
 # the two sides differ a little. How far may they be apart? How does a test tell rounding from a
@@ -92,7 +92,8 @@ def apart(merge, dtype, W0, A, B, alpha, x):
 
 # %% [markdown]
 # **Check.** Whatever the sizes, the scale and the numbers, a right merge stays under the bound. A
-# loop draws cases and looks for one that does not. ($d$ and $k$ are drawn apart, so that a missing
+# loop draws cases and looks for one that does not. It finds none; but it does find one where the
+# scale is $\alpha$ in place of $\alpha / r$. ($d$ and $k$ are drawn apart, so that a missing
 # transpose cannot hide. Left out: numbers so close to zero that floats round them more coarsely.)
 
 
@@ -107,10 +108,8 @@ def counterexample(merge, trials: int):
         for dtype in (np.float32, np.float64):
             error, bound = apart(merge, dtype, *case, alpha, rng.standard_normal(k))
             if not (error <= bound).all():
-                worst = np.argmax(error / bound)
-                return (
-                    f"{d=} {k=} {r=} {alpha=}: off {error[worst]:.1e}, allowed {bound[worst]:.1e}"
-                )
+                i = np.argmax(error / bound)
+                return f"{d=} {k=} {r=} {alpha=}: off {error[i]:.1e}, allowed {bound[i]:.1e}"
     return None
 
 
@@ -130,7 +129,7 @@ print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
 
 
 # %%
-right = lora.LoRALinear.delta  # what the library's merge adds to W0
+right = lora.LoRALinear.delta  # what the library adds to W0; in the block below, 1 % more
 with mock.patch.object(lora.LoRALinear, "delta", lambda layer: 1.01 * right(layer)):
     proof = lora.verify(model, ids[None])
 off = proof.logits
