@@ -446,8 +446,8 @@ def test_prose_links_names_and_chapters_that_are_there():
     from minilora.site.prose import Prose, docstring
 
     prose = Prose({"ml": "minilora"}, {"attach": "minilora.lora.attach"}, {"03": "03_x.html"})
-    wide = prose.markdown(r"$$ a^{2}, \qquad b $$")
-    assert wide.count("<math") == 2 and prose.markdown(r"$$ {a \qquad b} $$").count("<math") == 1
+    wide = prose.markdown(r"$$ a^{2}, \qquad b, \quad c $$")
+    assert wide.count("<math") == 3 and prose.markdown(r"$$ {a \quad b} $$").count("<math") == 1
     assert prose.line(r"$|x| \ln p$").count('lspace="0" rspace="0"') == 2
     assert '<mi>ln</mi><mspace width="0.167em" /><mi>p</mi>' in prose.line(r"$\ln p$")
     fit = '<a href="api.html#ml.fit"><code>{}</code></a>'
