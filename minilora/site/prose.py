@@ -122,7 +122,7 @@ class _Renderer(IPythonRenderer):
         return formula(body, "inline")
 
     def block_math(self, body: str) -> str:
-        parts = body.split(r"\qquad")  # they may stand below each other where there is little room
+        parts = re.split(r"\\q?quad", body)  # these may stand below each other where it is narrow
         if any(part.count("{") != part.count("}") or r"\begin" in part for part in parts):
             parts = [body]
         made = "".join(formula(part, "block") for part in parts)
