@@ -130,10 +130,12 @@ def texts(figure):
 
 
 @every
-def test_no_text_is_cut_off_or_lies_on_another(name):
+def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
     figure = drawn(name, title="A long title, which states the point of what is drawn below it")[2]
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
+    whole, inside = figure.get_tightbbox(), figure.get_size_inches()
+    assert whole.x0 >= 0 and whole.y0 >= 0 and whole.x1 <= inside[0] and whole.y1 <= inside[1]
     boxes = texts(figure)
     assert len(boxes) > 2
     for text, box in boxes:
@@ -141,17 +143,6 @@ def test_no_text_is_cut_off_or_lies_on_another(name):
     for i, (text, box) in enumerate(boxes):
         for other, its in boxes[:i]:
             assert not box.padded(-1).overlaps(its.padded(-1)), (text, other)
-
-
-@every
-def test_nothing_is_cut_off_at_the_edge(name):
-    figure = drawn(name)[2]
-    figure.canvas.draw()
-    box, inside = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 <= inside[0]
-    assert box.y1 <= inside[1]
 
 
 def test_a_sequence_of_losses_is_drawn_as_it_is():
