@@ -6,7 +6,7 @@ import ast
 import contextlib
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
     return Verdict(exercise, tuple(outcomes), printed)
 
 
-def judge_here(exercise: Exercise, written: dict[str, Any], *, seed: int = 0) -> Verdict:
+def judge_here(exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0) -> Verdict:
     """Judge functions of this process: references and known mistakes. No limits."""
     student = Local(exercise, beside(exercise, written))
     return Verdict(

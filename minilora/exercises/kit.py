@@ -148,7 +148,9 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {shown(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        inner = ", ".join(map(shown, value))
+        inner = ", ".join(map(shown, value)) + (
+            "," if type(value) is tuple and len(value) == 1 else ""
+        )
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     text = f"{value:.6g}" if isinstance(value, float) else repr(value)
     return text if len(text) < 200 else text[:197] + "..."
