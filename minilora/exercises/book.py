@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
+import importlib.util
 import inspect
+import os
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
+OWN = "MINILORA_EXERCISES"  # the environment variable with the folder of a teacher's own
 TODO = 'raise NotImplementedError("write this function")'
 Function = Callable[..., Any]
 
@@ -88,8 +90,14 @@ def _between(text: str, put: Callable[[str, str], str]) -> str:
 
 
 def paths() -> dict[str, Path]:
-    """The file of each exercise, by its number, in order."""
-    return {path.name[2:4]: path for path in sorted(FOLDER.glob("ex[0-9][0-9]_*.py"))}
+    """The file of each exercise, by its number, in order: the built-in, then a teacher's own.
+
+    A teacher's are in the folder that the environment variable MINILORA_EXERCISES names; one with
+    the number of a built-in takes its place.
+    """
+    folders = [FOLDER, *map(Path, filter(None, [os.environ.get(OWN)]))]
+    found = [path for folder in folders for path in sorted(folder.glob("ex[0-9][0-9]_*.py"))]
+    return dict(sorted({path.name[2:4]: path for path in found}.items()))
 
 
 def path(number: str | int) -> Path:
@@ -100,13 +108,13 @@ def path(number: str | int) -> Path:
     return there[wanted]
 
 
-def drivers(number: str) -> Mapping[str, Function]:
+def drivers(file: Path) -> Mapping[str, Function]:
     """The functions beside the student, of the file's text: its checks are not loaded."""
-    given, beside = _split(path(number).read_text("utf-8"))
+    given, beside = _split(file.read_text("utf-8"))
     if not beside:
         return {}
-    space: dict[str, Any] = {"__name__": f"beside_{number}"}
-    exec(compile(given + beside, str(path(number)), "exec", dont_inherit=True), space)
+    space: dict[str, Any] = {"__name__": "beside"}
+    exec(compile(given + beside, str(file), "exec", dont_inherit=True), space)
     return {name: space[name] for name in _defined(beside) if not name.startswith("_")}
 
 
@@ -126,7 +134,7 @@ def exercise(number: str | int) -> Exercise:
     from .kit import Check
 
     file = path(number)
-    module = importlib.import_module(f"{__package__}.{file.stem}")
+    module = _module(file)
     given, _ = _split(file.read_text("utf-8"))
     functions = tuple(_to_write(given))
     reference = {name: getattr(module, name) for name in functions}
@@ -141,6 +149,15 @@ def exercise(number: str | int) -> Exercise:
         checks=tuple(held for held in vars(module).values() if isinstance(held, Check)),
         wrong=module.WRONG, functions=functions, reference=reference, **options,
     )  # fmt: skip
+
+
+@functools.cache
+def _module(file: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{__package__}.{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _to_write(given: str) -> list[str]:
@@ -163,7 +180,7 @@ def mistaken(of: Exercise, function: str, mistake: str) -> Mapping[str, Function
 
 def beside(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
     """These functions of a student, and with them what the exercise runs beside a student."""
-    module = importlib.import_module(f"{__package__}.{of.path.stem}")
+    module = _module(of.path)
     given, drivers = _split(of.path.read_text("utf-8"))
     there = {name: getattr(module, name) for name in _defined(given)}
     student = types.SimpleNamespace(**(there | dict(written)))

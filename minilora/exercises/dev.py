@@ -6,12 +6,14 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from .. import atomic
 from . import telling
-from .book import CHECKS, Exercise
-from .judging import Verdict, judge, judge_here
-from .student import same
+from .book import CHECKS, Exercise, beside, path
+from .judging import Verdict, attempt, judge, judge_here
+from .student import Local, same
 
 SECONDS = 2.0  # of the processor, the most that one check may take
 HINTS, WRONG = 3, 6
@@ -93,9 +95,6 @@ def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:
 
 def seconds(of: Exercise) -> dict[str, float]:
     """Processor time of each check, of the reference."""
-    from .book import beside
-    from .judging import attempt
-    from .student import Local
 
     student, took = Local(of, beside(of, of.reference)), {}
     for check in of.checks:
@@ -111,3 +110,17 @@ def messages(of: Exercise) -> Iterator[tuple[str, str]]:
         verdict = judge_here(of, {**of.reference, function: of.wrong[function][mistake]})
         failed = next(o for o in verdict.outcomes if o.points < o.of)
         yield mistake, "\n".join([failed.title, *telling.failure(verdict, failed)])
+
+
+def new(name: str) -> Path:
+    """A file to write an exercise of one's own in, made from 02: "14_name". Raises ValueError."""
+    if not re.fullmatch(r"\d\d_[a-z_]+", name):
+        raise ValueError(f"ex dev new needs a number and a name, such as 14_name, not {name!r}")
+    file = Path(f"ex{name}.py").resolve()
+    if file.exists():
+        raise ValueError(f"{file} is there: give another name")
+    text = path("02").read_text("utf-8")
+    model = text.replace("from . import kit", "from minilora.exercises import kit")
+    with atomic.writing(file) as out:
+        out.write(model.encode())
+    return file

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,15 @@ CASES = 20  # of a failed check, on which a known mistake has to agree with the 
 
 
 @dataclass(frozen=True)
+class Seen:
+    """One drawn case of a check, and what the student's functions gave."""
+
+    check: Check
+    case: Case
+    calls: list[Called]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of one check."""
 
@@ -33,7 +41,8 @@ class Outcome:
     case: tuple[tuple[str, Any], ...] = ()  # the smallest failing arguments
     kind: str = ""  # of an exception, "todo" or "halted"
     frames: tuple[tuple[int, str, str], ...] = ()  # (line, function, source) of the student's file
-    mistakes: tuple[str, ...] = ()  # known ones that give the same results
+    mistakes: tuple[str, ...] = ()  # known ones that give the same results everywhere
+    seen: tuple[Seen, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,8 @@ class Verdict:
 
     @property
     def mistakes(self) -> tuple[str, ...]:
-        """The known mistakes that explain all the checks that one explains; else each check's."""
-        found = [outcome.mistakes for outcome in self.outcomes if outcome.mistakes]
-        shared = [one for one in (found or [()])[0] if all(one in names for names in found)]
-        return tuple(shared or dict.fromkeys(one for names in found for one in names))
+        """The known mistakes that explain a failed check."""
+        return tuple(dict.fromkeys(one for outcome in self.outcomes for one in outcome.mistakes))
 
     @property
     def passed(self) -> bool:
@@ -96,20 +103,19 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
         for last in open_:
             last.close()
             printed = last.printed() or printed
-    return Verdict(exercise, tuple(outcomes), printed)
+    return Verdict(exercise, named(exercise, outcomes), printed)
 
 
 def judge_here(exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0) -> Verdict:
     """Judge functions of this process: references and known mistakes. No limits."""
     student = Local(exercise, beside(exercise, written))
-    return Verdict(
-        exercise, tuple(attempt(exercise, check, student, seed) for check in exercise.checks)
-    )
+    outcomes = [attempt(exercise, check, student, seed) for check in exercise.checks]
+    return Verdict(exercise, named(exercise, outcomes))
 
 
 def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> Outcome:
     """One check on drawn cases. Raises Halted where the student's process ends."""
-    seen: list[Case] = []
+    seen: list[Seen] = []
 
     @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
     @settings(
@@ -119,8 +125,8 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     )  # fmt: skip
     @given(check.cases)
     def property_(case: Case) -> None:
-        seen.append(case)
-        del student.calls[:]
+        student.calls = []
+        seen.append(Seen(check, case, student.calls))
         check.run(student, **case)
 
     try:
@@ -129,37 +135,60 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
         lines = ("expected the same answer to the same arguments", "got      another one each time")
         return _failed(check, lines=lines)
     except Raised as error:
-        return _failed(check, case=seen[-1], **_raised(error))
+        return _failed(check, case=seen[-1].case, seen=_some(seen), **_raised(error))
     except Wrong as wrong:
-        case = seen[-1]
-        cases = [case, *seen[:CASES]]
-        named = mistakes(exercise, check, student, cases)
-        return _failed(check, case=case, lines=wrong.lines, mistakes=named)
-    return Outcome(check.title, check.points, check.points)
+        return _failed(check, case=seen[-1].case, seen=_some(seen), lines=wrong.lines)
+    return Outcome(check.title, check.points, check.points, seen=_some(seen))
 
 
-def mistakes(
-    exercise: Exercise, check: Check, student: Student, cases: list[Case]
-) -> tuple[str, ...]:
-    """The known mistakes that give what the student's code gives, on every one of the cases."""
-    left = {
-        (function, mistake): Local(exercise, mistaken(exercise, function, mistake))
-        for function, known in exercise.wrong.items() for mistake in known
-    }  # fmt: skip
-    for case in cases:
-        theirs = _trace(check, student, case)
-        left = {
-            key: known for key, known in left.items()
-            if _alike(theirs, _trace(check, known, case))
-        }  # fmt: skip
-    return tuple(mistake for _, mistake in left)
+def _some(seen: list[Seen]) -> tuple[Seen, ...]:
+    """The last one, which failed if any did, and the first ones."""
+    return (seen[-1], *seen[: CASES - 1])
 
 
-def _trace(check: Check, student: Student, case: Case) -> list[Called]:
-    del student.calls[:]
-    with contextlib.suppress(Wrong, Raised):
-        check.run(student, **case)
-    return [*student.calls]
+def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """The outcomes, with the known mistakes that give all that the student's code gave.
+
+    Of the calls of the mistaken function, over all checks: one that explains a part only is none.
+    """
+    outcomes = tuple(outcomes)
+    if all(outcome.points for outcome in outcomes):
+        return outcomes
+    seen = sorted(
+        ((outcome, one, i == 0 and not outcome.points)
+         for outcome in outcomes for i, one in enumerate(outcome.seen)),
+        key=lambda found: not found[2],
+    )  # fmt: skip
+    shows: dict[str, set[str]] = {}
+    for function, known in exercise.wrong.items():
+        for mistake in known:
+            local = Local(exercise, mistaken(exercise, function, mistake))
+            failed = set()
+            for outcome, one, smallest in seen:
+                theirs = [call for call in one.calls if call.name == function]
+                if not theirs and not smallest:
+                    continue
+                fails = _fails(one, local)
+                ours = [call for call in local.calls if call.name == function]
+                if not all(map(_alike, theirs, ours)):
+                    break
+                if smallest and fails and theirs:
+                    failed.add(outcome.title)
+            else:
+                shows[mistake] = failed
+    return tuple(
+        replace(outcome, mistakes=tuple(m for m in shows if outcome.title in shows[m]))
+        for outcome in outcomes
+    )
+
+
+def _fails(one: Seen, student: Student) -> bool:
+    student.calls = []
+    try:
+        one.check.run(student, **one.case)
+    except (Wrong, Raised):
+        return True
+    return False
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -176,7 +176,7 @@ class Remote(Student):
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             self._send({
-                "exercise": exercise.number, "path": str(path), "engine": exercise.engine,
+                "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
                 "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
             })  # fmt: skip
             self._answer(60.0)  # it imports NumPy first, on a busy machine

@@ -42,12 +42,11 @@ def verbose_lines(of: Verdict, verbose: bool, marks: str) -> Iterator[str]:
 def failure(of: Verdict, outcome: Outcome, verbose: bool = False) -> Iterator[str]:
     """One failed check: message first."""
     yield from outcome.lines
-    if outcome.case:
+    if outcome.case and outcome.kind != "todo":
         yield "the smallest case that shows it:"
         yield from (f"    {name} = {shown(value)}" for name, value in outcome.case)
-    mistakes = [one for one in outcome.mistakes if one in of.mistakes]
-    if mistakes:
-        yield f"your result equals what you get if {', or if '.join(mistakes)}"
+    if outcome.mistakes:
+        yield f"your result equals what you get if {', or if '.join(outcome.mistakes)}"
     frames = outcome.frames if verbose else outcome.frames[-1:]
     for line, function, source in frames:
         where = f"{of.exercise.name}, line {line}"

@@ -47,7 +47,7 @@ def main() -> None:
 
 def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
     """Load the student's file, say how that went, then call what is asked for."""
-    path, drivers = setup["path"], dict(book.drivers(setup["exercise"]))
+    path, drivers = setup["path"], book.drivers(Path(setup["exercise"]))
     source = Path(path).read_text("utf-8")
     warnings.simplefilter("once")
     wire.send(answer, {"id": 0})  # from here on it is the student's time

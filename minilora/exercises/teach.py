@@ -1,0 +1,5 @@
+"""A page for teachers."""
+
+
+def page() -> str:
+    return ""
