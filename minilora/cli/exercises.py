@@ -40,7 +40,7 @@ def exercises(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.do in NEEDS and args.which is None:
         raise ValueError(f"ex {args.do} needs {NEEDS[args.do]}")
     try:
-        from ..exercises import book  # noqa: F401 - Hypothesis comes with it
+        from ..exercises import kit  # noqa: F401 - Hypothesis comes with it
     except ModuleNotFoundError as error:
         raise ImportError(
             f"the exercises need {error.name}: pip install 'minilora[exercises]'"

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import atomic
 from . import telling
 from .book import CHECKS, Exercise, beside, path
-from .judging import Verdict, attempt, judge, judge_here
+from .judging import Verdict, alike, attempt, judge, judge_here
+from .kit import shown
 from .student import Local, same
 
 SECONDS = 2.0  # of the processor, the most that one check may take
 HINTS, WRONG = 3, 6
+EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 
 
 def complaints(of: Exercise) -> Iterator[str]:
@@ -52,8 +56,13 @@ def _written(of: Exercise) -> Iterator[str]:
         yield f"it has {len(of.hints)} hints, not {HINTS}"
     if len(known(of)) < WRONG:
         yield f"it has {len(known(of))} known mistakes: at least {WRONG} are needed"
-    if "->" not in of.statement:
-        yield "its statement shows no example: f(x) -> y"
+    examples = re.findall(EXAMPLE, of.statement, re.M)
+    if not examples:
+        yield "its statement shows no example: a line f(x) -> y, four spaces in"
+    for call, result in examples:
+        got, told = (eval(text, {"np": np, **of.reference}) for text in (call, result))
+        if not alike(np.asarray(got, float), np.asarray(told, float)):
+            yield f"its example is not true: {call} is {shown(got)}"
     if re.search(rf"{CHECKS}|SOLUTION", of.stub()):
         yield "its stub holds a marker"
     for title in (check.title for check in of.checks):

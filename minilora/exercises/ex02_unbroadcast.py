@@ -9,8 +9,8 @@ unbroadcast(g, shape) takes
     shape  tuple, the shape of what was broadcast; it may have fewer axes than g, and axes of size 1
 and returns the gradient, an array of that shape. g stays as it is.
 
-    unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (3,))      ->  [5. 7. 9.]
-    unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (2, 1))    ->  [[6.], [15.]]
+    unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (3,))      ->  [5.0, 7.0, 9.0]
+    unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (2, 1))    ->  [[6.0], [15.0]]
 """
 
 import numpy as np

@@ -170,7 +170,7 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
                     continue
                 fails = _fails(one, local)
                 ours = [call for call in local.calls if call.name == function]
-                if not all(map(_alike, theirs, ours)):
+                if not all(map(alike, theirs, ours)):
                     break
                 if smallest and fails and theirs:
                     failed.add(outcome.title)
@@ -191,7 +191,7 @@ def _fails(one: Seen, student: Student) -> bool:
     return False
 
 
-def _alike(a: Any, b: Any) -> bool:
+def alike(a: Any, b: Any) -> bool:
     """Are these the same results, but for rounding?"""
     if isinstance(a, np.ndarray | np.generic | float | int) and not isinstance(a, bool):
         if not isinstance(b, np.ndarray | np.generic | float | int) or np.shape(a) != np.shape(b):
@@ -200,15 +200,15 @@ def _alike(a: Any, b: Any) -> bool:
         if isinstance(a, np.ndarray) and kinds[0] != kinds[1]:
             return False
         eps = max((float(np.finfo(k).eps) for k in kinds if k.kind == "f"), default=0.0)
-        top = np.max(np.abs(a), initial=0.0)
+        top = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
         return bool(np.allclose(a, b, rtol=0, atol=1e4 * eps * top, equal_nan=True))
     if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(_alike, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
     if isinstance(a, dict):
-        return isinstance(b, dict) and [*a] == [*b] and all(_alike(a[k], b[k]) for k in a)
+        return isinstance(b, dict) and [*a] == [*b] and all(alike(a[k], b[k]) for k in a)
     if isinstance(a, Called):
         return isinstance(b, Called) and all(
-            _alike(getattr(a, f), getattr(b, f)) for f in ("name", "value", "changed", "error")
+            alike(getattr(a, f), getattr(b, f)) for f in ("name", "value", "changed", "error")
         )
     return type(a) is type(b) and bool(a == b)
 

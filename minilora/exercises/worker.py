@@ -39,6 +39,8 @@ def main() -> None:
         for stream in (1, 2):
             os.dup2(where, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for text in (sys.stdout, sys.stderr):
+            text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         me = os.getpid()
         setup = wire.receive(asked)
         with contextlib.suppress(EOFError):
