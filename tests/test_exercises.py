@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilora import cli
-from minilora.exercises import book, desk, dev, judging, kit, telling, wire
+from minilora.exercises import book, desk, dev, judging, kit, teach, telling, wire
 from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -258,3 +258,13 @@ def test_without_hypothesis_it_says_what_to_install(ex, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     assert "pip install 'minilora[exercises]'" in ex("status", code=2)
+
+
+def test_a_course_fits_into_its_hours_and_the_page_names_what_is_there(ex):
+    for course in teach.COURSES:
+        assert 0.6 * 60 * course.hours <= course.minutes <= 60 * course.hours
+    page = ex("teach")
+    for of in book.exercises():
+        assert f"| {of.number} | {of.title} |" in page
+    commands = set(re.findall(r"minilora ex (\w+)", page))
+    assert commands <= {*cli.exercises.DOES}

@@ -229,6 +229,6 @@ def _dev(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 def _teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..exercises import teach
 
-    text = teach.page()
+    text = teach.page(MILESTONES)
     say(text)
     return {"page": text}
