@@ -279,7 +279,6 @@ class Array(NDArrayOperatorsMixin):
         shape, indices, _ = _chosen(self.x, key)
         into = self.viewed(header(shape, self.dtype))
         if not indices and isinstance(x := self.x[key], np.ndarray):
-            into.x = x
             if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, x):
                 return  # x[key] += y gives back what is there already
         elif not indices and np.ndim(value):
