@@ -53,9 +53,10 @@ def attach(
     state = install(model, name, config, plan, whole, generator(rng))
     store(matrices, state.required)
     set_adapter(model, name)
-    for at, (r, _) in plan.items():
-        if r > (most := min(base[f"{at}.W"][1].shape)):
-            warnings.warn(f"attach: ΔW of {at} has rank {most} at most, not r = {r}", stacklevel=3)
+    full = {at: min(base[f"{at}.W"][1].shape) for at in paths}  # the highest rank that ΔW can have
+    if over := [at for at in paths if plan[at][0] > full[at]]:
+        told = f"attach: ΔW of {over[0]} has rank {full[over[0]]} at most, not r = {plan[over[0]][0]}"
+        warnings.warn(told + f" (and {len(over) - 1} others)" * (len(over) > 1), stacklevel=3)
     return paths
 
 @all_or_nothing
