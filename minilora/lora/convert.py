@@ -54,8 +54,9 @@ def attach(
     store(matrices, state.required)
     set_adapter(model, name)
     full = {at: min(base[f"{at}.W"][1].shape) for at in paths}  # the highest rank that ΔW can have
-    if over := [at for at in paths if plan[at][0] > full[at]]:
-        told = f"attach: ΔW of {over[0]} has rank {full[over[0]]} at most, not r = {plan[over[0]][0]}"
+    over = [(at, full[at], r) for at, (r, _) in plan.items() if r > full[at]]
+    if over:
+        told = "attach: ΔW of {} has rank {} at most, not r = {}".format(*over[0])
         warnings.warn(told + f" (and {len(over) - 1} others)" * (len(over) > 1), stacklevel=3)
     return paths
 
