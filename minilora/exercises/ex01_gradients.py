@@ -15,12 +15,10 @@ and returns (dx, dy), the gradients of x and y: dx has the shape of x, dy has th
     grad_mul     of z = x * y, with g, x, y of one shape
     grad_matmul  of z = x @ y, with x (m, k), y (k, n) and g (m, n)
 
-    grad_add(np.array([5.0, 7.0]), np.array([1.0, 2.0]), np.array([3.0, 4.0]))
-        ->  dx = [5. 7.], dy = [5. 7.]
-    grad_mul(np.array([5.0, 7.0]), np.array([1.0, 2.0]), np.array([3.0, 4.0]))
-        ->  dx = [15. 28.], dy = [ 5. 14.]
-    grad_matmul(np.array([[5.0]]), np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]))
-        ->  dx = [[15. 20.]], dy = [[ 5.], [10.]]
+    grad_add(np.array([5, 7]), np.array([1, 2]), np.array([3, 4]))  ->  ([5, 7], [5, 7])
+    grad_mul(np.array([5, 7]), np.array([1, 2]), np.array([3, 4]))  ->  ([15, 28], [5, 14])
+    grad_matmul(np.array([[5, 7]]), np.array([[2]]), np.array([[3, 4]]))[0]  ->  [[43]]
+    grad_matmul(np.array([[5, 7]]), np.array([[2]]), np.array([[3, 4]]))[1]  ->  [[10, 14]]
 """
 
 import numpy as np
