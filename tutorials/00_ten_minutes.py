@@ -8,11 +8,13 @@
 # A model was trained on one kind of text and is to write another. Must all of its weights be
 # trained again? LoRA (Hu et al., 2021, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) trains
 # a small update beside them, keeps that in a small file, and in the end adds it into the weights.
-# This chapter goes through all of it once; the later ones build each part.
+# This chapter goes through all of it once, with parts that are ready; do not stop at how they work
+# inside. The chapters after this one build them.
 #
 # Run it with `python tutorials/00_ten_minutes.py`, or cell by cell (from `# %%` to `# %%`) in an
-# editor such as VS Code; `minilora tutorials notebook 00` makes a notebook of it. It runs on NumPy,
-# on one core, without a download. (With `MINILORA_FAST=1` it takes a few steps only: then the
+# editor such as VS Code. It runs on NumPy, on one core, without a download; the figures need
+# `pip install '.[viz]'`. As a notebook: `pip install '.[tutorials]'`, then
+# `minilora tutorials notebook 00`. (With `MINILORA_FAST=1` it takes a few steps only: then the
 # curves are stubs and the samples barely change.)
 
 # %%
@@ -31,7 +33,9 @@ SEED = 0
 # ## A base
 #
 # The package brings a small language model, a GPT-2 that was trained on Shakespeare's plays. The
-# tree below shows its parts. `*` marks what would be trained: so far, everything.
+# tree below names its parts: two tables, four *blocks* that are made alike, a norm (`ln_f`). What
+# matters here are the matrices `W` in a block, under the names q, k, v, o, up and down. `*`
+# marks what would be trained: so far, everything.
 
 # %%
 base = ml.load_base("shakespeare")
@@ -39,8 +43,8 @@ print(base.summary())
 
 # %% [markdown]
 # The model reads a text in pieces, its *tokens*, and says how likely each token is to come next.
-# Drawing one token after the other, it writes. One beginning will be with us through the chapter;
-# it is not from a play.
+# Drawing one token after the other, it writes. (`temperature` and `top_p` make it prefer likely
+# ones.) One beginning will be with us through the chapter; it is not from a play.
 
 # %%
 PROMPT = "And God said"
@@ -60,13 +64,14 @@ print(before)
 #
 # The new text is Genesis and Exodus in the King James Version. Its last tenth is held out: nothing
 # is trained on it, so the loss there tells what was learned and not what was learned by heart. The
-# loss is the mean of $-\log p$ over all tokens, in nats, where $p$ is how likely the model thought
-# the token that came. The base's own loss is the one to beat.
+# loss is the mean of $-\ln p$ over all tokens, where $p$ is how likely the model thought the token
+# that came: 0 if it was sure of each. As the logarithm is the natural one, the unit is called a
+# *nat*. The base's own loss is the one to beat.
 
 # %%
 training, rest = (base.tokenizer.encode(text) for text in data.split(data.load_text("kjv")))
 batches = data.Windows(training, BATCH, TOKENS, seed=SEED)
-held_out = data.sequential(rest, *HELD_OUT)[:4]  # batches of (texts, tokens)
+held_out = data.sequential(rest, *HELD_OUT)[:4]  # pairs: (texts, tokens), and what comes next
 
 frozen_loss = ml.evaluate(base, held_out)
 print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen_loss:.3f}")
@@ -74,8 +79,9 @@ print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen
 # %% [markdown]
 # ## Full fine-tuning
 #
-# The usual way is to train every weight on. A step reads a batch, follows the loss back to each
-# weight (`backward`), and moves the weights a little so that the loss falls (`step`).
+# The usual way is to go on training every weight. A step reads a batch, follows the loss back to
+# each weight (`backward`), and moves the weights a little so that the loss falls (`step`); how far,
+# the *learning rate* says.
 
 
 # %%
@@ -145,8 +151,9 @@ viz.show()
 #
 # ## Save the adapter
 #
-# $W_0$ is what it was, so a file needs to hold only $A$ and $B$. Load it onto a fresh copy of the
-# base, and the adapted model is back, to the last bit.
+# All the $A$ and $B$ together are called the *adapter*. $W_0$ is what it was, so a file needs to
+# hold the adapter alone. Load it onto a fresh copy of the base, and the adapted model is back, to
+# the last bit.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -177,9 +184,9 @@ assert (again(ids).data == model(ids).data).all()
 #
 # On paper both sides are equal. On a computer every operation rounds, so they are nearly equal, and
 # a mistake in the merge could hide behind "nearly". `verify` tells the two apart. It looks at each
-# merged weight, at what the model computes in float64, where rounding is tiny, and at what it
-# computes in its own float32, and says for each what it saw and what rounding allows. (Chapter 09
-# shows where such limits come from.)
+# merged weight, at the *logits* (the numbers from which the model makes its probabilities) in
+# float64, where rounding is tiny, and at the logits in the model's own float32. For each it says
+# what it saw and what rounding allows. Chapter 09 shows where such limits come from.
 
 # %%
 proof, adapted, logits = lora.verify(model, ids), sample(model), model(ids).data
@@ -189,7 +196,7 @@ print(accounting.count(model))
 
 # %% [markdown]
 # The first row stands at its limit, and should: among so many weights there is one that is rounded
-# by very nearly half of its last digit.
+# by very nearly half of its last digit. The last row is a second, wider limit for the logits.
 #
 # **Check.** The merge is right, the model has the base's size, and it writes the very same text.
 
