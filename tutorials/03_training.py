@@ -196,8 +196,7 @@ assert np.allclose(ml.asnumpy(model.out.W), p, rtol=0, atol=1e-6)  # float32 aga
 # our letters), files to go on from. It returns a `History`: the loss and the learning rate of each
 # step, `losses` and `lrs`, and pairs (step, held-out loss), `held_out`. From here on we use it. It
 # now tries SGD and AdamW, at three rates each, as each has its own best one. The best loss *in
-# training* decides which rate counts; the held-out text takes no part in the choice. It is one
-# seed only: change it above, and see what stays.
+# training* decides which rate counts; the held-out text takes no part. (One seed: try others.)
 #
 # **Check.** At the rate of our own loop, it gives our own losses, to the last bit.
 
