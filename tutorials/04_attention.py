@@ -149,7 +149,7 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 # Now the weights start random. The engine's `Block`, printed below, adds to each token's vector
 # what attention makes of it, then what two linear layers with a curve between them (`mlp`) make.
 # Before each, a *layer norm* (`ln1`, `ln2`) takes the vector's mean off, divides by its standard
-# deviation, then scales and shifts. The model is trained to reverse random eight-letter words.
+# deviation, scales and shifts; `drop` and `cache` are idle. It learns to reverse random words.
 
 
 # %%
