@@ -21,7 +21,7 @@ from minilora import data, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH, TOKENS = (2, 2, 32) if FAST else (40, 8, 64)
-RANKS = (1, 8, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # the model is 160 wide: 160 is all
+RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # the model is 160 wide: 160 is all
 SEEDS, MATRIX = (0, 1, 2), "blocks.0.attn.v.W"  # (160, 160)
 rng = np.random.default_rng(0)
 
