@@ -72,10 +72,9 @@ for name, start in starts.items():
 
 # %% [markdown]
 # With one factor at zero the layer starts as $W_0$. One gradient is exactly zero, but after a
-# single step both are alive. With neither at zero the layer starts as another function than $W_0$:
-# see its first loss. With both at zero nothing ever moves. So one has to be zero and the other must
-# not be. LoRA sets $B = 0$ and draws $A$ at random. Here are its first two steps once more, on the
-# engine's tape: every box has its value and, after the backward pass, its gradient.
+# single step both are alive. With neither at zero it starts as another function (see its loss), and
+# with both nothing ever moves. LoRA sets $B = 0$ and draws $A$ at random. Here are the first two
+# steps of that, on the engine's tape: every box has its value and, after backward, its gradient.
 
 
 # %%
@@ -235,9 +234,10 @@ viz.show()
 # adapter, such as the MLP's here, keeps nothing. The other ops keep nearly what they kept before.
 
 # %%
-for label, ledger in ledgers.items():
-    kept = (f"{op} {n / 2**20:.2f}" for op, n in sorted(ledger.activations.items()))
-    print(f"{label + ',':<20}in MiB: {', '.join(kept)}")
+kept = [ledger.activations for ledger in ledgers.values()]  # op -> bytes
+print(f"{'MiB':<14}" + "".join(f"{label:>20}" for label in ledgers))
+for op in sorted(set().union(*kept)):
+    print(f"{op:<14}" + "".join(f"{by_op.get(op, 0) / 2**20:>20.2f}" for by_op in kept))
 
 # %% [markdown]
 # It is the same with time. Full fine-tuning makes three large products for each layer: $y$, $dx$
