@@ -88,7 +88,7 @@ print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen
 def train(model: ml.GPT2, peak: float, steps: int = STEPS) -> ml.History:
     """Train what is not frozen, at a learning rate that falls from `peak` to 0."""
     history = ml.History()
-    optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)  # chapter 03
     for step in range(steps):
         if step % max(1, steps // 5) == 0:
             history.held_out.append((step, ml.evaluate(model, held_out)))
@@ -109,16 +109,18 @@ print(f"held-out loss after full fine-tuning: {full_history.held_out[-1][1]:.3f}
 # %% [markdown]
 # ## LoRA
 #
-# LoRA leaves each weight matrix $W_0$ as it is and trains an update of low rank beside it:
+# LoRA leaves each weight matrix $W_0$ as it is and trains an update beside it, a product of two
+# thin matrices:
 #
 # $$ y = W_0 x + \frac{\alpha}{r}\, B A x, \qquad
 #    W_0 \in \mathbb{R}^{d \times k},\; B \in \mathbb{R}^{d \times r},\;
 #    A \in \mathbb{R}^{r \times k}. $$
 #
-# With $r$ far below $d$ and $k$, the two matrices $B$ and $A$ have few numbers: $r(d + k)$ where
-# $W_0$ has $dk$. `attach` freezes the whole model, and gives every layer named in `targets` (find
-# them in the tree) an $A$ of small random numbers and a $B$ of zeros. At first, then, $BA$ is zero
-# and the model is what it was. In the tree, `*` now stands at the A and B alone.
+# We choose $r$, the *rank*, and $\alpha$, which scales the update. With $r$ far below $d$ and $k$,
+# the matrices $B$ and $A$ have few numbers: $r(d + k)$ where $W_0$ has $dk$. `attach` freezes the
+# whole model, and gives every layer named in `targets` (find them in the tree) an $A$ of small
+# random numbers and a $B$ of zeros. At first, then, $BA$ is zero and the model is what it was. In
+# the tree, `*` now stands at the A and B alone; `default` is what this pair is called.
 
 # %%
 model = ml.load_base("shakespeare")
@@ -241,7 +243,7 @@ else:
 #
 # ## What you built, and what is next
 #
-# You adapted a frozen model with an update of low rank, saved the update alone, merged it, and saw
-# nothing change.
+# You adapted a frozen model with an update of low rank (of two thin matrices), saved the update
+# alone, merged it, and saw nothing change.
 #
 # **Next:** chapter 01 builds what found the gradients.

@@ -183,7 +183,8 @@ print(told(ops.add, (4, 3), (4,)))
 # `linear` takes $W$ as (out, in), so the *last* axes of `x` and `W` must be equal. Here $W$ came
 # the other way round: pass `W.T`. To read the second: line the shapes up at their right ends. 3
 # meets 4, and neither is 1. One number for each row is a column, `(4, 1)`: write `y[:, None]`.
-#
+
+# %% [markdown]
 # Worse are the mistakes without a message. A prediction of shape `(4, 1)` minus a target of shape
 # `(4,)` is not four differences:
 
