@@ -147,7 +147,7 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 # ## Does training find the anti-diagonal?
 #
 # Now the weights start random. The engine's `Block`, printed below, adds to each token's vector
-# what attention makes of it, then what `mlp` makes: two linear layers, a nonlinear function between.
+# what attention makes of it, then what `mlp` makes: two linear layers, a nonlinearity between.
 # Before each, a *layer norm* (`ln1`, `ln2`) takes the vector's mean off, divides by its standard
 # deviation, scales and shifts; `drop` and `cache` are idle. It learns to reverse random words.
 

@@ -221,7 +221,7 @@ for temperature in (0.5, 1.0, 2.0):
     top = ", ".join(f"{base.tokenizer.decode([i])!r} {p[i]:.2f}" for i in best[:4])
     kept = 1 + np.searchsorted(np.cumsum(p[best]), 0.9)
     print(f"\ntemperature {temperature}: {top}; {kept} tokens hold 90 %")
-    print(f"To be{sample(base, 15, temperature)!r}")
+    print(repr("To be" + sample(base, 15, temperature)))
 
 # %% [markdown]
 # ## Break it
