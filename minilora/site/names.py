@@ -184,10 +184,11 @@ def _made(default: Any, field: Any) -> Any:
 
 def parameters(signature: str) -> list[str]:
     """A signature cut after each parameter."""
-    parts, depth = [""], 0
+    parts, depth, closed = [""], 0, False
     for letter in signature:
         depth += (letter in "([{") - (letter in ")]}")
-        if letter == " " and depth == 1 and parts[-1].endswith(","):
+        closed = closed or depth == 0
+        if letter == " " and depth == 1 and not closed and parts[-1].endswith(","):
             parts.append("")
         else:
             parts[-1] += letter

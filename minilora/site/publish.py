@@ -71,7 +71,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         text: str = templates.get_template(template).render(version=__version__, **settings)
         return text.encode()
 
-    used: dict[str, list[tuple[str, str]]] = {}  # an entry of the API page -> pages that use it
+    used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> who uses it
     facts = {chapter.number: _facts(chapter, plain) for chapter in told}
     files = {
         f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
