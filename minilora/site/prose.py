@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -140,6 +141,15 @@ def formula(body: str, display: str) -> str:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read: {unknown[0]} is unknown")
     made = BARS.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', made)
     return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', made)
+
+
+def statement(text: str) -> str:
+    """An exercise's statement as HTML: what is indented stays as it is laid out, the rest flows."""
+    told = ""
+    for block in re.findall(r"(?:^ +.*\n|^\n(?= ))+|(?:^\S.*\n)+", text.strip("\n") + "\n", re.M):
+        safe = html.escape(textwrap.dedent(block).strip("\n"), quote=False)
+        told += f"<pre>{safe}</pre>" if block.lstrip("\n").startswith(" ") else f"<p>{safe}</p>"
+    return told
 
 
 def docstring(prose: Prose, text: str) -> str:
