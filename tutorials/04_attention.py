@@ -185,12 +185,12 @@ def look(model: Letters) -> np.ndarray:
 
 words = rng.integers(0, V, (151, 32, T))  # 150 batches of 32 words to train on, one to test
 reversals = [(batch, batch[:, ::-1]) for batch in words]
-
 model = Letters(causal=False)
 maps = {"Before: it looks everywhere": look(model)}
 train(model, reversals[:150])
-maps |= {"After: at the mirror place": look(model), "The right answer, by hand": answer}
-for (name, weights), ax in zip(maps.items(), viz.panels(1, 3, (11, 2.9))):
+maps["After: at the mirror place"] = weights = look(model)
+assert (weights.round() == answer).all()  # the map that we wrote by hand
+for (name, weights), ax in zip(maps.items(), viz.panels(1, 2, (8.3, 3.4))):
     viz.attention_map(weights, [f"{c}{i}" for i, c in enumerate(WORD)], ax=ax, title=name)
 viz.show()
 
