@@ -179,9 +179,9 @@ curves = {**constant, "tiny GPT": history}
 viz.loss_curves(curves, ax=ax, title="First how frequent tokens are, then what follows what")
 for i, ((step, loss), text) in enumerate(zip(history.held_out, samples)):
     if ax and step < STEPS:  # ax is None without matplotlib
-        at = (0, 65 - 25 * (i % 2)) if step else (36, -22)
-        ax.annotate(text[:26], (step, loss), at, textcoords="offset points", fontsize=8,
-                    arrowprops={"arrowstyle": "-", "color": "0.6"})  # fmt: skip
+        at = (step + 4, unigram - 0.27 * i) if step else (40, 0.8 * uniform + 0.2 * unigram)
+        ax.annotate(text[:26], (step, loss), at, fontsize=9, arrowprops={
+            "arrowstyle": "-", "color": "0.6", "relpos": (0, 0.5)})  # fmt: skip
 viz.show()
 
 # %% [markdown]
