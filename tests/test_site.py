@@ -429,7 +429,14 @@ def test_every_public_name_has_its_place():
     entries = [e for section in names.sections() for e in section.entries]
     assert len({e.anchor for e in entries}) == len(entries)
     assert not [e.name for e in entries if not e.doc]
-    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature]
+    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature or "<" in e.signature]
+    for told in (part.signature for e in entries for part in (e, *e.methods)):
+        assert " ".join(names.parameters(told)) == told
+    assert names.parameters("(a: dict[str, int] = {}, *, b) -> (x, y)") == [
+        "(a: dict[str, int] = {},", "*,", "b) -> (x, y)"
+    ]  # fmt: skip
+    (history,) = (e for e in entries if e.anchor == "ml.History")
+    assert names.parameters(history.signature)[0] == "(losses: list[float] = [],"
 
 
 def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
@@ -545,6 +552,9 @@ def test_the_small_site_has_what_its_chapters_say(built):
         assert part in page, part
     assert 'href="api.html#data"' not in page and "fmt:" not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    api = (built / "api.html").read_text("utf-8")
+    used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
+    assert used.count('Used in chapter <a href="03_name.html">03</a>') == 1
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
@@ -709,6 +719,39 @@ def test_the_theme_is_remembered_from_page_to_page(tab):
     page.reload()
     assert page.evaluate(colour) == light
     assert tab(scheme="dark").evaluate(colour) == dark
+
+
+@marked
+def test_figures_are_turned_over_in_the_dark_and_laid_on_the_page(tab, built):
+    chapter = next(p for p in sorted(built.glob("[0-9]*.html")) if "<figure><a" in p.read_text())
+    look = "e => [getComputedStyle(e).filter, getComputedStyle(e).mixBlendMode]"
+    looks = {"light": ["none", "multiply"], "dark": ["invert(1) hue-rotate(180deg)", "screen"]}
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = tab(chapter.name, scheme=scheme)
+        figure = page.locator("figure > a > img").first
+        assert figure.evaluate(look) == looks[scheme]
+        page.locator("#theme").click()
+        assert figure.evaluate(look) == looks[other]
+        page.emulate_media(media="print")
+        assert figure.evaluate(look) == looks["light"]
+        page.emulate_media(media="screen")
+        page.locator("#theme").click()
+
+
+@marked
+def test_no_answer_stands_beside_its_question(tab, built):
+    seen = 0
+    for path in sorted(built.glob("[0-9]*.html")):
+        page = tab(path.name, width=1440)
+        for row in page.locator(".row:has(.prose > details):has(.work > *)").all():
+            question, work = (
+                row.locator(f"> {part}").bounding_box() for part in (".prose", ".work")
+            )
+            assert work["y"] >= question["y"] + question["height"] - 1, path.name
+            assert work["x"] > question["x"]
+            seen += 1
+        page.close()
+    assert seen
 
 
 @marked

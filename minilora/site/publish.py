@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -59,15 +60,18 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     books = executed(told, say)
     data = cover(say)
     links = {chapter.number: f"{chapter.name}.html" for chapter in told}
-    plain = prose.Prose({}, pages.USUAL, links)
+    plain = prose.Prose({}, names.usual(), links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
+    templates.filters["chapters"] = lambda text: _html(plain.line(text))
+    templates.filters["parameters"] = names.parameters
     templates.filters["code"] = lambda text: _html(plain.code(text))
 
     def page(template: str, **settings: Any) -> bytes:
         text: str = templates.get_template(template).render(version=__version__, **settings)
         return text.encode()
 
+    used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> who uses it
     facts = {chapter.number: _facts(chapter, plain) for chapter in told}
     files = {
         f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
@@ -82,6 +86,8 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
             before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
         )  # fmt: skip
         files |= made.files
+        for anchor in dict.fromkeys(re.findall(rf'href="{names.PAGE}#([^"]+)"', made.body)):
+            used.setdefault(anchor, []).append((links[chapter.number], chapter.number))
         files[f"get/{chapter.name}.py"] = chapter.source.encode()
         files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
     ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
@@ -93,7 +99,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     )  # fmt: skip
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
-        sections=names.sections(),
+        sections=names.sections(), used=used,
     )  # fmt: skip
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
