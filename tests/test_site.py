@@ -5,6 +5,7 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 """
 
 import ast
+import html
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from minilora import cli, site
-from minilora.site import contents, folder, kept, names, publish
+from minilora.exercises import book
+from minilora.site import contents, folder, kept, names, prose, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -560,6 +562,24 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
 
 
+def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
+    tasks = book.exercises()
+    page = (built / "exercises.html").read_text("utf-8")
+    for task in tasks:
+        assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
+        assert (built / "get" / task.name).read_text("utf-8") == task.stub()
+        first = html.escape(task.statement.split("\n")[2], quote=False)
+        assert first in page
+    for lesson in built.glob("[0-9][0-9]_*.html"):
+        mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
+        assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
+
+
+def test_a_statement_flows_but_for_what_is_laid_out():
+    told = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
+    assert told == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
+
+
 # The pages in a browser.
 
 
@@ -583,7 +603,8 @@ def tab(chromium, built):
         made = chromium.new_context(**settings)
         made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
         made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
-        made.on("requestfailed", lambda asked: odd.append(f"no {asked.url}"))
+        made.on("requestfailed", lambda asked: asked.failure == "net::ERR_ABORTED"  # a page is left
+                or odd.append(f"no {asked.url}"))  # fmt: skip
         made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
                 or odd.append(f"{asked.url} is asked for"))  # fmt: skip
         return made
