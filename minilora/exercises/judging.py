@@ -165,11 +165,11 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
             local = Local(exercise, mistaken(exercise, function, mistake))
             failed = set()
             for outcome, one, smallest in seen:
-                theirs = [call for call in one.calls if call.name == function]
+                theirs = _of(function, exercise, one.calls)
                 if not theirs and not smallest:
                     continue
                 fails = _fails(one, local)
-                ours = [call for call in local.calls if call.name == function]
+                ours = _of(function, exercise, local.calls)
                 if not all(map(alike, theirs, ours)):
                     break
                 if smallest and fails and theirs:
@@ -180,6 +180,12 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
         replace(outcome, mistakes=tuple(m for m in shows if outcome.title in shows[m]))
         for outcome in outcomes
     )
+
+
+def _of(function: str, exercise: Exercise, calls: list[Called]) -> list[Called]:
+    """The calls of a function, and of what runs beside the student and may call it."""
+    others = {*exercise.functions} - {function}
+    return [call for call in calls if call.name not in others]
 
 
 def _fails(one: Seen, student: Student) -> bool:
