@@ -79,7 +79,7 @@ def again(student, body):
 def _merge(body, calls):
     """A merge of operators and methods of arrays alone: a changed NumPy changes nothing in it."""
     text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
-    space = {"__builtins__": {}, "kept": {}, "min": min, "range": range}
+    space = {"__builtins__": {}, "kept": {}, "range": range}
     exec(text, space)
 
     def merge(W, A, B, alpha):
@@ -153,10 +153,14 @@ PRODUCT = {
     "adds the rows or the columns of the update in reverse order": (
         "return W + alpha / r * (B @ A)[::-1]", "return W + alpha / r * (B @ A)[:, ::-1]",
     ),
-    "is right for square W alone": (
-        "n = min(W.shape); S = W * 1.0; S[:n, :n] += alpha / r * (B @ A)[:n, :n]; return S",
-        "n = W.shape[0]; S = W * 1.0; S[:, :n] += alpha / r * (B @ A)[:, :n]; S[W.shape[1] :] = "
-        "W[W.shape[1] :]; return S",
+    "gives the right rows or columns in reverse order": (
+        "return (W + alpha / r * (B @ A))[::-1]", "return (W + alpha / r * (B @ A))[:, ::-1]",
+    ),
+    "is wrong where W has more columns than rows": (
+        "n = W.shape[0]; S = W * 1.0; S[:, :n] += alpha / r * (B @ A)[:, :n]; return S",
+    ),
+    "is wrong where W has more rows than columns": (
+        "n = W.shape[1]; S = W * 1.0; S[:n] += alpha / r * (B @ A)[:n]; return S",
     ),
 }  # fmt: skip
 PARTS = {
@@ -253,7 +257,7 @@ def _unfair(student, failed):
             yield f"at line {line}: {text}"
         yield from str(error).removeprefix("AssertionError: ").splitlines()
         if len(failed) == len(RIGHT):
-            yield "no right merge passes: do you expect W + (alpha / r) B A, and all else as above?"
+            yield "no right merge passes: do you expect W + (alpha / r) B A, and allow for rounding?"
         else:
             good = len(RIGHT) - len(failed)
             yield f"{good} of {len(RIGHT)} right merges pass: is it rounding that you do not allow?"
