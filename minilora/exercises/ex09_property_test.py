@@ -257,7 +257,7 @@ def _unfair(student, failed):
             yield f"at line {line}: {text}"
         yield from str(error).removeprefix("AssertionError: ").splitlines()
         if len(failed) == len(RIGHT):
-            yield "no right merge passes: do you expect W + (alpha / r) B A, and allow for rounding?"
+            yield "no right merge passes: is W + (alpha / r) B A expected, and rounding allowed?"
         else:
             good = len(RIGHT) - len(failed)
             yield f"{good} of {len(RIGHT)} right merges pass: is it rounding that you do not allow?"
