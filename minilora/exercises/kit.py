@@ -27,8 +27,8 @@ class Wrong(AssertionError):
 class Check:
     """A property: `run(student, **case)` raises Wrong where it does not hold.
 
-    title: the property in a sentence; cases: draws the arguments by name; points: what it is worth;
-    examples: how many cases are drawn.
+    title: the property in a sentence; cases: draws the arguments by name, of which a failure shows
+    those without a leading _; points: what it is worth; examples: how many cases are drawn.
     """
 
     title: str

@@ -120,9 +120,9 @@ def _limit(setup: dict[str, Any]) -> None:
                 hard = resource.getrlimit(getattr(resource, name))[1]
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
                 resource.setrlimit(getattr(resource, name), (most, most))
-    if not setup["engine"]:  # the answers are in there
-        for name in [name for name in sys.modules if name.split(".")[0] == "minilora"]:
-            sys.modules[name] = None  # type: ignore[assignment]
+    hidden = __package__ if setup["engine"] else "minilora"  # the answers are in there
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
+        sys.modules[name] = None  # type: ignore[assignment]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITES
