@@ -129,8 +129,10 @@ CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--
 def test_all_that_makes_a_run_what_it_is_is_told_to_it(folder, monkeypatch):
     told = []
 
-    def fit(model, *args, about, resume, held_out, **settings):
+    def fit(model, batches, optimizer, steps, about, resume, held_out, schedule, **settings):
         told.append(about)
+        rates = [schedule(i) for i in range(steps)]
+        assert rates.index(max(rates)) == steps // 20 and max(rates) == about["--lr"]
         assert resume and len(held_out) == about["--checks"]
         adapters = [m for _, m in model.named_modules() if isinstance(m, lora.Adapter)]
         assert {adapter.dropout for adapter in adapters} == {about["--dropout"]}
@@ -420,6 +422,8 @@ def test_help_tells_every_option_and_what_it_is_without_it(command, capsys):
         default = args.get(option[2:].replace("-", "_"), None)
         if name == command and isinstance(default, int | float) and option not in FLAGS | FREE:
             assert f"({default:g})" in told, option
+    for option in parser.parser()[1][command]._actions:
+        assert option.help, option.dest
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +472,7 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
+    "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "info takes no 'now': see `minilora info --help`",
     "finetune kjv devil": "finetune takes no 'devil': see `minilora finetune --help`",
