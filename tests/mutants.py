@@ -247,7 +247,7 @@ def passed(tree: Path, files: Iterable[str] = (), seconds: float = 3600, **varia
 def nearest(mutant: Mutant, called: dict) -> dict[str, float]:
     """The tests that call what it stands in, a function or else the file, and those of the file's
     own name or its folders', which may run it in another process; and how long each takes.
-    These come first, then the shortest, and last the same on the stand-in for CuPy."""
+    These come first, then the shortest, and last the same on the stand-in for CuPy. None: all."""
     line = mutant.source.count(b"\n", 0, mutant.start) + 1
     first, last = 1, line + mutant.source.count(b"\n")
     for node in ast.walk(ast.parse(mutant.source)):
@@ -261,6 +261,7 @@ def nearest(mutant: Mutant, called: dict) -> dict[str, float]:
         own = test.partition("::")[0] in names
         if own or any(path == mutant.path and first <= at <= last for path, at in places):
             found.append((not own, seconds, test))
+    found = found or [(True, seconds, test) for test, (seconds, _) in called.items()]
     here = {test: seconds for _, seconds, test in sorted(found)}
     return here | {test.replace("[numpy", "[strict"): seconds for test, seconds in here.items()}
 
@@ -273,7 +274,7 @@ def kills(tree: Path, mutant: Mutant, called: dict) -> bool:
     try:
         files = dict.fromkeys(test.partition("::")[0] for test in chosen)
         seconds = 60 + 3 * sum(chosen.values())
-        return bool(chosen) and not passed(tree, files, seconds, **{CHOSEN: "chosen.json"})
+        return not passed(tree, files, seconds, **{CHOSEN: "chosen.json"})
     finally:
         (tree / mutant.path).write_bytes(mutant.source)
 

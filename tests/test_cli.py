@@ -694,10 +694,34 @@ def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
 
 
 @once
-def test_the_demo_adapts_accounts_and_merges():
-    lines: list[str] = []
-    told = demo.demo(0, lines.append, steps=3)
+def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch):
+    """Of its steps only three run."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    shown = readme.split("<!-- demo -->")[1].split("\n5. ")[0].partition("1. ")[2]
+    models, lines = [], []
+
+    def fit(model, batches, optimizer, steps, schedule, log_every, **how):
+        models.append(model.state_dict())
+        if len(models) == 2:
+            raise InterruptedError
+        told = re.findall(r"step +(\d+)/(\d+) .* lr (\S+) ", shown)
+        assert told == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
+                        for i in range(log_every, steps + 1, log_every)]  # fmt: skip
+        assert optimizer.weight_decay == 0
+        return ml.fit(model, batches, optimizer, 3, schedule=schedule, log_every=1, **how)
+
+    monkeypatch.setattr(demo, "fit", fit)
+    told = demo.demo(0, lines.append)
+    with pytest.raises(InterruptedError):
+        demo.demo(0, lines.append)
+    assert all(np.array_equal(a, models[1][name]) for name, a in models[0].items())
+
+    def words(text):
+        return {re.sub(r"-?\d[\d,.e:-]*|\s+", " ", line).strip() for line in text.splitlines()
+                if not line.strip().startswith(("step", "(furthest"))}  # fmt: skip
+
+    assert words(shown) <= words("\n".join(lines))
+    assert re.search(r"held-out loss: (\S+) before", shown)[1] == f"{told['before']:.3f}"
     assert told["after"] < told["before"] and told["same_sample"]
     assert 0 < told["difference"] <= told["bound"]
     assert told["lora"]["gradients"]["measured"] == 4 * told["trainable"]
-    assert any("what rounding alone" in line for line in lines)
