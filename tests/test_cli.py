@@ -720,6 +720,7 @@ def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch)
         return {re.sub(r"-?\d[\d,.e:-]*|\s+", " ", line).strip() for line in text.splitlines()
                 if not line.strip().startswith(("step", "(furthest"))}  # fmt: skip
 
+    assert {line for line in lines if line.startswith("LoRA, r")} <= {*shown.splitlines()}
     assert words(shown) <= words("\n".join(lines))
     assert re.search(r"held-out loss: (\S+) before", shown)[1] == f"{told['before']:.3f}"
     assert told["after"] < told["before"] and told["same_sample"]
