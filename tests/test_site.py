@@ -5,6 +5,7 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 """
 
 import ast
+import errno
 import html
 import json
 import os
@@ -283,6 +284,19 @@ def test_a_site_is_served_on_this_machine(tmp_path):
             assert again.stderr == f"minilora: --port {taken} is taken: give another\n"
         finally:
             server.kill()
+
+
+def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, capsys):
+    def taken(address, handler):
+        raise OSError(errno.EADDRINUSE, f"{address[1]}")
+
+    (tmp_path / "index.html").write_text(folder.MARK)
+    monkeypatch.setattr("http.server.ThreadingHTTPServer", taken)
+    assert cli.main(["tutorials", "serve", "-o", str(tmp_path)]) == 2
+    port = capsys.readouterr().err.split()[2]
+    with pytest.raises(SystemExit):
+        cli.main(["tutorials", "--help"])
+    assert f"to serve at ({port};" in capsys.readouterr().out
 
 
 # What is kept, and what is put in place.
