@@ -23,7 +23,7 @@ import pytest
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import contents, folder, kept, names, prose, publish
+from minilora.site import contents, folder, kept, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -600,6 +600,9 @@ def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
 
 
 def test_a_statement_flows_but_for_what_is_laid_out():
+    pytest.importorskip("latex2mathml")
+    from minilora.site import prose
+
     told = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
     assert told == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
 
