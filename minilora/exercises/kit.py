@@ -114,7 +114,7 @@ def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
         )  # fmt: skip
     if np.shape(got) != shape:
         raise Wrong(
-            f"expected {what} of shape {shape}",
+            f"expected {what} of shape {shape}" if shape else f"expected {what} as a number",
             f"got      {what} of shape {np.shape(got)} = {shown(got)}",
         )
 
