@@ -147,13 +147,15 @@ def other_units(student, A1, A2, i, j, c):
     _near(student.subspace_similarity(turned, A2, i, j), _exact(A1, A2, i, j))
 
 
-@kit.check(
-    st.tuples(kit.generators(), kit.sizes(50, 100), kit.sizes(1, 4), kit.sizes(1, 4)).map(
-        lambda p: {"A1": p[0].normal(size=(4, p[1])), "A2": p[0].normal(size=(5, p[1])),
-                   "i": p[2], "j": p[3]}  # fmt: skip
-    ),
-    points=1, examples=20,
-)  # fmt: skip
+@st.composite
+def wide(draw):
+    """Random matrices of many columns."""
+    rng, k = draw(kit.generators()), draw(kit.sizes(50, 100))
+    A1, A2 = rng.normal(size=(4, k)), rng.normal(size=(5, k))
+    return {"A1": A1, "A2": A2, "i": draw(kit.sizes(1, 4)), "j": draw(kit.sizes(1, 5))}
+
+
+@kit.check(wide(), points=1, examples=20)
 def random_spaces(student, A1, A2, i, j):
     """Random spaces in many dimensions: not 0, but near max(i, j) / k."""
     _near(student.subspace_similarity(A1, A2, i, j), _exact(A1, A2, i, j))
