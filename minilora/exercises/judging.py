@@ -127,6 +127,7 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     def property_(case: Case) -> None:
         student.calls = []
         seen.append(Seen(check, case, student.calls))
+        del seen[CASES - 1 : -1]  # large results are not all kept
         check.run(student, **case)
 
     try:
@@ -138,6 +139,10 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
         return _failed(check, case=seen[-1].case, seen=_some(seen), **_raised(error))
     except Wrong as wrong:
         return _failed(check, case=seen[-1].case, seen=_some(seen), lines=wrong.lines)
+    except Exception as error:  # a check that stumbles over a result gives no points for it
+        lines = ("expected a result that the check can read",
+                 f"got      one at which it stops: {type(error).__name__}")  # fmt: skip
+        return _failed(check, case=seen[-1].case if seen else None, lines=lines)
     return Outcome(check.title, check.points, check.points, seen=_some(seen))
 
 
