@@ -73,7 +73,7 @@ class Result:
         """passed, partly, wrong, raised, or one of STATES."""
         if self.passed:
             return "passed"
-        kinds = {part.kind for part in self.parts if part.points < part.of}
+        kinds = {part.kind for part in self.parts if part.points < part.of} - {"skipped"}
         kind = kinds.pop() if len(kinds) == 1 and not self.points else ""
         if not kind or kind == "Result":
             return "partly" if self.points else "wrong"

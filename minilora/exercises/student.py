@@ -25,6 +25,7 @@ from .book import Exercise
 from .kit import Wrong, shown
 from .worker import told
 
+NO_ANSWER = "its process sends what is no answer"
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
@@ -221,7 +222,7 @@ class Remote(Student):
             ) from None  # fmt: skip
         self._left -= time.monotonic() - began
         if not isinstance(answer, dict) or answer.get("id") != self._last:
-            ended = self._ended()
+            ended = self._ended() if isinstance(answer, EOFError | OSError) else NO_ANSWER
             self.close()
             raise Halted(ended)
         if "error" in answer:
@@ -233,7 +234,7 @@ class Remote(Student):
         try:
             code = self._process.wait(2)
         except subprocess.TimeoutExpired:
-            return "its process sends what is no answer"
+            return NO_ANSWER
         if code < 0 and -code in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0)):
             return f"it used more than {self._limits.cpu} seconds of the processor, or was killed"
         if code < 0:
@@ -247,7 +248,7 @@ class Remote(Student):
         after = answer.get("args")
         if not isinstance(after, list) or len(after) != len(args):
             self.close()
-            raise Halted("its process sends what is no answer")
+            raise Halted(NO_ANSWER)
         return answer.get("value"), after
 
     def printed(self) -> str:

@@ -32,10 +32,11 @@ def submissions(
     for path in entries:
         files: dict[str, Path | None]
         name, number = path.name, _number(path.name, of)
-        if name.startswith((".", "__MACOSX")) or not (path.is_dir() or path.suffix == ".py"):
+        whole = path.suffix == ".py" or (path.is_dir() and not path.is_symlink())
+        if name.startswith((".", "__MACOSX")) or not whole:
             left_out.append(plain(name))
             continue
-        if path.is_dir() and not path.is_symlink() and path.suffix != ".py":
+        if path.suffix != ".py":
             inside = _listed(path)
             files = _files(inside or [], of)
         elif number or len(of) == 1:
