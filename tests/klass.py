@@ -108,6 +108,9 @@ ABOVE = {  # at the end of a file whose answers are wrong
     "the neighbour": "exec(open(NEIGHBOUR).read())",
     "another's folder": "import os; os.remove(NEIGHBOUR)",
     "its folder": "import os, shutil; shutil.rmtree(os.getcwd())",
+    "patched paths": "import posixpath, os, stat\nposixpath._joinrealpath = lambda *a: (os.__file__, True)\n"
+                     "posixpath.realpath = os.lstat = lambda *a, **k: os.__file__\n"
+                     "exec(open(PATH).read().partition('### CHECKS')[0])",
     "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: False\n"
                         "builtins.any = builtins.all = lambda *a: True\n"
                         "open(NEIGHBOUR, 'w').write('gone')",

@@ -11,7 +11,7 @@ import builtins
 import contextlib
 import ctypes
 import functools
-import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -149,12 +149,24 @@ def _refused(*_: Any, **__: Any) -> None:
     raise PermissionError("an exercise only computes; this starts or signals a process")
 
 
+def _paths() -> Any:
+    """os.path once more, with an os of its own: what a student patches is not in it."""
+    spec = importlib.util.find_spec(os.path.__name__)
+    assert spec is not None and spec.loader is not None
+    fresh = importlib.util.module_from_spec(spec)
+    vars(fresh)["__builtins__"] = {**vars(builtins)}
+    spec.loader.exec_module(fresh)
+    for used in ("os", "stat", "genericpath"):
+        setattr(fresh, used, types.SimpleNamespace(**vars(importlib.import_module(used))))
+    return fresh
+
+
 def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """What refuses. A student can put nothing else under the names that it uses.
 
     It lets through what Python and NumPy load, and the student's folder; never the exercises.
     """
-    real, name, sep, null = os.path.realpath, os.fsdecode, os.sep, os.devnull
+    real, name, sep, null = _paths().realpath, os.fsdecode, os.sep, os.devnull
     forbidden, reads, closed, writing = FORBIDDEN, READS, CLOSED, WRITES
     own, package = real(book.FOLDER), real(book.FOLDER.parents[1])
     there = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
