@@ -154,7 +154,8 @@ def _some(seen: list[Seen]) -> tuple[Seen, ...]:
 def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     """The outcomes, with the known mistakes that give all that the student's code gave.
 
-    Of the calls of the mistaken function, over all checks: one that explains a part only is none.
+    Of the calls of the mistaken function, and of what runs beside the student, over all checks: one
+    that explains a part only is none.
     """
     outcomes = tuple(outcomes)
     if all(outcome.points for outcome in outcomes):
@@ -170,11 +171,11 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
             local = Local(exercise, mistaken(exercise, function, mistake))
             failed = set()
             for outcome, one, smallest in seen:
-                theirs = _of(function, exercise, one.calls)
+                theirs = _calls(exercise, one.calls, function)
                 if not theirs and not smallest:
                     continue
                 fails = _fails(one, local)
-                ours = _of(function, exercise, local.calls)
+                ours = _calls(exercise, local.calls, function)
                 if not all(map(alike, theirs, ours)):
                     break
                 if smallest and fails and theirs:
@@ -187,10 +188,9 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
     )
 
 
-def _of(function: str, exercise: Exercise, calls: list[Called]) -> list[Called]:
-    """The calls of a function, and of what runs beside the student and may call it."""
-    others = {*exercise.functions} - {function}
-    return [call for call in calls if call.name not in others]
+def _calls(exercise: Exercise, calls: list[Called], function: str) -> list[Called]:
+    """Those that may have run this function."""
+    return [call for call in calls if call.name == function or call.name not in exercise.functions]
 
 
 def _fails(one: Seen, student: Student) -> bool:
@@ -225,7 +225,8 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def _failed(check: Check, case: Case | None = None, **found: Any) -> Outcome:
-    return Outcome(check.title, 0, check.points, case=tuple((case or {}).items()), **found)
+    shown = tuple((name, held) for name, held in (case or {}).items() if not name.startswith("_"))
+    return Outcome(check.title, 0, check.points, case=shown, **found)
 
 
 def _none(exercise: Exercise, problem: dict[str, Any]) -> tuple[Outcome, ...]:

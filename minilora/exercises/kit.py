@@ -27,8 +27,8 @@ class Wrong(AssertionError):
 class Check:
     """A property: `run(student, **case)` raises Wrong where it does not hold.
 
-    title: the property in a sentence; cases: draws the arguments by name; points: what it is worth;
-    examples: how many cases are drawn.
+    title: the property in a sentence; cases: draws the arguments by name, of which a failure shows
+    those without a leading _; points: what it is worth; examples: how many cases are drawn.
     """
 
     title: str
@@ -114,7 +114,7 @@ def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
         )  # fmt: skip
     if np.shape(got) != shape:
         raise Wrong(
-            f"expected {what} of shape {shape}",
+            f"expected {what} of shape {shape}" if shape else f"expected {what} as a number",
             f"got      {what} of shape {np.shape(got)} = {shown(got)}",
         )
 

@@ -131,14 +131,10 @@ def _limit(setup: dict[str, Any]) -> None:
                 hard = resource.getrlimit(getattr(resource, name))[1]
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
                 resource.setrlimit(getattr(resource, name), (most, most))
-    for name in [name for name in sys.modules if name.split(".")[0] == "minilora"]:
-        if not setup["engine"] or name.startswith(__package__ or ""):  # the answers are in there
-            sys.modules[name] = None  # type: ignore[assignment]
-    for module in (
-        "signal",
-        "_signal",
-        *(["_posixsubprocess"] if os.name == "posix" else []),
-    ):  # these two are not told to a hook
+    hidden = __package__ if setup["engine"] else "minilora"  # the answers are in there
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
+        sys.modules[name] = None  # type: ignore[assignment]
+    for module in ("signal", "_signal", *["_posixsubprocess"] * (os.name == "posix")):
         there = vars(importlib.import_module(module))
         for name in {"pidfd_send_signal", "fork_exec"} & {*there}:
             there[name] = _refused  # no hook hears of them
