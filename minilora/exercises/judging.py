@@ -121,6 +121,7 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     def run(case: Case) -> None:
         student.calls = []
         seen.append(Seen(check, case, student.calls))
+        del seen[CASES - 1 : -1]  # large results are not all kept
         check.run(student, **case)
 
     def anyway(case: Case) -> None:
@@ -139,7 +140,11 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
         del seen[:]
         _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
         return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
-    return Outcome(check.title, check.points, check.points, seen=tuple(seen[:CASES]))
+    except Exception as error:  # a check that stumbles over a result gives no points for it
+        lines = ("expected a result that the check can read",
+                 f"got      one at which it stops: {type(error).__name__}")  # fmt: skip
+        return _failed(check, case=seen[-1].case if seen else None, lines=lines)
+    return Outcome(check.title, check.points, check.points, seen=tuple(seen))
 
 
 def _drawn(
