@@ -5,6 +5,7 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 """
 
 import ast
+import base64
 import errno
 import json
 import os
@@ -13,15 +14,17 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minilora import cli, site
-from minilora.site import contents, folder, kept, names, publish
+from minilora.site import contents, cover, folder, kept, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -297,6 +300,46 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
 
 
 # What is kept, and what is put in place.
+
+
+def levels(png, palette=False):
+    """The shades in a picture of the cover, as whole numbers, below 0 to above; or its colours."""
+    chunks, at = {}, 8
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4], "big")
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + size]
+        at += 12 + size
+    if palette:
+        table = chunks[b"PLTE"]
+        return ["#" + table[i : i + 3].hex().upper() for i in range(0, len(table), 3)]
+    wide, high = (int.from_bytes(chunks[b"IHDR"][i : i + 4], "big") for i in (0, 4))
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(high, wide + 1)
+    return rows[:, 1:].astype(int) - cover.LEVELS
+
+
+def test_the_cover_is_an_update_and_what_each_rank_keeps_of_it(monkeypatch):
+    monkeypatch.setenv("MINILORA_FAST", "1")
+    told = cover._computed()
+    assert len(told["losses"]) == len(told["left"]) == len(cover.RANKS)
+    assert told["left"][0] < 1 and told["left"] == sorted(told["left"], reverse=True)
+    pictures = {name: base64.b64decode(png) for name, png in told["pictures"].items()}
+    kept, left = (levels(pictures[n]).reshape(-1, cover.DRAWN, cover.DRAWN) for n in ("BA", "left"))
+    inside = (abs(kept) < cover.LEVELS) & (abs(left) < cover.LEVELS)
+    for r, both in enumerate(inside):  # whatever the rank, the two are the update
+        both &= inside[-1]
+        assert both.mean() > 0.5 and (abs((kept + left)[r] - (kept + left)[-1])[both] <= 2).all()
+    assert levels(pictures["W0"]).shape == (cover.DRAWN, cover.DRAWN)
+
+
+def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
+    png = cover._png([np.array([[-1.0, 0.0, 1.0], [-9.0, 0.5, 9.0]])], 1.0)
+    n = cover.LEVELS
+    assert levels(png).tolist() == [[-n, 0, n], [-n, n // 2, n]]
+    colours = levels(png, palette=True)
+    assert (colours[0], colours[n], colours[-1]) == (cover.BELOW, cover.ZERO, cover.ABOVE)
+    lightness = [sum(bytes.fromhex(c[1:])) for c in colours]
+    assert len(colours) == 2 * n + 1 and lightness[: n + 1] == sorted(lightness[: n + 1])
+    assert lightness[n:] == sorted(lightness[n:], reverse=True)
 
 
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
