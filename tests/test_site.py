@@ -409,6 +409,8 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     move = os.replace
 
     def fails(source, target):
+        for path in map(Path, (source, target)):  # on one disk, where a move is one step
+            assert path.is_relative_to(tmp_path)
         if Path(source).name == "new":
             raise PermissionError(13, "Permission denied", str(target))
         move(source, target)
@@ -486,6 +488,8 @@ def test_every_public_name_has_its_place():
     entries = [e for section in names.sections() for e in section.entries]
     assert len({e.anchor for e in entries}) == len(entries)
     assert not [e.name for e in entries if not e.doc]
+    methods = [m for e in entries for m in e.methods]
+    assert methods and not [m.anchor for m in methods if m.name[0] == "_" or not m.signature]
     assert not [e.name for e in entries if " at 0x" in e.doc + e.signature]
 
 
