@@ -519,6 +519,7 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert prose.line("chapters 02 and 03, year 03") == (
         'chapters 02 and <a href="03_x.html">03</a>, year 03'
     )
+    assert not re.search("<(?!/?span)", prose.code("x = 1"))  # it stands in a block already
     assert 'href="api.html#ml.fit"' in prose.code("ml.fit(x)") and "href" not in prose.code(
         "x.ml.fit(ml=1); attach(fit)"
     )
@@ -600,6 +601,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "chapter 99" in page and 'href="api.html#ml.fit"' in page
     assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
     assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
+    assert "language-python" not in page  # the code alone
     assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
