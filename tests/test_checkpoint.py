@@ -377,16 +377,12 @@ def test_the_arrays_that_are_asked_for_are_all_there_are(file):
             file.arrays(wanted | change)
     with pytest.raises(ValueError, match=r"missing \[\], unexpected \['b', 'n'\]"):
         file.arrays({"W": (2, 3)})
-    with pytest.raises(ValueError, match="b holds bool, not whole numbers"):
-        file.arrays(wanted, whole=("n", "b"))
-    with pytest.raises(ValueError, match="W holds float16, not whole numbers"):
-        file.arrays(wanted, whole=("n", "W"))
 
 
 def test_arrays_that_fit_are_given_and_must_be_finite(tmp_path):
-    path = checkpoint.write(tmp_path / "a.npz", {"W": np.ones(3), "n": np.arange(3)}, {})
+    path = checkpoint.write(tmp_path / "a.npz", {"W": np.ones(3), "n": np.arange(3.0)}, {})
     with checkpoint.opened(path) as file:
-        got = file.arrays({"W": [3], "n": (3,)}, whole=["n"])
+        got = file.arrays({"W": [3], "n": (3,)})
     assert got["W"].tolist() == [1, 1, 1] and got["n"].tolist() == [0, 1, 2]
     for odd in (np.nan, np.inf):
         body = npy(header("<f8", shape="(3,)"), np.array([1, odd, 2]).tobytes())
@@ -425,9 +421,9 @@ def test_a_budget_makes_zeros_as_many_as_the_file_has_numbers(file):
     budget = file.budget()
     assert not budget.standard_normal((2, 3)).any() and budget.uniform(-1, 1, size=4).shape == (4,)
     budget.standard_normal(1)
-    with pytest.raises(ValueError, match="it tells of more than the 11 numbers in it"):
+    with pytest.raises(ValueError, match="its sizes ask for more numbers than the 11 it holds"):
         budget.standard_normal((10**6, 10**6, 10**6))
-    with pytest.raises(ValueError, match="it tells of more"):
+    with pytest.raises(ValueError, match="its sizes ask for more"):
         file.budget().uniform(-1, 1, (2, 6))
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from strategies import gpt2, shake
+from test_messages import FOREIGN
 
 import minilora as ml
 from minilora import accounting, cli, data, demo, lora
@@ -358,7 +359,8 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 
 COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"]}
+NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
+          "ex": ["status"]}  # fmt: skip
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -385,9 +387,10 @@ FREE = {
     "--targets",
     "--engines",
     "--shapes",
+    "--only",
 }  # any words will do
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity"}  # fmt: skip
+         "--parity", "--give-up"}  # fmt: skip
 
 
 @once
@@ -499,6 +502,10 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --targets ,": "--targets ,: give one name or several, by commas",
     "finetune kjv --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
     "account gpt2 --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
+    "account --r 0": "--r 0: give a whole number from 1",
+    "account gpt5": "shape gpt5: give gpt2",
+    "finetune kjv --base nowhere.npz": "there is no file nowhere.npz, nor a built-in base of that",
+    "finetune kjv --base fox.npz": "fox.npz holds an adapter, not a model",
     "info --seed -1": "--seed -1: give a whole number from 0",
     "info --threads 5000": "--threads 5000: give 1,024 or less",
     "info --backend cupi": "--backend cupi: give numpy, cupy, or cupy:1",
@@ -568,6 +575,7 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
     assert cli.main(shlex.split(line)) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and err.startswith(f"minilora: {MISTAKES[line]}")
+    assert not FOREIGN.search(err.replace(r"\xff", "")) and len(err) < 330
     assert {path: path.read_bytes() for path in shelf.iterdir() if path.is_file()} == before
 
 

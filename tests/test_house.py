@@ -26,7 +26,8 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"},
     {"lora", "rounding"},  # rounding holds lora to what it does, and lora hands its `verify` on
     {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
-    {"pretrain", "demo", "viz"}, {"bench", "site"}, {"cli", "public"}, {"__init__", "__main__"},
+    {"pretrain", "demo", "viz"}, {"bench", "site", "exercises"}, {"cli", "public"},
+    {"__init__", "__main__"},
 ]  # fmt: skip
 SOURCES = [  # an installed package holds the chapters, too
     path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE / "tutorials"

@@ -2,6 +2,9 @@
 
 import copy
 import operator
+import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from warnings import catch_warnings, simplefilter
@@ -720,3 +723,10 @@ def test_shapes_count_for_themselves():
         assert (one.counts.live, two.counts.live) == (80, 160)
         del x, y
     assert one.counts.live == two.counts.live == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no ulimit")
+def test_a_limit_of_address_space_is_told_with_the_way_out():
+    limited = f"ulimit -v 4000000; '{sys.executable}' -m minilora account gpt2"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "lift its limit of address space" in done.stderr

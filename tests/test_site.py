@@ -7,6 +7,7 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 import ast
 import base64
 import errno
+import html
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 
 from minilora import cli, site
+from minilora.exercises import book
 from minilora.site import contents, cover, folder, kept, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
@@ -66,6 +68,7 @@ data = [1]  # fmt: skip
 
 # %%
 t = ml.Tensor([1.0, 2.0], requires_grad=True)
+__import__("warnings").warn("invalid value encountered in matmul", RuntimeWarning)
 print(ops.softmax(t), "a long line " * 20)
 print("a | table")
 
@@ -490,7 +493,14 @@ def test_every_public_name_has_its_place():
     assert not [e.name for e in entries if not e.doc]
     methods = [m for e in entries for m in e.methods]
     assert methods and not [m.anchor for m in methods if m.name[0] == "_" or not m.signature]
-    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature]
+    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature or "<" in e.signature]
+    for told in (part.signature for e in entries for part in (e, *e.methods)):
+        assert " ".join(names.parameters(told)) == told
+    assert names.parameters("(a: dict[str, int] = {}, *, b) -> (x, y)") == [
+        "(a: dict[str, int] = {},", "*,", "b) -> (x, y)"
+    ]  # fmt: skip
+    (history,) = (e for e in entries if e.anchor == "ml.History")
+    assert names.parameters(history.signature)[0] == "(losses: list[float] = [],"
 
 
 def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
@@ -527,6 +537,14 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
         "<pre>a b  c\n d  e</pre>"
+    )
+    long = "a line that is full of words as it is and has no room at all for others"
+    assert docstring(prose, f"{long}\nword") == f"<p>{long} word</p>"
+    assert docstring(prose, f"{long}.\nword") == f"<p>{long}.</p><p>word</p>"
+    assert docstring(prose, f"x\n\na  {long}\nword") == f"<p>x</p><p>a  {long} word</p>"
+    assert docstring(prose, "x\n\na: one\nb: two\nand on\n\nc: three\non") == (
+        "<p>x</p><dl><dt><code>a</code></dt><dd>one</dd><dt><code>b</code></dt><dd>two and on</dd>"
+        "</dl><p>c: three on</p>"
     )
     assert docstring(prose, "x\n\na   one\nbc  two <\n    on\nd   `ml.fit`").endswith(
         "<dl><dt><code>a</code></dt><dd>one</dd><dt><code>bc</code></dt><dd>two &lt; on</dd>"
@@ -591,6 +609,7 @@ def test_a_page_has_what_those_need_who_cannot_see_it(built):
         assert heads[0] == 1 and heads.count(1) == 1
         assert all(after <= before + 1 for before, after in pairwise(heads))
         text = path.read_text("utf-8")
+        assert 'aria-label="A warning"' not in text, path.name
         assert not re.search(r"\$[^$<]*\\[a-z]", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
 
 
@@ -608,9 +627,33 @@ def test_the_small_site_has_what_its_chapters_say(built):
         assert part in page, part
     assert 'href="api.html#data"' not in page and "fmt:" not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    api = (built / "api.html").read_text("utf-8")
+    used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
+    assert used.count('Used in chapter <a href="03_name.html">03</a>') == 1
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
+
+
+def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
+    tasks = book.exercises()
+    page = (built / "exercises.html").read_text("utf-8")
+    for task in tasks:
+        assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
+        assert (built / "get" / task.name).read_text("utf-8") == task.stub()
+        first = html.escape(task.statement.split("\n")[2], quote=False)
+        assert first in page
+    for lesson in built.glob("[0-9][0-9]_*.html"):
+        mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
+        assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
+
+
+def test_a_statement_flows_but_for_what_is_laid_out():
+    pytest.importorskip("latex2mathml")
+    from minilora.site import prose
+
+    told = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
+    assert told == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
 
 
 # The pages in a browser.
@@ -636,7 +679,8 @@ def tab(chromium, built):
         made = chromium.new_context(**settings)
         made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
         made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
-        made.on("requestfailed", lambda asked: odd.append(f"no {asked.url}"))
+        made.on("requestfailed", lambda asked: asked.failure == "net::ERR_ABORTED"  # a page is left
+                or odd.append(f"no {asked.url}"))  # fmt: skip
         made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
                 or odd.append(f"{asked.url} is asked for"))  # fmt: skip
         return made
@@ -734,12 +778,14 @@ def test_every_stepper_is_moved_by_arrow_keys(tab, built):
 def test_search_finds_and_leads_there(tab, built):
     entries = json.loads((built / "search.js").read_text("utf-8").removeprefix("SEARCH = "))
     titles = [title for _, title, _, _ in entries]
+    assert "ops.softmax" in titles and not [title for title in titles if "(" in title]
     heading = "Break it" if "Break it" in titles else "A formula & its code"
     page = tab("api.html")
     page.keyboard.press("/")
     page.keyboard.type("softMAX")
     page.wait_for_selector("#found a")
     assert "ops.softmax" in page.locator("#found").inner_text()
+    assert "API: ops.softmax" in page.locator("#found a").all_inner_texts()
     assert page.locator("#found mark").first.inner_text().lower() == "softmax"
     page.locator("#search input").fill("zzzzz")
     assert page.locator("#found [role=status]").inner_text() == "Nothing found."
@@ -758,6 +804,19 @@ def test_search_finds_and_leads_there(tab, built):
 
 
 @marked
+def test_the_list_of_names_shows_the_one_that_is_looked_at(tab):
+    page = tab("api.html#viz.stepper", width=1440)
+    for name in ("viz.stepper", "ml.GPT2", "ops.softmax"):
+        page.evaluate(f"location.hash = '{name}'")
+        link = page.locator(f".contents a[href='#{name}']")
+        page.wait_for_function(
+            "e => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom < 800",
+            arg=link.element_handle(), timeout=3000,
+        )  # fmt: skip
+        assert page.locator(f"[id='{name}']").bounding_box()["y"] < 800
+
+
+@marked
 def test_the_theme_is_remembered_from_page_to_page(tab):
     colour = "getComputedStyle(document.body).backgroundColor"
     page = tab()
@@ -772,6 +831,39 @@ def test_the_theme_is_remembered_from_page_to_page(tab):
     page.reload()
     assert page.evaluate(colour) == light
     assert tab(scheme="dark").evaluate(colour) == dark
+
+
+@marked
+def test_figures_are_turned_over_in_the_dark_and_laid_on_the_page(tab, built):
+    chapter = next(p for p in sorted(built.glob("[0-9]*.html")) if "<figure><a" in p.read_text())
+    look = "e => [getComputedStyle(e).filter, getComputedStyle(e).mixBlendMode]"
+    looks = {"light": ["none", "multiply"], "dark": ["invert(1) hue-rotate(180deg)", "screen"]}
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = tab(chapter.name, scheme=scheme)
+        figure = page.locator("figure > a > img").first
+        assert figure.evaluate(look) == looks[scheme]
+        page.locator("#theme").click()
+        assert figure.evaluate(look) == looks[other]
+        page.emulate_media(media="print")
+        assert figure.evaluate(look) == looks["light"]
+        page.emulate_media(media="screen")
+        page.locator("#theme").click()
+
+
+@marked
+def test_no_answer_stands_beside_its_question(tab, built):
+    seen = 0
+    for path in sorted(built.glob("[0-9]*.html")):
+        page = tab(path.name, width=1440)
+        for row in page.locator(".row:has(.prose > details):has(.work > *)").all():
+            question, work = (
+                row.locator(f"> {part}").bounding_box() for part in (".prose", ".work")
+            )
+            assert work["y"] >= question["y"] + question["height"] - 1, path.name
+            assert work["x"] > question["x"]
+            seen += 1
+        page.close()
+    assert seen
 
 
 @marked

@@ -23,6 +23,7 @@ from minilora.tensor import Node
 from minilora.viz import layout
 from minilora.viz.layout import LETTER, arrange
 
+ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -475,6 +476,16 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
     data, how = shown.pop()
     assert data == b"\x89PNG" and how["alt"].startswith("Down: loss")
     assert not plt.get_fignums()
+
+
+def test_the_readme_shows_the_picture_that_its_command_prints():
+    from minilora.viz.__main__ import picture
+
+    drawn = picture()
+    assert (ROOT / "tutorials" / "lora.svg").read_text("utf-8") == drawn + "\n"
+    ET.fromstring(drawn)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "](tutorials/lora.svg)" in readme and "python -m minilora.viz" in readme
 
 
 @pytest.mark.parametrize("screen", [False, True])

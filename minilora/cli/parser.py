@@ -17,6 +17,8 @@ from ..accounting.plan import POLICIES
 from ..bench.engines import ENGINES, SHAPES
 from ..pretrain import STEPS
 from . import commands
+from .exercises import DOES as EX
+from .exercises import exercises
 from .finetune import finetune
 from .tutorials import DOES, tutorials
 
@@ -333,4 +335,18 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         help="the folder to build or serve (site), or the notebook's file (its name.ipynb)",
     )  # fmt: skip
     sub.add_argument("--port", type=whole(0, 65535), help="to serve at (8000; 0: any)")
+    sub = command("ex", exercises)
+    sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "what"}, help=", ".join(EX))
+    sub.add_argument("which", nargs="?", help="an exercise, such as 07; a folder, to init or grade")
+    sub.add_argument("more", nargs="?", help="behind dev: an exercise, or a new one's name")
+    sub.set_defaults(needs=("do", f"to know what: {', '.join(EX)}"))
+    sub.add_argument("--only", type=some_names, help="a course: numbers in order, by commas")
+    sub.add_argument("--give-up", action="store_true", help="show a solution before a pass")
+    sub.add_argument(
+        "-v", "--verbose", action="store_true", help="tell every failure, and all frames"
+    )
+    sub.add_argument("--jobs", type=whole(1, 256), help="to grade with so many processes (1)")
+    sub.add_argument("--csv", type=to_write(".csv"), help="to grade into: a table")
+    sub.add_argument("--html", type=to_write(".html"), help="to grade into: a page of the class")
+    sub.add_argument("--gradescope", type=to_write(".json"), help="to grade into: for Gradescope")
     return top, all_of_them.choices

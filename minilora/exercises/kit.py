@@ -1,0 +1,156 @@
+"""What an exercise is written with: checks over drawn cases, and the words for what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from .wire import Odd
+
+Case = Mapping[str, Any]
+
+
+class Wrong(AssertionError):
+    """What a check found, a line each: what was expected, what came, how far they are apart."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Check:
+    """A property: `run(student, **case)` raises Wrong where it does not hold.
+
+    title: the property in a sentence; cases: draws the arguments by name, of which a failure shows
+    those without a leading _; points: what it is worth; examples: how many cases are drawn.
+    """
+
+    title: str
+    cases: SearchStrategy[Case]
+    points: int
+    examples: int
+    run: Callable[..., None]
+
+
+def check(
+    cases: SearchStrategy[Case], *, points: int = 1, examples: int = 30
+) -> Callable[[Callable[..., None]], Check]:
+    """Make a function `(student, **case)` a Check; its docstring's first line is the title."""
+
+    def made(run: Callable[..., None]) -> Check:
+        title = (run.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        return Check(title, cases, points, examples, run)
+
+    return made
+
+
+def sizes(least: int = 1, most: int = 4) -> SearchStrategy[int]:
+    """A dimension."""
+    return st.integers(least, most)
+
+
+def generators() -> SearchStrategy[np.random.Generator]:
+    """A seeded NumPy generator, for arrays whose shapes were drawn before."""
+    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def small(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """float64 array of whole numbers from -3 to 3 without zero: easy to read in a message."""
+    return rng.choice([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0], size=shape)
+
+
+def parts(value: Any, *names: str) -> tuple[Any, ...]:
+    """The members of a tuple or list that has one for each name. Raises Wrong otherwise."""
+    wanted = f"expected {len(names)} values to be returned: {', '.join(names)}"
+    if not isinstance(value, tuple | list):
+        raise Wrong(wanted, f"got      {described(value)}")
+    if len(value) != len(names):
+        raise Wrong(wanted, f"got      {len(value)} of them")
+    return tuple(value)
+
+
+def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None = None) -> None:
+    """Raise Wrong unless `got` is a number or array as `expected` is, equal up to rounding.
+
+    rtol: the largest gap over the largest |expected|; None: 256 eps of the coarser dtype, at least
+    eps of float32 where `expected` is float32, ...
+    """
+    number(got, np.shape(expected), what)
+    a, b = np.asarray(got), np.asarray(expected)
+    if rtol is None:
+        rtol = 256 * float(np.finfo(b.dtype).eps) if b.dtype.kind == "f" else 0.0
+    wide = np.result_type(a.dtype, b.dtype, np.float64)
+    gap = np.abs(a.astype(wide) - b.astype(wide))
+    gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf is inf
+    top = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
+    if not np.all(gap <= rtol * top):
+        raise Wrong(
+            f"expected {what} = {shown(b)}", f"got      {what} = {shown(a)}",
+            f"gap      {_gap(gap, a)}",
+        )  # fmt: skip
+
+
+def _gap(gap: np.ndarray, got: np.ndarray) -> str:
+    if np.all(np.isfinite(gap)):
+        return f"{np.max(gap):.3g} at most"
+    return "not finite" if not np.all(np.isfinite(got)) else "infinite"
+
+
+def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
+    """Raise Wrong unless `got` is a number, or an array of numbers, of this shape."""
+    if got is None:
+        raise Wrong(f"expected {what}", "got      None: is there a `return`?")
+    if not isinstance(got, np.ndarray | np.generic | int | float):
+        raise Wrong(
+            f"expected {what} as an array of shape {shape}" if shape
+            else f"expected {what} as a number",
+            f"got      {described(got)}",
+        )  # fmt: skip
+    if np.shape(got) != shape:
+        raise Wrong(
+            f"expected {what} of shape {shape}",
+            f"got      {what} of shape {np.shape(got)} = {shown(got)}",
+        )
+
+
+def holds(true: Any, expected: str, got: str = "") -> None:
+    """Raise Wrong with these words unless it is true."""
+    if not true:
+        raise Wrong(f"expected {expected}", *([f"got      {got}"] if got else []))
+
+
+def described(value: Any) -> str:
+    """What a value is, in a few words."""
+    if value is None:
+        return "None: is there a `return`?"
+    if isinstance(value, np.ndarray):
+        return f"one array of shape {value.shape}"
+    kind = value.kind if isinstance(value, Odd) else type(value).__name__
+    return f"a value of type {kind}: {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: short, rounded, arrays on one line where they fit."""
+    if isinstance(value, np.ndarray | np.generic):
+        text = np.array2string(
+            np.asarray(value), precision=4, threshold=24, edgeitems=2, separator=", ",
+            floatmode="maxprec", max_line_width=10**6,
+        )  # fmt: skip
+        return " ".join(text.replace("\n", " ").split()).replace("[ ", "[")
+    if isinstance(value, np.random.Generator):
+        return "a NumPy generator"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {shown(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(map(shown, value)) + (
+            "," if type(value) is tuple and len(value) == 1 else ""
+        )
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    text = f"{value:.6g}" if isinstance(value, float) else repr(value)
+    return text if len(text) < 200 else text[:197] + "..."

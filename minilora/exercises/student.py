@@ -1,0 +1,272 @@
+"""A student's functions, as the checks call them: in a process of their own, or right here."""
+
+from __future__ import annotations
+
+import copy
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import wire
+from .book import Exercise
+from .kit import Wrong, shown
+from .worker import told
+
+PACKAGE = str(Path(__file__).resolve().parents[2])
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one process: seconds of a call and of the processor, bytes of memory and of files."""
+
+    seconds: float = 5.0
+    cpu: int = 30
+    memory: int = 2 << 30
+    output: int = 1 << 20
+
+
+LIMITS = Limits()
+
+
+class Raised(Exception):
+    """The student's code raised: its kind and message; frames: (line, function, source) of it."""
+
+    def __init__(self, kind: str, message: str, frames: list[list[Any]]) -> None:
+        super().__init__(f"{kind}: {message}" if message else kind)
+        self.kind, self.frames = kind, frames
+
+
+class Halted(BaseException):
+    """The student's process is gone, or was ended: nothing more comes from it.
+
+    No Exception: a search for a smaller case must not go on with a process that is not there.
+    """
+
+
+@dataclass(frozen=True)
+class Called:
+    """One call: the function, and what came of it: a result and changed arguments, or an error."""
+
+    name: str
+    value: Any = None
+    changed: tuple[tuple[int, Any], ...] = ()
+    error: str = ""
+
+
+class Student:
+    """`student.f(x, y)` calls the student's f with copies, and keeps what came of it in `calls`.
+
+    A function that changes an argument which is not its own to change is Wrong.
+    """
+
+    def __init__(self, exercise: Exercise) -> None:
+        self.exercise = exercise
+        self.calls: list[Called] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args: self._checked(name, args)
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        """The result, and the arguments as they are after it. Raises Raised or Halted."""
+        raise NotImplementedError
+
+    def _checked(self, name: str, args: tuple[Any, ...]) -> Any:
+        try:
+            value, after = self._call(name, args)
+        except Raised as error:
+            self.calls.append(Called(name, error=error.kind))
+            raise
+        changed = tuple((i, b) for i, (a, b) in enumerate(zip(args, after)) if not same(a, b))
+        self.calls.append(Called(name, value, changed))
+        for i, now in changed:
+            argument = self.exercise.argument(name, i)
+            if argument not in self.exercise.in_place.get(name, ()):
+                raise Wrong(
+                    f"expected {name} to leave its arguments as they are",
+                    f"got      {argument} changed in place: {shown(args[i])} is now {shown(now)}",
+                )
+            _put(args[i], now)
+        return value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Are these the same bits?"""
+    if isinstance(a, np.ndarray):
+        return (
+            isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
+            and a.tobytes() == b.tobytes()
+        )  # fmt: skip
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and [*a] == [*b] and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, np.random.Generator):
+        return True  # it is there to be drawn from
+    return type(a) is type(b) and bool(a == b or a != a)
+
+
+def _put(old: Any, new: Any) -> None:
+    """Write what is new into the judge's own arguments."""
+    if isinstance(old, np.ndarray):
+        if old.shape != np.shape(new) or old.dtype != new.dtype:
+            raise Wrong(
+                f"expected an array that keeps its shape {old.shape} and {old.dtype}",
+                f"got      {np.shape(new)} and {new.dtype}",
+            )
+        old[...] = new
+    elif isinstance(old, dict):
+        for key in old:
+            _put(old[key], new.get(key))
+    else:
+        for a, b in zip(old, new):
+            _put(a, b)
+
+
+class Local(Student):
+    """Functions of this very process: of a reference, or of a known mistake."""
+
+    def __init__(self, exercise: Exercise, functions: Mapping[str, Callable[..., Any]]) -> None:
+        super().__init__(exercise)
+        self._functions = functions
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        given = copy.deepcopy([*args])
+        with np.errstate(all="ignore"):
+            try:
+                return self._functions[name](*given), given
+            except Exception as error:
+                told_ = told(error, "")
+                raise Raised(told_["error"], told_["message"], []) from error
+
+
+class Remote(Student):
+    """Functions of a student's file, in a process with limits and a folder of its own.
+
+    Raises Raised where the file cannot be loaded, Halted where its process ends or does not answer.
+    """
+
+    def __init__(self, exercise: Exercise, source: str, limits: Limits = LIMITS) -> None:
+        super().__init__(exercise)
+        self._limits, self._last, self._printed = limits, 0, ""
+        self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
+        path = self._folder / exercise.name
+        path.write_text(source, "utf-8")
+        code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
+               "from minilora.exercises.worker import main; main()"  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], cwd=self._folder, env=_environment(self._folder),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            self._send({
+                "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
+                "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
+            })  # fmt: skip
+            self._answer(60.0)  # it imports NumPy first, on a busy machine
+            self._last = 1
+            self._answer(limits.seconds)  # and loads the file
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        while True:
+            try:
+                self._answers.put(wire.receive(self._process.stdout))
+            except Exception as error:  # the end, or no message
+                self._answers.put(error)
+                return
+
+    def _send(self, request: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            wire.send(self._process.stdin, request)
+        except OSError:
+            raise Halted(self._ended()) from None
+
+    def _answer(self, seconds: float) -> Any:
+        while True:
+            try:
+                answer = self._answers.get(timeout=seconds)
+            except queue.Empty:
+                self.close()
+                raise Halted(
+                    f"it did not come to an end in {self._limits.seconds:g} seconds: is there a "
+                    "loop that never stops?"
+                ) from None
+            if isinstance(answer, Exception):
+                ended = self._ended()
+                self.close()
+                raise Halted(ended)
+            if isinstance(answer, dict) and answer.get("id") == self._last:
+                if "error" in answer:
+                    raise Raised(answer["error"], answer["message"], answer["frames"])
+                return answer
+
+    def _ended(self) -> str:
+        """How the process ended, in words."""
+        try:
+            code = self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            return "its process sends what is no answer"
+        if code < 0 and -code in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0)):
+            return f"it used more than {self._limits.cpu} seconds of the processor, or was killed"
+        if code < 0:
+            return f"its process was ended by signal {-code}"
+        return f"its process ended by itself, with code {code}: does it call os._exit?"
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        self._last += 1
+        self._send({"id": self._last, "name": name, "args": [*args]})
+        answer = self._answer(self._limits.seconds)
+        return answer.get("value"), answer["args"]
+
+    def printed(self) -> str:
+        """What the student's code printed by now."""
+        with suppress(OSError):
+            data = (self._folder / "printed.txt").read_bytes()
+            self._printed = data.decode("utf-8", "replace")
+        return self._printed
+
+    def close(self) -> None:
+        """End the process and all that it started, and remove its folder."""
+        self.printed()
+        if hasattr(os, "killpg"):
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing of the judge's but what Python needs; one thread."""
+    keep = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV")
+    return {
+        **{name: os.environ[name] for name in keep if name in os.environ},
+        "HOME": str(folder), "TMPDIR": str(folder), "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1",
+        "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg",
+    }  # fmt: skip

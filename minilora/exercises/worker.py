@@ -1,0 +1,133 @@
+"""The process that runs a student's code, and does nothing else: no check is made in it.
+
+It has limits of time, memory, output and files, and may start no process, remove no file and open
+no connection. That stops accidents and pranks; it is no security sandbox.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import functools
+import importlib
+import os
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from . import book, wire
+
+FORBIDDEN = (  # audit events
+    "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
+    "os.killpg", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown",
+    "os.link", "os.symlink", "os.chdir", "os.mkdir", "shutil.rmtree", "shutil.move",
+    "subprocess.Popen", "socket.__new__", "ctypes.dlopen", "resource.setrlimit",
+    "resource.prlimit", "pty.spawn",
+)  # fmt: skip
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def main() -> None:
+    """Answer what comes in, until there is no more. What the student prints goes elsewhere."""
+    with open(os.dup(0), "rb") as asked, open(os.dup(1), "wb") as answer:
+        where = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(where, stream)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for text in (sys.stdout, sys.stderr):
+            text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        me = os.getpid()
+        setup = wire.receive(asked)
+        with contextlib.suppress(EOFError):
+            serve(asked, answer, setup, me)
+
+
+def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
+    """Load the student's file, say how that went, then call what is asked for."""
+    path, drivers = setup["path"], book.drivers(Path(setup["exercise"]))
+    source = Path(path).read_text("utf-8")
+    warnings.simplefilter("once")
+    wire.send(answer, {"id": 0})  # from here on it is the student's time
+    _limit(setup)
+    module = _guarded(path, lambda: load(source, path))
+    wire.send(answer, {"id": 1, **{k: v for k, v in module.items() if k != "value"}})
+    if "value" not in module:
+        return
+    student = module["value"]
+    while os.getpid() == me:  # a fork has nothing to say
+        request = wire.receive(asked)
+        name, args = request["name"], request["args"]
+        if name in drivers:
+            call = functools.partial(drivers[name], student, *args)
+        else:
+            call = functools.partial(getattr(student, name), *args)
+        told = _guarded(path, call)
+        try:
+            wire.send(answer, {"id": request["id"], "args": args, **told})
+        except (ValueError, TypeError) as error:
+            told = {"error": "Result", "message": f"it returned {error}", "frames": []}
+            wire.send(answer, {"id": request["id"], **told})
+
+
+def load(source: str, path: str) -> types.ModuleType:
+    """Run a student's file as a module."""
+    module = types.ModuleType("student")
+    module.__file__ = path
+    code = builtins.compile(ast.parse(source, path), path, "exec", dont_inherit=True)
+    exec(code, vars(module))
+    return module
+
+
+def _guarded(path: str, run: Callable[[], Any]) -> dict[str, Any]:
+    """What it returns, or what it raises: its kind, words and the frames of the student's file."""
+    try:
+        return {"value": run()}
+    except BaseException as error:
+        return told(error, path)
+
+
+def told(error: BaseException, path: str) -> dict[str, Any]:
+    """An exception as data; a syntax error's frame is where it is."""
+    frames = [
+        [frame.lineno or 0, frame.name, frame.line or ""]
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
+    message = str(error)
+    if isinstance(error, SyntaxError):
+        frames = [[error.lineno or 0, "", (error.text or "").strip()]]
+        message = error.msg
+    if isinstance(error, RecursionError):
+        message, frames = "it calls itself without an end", frames[:1]
+    kind = type(error).__name__
+    return {"error": kind, "message": message[:400], "frames": frames[-5:]}
+
+
+def _limit(setup: dict[str, Any]) -> None:
+    """Limits of the operating system, where it has them, and the hook that refuses."""
+    if os.name == "posix":
+        resource = importlib.import_module("resource")
+        for name, most in (
+            ("RLIMIT_CPU", setup["cpu"]), ("RLIMIT_AS", setup["memory"]),
+            ("RLIMIT_FSIZE", setup["output"]), ("RLIMIT_NOFILE", 64), ("RLIMIT_CORE", 0),
+        ):  # fmt: skip
+            with contextlib.suppress(ValueError, OSError):
+                hard = resource.getrlimit(getattr(resource, name))[1]
+                most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+                resource.setrlimit(getattr(resource, name), (most, most))
+    hidden = __package__ if setup["engine"] else "minilora"  # the answers are in there
+    for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & WRITES
+        if event in FORBIDDEN or (writes and args[0] != os.devnull):
+            what = f"opens {args[0]} to write" if writes else f"calls {event}"
+            raise PermissionError(f"an exercise only computes; this {what}")
+
+    sys.addaudithook(hook)

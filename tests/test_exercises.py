@@ -1,0 +1,270 @@
+"""The exercises: each as it must be, and what a student and a teacher meet on the way."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from minilora import cli
+from minilora.exercises import book, desk, dev, judging, kit, teach, telling, wire
+from minilora.exercises.student import Limits
+
+pytestmark = pytest.mark.usefixtures("numpy_only")
+EXERCISES = pytest.mark.parametrize("number", book.paths())
+SOON = Limits(seconds=1.0)
+
+
+def answer(body: str, number: str = "02") -> str:
+    """The stub with this in the place of the first function's body."""
+    return book.exercise(number).stub().replace(book.TODO, body, 1)
+
+
+def told(body: str, **options) -> str:
+    verdict = judging.judge(book.exercise("02"), answer(body), limits=SOON)
+    return telling.verdict(verdict, **options)
+
+
+@EXERCISES
+def test_an_exercise_is_as_it_must_be(number):
+    """The solution passes, the stub fails all, each mistake fails and is named, and so on."""
+    assert [*dev.complaints(book.exercise(number))] == []
+
+
+@EXERCISES
+def test_its_numbers_are_those_of_its_files(number):
+    of = book.exercise(number)
+    assert of.statement.startswith(f"{number}. ")
+    assert of.chapter in {path.name[:2] for path in chapters()} | {""}
+    assert of.points == 10 and 5 <= of.minutes <= 90
+
+
+def chapters():
+    from minilora import site
+
+    return [chapter.path for chapter in site.chapters()]
+
+
+def test_an_exercise_that_is_not_as_it_must_be_is_told_so(monkeypatch):
+    from dataclasses import replace
+
+    of = book.exercise("02")
+    right = of.reference["unbroadcast"]
+    bad = replace(
+        of, hints=of.hints[:2], given=of.given.replace("[5.0,", "[6.0,"),
+        wrong={"unbroadcast": {"it is right": right, "a": lambda g, s: -g, "b": lambda g, s: -g}},
+    )  # fmt: skip
+    found = "\n".join(dev.complaints(bad))
+    assert "2 hints, not 3" in found and "3 known mistakes" in found
+    assert "example is not true" in found and "a known mistake passes: it is right" in found
+    assert "told as 'a', 'b': a" in found
+    lazy = replace(of, checks=of.checks[:1], given=of.given.replace("g.ndim - len(shape)", "1"))
+    assert "the solution fails under seed 0" in "\n".join(dev.complaints(lazy))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return None", "got      None: is there a `return`?"),
+        ("return [1.0]", "got      a value of type list: [1]"),
+        ("return object()", "a value of type object"),
+        ("return g.sum(", "Python cannot read the file: '(' was never closed"),
+        ("return g @ shape @ g", "your code raised"),
+        ("g *= 0; return g", "expected unbroadcast to leave its arguments as they are"),
+        ("while True: pass", "did not come to an end in 1 seconds"),
+        ("import os; os._exit(3)", "ended by itself, with code 3"),
+        ("return unbroadcast(g, shape)", "it calls itself without an end"),
+        ("return np.random.normal(size=shape)", "expected the gradient"),
+        ("return np.full(shape, np.nan)", "gap      not finite"),
+        ("import torch; return g", "this exercise is about NumPy alone"),
+        ("import sys; sys.exit(0)", "raised SystemExit"),
+        (book.TODO, "unbroadcast is not written yet"),
+    ],
+)
+def test_each_way_to_fail_has_words_of_its_own(body, words):
+    text = told(body)
+    assert words in text and "0 of 10 points" in text.splitlines()[0]
+    assert "Traceback" not in text and "minilora/" not in text  # the student's frames only
+    if "raised" in words and "System" not in words:
+        assert re.search(r"at ex02_unbroadcast.py, line \d+, in unbroadcast: return g @", text)
+
+
+def test_a_missing_function_is_named():
+    source = book.exercise("02").solution().replace("def unbroadcast", "def unbroadcats")
+    (line, *_) = judging.judge(book.exercise("02"), source).outcomes[0].lines
+    assert line == "the file has no function unbroadcast"
+
+
+def test_a_right_answer_written_differently_passes():
+    body = (
+        "while g.ndim > len(shape): g = np.add.reduce(g)\n"
+        "    for i, size in enumerate(shape):\n"
+        "        if size == 1: g = np.add.reduce(g, axis=i, keepdims=True)\n"
+        "    return g.copy()"
+    )
+    verdict = judging.judge(book.exercise("02"), answer(body), seed=7)
+    assert verdict.passed and verdict.mistakes == ()
+
+
+def test_two_mistakes_at_once_are_not_guessed_at():
+    text = told("return g.mean(axis=tuple(range(g.ndim - len(shape))))", verbose=True)
+    assert "0 of 10" in text and "what you get if" not in text
+    once = told("return g.sum(axis=tuple(range(g.ndim - len(shape))))")
+    assert "if you sum the new axes in front, but not the stretched ones" in once
+    assert "3 of 10 points" in once
+
+
+def test_what_a_student_prints_is_shown_and_marks_can_be_ascii():
+    text = told("print('here', shape); return g", unicode=False)
+    assert "your code printed:\n    | here" in text and text.isascii()
+
+
+def test_the_same_seed_is_the_same_verdict_and_another_draws_other_cases():
+    of, source = book.exercise("02"), answer("return g + 1")
+    one, two = (judging.judge(of, source, seed=1) for _ in range(2))
+    assert telling.verdict(one) == telling.verdict(two)
+    one, other = (judging.judge_here(of, of.reference, seed=s) for s in (1, 2))
+    drawn = [[str(seen.case) for o in v.outcomes for seen in o.seen] for v in (one, other)]
+    assert drawn[0] != drawn[1]
+
+
+def test_what_crosses_the_wire_is_the_same_and_code_does_not_cross(tmp_path):
+    values = [
+        None, True, 3, 2.5, "é", np.float32(1.5), np.arange(6.0).reshape(2, 3), np.array(3.0),
+        [1, (2, "x")], {"a": np.ones(2, np.float16), 3: None}, np.dtype("float16"),
+        np.random.default_rng(3),
+    ]  # fmt: skip
+    with open(tmp_path / "w", "wb") as out:
+        wire.send(out, [*values, object(), np.array([object()])])
+    with open(tmp_path / "w", "rb") as source:
+        *back, odd, odd_array = wire.receive(source)
+    for a, b in zip(values, back, strict=True):
+        assert type(a) is type(b) and kit.shown(a) == kit.shown(b)
+        assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
+    assert values[-1].normal() == back[-1].normal()
+    assert (odd.kind, odd_array.kind) == ("object", "ndarray")
+
+
+# The student's folder and the command line.
+
+
+@pytest.fixture
+def ex(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        assert cli.main(["ex", *words]) == code
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+def test_the_way_of_a_student(ex, tmp_path):
+    assert "minilora ex init begins" in ex("status", code=2)
+    assert "then: minilora ex check" in ex("init")
+    file = tmp_path / "exercises" / "ex02_unbroadcast.py"
+    assert file.read_text("utf-8") == book.exercise("02").stub()
+    assert "not written yet" in ex("check", "2", code=1)
+    assert ex("hint", "02").count("\n") == 1 and ex("hint", "02").count("\n") == 2
+    assert "opens after a pass" in ex("solution", "02", code=2)
+    file.write_text(book.exercise("02").solution(), "utf-8")
+    assert "10 of 10 points" in ex("check", "02") and "return g.sum" in ex("solution", "02")
+    status = ex("status")
+    assert "passed, 2 of 3 hints seen" in status and f"10 of {10 * len(book.paths())}" in status
+    assert "what it was is in ex02_unbroadcast.py.1" in ex("reset", "02")
+    aside = file.with_name("ex02_unbroadcast.py.1")
+    assert aside.read_text("utf-8") == book.exercise("02").solution()
+    assert "not written yet" in ex("check", "02", code=1)
+    assert "passed" in ex("status")  # once is enough
+
+
+def test_to_begin_again_changes_no_file_of_a_student(ex, tmp_path):
+    ex("init", "mine", "--only", "02")
+    (file,) = (tmp_path / "mine").glob("ex*.py")
+    file.write_text("my work", "utf-8")
+    ex("init", "mine")
+    assert file.read_text("utf-8") == "my work"
+    assert [*(tmp_path / "mine").glob("ex*.py")] == [file]  # the course is as it was
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "[]", '{"course": ["02"]}', '{"course": ["77"], "seed": 1, "progress": {}}',
+             '{"course": ["02"], "seed": 1, "progress": {"02": {"odd": 1}}}'],
+)  # fmt: skip
+def test_a_damaged_file_of_progress_is_named_and_costs_no_work(ex, tmp_path, kept):
+    ex("init")
+    (tmp_path / "exercises" / desk.KEPT).write_text(kept)
+    assert "is damaged" in ex("status", code=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(None, "is not there"), (b"\xff\xfe\x00", "is not UTF-8 text")]
+)
+def test_a_file_that_cannot_be_read_is_named_with_a_way_out(ex, tmp_path, data, words):
+    ex("init")
+    file = tmp_path / "exercises" / "ex02_unbroadcast.py"
+    file.unlink() if data is None else file.write_bytes(data)
+    said = ex("check", "02", code=2)
+    assert words in said and "minilora ex reset 02" in said
+
+
+def test_a_file_that_changes_is_seen(tmp_path, monkeypatch):
+    at, _ = desk.begin(tmp_path, 0, ["02"])
+    file, writes = tmp_path / "ex02_unbroadcast.py", iter([None, "a", None, "bc"])
+
+    def sleep(_):
+        text = next(writes)
+        if text:
+            file.write_text(text)
+
+    monkeypatch.setattr(desk.time, "sleep", sleep)
+    seen = desk.changes(at)
+    assert next(seen).number == "02" and next(seen).number == "02"
+    assert next(writes, "no more") == "no more"
+
+
+def test_an_exercise_of_ones_own_takes_its_place(ex, tmp_path, monkeypatch):
+    assert "MINILORA_EXERCISES=" in ex("dev", "new", "97_mine")
+    assert "is there" in ex("dev", "new", "97_mine", code=2)
+    monkeypatch.setenv(book.OWN, str(tmp_path))
+    assert [*book.paths()][-1] == "97"
+    assert "97 un-broadcast: 3 checks" in ex("dev", "check", "97")
+    ex("init", "course", "--only", "97,02")
+    assert desk.find(tmp_path / "course").course == ("97", "02")
+
+
+def test_every_known_mistake_has_its_message(ex):
+    said = ex("dev", "messages", "02")
+    for _, mistake in dev.known(book.exercise("02")):
+        assert f"-- {mistake}" in said and f"what you get if {mistake}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["check"], "needs an exercise"), (["check", "77"], "there is no exercise 77"),
+        (["status", "02"], "takes no '02'"), (["hint", "02", "--jobs", "2"], "takes no --jobs"),
+        (["dev", "odd"], "takes one of"), (["dev", "new", "Bad"], "needs a number and a name"),
+        (["chekc"], "init or status"), ([], "to know what"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_refused(ex, words, said):
+    ex("init")
+    assert said in ex(*words, code=2)
+
+
+def test_without_hypothesis_it_says_what_to_install(ex, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("minilora.exercises")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    assert "pip install 'minilora[exercises]'" in ex("status", code=2)
+
+
+def test_a_course_fits_into_its_hours_and_the_page_names_what_is_there(ex):
+    for course in teach.COURSES:
+        assert 0.6 * 60 * course.hours <= course.minutes <= 60 * course.hours
+    page = ex("teach")
+    for of in book.exercises():
+        assert f"| {of.number} | {of.title} |" in page
+    commands = set(re.findall(r"minilora ex (\w+)", page))
+    assert commands <= {*cli.exercises.DOES}
