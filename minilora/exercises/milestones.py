@@ -181,7 +181,9 @@ def _optimizer(student: Student) -> Milestone:
 
     class Yours(Adam):
         def update(self, name: str, p: Any, g: Any, *state: Any) -> None:
-            ten.adam_step(p, g, *state, self.t, float(self.lr))
+            new = ten.adam_step(p, g, *state, self.t, self.lr, *self.betas, self.eps)
+            for kept, made in zip((p, *state), new, strict=True):
+                kept[...] = made
 
     run = _Run(_adapted, {}, lr=5e-3, optimizer=Yours)
     ledgers, told = {}, []
