@@ -189,13 +189,20 @@ def test_a_judge_that_dies_costs_one_file_only(tmp_path, monkeypatch):
     assert "could not be judged" in graded.pupils[0].results[0].parts[0].lines[0]
 
 
+def _printed(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cwd/printed.txt").read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed judge leaves a process")
 def test_who_is_killed_leaves_no_process(tmp_path):
-    hand_in(tmp_path, a=klass.answer("import time; time.sleep(1e6)"))
+    hand_in(tmp_path, a=klass.answer("import time; print(1); time.sleep(1e6)"))
     before = processes()
     code = f"from minilora.exercises import grading; grading.grade({str(tmp_path)!r}, only=['02'])"
     run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    while not processes() - before:
+    while not any(_printed(one) for one in processes() - before):
         assert run.poll() is None
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
