@@ -5,6 +5,7 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 """
 
 import ast
+import base64
 import errno
 import html
 import json
@@ -14,16 +15,18 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import contents, folder, kept, names, publish
+from minilora.site import contents, cover, folder, kept, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -302,6 +305,46 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
 # What is kept, and what is put in place.
 
 
+def levels(png, palette=False):
+    """The shades in a picture of the cover, as whole numbers, below 0 to above; or its colours."""
+    chunks, at = {}, 8
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4], "big")
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + size]
+        at += 12 + size
+    if palette:
+        table = chunks[b"PLTE"]
+        return ["#" + table[i : i + 3].hex().upper() for i in range(0, len(table), 3)]
+    wide, high = (int.from_bytes(chunks[b"IHDR"][i : i + 4], "big") for i in (0, 4))
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(high, wide + 1)
+    return rows[:, 1:].astype(int) - cover.LEVELS
+
+
+def test_the_cover_is_an_update_and_what_each_rank_keeps_of_it(monkeypatch):
+    monkeypatch.setenv("MINILORA_FAST", "1")
+    told = cover._computed()
+    assert len(told["losses"]) == len(told["left"]) == len(cover.RANKS)
+    assert told["left"][0] < 1 and told["left"] == sorted(told["left"], reverse=True)
+    pictures = {name: base64.b64decode(png) for name, png in told["pictures"].items()}
+    kept, left = (levels(pictures[n]).reshape(-1, cover.DRAWN, cover.DRAWN) for n in ("BA", "left"))
+    inside = (abs(kept) < cover.LEVELS) & (abs(left) < cover.LEVELS)
+    for r, both in enumerate(inside):  # whatever the rank, the two are the update
+        both &= inside[-1]
+        assert both.mean() > 0.5 and (abs((kept + left)[r] - (kept + left)[-1])[both] <= 2).all()
+    assert levels(pictures["W0"]).shape == (cover.DRAWN, cover.DRAWN)
+
+
+def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
+    png = cover._png([np.array([[-1.0, 0.0, 1.0], [-9.0, 0.5, 9.0]])], 1.0)
+    n = cover.LEVELS
+    assert levels(png).tolist() == [[-n, 0, n], [-n, n // 2, n]]
+    colours = levels(png, palette=True)
+    assert (colours[0], colours[n], colours[-1]) == (cover.BELOW, cover.ZERO, cover.ABOVE)
+    lightness = [sum(bytes.fromhex(c[1:])) for c in colours]
+    assert len(colours) == 2 * n + 1 and lightness[: n + 1] == sorted(lightness[: n + 1])
+    assert lightness[n:] == sorted(lightness[n:], reverse=True)
+
+
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
     pytest.importorskip("ipykernel")
     first = kept.key("a")
@@ -369,6 +412,8 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     move = os.replace
 
     def fails(source, target):
+        for path in map(Path, (source, target)):  # on one disk, where a move is one step
+            assert path.is_relative_to(tmp_path)
         if Path(source).name == "new":
             raise PermissionError(13, "Permission denied", str(target))
         move(source, target)
@@ -446,6 +491,8 @@ def test_every_public_name_has_its_place():
     entries = [e for section in names.sections() for e in section.entries]
     assert len({e.anchor for e in entries}) == len(entries)
     assert not [e.name for e in entries if not e.doc]
+    methods = [m for e in entries for m in e.methods]
+    assert methods and not [m.anchor for m in methods if m.name[0] == "_" or not m.signature]
     assert not [e.name for e in entries if " at 0x" in e.doc + e.signature or "<" in e.signature]
     for told in (part.signature for e in entries for part in (e, *e.methods)):
         assert " ".join(names.parameters(told)) == told
@@ -482,6 +529,7 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert prose.line("chapters 02 and 03, year 03") == (
         'chapters 02 and <a href="03_x.html">03</a>, year 03'
     )
+    assert not re.search("<(?!/?span)", prose.code("x = 1"))  # it stands in a block already
     assert 'href="api.html#ml.fit"' in prose.code("ml.fit(x)") and "href" not in prose.code(
         "x.ml.fit(ml=1); attach(fit)"
     )
@@ -572,6 +620,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "chapter 99" in page and 'href="api.html#ml.fit"' in page
     assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
     assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
+    assert "language-python" not in page  # the code alone
     assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 
 from minilora import viz  # noqa: E402
+from minilora.viz import timing  # noqa: E402
 from minilora.viz.palette import COLOURS, OTHERS, ROWS  # noqa: E402
 
 
@@ -249,6 +250,11 @@ def test_bench_bars_are_medians_with_their_ratios_and_the_fastest_turn_marked():
     assert to_rgb(viz.COLOURS["LoRA"]) == ax.patches[0].get_facecolor()[:3]
     assert to_rgb(viz.COLOURS["merged"]) == ax.patches[2].get_facecolor()[:3]
     assert ax.yaxis_inverted()
+
+
+def test_engines_that_do_different_work_have_different_colours():
+    apart = ("minilora", "minilora full", "torch+peft", "torch", "autograd", "base forward")
+    assert len({timing._ENGINES[name] for name in (*apart, "merged forward")}) == 7
 
 
 def test_bench_bars_of_peak_memory_have_no_mark():

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import wire
 from .book import Exercise
-from .kit import Wrong, shown
+from .kit import Wrong, described, shown
 from .worker import told
 
 NO_ANSWER = "its process sends what is no answer"
@@ -126,11 +126,11 @@ def same(a: Any, b: Any) -> bool:
 def _put(old: Any, new: Any) -> None:
     """Write what is new into the judge's own arguments."""
     if isinstance(old, np.ndarray):
-        if old.shape != np.shape(new) or old.dtype != new.dtype:
-            raise Wrong(
-                f"expected an array that keeps its shape {old.shape} and {old.dtype}",
-                f"got      {np.shape(new)} and {new.dtype}",
-            )
+        wanted = f"expected an array that keeps its shape {old.shape} and {old.dtype}"
+        if not isinstance(new, np.ndarray):
+            raise Wrong(wanted, f"got      {described(new) if new is not None else 'none'}")
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise Wrong(wanted, f"got      {new.shape} and {new.dtype}")
         old[...] = new
     elif isinstance(old, dict):
         for key in old:
