@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import klass
 import pytest
 
-from minilora.exercises import book, classpage, gradebook, grading
+from minilora.exercises import book, classpage, gradebook, grading, judging
+from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 NAME = "ex02_unbroadcast.py"
@@ -187,13 +189,20 @@ def test_a_judge_that_dies_costs_one_file_only(tmp_path, monkeypatch):
     assert "could not be judged" in graded.pupils[0].results[0].parts[0].lines[0]
 
 
+def _printed(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cwd/printed.txt").read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed judge leaves a process")
 def test_who_is_killed_leaves_no_process(tmp_path):
-    hand_in(tmp_path, a=klass.answer("import time; time.sleep(1e6)"))
+    hand_in(tmp_path, a=klass.answer("import time; print(1); time.sleep(1e6)"))
     before = processes()
     code = f"from minilora.exercises import grading; grading.grade({str(tmp_path)!r}, only=['02'])"
     run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    while not processes() - before:
+    while not any(_printed(one) for one in processes() - before):
         assert run.poll() is None
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
@@ -279,3 +288,32 @@ def test_a_folder_with_nothing_in_it_is_refused(tmp_path):
         grade(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         grade(tmp_path / "there")
+
+
+def test_the_solution_is_not_beside_the_student():
+    """What an exercise runs beside a student comes from its file, and is found by who looks."""
+    of = book.exercise("03")
+    looks = (
+        "import sys\n    frame = sys._getframe()\n    while frame:\n"
+        "        found = frame.f_locals.get('drivers')\n"
+        "        if found: return found['chain'].__globals__['backward'](node)\n"
+        "        frame = frame.f_back"
+    )
+    verdict = judging.judge(of, of.stub().replace(book.TODO, looks, 1), limits=klass.SOON)
+    assert verdict.points == 0 and {one.kind for one in verdict.outcomes} == {"todo"}
+
+
+def test_calls_have_a_limit_together(tmp_path):
+    body = "import time; time.sleep(0.2)"
+    slow = right().replace("    new = g.ndim", f"    {body}\n    new = g.ndim")
+    verdict = judging.judge(book.exercise("02"), slow, limits=Limits(whole=1.0))
+    assert verdict.points == 0
+    assert "its calls took more than 1 seconds in all" in verdict.outcomes[0].lines
+
+
+def test_a_check_that_stumbles_gives_no_points():
+    of = book.exercise("02")
+    stumbles = replace(of.checks[0], run=lambda student, **case: [][0])
+    verdict = judging.judge_here(replace(of, checks=(stumbles, *of.checks[1:])), of.reference)
+    assert verdict.points == of.points - stumbles.points
+    assert "IndexError" in verdict.outcomes[0].lines[1]

@@ -36,6 +36,14 @@ ol.mistakes { list-style: none; padding: 0; }
 ol.mistakes li { padding: .6rem 0; border-bottom: 1px solid var(--line); }
 .count { font-weight: 700; color: var(--accent); }
 .wide { overflow-x: auto; } .wide td:first-child, .wide th:first-child { min-width: 9rem; }
+@media (max-width: 40rem) {
+  .stack thead { display: none; } .stack td { display: block; border: 0; padding: 0; }
+  .stack, .stack tbody { display: block; }
+  .stack td.n { text-align: left; } .stack td.n::before { content: "passed: "; }
+  .stack tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
+  .stack td:first-child { font-weight: 600; }
+  .stack .name:empty { display: none; }
+}
 td.full { color: var(--B); font-weight: 600; } td.none { color: var(--soft); }
 """
 
@@ -135,7 +143,8 @@ def _tasks(of: Class) -> Iterator[str]:
         'some points</span> <span><i class="failed"></i> tried, no points</span> '
         "<span>empty: not tried</span></p>"
     )
-    yield '<table><thead><tr><th>exercise</th><th class="n">passed</th><th>most often failed</th>'
+    yield '<table class="stack"><thead><tr><th>exercise</th>'
+    yield '<th class="n">passed</th><th>most often failed</th>'
     yield "</tr></thead><tbody>"
     for i, task in enumerate(of.tasks):
         results = [pupil.results[i] for pupil in of.pupils]
@@ -172,14 +181,14 @@ def _stuck(of: Class) -> Iterator[str]:
         yield "<p>Nobody who tried an exercise has less than half of its points.</p>"
         return
     yield '<p class="soft">Tried it, and has less than half of its points.</p>'
-    yield "<table><thead><tr><th>student</th><th>exercise</th><th>first message</th></tr></thead>"
-    yield "<tbody>"
+    yield "<table class='stack'><thead><tr><th>student</th><th>exercise</th>"
+    yield "<th>first message</th></tr></thead><tbody>"
     for name, where in found:
         for i, (task, result) in enumerate(where):
             part = next(one for one in result.parts if one.points < one.of)
             said = "; ".join(result.mistakes) or " / ".join(part.lines)
             yield (
-                f"<tr><td>{_text(name) if i == 0 else ''}</td><td>{task.number} "
+                f"<tr><td class='name'>{_text(name) if i == 0 else ''}</td><td>{task.number} "
                 f"{_text(task.title)}</td><td>{_text(said[:200])}</td></tr>"
             )
     yield "</tbody></table>"
