@@ -21,7 +21,7 @@ cross_entropy(z, targets) takes
 and returns the loss, one number.
 
 grad_cross_entropy(z, targets) takes the same and returns the gradient of that loss with respect to
-z: how fast the loss grows with each logit, an array of the shape of z. By hand it becomes short.
+z: how fast the loss grows with each logit, an array of the shape of z. There is a short formula.
 
     softmax(np.array([[0.0, 0.0], [1000.0, -1000.0]]))  ->  [[0.5, 0.5], [1.0, 0.0]]
     cross_entropy(np.array([[0.0, 0.0], [1000.0, -1000.0]]), np.array([0, 1]))  ->  1000.34657359028

@@ -143,7 +143,19 @@ def ordinary(draw, dtype):
     s = 2.0 ** draw(st.integers(-3, 4))
     columns = 2.0 ** rng.integers(-uneven, uneven + 1, size=k)
     x, W, A, B = (rng.normal(size=shape) for shape in ((n, k), (d, k), (r, k), (d, r)))
+    x *= 2.0 ** rng.integers(-uneven, 1, size=(n, 1))
     return _cast(dtype, s * r, x=x * columns, W=W / columns, A=A / columns, B=B)
+
+
+@st.composite
+def worst(draw, dtype):
+    """One number each, the worst of many: so few operations, and nearly all round against it."""
+    rng = draw(kit.generators())
+    x, A, B, s = rng.uniform(1, 2, (4, 20_000)).astype(dtype)
+    W = (rng.uniform(-1, 1, x.shape) / 8).astype(dtype)
+    gap = np.abs(x * (W + s * (B * A)) - (x * W + s * (x * A * B))) / np.abs(x * s * A * B)
+    i = np.argmax(gap)
+    return _cast(dtype, s[i], x=[[x[i]]], W=[[W[i]]], A=[[A[i]]], B=[[B[i]]])
 
 
 @st.composite
@@ -162,11 +174,13 @@ def one_way(draw):
     long, d, s = draw(st.integers(20, 40)), draw(kit.sizes(1, 3)), 2.0 ** draw(st.integers(0, 4))
     u, over_k, first = np.finfo(dtype).eps / 2, draw(st.booleans()), (np.arange(d) == 0)[:, None]
     row = np.where(np.arange(long) == 0, 1.0, 0.98 * u)  # each is lost beside 1
+    x = np.ones((draw(kit.sizes(1, 2)), 1))
+    x[:-1] = 0.0
     if over_k:  # and with the update, 1.02 u: each is rounded up to 2 u
         A = np.where(np.arange(long) == 0, 0.0, 1.0)[None]
-        return _cast(dtype, s, x=np.ones((1, long)), W=16 * first * row, A=A,
+        return _cast(dtype, s, x=x * np.ones(long), W=16 * first * row, A=A,
                      B=16 / s * first * 0.04 * u)  # fmt: skip
-    return _cast(dtype, s * long, x=[[1.0]], W=np.zeros((d, 1)), A=np.ones((long, 1)),
+    return _cast(dtype, s * long, x=x, W=np.zeros((d, 1)), A=np.ones((long, 1)),
                  B=first * row)  # fmt: skip
 
 
@@ -186,13 +200,13 @@ def tiny(draw):
     return _cast(dtype, 16 * r, x=x * 64, W=W, A=A * one, B=B * other * 0.49)
 
 
-@kit.check(ordinary(np.float32), points=2, examples=60)
+@kit.check(ordinary(np.float32) | worst(np.float32), points=2, examples=60)
 def in_float32(student, **case):
     """It holds in float32, and is not too large."""
     _bounds(student, **case)
 
 
-@kit.check(ordinary(np.float16), points=2, examples=60)
+@kit.check(ordinary(np.float16) | worst(np.float16), points=2, examples=60)
 def in_float16(student, **case):
     """It holds in float16, and is not too large."""
     _bounds(student, **case)
@@ -248,6 +262,9 @@ WRONG = {
         "you take the eps of float64 for each dtype": _bound(eps=lambda _: 2.0**-52),
         "you take the eps of float32 for float16 too": _bound(eps=lambda _: 2.0**-23),
         "you count one rounding, where each addition of a sum is one": _bound(terms=lambda k, r: 1),
+        "you forget the roundings of s, of its product, and of the addition to W": _bound(
+            terms=lambda k, r: k + r
+        ),
         "you count no roundings for the sum over the r ranks": _bound(terms=lambda k, r: k + 3),
         "you count no roundings for the sum over the k columns": _bound(terms=lambda k, r: r + 3),
         "you count the roundings of one side alone": _bound(sides=1),
