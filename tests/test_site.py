@@ -20,6 +20,7 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,6 +303,16 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
     assert f"to serve at ({port};" in capsys.readouterr().out
 
 
+@builds
+def test_an_error_without_a_line_of_its_own_is_told_at_its_cell():
+    from minilora.site import running
+
+    chapter = SimpleNamespace(number="03", source="a = 1\n\nb = 2\n", path=Path("03_x.py"))
+    error = SimpleNamespace(ename="KeyError", evalue="'x'")
+    told = running._told(chapter, "b = 2", error)
+    assert told == "chapter 03 fails at 03_x.py, line 3: KeyError: 'x'"
+
+
 # What is kept, and what is put in place.
 
 
@@ -343,6 +354,12 @@ def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
     lightness = [sum(bytes.fromhex(c[1:])) for c in colours]
     assert len(colours) == 2 * n + 1 and lightness[: n + 1] == sorted(lightness[: n + 1])
     assert lightness[n:] == sorted(lightness[n:], reverse=True)
+
+
+def test_the_share_of_the_way_is_0_at_the_base_and_all_of_it_at_the_whole_update():
+    told = {"shape": (4, 3), "losses": [5.0, 4.0, 3.0], "left": [0.9, 0.5, 0.1]}
+    shares = [publish._rank(told | {"before": 5.0, "after": 3.0}, r) for r in (1, 2, 3)]
+    assert [re.search("come (.*) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
 
 
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
@@ -620,6 +637,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "chapter 99" in page and 'href="api.html#ml.fit"' in page
     assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
     assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
+    assert "</strong> The word is" in page
     assert "language-python" not in page  # the code alone
     assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
