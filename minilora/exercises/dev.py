@@ -59,8 +59,9 @@ def _written(of: Exercise) -> Iterator[str]:
     examples = re.findall(EXAMPLE, of.statement, re.M)
     if not examples:
         yield "its statement shows no example: a line f(x) -> y, four spaces in"
+    given = next(iter(of.reference.values())).__globals__  # all that the file defines
     for call, result in examples:
-        got, told = (eval(text, {"np": np, **of.reference}) for text in (call, result))
+        got, told = (eval(text, {**given, **of.reference}) for text in (call, result))
         if not alike(np.asarray(got, float), np.asarray(told, float)):
             yield f"its example is not true: {call} is {shown(got)}"
     if re.search(rf"{CHECKS}|SOLUTION", of.stub()):
