@@ -186,7 +186,7 @@ class _Prepared:
 
 
 def found(student, seed, r, alpha):
-    """What is wrong with the script that fine_tune stands in, as it shows."""
+    """What is wrong with the script of fine_tune, as it shows."""
     there = inspect.unwrap(student.fine_tune).__globals__
     for name in ("prepare", "batch", "train", "evaluate", "merge"):
         if name not in there:
@@ -313,8 +313,8 @@ HINTS = (
     "Call a function alone: print(batch(np.arange(100), 0)); see which parameters change in train; "
     "compare the model's output before and after prepare, and before and after merge.",
     "Where bugs like to be: zero_grad, requires_grad_(False), alpha / r, B = 0, targets, the seed "
-    "of a batch, the direction of rate, what decays or is given to Adam, eval() and train(), what a "
-    "mean is divided by, the layer that stands there after merge.",
+    "of a batch, the direction of rate, what decays or is given to Adam, eval() and train(), what "
+    "a mean is divided by, the layer that stands there after merge.",
 )
 
 BUGS = {  # what is done -> the text of the script, and what is written in its place
@@ -337,7 +337,6 @@ BUGS = {  # what is done -> the text of the script, and what is written in its p
         "total += loss\n            count += 1"),
     "a merged layer keeps its adapter, so the update counts twice": (
         "setattr(block.attn, name, plain)", "layer.base = plain"),
-    "the merge forgets the scale": ("layer.scale * layer.B", "layer.B"),
 }  # fmt: skip
 SCRIPT = Path(__file__).read_text("utf-8").partition("\n\n\n### BESIDE")[0]
 GIVEN = re.sub(r" *### (BEGIN|END) SOLUTION\n", "", SCRIPT + "\n")
@@ -346,12 +345,11 @@ THREES = [t for t in itertools.combinations(BUGS, 3) if len({PLACE[name] for nam
 
 
 def with_bugs(*names):
-    """The script with these bugs."""
     return functools.reduce(lambda text, name: text.replace(*BUGS[name]), names, GIVEN)
 
 
 def drawn(seed):
-    """The stub: the script with three bugs, and a first line that tells the seed."""
+    """The stub: three bugs, and a first line that tells the seed."""
     names = THREES[np.random.default_rng(seed).integers(len(THREES))]
     return f"# Bugs drawn with seed {seed}: minilora ex init --seed {seed}\n{with_bugs(*names)}"
 
@@ -385,8 +383,8 @@ def two_gone(student, **case):
 @kit.check(cases, points=4, examples=2)
 def all_gone(student, **case):
     """All bugs are gone: the script reaches its loss, and the base keeps its bits."""
-    losses, kept = student.whole(*case.values())
     _left(student, 0, **case)
+    losses, kept = student.whole(*case.values())
     kit.holds(kept, "the base's arrays as they were, bit for bit", "other ones")
     before, after, merged = losses
     words = f"a held-out loss that training takes from {before:.3g} to less than {0.6 * before:.3g}"
