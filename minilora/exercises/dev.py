@@ -23,8 +23,11 @@ HINTS, WRONG = 3, 6
 EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 
 
-def complaints(of: Exercise) -> Iterator[str]:
-    """What is wrong with an exercise, a sentence each; nothing where it is as it must be."""
+def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
+    """What is wrong with an exercise, a sentence each; nothing where it is as it must be.
+
+    names: also, whether each known mistake is told by its name, which takes most of the time.
+    """
     yield from _written(of)
     for seed in (0, 1):
         verdict = judge(of, of.solution(), seed=seed)
@@ -35,13 +38,14 @@ def complaints(of: Exercise) -> Iterator[str]:
         if outcome.points:
             yield f"the stub passes a check: {outcome.title}"
     for function, mistake in known(of):
-        verdict = judge_here(of, {**of.reference, function: of.wrong[function][mistake]})
+        wrong = {**of.reference, function: of.wrong[function][mistake]}
+        verdict = judge_here(of, wrong, told=names)
         if verdict.passed:
             yield f"a known mistake passes: {mistake}"
-        elif verdict.mistakes != (mistake,):
+        elif names and verdict.mistakes != (mistake,):
             named = ", ".join(map(repr, verdict.mistakes)) or "nothing"
             yield f"a known mistake is told as {named}: {mistake}"
-    verdict = judge_here(of, memorised(of), seed=1)
+    verdict = judge_here(of, memorised(of), seed=1, told=False)
     if verdict.passed:
         yield "a memorised answer passes under another seed"
 

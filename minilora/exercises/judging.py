@@ -107,14 +107,26 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
     return Verdict(exercise, named(exercise, outcomes), printed)
 
 
-def judge_here(exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0) -> Verdict:
-    """Judge functions of this process: references and known mistakes. No limits."""
+def judge_here(
+    exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0, told: bool = True
+) -> Verdict:
+    """Judge functions of this process: references and known mistakes. No limits.
+
+    told: find the smallest failing cases and the mistakes' names, which takes most of the time;
+    else the first failed check is the last.
+    """
     student = Local(exercise, beside(exercise, written))
-    outcomes = [attempt(exercise, check, student, seed) for check in exercise.checks]
+    outcomes: list[Outcome] = []
+    for check in exercise.checks:
+        outcomes.append(attempt(exercise, check, student, seed, told))
+        if not (told or outcomes[-1].points):
+            return Verdict(exercise, tuple(outcomes))
     return Verdict(exercise, named(exercise, outcomes))
 
 
-def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> Outcome:
+def attempt(
+    exercise: Exercise, check: Check, student: Student, seed_: int, told: bool = True
+) -> Outcome:
     """One check on drawn cases. Raises Halted where the student's process ends."""
     seen: list[Seen] = []
 
@@ -129,7 +141,7 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
             run(case)
 
     try:
-        _drawn(exercise, check, seed_)(run)
+        _drawn(exercise, check, seed_, check.examples, smaller=told)(run)
     except Flaky:
         lines = ("expected the same answer to the same arguments", "got      another one each time")
         return _failed(check, lines=lines)
@@ -138,7 +150,8 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     except Wrong as wrong:
         smallest = seen[-1]
         del seen[:]
-        _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
+        if told:
+            _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
         return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
     except Exception as error:  # a check that stumbles over a result gives no points for it
         lines = ("expected a result that the check can read",
@@ -148,16 +161,16 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
 
 
 def _drawn(
-    exercise: Exercise, check: Check, seed_: int, examples: int = 0
+    exercise: Exercise, check: Check, seed_: int, examples: int, smaller: bool = False
 ) -> Callable[[Callable[[Case], None]], None]:
-    """Runs a function on drawn cases, and on smaller ones where it fails: on the same each time."""
+    """Runs a function on drawn cases, the same each time; smaller: on smaller ones if it fails."""
 
     def on(run: Callable[[Case], None]) -> None:
         @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
         @settings(
-            max_examples=examples or check.examples, deadline=None, derandomize=True,
-            database=None, report_multiple_bugs=False, print_blob=False,
-            suppress_health_check=[*HealthCheck], phases=(Phase.generate, Phase.shrink),
+            max_examples=examples, deadline=None, derandomize=True, database=None,
+            report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
+            phases=(Phase.generate, *[Phase.shrink] * smaller),
         )  # fmt: skip
         @given(check.cases)
         def property_(case: Case) -> None:
