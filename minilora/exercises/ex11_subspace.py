@@ -125,7 +125,7 @@ def turned(draw):
 
 @kit.check(turned(), points=2)
 def invariant(student, A1, A2, i, j, rng):
-    """It stays if both are turned alike, if rows are rotated, if one is scaled, if they are swapped."""
+    """It stays if both are turned alike, if rows are rotated, if one is scaled, if they swap."""
     expected = _similar(student, A1, A2, i, j)
     R, Q = _directions(rng, A1.shape[1], A1.shape[1]), _directions(rng, len(A1), len(A1))
     for what, args in (
