@@ -277,6 +277,17 @@ def test_the_longest_facts_are_read(tmp_path):
     assert len(checkpoint.read(zipped(tmp_path / "a.npz", text))[1]["x"]) > 1_000_000
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_is_written_can_be_read_up_to_the_longest_facts(tmp_path, more):
+    path, room = tmp_path / "a.npz", checkpoint.LONGEST_META + more
+    meta = {"x": "y" * (room - len(json.dumps({"format": checkpoint.FORMAT, "x": ""})))}
+    if more:
+        with pytest.raises(ValueError, match=f"would have {room:,} bytes, and"):
+            checkpoint.write(path, {}, meta)
+    else:
+        assert checkpoint.read(checkpoint.write(path, {}, meta))[1]["x"] == meta["x"]
+
+
 def test_members_that_share_their_bytes_are_refused(tmp_path):
     """The list names the same bytes again and again: a small file that makes much."""
     body = npy(header(shape="(5000,)"), bytes(20_000))

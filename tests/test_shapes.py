@@ -317,6 +317,13 @@ def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
     assert shapes.counts.cost == Cost(0, 0, 2 * 48, 1, 1)
 
 
+@pytest.mark.parametrize("a, b", [((2, 3), (2, 3)), ((3,), (2, 3)), ((2, 3), (4,)), ((), (3, 3))])
+def test_matrices_that_do_not_meet_have_no_product(a, b, shapes):
+    for kind in (np.ones, xp.ones):
+        with pytest.raises(ValueError, match="matmul"):
+            kind(a) @ kind(b)
+
+
 def test_what_does_not_fit_is_not_copied_to(shapes):
     x = xp.zeros(2)
     for wrong in ((xp.zeros(3), True), (1.0, xp.zeros(3, bool)), (xp.zeros((2, 2)), True)):

@@ -79,9 +79,9 @@ print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen
 # %% [markdown]
 # ## Full fine-tuning
 #
-# The usual way is to go on training every weight. A step reads a batch, follows the loss back to
-# each weight (`backward`), and moves the weights a little so that the loss falls (`step`); how far,
-# the *learning rate* says.
+# The usual way is to go on training every weight. A step reads a *batch*, some pieces of the text,
+# follows the loss back to each weight (`backward`), and moves the weights a little so that the loss
+# falls (`step`). How far, the *learning rate* says.
 
 
 # %%

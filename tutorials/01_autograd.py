@@ -70,7 +70,7 @@ assert np.allclose([da, db], measured)
 
 # %% [markdown]
 # That was reverse mode: one pass gave the slope for every letter. Here it is again, in pictures.
-# minilora's `Tensor` records each operation, and `viz` walks through what was recorded. What was
+# minilora's `Tensor` records each operation on a *tape*, and `viz` walks back along it. What was
 # not made of anything, here $a$ and $b$, is a *leaf* of the graph.
 
 
@@ -181,8 +181,8 @@ print("\nbackward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 #
 # $$ dX = G\,W^\top, \qquad dW = X^\top G. $$
 #
-# minilora writes its ops that way, too: the value, and one rule for each input. `viz.source` prints
-# the library's own text. (`swapaxes` is `.T` for stacks of matrices.)
+# minilora writes its operations, *ops*, that way, too: the value, and one rule for each input.
+# `viz.source` prints the library's own text. (`swapaxes` is `.T` for stacks of matrices.)
 
 
 # %%

@@ -89,9 +89,9 @@ U, B = ml.Tensor(u, requires_grad=True), ml.Tensor(b, requires_grad=True)
 (ml.Tensor(g) * (U * B)).sum().backward()
 assert (ml.asnumpy(U.grad) == du).all() and (ml.asnumpy(B.grad) == db).all()
 
-left, right = viz.panels(1, 2, size=(10, 4.6))
-viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row", "u")
-viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows", "b")
+left, right = viz.panels(1, 2, size=(8.3, 4.1))
+viz.unbroadcast(u, g * b, left, "u: copied, and summed, along its row", "u")
+viz.unbroadcast(b, g * u, right, "b: copied, and summed, down the rows", "b")
 viz.show()
 
 # %% [markdown]

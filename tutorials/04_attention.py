@@ -154,7 +154,7 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 
 # %%
 class Letters(nn.Module):
-    """ids (batch, T) -> a score for every letter at each place (batch, T, V)."""
+    """ids (batch, T) -> a logit for every letter at each place (batch, T, V)."""
 
     def __init__(self, causal: bool, d: int = 32):
         rng = np.random.default_rng(0)
@@ -185,12 +185,12 @@ def look(model: Letters) -> np.ndarray:
 
 words = rng.integers(0, V, (151, 32, T))  # 150 batches of 32 words to train on, one to test
 reversals = [(batch, batch[:, ::-1]) for batch in words]
-
 model = Letters(causal=False)
 maps = {"Before: it looks everywhere": look(model)}
 train(model, reversals[:150])
-maps |= {"After: at the mirror place": look(model), "The right answer, by hand": answer}
-for (name, weights), ax in zip(maps.items(), viz.panels(1, 3, (11, 2.9))):
+maps["After: at the mirror place"] = weights = look(model)
+assert (weights.round() == answer).all()  # the map that we wrote by hand
+for (name, weights), ax in zip(maps.items(), viz.panels(1, 2, (8.3, 3.4))):
     viz.attention_map(weights, [f"{c}{i}" for i, c in enumerate(WORD)], ax=ax, title=name)
 viz.show()
 
@@ -237,7 +237,7 @@ for name, attention in (("honest", my_attention), ("one off", one_off)):
         moved[name] = abs(apart).max()
     print(f"{name:>8}: loss {loss:.2f}, and ln 26 is {math.log(V):.2f}")
 assert moved["honest"] == 0 < moved["one off"]
-print(f"Caught: a later letter was changed, and scores before it moved by {moved['one off']:.1f}")
+print(f"Caught: a later letter was changed, and logits before it moved by {moved['one off']:.1f}")
 
 # %% [markdown]
 # The loss alone looked like good news. (Of eight places, only the last has no letter to see.) The

@@ -94,7 +94,7 @@ print(f"uniform {uniform:.3f}, unigram {unigram:.3f} (nats a token, held-out tex
 # ## The model from its parts
 #
 # A vector for what the token is, one for where it stands, a stack of chapter 04's blocks, a layer
-# norm. Then the first table is used again: a token's score is its own vector times what the blocks
+# norm. Then the first table is used again: a token's logit is its own vector times what the blocks
 # made (`project`). This **tied head** has no parameters of its own. With width $d$, the table has
 # $V d$ of them and a block about $12 d^2$: four matrices in attention, and two four times as large.
 
@@ -204,7 +204,7 @@ for name, m in (("tiny GPT", model), ("shipped base", base)):
 # ## Sampling
 #
 # A model gives a probability to each token, and sampling draws one. Two settings bend the draw.
-# **Temperature** divides the scores before the softmax: below 1 it sharpens, above 1 it flattens.
+# **Temperature** divides the logits before the softmax: below 1 it sharpens, above 1 it flattens.
 # **Top-p** draws among the likeliest tokens that together hold the share $p$, and drops the others.
 # At temperature 0 the likeliest is taken: `generate` is then a loop that we can write out.
 
@@ -213,9 +213,9 @@ written = start = base.tokenizer.encode(PROMPT)
 for _ in range(10):
     written = np.append(written, ml.asnumpy(base(written[None]))[0, -1].argmax())
 assert (written == ml.generate(base, start, 10, temperature=0)).all()
-scores = ml.asnumpy(base(start[None]))[0, -1].astype(float)  # of the token after "To be"
+logits = ml.asnumpy(base(start[None]))[0, -1].astype(float)  # of the token after "To be"
 for temperature in (0.5, 1.0, 2.0):
-    p = np.exp((scores - scores.max()) / temperature)
+    p = np.exp((logits - logits.max()) / temperature)
     p /= p.sum()
     best = np.argsort(-p)
     top = ", ".join(f"{base.tokenizer.decode([i])!r} {p[i]:.2f}" for i in best[:4])

@@ -37,8 +37,8 @@ rng = np.random.default_rng(0)
 # has $r$ columns and $A$ has $r$ rows, $BA$ is a sum of $r$ terms, so its rank is at most $r$.
 #
 # The $u_i$ have length 1 and are at right angles to each other, and so are the $v_i$. So the sum of
-# the squares of all entries of $D$ is $\sum_i \sigma_i^2$: its **energy**. How many directions hold
-# it?
+# the squares of all entries of $D$, the square of its *norm*, is $\sum_i \sigma_i^2$. Call it the
+# **energy** of $D$. How many directions hold it?
 
 
 # %%
@@ -140,7 +140,7 @@ for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
 #
 # Training is not after energy but after loss. So cut every $\Delta W$, those of the two tables too,
 # down to its first $r$ directions, put $W_0$ and that into the model, and read the held-out loss.
-# Biases and norms are vectors: they keep their whole change, and at $r = 0$ that is all there is.
+# Biases and layer norms are vectors: they keep their whole change, and at $r = 0$ that is all.
 # For comparison, $r$ directions picked at random.
 
 
@@ -183,7 +183,7 @@ viz.spectrum(spectra, ax=top, title="Directions shrink faster than by chance, wi
 vectors = np.median([sweep.pop(0) for sweep in sweeps.values()])
 levels = {
     "frozen base": start,
-    "biases and norms alone": vectors,
+    "biases and layer norms alone": vectors,
     "full: all of it": np.median(tuned),
 }
 viz.rank_sweep(sweeps, ax=bottom, levels=levels, title="A few directions do most of the work")
@@ -194,7 +194,7 @@ viz.show()
 #
 # **Found:** the energy of $\Delta W$ sits in fewer directions than by chance, and in fewer than the
 # energy of $W_0$ does. In loss it is more pronounced: most of the gain comes with the first few
-# directions, and far less with as many random ones. Biases and norms alone bring a part of it.
+# directions, and far less with as many random ones. A part of it comes with the vectors alone.
 #
 # **Not found:** a rank. The singular values come to no stop, the loss has no step where it could be
 # said to end, and the last part of the gain takes tens of directions. The share on the way fell as

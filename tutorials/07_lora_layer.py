@@ -89,7 +89,7 @@ row, goal, frozen = (ml.Tensor(array) for array in (x[None], wanted[None], W0))
 A, B = (ml.Tensor(start, requires_grad=True) for start in (A0, B0))
 told, frames = [
     "B is zero, so s B A x is zero, and y is what W0 alone makes of x.",
-    "dB is not zero. dA is: on its way to A, the gradient is multiplied by B.",
+    "dB is not zero, but dA is: on its way to A, the gradient is multiplied by B, which is zero.",
     "B has moved, A has not. Now s B A x is not zero, y has moved, and the loss has gone down.",
     "As B is no longer zero, dA is not zero either: from now on both of them learn.",
 ], []  # fmt: skip

@@ -88,7 +88,8 @@ for r in ranks:
 # The table has each rank at its own best rate. There the ranks are close: what is left between them
 # is small beside what a wrong rate costs. It fits chapter 06, where few directions did most of the
 # work. That a larger rank helps is not found here, in a few steps. A long training on much text has
-# more to store, and may well find it.
+# more to store, and may well find it. (The best rate is picked on the very text by which it is then
+# judged. That flatters every rank a little, and all of them alike.)
 #
 # ## Alpha is a learning rate
 #

@@ -1,56 +1,52 @@
-"""10. Adam, and what it remembers.
+"""10. Adam, and what it keeps.
 
-Adam keeps two arrays for each parameter p, of its shape, zero at first: m, a running mean of the
-gradient g, and v, a running mean of g². As they start at 0, they are too small at first; m' and v'
-mend that. Step t (1, 2, 3, ...) is
+Adam (Kingma and Ba 2015, algorithm 1) gives each number a step of its own size. It keeps two
+running means for each number that is trained: m of the gradient, v of its square, both 0 before the
+first step. With the step's number t = 1, 2, 3, ..., it does
 
-    m = beta1 m + (1 - beta1) g          m' = m / (1 - beta1^t)
-    v = beta2 v + (1 - beta2) g²         v' = v / (1 - beta2^t)
-    p = p - lr m' / (sqrt(v') + eps)
+    m = b1 m + (1 - b1) g
+    v = b2 v + (1 - b2) g^2
+    p = p - lr m^ / (sqrt(v^) + eps)    with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
 
-adam_step(p, g, m, v, t, lr, beta1, beta2, eps) takes
-    p, g, m, v             arrays of one shape
-    t                      whole number, 1 at the first step
-    lr, beta1, beta2, eps  numbers
-and changes p, m and v in place. What is kept is m and v, not m' and v'. It returns nothing; g stays
-as it is. With p = 1, g = 2, m = v = eps = 0, t = 1 and lr = 0.1 the new p is 0.9, for any betas.
+m and v begin at 0, so in the first steps they are too small: m^ and v^ mend that. The m and v that
+are kept are those without the mend.
+
+adam_step(p, g, m, v, t, lr, b1, b2, eps) takes
+    p, g, m, v       arrays of one shape and dtype: the parameter, its gradient, the running means
+    t                integer, the number of this step, from 1
+    lr, b1, b2, eps  numbers
+and returns (p, m, v) after the step, three new arrays of that dtype. Its arguments stay as they
+are. Where m^ and v^ are 0, the step is 0 as long as eps > 0.
 
 adam_bytes(shapes, dtype) takes
-    shapes  list of the shapes of what is trained
-    dtype   NumPy dtype of p, m and v, such as np.float32
-and returns how many bytes all m and v together take.
+    shapes  list of tuples, the shape of each array that is trained; () is one number
+    dtype   a NumPy dtype or its name, of what is trained and of m and v
+and returns the bytes of all that Adam keeps for them between two steps, an integer; of arrays
+alone, and the parameters themselves are not Adam's. Frozen arrays are not in the list: that is
+where LoRA saves most.
 
-    adam_bytes([(2, 3), (4,)], np.float32)  ->  80
+    adam_step(np.ones(1), np.full(1, -5.0), *np.zeros((2, 1)), 1, 0.1, 0.9, 0.99, 0)[0]  ->  [1.1]
+    adam_bytes([(8, 16), (16, 8)], "float32")  ->  2048
 """
 
 import numpy as np
 
 
-def adam_step(p, g, m, v, t, lr, beta1, beta2, eps):
-    """One step of Adam, in place."""
+def adam_step(p, g, m, v, t, lr, b1, b2, eps):
+    """(p, m, v) after step t."""
     ### BEGIN SOLUTION
-    m[...] = beta1 * m + (1 - beta1) * g
-    v[...] = beta2 * v + (1 - beta2) * g * g
-    p -= lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g**2
+    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
     ### END SOLUTION
 
 
 def adam_bytes(shapes, dtype):
-    """The bytes of Adam's m and v."""
+    """The bytes of m and v of arrays of these shapes."""
     ### BEGIN SOLUTION
     return 2 * sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
     ### END SOLUTION
-
-
-### BESIDE THE STUDENT
-
-
-def many_steps(student, p, gradients, *options):
-    """p, m and v after a step with each of the gradients."""
-    p, m, v = p.copy(), np.zeros_like(p), np.zeros_like(p)
-    for t, g in enumerate(gradients, 1):
-        student.adam_step(p, g.copy(), m, v, t, *options)
-    return p, m, v
 
 
 ### CHECKS
@@ -58,173 +54,212 @@ def many_steps(student, p, gradients, *options):
 
 from hypothesis import strategies as st
 
-from .. import optim
-from ..nn import Parameter
 from . import kit
 
-TITLE = "Adam"
+TITLE = "Adam, and what it keeps"
 MINUTES = 25
 CHAPTER = "03"
-IN_PLACE = {"adam_step": ("p", "m", "v")}
 
 HINTS = (
-    "Write the five formulas in their order. To change an array in place: m[...] = ..., p -= ... . "
-    "For the bytes: how many numbers do m and v have, and how many bytes has one of them?",
-    "m' and v' are only for this step: give them names of their own. eps stands outside of the "
-    "root. np.prod(shape) counts numbers, np.dtype(dtype).itemsize is the bytes of one.",
-    "m[...] = beta1 * m + (1 - beta1) * g; v likewise with g * g; p -= lr * (m / (1 - beta1**t)) / "
-    "(np.sqrt(v / (1 - beta2**t)) + eps). Bytes: 2 * numbers * itemsize.",
+    "Write the three lines of the statement in their order. Each new m and v is a new array, made "
+    "from the old one.",
+    "m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t) are for the step alone: return m and v.",
+    "p - lr * m_hat / (np.sqrt(v_hat) + eps). For the bytes: m and v have the shape and dtype of "
+    "what is trained, so 2 * (numbers) * np.dtype(dtype).itemsize.",
 )
 
 
 @st.composite
-def moments(draw, first=False):
-    """A parameter with a gradient, at its first step or a later one."""
-    shape = draw(st.lists(kit.sizes(1, 3), min_size=1, max_size=2))
+def steps(draw, dtype="float64", most=1, start=False):
+    """A parameter, its gradients step by step, the running means before them, and the settings."""
     rng = draw(kit.generators())
-    p, g, m = (kit.small(rng, *shape) for _ in range(3))
+    shape = tuple(draw(st.lists(kit.sizes(1, 3), max_size=2)))
+    before = 0 if start else draw(st.integers(0, 20))  # steps that are done already
     return {
-        "p": p, "g": g, "m": 0 * m if first else m, "v": 0 * m if first else np.abs(m) + 3,
-        "t": 1 if first else draw(st.integers(2, 9)), "lr": draw(st.sampled_from([0.25, 0.1])),
-        "beta1": draw(st.sampled_from([0.75, 0.9])), "beta2": draw(st.sampled_from([0.5, 0.99])),
-        "eps": draw(st.sampled_from([1e-3, 1e-8, 0.5])),
+        "p": np.asarray(kit.small(rng, *shape), dtype),
+        "gradients": [np.asarray(kit.small(rng, *shape), dtype) for _ in range(most)],
+        "m": np.asarray(rng.normal(size=shape) if before else np.zeros(shape), dtype),
+        "v": np.asarray(rng.uniform(0.1, 2.0, size=shape) if before else np.zeros(shape), dtype),
+        "t": before + 1, "lr": draw(st.sampled_from([0.1, 0.5])),
+        "b1": draw(st.sampled_from([0.5, 0.9])), "b2": draw(st.sampled_from([0.8, 0.99])),
+        "eps": draw(st.sampled_from([0.5, 1e-8])),
     }  # fmt: skip
 
 
-def _engine(p, gradients, lr, beta1, beta2, eps):
-    """p, m and v after the engine's Adam."""
-    held = Parameter(p.copy())
-    adam = optim.Adam({"p": held}, lr, (beta1, beta2), eps)
-    for g in gradients:
-        held.grad = g
-        adam.step()
-    return held.data, *adam.state["p"].values()
+def _engine(p, gradients, m, v, t, lr, b1, b2, eps):
+    """What the library's Adam makes of it: (p, m, v)."""
+    from minilora import nn, optim, using
+
+    with using("numpy"):
+        parameter = nn.Parameter(p.copy())
+        adam = optim.Adam({"p": parameter}, lr=lr, betas=(b1, b2), eps=eps)
+        adam.t = t - 1
+        for name, held in (("m", m), ("v", v)):
+            adam.state["p"][name][...] = held
+        for g in gradients:
+            parameter.grad = g.copy()
+            adam.step()
+        state = adam.state["p"]
+        return parameter.data, state["m"], state["v"]
 
 
-def _after(student, p, g, m, v, t, lr, beta1, beta2, eps):
-    new = [p.copy(), m.copy(), v.copy()]
-    student.adam_step(new[0], g, new[1], new[2], t, lr, beta1, beta2, eps)
-    return new
+def _compared(student, p, gradients, m, v, t, **settings):
+    expected = _engine(p, gradients, m, v, t, **settings)
+    for i, g in enumerate(gradients):
+        done = kit.parts(student.adam_step(p, g, m, v, t + i, *settings.values()), "p", "m", "v")
+        for name, got, before in zip(("p", "m", "v"), done, (p, m, v)):
+            kit.number(got, before.shape, f"{name} after the step")
+            kit.holds(
+                np.asarray(got).dtype == before.dtype, f"{name} in {before.dtype}",
+                f"{name} in {np.asarray(got).dtype}",
+            )  # fmt: skip
+        p, m, v = (np.asarray(held) for held in done)
+    # Each step rounds p, m and v a few times, at the size that they have.
+    steps = f"{len(gradients)} steps" if len(gradients) > 1 else "the step"
+    n = 8 * (len(gradients) + 8)
+    eps = float(np.finfo(p.dtype).eps)
+    for name, got, exact in zip(
+        ("m", "v", "p"), (m, v, p), (expected[1], expected[2], expected[0])
+    ):
+        size = max(float(np.max(np.abs(exact), initial=0.0)), 1.0)
+        unit = size / max(float(np.max(np.abs(exact), initial=0.0)), 1e-30)
+        kit.equal(got, exact, f"{name} after {steps}", rtol=n * eps * unit)
 
 
-def _step(p, g, m, v, t, lr, beta1, beta2, eps):
-    """The formulas, as the paper's section 2 has them: the corrections in the step size."""
-    m, v = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g**2 - v)
-    root = np.sqrt(1 - beta2**t)
-    return p - lr * root / (1 - beta1**t) * m / (np.sqrt(v) + eps * root), m, v
+@kit.check(steps(start=True), points=2)
+def first(student, p, gradients, m, v, **settings):
+    """The first step, where m and v are 0 before it."""
+    _compared(student, p, gradients, m, v, **settings)
 
 
-@kit.check(moments(), points=2)
-def means(student, **case):
-    """m and v become the running means of g and of g², in place."""
-    _, m, v = _after(student, **case)
-    _, expected_m, expected_v = _step(**case)
-    kit.equal(m, expected_m, "m after the step")
-    kit.equal(v, expected_v, "v after the step")
+@kit.check(steps(), points=2)
+def later(student, p, gradients, m, v, **settings):
+    """A later step, from any m and v."""
+    _compared(student, p, gradients, m, v, **settings)
 
 
-@kit.check(moments(first=True), points=1)
-def first_step(student, **case):
-    """At the first step, p goes lr · g / (|g| + eps) down."""
-    g = case["g"]
-    expected = case["p"] - case["lr"] * g / (np.abs(g) + case["eps"])
-    kit.equal(_after(student, **case)[0], expected, "p after the step")
+@kit.check(steps(most=50, start=True), points=2, examples=15)
+def many(student, p, gradients, m, v, **settings):
+    """50 steps, beside the library's Adam."""
+    _compared(student, p, gradients, m, v, **settings)
 
 
-@kit.check(moments(), points=2)
-def later_step(student, **case):
-    """At a later step, p goes lr m' / (sqrt(v') + eps) down."""
-    kit.equal(_after(student, **case)[0], _step(**case)[0], "p after the step")
+@kit.check(steps("float32", most=3, start=True), points=2)
+def in_float32(student, p, gradients, m, v, **settings):
+    """float32 stays float32."""
+    _compared(student, p, gradients, m, v, **settings)
 
 
 @st.composite
-def runs(draw):
-    """Fifty gradients."""
-    rng, shape = draw(kit.generators()), (draw(kit.sizes(1, 3)), draw(kit.sizes(1, 3)))
-    return {"p": rng.normal(size=shape), "gradients": rng.normal(size=(50, *shape)), "lr": 0.01,
-            "eps": draw(st.sampled_from([1e-8, 1e-3]))}  # fmt: skip
+def arrays(draw):
+    shapes = draw(st.lists(st.lists(kit.sizes(1, 9), max_size=3).map(tuple), max_size=4))
+    return {"shapes": shapes, "dtype": draw(st.sampled_from(["float32", "float64"]))}
 
 
-@kit.check(runs(), points=2, examples=15)
-def fifty_steps(student, p, gradients, lr, eps):
-    """Fifty steps end where the engine's Adam ends, up to rounding."""
-    got = kit.parts(student.many_steps(p, gradients, lr, 0.9, 0.999, eps), "p", "m", "v")
-    for name, a, b in zip("pmv", got, _engine(p, gradients, lr, 0.9, 0.999, eps)):
-        steps = len(gradients)  # each rounds a dozen times, in sizes of b's: eps is 2 roundings
-        kit.equal(a, b, f"{name} after 50 steps", rtol=16 * steps * float(np.finfo(b.dtype).eps))
-
-
-@kit.check(
-    st.fixed_dictionaries({
-        "shapes": st.lists(st.lists(st.sampled_from([3, 1, 2, 5]), min_size=1, max_size=3)
-                           .map(tuple), min_size=1, max_size=3),
-        "dtype": st.sampled_from([np.dtype(np.float32), np.dtype(np.float64)]),
-    }),
-    points=3, examples=60,
-)  # fmt: skip
+@kit.check(arrays(), points=2)
 def counted(student, shapes, dtype):
-    """adam_bytes is what the engine's ledger counts for its Adam."""
-    parameters = {str(i): Parameter(np.ones(shape, dtype)) for i, shape in enumerate(shapes)}
-    held = optim.Adam(parameters).arrays().values()
-    kit.equal(student.adam_bytes(shapes, dtype), sum(array.nbytes for array in held), "the bytes")
+    """adam_bytes counts what the library's Adam keeps after a step."""
+    from minilora import nn, optim, using
+
+    with using("numpy"):
+        trained = {str(i): nn.Parameter(np.ones(shape, dtype)) for i, shape in enumerate(shapes)}
+        kept = 0
+        if trained:
+            adam = optim.Adam(trained)
+            for parameter in trained.values():
+                parameter.grad = np.ones(parameter.shape, dtype)
+            adam.step()
+            kept = sum(held.nbytes for state in adam.state.values() for held in state.values())
+    kit.equal(student.adam_bytes(shapes, dtype), kept, "the bytes", rtol=0.0)
 
 
-def _adam(m_=lambda m, b: m / b, v_=lambda v, b: v / b, root=lambda v, eps: np.sqrt(v) + eps,
-          square=lambda g: g * g, sign=-1, power=lambda t: t):  # fmt: skip
-    def adam_step(p, g, m, v, t, lr, beta1, beta2, eps):
-        m[...] = beta1 * m + (1 - beta1) * g
-        v[...] = beta2 * v + (1 - beta2) * square(g)
-        first, second = m_(m, 1 - beta1 ** power(t)), v_(v, 1 - beta2 ** power(t))
-        p += sign * lr * first / root(second, eps)
+def _step(size, m_new=None, v_new=None):
+    """The solution with another m, v, or way to move: size(m, v, t, b1, b2, eps)."""
 
-    return adam_step
+    def step(p, g, m, v, t, lr, b1, b2, eps):
+        m = (m_new or (lambda m, g, b: b * m + (1 - b) * g))(m, g, b1)
+        v = (v_new or (lambda v, g, b: b * v + (1 - b) * g**2))(v, g, b2)
+        return p - lr * size(m, v, t, b1, b2, eps), m, v
 
-
-def _keeping_corrected(p, g, m, v, t, lr, beta1, beta2, eps):
-    m[...] = (beta1 * m + (1 - beta1) * g) / (1 - beta1**t)
-    v[...] = (beta2 * v + (1 - beta2) * g * g) / (1 - beta2**t)
-    p -= lr * m / (np.sqrt(v) + eps)
+    return step
 
 
-def _not_in_place(p, g, m, v, t, lr, beta1, beta2, eps):
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    p -= lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+def _right(m, v, t, b1, b2, eps):
+    return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
 
 
-def _swapped(p, g, m, v, t, lr, beta1, beta2, eps):
-    _adam()(p, g, m, v, t, lr, beta2, beta1, eps)
+def _kept_mended(p, g, m, v, t, lr, b1, b2, eps):
+    m = (b1 * m + (1 - b1) * g) / (1 - b1**t)
+    v = (b2 * v + (1 - b2) * g**2) / (1 - b2**t)
+    return p - lr * m / (np.sqrt(v) + eps), m, v
 
 
-def _bytes(each, times=2):
-    return lambda shapes, dtype: times * sum(each(s, np.dtype(dtype).itemsize) for s in shapes)
+def _in_place(p, g, m, v, t, lr, b1, b2, eps):
+    m *= b1
+    m += (1 - b1) * g
+    v *= b2
+    v += (1 - b2) * g**2
+    p -= lr * _right(m, v, t, b1, b2, eps)
+    return p, m, v
+
+
+def _as_float64(p, g, m, v, t, lr, b1, b2, eps):
+    b1, b2 = np.array([b1]), np.array([b2])  # arrays of float64, which widen what they meet
+    m = (b1 * m + (1 - b1) * g).reshape(p.shape)
+    v = (b2 * v + (1 - b2) * g**2).reshape(p.shape)
+    return p - lr * _right(m, v, t, b1[0], b2[0], eps), m, v
 
 
 WRONG = {
     "adam_step": {
-        "you leave out both corrections": _adam(lambda m, b: m, lambda v, b: v),
-        "you correct m, but not v": _adam(v_=lambda v, b: v),
-        "you correct v, but not m": _adam(m_=lambda m, b: m),
-        "you put eps inside of the root": _adam(root=lambda v, eps: np.sqrt(v + eps)),
-        "you take no root of v'": _adam(root=lambda v, eps: v + eps),
-        "you average g in v, not g²": _adam(square=lambda g: g),
-        "you go uphill": _adam(sign=1),
-        "you count t from 0 in the corrections": _adam(power=lambda t: t - 1),
-        "you count t from 2 in the corrections": _adam(power=lambda t: t + 1),
-        "you keep m' and v' as the new m and v": _keeping_corrected,
-        "you give names to the new m and v, and do not write into the arrays": _not_in_place,
-        "you swap beta1 and beta2": _swapped,
+        "you leave the mend of the start out: m and v for m^ and v^": _step(
+            lambda m, v, t, b1, b2, eps: m / (np.sqrt(v) + eps)
+        ),
+        "you mend m but not v": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (np.sqrt(v) + eps)
+        ),
+        "you count steps from 0: b1^(t-1) for b1^t": _step(
+            lambda m, v, t, b1, b2, eps: _right(m, v, max(t - 1, 1e-3), b1, b2, eps)
+        ),
+        "you keep m^ and v^ instead of m and v": _kept_mended,
+        "you add eps inside the square root": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)
+        ),
+        "you leave eps out": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)
+        ),
+        "you take no square root of v^": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)
+        ),
+        "you add the step where it is to be taken away": _step(lambda *held: -_right(*held)),
+        "you do not square the gradient in v": _step(
+            _right, v_new=lambda v, g, b: b * v + (1 - b) * np.abs(g)
+        ),
+        "you turn b1 and b2 around": lambda p, g, m, v, t, lr, b1, b2, eps: _step(_right)(
+            p, g, m, v, t, lr, b2, b1, eps
+        ),
+        "you add g whole, without (1 - b1)": _step(_right, m_new=lambda m, g, b: b * m + g),
+        "you change p, m and v in place": _in_place,
+        "you make float64 of float32": _as_float64,
     },
     "adam_bytes": {
-        "you count one of m and v": _bytes(lambda s, size: int(np.prod(s)) * size, 1),
-        "you count p, too": _bytes(lambda s, size: int(np.prod(s)) * size, 3),
-        "you count numbers, not bytes": _bytes(lambda s, size: int(np.prod(s))),
-        "you take 4 bytes for each number, whatever the dtype is": _bytes(
-            lambda s, size: 4 * int(np.prod(s))
+        "you count one running mean, not two": lambda shapes, dtype: (
+            sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
         ),
-        "you add the sizes of a shape, and do not multiply them": _bytes(
-            lambda s, size: sum(s) * size
+        "you count the parameters too": lambda shapes, dtype: (
+            3 * sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
         ),
-        "you count bits": _bytes(lambda s, size: 8 * int(np.prod(s)) * size),
+        "you count numbers, not bytes": lambda shapes, dtype: (
+            2 * sum(int(np.prod(s)) for s in shapes)
+        ),
+        "you take 4 bytes for each number, whatever the dtype": lambda shapes, dtype: (
+            8 * sum(int(np.prod(s)) for s in shapes)
+        ),
+        "you add the sides of a shape, not multiply them": lambda shapes, dtype: (
+            2 * sum(int(np.sum(s)) for s in shapes) * np.dtype(dtype).itemsize
+        ),
+        "you leave out what is one number": lambda shapes, dtype: (
+            2 * sum(int(np.prod(s)) for s in shapes if s) * np.dtype(dtype).itemsize
+        ),
     },
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,39 +118,61 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     """One check on drawn cases. Raises Halted where the student's process ends."""
     seen: list[Seen] = []
 
-    @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
-    @settings(
-        max_examples=check.examples, deadline=None, derandomize=True, database=None,
-        report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
-        phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
-    @given(check.cases)
-    def property_(case: Case) -> None:
+    def run(case: Case) -> None:
         student.calls = []
         seen.append(Seen(check, case, student.calls))
+        del seen[CASES - 1 : -1]  # large results are not all kept
         check.run(student, **case)
 
+    def anyway(case: Case) -> None:
+        with contextlib.suppress(Wrong, Raised):
+            run(case)
+
     try:
-        property_()
+        _drawn(exercise, check, seed_)(run)
     except Flaky:
         lines = ("expected the same answer to the same arguments", "got      another one each time")
         return _failed(check, lines=lines)
     except Raised as error:
-        return _failed(check, case=seen[-1].case, seen=_some(seen), **_raised(error))
+        return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
     except Wrong as wrong:
-        return _failed(check, case=seen[-1].case, seen=_some(seen), lines=wrong.lines)
-    return Outcome(check.title, check.points, check.points, seen=_some(seen))
+        smallest = seen[-1]
+        del seen[:]
+        _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
+        return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
+    except Exception as error:  # a check that stumbles over a result gives no points for it
+        lines = ("expected a result that the check can read",
+                 f"got      one at which it stops: {type(error).__name__}")  # fmt: skip
+        return _failed(check, case=seen[-1].case if seen else None, lines=lines)
+    return Outcome(check.title, check.points, check.points, seen=tuple(seen))
 
 
-def _some(seen: list[Seen]) -> tuple[Seen, ...]:
-    """The last one, which failed if any did, and the first ones."""
-    return (seen[-1], *seen[: CASES - 1])
+def _drawn(
+    exercise: Exercise, check: Check, seed_: int, examples: int = 0
+) -> Callable[[Callable[[Case], None]], None]:
+    """Runs a function on drawn cases, and on smaller ones where it fails: on the same each time."""
+
+    def on(run: Callable[[Case], None]) -> None:
+        @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
+        @settings(
+            max_examples=examples or check.examples, deadline=None, derandomize=True,
+            database=None, report_multiple_bugs=False, print_blob=False,
+            suppress_health_check=[*HealthCheck], phases=(Phase.generate, Phase.shrink),
+        )  # fmt: skip
+        @given(check.cases)
+        def property_(case: Case) -> None:
+            run(case)
+
+        property_()
+
+    return on
 
 
 def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     """The outcomes, with the known mistakes that give all that the student's code gave.
 
-    Of the calls of the mistaken function, over all checks: one that explains a part only is none.
+    Of the calls of the mistaken function, and of what runs beside the student, over all checks: one
+    that explains a part only is none.
     """
     outcomes = tuple(outcomes)
     if all(outcome.points for outcome in outcomes):
@@ -165,11 +188,11 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
             local = Local(exercise, mistaken(exercise, function, mistake))
             failed = set()
             for outcome, one, smallest in seen:
-                theirs = _of(function, exercise, one.calls)
+                theirs = _calls(exercise, one.calls, function)
                 if not theirs and not smallest:
                     continue
                 fails = _fails(one, local)
-                ours = _of(function, exercise, local.calls)
+                ours = _calls(exercise, local.calls, function)
                 if not all(map(alike, theirs, ours)):
                     break
                 if smallest and fails and theirs:
@@ -182,10 +205,9 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
     )
 
 
-def _of(function: str, exercise: Exercise, calls: list[Called]) -> list[Called]:
-    """The calls of a function, and of what runs beside the student and may call it."""
-    others = {*exercise.functions} - {function}
-    return [call for call in calls if call.name not in others]
+def _calls(exercise: Exercise, calls: list[Called], function: str) -> list[Called]:
+    """Those that may have run this function."""
+    return [call for call in calls if call.name == function or call.name not in exercise.functions]
 
 
 def _fails(one: Seen, student: Student) -> bool:
@@ -220,7 +242,8 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def _failed(check: Check, case: Case | None = None, **found: Any) -> Outcome:
-    return Outcome(check.title, 0, check.points, case=tuple((case or {}).items()), **found)
+    shown = tuple((name, held) for name, held in (case or {}).items() if not name.startswith("_"))
+    return Outcome(check.title, 0, check.points, case=shown, **found)
 
 
 def _none(exercise: Exercise, problem: dict[str, Any]) -> tuple[Outcome, ...]:

@@ -16,7 +16,8 @@ from . import folder
 from .contents import Chapter, chapters, notebook_text
 
 ASSETS = Path(__file__).parent / "assets"
-NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib")
+NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib",
+         "hypothesis")  # fmt: skip
 START = 4  # the rank that the cover shows first
 
 
@@ -52,6 +53,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     """Everything that the site consists of, by its name."""
     import jinja2
 
+    from ..exercises.book import exercises
     from . import names, pages, prose
     from .cover import cover
     from .running import executed
@@ -64,6 +66,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
     templates.filters["chapters"] = lambda text: _html(plain.line(text))
+    templates.filters["statement"] = lambda text: _html(prose.statement(text))
     templates.filters["parameters"] = names.parameters
     templates.filters["code"] = lambda text: _html(plain.code(text))
 
@@ -71,6 +74,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         text: str = templates.get_template(template).render(version=__version__, **settings)
         return text.encode()
 
+    tasks = exercises()
     used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> who uses it
     facts = {chapter.number: _facts(chapter, plain) for chapter in told}
     files = {
@@ -83,6 +87,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
             "lesson.html.j2", kind="chapter", title=f"{heading} - minilora", told=chapter.can,
             heading=heading, facts=facts[chapter.number], name=chapter.name, body=_html(made.body),
             headings=[(anchor, _html(text)) for anchor, text in made.headings],
+            tasks=[task for task in tasks if task.chapter == chapter.number],
             before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
         )  # fmt: skip
         files |= made.files
@@ -101,6 +106,11 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
         sections=names.sections(), used=used,
     )  # fmt: skip
+    files["exercises.html"] = page(
+        "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
+        told="Functions to write, each checked by properties", exercises=tasks,
+    )  # fmt: skip
+    files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
     found = [

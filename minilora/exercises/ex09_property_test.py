@@ -1,0 +1,379 @@
+"""09. Write the test that finds a wrong merge.
+
+Merging puts a LoRA update into the weight itself: W + (alpha / r) B A. Somebody wrote a function
+for it. Is it right? You do not read it: you write a test that calls it, as pytest would run it.
+
+A right merge(W, A, B, alpha) takes
+    W      float64 array (d, k), the frozen weight
+    A, B   float64 arrays (r, k) and (d, r), the factors of the update, of rank r
+    alpha  number above 0, whole or not
+and returns a new float64 array (d, k), W + (alpha / r) B A. It leaves W, A and B as they are.
+
+test_merge(merge) takes such a function. It returns None where the merge is right, and raises
+AssertionError where it is wrong, as `assert` does. (What the merge itself raises may come through.)
+
+    test_merge(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A))    -> None
+
+With W + alpha * (B @ A) it raises AssertionError: that one forgets to divide by r.
+
+What it is tried on:
+    right merges   that do the same in another order. Each rounds differently, by some units in the
+                   last place of the largest numbers. A test that fails one of them scores nothing.
+    wrong merges   more than twenty. Some are wrong only for some shapes, ranks or alphas, some are
+                   only a little off, some give the right result and break something on the way.
+"""
+
+import numpy as np
+
+
+def test_merge(merge):
+    """Raise AssertionError unless merge(W, A, B, alpha) is right."""
+    ### BEGIN SOLUTION
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        d, k, r = rng.integers(1, 6, size=3)
+        alpha = rng.uniform(0.5, 20.0)
+        W, A, B = rng.normal(size=(d, k)), rng.normal(size=(r, k)), rng.normal(size=(d, r))
+        given = W.copy(), A.copy(), B.copy()
+        expected = W + alpha / r * (B @ A)
+        got = merge(W, A, B, alpha)
+        assert got.shape == (d, k)
+        assert np.abs(got - expected).max() <= 1e-12 * np.abs(expected).max()  # false for NaN
+        for now, before in zip((W, A, B), given):
+            assert (now == before).all()
+    ### END SOLUTION
+
+
+### BESIDE THE STUDENT
+
+
+def tried(student, body):
+    """Does the student's test pass on the merge with this body?"""
+    try:
+        student.test_merge(_merge(body, []))
+    except NotImplementedError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def again(student, body):
+    """Run the test on a right merge that it failed; its error tells of the last call."""
+    calls = []
+    try:
+        student.test_merge(_merge(body, calls))
+    except AssertionError as error:
+        if calls:
+            W, A, B, alpha, result = calls[-1]
+            exact = W + alpha / A.shape[0] * (B @ A)
+            gap, most = abs(result - exact).max(), abs(exact).max()
+            error.args = (
+                f"after a call with W {W.shape}, A {A.shape}, B {B.shape}, alpha = {alpha:.6g}\n"
+                f"its result differs from W + alpha / r * (B @ A) by {gap:.1e} at most, and the "
+                f"largest number is {most:.1e}",
+            )
+        raise
+
+
+def _merge(body, calls):
+    """A merge of operators and methods of arrays alone: a changed NumPy changes nothing in it."""
+    text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
+    space = {"__builtins__": {}, "kept": {}, "range": range}
+    exec(text, space)
+
+    def merge(W, A, B, alpha):
+        before = (W * 1.0, A * 1.0, B * 1.0, alpha) if hasattr(W, "shape") else None
+        result = space["merge"](W, A, B, alpha)
+        if before:
+            calls.append((*before, result))
+        return result
+
+    return merge
+
+
+### CHECKS
+# mypy: ignore-errors
+
+import contextlib
+
+from hypothesis import strategies as st
+
+from . import kit
+from .student import Raised
+
+TITLE = "write the property test"
+MINUTES = 30
+CHAPTER = "09"
+
+HINTS = (
+    "Draw many cases: d, k and r apart from each other, alpha not a multiple of r. Compute what is "
+    "expected before the call, and keep copies of W, A and B to compare with afterwards.",
+    "Compare with a gap, not with ==: rounding is about 1e-16 of the largest number, float32 is "
+    "1e-7 of it. np.allclose forgives 1e-5 unless you pass rtol and atol.",
+    "assert got.shape == (d, k); assert np.abs(got - expected).max() <= 1e-12 * "
+    "np.abs(expected).max(); assert (W == W_before).all(), and A and B too; all of it in a loop "
+    "over random shapes, ranks and alphas.",
+)
+
+RIGHT = (
+    "return W + alpha / r * (B @ A)",
+    "return (alpha * B / r) @ A + W",
+    "return (W.T + A.T @ (B.T * (alpha / r))).T",
+    "S = W * 0.0; for i in range(r): S += alpha * (B[:, i : i + 1] * A[i]) / r; return W + S",
+    "S = W * (r / alpha); for i in range(r): S += B[:, i : i + 1] * A[i]; return S * (alpha / r)",
+)
+
+# what a wrong merge does -> its bodies, of which one is drawn; {} is a small share that is drawn
+SCALE = {
+    "forgets to divide alpha by r": ("return W + alpha * (B @ A)", "return alpha * B @ A + W"),
+    "ignores alpha": ("return W + B @ A / r", "return W + B @ A", "return W + 2 / r * (B @ A)"),
+    "divides r by alpha": ("return W + r / alpha * (B @ A)",),
+}
+NUMBER = {
+    "divides alpha by r in whole numbers": ("return W + alpha // r * (B @ A)",),
+    "divides alpha by another number than r": (
+        "return W + alpha / r**0.5 * (B @ A)", "return W + alpha / W.shape[0] * (B @ A)",
+        "return W + alpha / W.shape[1] * (B @ A)", "return W + alpha / r / r * (B @ A)",
+    ),
+    "keeps the scale of its first call for all later ones": (
+        "s = kept.setdefault(0, alpha / r); return W + s * (B @ A)",
+    ),
+}  # fmt: skip
+TERMS = {
+    "subtracts the update": ("return W - alpha / r * (B @ A)",),
+    "adds the update twice": ("return W + 2 * alpha / r * (B @ A)",),
+    "returns W as it came": ("return W * 1.0", "return W.copy()"),
+    "returns the update without W": ("return alpha / r * (B @ A)",),
+    "multiplies W by the update where it should add": ("return W * (1 + alpha / r * (B @ A))",),
+}
+PRODUCT = {
+    "adds the update transposed": ("return W + alpha / r * (B @ A).T",),
+    "multiplies A and B in the wrong order": ("return W + alpha / r * (A @ B)",),
+    "adds the rows or the columns of the update in reverse order": (
+        "return W + alpha / r * (B @ A)[::-1]", "return W + alpha / r * (B @ A)[:, ::-1]",
+    ),
+    "gives the right rows or columns in reverse order": (
+        "return (W + alpha / r * (B @ A))[::-1]", "return (W + alpha / r * (B @ A))[:, ::-1]",
+    ),
+    "is wrong where W has more columns than rows": (
+        "n = W.shape[0]; S = W * 1.0; S[:, :n] += alpha / r * (B @ A)[:, :n]; return S",
+    ),
+    "is wrong where W has more rows than columns": (
+        "n = W.shape[1]; S = W * 1.0; S[:n] += alpha / r * (B @ A)[:n]; return S",
+    ),
+}  # fmt: skip
+PARTS = {
+    "leaves one of the r ranks out": (
+        "return W + alpha / r * (B[:, :-1] @ A[:-1])", "return W + alpha / r * (B[:, 1:] @ A[1:])",
+    ),
+    "is right for r = 1 alone": ("return W + alpha / r * (B[:, :1] @ A[:1])",
+                                 "return W + alpha / r * (B[:, -1:] @ A[-1:])"),
+    "leaves one row or column of W as it was": (
+        "S = W + alpha / r * (B @ A); S[-1] = W[-1]; return S",
+        "S = W + alpha / r * (B @ A); S[0] = W[0]; return S",
+        "S = W + alpha / r * (B @ A); S[:, -1] = W[:, -1]; return S",
+    ),
+    "leaves one number of W as it was": (
+        "S = W + alpha / r * (B @ A); S[0, 0] = W[0, 0]; return S",
+        "S = W + alpha / r * (B @ A); S[-1, -1] = W[-1, -1]; return S",
+    ),
+}  # fmt: skip
+ODD = {
+    "returns an array with one axis too many": (
+        "return (W + alpha / r * (B @ A))[None]", "return W[None] + alpha / r * (B @ A)",
+    ),
+    "returns NaN in one place": (
+        "S = W + alpha / r * (B @ A); S[0, 0] = 1e999 - 1e999; return S",
+        "S = W + alpha / r * (B @ A); S[-1, -1] = 1e999 - 1e999; return S",
+    ),
+}  # fmt: skip
+SHARE = {
+    "adds an update that is some percent too large or too small": (
+        "return W + {percent} * alpha / r * (B @ A)",
+    ),
+    "adds an update that is off by some parts in a thousand": (
+        "return W + {thousandth} * alpha / r * (B @ A)",
+    ),
+}  # fmt: skip
+COARSE = {
+    "computes in float32": (
+        'return W + (alpha / r * (B.astype("f4") @ A.astype("f4"))).astype("f8")',
+        'return (W + alpha / r * (B @ A)).astype("f4").astype("f8")',
+        'return W.astype("f4") + alpha / r * (B @ A)',
+    ),
+    "is off by one part in a million": ("return W + 1.000001 * alpha / r * (B @ A)",
+                                        "return 0.999999 * (W + alpha / r * (B @ A))"),
+}  # fmt: skip
+BROKEN_W = {
+    "writes its result into W": (
+        "W += alpha / r * (B @ A); return W", "W += alpha / r * (B @ A); return W * 1.0",
+    ),
+}  # fmt: skip
+BROKEN_FACTORS = {
+    "scales B in place": ("B *= alpha / r; return W + B @ A",),
+    "scales A in place": ("A *= alpha / r; return W + B @ A",),
+}
+
+
+@st.composite
+def mixed(draw, wrong):
+    """All the wrong merges of a group, a body of each, among the right ones, in any order."""
+    rng = draw(kit.generators())
+    share = {name: f"{1 + rng.choice([-1, 1]) * rng.uniform(0.5, 2.0) * size:.6g}"
+             for name, size in (("percent", 1e-2), ("thousandth", 1e-3))}  # fmt: skip
+    bodies = {str(rng.choice(ways)).format(**share): what for what, ways in wrong.items()}
+    order = rng.permutation([*bodies, *RIGHT])
+    return {"_merges": [(str(body), bodies.get(str(body), "")) for body in order]}
+
+
+def _kills(student, merges):
+    """The test passes on each right merge, and fails on each wrong one."""
+    passes = {body: student.tried(body) for body, _ in merges}
+    failed = [body for body in RIGHT if not passes[body]]
+    if failed:
+        raise kit.Wrong(*_unfair(student, failed))
+    for body, what in merges:
+        if what and passes[body]:
+            raise kit.Wrong(
+                "expected your test to fail on each wrong merge",
+                f"got      a merge that {what} passes it:",
+                *_lines(body),
+            )
+
+
+def _unfair(student, failed):
+    """Which right merge fails, where, and why."""
+    yield "expected your test to pass on each right merge"
+    yield "got      a failure on this one:"
+    yield from _lines(failed[0])
+    try:
+        student.again(failed[0])
+        yield "and a pass when it is run again: give your random numbers a seed"
+    except Raised as error:
+        if error.kind != "AssertionError":
+            raise
+        for line, _, text in error.frames[-1:]:
+            yield f"at line {line}: {text}"
+        yield from str(error).removeprefix("AssertionError: ").splitlines()
+        if len(failed) == len(RIGHT):
+            yield "no right merge passes: is W + (alpha / r) B A expected, and rounding allowed?"
+        else:
+            good = len(RIGHT) - len(failed)
+            yield f"{good} of {len(RIGHT)} right merges pass: is it rounding that you do not allow?"
+
+
+def _lines(body):
+    return ("             " + line for line in body.split("; "))
+
+
+def group(title, wrong):
+    """A check of these wrong merges."""
+
+    def run(student, _merges):
+        _kills(student, _merges)
+
+    run.__doc__ = title
+    return kit.check(mixed(wrong), examples=3)(run)
+
+
+scale = group("It fails on merges without alpha, without r, or with both turned around", SCALE)
+number = group("It fails on merges whose scale is right for some alpha and r only", NUMBER)
+terms = group("It fails on merges that lose W or the update, or add it wrongly", TERMS)
+product = group("It fails on merges that are wrong for some shapes only", PRODUCT)
+parts = group("It fails on merges that leave a part of the update out", PARTS)
+odd = group("It fails on results with another shape, or that are no numbers", ODD)
+share = group("It fails on updates that are a little too large or too small", SHARE)
+coarse = group("It fails on merges that are less exact than float64", COARSE)
+broken_w = group("It fails on merges that change W", BROKEN_W)
+broken_factors = group("It fails on merges that change A or B", BROKEN_FACTORS)
+
+
+def _close(got, expected, rtol=1e-12):
+    return got.shape == expected.shape and np.all(
+        np.abs(got - expected) <= rtol * np.abs(expected).max()
+    )
+
+
+def _right(W, A, B, alpha):
+    return W + alpha / len(A) * (B @ A)
+
+
+def _test(
+    good=_close, formula=_right, shapes=None, alphas=None, cases=20, W0=1.0, B0=1.0, left="WAB"
+):
+    """The reference with one thing about it changed."""
+
+    def test_merge(merge):
+        rng = np.random.default_rng(1)
+        for _ in range(cases):
+            d, k, r = shapes(rng) if shapes else rng.integers(1, 6, size=3)
+            alpha = alphas(rng, r) if alphas else rng.uniform(0.5, 20.0)
+            W, A, B = rng.normal(size=(d, k)), rng.normal(size=(r, k)), rng.normal(size=(d, r))
+            given = {"W": W * W0, "A": A, "B": B * B0}
+            asked = {name: array.copy() for name, array in given.items()}
+            got = merge(*asked.values(), alpha)
+            assert good(got, formula(*given.values(), alpha))
+            assert all((asked[name] == given[name]).all() for name in left)
+
+    return test_merge
+
+
+def _silent(merge):
+    with contextlib.suppress(Exception):
+        _test()(merge)
+
+
+WRONG = {
+    "test_merge": {
+        "your test only computes whether the merge is right, and asserts nothing": _test(
+            good=lambda got, expected: True, left=""
+        ),
+        "your test catches its own AssertionError": _silent,
+        "your test looks at the shape alone": _test(
+            good=lambda got, expected: got.shape == expected.shape, left=""
+        ),
+        "your test compares with ==": _test(
+            good=lambda a, b: a.shape == b.shape and (a == b).all()
+        ),
+        "your test expects alpha B A, without the division by r": _test(
+            formula=lambda W, A, B, alpha: W + alpha * (B @ A)
+        ),
+        "your test tries square W alone": _test(
+            shapes=lambda rng: (*[rng.integers(1, 6)] * 2, rng.integers(1, 6))
+        ),
+        "your test has alpha = r in each case": _test(alphas=lambda rng, r: float(r)),
+        "your test has an alpha that is a multiple of r in each case": _test(
+            alphas=lambda rng, r: float(r * rng.integers(2, 9))
+        ),
+        "your test tries r = 1 alone": _test(
+            shapes=lambda rng: (rng.integers(1, 6), rng.integers(1, 6), 1)
+        ),
+        "your test tries one case alone": _test(cases=1, shapes=lambda rng: (3, 2, 2)),
+        "your test has B = 0, as at the start of training": _test(B0=0.0),
+        "your test has W = 0": _test(W0=0.0),
+        "your test never finds that W, A or B changed (a copy is made by .copy())": _test(left=""),
+        "your test looks whether W changed, but not A and B": _test(left="W"),
+        "your test forgives as much as np.allclose does: 1e-5": _test(
+            good=lambda a, b: a.shape == b.shape and np.allclose(a, b)
+        ),
+        "your test forgives 5 percent": _test(good=lambda a, b: _close(a, b, 0.05)),
+        "your test compares sums, not each number": _test(
+            good=lambda a, b: a.shape == b.shape and abs(a.sum() - b.sum()) <= 1e-12 * abs(b).sum()
+        ),
+        "your test asks whether any number is right, not whether all are": _test(
+            shapes=lambda rng: rng.integers(2, 6, size=3),
+            good=lambda a, b: (
+                a.shape == b.shape and np.any(np.abs(a - b) <= 1e-12 * np.abs(b).max())
+            ),
+        ),
+        "your test lets NumPy broadcast a result of another shape": _test(
+            good=lambda a, b: np.all(np.abs(a - b) <= 1e-12 * np.abs(b).max())
+        ),
+        "your test is blind to NaN: no gap is larger than the largest allowed": _test(
+            good=lambda a, b: (
+                a.shape == b.shape and not np.any(np.abs(a - b) > 1e-12 * np.abs(b).max())
+            )
+        ),
+    }
+}

@@ -1,0 +1,286 @@
+"""12. How equal is equal: bound what rounding can do to a merge.
+
+On paper, x V^T with V = W + s B A equals x W^T + s ((x A^T) B^T), s = alpha / r. On a computer each
+operation rounds, and the two sides differ. By how much at most? More than that is a mistake.
+
+merge_bound(x, W, A, B, alpha, dtype) takes
+    x, W, A, B  arrays of that dtype, of shapes (n, k), (d, k), (r, k), (d, r)
+    alpha       number, such that s = alpha / r is far from the smallest floats
+    dtype       np.float32 or np.float16
+and returns one number that is never below max |merged - unmerged|, where
+    merged      V = W + s (B A), then x V^T
+    unmerged    x W^T + s ((x A^T) B^T)
+when s is rounded to the dtype once, each product and each addition is rounded to the dtype, the
+sums are made in any order (another one on each side, too), and nothing overflows.
+
+The standard model: with u = eps / 2, eps and the smallest float h > 0 those of the dtype,
+    float(a + b) = (a + b) (1 + t)            |t| <= u
+    float(a * b) = a b (1 + t) + e            |e| <= h / 2: what is lost near 0, in products alone
+and n factors (1 + t) in a row are off 1 by gamma_n = n u / (1 - n u) at most.
+
+How a term s b a x gets into the result: its product with x and the sum over the k columns round it
+k times, its product b a and the sum over the r ranks r times; s itself, the product with s and the
+addition of W's part once each. So it is off by gamma_n of its size, n = k + r + 3, on each side;
+W's terms by less. Sizes are |x|, |W|, |A|, |B|: terms may cancel, their errors do not.
+
+To that, add what products lose: e, times all that it is multiplied by on its way out. Count h for
+each, not h / 2: that leaves room for later roundings. There is one e for each product: k in an
+output of x W^T, k in x V^T, one in s times the update; r in each number of B A and one more in its
+product with s, which then meet x; k in each number of x A^T, which meet B and s; ...
+
+Yours may be smaller than this bound, as long as it holds. It may be 100 times as large at most.
+
+    round(merge_bound(*[np.ones((1, 1))] * 4, 1.0, np.float16), 4)    -> 0.0098
+"""
+
+import numpy as np
+
+
+def merge_bound(x, W, A, B, alpha, dtype):
+    """What |merged - unmerged| stays under in every output, whatever the order of the sums."""
+    ### BEGIN SOLUTION
+    x, W, A, B = (np.abs(a.astype(np.float64)) for a in (x, W, A, B))
+    (r, k), s = A.shape, abs(alpha) / len(A)
+    u, h = float(np.finfo(dtype).eps) / 2, float(np.finfo(dtype).smallest_subnormal)
+    n = k + r + 3
+    size = x @ W.T + s * (x @ A.T) @ B.T
+    in_xA, in_BA = k * s * B.sum(axis=1), (r * s + 1) * x.sum(axis=1, keepdims=True)
+    lost = 2 * k + r * s + 1 + in_xA + in_BA
+    return np.max(2 * n * u / (1 - n * u) * size + h * lost)
+    ### END SOLUTION
+
+
+### CHECKS
+# mypy: ignore-errors
+
+import functools
+import itertools
+
+from hypothesis import strategies as st
+
+from . import kit
+
+TITLE = "how equal is equal"
+MINUTES = 40
+CHAPTER = "09"
+
+HINTS = (
+    "Two parts: 2 gamma_n times the sizes of all terms, and h times the number of products, each "
+    "times what it meets later. Compute both in float64, for each output, then take the largest.",
+    "The sizes are np.abs(x) @ np.abs(W).T + s * (np.abs(x) @ np.abs(A).T) @ np.abs(B).T; eps and "
+    "h are np.finfo(dtype).eps and np.finfo(dtype).smallest_subnormal.",
+    "What is lost, for each output: h * (2 * k + r * s + 1 + k * s * (the sum of its row of |B|) + "
+    "(r * s + 1) * (the sum of its row of |x|)).",
+)
+
+FACTOR = 100  # how much larger than the reference a bound may be
+ORDERS = ("left to right", "right to left", "in pairs", "as NumPy does")
+
+
+def _summed(terms, order):
+    """The terms of the last axis, added up in their own dtype."""
+    parts = [terms[..., i] for i in range(terms.shape[-1])]
+    if order == "in pairs":
+        while len(parts) > 1:
+            parts = [functools.reduce(np.add, parts[i : i + 2]) for i in range(0, len(parts), 2)]
+        return parts[0]
+    return functools.reduce(np.add, parts[:: -1 if order == "right to left" else 1])
+
+
+def _times(a, b, order):
+    """a b^T of arrays (n, k) and (m, k), each product and addition rounded to their dtype."""
+    if order == "as NumPy does":
+        return a @ b.T
+    return _summed(a[:, None, :] * b[None, :, :], order)
+
+
+def _apart(x, W, A, B, alpha, dtype):
+    """(how far the sides are apart at most, how the sums of either were made)."""
+    merged, unmerged = {}, {}
+    s = dtype.type(alpha / len(A))
+    with np.errstate(all="ignore"):
+        for order in ORDERS:
+            V = W + s * _times(B, A.T, order)
+            merged[order] = _times(x, V, order)
+            unmerged[order] = _times(x, W, order) + s * _times(_times(x, A, order), B, order)
+    pairs = itertools.product(ORDERS, ORDERS)
+    return max(
+        (np.abs(merged[a].astype(np.float64) - unmerged[b]).max(), a, b) for a, b in pairs
+    )  # fmt: skip
+
+
+def _bounds(student, x, W, A, B, alpha, dtype):
+    """The bound is not below the gap, and not above what is allowed."""
+    got = student.merge_bound(x, W, A, B, alpha, dtype)
+    kit.number(got, (), "a bound")
+    gap, first, second = _apart(x, W, A, B, alpha, dtype)
+    if not got >= gap:
+        raise kit.Wrong(
+            f"expected a bound of {gap:.3g} at least: so far apart are, in {dtype},",
+            f"         merged, summed {first}, and unmerged, summed {second}",
+            f"got      {float(got):.3g}",
+        )
+    most = merge_bound(x, W, A, B, alpha, dtype)
+    if not got <= FACTOR * most:
+        raise kit.Wrong(
+            f"expected a bound of {FACTOR * most:.3g} at most, {FACTOR} times the reference",
+            f"got      {float(got):.3g}, {float(got) / most:.3g} times the reference: a mistake of "
+            "that size would pass",
+        )
+
+
+def _cast(dtype, alpha, **arrays):
+    dtype = np.dtype(dtype)
+    cast = {name: np.asarray(a, dtype) for name, a in arrays.items()}
+    return {**cast, "alpha": float(alpha), "dtype": dtype}
+
+
+@st.composite
+def ordinary(draw, dtype):
+    """Numbers of all signs; what is large in x meets what is small in W and A, and the reverse."""
+    n, d, k, r = (draw(kit.sizes(1, most)) for most in (2, 3, 6, 3))
+    rng, uneven = draw(kit.generators()), draw(st.sampled_from([0, 6]))
+    s = 2.0 ** draw(st.integers(-3, 4))
+    columns = 2.0 ** rng.integers(-uneven, uneven + 1, size=k)
+    x, W, A, B = (rng.normal(size=shape) for shape in ((n, k), (d, k), (r, k), (d, r)))
+    x *= 2.0 ** rng.integers(-uneven, 1, size=(n, 1))
+    return _cast(dtype, s * r, x=x * columns, W=W / columns, A=A / columns, B=B)
+
+
+@st.composite
+def worst(draw, dtype):
+    """One number each, the worst of many: so few operations, and nearly all round against it."""
+    rng = draw(kit.generators())
+    x, A, B, s = rng.uniform(1, 2, (4, 20_000)).astype(dtype)
+    W = (rng.uniform(-1, 1, x.shape) / 8).astype(dtype)
+    gap = np.abs(x * (W + s * (B * A)) - (x * W + s * (x * A * B))) / np.abs(x * s * A * B)
+    i = np.argmax(gap)
+    return _cast(dtype, s[i], x=[[x[i]]], W=[[W[i]]], A=[[A[i]]], B=[[B[i]]])
+
+
+@st.composite
+def cancelling(draw):
+    """W is what takes the update away again: the result is nearly 0, its terms are not."""
+    case = draw(ordinary(draw(st.sampled_from([np.float32, np.float16]))))
+    A, B, alpha = case["A"], case["B"], case["alpha"]
+    W = -alpha / len(A) * (B.astype(np.float64) @ A)
+    return {**case, "W": W.astype(case["dtype"])}
+
+
+@st.composite
+def one_way(draw):
+    """Long sums in which each rounding goes the same way: 1 and many terms of about u."""
+    dtype = draw(st.sampled_from([np.float32, np.float16]))
+    long, d, s = draw(st.integers(20, 40)), draw(kit.sizes(1, 3)), 2.0 ** draw(st.integers(0, 4))
+    u, over_k, first = np.finfo(dtype).eps / 2, draw(st.booleans()), (np.arange(d) == 0)[:, None]
+    row = np.where(np.arange(long) == 0, 1.0, 0.98 * u)  # each is lost beside 1
+    x = np.ones((draw(kit.sizes(1, 2)), 1))
+    x[:-1] = 0.0
+    if over_k:  # and with the update, 1.02 u: each is rounded up to 2 u
+        A = np.where(np.arange(long) == 0, 0.0, 1.0)[None]
+        return _cast(dtype, s, x=x * np.ones(long), W=16 * first * row, A=A,
+                     B=16 / s * first * 0.04 * u)  # fmt: skip
+    return _cast(dtype, s * long, x=x, W=np.zeros((d, 1)), A=np.ones((long, 1)),
+                 B=first * row)  # fmt: skip
+
+
+@st.composite
+def tiny(draw):
+    """Products that are nearly half of the smallest float, or a little more."""
+    dtype = draw(st.sampled_from([np.float16, np.float32]))
+    lowest = int(-np.log2(float(np.finfo(dtype).smallest_subnormal)))  # 24 or 149
+    one, other = 2.0 ** -(lowest // 2), 2.0 ** (lowest // 2 - lowest)
+    d, k, r = draw(kit.sizes(1, 3)), draw(kit.sizes(1, 6)), draw(kit.sizes(1, 3))
+    x, W, A, B = np.ones((1, k)), np.zeros((d, k)), np.ones((r, k)), np.ones((d, r))
+    where = draw(st.sampled_from(["x W", "x A", "B A"]))
+    if where == "x W":  # lost with W, not with W + s B A
+        return _cast(dtype, r, x=x * one, W=W + 0.49 * other, A=A, B=B * 0.04 * other / r)
+    if where == "x A":
+        return _cast(dtype, 16 * r, x=x * one, W=W, A=A * other * 0.49, B=B * 64)
+    return _cast(dtype, 16 * r, x=x * 64, W=W, A=A * one, B=B * other * 0.49)
+
+
+@kit.check(ordinary(np.float32) | worst(np.float32), points=2, examples=60)
+def in_float32(student, **case):
+    """It holds in float32, and is not too large."""
+    _bounds(student, **case)
+
+
+@kit.check(ordinary(np.float16) | worst(np.float16), points=2, examples=60)
+def in_float16(student, **case):
+    """It holds in float16, and is not too large."""
+    _bounds(student, **case)
+
+
+@kit.check(cancelling(), points=2, examples=60)
+def where_terms_cancel(student, **case):
+    """It holds where large terms cancel."""
+    _bounds(student, **case)
+
+
+@kit.check(one_way(), points=2, examples=30)
+def where_all_round_one_way(student, **case):
+    """It holds in long sums where every rounding goes the same way."""
+    _bounds(student, **case)
+
+
+@kit.check(tiny(), points=2, examples=60)
+def near_zero(student, **case):
+    """It holds where products are lost below the smallest float, and is not too large there."""
+    _bounds(student, **case)
+
+
+def _bound(
+    terms=lambda k, r: k + r + 3, sides=2, eps=lambda dtype: np.finfo(dtype).eps, low="norm",
+    whole=np.max, scaled=True, signed=False, norms=False, lost_in=("all", "x A", "B A"),
+):  # fmt: skip
+    """The reference with something about it changed."""
+
+    def merge_bound(x, W, A, B, alpha, dtype):
+        sign = np.asarray if signed else np.abs
+        x, W, A, B = (sign(a.astype(np.float64)) for a in (x, W, A, B))
+        (r, k), s = A.shape, alpha / len(A)
+        nu = terms(k, r) * float(eps(dtype)) / 2
+        size = np.abs(x @ W.T + (s if scaled else 1) * (x @ A.T) @ B.T)
+        if norms:
+            x_, W_, A_, B_ = map(np.linalg.norm, (x, W, A, B))
+            size = np.array(x_ * W_ + s * x_ * A_ * B_)
+        x, B = np.abs(x), np.abs(B)
+        lost = {
+            "all": 2 * k + r * s + 1, "x A": k * s * B.sum(axis=1),
+            "B A": (r * s + 1) * x.sum(axis=1, keepdims=True),
+        }  # fmt: skip
+        smallest = "tiny" if low == "tiny" else "smallest_subnormal"
+        h = float(getattr(np.finfo(dtype), smallest))
+        return whole(sides * nu / (1 - nu) * size + h * sum(lost[name] for name in lost_in))
+
+    return merge_bound
+
+
+WRONG = {
+    "merge_bound": {
+        "you take the eps of float64 for each dtype": _bound(eps=lambda _: 2.0**-52),
+        "you take the eps of float32 for float16 too": _bound(eps=lambda _: 2.0**-23),
+        "you count one rounding, where each addition of a sum is one": _bound(terms=lambda k, r: 1),
+        "you forget the roundings of s, of its product, and of the addition to W": _bound(
+            terms=lambda k, r: k + r
+        ),
+        "you count no roundings for the sum over the r ranks": _bound(terms=lambda k, r: k + 3),
+        "you count no roundings for the sum over the k columns": _bound(terms=lambda k, r: r + 3),
+        "you count the roundings of one side alone": _bound(sides=1),
+        "you take the root of n, as if roundings were coins that never fall all one way": _bound(
+            terms=lambda k, r: (k + r + 3) ** 0.5
+        ),
+        "you bound by the size of the result, though its terms may cancel": _bound(signed=True),
+        "you leave the scale alpha / r out of the size of the update": _bound(scaled=False),
+        "you leave out what products lose below the smallest float": _bound(lost_in=()),
+        "you take the smallest normal float (tiny) for the smallest float": _bound(low="tiny"),
+        "you forget that what x A^T loses is multiplied by s and B": _bound(lost_in=("all", "B A")),
+        "you forget that what B A loses is multiplied by x": _bound(lost_in=("all", "x A")),
+        "you multiply norms, though what is large in x may meet what is small in W": _bound(
+            norms=True
+        ),
+        "you take the mean over the outputs, not the largest": _bound(whole=np.mean),
+        "you return a bound for each output, not the largest of them": _bound(whole=np.asarray),
+    }
+}

@@ -1,0 +1,400 @@
+"""13. Bug hunt: find three mistakes in a training script.
+
+The script below fine-tunes a small GPT-2 with LoRA on a text, and merges it. It runs, and raises
+nothing. But it has three bugs, each in another function or class, and of a kind that real scripts
+had. Find them, and repair them. You may write anything anew, as long as each function does what its
+docstring says: they are called one by one, and all together by `fine_tune`.
+
+What is right, and is looked for:
+    the model with fresh adapters computes what the base computes, bit for bit
+    an adapted layer adds (alpha / r) B A x to what the base layer gives
+    every adapter is trained; nothing else is: the base's arrays keep their bits
+    each step uses the gradient of its own batch alone; batches differ, and the same run draws the
+        same ones; a target is the token that follows
+    the learning rate falls from lr to 0, as in rate
+    dropout is on in training (again after an evaluation, too), and off in an evaluation
+    an evaluation gives the mean over all tokens; a merged model computes what the unmerged does
+
+    rate(0, 10, 0.5)    -> 0.5
+    rate(5, 10, 0.5)    -> 0.25
+
+fine_tune(model, ids, held_out, r, alpha, steps, lr, decay) takes a GPT2 of minilora, token ids as
+arrays of one axis, and numbers. It returns a dict: "before", "after" and "merged", the held-out
+loss at the start, after training and after the merge, and "losses", those of the steps.
+"""
+
+import numpy as np
+
+import minilora as ml
+from minilora import nn, ops
+
+LENGTH, SIZE = 8, 8  # of a window of the text, in tokens; of a batch, in windows
+NAMES = ("q", "k", "v", "o")  # what gets an adapter
+
+
+class LoRALinear(nn.Module):
+    """W x + b + (alpha / r) B A x: W and b of the base layer, A random and B = 0 at the start."""
+
+    def __init__(self, base, r, alpha, rng):
+        d, k = base.W.shape
+        self.base, self.scale = base, alpha / r
+        self.A = nn.Parameter(rng.normal(0.0, k**-0.5, (r, k)).astype("float32"))
+        self.B = nn.Parameter(np.zeros((d, r), "float32"))
+
+    def forward(self, x):
+        return self.base(x) + ops.linear(ops.linear(x, self.A), self.B) * self.scale
+
+
+def prepare(model, r, alpha, lr, rng):
+    """Freeze the base, give the layers in NAMES an adapter; the optimizer of all adapters."""
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for name in NAMES:
+            setattr(block.attn, name, LoRALinear(getattr(block.attn, name), r, alpha, rng))
+    return ml.Adam(model.trainable_parameters(), lr=lr)
+
+
+def batch(ids, step):
+    """(inputs, targets), (SIZE, LENGTH) each: windows from random places, others in each step."""
+    rng = np.random.default_rng(step)
+    starts = rng.integers(len(ids) - LENGTH, size=SIZE)
+    windows = ids[starts[:, None] + np.arange(LENGTH + 1)]
+    return windows[:, :-1], windows[:, 1:]
+
+
+def rate(step, steps, lr):
+    """The learning rate: lr in step 0, then straight down, to reach 0 after the last step."""
+    return lr * (1 - step / steps)
+
+
+def train(model, optimizer, ids, steps, lr, decay):
+    """Train for so many steps, with weight decay on what is trained; the losses."""
+    losses = []
+    for step in range(steps):
+        inputs, targets = batch(ids, step)
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.lr = rate(step, steps, lr)
+        for p in model.trainable_parameters().values():
+            p.data *= 1 - optimizer.lr * decay
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def evaluate(model, ids):
+    """The mean loss over all tokens after the first: windows in a row, the last may be shorter."""
+    model.eval()
+    total = count = 0
+    with ml.no_grad():
+        for start in range(0, len(ids) - 1, LENGTH):
+            window = ids[start : start + LENGTH + 1]
+            loss = ops.cross_entropy(model(window[None, :-1]), window[None, 1:]).item()
+            total += loss * (len(window) - 1)
+            count += len(window) - 1
+    model.train()
+    return total / count
+
+
+def merge(model):
+    """Put plain layers with W + (alpha / r) B A in the place of the adapted ones."""
+    for block in model.blocks:
+        for name in NAMES:
+            layer = getattr(block.attn, name)
+            d, k = layer.base.W.shape
+            plain = nn.Linear(k, d)
+            plain.W = nn.Parameter(layer.base.W.data + layer.scale * layer.B.data @ layer.A.data)
+            plain.b = layer.base.b
+            setattr(block.attn, name, plain)
+
+
+def fine_tune(model, ids, held_out, r, alpha, steps, lr, decay):
+    """Adapt, train and merge the model; the losses on the way."""
+    ### BEGIN SOLUTION
+    optimizer = prepare(model, r, alpha, lr, np.random.default_rng(0))
+    before = evaluate(model, held_out)
+    losses = train(model, optimizer, ids, steps, lr, decay)
+    after = evaluate(model, held_out)
+    merge(model)
+    return {"before": before, "after": after, "merged": evaluate(model, held_out), "losses": losses}
+    ### END SOLUTION
+
+
+### BESIDE THE STUDENT
+
+import inspect
+import types
+
+WORDS, WIDTH, LR, STEPS = 6, 16, 0.03, 60
+
+
+class _Watched(ml.GPT2):
+    """A model that notes at each call whether it is in training."""
+
+    def forward(self, ids):
+        self.modes.append(self.training)
+        return super().forward(ids)
+
+
+class _Still(ml.SGD):
+    """An optimizer that moves nothing, and notes gradients and learning rates."""
+
+    def step(self):
+        self.seen.append([np.array(p.grad) for p in self.parameters.values() if p.grad is not None])
+        self.rates.append(self.lr)
+
+
+def _model(seed, dropout=0.0):
+    model = _Watched(ml.GPT2Config(WORDS, LENGTH, WIDTH, 2, 2, dropout=dropout), rng=seed)
+    model.modes, model.tok.W.data, model.pos.W.data = (
+        [],
+        model.tok.W.data * 20,
+        model.pos.W.data * 20,
+    )
+    return model
+
+
+def _text(seed, times):
+    return np.tile(np.random.default_rng(seed).permutation(WORDS), times)
+
+
+def _logits(model, ids):
+    with ml.no_grad():
+        return np.array(model(ids[None, :LENGTH]).data)
+
+
+class _Prepared:
+    """A model after prepare: its base's parameters and the new ones, each with what it held."""
+
+    def __init__(self, script, seed, r, alpha, dropout=0.0, B=0.0):
+        self.model, rng = _model(seed, dropout), np.random.default_rng(seed)
+        self.base = [(p, p.data.copy()) for p in self.model.parameters()]
+        self.optimizer = script.prepare(self.model, r, alpha, LR, rng)
+        new = [p for p in self.model.parameters() if not any(p is old for old, _ in self.base)]
+        for p in new if B else []:
+            p.data[...] = B * rng.normal(size=p.shape)
+        self.new = [(p, p.data.copy()) for p in new]
+
+    def kept(self):
+        return all((p.data == before).all() for p, before in self.base)
+
+    def still(self):
+        optimizer = _Still(self.model.trainable_parameters(), lr=LR)
+        optimizer.seen, optimizer.rates = [], []
+        return optimizer
+
+
+def found(student, seed, r, alpha):
+    """What is wrong with the script of fine_tune, as it shows."""
+    there = inspect.unwrap(student.fine_tune).__globals__
+    for name in ("prepare", "batch", "train", "evaluate", "merge"):
+        if name not in there:
+            raise NameError(f"the script has no function {name} any more")
+    probes, text = (_layers, _training, _steps, _batches, _modes, _mean, _merged), _text(seed, 12)
+    script = types.SimpleNamespace(**there)
+    return [what for probe in probes for what in probe(script, text, seed, r, alpha)]
+
+
+def _layers(script, text, seed, r, alpha):
+    base = _model(seed)
+    if not (_logits(_Prepared(script, seed, r, alpha).model, text) == _logits(base, text)).all():
+        yield "with fresh adapters, the model does not compute what the base computes"
+    layer = _Prepared(script, seed, r, alpha, B=1.0).model.blocks[0].attn.q
+    held = {p.shape: p.data for p in layer.parameters()}
+    x = np.random.default_rng(seed).normal(size=(3, WIDTH)).astype("float32")
+    if (r, WIDTH) not in held or (WIDTH, r) not in held:
+        raise ValueError("blocks[0].attn.q has no A and B of rank r")
+    update = alpha / r * x @ held[r, WIDTH].T @ held[WIDTH, r].T
+    added = layer(ml.Tensor(x)).data - base.blocks[0].attn.q(ml.Tensor(x)).data
+    if np.abs(added - update).max() > 1e-3 * np.abs(update).max():
+        yield "an adapted layer does not add (alpha / r) B A x"
+
+
+def _training(script, text, seed, r, alpha):
+    at = _Prepared(script, seed, r, alpha)
+    script.train(at.model, at.optimizer, text, 4, LR, 0.0)
+    if any((p.data == before).all() for p, before in at.new):
+        yield "not every adapter is trained"
+    if not at.kept():
+        yield "the base is trained as well"
+    at = _Prepared(script, seed, r, alpha, B=1.0)
+    for p, _ in at.base:
+        p.requires_grad = False
+    script.train(at.model, at.still(), text, 2, LR, 1.0)
+    if not at.kept():
+        yield "weight decay changes the base"
+    if any(np.abs(p.data).sum() >= np.abs(before).sum() for p, before in at.new):
+        yield "weight decay does not reach what is trained"
+
+
+def _steps(script, text, seed, r, alpha):
+    at = _Prepared(script, seed, r, alpha, B=0.5)
+    optimizer = at.still()
+    script.train(at.model, optimizer, 0 * text, 4, LR, 0.0)  # one word: all batches are the same
+    first, *later = optimizer.seen
+    far = [np.abs(a - b).max() / np.abs(a).max() for seen in later for a, b in zip(first, seen)]
+    if len(later) != 3 or max(far) > 1e-2:
+        yield "the gradient of a step is not that of its batch alone"
+    rates = optimizer.rates
+    if rates != sorted(rates, reverse=True) or rates[0] != LR or rates[-1] > 0.6 * LR:
+        yield "the learning rate does not fall from lr to 0"
+
+
+def _batches(script, text, seed, r, alpha):
+    pairs = [script.batch(np.arange(100), step) for step in (0, 1, 2, 2)]
+    if any(not np.array_equal(inputs + 1, targets) for inputs, targets in pairs):
+        yield "a target is not the token that follows"
+    if all(np.array_equal(pairs[0][0], inputs) for inputs, _ in pairs):
+        yield "every step reads the same batch"
+    if not np.array_equal(pairs[2][0], pairs[3][0]):
+        yield "a step draws another batch each time that it is run"
+
+
+def _modes(script, text, seed, r, alpha):
+    at = _Prepared(script, seed, r, alpha, dropout=0.3)
+    if script.evaluate(at.model, text) != script.evaluate(at.model, text):
+        yield "dropout is on in an evaluation"
+    at.model.modes = []
+    script.train(at.model, at.still(), text, 2, LR, 0.0)
+    if not all(at.model.modes):
+        yield "after an evaluation, dropout stays off in training"
+
+
+def _mean(script, text, seed, r, alpha):
+    model, ids, losses = _model(seed), text[: 2 * LENGTH + 3], []
+    for start in range(0, len(ids) - 1, LENGTH):
+        window = ids[start : start + LENGTH + 1]
+        z = _logits(model, window[:-1])[0].astype("float64")
+        losses += [*(np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(z)), window[1:]])]
+    if abs(script.evaluate(model, ids) - np.mean(losses)) > 1e-3 * np.mean(losses):
+        yield "an evaluation is not the mean over all tokens"
+
+
+def _merged(script, text, seed, r, alpha):
+    at = _Prepared(script, seed, r, alpha, B=0.3)
+    before = _logits(at.model, text)
+    script.merge(at.model)
+    if np.abs(_logits(at.model, text) - before).max() > 1e-2 * np.abs(before).max():
+        yield "the merged model does not compute what the unmerged one does"
+    if not at.kept():
+        yield "merging writes into the base"
+
+
+def whole(student, seed, r, alpha):
+    """The script as it is run: (loss before, after, merged), and whether the base is as it was."""
+    model, text = _model(seed, 0.05), _text(seed, 30)
+    base = [(p, p.data.copy()) for p in model.parameters()]
+    told = student.fine_tune(model, text, text[:45], r, alpha, STEPS, LR, 0.01)
+    losses = np.array([told[name] for name in ("before", "after", "merged")], "float32")
+    return losses, all((p.data == before).all() for p, before in base)
+
+
+### CHECKS
+# mypy: ignore-errors
+
+import functools
+import itertools
+import re
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from . import kit
+
+TITLE = "bug hunt"
+MINUTES = 45
+CHAPTER = "08"
+ENGINE = True
+
+HINTS = (
+    "The verdict says how each bug that is left shows. Find the function whose docstring promises "
+    "the opposite, and read it line by line beside its docstring.",
+    "Call a function alone: print(batch(np.arange(100), 0)); see which parameters change in train; "
+    "compare the model's output before and after prepare, and before and after merge.",
+    "Where bugs like to be: zero_grad, requires_grad_(False), alpha / r, B = 0, targets, the seed "
+    "of a batch, the direction of rate, what decays or is given to Adam, eval() and train(), what "
+    "a mean is divided by, the layer that stands there after merge.",
+)
+
+BUGS = {  # what is done -> the text of the script, and what is written in its place
+    "the gradients are never set to zero": ("        optimizer.zero_grad()\n", ""),
+    "the base is not frozen": ("    model.requires_grad_(False)\n", ""),
+    "the optimizer gets the last block's adapters, not all": (
+        "ml.Adam(model.trainable", "ml.Adam(block.trainable"),
+    "the targets are the inputs, not shifted by one": ("windows[:, 1:]", "windows[:, :-1]"),
+    "the update is scaled by alpha, not by alpha / r": ("base, alpha / r", "base, alpha"),
+    "B is random at the start, not 0": (
+        'np.zeros((d, r), "float32")', 'rng.normal(0.0, r**-0.5, (d, r)).astype("float32")'),
+    "the learning rate rises": ("(1 - step / steps)", "(step + 1) / steps"),
+    "each step draws its batch with the same seed": ("default_rng(step)", "default_rng(0)"),
+    "weight decay is put on all parameters, the base's too": (
+        "in model.trainable_parameters().values()", "in model.parameters()"),
+    "the model is not put into eval() for an evaluation": ("    model.eval()\n", ""),
+    "the model stays in eval() after an evaluation": ("    model.train()\n", ""),
+    "an evaluation takes the mean of the windows' means": (
+        "total += loss * (len(window) - 1)\n            count += len(window) - 1",
+        "total += loss\n            count += 1"),
+    "a merged layer keeps its adapter, so the update counts twice": (
+        "setattr(block.attn, name, plain)", "layer.base = plain"),
+}  # fmt: skip
+SCRIPT = Path(__file__).read_text("utf-8").partition("\n\n\n### BESIDE")[0]
+GIVEN = re.sub(r" *### (BEGIN|END) SOLUTION\n", "", SCRIPT + "\n")
+PLACE = {name: GIVEN[: GIVEN.index(old)].count("\n\n\n") for name, (old, _) in BUGS.items()}
+THREES = [t for t in itertools.combinations(BUGS, 3) if len({PLACE[name] for name in t}) == 3]
+
+
+def with_bugs(*names):
+    return functools.reduce(lambda text, name: text.replace(*BUGS[name]), names, GIVEN)
+
+
+def drawn(seed):
+    """The stub: three bugs, and a first line that tells the seed."""
+    names = THREES[np.random.default_rng(seed).integers(len(THREES))]
+    return f"# Bugs drawn with seed {seed}: minilora ex init --seed {seed}\n{with_bugs(*names)}"
+
+
+cases = st.fixed_dictionaries(
+    {"seed": st.integers(0, 3), "r": st.sampled_from([2, 3]), "alpha": st.sampled_from([4.0, 1.0])}
+)
+
+
+def _left(student, most, seed, r, alpha):
+    bugs = student.found(seed, r, alpha)
+    if len(bugs) > most:
+        raise kit.Wrong(
+            f"expected {most} of the three bugs left at most" if most else "expected no bug left",
+            f"got      {len(bugs)}: " + bugs[0], *("            " + bug for bug in bugs[1:]),
+        )  # fmt: skip
+
+
+@kit.check(cases, points=3, examples=2)
+def one_gone(student, **case):
+    """One of the three bugs is gone."""
+    _left(student, 2, **case)
+
+
+@kit.check(cases, points=3, examples=2)
+def two_gone(student, **case):
+    """Two of the three bugs are gone."""
+    _left(student, 1, **case)
+
+
+@kit.check(cases, points=4, examples=2)
+def all_gone(student, **case):
+    """All bugs are gone: the script reaches its loss, and the base keeps its bits."""
+    _left(student, 0, **case)
+    losses, kept = student.whole(*case.values())
+    kit.holds(kept, "the base's arrays as they were, bit for bit", "other ones")
+    before, after, merged = losses
+    words = f"a held-out loss that training takes from {before:.3g} to less than {0.6 * before:.3g}"
+    kit.holds(after < 0.6 * before, words, f"{after:.3g}")
+    kit.equal(merged, after, "the loss of the merged model", rtol=1e-3)
+
+
+def _written(name):
+    exec(with_bugs(name), space := {"__name__": "script"})
+    return space["fine_tune"]
+
+
+WRONG = {"fine_tune": {name: _written(name) for name in BUGS}}
