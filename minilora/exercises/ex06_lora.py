@@ -254,9 +254,6 @@ WRONG = {
         "you multiply x by W + (alpha / r) B A, not transposed": lambda x, W, A, B, alpha: (
             x @ (W + alpha / len(A) * (B @ A))
         ),
-        "you multiply by A B, not by A^T B^T": lambda x, W, A, B, alpha: (
-            x @ W.T + alpha / len(A) * (x @ A @ B)
-        ),
         "you add the update to W itself, in place": _in_place,
     },
 }

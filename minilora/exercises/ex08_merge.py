@@ -50,7 +50,7 @@ def called(student, W0, A, B, alpha, calls):
     W0, A, B = W0.copy(), A.copy(), B.copy()
     pair = student.unmerge_exactly(W0, A, B, alpha)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(callable, pair)):
-        return f"unmerge_exactly returned {pair!r:.60}"
+        return f"unmerge_exactly returned a value of type {type(pair).__name__}"
     functions, results, last = dict(zip(("do_merge", "undo"), pair)), [], None
     for call in calls:
         if call in functions:
