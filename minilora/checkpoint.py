@@ -139,7 +139,7 @@ class File:
             def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
                 self.left -= math.prod(np.atleast_1d(size).tolist())
                 if self.left < 0:
-                    raise ValueError(f"it tells of more than the {held:,} numbers in it make")
+                    raise ValueError(f"its sizes ask for more numbers than the {held:,} it holds")
                 return np.zeros(size)
 
             def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
@@ -147,12 +147,9 @@ class File:
 
         return Budget(np.random.PCG64(0))
 
-    def arrays(
-        self, wanted: Mapping[str, Collection[int]], whole: Collection[str] = ()
-    ) -> dict[str, np.ndarray]:
-        """The arrays of these names and shapes, on the host; the file must have no others.
-
-        They hold finite floats; those named in `whole` hold whole numbers.
+    def arrays(self, wanted: Mapping[str, Collection[int]]) -> dict[str, np.ndarray]:
+        """The arrays of these names and shapes, of finite floats, on the host; the file must have
+        no others.
         """
         theirs = self.shapes
         missing, unknown = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted)
@@ -164,14 +161,12 @@ class File:
         for name, shape in wanted.items():
             if theirs[name] != tuple(shape):
                 raise self.wrong(f"it does not fit: {name} is {theirs[name]}, not {tuple(shape)}")
-            dtype, kinds = self._members[name][2], "iu" if name in whole else "f"
-            if dtype.kind not in kinds:
-                raise self.wrong(
-                    f"{name} holds {dtype}, not {'whole numbers' if name in whole else 'floats'}"
-                )
+            dtype = self._members[name][2]
+            if dtype.kind != "f":
+                raise self.wrong(f"{name} holds {dtype}, not floats")
         made = {name: self.array(name) for name in wanted}
         for name, array in made.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if not np.isfinite(array).all():
                 raise self.wrong(f"{name} holds numbers that are not finite")
         return made
 

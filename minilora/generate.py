@@ -87,5 +87,5 @@ def sample(
     if top_p is not None:
         kept = 1 + int(np.searchsorted(np.cumsum(p), top_p))
         order, p = order[:kept], p[:kept]
-    at = np.searchsorted(np.cumsum(p), rng.random() * p.sum(), side="right")
+    at = np.searchsorted(np.cumsum(p), rng.random() * p.sum())
     return int(order[min(at, len(order) - 1)])

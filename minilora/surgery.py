@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,13 +20,12 @@ def matches(path: str, pattern: str) -> bool:
     return path == pattern or path.endswith(f".{pattern}") or fnmatchcase(path, pattern)
 
 
-def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[str]:
+def matching(paths: Collection[str], patterns: Iterable[str], what: str) -> list[str]:
     """The paths that one of the patterns matches, in their order.
 
     Raises ValueError naming a pattern that matches none; what: who asks, and of which kind the
     paths are, as in "attach: no layer".
     """
-    paths = list(paths)
     for pattern in patterns:
         if not any(matches(path, pattern) for path in paths):
             names = ", ".join(sorted({path.split(".")[-1] for path in paths}))

@@ -1,15 +1,12 @@
-"""Mistakes that people make, and what is said to each: `python tests/messages.py` prints the table.
+"""Mistakes that people make in Python, and what is said: `python tests/messages.py` prints them.
 
 What is typed is run as it stands; the words are those of the package, nothing is written down twice
-but the piece of the answer that has to be in it.
+but the piece of the answer that has to be in it. Those on the command line are in test_cli.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
-import shlex
 import sys
 import tempfile
 import warnings
@@ -19,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import cli, data, lora, nn, ops, optim
+from minilora import data, lora, nn, ops, optim
 
 PYTHON = {
     # what a layer, a model, an op is given
@@ -103,58 +100,6 @@ PYTHON = {
     "ml.use('torch')": "numpy, cupy",
 }
 
-SHELL = {
-    "minilora finetun plays": "finetune",
-    "minilora finetune plays --stpes 5": "--steps",
-    "minilora finetune": "text",
-    "minilora finetune nowhere.txt": "nowhere.txt",
-    "minilora finetune folder": "folder",
-    "minilora finetune empty.txt": "empty.txt",
-    "minilora finetune tiny.txt": "tiny.txt",
-    "minilora finetune model.npz": "UTF-8",
-    "minilora finetune text.txt --steps 0": "--steps",
-    "minilora finetune text.txt --steps -1": "--steps",
-    "minilora finetune text.txt --checks 0": "--checks",
-    "minilora finetune text.txt --batch 0": "--batch",
-    "minilora finetune text.txt --window 1000": "256",
-    "minilora finetune text.txt --r 0": "--r",
-    "minilora finetune text.txt --alpha 0": "--alpha",
-    "minilora finetune text.txt --lr nan": "--lr",
-    "minilora finetune text.txt --dropout 1": "--dropout",
-    "minilora finetune text.txt --targets query": "query",
-    "minilora finetune text.txt --targets ,": "--targets",
-    "minilora finetune text.txt --out adapter.bin": ".npz",
-    "minilora finetune text.txt --out nowhere/a.npz": "nowhere",
-    "minilora finetune text.txt --out folder": "folder",
-    "minilora finetune text.txt --base adapter.npz": "adapter",
-    "minilora finetune text.txt --base nowhere.npz": "nowhere.npz",
-    "minilora finetune text.txt --base-dtype int8": "--base-dtype",
-    "minilora finetune text.txt --backend torch": "torch",
-    "minilora finetune text.txt --threads -2": "--threads",
-    "minilora generate --tokens -1": "--tokens",
-    "minilora generate --tokens many": "--tokens",
-    "minilora generate --prompt ''": "prompt",
-    "minilora generate --temperature nan": "--temperature",
-    "minilora generate --top-k 0": "--top-k",
-    "minilora generate --adapter nowhere.npz": "nowhere.npz",
-    "minilora generate --adapter folder": "folder",
-    "minilora generate --adapter model.npz": "not an adapter",
-    "minilora generate --adapter notes.npz": "notes.npz",
-    "minilora generate --adapter empty.npz": "empty.npz",
-    "minilora generate --base notes.npz": "notes.npz",
-    "minilora merge": "--adapter",
-    "minilora merge --adapter adapter.npz --out model.bin": ".npz",
-    "minilora account gpt5": "gpt2",
-    "minilora account --method full": "account gpt2 --method full",
-    "minilora account --r 0": "--r",
-    "minilora bench --engines tensorflow": "tensorflow",
-    "minilora bench --shapes huge": "huge",
-    "minilora bench --rounds 0": "--rounds",
-    "minilora bench --chart bench.txt": ".png",
-    "minilora pretrain --steps 0": "--steps",
-    "minilora --seed -1 info": "--seed",
-}
-
 
 def given() -> dict[str, Any]:
     """What the lines of PYTHON may name, made anew for each."""
@@ -193,51 +138,29 @@ def given() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def files() -> None:
-    """What the lines may name as files, in the folder that one is in."""
-    Path("folder").mkdir()
-    for name, text in (("empty.txt", ""), ("tiny.txt", "To be\n"), ("empty.npz", ""),
-                       ("notes.npz", "Notes, not arrays.\n"),
-                       ("text.txt", data.load_text("devil")[:20_000])):  # fmt: skip
-        Path(name).write_text(text, encoding="utf-8")
-    names = given()
-    ml.save_model(names["model"], "model.npz")
-    lora.save(names["adapted"](names["model"]), "adapter.npz")
+@contextlib.contextmanager
+def somewhere():
+    """Inside, in a new folder, with the files that the lines name."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("notes.npz").write_text("Notes, not arrays.\n", "utf-8")
+        names = given()
+        ml.save_model(names["model"], "model.npz")
+        lora.save(names["adapted"](names["model"]), "adapter.npz")
+        yield
 
 
 def said(typed: str) -> str:
-    """What is said to it: the error of a line of Python, or what a command prints on stderr."""
-    if not typed.startswith("minilora "):
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                exec(typed, given())
-        except Exception as error:
-            return f"{type(error).__name__}: {error.args[0] if error.args else error}"
-        return ""
-    out, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
-        try:
-            code = cli.main(shlex.split(typed)[1:])
-        except SystemExit as end:
-            code = end.code
-    return f"[{code}] {told.getvalue().strip()}"
-
-
-@contextlib.contextmanager
-def somewhere():
-    """Inside, in a new folder with the files."""
-    with tempfile.TemporaryDirectory() as folder:
-        before = Path.cwd()
-        os.chdir(folder)
-        try:
-            files()
-            yield
-        finally:
-            os.chdir(before)
+    """The error that a line of Python ends in."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exec(typed, given())
+    except Exception as error:
+        return f"{type(error).__name__}: {error.args[0] if error.args else error}"
+    return ""
 
 
 if __name__ == "__main__":
     with somewhere():
-        for typed in [*PYTHON, *SHELL]:
-            print(f"{typed}\n    {said(typed)}\n".replace("\n\n", "\n"))
-    print(f"{len(PYTHON) + len(SHELL)} mistakes", file=sys.stderr)
+        for typed in PYTHON:
+            print(f"{typed}\n    {said(typed)}\n")
+    print(f"{len(PYTHON)} mistakes", file=sys.stderr)

@@ -2,16 +2,18 @@
 
     python tests/mutants.py --seed 1 --count 300 minilora/lora
 
-Each mutant is one small mistake in a copy of the tree. It meets the tests of its file's own name,
-on NumPy; only what those let live meets the whole suite. What no test can tell from the original
-stands in equivalent.txt, with the reason.
+Each mutant is one small mistake in a copy of the tree. The whole suite runs once without any, and
+notes which test calls which function; then a mutant meets every test that calls the function it
+stands in, those of its file's own name first. What no test can tell from the original stands in
+equivalent.txt, with the reason.
 """
 
 import argparse
 import ast
 import contextlib
-import functools
+import cProfile
 import itertools
+import json
 import os
 import random
 import shutil
@@ -24,10 +26,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
-NUMPY = ("-k", "not [strict")  # the stand-in comes with the whole suite
 OPERATORS = {  # what is written, and what is written instead
     ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"),
     ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Is: ("is", "is not"),
@@ -158,6 +162,8 @@ def sample(paths: Iterable[str], seed: int, count: int) -> list[Mutant]:
     files = dict.fromkeys(file.resolve() for group in found for file in group)
     every = [m for f in files for m in mutants(f.relative_to(ROOT).as_posix(), f.read_bytes())]
     order = random.Random(seed).sample(range(len(every)), len(every))
+    seen: set[str] = set()  # of every file at least one
+    order.sort(key=lambda i: every[i].path in seen or seen.add(every[i].path) or False)
     drawn = itertools.islice((i for i in order if every[i].counts()), count)
     return [every[i] for i in sorted(drawn)]
 
@@ -178,15 +184,54 @@ def equivalent() -> dict[str, str]:
     return known
 
 
-# The tests, on a copy of the tree.
+# The tests, on a copy of the tree: this file is also a plugin of theirs.
+
+CALLED, CHOSEN = "MINILORA_CALLED", "MINILORA_CHOSEN"  # files: test -> its seconds, what it calls
+called: dict[str, tuple[float, list[tuple[str, int]]]] = {}
+chosen: dict[str, float] = {}
 
 
-def tests(tree: Path, *arguments: str, seconds: float = 1800) -> bool:
-    """Do they pass, and in time? What they have started is ended."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not oracle"]
+def pytest_collection_modifyitems(items):
+    """Only the tests chosen, in that order; or none of the stand-in's, which call the same."""
+    if CHOSEN in os.environ:
+        chosen.update(json.loads(Path(os.environ[CHOSEN]).read_text("utf-8")))
+        order = list(chosen)
+        items[:] = sorted(
+            (item for item in items if item.nodeid in chosen),
+            key=lambda item: order.index(item.nodeid),
+        )
+    else:
+        items[:] = [item for item in items if "[strict" not in item.nodeid]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Note what a test calls; or end all if it takes far longer than it did."""
+    if CHOSEN in os.environ:
+        getattr(signal, "alarm", int)(30 + round(10 * chosen[item.nodeid]))
+        return (yield)
+    start, profile = time.perf_counter(), cProfile.Profile()
+    with profile:
+        result = yield
+    codes = [x.code for x in profile.getstats() if isinstance(x.code, CodeType)]
+    places = [(os.path.relpath(x.co_filename), x.co_firstlineno) for x in codes]
+    ours = [place for place in places if place[0].startswith("minilora")]
+    called[item.nodeid] = time.perf_counter() - start, ours
+    return result
+
+
+def pytest_sessionfinish():
+    if CALLED in os.environ:
+        Path(os.environ[CALLED]).write_text(json.dumps(called), "utf-8")
+
+
+def passed(tree: Path, files: Iterable[str] = (), seconds: float = 3600, **variables: str) -> bool:
+    """Do these tests pass, and in time? What they have started is ended."""
+    options = ("-x", "-p", "no:cacheprovider", "-m", "not oracle", "-p", "mutants")
     environment = {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
+    variables |= environment | {"PYTHONPATH": os.pathsep.join([str(tree), str(tree / "tests")])}
     with subprocess.Popen(
-        [*command, *arguments], cwd=tree, env=os.environ | environment | {"PYTHONPATH": str(tree)},
+        [sys.executable, "-m", "pytest", *options, *files], cwd=tree, env=os.environ | variables,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -199,25 +244,37 @@ def tests(tree: Path, *arguments: str, seconds: float = 1800) -> bool:
             process.kill()
 
 
-@functools.cache
-def own(tree: Path, path: str) -> tuple[tuple[str, ...], float]:
-    """The tests of this file's name or its folders', the nearest first, and how long they take."""
-    names = [f"tests/test_{part}.py" for part in reversed(Path(path).with_suffix("").parts)]
-    names = [name for name in names if (tree / name).exists()]
-    start = time.perf_counter()
-    if names and not tests(tree, *names, *NUMPY):
-        raise SystemExit(f"{', '.join(names)} fail without any mutant")
-    return tuple(names), time.perf_counter() - start
+def nearest(mutant: Mutant, called: dict) -> dict[str, float]:
+    """The tests that call what it stands in, a function or else the file, and those of the file's
+    own name or its folders', which may run it in another process; and how long each takes.
+    These come first, then the shortest, and last the same on the stand-in for CuPy. None: all."""
+    line = mutant.source.count(b"\n", 0, mutant.start) + 1
+    first, last = 1, line + mutant.source.count(b"\n")
+    for node in ast.walk(ast.parse(mutant.source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            begin = min(x.lineno for x in [node, *node.decorator_list])
+            if first <= begin <= line <= node.end_lineno:
+                first, last = begin, node.end_lineno
+    names = {f"tests/test_{part}.py" for part in Path(mutant.path).with_suffix("").parts}
+    found = []
+    for test, (seconds, places) in called.items():
+        own = test.partition("::")[0] in names
+        if own or any(path == mutant.path and first <= at <= last for path, at in places):
+            found.append((not own, seconds, test))
+    found = found or [(True, seconds, test) for test, (seconds, _) in called.items()]
+    here = {test: seconds for _, seconds, test in sorted(found)}
+    return here | {test.replace("[numpy", "[strict"): seconds for test, seconds in here.items()}
 
 
-def kills(tree: Path, mutant: Mutant) -> bool:
+def kills(tree: Path, mutant: Mutant, called: dict) -> bool:
     """Does a test fail on it?"""
-    names, seconds = own(tree, mutant.path)
+    chosen = nearest(mutant, called)
+    (tree / "chosen.json").write_text(json.dumps(chosen), "utf-8")
     (tree / mutant.path).write_bytes(mutant.broken)
     try:
-        if names and not tests(tree, *names, *NUMPY, seconds=20 + 5 * seconds):
-            return True
-        return not tests(tree)
+        files = dict.fromkeys(test.partition("::")[0] for test in chosen)
+        seconds = 60 + 3 * sum(chosen.values())
+        return not passed(tree, files, seconds, **{CHOSEN: "chosen.json"})
     finally:
         (tree / mutant.path).write_bytes(mutant.source)
 
@@ -229,6 +286,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100, help="how many, drawn from all there are")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     with contextlib.suppress(ImportError):  # a mistake may ask for any amount of memory
         import resource
 
@@ -237,12 +295,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist")
         tree = Path(shutil.copytree(ROOT, Path(folder) / "tree", ignore=ignored))
+        if not passed(tree, **{CALLED: "called.json"}):
+            raise SystemExit("a test fails without any mutant")
+        calls = json.loads((tree / "called.json").read_text("utf-8"))
         for mutant in sample(options.paths, options.seed, options.count):
             line = str(mutant).rpartition("\n")[0]
             if {str(mutant), f"{line}\n    + ..."} & known.keys():
                 fate = "equivalent"
             else:
-                fate = "killed" if kills(tree, mutant) else "alive"
+                fate = "killed" if kills(tree, mutant, calls) else "alive"
             if fate == "alive":
                 print(mutant, flush=True)
             table[mutant.path].update(["mutants", fate])

@@ -315,6 +315,18 @@ def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monke
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
+def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(commands, "bench", lambda *_, **how: asked.update(how) or {})
+    assert cli.main(["bench"]) == 0
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    assert f"--rounds ROUNDS turns of three steps each ({asked['rounds']})" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert asked["threads"] == 2 and asked["whole"] and not asked["grow"]
+
+
 def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--shapes", "", "--growth", "--chart", "a.png"]) == 2

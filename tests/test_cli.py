@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from strategies import gpt2, shake
+from test_messages import FOREIGN
 
 import minilora as ml
 from minilora import accounting, cli, data, demo, lora
@@ -129,8 +130,10 @@ CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--
 def test_all_that_makes_a_run_what_it_is_is_told_to_it(folder, monkeypatch):
     told = []
 
-    def fit(model, *args, about, resume, held_out, **settings):
+    def fit(model, batches, optimizer, steps, about, resume, held_out, schedule, **settings):
         told.append(about)
+        rates = [schedule(i) for i in range(steps)]
+        assert rates.index(max(rates)) == steps // 20 and max(rates) == about["--lr"]
         assert resume and len(held_out) == about["--checks"]
         adapters = [m for _, m in model.named_modules() if isinstance(m, lora.Adapter)]
         assert {adapter.dropout for adapter in adapters} == {about["--dropout"]}
@@ -356,7 +359,8 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 
 COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"]}
+NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
+          "ex": ["status"]}  # fmt: skip
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -383,9 +387,10 @@ FREE = {
     "--targets",
     "--engines",
     "--shapes",
+    "--only",
 }  # any words will do
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity"}  # fmt: skip
+         "--parity", "--give-up"}  # fmt: skip
 
 
 @once
@@ -420,6 +425,8 @@ def test_help_tells_every_option_and_what_it_is_without_it(command, capsys):
         default = args.get(option[2:].replace("-", "_"), None)
         if name == command and isinstance(default, int | float) and option not in FLAGS | FREE:
             assert f"({default:g})" in told, option
+    for option in parser.parser()[1][command]._actions:
+        assert option.help, option.dest
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +475,7 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
+    "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "info takes no 'now': see `minilora info --help`",
     "finetune kjv devil": "finetune takes no 'devil': see `minilora finetune --help`",
@@ -494,6 +502,10 @@ MISTAKES = {  # what is typed -> what is answered
     "finetune kjv --targets ,": "--targets ,: give one name or several, by commas",
     "finetune kjv --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
     "account gpt2 --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
+    "account --r 0": "--r 0: give a whole number from 1",
+    "account gpt5": "shape gpt5: give gpt2",
+    "finetune kjv --base nowhere.npz": "there is no file nowhere.npz, nor a built-in base of that",
+    "finetune kjv --base fox.npz": "fox.npz holds an adapter, not a model",
     "info --seed -1": "--seed -1: give a whole number from 0",
     "info --threads 5000": "--threads 5000: give 1,024 or less",
     "info --backend cupi": "--backend cupi: give numpy, cupy, or cupy:1",
@@ -563,6 +575,7 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
     assert cli.main(shlex.split(line)) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1 and err.startswith(f"minilora: {MISTAKES[line]}")
+    assert not FOREIGN.search(err.replace(r"\xff", "")) and len(err) < 330
     assert {path: path.read_bytes() for path in shelf.iterdir() if path.is_file()} == before
 
 
@@ -689,10 +702,35 @@ def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
 
 
 @once
-def test_the_demo_adapts_accounts_and_merges():
-    lines: list[str] = []
-    told = demo.demo(0, lines.append, steps=3)
+def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch):
+    """Of its steps only three run."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    shown = readme.split("<!-- demo -->")[1].split("\n5. ")[0].partition("1. ")[2]
+    models, lines = [], []
+
+    def fit(model, batches, optimizer, steps, schedule, log_every, **how):
+        models.append(model.state_dict())
+        if len(models) == 2:
+            raise InterruptedError
+        told = re.findall(r"step +(\d+)/(\d+) .* lr (\S+) ", shown)
+        assert told == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
+                        for i in range(log_every, steps + 1, log_every)]  # fmt: skip
+        assert optimizer.weight_decay == 0
+        return ml.fit(model, batches, optimizer, 3, schedule=schedule, log_every=1, **how)
+
+    monkeypatch.setattr(demo, "fit", fit)
+    told = demo.demo(0, lines.append)
+    with pytest.raises(InterruptedError):
+        demo.demo(0, lines.append)
+    assert all(np.array_equal(a, models[1][name]) for name, a in models[0].items())
+
+    def words(text):
+        return {re.sub(r"-?\d[\d,.e:-]*|\s+", " ", line).strip() for line in text.splitlines()
+                if not line.strip().startswith(("step", "(furthest"))}  # fmt: skip
+
+    assert {line for line in lines if line.startswith("LoRA, r")} <= {*shown.splitlines()}
+    assert words(shown) <= words("\n".join(lines))
+    assert re.search(r"held-out loss: (\S+) before", shown)[1] == f"{told['before']:.3f}"
     assert told["after"] < told["before"] and told["same_sample"]
     assert 0 < told["difference"] <= told["bound"]
     assert told["lora"]["gradients"]["measured"] == 4 * told["trainable"]
-    assert any("what rounding alone" in line for line in lines)

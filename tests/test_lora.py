@@ -1166,3 +1166,12 @@ def test_an_adapter_can_be_trained_again_and_alone():
         assert moved == set(held)
     with pytest.raises(KeyError, match="no adapter 'four'"):
         lora.set_adapter(model, "four")
+
+
+def test_a_rank_that_is_too_high_is_told_once():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        lora.attach(gpt2(), ml.LoRAConfig(r=99, targets=("q", "v")), rng=0)
+    (one,) = told
+    layers = 2 * gpt2().config.n_layers
+    assert str(one.message).endswith(f"at most, not r = 99 (and {layers - 1} others)")

@@ -1,6 +1,8 @@
 """The base can be made again: interrupted or not it is the same, and its log tells of one run."""
 
+import re
 import signal
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -58,6 +60,35 @@ def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in ("whole", "part") for suffix in ("npz", "log")
     }
+
+
+def test_a_short_run_looks_at_the_held_out_loss_after_every_step(tmp_path):
+    _, history = go(tmp_path / "a.npz")
+    assert [at for at, _ in history.held_out] == [*range(7)]
+
+
+def test_the_log_of_the_built_in_base_is_of_these_settings(tmp_path, monkeypatch):
+    """Lines about its batches and parts, steps that tell, rates: all but what it computes."""
+    log = files("minilora") / "data" / "bases" / "shakespeare.log"
+    told = re.findall(r"step +(\d+)/3600 .*?(held out)?[ .\d]* lr (\S+) ", log.read_text("utf-8"))
+
+    class Enough(Exception):
+        pass
+
+    def fit(model, batches, optimizer, steps, schedule, held_out, eval_every, log_every, **_):
+        assert steps == 3600 and len(told) == steps // log_every and len(held_out) == 4
+        for i, (step, looked, rate) in enumerate(told):
+            assert int(step) == (i + 1) * log_every
+            assert bool(looked) == (int(step) % eval_every == 0)
+            assert rate == f"{schedule(int(step) - 1):.2e}"
+        raise Enough
+
+    monkeypatch.setattr("minilora.pretrain.fit", fit)
+    monkeypatch.setattr("minilora.pretrain.BPE.train", lambda *_: ml.load_base().tokenizer)
+    with pytest.raises(Enough):
+        train(tmp_path / "a.npz", say=lambda line: None)
+    mine, theirs = ((tmp_path / "a.log").read_text("utf-8"), log.read_text("utf-8"))
+    assert mine.split("; ", 1)[1].splitlines() == theirs.split("; ", 1)[1].splitlines()[:2]
 
 
 def test_a_run_may_start_anew_and_then_its_log_does(tmp_path):

@@ -99,6 +99,7 @@ LOSSES = {  # dtype, k, r, and all numbers of x, W0, A, B, and s; 0.49 of the sm
     "W": ("float32", 9, 1, 64.0, 0.0, 2.0**-75, 2.0**-75, 1.0),
     "A x": ("float32", 9, 1, 2.0**-149, 0.0, 0.49, 2.0**20, 1.0),
     "B (A x)": ("float32", 1, 64, 1.0, 0.0, 2.0**-75, 0.49 * 2.0**-74, 1.0),
+    "s B (A x)": ("float32", 1, 64, 1.0, 0.0, 2.0**-75, 0.49 * 2.0**-64, 2.0**-10),
     "s B": ("float32", 9, 1, 1.0, 0.0, 2.0**40, 0.49 * 2.0**-100, 2.0**-49),
     "A in halves": ("float16", 9, 1, 64.0, 0.0, 2.0**-26, 2.0**10, 1.0),
     "B in halves": ("float16", 9, 1, 1.0, 0.0, 2.0**10, 2.0**-26, 1.0),
@@ -256,6 +257,7 @@ def test_what_an_op_rounds_is_at_least_what_it_does_round(name, data, seed, plai
         exact = [asarray(a.astype("float64")) for a in arrays]
         z = ml.tensor.OPS[name](*exact, **how).data
     roundings, size, lost = counted.ROUNDINGS[name](z, *exact, **how)
+    assert (wide(asarray(lost)) >= 0).all()
     lost = wide(asarray(lost)) * float(np.finfo("float32").smallest_subnormal)
     finite = np.isfinite(y)
     assert (np.abs(y - wide(z)) <= roundings * U["float32"] * wide(size) * 1.001 + lost)[
@@ -266,9 +268,10 @@ def test_what_an_op_rounds_is_at_least_what_it_does_round(name, data, seed, plai
 def test_what_is_made_of_other_ops_is_what_it_stands_in_for():
     x, gain, shift = (normal(i, *shape) for i, shape in enumerate([(2, 3, 4), (4,), (4,)]))
     W, A, B = (normal(i, *shape) for i, shape in enumerate([(5, 4), (2, 4), (5, 2)]))
-    for axis in (0, 1, -1):
-        mine = wide(counted.COMPOSED["softmax"](ml.Tensor(asarray(x)), axis=axis).data)
-        assert np.abs(mine - wide(ops.softmax(asarray(x), axis=axis).data)).max() < 1e-15
+    for how in ({}, {"axis": 0}, {"axis": 1}, {"axis": -1}):
+        for z in (x, 1e4 * x):
+            mine = wide(counted.COMPOSED["softmax"](ml.Tensor(asarray(z)), **how).data)
+            assert np.abs(mine - wide(ops.softmax(asarray(z), **how).data)).max() < 1e-15
     cases = [("layer_norm", (x, gain, shift), {"eps": 0.1}),
              ("lora_linear", (x, W, None, A, B), {"scale": 1.7})]  # fmt: skip
     for name, arrays, how in cases:
@@ -427,6 +430,16 @@ def test_one_ulp_in_one_entry_is_caught_and_named(dtype, seed, i, j, towards):
         told, _ = weights.weigh(model)
     assert [name for name, weight in told.items() if not weight.right] == ["blocks.1.attn.q.W"]
     assert told["blocks.1.attn.q.W"].entry == (i, j)
+
+
+@given(st.integers(1, 64), st.integers(1, 4))
+def test_what_a_merge_in_float64_may_lose_is_a_rounding_for_each_of_its_steps(r, adapters):
+    """Of numbers that are all 1, and alpha = r, so that every update is r."""
+    update = np.ones((3, r)), np.ones((r, 2)), float(r)
+    told = weights.furthest(
+        np.full((3, 2), 1.0 + adapters * r), np.ones((3, 2)), [update] * adapters
+    )
+    assert told.off == 0 and 0.5 < told.allowed <= 0.5 + (r + adapters + 2) * 1.001
 
 
 def test_a_sum_that_float64_rounds_to_a_tie_is_right():

@@ -183,6 +183,28 @@ def test_a_run_in_which_anything_differs_is_another_run(said, begun, tmp_path):
     assert path.read_bytes() == begun[0]
 
 
+class Stream:
+    """The ten batches that a run takes, without an end of its own; one may be another."""
+
+    def __init__(self, other: int = -1) -> None:
+        self.other = other
+
+    def __getitem__(self, i: int):
+        assert 0 <= i < 10
+        return windows(4 if i == self.other else 0)[i]
+
+
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_batches_are_told_by_the_first_the_middle_and_the_last_and_none_beyond(at, tmp_path):
+    job = Job()
+    job.batches = Stream()
+    job.fit(tmp_path / "run.npz")
+    job = Job()
+    job.batches = Stream(at)
+    with pytest.raises(ValueError, match="another run: batches: digest"):
+        job.fit(tmp_path / "run.npz")
+
+
 def unlike(job) -> None:
     """All that changes no bit."""
     job.model.recompute = True

@@ -2,6 +2,9 @@
 
 import copy
 import operator
+import os
+import subprocess
+import sys
 import time
 import tracemalloc
 from warnings import catch_warnings, simplefilter
@@ -312,6 +315,13 @@ def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
     shapes.counts.reset()
     xp.take(x, rows, axis=0)
     assert shapes.counts.cost == Cost(0, 0, 2 * 48, 1, 1)
+
+
+@pytest.mark.parametrize("a, b", [((2, 3), (2, 3)), ((3,), (2, 3)), ((2, 3), (4,)), ((), (3, 3))])
+def test_matrices_that_do_not_meet_have_no_product(a, b, shapes):
+    for kind in (np.ones, xp.ones):
+        with pytest.raises(ValueError, match="matmul"):
+            kind(a) @ kind(b)
 
 
 def test_what_does_not_fit_is_not_copied_to(shapes):
@@ -713,3 +723,10 @@ def test_shapes_count_for_themselves():
         assert (one.counts.live, two.counts.live) == (80, 160)
         del x, y
     assert one.counts.live == two.counts.live == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no ulimit")
+def test_a_limit_of_address_space_is_told_with_the_way_out():
+    limited = f"ulimit -v 4000000; '{sys.executable}' -m minilora account gpt2"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "lift its limit of address space" in done.stderr

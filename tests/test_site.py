@@ -5,6 +5,9 @@ site that `minilora tutorials build` has made there; `pytest -m browser` runs th
 """
 
 import ast
+import base64
+import errno
+import html
 import json
 import os
 import re
@@ -12,15 +15,19 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from minilora import cli, site
-from minilora.site import contents, folder, kept, names, publish
+from minilora.exercises import book
+from minilora.site import contents, cover, folder, kept, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -62,6 +69,7 @@ data = [1]  # fmt: skip
 
 # %%
 t = ml.Tensor([1.0, 2.0], requires_grad=True)
+__import__("warnings").warn("invalid value encountered in matmul", RuntimeWarning)
 print(ops.softmax(t), "a long line " * 20)
 print("a | table")
 
@@ -282,7 +290,76 @@ def test_a_site_is_served_on_this_machine(tmp_path):
             server.kill()
 
 
+def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, capsys):
+    def taken(address, handler):
+        raise OSError(errno.EADDRINUSE, f"{address[1]}")
+
+    (tmp_path / "index.html").write_text(folder.MARK)
+    monkeypatch.setattr("http.server.ThreadingHTTPServer", taken)
+    assert cli.main(["tutorials", "serve", "-o", str(tmp_path)]) == 2
+    port = capsys.readouterr().err.split()[2]
+    with pytest.raises(SystemExit):
+        cli.main(["tutorials", "--help"])
+    assert f"to serve at ({port};" in capsys.readouterr().out
+
+
+@builds
+def test_an_error_without_a_line_of_its_own_is_told_at_its_cell():
+    from minilora.site import running
+
+    chapter = SimpleNamespace(number="03", source="a = 1\n\nb = 2\n", path=Path("03_x.py"))
+    error = SimpleNamespace(ename="KeyError", evalue="'x'")
+    told = running._told(chapter, "b = 2", error)
+    assert told == "chapter 03 fails at 03_x.py, line 3: KeyError: 'x'"
+
+
 # What is kept, and what is put in place.
+
+
+def levels(png, palette=False):
+    """The shades in a picture of the cover, as whole numbers, below 0 to above; or its colours."""
+    chunks, at = {}, 8
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4], "big")
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + size]
+        at += 12 + size
+    if palette:
+        table = chunks[b"PLTE"]
+        return ["#" + table[i : i + 3].hex().upper() for i in range(0, len(table), 3)]
+    wide, high = (int.from_bytes(chunks[b"IHDR"][i : i + 4], "big") for i in (0, 4))
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(high, wide + 1)
+    return rows[:, 1:].astype(int) - cover.LEVELS
+
+
+def test_the_cover_is_an_update_and_what_each_rank_keeps_of_it(monkeypatch):
+    monkeypatch.setenv("MINILORA_FAST", "1")
+    told = cover._computed()
+    assert len(told["losses"]) == len(told["left"]) == len(cover.RANKS)
+    assert told["left"][0] < 1 and told["left"] == sorted(told["left"], reverse=True)
+    pictures = {name: base64.b64decode(png) for name, png in told["pictures"].items()}
+    kept, left = (levels(pictures[n]).reshape(-1, cover.DRAWN, cover.DRAWN) for n in ("BA", "left"))
+    inside = (abs(kept) < cover.LEVELS) & (abs(left) < cover.LEVELS)
+    for r, both in enumerate(inside):  # whatever the rank, the two are the update
+        both &= inside[-1]
+        assert both.mean() > 0.5 and (abs((kept + left)[r] - (kept + left)[-1])[both] <= 2).all()
+    assert levels(pictures["W0"]).shape == (cover.DRAWN, cover.DRAWN)
+
+
+def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
+    png = cover._png([np.array([[-1.0, 0.0, 1.0], [-9.0, 0.5, 9.0]])], 1.0)
+    n = cover.LEVELS
+    assert levels(png).tolist() == [[-n, 0, n], [-n, n // 2, n]]
+    colours = levels(png, palette=True)
+    assert (colours[0], colours[n], colours[-1]) == (cover.BELOW, cover.ZERO, cover.ABOVE)
+    lightness = [sum(bytes.fromhex(c[1:])) for c in colours]
+    assert len(colours) == 2 * n + 1 and lightness[: n + 1] == sorted(lightness[: n + 1])
+    assert lightness[n:] == sorted(lightness[n:], reverse=True)
+
+
+def test_the_share_of_the_way_is_0_at_the_base_and_all_of_it_at_the_whole_update():
+    told = {"shape": (4, 3), "losses": [5.0, 4.0, 3.0], "left": [0.9, 0.5, 0.1]}
+    shares = [publish._rank(told | {"before": 5.0, "after": 3.0}, r) for r in (1, 2, 3)]
+    assert [re.search("come (.*) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
 
 
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
@@ -352,6 +429,8 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     move = os.replace
 
     def fails(source, target):
+        for path in map(Path, (source, target)):  # on one disk, where a move is one step
+            assert path.is_relative_to(tmp_path)
         if Path(source).name == "new":
             raise PermissionError(13, "Permission denied", str(target))
         move(source, target)
@@ -429,7 +508,16 @@ def test_every_public_name_has_its_place():
     entries = [e for section in names.sections() for e in section.entries]
     assert len({e.anchor for e in entries}) == len(entries)
     assert not [e.name for e in entries if not e.doc]
-    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature]
+    methods = [m for e in entries for m in e.methods]
+    assert methods and not [m.anchor for m in methods if m.name[0] == "_" or not m.signature]
+    assert not [e.name for e in entries if " at 0x" in e.doc + e.signature or "<" in e.signature]
+    for told in (part.signature for e in entries for part in (e, *e.methods)):
+        assert " ".join(names.parameters(told)) == told
+    assert names.parameters("(a: dict[str, int] = {}, *, b) -> (x, y)") == [
+        "(a: dict[str, int] = {},", "*,", "b) -> (x, y)"
+    ]  # fmt: skip
+    (history,) = (e for e in entries if e.anchor == "ml.History")
+    assert names.parameters(history.signature)[0] == "(losses: list[float] = [],"
 
 
 def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
@@ -458,6 +546,7 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert prose.line("chapters 02 and 03, year 03") == (
         'chapters 02 and <a href="03_x.html">03</a>, year 03'
     )
+    assert not re.search("<(?!/?span)", prose.code("x = 1"))  # it stands in a block already
     assert 'href="api.html#ml.fit"' in prose.code("ml.fit(x)") and "href" not in prose.code(
         "x.ml.fit(ml=1); attach(fit)"
     )
@@ -465,6 +554,14 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
         "<pre>a b  c\n d  e</pre>"
+    )
+    long = "a line that is full of words as it is and has no room at all for others"
+    assert docstring(prose, f"{long}\nword") == f"<p>{long} word</p>"
+    assert docstring(prose, f"{long}.\nword") == f"<p>{long}.</p><p>word</p>"
+    assert docstring(prose, f"x\n\na  {long}\nword") == f"<p>x</p><p>a  {long} word</p>"
+    assert docstring(prose, "x\n\na: one\nb: two\nand on\n\nc: three\non") == (
+        "<p>x</p><dl><dt><code>a</code></dt><dd>one</dd><dt><code>b</code></dt><dd>two and on</dd>"
+        "</dl><p>c: three on</p>"
     )
     assert docstring(prose, "x\n\na   one\nbc  two <\n    on\nd   `ml.fit`").endswith(
         "<dl><dt><code>a</code></dt><dd>one</dd><dt><code>bc</code></dt><dd>two &lt; on</dd>"
@@ -529,6 +626,7 @@ def test_a_page_has_what_those_need_who_cannot_see_it(built):
         assert heads[0] == 1 and heads.count(1) == 1
         assert all(after <= before + 1 for before, after in pairwise(heads))
         text = path.read_text("utf-8")
+        assert 'aria-label="A warning"' not in text, path.name
         assert not re.search(r"\$[^$<]*\\[a-z]", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
 
 
@@ -539,15 +637,41 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "chapter 99" in page and 'href="api.html#ml.fit"' in page
     assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
     assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
+    assert "</strong> The word is" in page
+    assert "language-python" not in page  # the code alone
     assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
     assert 'href="api.html#data"' not in page and "fmt:" not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    api = (built / "api.html").read_text("utf-8")
+    used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
+    assert used.count('Used in chapter <a href="03_name.html">03</a>') == 1
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
+
+
+def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
+    tasks = book.exercises()
+    page = (built / "exercises.html").read_text("utf-8")
+    for task in tasks:
+        assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
+        assert (built / "get" / task.name).read_text("utf-8") == task.stub()
+        first = html.escape(task.statement.split("\n")[2], quote=False)
+        assert first in page
+    for lesson in built.glob("[0-9][0-9]_*.html"):
+        mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
+        assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
+
+
+def test_a_statement_flows_but_for_what_is_laid_out():
+    pytest.importorskip("latex2mathml")
+    from minilora.site import prose
+
+    told = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
+    assert told == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
 
 
 # The pages in a browser.
@@ -573,7 +697,8 @@ def tab(chromium, built):
         made = chromium.new_context(**settings)
         made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
         made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
-        made.on("requestfailed", lambda asked: odd.append(f"no {asked.url}"))
+        made.on("requestfailed", lambda asked: asked.failure == "net::ERR_ABORTED"  # a page is left
+                or odd.append(f"no {asked.url}"))  # fmt: skip
         made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
                 or odd.append(f"{asked.url} is asked for"))  # fmt: skip
         return made
@@ -671,12 +796,14 @@ def test_every_stepper_is_moved_by_arrow_keys(tab, built):
 def test_search_finds_and_leads_there(tab, built):
     entries = json.loads((built / "search.js").read_text("utf-8").removeprefix("SEARCH = "))
     titles = [title for _, title, _, _ in entries]
+    assert "ops.softmax" in titles and not [title for title in titles if "(" in title]
     heading = "Break it" if "Break it" in titles else "A formula & its code"
     page = tab("api.html")
     page.keyboard.press("/")
     page.keyboard.type("softMAX")
     page.wait_for_selector("#found a")
     assert "ops.softmax" in page.locator("#found").inner_text()
+    assert "API: ops.softmax" in page.locator("#found a").all_inner_texts()
     assert page.locator("#found mark").first.inner_text().lower() == "softmax"
     page.locator("#search input").fill("zzzzz")
     assert page.locator("#found [role=status]").inner_text() == "Nothing found."
@@ -695,6 +822,19 @@ def test_search_finds_and_leads_there(tab, built):
 
 
 @marked
+def test_the_list_of_names_shows_the_one_that_is_looked_at(tab):
+    page = tab("api.html#viz.stepper", width=1440)
+    for name in ("viz.stepper", "ml.GPT2", "ops.softmax"):
+        page.evaluate(f"location.hash = '{name}'")
+        link = page.locator(f".contents a[href='#{name}']")
+        page.wait_for_function(
+            "e => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom < 800",
+            arg=link.element_handle(), timeout=3000,
+        )  # fmt: skip
+        assert page.locator(f"[id='{name}']").bounding_box()["y"] < 800
+
+
+@marked
 def test_the_theme_is_remembered_from_page_to_page(tab):
     colour = "getComputedStyle(document.body).backgroundColor"
     page = tab()
@@ -709,6 +849,39 @@ def test_the_theme_is_remembered_from_page_to_page(tab):
     page.reload()
     assert page.evaluate(colour) == light
     assert tab(scheme="dark").evaluate(colour) == dark
+
+
+@marked
+def test_figures_are_turned_over_in_the_dark_and_laid_on_the_page(tab, built):
+    chapter = next(p for p in sorted(built.glob("[0-9]*.html")) if "<figure><a" in p.read_text())
+    look = "e => [getComputedStyle(e).filter, getComputedStyle(e).mixBlendMode]"
+    looks = {"light": ["none", "multiply"], "dark": ["invert(1) hue-rotate(180deg)", "screen"]}
+    for scheme, other in (("light", "dark"), ("dark", "light")):
+        page = tab(chapter.name, scheme=scheme)
+        figure = page.locator("figure > a > img").first
+        assert figure.evaluate(look) == looks[scheme]
+        page.locator("#theme").click()
+        assert figure.evaluate(look) == looks[other]
+        page.emulate_media(media="print")
+        assert figure.evaluate(look) == looks["light"]
+        page.emulate_media(media="screen")
+        page.locator("#theme").click()
+
+
+@marked
+def test_no_answer_stands_beside_its_question(tab, built):
+    seen = 0
+    for path in sorted(built.glob("[0-9]*.html")):
+        page = tab(path.name, width=1440)
+        for row in page.locator(".row:has(.prose > details):has(.work > *)").all():
+            question, work = (
+                row.locator(f"> {part}").bounding_box() for part in (".prose", ".work")
+            )
+            assert work["y"] >= question["y"] + question["height"] - 1, path.name
+            assert work["x"] > question["x"]
+            seen += 1
+        page.close()
+    assert seen
 
 
 @marked

@@ -154,6 +154,12 @@ def test_an_interrupt_on_the_way_into_a_block_or_inside_it_leaves_everything_as_
     assert everything(model, optimizer) == before
 
 
+@pytest.mark.parametrize("name", ["attach", "set_adapter", "activate", "detach", "merge", "load"])
+def test_what_changes_a_model_wants_it_first(name):
+    with pytest.raises(TypeError, match=f"^{name}: the model comes first, and not str$"):
+        getattr(lora, name)("a.npz", gpt2())
+
+
 def test_what_is_undone_is_all_that_can_change():
     model, optimizer = subject()
     model.extra = [np.zeros(2), {"a": (1, [2])}]

@@ -733,6 +733,7 @@ MISTAKES = [
     ({"batches": iter([X])}, TypeError, r"fit: batches\[i\] must work.*pass list\(batches\)"),
     ({"batches": X}, TypeError, rf"fit: batches\[0\] must .* array of shape \(2, 6\): {PAIRS}"),
     ({"batches": [X[0]]}, TypeError, rf"batches\[0\] must be .* an array of shape .*: {PAIRS}"),
+    ({"batches": [X[:1]]}, TypeError, rf"batches\[0\] must be .*, not a tuple: {PAIRS}"),
     ({"model": None}, TypeError, "fit: the model must be a Module, such as a GPT2, not None"),
     ({"optimizer": None}, TypeError, "fit: the optimizer must be one of minilora.*, not None"),
     ({"optimizer": gpt2()}, TypeError, r"AdamW\(model.trainable_.*, lr=1e-3\), not a GPT2"),

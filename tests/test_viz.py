@@ -17,6 +17,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 
 from minilora import viz  # noqa: E402
+from minilora.viz import timing  # noqa: E402
+from minilora.viz.palette import COLOURS, OTHERS, ROWS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +147,20 @@ def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
             assert not box.padded(-1).overlaps(its.padded(-1)), (text, other)
 
 
+@every
+def test_every_mark_has_a_colour_of_the_palette_or_is_grey(name):
+    """Not one of matplotlib's, which mean nothing here."""
+    from matplotlib.colors import to_hex
+
+    known = {tint.upper() for tint in (*COLOURS.values(), *OTHERS, *ROWS.values())}
+    for ax in drawn(name)[2].axes:
+        marks = [line.get_markeredgecolor() if line.get_linestyle() == "None" else line.get_color()
+                 for line in ax.lines]  # fmt: skip
+        marks += [part for patch in ax.patches for part in [patch.get_facecolor()[:3]]]
+        for tint in (to_hex(mark).upper() for mark in marks):
+            assert tint in known or tint[1:3] == tint[3:5] == tint[5:7], tint
+
+
 def test_a_sequence_of_losses_is_drawn_as_it_is():
     seen = lines(viz.loss_curves({"LoRA": [3.0, 2.0, 1.5]}))
     assert all(tick == int(tick) for tick in plt.gca().get_xticks())
@@ -179,6 +195,7 @@ def test_a_colour_means_the_same_wherever_its_word_stands():
     assert viz.colour("LoRA, r = 8") == viz.colour("with LoRA") == viz.COLOURS["LoRA"]
     assert viz.colour("full fine-tuning") == viz.COLOURS["full"]
     assert viz.colour("frozen base") == viz.COLOURS["frozen"]
+    assert viz.colour("another") == viz.OTHERS[0]
     assert viz.colour("fullness", 1) == viz.OTHERS[1]  # a word, not a part of one
 
 
@@ -233,6 +250,11 @@ def test_bench_bars_are_medians_with_their_ratios_and_the_fastest_turn_marked():
     assert to_rgb(viz.COLOURS["LoRA"]) == ax.patches[0].get_facecolor()[:3]
     assert to_rgb(viz.COLOURS["merged"]) == ax.patches[2].get_facecolor()[:3]
     assert ax.yaxis_inverted()
+
+
+def test_engines_that_do_different_work_have_different_colours():
+    apart = ("minilora", "minilora full", "torch+peft", "torch", "autograd", "base forward")
+    assert len({timing._ENGINES[name] for name in (*apart, "merged forward")}) == 7
 
 
 def test_bench_bars_of_peak_memory_have_no_mark():
@@ -305,6 +327,14 @@ def test_a_sweep_is_a_median_with_a_band_from_the_smallest_to_the_largest():
     ax.figure.canvas.draw()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16"]
     assert ax.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_sweep_shows_every_place_and_0_has_none_on_a_log_axis(least):
+    ax = viz.rank_sweep({least: [3.0] * 3, 4: [2.0] * 3, 16: [1.0] * 3})
+    ax.figure.canvas.draw()
+    assert ax.get_xscale() == ("log" if least else "linear")
+    assert np.isfinite(ax.transData.transform([(x, 2.0) for x in (least, 4, 16)])).all()
 
 
 def test_fewer_than_three_seeds_make_dots_and_no_band():

@@ -64,6 +64,21 @@ def test_arrows_lead_to_the_copies_and_back():
     assert there.xy[1] > back.xy[1]
 
 
+@pytest.mark.parametrize("x", [COLUMN, ROW], ids=["column", "row"])
+def test_numbers_stand_in_the_middle_of_their_cells_and_x_in_the_middle_beside_its_arrow(x):
+    ax = viz.unbroadcast(x, G)
+    ax.figure.canvas.draw()
+    boxes = [patch.get_window_extent() for patch in ax.patches if isinstance(patch, plt.Rectangle)]
+    numbers = [t for t in ax.texts if t.get_text().replace(".", "").isdigit()]
+    for box, text in zip(boxes, numbers, strict=True):
+        middle = text.get_window_extent()
+        assert abs(middle.x0 + middle.x1 - box.x0 - box.x1) < 2
+        assert abs(middle.y0 + middle.y1 - box.y0 - box.y1) < 2
+    own, arrow = boxes[: x.size], next(t for t in ax.texts if getattr(t, "arrow_patch", None))
+    _, y = ax.transData.transform(arrow.xy)
+    assert abs(2 * y - own[0].y1 - own[-1].y0) < 2
+
+
 def test_nothing_is_cut_off():
     ax = viz.unbroadcast(COLUMN, G, title="along the rows")
     ax.figure.canvas.draw()

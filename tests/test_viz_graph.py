@@ -1,6 +1,7 @@
 """The graph of a tape, the backward pass in steps, the slider, and how they show themselves."""
 
 import base64
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import ops, viz
 from minilora.tensor import Node
+from minilora.viz import layout
 from minilora.viz.layout import LETTER, arrange
 
+ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -73,6 +76,24 @@ def fits(svg):
     for x, y in tips:
         assert any(abs(x - side) <= 1 and y0 <= y <= y1
                    for x0, y0, x1, y1, _ in boxes for side in (x0, x1))  # fmt: skip
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_an_edge_is_level_at_its_boxes_and_reaches_both(active):
+    """Also one that passes by a box; an active one points back."""
+    loss, names, _ = diamond()
+    graph = viz.graph(loss, names)
+    places, routes = arrange(graph)
+    for (a, b, _), points in routes.items():
+        text = ET.fromstring(layout._edge(points, active)).find("path").get("d")
+        ways = re.findall(r"([MLC])([-\d ]+)", text)
+        ends = [tuple(map(int, way.split()[-2:])) for _, way in ways]
+        assert "".join(kind for kind, _ in ways) == "ML" + "CL" * (len(ways) // 2 - 1)
+        for (_, y), (_, v) in zip(ends[::2], ends[1::2]):
+            assert y == v
+        assert abs(ends[0][0] - places[a].x - places[a].w - layout.TIP * active) <= 1
+        assert abs(ends[-1][0] - places[b].x + layout.TIP * (not active)) <= 1
+        assert ends[0][1] == round(places[a].y)
 
 
 def test_the_tape_of_a_diamond_as_text():
@@ -455,3 +476,32 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
     data, how = shown.pop()
     assert data == b"\x89PNG" and how["alt"].startswith("Down: loss")
     assert not plt.get_fignums()
+
+
+def test_the_readme_shows_the_picture_that_its_command_prints():
+    from minilora.viz.__main__ import picture
+
+    drawn = picture()
+    assert (ROOT / "tutorials" / "lora.svg").read_text("utf-8") == drawn + "\n"
+    ET.fromstring(drawn)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "](tutorials/lora.svg)" in readme and "python -m minilora.viz" in readme
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_in_a_script_figures_come_in_windows_where_there_is_a_screen(screen, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    opened = []
+    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg" if screen else "Agg")
+    monkeypatch.setattr(plt, "show", lambda: opened.append(True))
+    viz.show()
+    assert opened == [True] * screen
+
+
+def test_what_is_shown_cannot_be_changed_afterwards():
+    loss, names, _ = diamond()
+    graph = viz.graph(loss, names)
+    for thing, field in ((graph, "text"), (viz.stepper([("once", graph)]), "frames")):
+        assert hasattr(thing, field)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field, "")

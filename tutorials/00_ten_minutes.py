@@ -8,11 +8,13 @@
 # A model was trained on one kind of text and is to write another. Must all of its weights be
 # trained again? LoRA (Hu et al., 2021, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685)) trains
 # a small update beside them, keeps that in a small file, and in the end adds it into the weights.
-# This chapter goes through all of it once; the later ones build each part.
+# This chapter goes through all of it once, with parts that are ready; do not stop at how they work
+# inside. The chapters after this one build them.
 #
 # Run it with `python tutorials/00_ten_minutes.py`, or cell by cell (from `# %%` to `# %%`) in an
-# editor such as VS Code; `minilora tutorials notebook 00` makes a notebook of it. It runs on NumPy,
-# on one core, without a download. (With `MINILORA_FAST=1` it takes a few steps only: then the
+# editor such as VS Code. It runs on NumPy, on one core, without a download; the figures need
+# `pip install '.[viz]'`. As a notebook: `pip install '.[tutorials]'`, then
+# `minilora tutorials notebook 00`. (With `MINILORA_FAST=1` it takes a few steps only: then the
 # curves are stubs and the samples barely change.)
 
 # %%
@@ -31,7 +33,9 @@ SEED = 0
 # ## A base
 #
 # The package brings a small language model, a GPT-2 that was trained on Shakespeare's plays. The
-# tree below shows its parts. `*` marks what would be trained: so far, everything.
+# tree below names its parts: two tables, four *blocks* that are made alike, a norm (`ln_f`). What
+# matters here are the matrices `W` in a block, under the names q, k, v, o, up and down. `*`
+# marks what would be trained: so far, everything.
 
 # %%
 base = ml.load_base("shakespeare")
@@ -39,8 +43,8 @@ print(base.summary())
 
 # %% [markdown]
 # The model reads a text in pieces, its *tokens*, and says how likely each token is to come next.
-# Drawing one token after the other, it writes. One beginning will be with us through the chapter;
-# it is not from a play.
+# Drawing one token after the other, it writes. (`temperature` and `top_p` make it prefer likely
+# ones.) One beginning will be with us through the chapter; it is not from a play.
 
 # %%
 PROMPT = "And God said"
@@ -60,13 +64,14 @@ print(before)
 #
 # The new text is Genesis and Exodus in the King James Version. Its last tenth is held out: nothing
 # is trained on it, so the loss there tells what was learned and not what was learned by heart. The
-# loss is the mean of $-\log p$ over all tokens, in nats, where $p$ is how likely the model thought
-# the token that came. The base's own loss is the one to beat.
+# loss is the mean of $-\ln p$ over all tokens, where $p$ is how likely the model thought the token
+# that came: 0 if it was sure of each. As the logarithm is the natural one, the unit is called a
+# *nat*. The base's own loss is the one to beat.
 
 # %%
 training, rest = (base.tokenizer.encode(text) for text in data.split(data.load_text("kjv")))
 batches = data.Windows(training, BATCH, TOKENS, seed=SEED)
-held_out = data.sequential(rest, *HELD_OUT)[:4]  # batches of (texts, tokens)
+held_out = data.sequential(rest, *HELD_OUT)[:4]  # pairs: (texts, tokens), and what comes next
 
 frozen_loss = ml.evaluate(base, held_out)
 print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen_loss:.3f}")
@@ -74,15 +79,16 @@ print(f"{len(training):,} tokens to train on; held-out loss of the base: {frozen
 # %% [markdown]
 # ## Full fine-tuning
 #
-# The usual way is to train every weight on. A step reads a batch, follows the loss back to each
-# weight (`backward`), and moves the weights a little so that the loss falls (`step`).
+# The usual way is to go on training every weight. A step reads a *batch*, some pieces of the text,
+# follows the loss back to each weight (`backward`), and moves the weights a little so that the loss
+# falls (`step`). How far, the *learning rate* says.
 
 
 # %%
 def train(model: ml.GPT2, peak: float, steps: int = STEPS) -> ml.History:
     """Train what is not frozen, at a learning rate that falls from `peak` to 0."""
     history = ml.History()
-    optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=peak, weight_decay=0.0)  # chapter 03
     for step in range(steps):
         if step % max(1, steps // 5) == 0:
             history.held_out.append((step, ml.evaluate(model, held_out)))
@@ -103,16 +109,18 @@ print(f"held-out loss after full fine-tuning: {full_history.held_out[-1][1]:.3f}
 # %% [markdown]
 # ## LoRA
 #
-# LoRA leaves each weight matrix $W_0$ as it is and trains an update of low rank beside it:
+# LoRA leaves each weight matrix $W_0$ as it is and trains an update beside it, a product of two
+# thin matrices:
 #
 # $$ y = W_0 x + \frac{\alpha}{r}\, B A x, \qquad
 #    W_0 \in \mathbb{R}^{d \times k},\; B \in \mathbb{R}^{d \times r},\;
 #    A \in \mathbb{R}^{r \times k}. $$
 #
-# With $r$ far below $d$ and $k$, the two matrices $B$ and $A$ have few numbers: $r(d + k)$ where
-# $W_0$ has $dk$. `attach` freezes the whole model, and gives every layer named in `targets` (find
-# them in the tree) an $A$ of small random numbers and a $B$ of zeros. At first, then, $BA$ is zero
-# and the model is what it was. In the tree, `*` now stands at the A and B alone.
+# We choose $r$, the *rank*, and $\alpha$, which scales the update. With $r$ far below $d$ and $k$,
+# the matrices $B$ and $A$ have few numbers: $r(d + k)$ where $W_0$ has $dk$. `attach` freezes the
+# whole model, and gives every layer named in `targets` (find them in the tree) an $A$ of small
+# random numbers and a $B$ of zeros. At first, then, $BA$ is zero and the model is what it was. In
+# the tree, `*` now stands at the A and B alone; `default` is what this pair is called.
 
 # %%
 model = ml.load_base("shakespeare")
@@ -145,8 +153,9 @@ viz.show()
 #
 # ## Save the adapter
 #
-# $W_0$ is what it was, so a file needs to hold only $A$ and $B$. Load it onto a fresh copy of the
-# base, and the adapted model is back, to the last bit.
+# All the $A$ and $B$ together are called the *adapter*. $W_0$ is what it was, so a file needs to
+# hold the adapter alone. Load it onto a fresh copy of the base, and the adapted model is back, to
+# the last bit.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -177,9 +186,9 @@ assert (again(ids).data == model(ids).data).all()
 #
 # On paper both sides are equal. On a computer every operation rounds, so they are nearly equal, and
 # a mistake in the merge could hide behind "nearly". `verify` tells the two apart. It looks at each
-# merged weight, at what the model computes in float64, where rounding is tiny, and at what it
-# computes in its own float32, and says for each what it saw and what rounding allows. (Chapter 09
-# shows where such limits come from.)
+# merged weight, at the *logits* (the numbers from which the model makes its probabilities) in
+# float64, where rounding is tiny, and at the logits in the model's own float32. For each it says
+# what it saw and what rounding allows. Chapter 09 shows where such limits come from.
 
 # %%
 proof, adapted, logits = lora.verify(model, ids), sample(model), model(ids).data
@@ -189,7 +198,7 @@ print(accounting.count(model))
 
 # %% [markdown]
 # The first row stands at its limit, and should: among so many weights there is one that is rounded
-# by very nearly half of its last digit.
+# by very nearly half of its last digit. The last row is a second, wider limit for the logits.
 #
 # **Check.** The merge is right, the model has the base's size, and it writes the very same text.
 
@@ -234,7 +243,7 @@ else:
 #
 # ## What you built, and what is next
 #
-# You adapted a frozen model with an update of low rank, saved the update alone, merged it, and saw
-# nothing change.
+# You adapted a frozen model with an update of low rank (of two thin matrices), saved the update
+# alone, merged it, and saw nothing change.
 #
 # **Next:** chapter 01 builds what found the gradients.

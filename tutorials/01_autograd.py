@@ -3,11 +3,11 @@
 #
 # *The reader can then:* do reverse mode by hand, and say in which order a graph must be walked.
 # *Time:* 20 minutes. *Needs:* NumPy.
-# *Remember:* Where paths meet, gradients add; a node passes on its gradient once it has all of it.
+# *Remember:* A node passes on its gradient, once, when it has all of it.
 #
 # Training asks one question over and over: if this weight grew a little, how much would the loss
-# grow? The answer is a slope, the derivative of the loss with respect to the weight. A model has
-# millions of weights. *Reverse mode* finds all their slopes in one walk through the computation,
+# grow? The answer is a slope, the derivative of the loss with respect to it, or its *gradient*.
+# *Reverse mode* finds those of millions of weights in one walk through the computation,
 # from its end to its start. We do it on paper, then with our own engine, then with minilora's.
 
 # %%
@@ -23,7 +23,8 @@ from minilora import ops, viz
 # to $p$ there are two paths, and drawn as a graph they make a diamond. How fast does $y$ move with
 # $a$ and with $b$? That can be measured: nudge one of them a little up, then a little down, and see
 # how far $y$ moves. This is the *central difference*. It is good for checking. For training it is
-# too slow: it runs $f$ twice for every number, and a model has millions of them.
+# too slow: it runs $f$ twice for every number. Write `da` for the slope of $y$ with respect to
+# $a$, and so on for every letter.
 
 
 # %%
@@ -40,8 +41,7 @@ print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 # %% [markdown]
 # ## By hand
 #
-# Write `dp` for the slope of $y$ with respect to $p$, and so on for every letter. Start at the end,
-# where `dy` is 1, and go up line by line. Each line sends a share to what it was made of:
+# Start at the end, where `dy` is 1, and go up. Each line sends a share to what it was made of:
 #
 # - $z = u + v$. Nudge $u$ by a little $e$, and $z$ moves by $e$. So $u$ gets `dz`, and so does $v$.
 # - $z = u\,v$. Nudge $u$ by $e$, and $z$ moves by $e\,v$. So $u$ gets `dz * v`; $v$ gets `dz * u`.
@@ -70,7 +70,8 @@ assert np.allclose([da, db], measured)
 
 # %% [markdown]
 # That was reverse mode: one pass gave the slope for every letter. Here it is again, in pictures.
-# minilora's `Tensor` records each operation, and `viz` walks through what was recorded.
+# minilora's `Tensor` records each operation on a *tape*, and `viz` walks back along it. What was
+# not made of anything, here $a$ and $b$, is a *leaf* of the graph.
 
 
 # %%
@@ -87,10 +88,10 @@ viz.show(viz.stepper(steps, "p passes on its gradient once both shares are there
 # %% [markdown]
 # ## Two walks that go wrong
 #
-# Now the computer is to do it. A value becomes a node; it has `+` and `*`, so that $f$ takes nodes
-# as well as numbers. For each of its inputs it keeps a *rule*: a function from the node's gradient
-# to that input's share. Two walks come to mind. One sends on all that has arrived so far, the other
-# only the share that has come last.
+# Now the computer is to do it. A value becomes a node with `+` and `*`, so that $f$ takes nodes as
+# well as numbers. It has its gradient, `grad`, and for each of its inputs a *rule*: a function from
+# that gradient to the input's share. Two walks come to mind. One sends on all that has arrived so
+# far, the other only the share that has come last.
 
 
 # %%
@@ -110,7 +111,7 @@ class Node:
 
 
 def send_all(node, share=1.0):
-    node.grad = node.grad + share  # not +=, which could write into an array of another node
+    node.grad = node.grad + share  # not +=: once these are arrays, two nodes may share one
     for source, rule in node.edges:
         send_all(source, rule(node.grad))
 
@@ -131,9 +132,10 @@ for walk in (send_all, send_share):
     print("{}: da = {}, db = {}".format(walk.__name__, *gradients(walk, f, a, b)))
 
 x = Node(1.0)
-for n in range(1, 11):
+print("calls of send_share for 1, 2, 3, ... diamonds in a row:", end=" ")
+for _ in range(10):
     x = x + x  # a diamond on top of the one before
-    print(f"{n:>2} diamonds in a row: send_share is called {send_share(x):>4} times")
+    print(send_share(x), end=" ")
 
 # %% [markdown]
 # `send_all` is wrong: when the second share reaches $p$, it sends the first one down once more.
@@ -166,7 +168,7 @@ def backward(y, order=youngest_first):
             source.grad = source.grad + rule(node.grad)
 
 
-print("backward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
+print("\nbackward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 
 # %% [markdown]
 # ## Arrays
@@ -179,8 +181,8 @@ print("backward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 #
 # $$ dX = G\,W^\top, \qquad dW = X^\top G. $$
 #
-# minilora writes its ops that way, too: the value, and one rule for each input. `viz.source` prints
-# the library's own text. (`swapaxes` is `.T` for stacks of matrices.)
+# minilora writes its operations, *ops*, that way, too: the value, and one rule for each input.
+# `viz.source` prints the library's own text. (`swapaxes` is `.T` for stacks of matrices.)
 
 
 # %%
@@ -194,8 +196,8 @@ viz.source(ops.matmul)
 
 # %% [markdown]
 # **Check.** Our engine and minilora's agree on a diamond of matrices. Are both right? `gradcheck`
-# nudges every number of every input, and returns the largest relative error. Central differences
-# are good to about 1e-10; a wrong rule is off by far more. (Some ops will come in later chapters.)
+# nudges every number of every input, and returns the largest relative error. For a right rule that
+# is what rounding leaves, as below; a wrong one is off by far more. (Some ops come later.)
 
 
 # %%
@@ -209,15 +211,14 @@ X, W = normal((2, 3)), normal((3, 4))
 x, w = ml.Tensor(X, requires_grad=True), ml.Tensor(W, requires_grad=True)
 squares(x, w).sum().backward()
 for mine, tensor in zip(gradients(backward, squares, X, W), (x, w)):
-    assert np.allclose(mine, ml.asnumpy(tensor.grad), rtol=1e-12)
+    assert np.allclose(mine, ml.asnumpy(tensor.grad), rtol=1e-12)  # asnumpy: as a NumPy array
 assert ml.gradcheck(squares, X, W) < 1e-6
 
 m, n = (2, 3), (3,)
 shapes = {"add": [m, m], "mul": [m, m], "matmul": [m, (3, 4)], "exp": [m], "tanh": [m],
           "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}  # fmt: skip
 for name, sizes in shapes.items():
-    error = ml.gradcheck(getattr(ops, name), *map(normal, sizes))
-    print(f"{name:>10}: {error:.0e}")
+    print(f"{name:>10}: {ml.gradcheck(getattr(ops, name), *map(normal, sizes)):.0e}")
 
 # %% [markdown]
 # ## Break it
@@ -238,7 +239,7 @@ slips = {"set, not added": overwrite, "nearest first": lambda y: backward(y, nea
 for name, walk in slips.items():
     wrong = gradients(walk, f, a, b)
     assert not np.allclose(wrong, measured), "this was meant to fail"
-    print("Caught: {} gives da = {}, db = {}".format(name, *wrong))
+    print("Caught: {} gives da = {}, db = {},".format(name, *wrong), "not", *np.round(measured, 6))
 
 # %% [markdown]
 # ## What you built, and what is next
@@ -246,5 +247,4 @@ for name, walk in slips.items():
 # Reverse mode on paper, and an engine that agrees with minilora's. minilora's also saves memory: an
 # input that is not trained has no rule, and what only that rule would need is not kept.
 #
-# **Next:** chapter 02. When NumPy stretches a small array to fit a large one, the gradient has to
-# shrink back. Most shape errors in training code come from there.
+# **Next:** chapter 02. NumPy stretches a small array to fit a large one; its gradient shrinks back.

@@ -49,6 +49,17 @@ print("minilora:", ml.asnumpy(B.grad))
 assert (ml.asnumpy(B.grad) == db).all() and (g.sum(axis=0) == db).all()
 
 # %% [markdown]
+# **Predict.** Let $u$ be a column of shape `(4, 1)`. `u * b` has shape `(4, 3)`, and here both
+# sides are broadcast. What is the shape of the gradient of $u$, and along which axis is it a sum?
+#
+# <details><summary>Answer</summary>
+#
+# `(4, 1)`, like $u$: a gradient always has the shape of what it belongs to. `u[i]` was copied along
+# row $i$, into its three columns. So the sum runs along axis 1, and each row keeps its own. For $b$
+# it is the other way round: copied down the rows, summed along axis 0.
+#
+# </details>
+#
 # ## Every case
 #
 # NumPy lines up two shapes at their *right* ends. Then it copies in two ways:
@@ -69,19 +80,6 @@ def unbroadcast(g, shape):
     return g.sum(axis=stretched, keepdims=True)
 
 
-# %% [markdown]
-# **Predict.** Let $u$ be a column of shape `(4, 1)`. `u * b` has shape `(4, 3)`, and here both
-# sides are broadcast. What is the shape of the gradient of $u$, and along which axis is it a sum?
-#
-# <details><summary>Answer</summary>
-#
-# `(4, 1)`, like $u$: a gradient always has the shape of what it belongs to. `u[i]` was copied along
-# row $i$, into its three columns. So the sum runs along axis 1, and each row keeps its own. For $b$
-# it is the other way round: copied down the rows, summed along axis 0.
-#
-# </details>
-
-# %%
 u = np.array([[1.0], [2.0], [3.0], [4.0]])  # (4, 1)
 du = unbroadcast(g * b, u.shape)  # the rule of the product gives g * b: (4, 3)
 db = unbroadcast(g * u, b.shape)
@@ -91,9 +89,9 @@ U, B = ml.Tensor(u, requires_grad=True), ml.Tensor(b, requires_grad=True)
 (ml.Tensor(g) * (U * B)).sum().backward()
 assert (ml.asnumpy(U.grad) == du).all() and (ml.asnumpy(B.grad) == db).all()
 
-left, right = viz.panels(1, 2, size=(10, 4.6))
-viz.unbroadcast(u, g * b, left, "u: copied along its row, summed along its row", "u")
-viz.unbroadcast(b, g * u, right, "b: copied down the rows, summed down the rows", "b")
+left, right = viz.panels(1, 2, size=(8.3, 4.1))
+viz.unbroadcast(u, g * b, left, "u: copied, and summed, along its row", "u")
+viz.unbroadcast(b, g * u, right, "b: copied, and summed, down the rows", "b")
 viz.show()
 
 # %% [markdown]
@@ -122,13 +120,15 @@ assert (M.T @ g.ravel() == unbroadcast(g, (3,))).all()
 
 # %% [markdown]
 # **Check.** The identity holds for every way in which a shape can grow. (`np.vdot` multiplies two
-# arrays entry by entry and adds up. It does not broadcast: two sizes are an error.)
+# arrays of one shape entry by entry, and adds up.)
 
 
 # %%
-def sides(unbroadcast, small, large):
+def sides(back, small, large):
     x, g = rng.standard_normal(small), rng.standard_normal(large)
-    return np.vdot(g, np.broadcast_to(x, large)), np.vdot(unbroadcast(g, small), x)
+    dx = back(g, small)
+    assert dx.shape == small, f"a gradient of shape {dx.shape} for an array of shape {small}"
+    return np.vdot(g, np.broadcast_to(x, large)), np.vdot(dx, x)
 
 
 CASES = [((3,), (4, 3)), ((4, 1), (4, 3)), ((1, 3), (4, 3)), ((), (4, 3)), ((4, 3), (4, 3)),
@@ -183,7 +183,8 @@ print(told(ops.add, (4, 3), (4,)))
 # `linear` takes $W$ as (out, in), so the *last* axes of `x` and `W` must be equal. Here $W$ came
 # the other way round: pass `W.T`. To read the second: line the shapes up at their right ends. 3
 # meets 4, and neither is 1. One number for each row is a column, `(4, 1)`: write `y[:, None]`.
-#
+
+# %% [markdown]
 # Worse are the mistakes without a message. A prediction of shape `(4, 1)` minus a target of shape
 # `(4,)` is not four differences:
 
@@ -199,7 +200,8 @@ print("mean square:", ((prediction - target) ** 2).mean(), "though all four are 
 # ## Break it
 #
 # Forget the sum, in two ways. `as_it_came` leaves the gradient alone. `one_row` has the right
-# shape, but it is the gradient of a single row.
+# shape, but it is the gradient of a single row. And once more as an op of the engine: `ml.op` makes
+# one of a function that returns the value and a rule for each input, as in the sources above.
 
 
 # %%
@@ -215,7 +217,7 @@ for version in (as_it_came, one_row):
     try:
         one, other = sides(version, (3,), (4, 3))
         assert np.isclose(one, other), f"{one:.3f} on one side, {other:.3f} on the other"
-    except (ValueError, AssertionError) as error:
+    except AssertionError as error:
         print(f"Caught: {version.__name__}: {error}")
     else:
         raise RuntimeError("this was meant to fail")
@@ -226,7 +228,7 @@ print(f"With as_it_came, a step of training turns a bias of {b.shape} into {step
 
 @ml.op
 def shift(x, b):
-    return x + b, (lambda g: g, lambda g: g[0])  # a rule for each input: one row, not the sum
+    return x + b, (lambda g: g, lambda g: g[0])  # for b one row, not the sum
 
 
 try:

@@ -112,9 +112,8 @@ print(f"loss of the first batch {losses[0]:.3f}, of the last {losses[-1]:.3f}")
 # %% [markdown]
 # ## The same, as a Module
 #
-# A `Module` is an object with parameters and other modules as attributes. By these it finds and
-# names all its parameters: `hidden.W` is the `W` of the `Linear` in `self.hidden`. In the summary
-# `*` marks what is trained; here that is everything.
+# A `Module` has parameters and other modules as attributes, and names its parameters by them:
+# `hidden.W` is the `W` of the `Linear` in `self.hidden`. In the summary `*` marks what is trained.
 
 
 # %%
@@ -138,8 +137,8 @@ def fresh():
 print(fresh().summary())
 
 # %% [markdown]
-# An optimizer takes the trained parameters, and does the two inner loops. Four lines remain, the
-# same ones for every model:
+# An optimizer takes the trained parameters and does both inner loops. Four lines remain, the same
+# for every model; here they give the losses of our own loop, to the last bit:
 
 
 # %%
@@ -194,9 +193,10 @@ assert np.allclose(ml.asnumpy(model.out.W), p, rtol=0, atol=1e-6)  # float32 aga
 # ## fit
 #
 # `ml.fit` is our loop with more around it: the loss on held-out examples, progress (its tokens are
-# our letters), files to go on from. From here on we use it. It now tries SGD and AdamW, at three
-# rates each, as each has its own best one. The best loss *in training* decides which rate counts;
-# the held-out text takes no part in the choice.
+# our letters), files to go on from. It returns a `History`: the loss and the learning rate of each
+# step, `losses` and `lrs`, and pairs (step, held-out loss), `held_out`. From here on we use it. It
+# now tries SGD and AdamW, at three rates each, as each has its own best one. The best loss *in
+# training* decides which rate counts; the held-out text takes no part. (One seed: try others.)
 #
 # **Check.** At the rate of our own loop, it gives our own losses, to the last bit.
 
@@ -212,16 +212,16 @@ assert run(ml.SGD, RATE, log_every=STEPS // 4).losses == losses
 
 
 def best(kind, rates):
-    runs = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
-    best = min(runs, key=lambda run: sum(run.losses[-EVERY:]))
-    return f"{kind.__name__}, rate {best.lrs[0]}", best
+    tried = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
+    found = min(tried, key=lambda history: sum(history.losses[-EVERY:]))
+    return f"{kind.__name__} (rate {found.lrs[0]})", found
 
 
-runs = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
+chosen = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
 at = range(EVERY, STEPS + 1, EVERY)  # in training, a point is the mean of the batches before it
-seen = {name: (at, np.reshape(run.losses, (10, EVERY)).mean(axis=1)) for name, run in runs.items()}
-unseen = {name: (at, [loss for _, loss in run.held_out[1:]]) for name, run in runs.items()}
-title = f"On text held out, {min(unseen, key=lambda name: unseen[name][1][-1])}, ends lowest"
+seen = {name: (at, np.reshape(h.losses, (10, EVERY)).mean(axis=1)) for name, h in chosen.items()}
+unseen = {name: (at, [loss for _, loss in h.held_out[1:]]) for name, h in chosen.items()}
+title = f"{min(unseen, key=lambda name: unseen[name][1][-1])} ends lowest on held-out text"
 viz.curves(unseen, None, title, "steps (dotted: in training)", "loss (nats a letter)", dotted=seen)
 viz.show()
 

@@ -6,8 +6,7 @@
 # *Remember:* Attention is an average over tokens, and each token chooses its own weights.
 #
 # In a transformer, attention is the one place where tokens exchange something. Here it turns a word
-# round: "stressed" goes in, "desserts" comes out. The letters are the tokens. We know beforehand
-# where each of them has to look, so the attention map can be checked.
+# round, "stressed" into "desserts". The letters are the tokens, and we know where each has to look.
 
 # %%
 import math
@@ -29,12 +28,12 @@ ids = np.array([LETTERS.index(letter) for letter in WORD])  # (T,)
 # A head makes three vectors of each token: a **query** $q_i$, what the token looks for; a **key**
 # $k_j$, what it can be found by; a **value** $v_j$, what it hands over when it is found.
 #
-# The score $q_i \cdot k_j$ says how well token $j$ fits what token $i$ looks for. Softmax makes
-# weights of the scores of one query: positive, and adding up to 1. The output is the average of the
-# values with these weights, $y_i = \sum_j w_{ij} v_j$.
+# The score $q_i \cdot k_j$ says how well token $j$ fits what token $i$ looks for. **Softmax** makes
+# weights of the scores of one query, as chapter 03 made probabilities of logits. The output is the
+# average of the values with these weights, $y_i = \sum_j w_{ij} v_j$.
 #
-# Softmax first subtracts the largest score $c$. On paper this changes nothing: in
-# $e^{z - c} = e^{z} / e^{c}$ the same $e^c$ is above and below the line. On a computer it does:
+# First it subtracts the largest score $c$. On paper that changes nothing: $e^{z - c}$ has the same
+# factor $e^{-c}$ above and below the line. On a computer it does:
 
 
 # %%
@@ -102,9 +101,8 @@ for d in (4, 16, 64, 256):
 # number to the scores of all later tokens, those right of the diagonal: their weights become 0. And
 # one head has one map. To look at several places, cut the features into pieces, each with a head.
 #
-# Now on Tensors. Both functions are made of the engine's ops, which have their gradient rules, so
-# ours need none. (`xp` is the array library that the engine runs on, here NumPy.) The engine's own
-# softmax, printed below, is one op with one rule.
+# Now on Tensors: both functions are made of the engine's ops and need no gradient rules of their
+# own. (`xp` is the array library in use, here NumPy.) The engine's softmax, below, is a single op.
 
 # %%
 MAPS = []  # the weights of every call, for us to look at
@@ -148,14 +146,15 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 # %% [markdown]
 # ## Does training find the anti-diagonal?
 #
-# Now the weights start random. The engine's `Block` is attention, then two linear layers with a
-# nonlinear function between them, and both add to what they got. It sees random eight-letter words
-# and is trained to put them out reversed.
+# Now the weights start random. The engine's `Block`, printed below, adds to each token's vector
+# what attention makes of it, then what `mlp` makes: two linear layers, a nonlinearity between.
+# Before each, a *layer norm* (`ln1`, `ln2`) takes the vector's mean off, divides by its standard
+# deviation, scales and shifts; `drop` and `cache` are idle. It learns to reverse random words.
 
 
 # %%
 class Letters(nn.Module):
-    """ids (batch, T) -> a score for every letter at each place (batch, T, V)."""
+    """ids (batch, T) -> a logit for every letter at each place (batch, T, V)."""
 
     def __init__(self, causal: bool, d: int = 32):
         rng = np.random.default_rng(0)
@@ -168,9 +167,12 @@ class Letters(nn.Module):
         return self.out(self.block(self.tok(ids) + self.pos(np.arange(T))))
 
 
+viz.source(Block.forward)
+
+
 def train(model: Letters, batches: list) -> ml.History:
-    optimizer = ml.AdamW(model.trainable_parameters(), lr=5e-3)
-    return ml.fit(model, batches, optimizer, len(batches), progress=False)
+    adam = ml.AdamW(model.trainable_parameters(), lr=5e-3)
+    return ml.fit(model, batches, adam, len(batches), progress=False)
 
 
 def look(model: Letters) -> np.ndarray:
@@ -181,14 +183,14 @@ def look(model: Letters) -> np.ndarray:
     return MAPS[-1][0, 0]
 
 
-words = rng.integers(0, V, (201, 32, T))  # 200 batches of 32 words to train on, one to test
+words = rng.integers(0, V, (151, 32, T))  # 150 batches of 32 words to train on, one to test
 reversals = [(batch, batch[:, ::-1]) for batch in words]
-
 model = Letters(causal=False)
 maps = {"Before: it looks everywhere": look(model)}
-train(model, reversals[:200])
-maps |= {"After: at the mirror place": look(model), "The right answer, by hand": answer}
-for (name, weights), ax in zip(maps.items(), viz.panels(1, 3, (11, 2.9))):
+train(model, reversals[:150])
+maps["After: at the mirror place"] = weights = look(model)
+assert (weights.round() == answer).all()  # the map that we wrote by hand
+for (name, weights), ax in zip(maps.items(), viz.panels(1, 2, (8.3, 3.4))):
     viz.attention_map(weights, [f"{c}{i}" for i, c in enumerate(WORD)], ax=ax, title=name)
 viz.show()
 
@@ -205,8 +207,8 @@ viz.show()
 
 # %%
 causal = Letters(causal=True)
-train(causal, reversals[:200])
-inputs, targets = reversals[200]
+train(causal, reversals[:150])
+inputs, targets = reversals[150]
 for name, trained in (("no mask", model), ("causal", causal)):
     right = ml.asnumpy(trained(inputs)).argmax(axis=-1) == targets
     print(f"{name:>8}: share of right letters, place by place: {right.mean(axis=0).round(2)}")
@@ -224,7 +226,7 @@ def one_off(*qkv, **settings):
     return my_attention(*qkv, **settings, first_hidden=2)
 
 
-next_letter = [(x[:, :-1], x[:, 1:]) for x in rng.integers(0, V, (200, 32, T + 1))]
+next_letter = [(x[:, :-1], x[:, 1:]) for x in rng.integers(0, V, (150, 32, T + 1))]
 changed = np.append(ids[:-1], (ids[-1] + 1) % V)  # "stressed" with another last letter
 moved = {}
 for name, attention in (("honest", my_attention), ("one off", one_off)):
@@ -235,15 +237,14 @@ for name, attention in (("honest", my_attention), ("one off", one_off)):
         moved[name] = abs(apart).max()
     print(f"{name:>8}: loss {loss:.2f}, and ln 26 is {math.log(V):.2f}")
 assert moved["honest"] == 0 < moved["one off"]
-print(f"Caught: a later letter was changed, and scores before it moved by {moved['one off']:.1f}")
+print(f"Caught: a later letter was changed, and logits before it moved by {moved['one off']:.1f}")
 
 # %% [markdown]
-# The loss alone looked like good news. The test needs no training and no tolerance: when a later
-# token changes, no earlier output may move by a single bit.
+# The loss alone looked like good news. (Of eight places, only the last has no letter to see.) The
+# test needs no training: when a later token changes, no earlier output may move by a single bit.
 #
 # ## What you built, and what is next
 #
-# A head of attention, its scale, its mask, several heads. Your own ops ran a pretrained GPT-2, and
-# training found the map that you had written by hand.
+# A head of attention, its scale and its mask. Your ops ran a GPT-2; training found your map.
 #
 # **Next:** chapter 05 stacks such blocks, makes tokens of a text, and pretrains a language model.

@@ -8,8 +8,8 @@
 # LoRA writes the change of a weight matrix as a product of two thin ones, so its rank is at most
 # $r$. The paper supposes that a small $r$ is enough (§4.1), encouraged by Aghajanyan et al. (2020,
 # [arXiv 2012.13255](https://arxiv.org/abs/2012.13255)). Here nothing limits the rank: all weights
-# are trained, and we look at what changed. `MINILORA_FAST=1` trains for two steps: its numbers say
-# nothing.
+# are trained, and we look at what changed. One matrix is followed closely: the one that makes the
+# values of the first block. (`MINILORA_FAST=1` trains for two steps: its numbers say nothing.)
 
 # %%
 import os
@@ -21,8 +21,8 @@ from minilora import data, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH, TOKENS = (2, 2, 32) if FAST else (40, 8, 64)
-RANKS = (1, 8, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # the model is 160 wide: 160 is all
-SEEDS, MATRIX = (0, 1, 2), "blocks.0.attn.v.W"  # the matrix that we look at closely: (160, 160)
+RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # the model is 160 wide: 160 is all
+SEEDS, MATRIX = (0, 1, 2), "blocks.0.attn.v.W"  # (160, 160)
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -37,8 +37,8 @@ rng = np.random.default_rng(0)
 # has $r$ columns and $A$ has $r$ rows, $BA$ is a sum of $r$ terms, so its rank is at most $r$.
 #
 # The $u_i$ have length 1 and are at right angles to each other, and so are the $v_i$. So the sum of
-# the squares of all entries of $D$ is $\sum_i \sigma_i^2$: its **energy**. How many directions hold
-# it?
+# the squares of all entries of $D$, the square of its *norm*, is $\sum_i \sigma_i^2$. Call it the
+# **energy** of $D$. How many directions hold it?
 
 
 # %%
@@ -70,7 +70,7 @@ left_out = noise - first(noise, [8])[8]
 assert np.isclose((left_out**2).sum() / (noise**2).sum(), 1 - share(noise)[7])
 assert np.isclose(share(made)[7], 1)
 for name, D in (("made of 8 directions", made), ("random", noise)):
-    print(f"{name}: {share(D)[7]:.0%} in 8 of 160; sizes 7 to 10 are", sizes(D)[6:10].round(1))
+    print(f"{name}: {share(D)[7]:.0%} in 8 of 160; σ of 7 to 10:", sizes(D)[6:10].round(1))
 
 # %% [markdown]
 # Even of random numbers, the first 8 directions hold more than 8/160: they are the largest. So a
@@ -86,8 +86,10 @@ for name, D in (("made of 8 directions", made), ("random", noise)):
 base = ml.load_base("shakespeare")
 W0 = base.state_dict()  # name -> array
 training, rest = (base.tokenizer.encode(t) for t in data.split(data.load_text("kjv")))
-held_out = data.sequential(rest, batch=8, tokens=2 * TOKENS)[: 1 if FAST else 2]
+held_out = data.sequential(rest, batch=BATCH, tokens=2 * TOKENS)[:4]  # as in chapter 00
+base_loss, held_out = ml.evaluate(base, held_out), held_out[: 1 if FAST else 2]
 start = ml.evaluate(base, held_out)
+print(f"held-out loss of the base: {base_loss:.3f}; of the part looked at below: {start:.3f}")
 
 
 def fine_tune(seed: int) -> tuple[dict[str, np.ndarray], float]:
@@ -122,23 +124,24 @@ updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
 # </details>
 
 # %%
-print("energy in the first 8 directions, and how many hold 90 % (mean over layers and seeds)")
-print(f"{'':16} {'ΔW':>11} {'W0':>11} {'random':>11}")
+print("energy in the first 8 directions | how many hold 90 % (mean over layers and seeds)")
+print(f"{'':16} {'ΔW':>13} {'W0':>13} {'random':>13}")
 for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
     names = [name for name in W0 if name.endswith(f"{kind}.W")]
     shape, cells = W0[names[0]].shape, []
     changes = [update[name] for update in updates for name in names]
     for group in (changes, [W0[name] for name in names], [rng.standard_normal(shape)]):
         shares = np.array([share(D) for D in group])
-        cells.append(f"{shares[:, 7].mean():6.0%} {1 + (shares < 0.9).sum(axis=1).mean():4.0f}")
+        cells.append(f"{shares[:, 7].mean():6.0%} | {1 + (shares < 0.9).sum(axis=1).mean():4.0f}")
     print(f"{kind:8} {shape[0]}x{shape[1]}", *cells)
 
 # %% [markdown]
 # ## Does the work sit in the first directions?
 #
-# Training is not after energy but after loss. So cut every $\Delta W$ down to its first $r$
-# directions, put $W_0$ and that into the model, and read the held-out loss. Biases and norms are
-# vectors: they keep their whole change. For comparison, $r$ directions picked at random.
+# Training is not after energy but after loss. So cut every $\Delta W$, those of the two tables too,
+# down to its first $r$ directions, put $W_0$ and that into the model, and read the held-out loss.
+# Biases and layer norms are vectors: they keep their whole change, and at $r = 0$ that is all.
+# For comparison, $r$ directions picked at random.
 
 
 # %%
@@ -180,7 +183,7 @@ viz.spectrum(spectra, ax=top, title="Directions shrink faster than by chance, wi
 vectors = np.median([sweep.pop(0) for sweep in sweeps.values()])
 levels = {
     "frozen base": start,
-    "biases and norms alone": vectors,
+    "biases and layer norms alone": vectors,
     "full: all of it": np.median(tuned),
 }
 viz.rank_sweep(sweeps, ax=bottom, levels=levels, title="A few directions do most of the work")
@@ -191,7 +194,7 @@ viz.show()
 #
 # **Found:** the energy of $\Delta W$ sits in fewer directions than by chance, and in fewer than the
 # energy of $W_0$ does. In loss it is more pronounced: most of the gain comes with the first few
-# directions, and far less with as many random ones. Biases and norms alone bring a part of it.
+# directions, and far less with as many random ones. A part of it comes with the vectors alone.
 #
 # **Not found:** a rank. The singular values come to no stop, the loss has no step where it could be
 # said to end, and the last part of the gain takes tens of directions. The share on the way fell as
@@ -203,7 +206,7 @@ viz.show()
 #
 # Two ways to find a low rank that is not there. One is circular: train $\Delta W = BA$ with $r = 8$
 # and "discover" rank 8. `made` above had it before any training. The other is a slip: forget to
-# subtract $W_0$. The control is an update of which we know that it is random.
+# subtract $W_0$. It shows on a *control*, an update of which we know that it is random.
 
 # %%
 control = W0[MATRIX] + noise * norm / np.linalg.norm(noise)  # W0 and a random ΔW of the same norm
@@ -217,6 +220,6 @@ print("Caught: without the subtraction, even a random update looks like one of f
 # %% [markdown]
 # ## What you built, and what is next
 #
-# A measure of rank with its random baseline, and what it says of one real fine-tuning.
+# A measure of rank beside its random baseline, and what it says of one real fine-tuning.
 #
 # **Next:** chapter 07 builds the layer that trains only $r$ directions from the start.

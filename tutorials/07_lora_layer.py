@@ -72,10 +72,9 @@ for name, start in starts.items():
 
 # %% [markdown]
 # With one factor at zero the layer starts as $W_0$. One gradient is exactly zero, but after a
-# single step both are alive. With neither at zero the layer starts as another function than $W_0$:
-# see its first loss. With both at zero nothing ever moves. So one has to be zero and the other must
-# not be. LoRA sets $B = 0$ and draws $A$ at random. Here are its first two steps once more, on the
-# engine's tape: every box has its value and, after the backward pass, its gradient.
+# single step both are alive. With neither at zero it starts as another function (see its loss), and
+# with both nothing ever moves. LoRA sets $B = 0$ and draws $A$ at random. Here are the first two
+# steps of that, on the engine's tape: every box has its value and, after backward, its gradient.
 
 
 # %%
@@ -83,14 +82,14 @@ for name, start in starts.items():
 def distance(y, wanted):
     """½ |y - wanted|²"""
     e = y - wanted
-    return (e * e).sum() / 2, (lambda g: g * e, None)
+    return (e * e).sum() / 2, (lambda g: g * e, None)  # None: `wanted` needs no gradient
 
 
 row, goal, frozen = (ml.Tensor(array) for array in (x[None], wanted[None], W0))
 A, B = (ml.Tensor(start, requires_grad=True) for start in (A0, B0))
 told, frames = [
     "B is zero, so s B A x is zero, and y is what W0 alone makes of x.",
-    "dB is not zero. dA is: on its way to A, the gradient is multiplied by B.",
+    "dB is not zero, but dA is: on its way to A, the gradient is multiplied by B, which is zero.",
     "B has moved, A has not. Now s B A x is not zero, y has moved, and the loss has gone down.",
     "As B is no longer zero, dA is not zero either: from now on both of them learn.",
 ], []  # fmt: skip
@@ -113,8 +112,8 @@ viz.show(viz.stepper(frames, title="The first two steps of A and B"))
 # ## Your layer in a real model
 #
 # Write the layer as an op. It gets a row $x$ for each token, so $W_0 x$ becomes `x @ W.T`. $W_0$
-# and the bias $b$ are frozen: nobody asks for their gradients, and they need no rule. The mask is
-# for dropout, which is off here. Below is the engine's own op, in its source as it runs.
+# and the bias $b$ are frozen and need no rule. `mask` is for dropout (it zeroes inputs by chance),
+# which is off here. `ops.rows` is that of chapter 02. Below is the engine's own op, as it runs.
 
 
 # %%
@@ -122,7 +121,7 @@ viz.show(viz.stepper(frames, title="The first two steps of A and B"))
 def mine(x, W, b, A, B, mask=None, *, scale):
     """W0 x + b + scale · B (A x)        x: (..., k)   W: (d, k)   A: (r, k)   B: (d, r)"""
     # fmt: off
-    Ax, rows = x @ A.T, ops.rows  # rows makes a matrix of (batch, tokens, n): n columns
+    Ax, rows = x @ A.T, ops.rows
     def dx(g): return g @ W + scale * (g @ B) @ A
     def dA(g): return scale * rows(g @ B).T @ rows(x)
     def dB(g): return scale * rows(g).T @ rows(Ax)
@@ -192,18 +191,18 @@ print(f"Caught: with alpha for alpha / r the loss is {wrong:.3f}, and it ought t
 # %% [markdown]
 # ## The scale has many names
 #
-# $\alpha / r$ is one number, and it multiplies $BA$. Dividing by $r$ is meant to keep the size of
-# the update when $r$ is changed (§4.1 of [the paper](https://arxiv.org/abs/2106.09685)); rsLoRA
-# divides by $\sqrt{r}$ ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)), and some tools take
-# the number as it is. An adapter that moves from one to another has to take its scale along.
+# What multiplies $BA$ is one number, the scale. Dividing $\alpha$ by $r$ is meant to keep the size
+# of the update when $r$ is changed (§4.1 of [the paper](https://arxiv.org/abs/2106.09685)); rsLoRA
+# divides by $\sqrt{r}$ ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)), and some libraries
+# take the number as it is. An adapter that moves to another library takes its scale along.
 
 # %%
 r, s = config.r, config.alpha / config.r
-print(f"with r = {r}:{'for a scale of ':>37}{s:g}   what 16 means")
+print(f"with r = {r}, the number to set:{f'for the scale {s:g}':>25}{'scale that 16 gives':>22}")
 for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
                      ("alpha / sqrt(r) (PEFT's use_rslora)", 1 / r**0.5),
                      ("the scale itself (MLX)", 1)):  # fmt: skip
-    print(f"{rule:<40}{s / factor:>10.3g}{16 * factor:>16.3g}")
+    print(f"{rule:<40}{s / factor:>15.3g}{16 * factor:>22.3g}")
 
 # %% [markdown]
 # ## Frozen, and where the memory went
@@ -235,9 +234,10 @@ viz.show()
 # adapter, such as the MLP's here, keeps nothing. The other ops keep nearly what they kept before.
 
 # %%
-for label, ledger in ledgers.items():
-    kept = (f"{op} {n / 2**20:.2f}" for op, n in sorted(ledger.activations.items()))
-    print(f"{label + ',':<20}in MiB: {', '.join(kept)}")
+kept = [ledger.activations for ledger in ledgers.values()]  # op -> bytes
+print(f"{'MiB':<14}" + "".join(f"{label:>20}" for label in ledgers))
+for op in sorted(set().union(*kept)):
+    print(f"{op:<14}" + "".join(f"{by_op.get(op, 0) / 2**20:>20.2f}" for by_op in kept))
 
 # %% [markdown]
 # It is the same with time. Full fine-tuning makes three large products for each layer: $y$, $dx$

@@ -31,7 +31,8 @@ training, rest = (encode(text) for text in data.split(data.load_text("kjv")))
 held_out = data.sequential(rest, *HELD_OUT)[:4]  # as in chapter 00
 new = held_out[:2]  # this half will do, as we look often
 frozen = ml.evaluate(base, new)
-print(f"held-out loss of the base: {ml.evaluate(base, held_out):.3f}, the half: {frozen:.3f}")
+told = f"held-out loss of the base: {ml.evaluate(base, held_out):.3f}"
+print(f"{told}; of the part looked at below: {frozen:.3f}")
 
 # %% [markdown]
 # ## One training
@@ -87,7 +88,8 @@ for r in ranks:
 # The table has each rank at its own best rate. There the ranks are close: what is left between them
 # is small beside what a wrong rate costs. It fits chapter 06, where few directions did most of the
 # work. That a larger rank helps is not found here, in a few steps. A long training on much text has
-# more to store, and may well find it.
+# more to store, and may well find it. (The best rate is picked on the very text by which it is then
+# judged. That flatters every rank a little, and all of them alike.)
 #
 # ## Alpha is a learning rate
 #
@@ -132,13 +134,12 @@ def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: flo
 # learning rate is twice yours.
 
 # %%
-for s in (0.25, 4.0):
+for s in (4.0,) if FAST else (0.25, 4.0):
     assert (update(s, 1e-2) == update(1.0, s**0.5 * 1e-2, s**0.5)).all()
 for how in ({"eps": 1e-8}, {"decay": 0.1}):
     yours, friends = update(4.0, 1e-2, **how), update(1.0, 2e-2, 2.0, **how)
-    print(
-        f"with {how} apart by {np.linalg.norm(yours - friends) / np.linalg.norm(yours):.1e} of ΔW"
-    )
+    off = np.linalg.norm(yours - friends) / np.linalg.norm(yours)
+    print(f"with {how} apart by {off:.1e} of the norm of ΔW")
 
 # %% [markdown]
 # So there is no need to search alpha and the learning rate both: keep $\alpha / r$ and search the
@@ -167,12 +168,14 @@ for name, what in (("attention", 4), ("MLP", "MLP")):
 
 # %%
 old = data.sequential(encode(data.split(data.load_text("plays"), 0.05)[1]), *HELD_OUT)[:2]
-known, full = ml.evaluate(base, old), [ml.load_base("shakespeare") for _ in SEEDS]
-for seed, model in zip(SEEDS, full):
-    train(model, seed, lr=3e-4)
-tuned["full", 3e-4], losses["full", 3e-4] = full, [ml.evaluate(model, new) for model in full]
+known = ml.evaluate(base, old)
+for lr in (1e-4, 3e-4):
+    tuned["full", lr] = [ml.load_base("shakespeare") for _ in SEEDS]
+    for seed, model in zip(SEEDS, tuned["full", lr]):
+        train(model, seed, lr)
+    losses["full", lr] = [ml.evaluate(model, new) for model in tuned["full", lr]]
 print("change of the loss   new text   old text (from .. to)")
-for what, lr in [(4, lr) for lr in rates] + [("full", 3e-4)]:
+for what, lr in [key for key in tuned if key[0] in (4, "full")]:
     gain = np.median(losses[what, lr]) - frozen
     low, middle, high = np.sort([ml.evaluate(model, old) for model in tuned[what, lr]]) - known
     name = f"{'full' if what == 'full' else 'LoRA'}, lr {lr:g}"
@@ -180,11 +183,13 @@ for what, lr in [(4, lr) for lr in rates] + [("full", 3e-4)]:
 
 # %% [markdown]
 # As the new loss falls, the old one rises. LoRA does not protect from that: $W_0$ is untouched, but
-# the model computes with $W_0 + \Delta W$. The highest rate forgets twice as much as the middle one
-# and learns nothing more for it. Full fine-tuning learns more here in as many steps. Set against
-# what was learned, LoRA forgets about as much as full fine-tuning at its low rate: that LoRA
-# forgets less is not found. What LoRA has is a way back: take the adapter off, and the base is
-# there, bit for bit.
+# the model computes with $W_0 + \Delta W$. Its highest rate forgets twice as much as its middle one
+# and learns nothing more for it.
+#
+# Compare what was lost where as much was won. Full fine-tuning at its lower rate learns what LoRA
+# learns at its best one, and forgets *less*. It is one small model, a few steps, and LoRA on
+# attention alone; but that LoRA forgets less is not found. What LoRA has is a way back: take the
+# adapter off, and the base is there, bit for bit.
 #
 # ## Break it
 #

@@ -201,7 +201,8 @@ viz.show()
 # ## The same layers, the same speed
 #
 # Merged, the model has the layers of the base. Unmerged, each adapted layer makes two more
-# products. The three are timed in turns, so that a busy moment hits all alike.
+# products. The three take turns, so that a busy moment hits all alike, and of each the fastest turn
+# counts: whatever else the machine does can only make a turn slower.
 
 # %%
 plain, merged = ml.load_base("shakespeare"), ml.load_base("shakespeare")
@@ -210,33 +211,33 @@ lora.merge(merged)
 assert repr(merged) == repr(plain) != repr(model)
 models = {"base": plain, "unmerged": model, "merged": merged}
 seconds = {name: [] for name in models}
-for _ in range(5 if FAST else 100):
+for _ in range(20 if FAST else 100):
     for name, each in models.items():
         start = time.perf_counter()
         with ml.no_grad():
             each(ids[None])
         seconds[name].append(time.perf_counter() - start)
 for name, taken in seconds.items():
-    times = np.median(taken) / np.median(seconds["base"])
-    print(f"{name:>8}: {1000 * np.median(taken):.2f} ms, {times:.2f} times the base")
+    times = min(taken) / min(seconds["base"])
+    print(f"{name:>8}: {1000 * min(taken):.2f} ms, {times:.2f} times the base")
 
 # %% [markdown]
 # ## Undo
 #
 # Unmerging by subtraction is tempting, but $W_0 + \Delta W$ was rounded, and taking $\Delta W$ away
 # does not give the lost digits back. With many adapters in turn such errors add up. `lora.merged`
-# keeps the array of $W_0$ and puts it back: not close, but the same bits.
+# merges for as long as a `with` lasts; its weights are those of our own `merge`, bit for bit. Then
+# it puts the array of $W_0$ back, which it has kept: not close, but the same bits.
 
 # %%
 W, rng, swaps = W0, np.random.default_rng(0), 20 if FAST else 500
 for _ in range(swaps):
     other = rng.permutation(A, axis=1), rng.permutation(B, axis=0)  # another adapter each time
     W = merge(merge(W, *other, alpha), *other, -alpha)
-print(
-    f"after {swaps} adapters in turn, {np.mean(W != W0):.0%} of the weights are not what they were"
-)
+changed = np.mean(W != W0)
+print(f"after {swaps} adapters in turn, {changed:.0%} of the weights are not what they were")
 with lora.merged(model):
-    assert (ml.asnumpy(block.attn.q.W.data) != W0).any()
+    assert (ml.asnumpy(block.attn.q.W.data) == merge(W0, A, B, alpha)).all()
 assert (ml.asnumpy(block.attn.q.base.W.data) == W0).all()
 
 # %% [markdown]

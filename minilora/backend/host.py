@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,8 +78,9 @@ def keep_freed_memory() -> None:
 
 def reserved() -> int:
     """The most bytes of memory that this process has had at one time."""
-    resource = importlib.import_module("resource")
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+    resource = importlib.import_module("resource")  # not on Windows
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 class Traced:

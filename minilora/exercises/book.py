@@ -114,7 +114,8 @@ def drivers(file: Path) -> Mapping[str, Function]:
     if not beside:
         return {}
     space: dict[str, Any] = {"__name__": "beside"}
-    exec(compile(given + beside, str(file), "exec", dont_inherit=True), space)
+    unsolved = _between(given, lambda indent, _: f"{indent}{TODO}\n")  # a student may look around
+    exec(compile(unsolved + beside, str(file), "exec", dont_inherit=True), space)
     return {name: space[name] for name in _defined(beside) if not name.startswith("_")}
 
 

@@ -59,11 +59,16 @@ def _written(of: Exercise) -> Iterator[str]:
     examples = re.findall(EXAMPLE, of.statement, re.M)
     if not examples:
         yield "its statement shows no example: a line f(x) -> y, four spaces in"
-    given = next(iter(of.reference.values())).__globals__  # all that the file defines
+    space: dict[str, Any] = {}
+    exec(of.solution(), space)
     for call, result in examples:
-        got, told = (eval(text, {**given, **of.reference}) for text in (call, result))
-        if not alike(np.asarray(got, float), np.asarray(told, float)):
-            yield f"its example is not true: {call} is {shown(got)}"
+        try:
+            got, told = (np.asarray(eval(text, space), float) for text in (call, result))
+        except Exception as error:
+            yield f"its example raises {type(error).__name__}: {call}"
+        else:
+            if not alike(got, told):
+                yield f"its example is not true: {call} is {shown(got)}"
     if re.search(rf"{CHECKS}|SOLUTION", of.stub()):
         yield "its stub holds a marker"
     for title in (check.title for check in of.checks):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,33 +118,54 @@ def attempt(exercise: Exercise, check: Check, student: Student, seed_: int) -> O
     """One check on drawn cases. Raises Halted where the student's process ends."""
     seen: list[Seen] = []
 
-    @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
-    @settings(
-        max_examples=check.examples, deadline=None, derandomize=True, database=None,
-        report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
-        phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
-    @given(check.cases)
-    def property_(case: Case) -> None:
+    def run(case: Case) -> None:
         student.calls = []
         seen.append(Seen(check, case, student.calls))
+        del seen[CASES - 1 : -1]  # large results are not all kept
         check.run(student, **case)
 
+    def anyway(case: Case) -> None:
+        with contextlib.suppress(Wrong, Raised):
+            run(case)
+
     try:
-        property_()
+        _drawn(exercise, check, seed_)(run)
     except Flaky:
         lines = ("expected the same answer to the same arguments", "got      another one each time")
         return _failed(check, lines=lines)
     except Raised as error:
-        return _failed(check, case=seen[-1].case, seen=_some(seen), **_raised(error))
+        return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
     except Wrong as wrong:
-        return _failed(check, case=seen[-1].case, seen=_some(seen), lines=wrong.lines)
-    return Outcome(check.title, check.points, check.points, seen=_some(seen))
+        smallest = seen[-1]
+        del seen[:]
+        _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
+        return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
+    except Exception as error:  # a check that stumbles over a result gives no points for it
+        lines = ("expected a result that the check can read",
+                 f"got      one at which it stops: {type(error).__name__}")  # fmt: skip
+        return _failed(check, case=seen[-1].case if seen else None, lines=lines)
+    return Outcome(check.title, check.points, check.points, seen=tuple(seen))
 
 
-def _some(seen: list[Seen]) -> tuple[Seen, ...]:
-    """The last one, which failed if any did, and the first ones."""
-    return (seen[-1], *seen[: CASES - 1])
+def _drawn(
+    exercise: Exercise, check: Check, seed_: int, examples: int = 0
+) -> Callable[[Callable[[Case], None]], None]:
+    """Runs a function on drawn cases, and on smaller ones where it fails: on the same each time."""
+
+    def on(run: Callable[[Case], None]) -> None:
+        @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
+        @settings(
+            max_examples=examples or check.examples, deadline=None, derandomize=True,
+            database=None, report_multiple_bugs=False, print_blob=False,
+            suppress_health_check=[*HealthCheck], phases=(Phase.generate, Phase.shrink),
+        )  # fmt: skip
+        @given(check.cases)
+        def property_(case: Case) -> None:
+            run(case)
+
+        property_()
+
+    return on
 
 
 def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:

@@ -90,8 +90,9 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
     gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf is inf
     top = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
     if not np.all(gap <= rtol * top):
+        digits = next((n for n in (4, 8) if shown(a, n) != shown(b, n)), 17)
         raise Wrong(
-            f"expected {what} = {shown(b)}", f"got      {what} = {shown(a)}",
+            f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
         )  # fmt: skip
 
@@ -114,7 +115,7 @@ def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
         )  # fmt: skip
     if np.shape(got) != shape:
         raise Wrong(
-            f"expected {what} of shape {shape}",
+            f"expected {what} of shape {shape}" if shape else f"expected {what} as a number",
             f"got      {what} of shape {np.shape(got)} = {shown(got)}",
         )
 
@@ -135,11 +136,11 @@ def described(value: Any) -> str:
     return f"a value of type {kind}: {shown(value)}"
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, digits: int = 4) -> str:
     """A value as a message shows it: short, rounded, arrays on one line where they fit."""
     if isinstance(value, np.ndarray | np.generic):
         text = np.array2string(
-            np.asarray(value), precision=4, threshold=24, edgeitems=2, separator=", ",
+            np.asarray(value), precision=digits, threshold=24, edgeitems=2, separator=", ",
             floatmode="maxprec", max_line_width=10**6,
         )  # fmt: skip
         return " ".join(text.replace("\n", " ").split()).replace("[ ", "[")

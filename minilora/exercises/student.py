@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,17 +22,20 @@ import numpy as np
 
 from . import wire
 from .book import Exercise
-from .kit import Wrong, shown
+from .kit import Wrong, described, shown
 from .worker import told
 
+NO_ANSWER = "its process sends what is no answer"
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one process: seconds of a call and of the processor, bytes of memory and of files."""
+    """Of one process: seconds of a call, of all calls, and of the processor; bytes of memory and
+    of files."""
 
     seconds: float = 5.0
+    whole: float = 60.0
     cpu: int = 30
     memory: int = 2 << 30
     output: int = 1 << 20
@@ -122,11 +126,11 @@ def same(a: Any, b: Any) -> bool:
 def _put(old: Any, new: Any) -> None:
     """Write what is new into the judge's own arguments."""
     if isinstance(old, np.ndarray):
-        if old.shape != np.shape(new) or old.dtype != new.dtype:
-            raise Wrong(
-                f"expected an array that keeps its shape {old.shape} and {old.dtype}",
-                f"got      {np.shape(new)} and {new.dtype}",
-            )
+        wanted = f"expected an array that keeps its shape {old.shape} and {old.dtype}"
+        if not isinstance(new, np.ndarray):
+            raise Wrong(wanted, f"got      {described(new) if new is not None else 'none'}")
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise Wrong(wanted, f"got      {new.shape} and {new.dtype}")
         old[...] = new
     elif isinstance(old, dict):
         for key in old:
@@ -162,6 +166,7 @@ class Remote(Student):
     def __init__(self, exercise: Exercise, source: str, limits: Limits = LIMITS) -> None:
         super().__init__(exercise)
         self._limits, self._last, self._printed = limits, 0, ""
+        self._left = limits.whole
         self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
         path = self._folder / exercise.name
         path.write_text(source, "utf-8")
@@ -172,61 +177,64 @@ class Remote(Student):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
+        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._talk_ = threading.Thread(target=self._talk, daemon=True)
+        self._talk_.start()
         try:
-            self._send({
+            setup = {
                 "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
                 "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
-            })  # fmt: skip
-            self._answer(60.0)  # it imports NumPy first, on a busy machine
-            self._last = 1
-            self._answer(limits.seconds)  # and loads the file
+            }  # fmt: skip
+            self._answer(setup, 60.0)  # it imports NumPy first, on a busy machine
+            self._last, self._left = 1, limits.whole
+            self._answer(None, limits.seconds)  # and loads the file
         except BaseException:
             self.close()
             raise
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        while True:
+    def _talk(self) -> None:
+        """Send what is asked, read one answer to it: more than one is never read ahead."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        while (request := self._asked.get()) is not self:
             try:
-                self._answers.put(wire.receive(self._process.stdout))
+                if request is not None:
+                    wire.send(stdin, request)
+                self._answers.put(wire.receive(stdout))
             except Exception as error:  # the end, or no message
                 self._answers.put(error)
                 return
 
-    def _send(self, request: Any) -> None:
-        assert self._process.stdin is not None
+    def _answer(self, request: Any, seconds: float) -> dict[str, Any]:
+        """What comes of a request. What is no answer to it ends the process."""
+        began = time.monotonic()
+        self._asked.put(request)
         try:
-            wire.send(self._process.stdin, request)
-        except OSError:
-            raise Halted(self._ended()) from None
-
-    def _answer(self, seconds: float) -> Any:
-        while True:
-            try:
-                answer = self._answers.get(timeout=seconds)
-            except queue.Empty:
-                self.close()
-                raise Halted(
-                    f"it did not come to an end in {self._limits.seconds:g} seconds: is there a "
-                    "loop that never stops?"
-                ) from None
-            if isinstance(answer, Exception):
-                ended = self._ended()
-                self.close()
-                raise Halted(ended)
-            if isinstance(answer, dict) and answer.get("id") == self._last:
-                if "error" in answer:
-                    raise Raised(answer["error"], answer["message"], answer["frames"])
-                return answer
+            answer = self._answers.get(timeout=max(0.0, min(seconds, self._left)))
+        except queue.Empty:
+            short = self._left < seconds
+            self.close()
+            raise Halted(
+                f"its calls took more than {self._limits.whole:g} seconds in all" if short else
+                f"it did not come to an end in {self._limits.seconds:g} seconds: is there a "
+                "loop that never stops?"
+            ) from None  # fmt: skip
+        self._left -= time.monotonic() - began
+        if not isinstance(answer, dict) or answer.get("id") != self._last:
+            ended = self._ended() if isinstance(answer, EOFError | OSError) else NO_ANSWER
+            self.close()
+            raise Halted(ended)
+        if "error" in answer:
+            raise Raised(*_error(answer))
+        return answer
 
     def _ended(self) -> str:
         """How the process ended, in words."""
         try:
             code = self._process.wait(2)
         except subprocess.TimeoutExpired:
-            return "its process sends what is no answer"
+            return NO_ANSWER
         if code < 0 and -code in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0)):
             return f"it used more than {self._limits.cpu} seconds of the processor, or was killed"
         if code < 0:
@@ -235,9 +243,13 @@ class Remote(Student):
 
     def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         self._last += 1
-        self._send({"id": self._last, "name": name, "args": [*args]})
-        answer = self._answer(self._limits.seconds)
-        return answer.get("value"), answer["args"]
+        request = {"id": self._last, "name": name, "args": [*args]}
+        answer = self._answer(request, self._limits.seconds)
+        after = answer.get("args")
+        if not isinstance(after, list) or len(after) != len(args):
+            self.close()
+            raise Halted(NO_ANSWER)
+        return answer.get("value"), after
 
     def printed(self) -> str:
         """What the student's code printed by now."""
@@ -254,11 +266,24 @@ class Remote(Student):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
+        self._asked.put(self)
+        self._talk_.join(2.0)
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
+            if pipe is not None and not self._talk_.is_alive():  # else a child of it holds the pipe
                 with suppress(OSError):
                     pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _error(answer: dict[str, Any]) -> tuple[str, str, list[list[Any]]]:
+    """The kind, message and frames of an answer, whatever a student's process put in there."""
+    frames = answer.get("frames")
+    told = [
+        [one[0], str(one[1])[:200], str(one[2])[:200]]
+        for one in (frames if isinstance(frames, list) else [])
+        if isinstance(one, list) and len(one) == 3 and type(one[0]) is int
+    ]
+    return str(answer["error"])[:80], str(answer.get("message", ""))[:400], told[-5:]
 
 
 def _environment(folder: Path) -> dict[str, str]:

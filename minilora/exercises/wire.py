@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-MOST = 64 << 20  # bytes of one message
+MOST = 4 << 20  # bytes of one message: a judge keeps many
 
 
 class Odd:
@@ -83,6 +83,8 @@ def _made(plain: Any, body: IO[bytes]) -> Any:
     ((kind, held),) = plain.items()
     if kind == "array":
         array = np.lib.format.read_array(body, allow_pickle=False)
+        if array.dtype.kind not in "biufc":
+            raise ValueError("no array of numbers")
         return array if held else array[()]
     if kind in ("list", "tuple"):
         made = [_made(member, body) for member in held]
@@ -95,4 +97,4 @@ def _made(plain: Any, body: IO[bytes]) -> Any:
         bits = np.random.PCG64()
         bits.state = {**bits.state, "state": held}
         return np.random.Generator(bits)
-    return Odd(*held)
+    return Odd(str(held[0])[:80], str(held[1])[:200])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import ctypes
 import functools
-import importlib
+import importlib.util
 import os
+import signal
 import sys
 import traceback
 import types
@@ -20,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from . import book, wire
 
 FORBIDDEN = (  # audit events
@@ -27,7 +31,12 @@ FORBIDDEN = (  # audit events
     "os.killpg", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown",
     "os.link", "os.symlink", "os.chdir", "os.mkdir", "shutil.rmtree", "shutil.move",
     "subprocess.Popen", "socket.__new__", "ctypes.dlopen", "resource.setrlimit",
-    "resource.prlimit", "pty.spawn",
+    "resource.prlimit", "pty.spawn", "gc.get_objects", "gc.get_referrers", "gc.get_referents",
+)  # fmt: skip
+READS = ("open", "os.listdir", "os.scandir")
+CLOSED = (  # modules that get around the hook
+    "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
+    "_xxsubinterpreters", "_interpreters",
 )  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -42,6 +51,8 @@ def main() -> None:
         for text in (sys.stdout, sys.stderr):
             text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         me = os.getpid()
+        if sys.platform == "linux":  # where the judge is killed, this goes with it
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         setup = wire.receive(asked)
         with contextlib.suppress(EOFError):
             serve(asked, answer, setup, me)
@@ -71,7 +82,7 @@ def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> 
         told = _guarded(path, call)
         try:
             wire.send(answer, {"id": request["id"], "args": args, **told})
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             told = {"error": "Result", "message": f"it returned {error}", "frames": []}
             wire.send(answer, {"id": request["id"], **told})
 
@@ -125,11 +136,59 @@ def _limit(setup: dict[str, Any]) -> None:
     hidden = __package__ if setup["engine"] else "minilora"  # the answers are in there
     for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
         sys.modules[name] = None  # type: ignore[assignment]
+    for module in ("signal", "_signal", *["_posixsubprocess"] * (os.name == "posix")):
+        there = vars(importlib.import_module(module))
+        for name in {"pidfd_send_signal", "fork_exec"} & {*there}:
+            there[name] = _refused  # no hook hears of them
+    sys.addaudithook(_hook(bool(setup["engine"]), os.getcwd()))
+
+
+def _refused(*_: Any, **__: Any) -> None:
+    raise PermissionError("an exercise only computes; this starts or signals a process")
+
+
+def _paths() -> Any:
+    """os.path once more, with an os of its own: what a student patches is not in it."""
+    spec = importlib.util.find_spec(os.path.__name__)
+    assert spec is not None and spec.loader is not None
+    fresh = importlib.util.module_from_spec(spec)
+    vars(fresh)["__builtins__"] = {**vars(builtins)}
+    spec.loader.exec_module(fresh)
+    for used in ("os", "stat", "genericpath"):
+        setattr(fresh, used, types.SimpleNamespace(**vars(importlib.import_module(used))))
+    return fresh
+
+
+def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
+    """What refuses. A student can put nothing else under the names that it uses.
+
+    It lets through what Python and NumPy load, and the student's folder; never the exercises.
+    """
+    real, name, sep, null = _paths().realpath, os.fsdecode, os.sep, os.devnull
+    forbidden, reads, closed, writing = FORBIDDEN, READS, CLOSED, WRITES
+    own, package = real(book.FOLDER), real(book.FOLDER.parents[1])
+    there = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
+    inside = tuple(real(one) + sep for one in there + ((f"{package}/minilora",) * engine))
+    files = (null, "/dev/urandom", *([package] if engine else []))
+    roots = ("numpy", *sys.stdlib_module_names, *(["minilora"] if engine else []))
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & WRITES
-        if event in FORBIDDEN or (writes and args[0] != os.devnull):
-            what = f"opens {args[0]} to write" if writes else f"calls {event}"
-            raise PermissionError(f"an exercise only computes; this {what}")
+        if event in forbidden or event.startswith("ctypes."):
+            raise PermissionError(f"an exercise only computes; this calls {event}")
+        if event == "import":
+            root = args[0].split(".")[0]
+            if not (root in roots or root[0] == "_") or args[0] in closed:
+                raise ImportError(f"an exercise only computes; this imports {args[0]}")
+        elif event in reads and not isinstance(args[0], int):
+            path = name(args[0] or ".")
+            if event == "open" and isinstance(args[2], int) and args[2] & writing:
+                if path != null:
+                    raise PermissionError(f"an exercise only computes; this opens {path} to write")
+                return
+            found = real(path)
+            good = found in files or (found + sep).startswith(inside)
+            if not good or (found + sep).startswith(own + sep):
+                raise PermissionError(f"an exercise only computes; this reads {path}")
 
-    sys.addaudithook(hook)
+    alone = {"__builtins__": {**vars(builtins)}}
+    return types.FunctionType(hook.__code__, alone, None, None, hook.__closure__)

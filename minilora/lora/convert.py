@@ -53,9 +53,11 @@ def attach(
     state = install(model, name, config, plan, whole, generator(rng))
     store(matrices, state.required)
     set_adapter(model, name)
-    for at, (r, _) in plan.items():
-        if r > (most := min(base[f"{at}.W"][1].shape)):
-            warnings.warn(f"attach: ΔW of {at} has rank {most} at most, not r = {r}", stacklevel=3)
+    full = {at: min(base[f"{at}.W"][1].shape) for at in paths}  # the highest rank that ΔW can have
+    over = [(at, full[at], r) for at, (r, _) in plan.items() if r > full[at]]
+    if over:
+        told = "attach: ΔW of {} has rank {} at most, not r = {}".format(*over[0])
+        warnings.warn(told + f" (and {len(over) - 1} others)" * (len(over) > 1), stacklevel=3)
     return paths
 
 @all_or_nothing

@@ -10,11 +10,12 @@ import re
 import reprlib
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 ROOT = "minilora"
 PAGE = "api.html"
+BARE = re.compile(r"minilora\.(lora\.)?\w+")
 ALSO = ("rounding", "viz")  # modules that chapters use, beside those that public.py names
 
 
@@ -77,6 +78,12 @@ def places() -> dict[str, str]:
         for name, anchor in section.elsewhere:
             found[f"{ROOT}{inside}.{name}"] = f"{PAGE}#{anchor}"
     return found
+
+
+def usual() -> dict[str, str]:
+    """What prose calls things: the modules that it names, and names that stand for themselves."""
+    bare = {full.rpartition(".")[2]: full for full in places() if BARE.fullmatch(full)}
+    return {**bare, "ml": ROOT, ROOT: ROOT, "lora": f"{ROOT}.lora", "ops": f"{ROOT}.ops"}
 
 
 def known_in(source: str) -> dict[str, str]:
@@ -158,14 +165,34 @@ def _signature(thing: Any) -> str:
         whole = inspect.signature(thing)
     except (TypeError, ValueError):
         return ""
+    fields = getattr(thing, "__dataclass_fields__", {})
     bare = [
-        p.replace(annotation=_bare(p.annotation))
+        p.replace(annotation=_bare(p.annotation), default=_made(p.default, fields.get(p.name)))
         for p in whole.parameters.values()
         if p.name != "self"
     ]
     text = str(whole.replace(parameters=bare, return_annotation=_bare(whole.return_annotation)))
-    text = re.sub(r" at 0x[0-9a-f]+", "", text.removesuffix(" -> None"))
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text.removesuffix(" -> None"))
     return re.sub(r"\b(collections\.abc|minilora(\.\w+)*)\.(?=\w)", "", text)
+
+
+def _made(default: Any, field: Any) -> Any:
+    """A default; where a dataclass makes one for each object, such a one."""
+    makes = getattr(field, "default_factory", MISSING)
+    return default if makes is MISSING else makes()
+
+
+def parameters(signature: str) -> list[str]:
+    """A signature cut after each parameter."""
+    parts, depth, closed = [""], 0, False
+    for letter in signature:
+        depth += (letter in "([{") - (letter in ")]}")
+        closed = closed or depth == 0
+        if letter == " " and depth == 1 and not closed and parts[-1].endswith(","):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _bare(annotation: Any) -> Any:

@@ -18,11 +18,10 @@ from .contents import Chapter
 from .prose import Prose
 
 ASSETS = Path(__file__).parent / "assets"
-USUAL = {"ml": names.ROOT, "minilora": names.ROOT, "lora": "minilora.lora", "ops": "minilora.ops"}
-BARE = re.compile(r"minilora\.(lora\.)?\w+")  # names that stand for themselves in prose
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
-WIDE = 110  # letters
+WIDE = 104  # letters
+WIDE_PICTURE = 820  # pixels: panels beside each other, too small on a phone
 FORMAT = re.compile(r"^\s*# fmt: \w+\n|[ ]*# fmt: \w+$", re.MULTILINE)
 BLANK = re.compile(r"\n{3,}")
 TITLE = re.compile(r"\A# .+\n")
@@ -35,8 +34,7 @@ class Page:
         self.chapter = chapter
         self.files: dict[str, bytes] = {}
         own = names.bound(ast.parse(chapter.source))
-        bare = {full.rpartition(".")[2]: full for full in names.places() if BARE.fullmatch(full)}
-        usual = {name: full for name, full in {**bare, **USUAL}.items() if name not in own}
+        usual = {name: full for name, full in names.usual().items() if name not in own}
         self.prose = Prose(names.known_in(chapter.source), usual, pages)
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
@@ -62,7 +60,8 @@ class Page:
         told = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
         size = "".join(f' {way}="{told[way]:.0f}"' for way in ("width", "height") if way in told)
         alt = html.escape(" ".join(told["alt"].split()))
-        image = f'<img src="{name}" alt="{alt}"{size} loading="lazy">'
+        wide = ' class="wide"' if told.get("width", 0) > WIDE_PICTURE else ""
+        image = f'<img src="{name}" alt="{alt}"{size}{wide} loading="lazy">'
         return f'<figure><a href="{name}">{image}</a></figure>'
 
     def _live(self, inside: str) -> str:

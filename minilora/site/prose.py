@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from . import names
 
 CHAPTERS = re.compile(r"\b[Cc]hapters?\s\d\d(?:(?:,|\sand|,\sand|\sto)\s\d\d)*")
 ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line in which spaces have a meaning
+FULL = 70  # letters of a docstring's line that has no room for another word
 BARS = re.compile(r'<mo(?: fence="false")? stretchy="false">(&#x0007C;|&#x02016;)</mo>')
 FUNCTIONS = re.compile(r"(<mi>(?:ln|log|exp|sin|cos|tanh|max|min)</mi>)(?=<(?!/|mo))")
 WORD = r'<span class="n\w?">\w+</span>'
@@ -142,25 +144,38 @@ def formula(body: str, display: str) -> str:
     return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', made)
 
 
+def statement(text: str) -> str:
+    """An exercise's statement as HTML: what is indented stays as it is laid out, the rest flows."""
+    told = ""
+    for block in re.findall(r"(?:^ +.*\n|^\n(?= ))+|(?:^\S.*\n)+", text.strip("\n") + "\n", re.M):
+        safe = html.escape(textwrap.dedent(block).strip("\n"), quote=False)
+        told += f"<pre>{safe}</pre>" if block.lstrip("\n").startswith(" ") else f"<p>{safe}</p>"
+    return told
+
+
 def docstring(prose: Prose, text: str) -> str:
-    """A docstring as HTML: its paragraphs flow; lines that align things with spaces are a list of
-    names if they can be, else they stay lines.
+    """A docstring as HTML: its paragraphs flow; what lines say of names, after a colon or a gap, is
+    a list; other lines that align things with spaces stay lines.
     """
     mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
     parts: list[list[str]] = []
     laid_out = False
     for i, line in enumerate(text.splitlines()):
         before, laid_out = laid_out, i > 0 and bool(ALIGNED.search(line))
-        if i > 1 and line and parts[-1] and before == laid_out:
+        last = parts[-1][-1] if parts and parts[-1] else ""
+        broken = len(last) > FULL and last[-1] not in ".:" and not laid_out  # in mid-sentence
+        if line and last and (broken or (i > 1 and before == laid_out)):
             parts[-1].append(line)
         else:
             parts.append([line] if line else [])
     told = ""
     for lines in filter(None, parts):
         safe = [html.escape(line, quote=False) for line in lines]
-        if len(lines) == 1 or not ALIGNED.search(lines[0]):
+        aligned = len(lines) > 1 and all(map(ALIGNED.search, lines))
+        pairs = _named(safe, r"(\w+) {2,}(.+)", "  ") if aligned else _named(safe, r"(\w+): (.+)")
+        if not aligned and len(pairs) < 2:
             told += f"<p>{mark(' '.join(safe))}</p>"
-        elif pairs := _named(safe):
+        elif pairs:
             inside = "".join(f"<dt><code>{n}</code></dt><dd>{mark(t)}</dd>" for n, t in pairs)
             told += f"<dl>{inside}</dl>"
         else:
@@ -168,14 +183,14 @@ def docstring(prose: Prose, text: str) -> str:
     return told
 
 
-def _named(lines: list[str]) -> list[list[str]]:
-    """[name, what it is] of lines that begin with a name and a gap, or go on; [] of others."""
+def _named(lines: list[str], pattern: str, on: str = "") -> list[list[str]]:
+    """[name, what it is] of lines that begin so, or go on, indented by `on`; [] of others."""
     pairs: list[list[str]] = []
     for line in lines:
-        found = re.fullmatch(r"(\w+) {2,}(.+)", line)
+        found = re.fullmatch(pattern, line)
         if found:
             pairs.append([found[1], found[2]])
-        elif pairs and line.startswith("  "):
+        elif pairs and line.startswith(on):
             pairs[-1][1] += " " + line.strip()
         else:
             return []

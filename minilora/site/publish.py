@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -15,7 +16,8 @@ from . import folder
 from .contents import Chapter, chapters, notebook_text
 
 ASSETS = Path(__file__).parent / "assets"
-NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib")
+NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib",
+         "hypothesis")  # fmt: skip
 START = 4  # the rank that the cover shows first
 
 
@@ -51,6 +53,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     """Everything that the site consists of, by its name."""
     import jinja2
 
+    from ..exercises.book import exercises
     from . import names, pages, prose
     from .cover import cover
     from .running import executed
@@ -59,15 +62,20 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     books = executed(told, say)
     data = cover(say)
     links = {chapter.number: f"{chapter.name}.html" for chapter in told}
-    plain = prose.Prose({}, pages.USUAL, links)
+    plain = prose.Prose({}, names.usual(), links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
+    templates.filters["chapters"] = lambda text: _html(plain.line(text))
+    templates.filters["statement"] = lambda text: _html(prose.statement(text))
+    templates.filters["parameters"] = names.parameters
     templates.filters["code"] = lambda text: _html(plain.code(text))
 
     def page(template: str, **settings: Any) -> bytes:
         text: str = templates.get_template(template).render(version=__version__, **settings)
         return text.encode()
 
+    tasks = exercises()
+    used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> who uses it
     facts = {chapter.number: _facts(chapter, plain) for chapter in told}
     files = {
         f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
@@ -79,9 +87,12 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
             "lesson.html.j2", kind="chapter", title=f"{heading} - minilora", told=chapter.can,
             heading=heading, facts=facts[chapter.number], name=chapter.name, body=_html(made.body),
             headings=[(anchor, _html(text)) for anchor, text in made.headings],
+            tasks=[task for task in tasks if task.chapter == chapter.number],
             before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
         )  # fmt: skip
         files |= made.files
+        for anchor in dict.fromkeys(re.findall(rf'href="{names.PAGE}#([^"]+)"', made.body)):
+            used.setdefault(anchor, []).append((links[chapter.number], chapter.number))
         files[f"get/{chapter.name}.py"] = chapter.source.encode()
         files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
     ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
@@ -93,8 +104,13 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     )  # fmt: skip
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
-        sections=names.sections(),
+        sections=names.sections(), used=used,
     )  # fmt: skip
+    files["exercises.html"] = page(
+        "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
+        told="Functions to write, each checked by properties", exercises=tasks,
+    )  # fmt: skip
+    files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
     found = [

@@ -80,6 +80,8 @@ async def _run(chapter: Chapter, book: Any) -> Any:
         own = {
             "MPLBACKEND": "Agg",  # viz.show() shows what there is
             "OPENBLAS_NUM_THREADS": "1",  # two kernels, two cores
+            # Idle lanes of a BLAS kernel may raise this flag; wrong values fail a chapter's check.
+            "PYTHONWARNINGS": "ignore:invalid value encountered in matmul:RuntimeWarning",
             "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths),
         }  # fmt: skip
         client = NotebookClient(book, kernel, timeout=PATIENCE, coalesce_streams=True)

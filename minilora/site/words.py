@@ -9,6 +9,16 @@ class _Text(HTMLParser):
     """The text under each heading or entry that has an anchor."""
 
     SILENT = ("script", "style", "annotation", "button", "svg")
+    APART = (
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "pre",
+        "td",
+        "figcaption",
+        "summary",
+    )  # no word goes over its end
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,12 +32,16 @@ class _Text(HTMLParser):
         if self.main and tag in ("h1", "h2", "h3", "dt") and told.get("id"):
             self.found.append(["", str(told["id"]), ""])
             self.into, self.inside = 0, tag
+        if told.get("class") == "signature":
+            self.into = 2  # a heading is the name alone
 
     def handle_endtag(self, tag: str) -> None:
         if self.silent and (tag in self.SILENT or tag == "a"):
             self.silent -= 1
         if tag == self.inside:
             self.into, self.inside = 2, ""
+        if tag in self.APART:
+            self.handle_data(" ")
         self.main = self.main and tag != "main"
 
     def handle_data(self, data: str) -> None:

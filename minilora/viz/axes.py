@@ -82,7 +82,8 @@ def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = N
     if not available():
         return [None] * (rows * columns)
     size = size or (4.2 * columns + 0.6, 2.9 * rows + 0.3)
-    grid = need().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)[1]
+    page, grid = need().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    page.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches, around each panel
     return [*grid.flat]
 
 

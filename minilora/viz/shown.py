@@ -49,7 +49,7 @@ def show(*things: Any) -> None:
 
         for number in plt.get_fignums():
             figure, file = plt.figure(number), io.BytesIO()
-            figure.savefig(file, format="png", dpi=2 * 72)
+            figure.savefig(file, format="png", dpi=2 * 96)
             display(Image(file.getvalue(), alt=alt(figure), retina=True))
             plt.close(figure)
     elif plt.get_backend().lower() != "agg":

@@ -25,7 +25,14 @@ LARGE = 1 << 18  # bytes from which on NumPy computes in the place of an array t
 
 @functools.cache
 def _reserved() -> mmap.mmap:
-    return mmap.mmap(-1, ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        return mmap.mmap(-1, ROOM, flags=flags, prot=mmap.PROT_READ)
+    except OSError as error:
+        raise OSError(
+            f"shapes: it reserves {ROOM >> 40} TiB of addresses, and uses none of them; this "
+            "process may not: lift its limit of address space (ulimit -v unlimited)"
+        ) from error
 
 
 def header(shape: Any, dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
@@ -279,7 +286,6 @@ class Array(NDArrayOperatorsMixin):
         shape, indices, _ = _chosen(self.x, key)
         into = self.viewed(header(shape, self.dtype))
         if not indices and isinstance(x := self.x[key], np.ndarray):
-            into.x = x
             if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, x):
                 return  # x[key] += y gives back what is there already
         elif not indices and np.ndim(value):

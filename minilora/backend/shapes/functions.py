@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -38,7 +37,7 @@ def _triangle(name: str) -> Callable[..., Any]:
         if x.ndim < 2:
             raise unknown(f"{name} of {x.ndim} axes")
         mask = x.library.buffer(math.prod(x.shape[-2:])) if x.library.on_host else None
-        made = elementwise(x.library, functools.partial(getattr(np, name), k=k), [x])
+        made = elementwise(x.library, getattr(np, name), [x])
         del mask
         return made
 

@@ -125,6 +125,17 @@ const watched = new ResizeObserver((entries) => {
 });
 document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) => watched.observe(box));
 
+// The list of names beside the API page shows the one that is looked at.
+{
+  const names = one(".all .contents");
+  const follow = () => {
+    const link = [...(names?.querySelectorAll("a") ?? [])].find((a) => a.hash === location.hash);
+    if (link) names.scrollTop = link.offsetTop - names.clientHeight / 2;
+  };
+  addEventListener("hashchange", follow);
+  follow();
+}
+
 // On paper every answer is open.
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;

@@ -1,0 +1,231 @@
+"""05. Causal attention with several heads.
+
+Each token looks at itself and at the tokens before it, and takes an average of what they hand over.
+It chooses the weights of that average itself: by how well its query fits their keys.
+
+For one head: the score of query i and key j is their dot product, divided by the square root of the
+head's size, which is how many numbers each of them has. A query must not see later tokens: only
+scores with j <= i count. Softmax over j makes weights of the scores of query i (for j > i they are
+0), and output i is the sum of the values with these weights:
+    score[i, j] = sum over c of q[i, c] * k[j, c] / sqrt(size)
+    y[i]        = sum over j <= i of softmax(score[i, :i + 1])[j] * v[j]
+
+With several heads, the d features are cut into pieces of size d / heads: head 0 has the first piece
+of q, k and v, head 1 the next, and so on. Each head works by itself, with weights of its own, and
+puts its result in its own piece of the output. Each sequence of the batch is by itself, too.
+
+causal_attention(q, k, v, heads) takes
+    q, k, v   arrays (batch, tokens, d), the queries, keys and values
+    heads     int, how many heads; d is a multiple of it
+and returns the output, an array (batch, tokens, d) of the dtype of q: float32 stays float32 (a mask
+of float64 would widen it, and so does np.sqrt; math.sqrt does not). Large scores, such as 10,000,
+are to work: remember exercise 04.
+
+Where all queries and keys are 0, all scores are alike, and each output is the mean so far:
+
+    causal_attention(ZEROS, ZEROS, np.array([[[1], [3], [8]]]), 1)  ->  [[[1], [2], [4]]]
+"""
+
+import math
+
+import numpy as np
+
+ZEROS = np.zeros((1, 3, 1))  # 1 sequence of 3 tokens with 1 feature
+
+
+def causal_attention(q, k, v, heads):
+    """Each token's average of the values up to it; every head has weights of its own."""
+    ### BEGIN SOLUTION
+    batch, tokens, d = q.shape
+    size = d // heads
+
+    def cut(x):  # (batch, tokens, d) -> (batch, heads, tokens, size)
+        return x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3)
+
+    scores = cut(q) @ cut(k).transpose(0, 1, 3, 2) / math.sqrt(size)
+    later = np.triu(np.ones((tokens, tokens), bool), 1)  # [i, j]: is j > i?
+    scores = np.where(later, -np.inf, scores)
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights = e / e.sum(axis=-1, keepdims=True)
+    return (weights @ cut(v)).transpose(0, 2, 1, 3).reshape(batch, tokens, d)
+    ### END SOLUTION
+
+
+### CHECKS
+# mypy: ignore-errors
+
+from hypothesis import strategies as st
+
+from minilora import asnumpy, ops
+
+from . import kit
+
+TITLE = "causal attention"
+MINUTES = 40
+CHAPTER = "04"
+
+HINTS = (
+    "Begin with one head and one sequence: scores = q @ k.T / math.sqrt(size), -np.inf where "
+    "j > i, softmax along the last axis, weights @ v. Then cut into heads.",
+    "To cut: x.reshape(batch, tokens, heads, size), and then the axes in the order (0, 2, 1, 3), "
+    "so that @ works on (tokens, size) of each head. np.triu(np.ones((tokens, tokens), bool), 1) "
+    "is True where j > i.",
+    "scores = cut(q) @ cut(k).transpose(0, 1, 3, 2) / math.sqrt(size); scores = np.where(later, "
+    "-np.inf, scores); softmax as in exercise 04; then undo the cut: (weights @ cut(v))"
+    ".transpose(0, 2, 1, 3).reshape(batch, tokens, d).",
+)
+
+
+@st.composite
+def sequences(draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0):
+    """q, k, v (batch, tokens, heads * size) of few numbers, and heads."""
+    heads = draw(kit.sizes(*heads))
+    shape = draw(kit.sizes(*batch)), draw(kit.sizes(1, 4)), heads * draw(kit.sizes(1, 3))
+    rng = draw(kit.generators())
+    q, k, v = (kit.small(rng, *shape).astype(dtype) for _ in range(3))
+    return {"q": q * dtype(scale), "k": k, "v": v, "heads": heads}
+
+
+def _engine(student, q, k, v, heads):
+    expected = asnumpy(ops.attention(q, k, v, heads=heads).data)
+    eps = float(np.finfo(q.dtype).eps)
+    largest = float(np.max(np.abs(q)) * np.max(np.abs(k))) * q.shape[-1]  # of the scores
+    got = student.causal_attention(q, k, v, heads)
+    kit.equal(got, expected, "the output", rtol=(64 + 16 * largest) * eps)
+    return got
+
+
+@kit.check(sequences(), points=2)
+def one_head(student, q, k, v, heads):
+    """One head gives the engine's output"""
+    _engine(student, q, k, v, heads)
+
+
+@kit.check(sequences(heads=(2, 3)), points=2)
+def several_heads(student, q, k, v, heads):
+    """Several heads give the engine's output"""
+    _engine(student, q, k, v, heads)
+
+
+@st.composite
+def futures(draw):
+    """Sequences, and others of which only tokens from `since` on differ."""
+    case = draw(sequences())
+    tokens, since = 1 + case["q"].shape[1], draw(st.integers(1, case["q"].shape[1]))
+    rng = draw(kit.generators())
+    shape = (1, tokens, case["q"].shape[2])
+    case |= {name: kit.small(rng, *shape) for name in "qkv"}
+    return {**case, "since": since, "by": draw(st.sampled_from([1.0, 10_000.0]))}
+
+
+@kit.check(futures(), points=2)
+def the_past(student, q, k, v, heads, since, by):
+    """Keys and values from token `since` on grow by `by`: no earlier output changes"""
+    before = student.causal_attention(q, k, v, heads)
+    kit.number(before, q.shape, "the output")
+    k, v = k.copy(), v.copy()
+    k[:, since:] += by
+    v[:, since:] += by
+    after = student.causal_attention(q, k, v, heads)
+    kit.number(after, q.shape, "the output")
+    kit.equal(after[:, :since], before[:, :since], "the outputs before `since`")
+
+
+@kit.check(sequences(heads=(1, 2)), points=1)
+def weights_sum_to_one(student, q, k, v, heads):
+    """Where all values are 1, each output is 1: the weights of a query add up to 1"""
+    got = student.causal_attention(q, k, np.ones_like(v), heads)
+    kit.equal(got, np.ones_like(v), "the output")
+
+
+@kit.check(sequences(batch=(2, 3)), points=1)
+def batches(student, q, k, v, heads):
+    """Several sequences in a batch give the engine's output"""
+    _engine(student, q, k, v, heads)
+
+
+@kit.check(sequences(scale=10_000.0), points=1)
+def large_scores(student, q, k, v, heads):
+    """Scores of 10,000 and more give the engine's output"""
+    _engine(student, q, k, v, heads)
+
+
+@kit.check(sequences(dtype=np.float32), points=1)
+def dtypes(student, q, k, v, heads):
+    """float32 queries, keys and values give a float32 output"""
+    got = _engine(student, q, k, v, heads)
+    kit.holds(got.dtype == q.dtype, "an output of float32", f"an output of {got.dtype}")
+
+
+def _attention(
+    q, k, v, heads, *, first_hidden=1, scale=lambda size, d: 1 / math.sqrt(size), axis=-1,
+    hide=None, cut=None, join=None, after=None, shift=True,
+):  # fmt: skip
+    """Attention with one thing in it done in another way."""
+    batch, tokens, d = q.shape
+    size = d // heads
+    cut = cut or (lambda x: x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3))
+    scores = cut(q) @ np.swapaxes(cut(k), -1, -2) * q.dtype.type(scale(size, d))
+    later = np.triu(np.ones((tokens, tokens), bool), first_hidden)
+    scores = hide(scores, later) if hide else np.where(later, -np.inf, scores).astype(q.dtype)
+    e = np.exp(scores - scores.max(axis=axis, keepdims=True) if shift else scores)
+    weights = e / e.sum(axis=axis, keepdims=True)
+    weights = after(weights, later) if after else weights
+    y = weights @ cut(v)
+    return join(y) if join else y.transpose(0, 2, 1, 3).reshape(batch, tokens, d)
+
+
+def _with(**how):
+    return lambda q, k, v, heads: _attention(q, k, v, heads, **how)
+
+
+def _cut_without_transpose(q, k, v, heads):
+    batch, tokens, d = q.shape
+    shape = (batch, heads, tokens, d // heads)
+    return _attention(q, k, v, heads, cut=lambda x: x.reshape(shape),
+                      join=lambda y: y.reshape(batch, tokens, d))  # fmt: skip
+
+
+def _scale_in_place(q, k, v, heads):
+    q /= math.sqrt(q.shape[-1] // heads)
+    return _attention(q, k, v, heads, scale=lambda size, d: 1.0)
+
+
+def _first_sequence(q, k, v, heads):
+    y = _attention(q[:1], k[:1], v[:1], heads)
+    return np.repeat(y, len(q), axis=0)
+
+
+WRONG = {
+    "causal_attention": {
+        "you hide nothing: each token sees the later ones, too":
+            _with(hide=lambda scores, later: scores),
+        "your mask is one off: each token sees the next one, too": _with(first_hidden=2),
+        "you hide the earlier tokens, and show the later ones": _with(
+            hide=lambda scores, later: np.where(later.T, -np.inf, scores)),
+        "you set the scores of later tokens to 0, which hides nothing: exp(0) is 1":
+            _with(hide=lambda scores, later: np.where(later, 0, scores)),
+        "you hide later tokens after softmax, and the weights no longer add up to 1":
+            _with(hide=lambda scores, later: scores,
+                  after=lambda weights, later: np.where(later, 0, weights)),
+        "you do not divide by the square root of the head's size":
+            _with(scale=lambda size, d: 1.0),
+        "you divide by the square root of d, not of the head's size d / heads":
+            _with(scale=lambda size, d: 1 / math.sqrt(d)),
+        "you divide by the head's size, not by its square root":
+            _with(scale=lambda size, d: 1 / size),
+        "you take softmax over the queries, not over the keys": _with(axis=-2),
+        "you reshape to (batch, heads, tokens, size) at once: that mixes tokens and features":
+            _cut_without_transpose,
+        "you do not put the heads' axis back behind the tokens before the last reshape":
+            lambda q, k, v, heads: _attention(q, k, v, heads, join=lambda y: y.reshape(q.shape)),
+        "you make one head of all features, whatever `heads` is":
+            lambda q, k, v, heads: _attention(q, k, v, 1),
+        "you swap queries and keys": lambda q, k, v, heads: _attention(k, q, v, heads),
+        "you do not subtract the largest score before exp": _with(shift=False),
+        "you give all sequences of the batch the output of the first": _first_sequence,
+        "you change q in place": _scale_in_place,
+        "you make the output float64, whatever q is":
+            lambda q, k, v, heads: _attention(q, k, v, heads).astype(np.float64),
+    }
+}  # fmt: skip

@@ -1,0 +1,256 @@
+"""08. Merge, and undo it to the bit.
+
+A layer with LoRA computes y = x W^T + (alpha / r) x A^T B^T, where W is (d, k), A is (r, k) and B
+is (d, r). One matrix can do the same: the merged W, with which y = x (merged W)^T.
+
+merge(W, A, B, alpha) takes
+    W, A, B  arrays of these shapes, all of one dtype, float32 or float64
+    alpha    number; r is not given: A and B know it
+and returns the merged W, a new array of the shape and dtype of W. W, A and B stay as they are.
+
+    merge(np.zeros((2, 3)), np.ones((1, 3)), np.array([[1.0], [2.0]]), 3)  ->  [[3.] * 3, [6.] * 3]
+
+Taking the update away again by subtraction does not give W back: the sum was rounded, and digits
+are lost. Here the last one is: 0.1 + 0.2 - 0.2 is 0.10000000000000003.
+
+unmerge_exactly(W0, A, B, alpha) takes the same, W0 being W, and returns two functions without
+arguments, do_merge and undo, in this order:
+    do_merge()  returns the merged W; called twice, it returns the same again
+    undo()      returns W0, every bit of it
+They may be called in any order and as often as one likes. Whoever got a merged W may write into
+it, and later calls give what they gave before. W0, A and B stay as they are.
+"""
+
+import numpy as np
+
+
+def merge(W, A, B, alpha):
+    """W with the update added: one matrix in place of three."""
+    ### BEGIN SOLUTION
+    r = len(A)
+    return W + alpha / r * (B @ A)
+    ### END SOLUTION
+
+
+def unmerge_exactly(W0, A, B, alpha):
+    """Two functions: one returns the merged W, the other W0."""
+    ### BEGIN SOLUTION
+    return lambda: merge(W0, A, B, alpha), lambda: W0.copy()
+    ### END SOLUTION
+
+
+### BESIDE THE STUDENT
+
+
+def called(student, W0, A, B, alpha, calls):
+    """What each call returns, and W0, A and B after all of them; text where there is no function.
+
+    A call is "do_merge", "undo", or "write": into the merged W that was returned last.
+    """
+    W0, A, B = W0.copy(), A.copy(), B.copy()
+    pair = student.unmerge_exactly(W0, A, B, alpha)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(callable, pair)):
+        return f"unmerge_exactly returned {pair!r:.60}"
+    functions, results, last = dict(zip(("do_merge", "undo"), pair)), [], None
+    for call in calls:
+        if call in functions:
+            got = functions[call]()
+            results.append(got.copy() if isinstance(got, np.ndarray) else got)
+            last = got if call == "do_merge" else last
+        elif isinstance(last, np.ndarray):
+            last += 1
+    return results, W0, A, B
+
+
+### CHECKS
+# mypy: ignore-errors
+
+from hypothesis import assume, strategies as st
+
+from . import kit
+
+TITLE = "merge and unmerge"
+MINUTES = 20
+CHAPTER = "09"
+
+HINTS = (
+    "x (W + M)^T = x W^T + x M^T: which M, made of alpha, r, A and B, gives x M^T the update? For "
+    "the undo: nothing that was rounded has to be taken back if W0 is still there.",
+    "x A^T B^T = x (B A)^T. Inside unmerge_exactly, define two functions; they see W0, A, B and "
+    "alpha, as long as nobody changes these.",
+    "merge: return W + alpha / len(A) * (B @ A). unmerge_exactly: def do_merge(): return "
+    "merge(W0, A, B, alpha); def undo(): return W0.copy(); return do_merge, undo",
+)
+
+
+@st.composite
+def layers(draw, unit=False, tenths=False, calls=None):
+    """Weights and an update; tenths: numbers that are no sums of powers of two."""
+    d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
+    rng = draw(kit.generators())
+    alpha = 1 if unit else draw(st.sampled_from([2, 1, 3, 8, 0.5]))
+    assume(unit or alpha != r)
+    W, A, B = (
+        rng.integers(1, 40, n) / 10 if tenths else kit.small(rng, *n)
+        for n in ((d, k), (r, k), (d, r))
+    )
+    dtype = draw(st.sampled_from([np.float64, np.float32])) if tenths else np.float64
+    case = {"W": W.astype(dtype), "A": A.astype(dtype), "B": B.astype(dtype), "alpha": alpha}
+    return case if calls is None else case | {"calls": draw(calls)}
+
+
+def _merged(W, A, B, alpha):
+    """W + (alpha / r) B A, a number at a time, in float64."""
+    W, A, B = (np.float64(array) for array in (W, A, B))
+    update = (B[:, :, None] * A[None]).sum(axis=1)
+    return W + alpha * update / A.shape[0]
+
+
+def _right(got, W, A, B, alpha, what="the merged W"):
+    kit.equal(got, _merged(W, A, B, alpha).astype(W.dtype), what)
+    kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
+
+
+@kit.check(layers(unit=True), points=1)
+def update(student, W, A, B, alpha):
+    """Where alpha = r = 1, merge gives W + B A."""
+    _right(student.merge(W, A, B, alpha), W, A, B, alpha)
+
+
+@kit.check(layers(), points=2, examples=50)
+def scaled(student, W, A, B, alpha):
+    """merge scales the update by alpha / r."""
+    _right(student.merge(W, A, B, alpha), W, A, B, alpha)
+
+
+@kit.check(layers(tenths=True), points=1)
+def same_output(student, W, A, B, alpha):
+    """Merged and unmerged give the same y, up to rounding; the dtype is that of W."""
+    got = student.merge(W, A, B, alpha)
+    kit.number(got, W.shape, "the merged W")
+    x = np.linspace(1, 2, W.shape[1])
+    expected = x @ W.T + alpha / len(A) * (x @ A.T @ B.T)
+    kit.equal(x @ got.T, expected.astype(W.dtype), f"y for x = {kit.shown(x)}")
+    kit.holds(got.dtype == W.dtype, f"the merged W in {W.dtype}", f"{got.dtype}")
+
+
+@kit.check(layers(tenths=True), points=1)
+def again(student, W, A, B, alpha):
+    """merge called twice with the same arrays gives the same bits, W + one update."""
+    once, twice = student.merge(W, A, B, alpha), student.merge(W, A, B, alpha)
+    _right(once, W, A, B, alpha)
+    kit.holds(np.array_equal(once, twice), f"{kit.shown(once)} once more", kit.shown(twice))
+
+
+def _calls(student, W, A, B, alpha, calls):
+    answer = student.called(W, A, B, alpha, calls)
+    kit.holds(not isinstance(answer, str), "two functions, do_merge and undo", answer)
+    results, *after = answer
+    made = [call for call in calls if call != "write"]
+    for i, (call, got) in enumerate(zip(made, results)):
+        what = f"the result of {call}()" + (f", call {i + 1} of {made}" if len(made) > 1 else "")
+        if call == "do_merge":
+            _right(got, W, A, B, alpha, what)
+        else:
+            kit.equal(got, W, what)
+            kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
+            gap = np.max(np.abs(np.float64(got) - W))
+            kit.holds(got.tobytes() == W.tobytes(), f"{what} = {kit.shown(W)}, to the bit",
+                      f"another in the last digits: it is off by {gap:.1e}")  # fmt: skip
+    for name, old, new in zip(("W0", "A", "B"), (W, A, B), after):
+        kit.holds(np.array_equal(old, new), f"{name} to stay {kit.shown(old)}", kit.shown(new))
+
+
+@kit.check(layers(calls=st.just(["do_merge"])), points=1)
+def first_merge(student, W, A, B, alpha, calls):
+    """do_merge() gives the merged W, and leaves W0, A and B as they are."""
+    _calls(student, W, A, B, alpha, calls)
+
+
+@kit.check(layers(tenths=True, calls=st.just(["do_merge", "undo"])), points=2, examples=50)
+def bits(student, W, A, B, alpha, calls):
+    """After do_merge(), undo() gives W0, every bit of it."""
+    _calls(student, W, A, B, alpha, calls)
+
+
+@kit.check(
+    layers(calls=st.lists(st.sampled_from(["do_merge", "undo", "write"]), min_size=1, max_size=6)),
+    points=2, examples=80,
+)  # fmt: skip
+def any_order(student, W, A, B, alpha, calls):
+    """do_merge() and undo() in any order, twice in a row, and after a write into a merged W."""
+    _calls(student, W, A, B, alpha, calls)
+
+
+def _in_place(W, A, B, alpha):
+    W += (alpha / len(A) * (B @ A)).astype(W.dtype)
+    return W
+
+
+def _subtracting(W0, A, B, alpha):
+    held = merge(W0, A, B, alpha)
+    return lambda: held.copy(), lambda: held - alpha / len(A) * (B @ A)
+
+
+def _adding_up(W0, A, B, alpha):
+    held = [W0]
+
+    def do_merge():
+        held[0] = merge(held[0], A, B, alpha)
+        return held[0].copy()
+
+    def undo():
+        held[0] = W0
+        return W0.copy()
+
+    return do_merge, undo
+
+
+def _not_copied(W0, A, B, alpha):
+    kept = W0  # no copy: the same array
+
+    def undo():
+        W0[...] = kept
+        return W0
+
+    return lambda: _in_place(W0, A, B, alpha), undo
+
+
+def _kept(W0, A, B, alpha):
+    held = merge(W0, A, B, alpha)
+    return lambda: held, lambda: W0.copy()
+
+
+WRONG = {
+    "merge": {
+        "you scale by alpha, not by alpha / r": lambda W, A, B, alpha: W + alpha * (B @ A),
+        "you do not scale the update": lambda W, A, B, alpha: W + B @ A,
+        "you divide by k, A.shape[1], in place of r": lambda W, A, B, alpha: (
+            W + alpha / A.shape[1] * (B @ A)
+        ),
+        "you divide by r twice": lambda W, A, B, alpha: W + alpha / len(A) ** 2 * (B @ A),
+        "you subtract the update": lambda W, A, B, alpha: W - alpha / len(A) * (B @ A),
+        "you leave out W": lambda W, A, B, alpha: alpha / len(A) * (B @ A),
+        "you transpose the update, which fits a square W only": lambda W, A, B, alpha: (
+            W + alpha / len(A) * (B @ A).T
+        ),
+        "you scale W, too": lambda W, A, B, alpha: alpha / len(A) * (W + B @ A),
+        "you write into W": _in_place,
+        "you return float64, whatever W is": lambda W, A, B, alpha: (
+            W + np.float64(alpha / len(A)) * (B @ A)
+        ),
+    },
+    "unmerge_exactly": {
+        "you undo by subtraction": _subtracting,
+        "you add the update to what is merged already": _adding_up,
+        "you merge in place, and keep W0 without a copy": _not_copied,
+        "you keep one merged array, and a write into it stays": _kept,
+        "you return undo before do_merge": lambda W0, A, B, alpha: (
+            lambda: W0.copy(), lambda: merge(W0, A, B, alpha)
+        ),
+        "you return arrays, not functions": lambda W0, A, B, alpha: (merge(W0, A, B, alpha), W0),
+        "you do not scale the update in do_merge": lambda W0, A, B, alpha: (
+            lambda: W0 + B @ A, lambda: W0.copy()
+        ),
+    },
+}  # fmt: skip

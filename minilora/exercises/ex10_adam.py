@@ -1,0 +1,265 @@
+"""10. Adam, and what it keeps.
+
+Adam (Kingma and Ba 2015, algorithm 1) gives each number a step of its own size. It keeps two
+running means for each number that is trained: m of the gradient, v of its square, both 0 before the
+first step. With the step's number t = 1, 2, 3, ..., it does
+
+    m = b1 m + (1 - b1) g
+    v = b2 v + (1 - b2) g^2
+    p = p - lr m^ / (sqrt(v^) + eps)    with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
+
+m and v begin at 0, so in the first steps they are too small: m^ and v^ mend that. The m and v that
+are kept are those without the mend.
+
+adam_step(p, g, m, v, t, lr, b1, b2, eps) takes
+    p, g, m, v       arrays of one shape and dtype: the parameter, its gradient, the running means
+    t                integer, the number of this step, from 1
+    lr, b1, b2, eps  numbers
+and returns (p, m, v) after the step, three new arrays of that dtype. Its arguments stay as they
+are. Where m^ and v^ are 0, the step is 0 as long as eps > 0.
+
+adam_bytes(shapes, dtype) takes
+    shapes  list of tuples, the shape of each array that is trained; () is one number
+    dtype   a NumPy dtype or its name, of what is trained and of m and v
+and returns the bytes of all that Adam keeps for them between two steps, an integer; of arrays
+alone, and the parameters themselves are not Adam's. Frozen arrays are not in the list: that is
+where LoRA saves most.
+
+    adam_step(np.ones(1), np.full(1, -5.0), *np.zeros((2, 1)), 1, 0.1, 0.9, 0.99, 0)[0]  ->  [1.1]
+    adam_bytes([(8, 16), (16, 8)], "float32")  ->  2048
+"""
+
+import numpy as np
+
+
+def adam_step(p, g, m, v, t, lr, b1, b2, eps):
+    """(p, m, v) after step t."""
+    ### BEGIN SOLUTION
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g**2
+    m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
+    ### END SOLUTION
+
+
+def adam_bytes(shapes, dtype):
+    """The bytes of m and v of arrays of these shapes."""
+    ### BEGIN SOLUTION
+    return 2 * sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
+    ### END SOLUTION
+
+
+### CHECKS
+# mypy: ignore-errors
+
+from hypothesis import strategies as st
+
+from . import kit
+
+TITLE = "Adam, and what it keeps"
+MINUTES = 25
+CHAPTER = "03"
+
+HINTS = (
+    "Write the three lines of the statement in their order. Each new m and v is a new array, made "
+    "from the old one.",
+    "m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t) are for the step alone: return m and v.",
+    "p - lr * m_hat / (np.sqrt(v_hat) + eps). For the bytes: m and v have the shape and dtype of "
+    "what is trained, so 2 * (numbers) * np.dtype(dtype).itemsize.",
+)
+
+
+@st.composite
+def steps(draw, dtype="float64", most=1, start=False):
+    """A parameter, its gradients step by step, the running means before them, and the settings."""
+    rng = draw(kit.generators())
+    shape = tuple(draw(st.lists(kit.sizes(1, 3), max_size=2)))
+    before = 0 if start else draw(st.integers(0, 20))  # steps that are done already
+    return {
+        "p": np.asarray(kit.small(rng, *shape), dtype),
+        "gradients": [np.asarray(kit.small(rng, *shape), dtype) for _ in range(most)],
+        "m": np.asarray(rng.normal(size=shape) if before else np.zeros(shape), dtype),
+        "v": np.asarray(rng.uniform(0.1, 2.0, size=shape) if before else np.zeros(shape), dtype),
+        "t": before + 1, "lr": draw(st.sampled_from([0.1, 0.5])),
+        "b1": draw(st.sampled_from([0.5, 0.9])), "b2": draw(st.sampled_from([0.8, 0.99])),
+        "eps": draw(st.sampled_from([0.5, 1e-8])),
+    }  # fmt: skip
+
+
+def _engine(p, gradients, m, v, t, lr, b1, b2, eps):
+    """What the library's Adam makes of it: (p, m, v)."""
+    from minilora import nn, optim, using
+
+    with using("numpy"):
+        parameter = nn.Parameter(p.copy())
+        adam = optim.Adam({"p": parameter}, lr=lr, betas=(b1, b2), eps=eps)
+        adam.t = t - 1
+        for name, held in (("m", m), ("v", v)):
+            adam.state["p"][name][...] = held
+        for g in gradients:
+            parameter.grad = g.copy()
+            adam.step()
+        state = adam.state["p"]
+        return parameter.data, state["m"], state["v"]
+
+
+def _compared(student, p, gradients, m, v, t, **settings):
+    expected = _engine(p, gradients, m, v, t, **settings)
+    for i, g in enumerate(gradients):
+        done = kit.parts(student.adam_step(p, g, m, v, t + i, *settings.values()), "p", "m", "v")
+        for name, got, before in zip(("p", "m", "v"), done, (p, m, v)):
+            kit.number(got, before.shape, f"{name} after the step")
+            kit.holds(
+                np.asarray(got).dtype == before.dtype, f"{name} in {before.dtype}",
+                f"{name} in {np.asarray(got).dtype}",
+            )  # fmt: skip
+        p, m, v = (np.asarray(held) for held in done)
+    # Each step rounds p, m and v a few times, at the size that they have.
+    steps = f"{len(gradients)} steps" if len(gradients) > 1 else "the step"
+    n = 8 * (len(gradients) + 8)
+    eps = float(np.finfo(p.dtype).eps)
+    for name, got, exact in zip(
+        ("m", "v", "p"), (m, v, p), (expected[1], expected[2], expected[0])
+    ):
+        size = max(float(np.max(np.abs(exact), initial=0.0)), 1.0)
+        unit = size / max(float(np.max(np.abs(exact), initial=0.0)), 1e-30)
+        kit.equal(got, exact, f"{name} after {steps}", rtol=n * eps * unit)
+
+
+@kit.check(steps(start=True), points=2)
+def first(student, p, gradients, m, v, **settings):
+    """The first step, where m and v are 0 before it."""
+    _compared(student, p, gradients, m, v, **settings)
+
+
+@kit.check(steps(), points=2)
+def later(student, p, gradients, m, v, **settings):
+    """A later step, from any m and v."""
+    _compared(student, p, gradients, m, v, **settings)
+
+
+@kit.check(steps(most=50, start=True), points=2, examples=15)
+def many(student, p, gradients, m, v, **settings):
+    """50 steps, beside the library's Adam."""
+    _compared(student, p, gradients, m, v, **settings)
+
+
+@kit.check(steps("float32", most=3, start=True), points=2)
+def in_float32(student, p, gradients, m, v, **settings):
+    """float32 stays float32."""
+    _compared(student, p, gradients, m, v, **settings)
+
+
+@st.composite
+def arrays(draw):
+    shapes = draw(st.lists(st.lists(kit.sizes(1, 9), max_size=3).map(tuple), max_size=4))
+    return {"shapes": shapes, "dtype": draw(st.sampled_from(["float32", "float64"]))}
+
+
+@kit.check(arrays(), points=2)
+def counted(student, shapes, dtype):
+    """adam_bytes counts what the library's Adam keeps after a step."""
+    from minilora import nn, optim, using
+
+    with using("numpy"):
+        trained = {str(i): nn.Parameter(np.ones(shape, dtype)) for i, shape in enumerate(shapes)}
+        kept = 0
+        if trained:
+            adam = optim.Adam(trained)
+            for parameter in trained.values():
+                parameter.grad = np.ones(parameter.shape, dtype)
+            adam.step()
+            kept = sum(held.nbytes for state in adam.state.values() for held in state.values())
+    kit.equal(student.adam_bytes(shapes, dtype), kept, "the bytes", rtol=0.0)
+
+
+def _step(size, m_new=None, v_new=None):
+    """The solution with another m, v, or way to move: size(m, v, t, b1, b2, eps)."""
+
+    def step(p, g, m, v, t, lr, b1, b2, eps):
+        m = (m_new or (lambda m, g, b: b * m + (1 - b) * g))(m, g, b1)
+        v = (v_new or (lambda v, g, b: b * v + (1 - b) * g**2))(v, g, b2)
+        return p - lr * size(m, v, t, b1, b2, eps), m, v
+
+    return step
+
+
+def _right(m, v, t, b1, b2, eps):
+    return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+
+def _kept_mended(p, g, m, v, t, lr, b1, b2, eps):
+    m = (b1 * m + (1 - b1) * g) / (1 - b1**t)
+    v = (b2 * v + (1 - b2) * g**2) / (1 - b2**t)
+    return p - lr * m / (np.sqrt(v) + eps), m, v
+
+
+def _in_place(p, g, m, v, t, lr, b1, b2, eps):
+    m *= b1
+    m += (1 - b1) * g
+    v *= b2
+    v += (1 - b2) * g**2
+    p -= lr * _right(m, v, t, b1, b2, eps)
+    return p, m, v
+
+
+def _as_float64(p, g, m, v, t, lr, b1, b2, eps):
+    b1, b2 = np.array([b1]), np.array([b2])  # arrays of float64, which widen what they meet
+    m = (b1 * m + (1 - b1) * g).reshape(p.shape)
+    v = (b2 * v + (1 - b2) * g**2).reshape(p.shape)
+    return p - lr * _right(m, v, t, b1[0], b2[0], eps), m, v
+
+
+WRONG = {
+    "adam_step": {
+        "you leave the mend of the start out: m and v for m^ and v^": _step(
+            lambda m, v, t, b1, b2, eps: m / (np.sqrt(v) + eps)
+        ),
+        "you mend m but not v": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (np.sqrt(v) + eps)
+        ),
+        "you count steps from 0: b1^(t-1) for b1^t": _step(
+            lambda m, v, t, b1, b2, eps: _right(m, v, max(t - 1, 1e-3), b1, b2, eps)
+        ),
+        "you keep m^ and v^ instead of m and v": _kept_mended,
+        "you add eps inside the square root": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)
+        ),
+        "you leave eps out": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)
+        ),
+        "you take no square root of v^": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)
+        ),
+        "you add the step where it is to be taken away": _step(lambda *held: -_right(*held)),
+        "you do not square the gradient in v": _step(
+            _right, v_new=lambda v, g, b: b * v + (1 - b) * np.abs(g)
+        ),
+        "you turn b1 and b2 around": lambda p, g, m, v, t, lr, b1, b2, eps: _step(_right)(
+            p, g, m, v, t, lr, b2, b1, eps
+        ),
+        "you add g whole, without (1 - b1)": _step(_right, m_new=lambda m, g, b: b * m + g),
+        "you change p, m and v in place": _in_place,
+        "you make float64 of float32": _as_float64,
+    },
+    "adam_bytes": {
+        "you count one running mean, not two": lambda shapes, dtype: (
+            sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
+        ),
+        "you count the parameters too": lambda shapes, dtype: (
+            3 * sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
+        ),
+        "you count numbers, not bytes": lambda shapes, dtype: (
+            2 * sum(int(np.prod(s)) for s in shapes)
+        ),
+        "you take 4 bytes for each number, whatever the dtype": lambda shapes, dtype: (
+            8 * sum(int(np.prod(s)) for s in shapes)
+        ),
+        "you add the sides of a shape, not multiply them": lambda shapes, dtype: (
+            2 * sum(int(np.sum(s)) for s in shapes) * np.dtype(dtype).itemsize
+        ),
+        "you leave out what is one number": lambda shapes, dtype: (
+            2 * sum(int(np.prod(s)) for s in shapes if s) * np.dtype(dtype).itemsize
+        ),
+    },
+}

@@ -1,0 +1,269 @@
+# ruff: noqa: E501 - an attack stands on its lines as it is
+"""A made-up class: right, wrong, unfinished and hostile submissions, and what each must get.
+
+    python tests/klass.py --students 100 --jobs 2       # grades such a class and compares
+
+Every hostile file tries to end, hang, mislead or rob the judge, and answers wrongly besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from minilora.exercises import book, classpage, grading, judging
+from minilora.exercises.student import Limits
+
+SOON = Limits(seconds=1.0, whole=4.0, cpu=4, memory=1 << 30)
+WALK = """
+import sys, os, time, struct, json
+def _frames():
+    frame = sys._getframe()
+    while frame:
+        yield frame
+        frame = frame.f_back
+def _pipe():
+    return next(f.f_locals["answer"] for f in _frames() if "answer" in f.f_locals)
+def _id():
+    return next(f.f_locals["request"]["id"] for f in _frames() if "request" in f.f_locals)
+def _forge(plain, body=b""):
+    head = json.dumps(plain).encode()
+    _pipe().write(struct.pack("<QQ", len(head), len(body)) + head + body)
+    _pipe().flush()
+def _said(**held):
+    return {"dict": [[k, v] for k, v in held.items()]}
+"""
+BODY = {  # of the function: the attack, then a wrong answer
+    "loop": "while True: pass",
+    "exit": "import sys; sys.exit(0)",
+    "leave": "import os; os._exit(0)",
+    "abort": "import os; os.abort()",
+    "recursion": "return unbroadcast(g, shape)",
+    "allocate": "return np.zeros((10**6, 10**6)) + 1",
+    "large": "return np.zeros(10**7)",
+    "nearly too large": "return np.zeros(5 * 10**5)",
+    "flood": "while True: print('x' * 10**5)",
+    "slow": "import time; time.sleep(0.8)",
+    "sleep": "import time; time.sleep(1e6)",
+    "stop": "import signal; signal.raise_signal(signal.SIGSTOP)",
+    "kill": "import os; os.kill(os.getppid(), 9)",
+    "pidfd": "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)",
+    "deaf": "import signal\n    for s in range(1, 64):\n        try: signal.signal(s, signal.SIG_IGN)"
+            "\n        except Exception: pass\n    while True: pass",
+    "fork": "import os\n    while True: os.fork()",
+    "thread": "import threading, time; threading.Thread(target=lambda: time.sleep(1e6)).start()",
+    "atexit": "import atexit, time; atexit.register(time.sleep, 1e6); raise SystemExit",
+    "garbage": "import os\n    for fd in range(3, 30):\n        try: os.write(fd, b'x' * 1000)\n"
+               "        except OSError: pass",
+    "closed": "import os; os.closerange(0, 100)",
+    "an error that cannot be told": "class E(Exception):\n        def __str__(self): return 1/0\n"
+                                    "    raise E",
+    "a value that cannot be told": "class V:\n        def __repr__(self): return 1/0\n    return V()",
+    "script": "raise type('<script>alert(1)</script>', (Exception,), {})('\\x1b[31m<b>')",
+    "always equal": "class E(np.ndarray):\n        def __eq__(self, o): return np.bool_(True)\n"
+                    "        __ne__ = __lt__ = __gt__ = __eq__\n    return np.ones(shape).view(E)",
+    "text": "return np.full(shape, 'x')",
+    "objects": "return np.full(shape, None)",
+    "nan": "return np.full(shape, np.nan)",
+    "complex": "return np.full(shape, 1j)",
+    "bool": "return np.full(shape, True)",
+}  # fmt: skip
+FORGED = {  # the same, with the functions above
+    "forged flood": "while True: _forge(_said(id=-1))",
+    "forged drops": "while True:\n        time.sleep(0.1); _forge(_said(id=-1))",
+    "forged ahead": "for i in range(1000): _forge(_said(id=_id() + i, value=0, args={'list': []}))",
+    "forged arguments": "_forge(_said(id=_id(), value=0, args=None)); time.sleep(1e6)",
+    "forged error": "_forge(_said(id=_id(), error=5, message={'list': []}, frames=7))",
+    "forged frames": "_forge(_said(id=_id(), error='E', message='', frames={'list': [1, 2]}))",
+    "forged odd": "_forge(_said(id=_id(), value={'odd': [1, {'list': []}]}, args={'list': [0, 0]}))",
+    "forged generator": "_forge(_said(id=_id(), value={'generator': 3}, args={'list': []}))",
+    "forged depth": "h = b'[' * 10**6; p = _pipe(); p.write(struct.pack('<QQ', len(h), 0) + h)\n"
+                    "    p.flush()",
+    "forged length": "p = _pipe(); p.write(struct.pack('<QQ', 2**62, 2**62)); p.flush()\n"
+                     "    time.sleep(1e6)",
+    "forged array": "b = io.BytesIO(); np.lib.format.write_array(b, np.array(['x']))\n"
+                    "    _forge(_said(id=_id(), value={'array': True}, args={'list': []}),"
+                    " b.getvalue())",
+    "frames": "for f in _frames():\n        for v in [*f.f_locals.values(), *f.f_globals.values()]:"
+              "\n            if isinstance(v, dict) and 'unbroadcast' in v:\n"
+              "                return v['unbroadcast'](g, shape)",
+    "the hook's names": "for f in _frames():\n        f.f_globals.update(FORBIDDEN=(), WRITES=0,"
+                        " READS=())\n    exec(open(PATH).read().partition('### CHECKS')[0], d := {})\n"
+                        "    return d['unbroadcast'](g, shape)",
+}  # fmt: skip
+ABOVE = {  # at the end of a file whose answers are wrong
+    "the exercise": "exec(open(PATH).read().partition('### CHECKS')[0])",
+    "the exercise, in place": "import os\nfd = os.open(os.path.dirname(PATH), os.O_RDONLY)\n"
+                              "f = os.open(os.path.basename(PATH), os.O_RDONLY, dir_fd=fd)\n"
+                              "exec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
+    "the exercise, imported": "import importlib, sys\nfor n in [*sys.modules]:\n"
+                              "    if n.startswith('minilora'): del sys.modules[n]\n"
+                              "m = importlib.import_module('minilora.exercises.ex02_unbroadcast')\n"
+                              "unbroadcast = m.unbroadcast",
+    "the neighbour": "exec(open(NEIGHBOUR).read())",
+    "another's folder": "import os; os.remove(NEIGHBOUR)",
+    "its folder": "import os, shutil; shutil.rmtree(os.getcwd())",
+    "patched paths": "import posixpath, os, stat\nposixpath._joinrealpath = lambda *a: (os.__file__, True)\n"
+                     "posixpath.realpath = os.lstat = lambda *a, **k: os.__file__\n"
+                     "exec(open(PATH).read().partition('### CHECKS')[0])",
+    "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: False\n"
+                        "builtins.any = builtins.all = lambda *a: True\n"
+                        "open(NEIGHBOUR, 'w').write('gone')",
+    "patched NumPy": "for n in ('allclose', 'array_equal', 'all', 'isnan'):\n"
+                     "    setattr(np, n, lambda *a, **k: True)\n"
+                     "np.abs = np.max = np.sum = lambda *a, **k: 0.0\n"
+                     "np.testing.assert_allclose = lambda *a, **k: None",
+    "patched modules": "import sys\nfor n in [*sys.modules]: sys.modules[n] = None",
+    "patched json": "import json, struct\njson.dumps = lambda *a: '{}'\nstruct.pack = lambda *a: b''",
+    "a process": "import subprocess; subprocess.Popen(['sleep', '1000'])",
+    "a process, below": "import _posixsubprocess as p, os\nr, w = os.pipe()\n"
+                        "p.fork_exec([b'sleep', b'1000'], [b'/bin/sleep'], True, (), None, None, -1,"
+                        " -1, -1, -1, -1, -1, r, w, False, True, -1, None, None, None, -1, None, True)",
+    "ctypes": "import ctypes; ctypes.pythonapi.fork()",
+    "collected": "import gc\nfor o in gc.get_objects(): del o",
+    "from outside": "import hypothesis",
+    "loops above": "while True: pass",
+    "leaves above": "import os; os._exit(0)",
+}  # fmt: skip
+TEXT = {
+    "empty": b"", "no text": b"\xff\xfe\x00", "zeros": b"\0" * 100, "no Python": b"def (",
+    "nested": b"x = " + b"(" * 5000 + b")" * 5000, "minus": b"x = " + b"-" * 200_000 + b"1",
+    "long": b"x = 1" + b" + 1" * 100_000,
+}  # fmt: skip
+NAMES = (
+    "Zoë Ångström",
+    "=HYPERLINK(1)",
+    "a,b;c",
+    'quote"d',
+    "<script>alert(1)</script>",
+    "new\nline",
+)
+
+
+def answer(body: str, above: str = "") -> str:
+    """The stub of 02 with this body, and after it a wrong answer."""
+    stub = book.exercise("02").stub()
+    return stub.replace(book.TODO, f"{body}\n    return np.zeros(()) - 7") + "\n" + above
+
+
+def hostile(neighbour: Path) -> dict[str, bytes]:
+    """Source by what it tries."""
+    known = f"import io\nPATH = {str(book.path('02'))!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
+    made = {name: answer(body) for name, body in BODY.items()}
+    made |= {name: answer(body, known + WALK) for name, body in FORGED.items()}
+    made |= {name: answer("pass", known + above) for name, above in ABOVE.items()}
+    return {name: text.encode() for name, text in made.items()} | TEXT
+
+
+def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
+    """A known mistake as a whole file, and its points: those that can be moved into one."""
+    of, found = book.exercise(number), {}
+    checks = ast.parse(of.path.read_text("utf-8").partition(f"\n{book.CHECKS}\n")[2])
+    banks = [
+        n for n in checks.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "WRONG"
+    ]
+    helpers = [
+        n for n in checks.body
+        if isinstance(n, ast.Import) or (isinstance(n, ast.FunctionDef) and not n.decorator_list)
+        or (isinstance(n, ast.ImportFrom) and not n.level and n.module != "hypothesis")
+    ]  # fmt: skip
+    above = "\n\n".join(map(ast.unparse, helpers))
+    for function, known in zip(banks[0].value.keys, banks[0].value.values) if banks else ():
+        for mistake, how in zip(known.keys, known.values) if isinstance(known, ast.Dict) else ():
+            name, said = ast.literal_eval(function), ast.literal_eval(mistake)
+            source = f"{of.solution()}\n{above}\n\ndef {name}(*args):\n    return ({ast.unparse(how)})(*args)\n"
+            space: dict[str, object] = {"__name__": "student"}
+            try:
+                exec(source, space)
+                here = judging.judge_here(of, {f: space[f] for f in of.functions}, seed=seed)
+            except Exception:
+                continue
+            if here.mistakes == (said,):
+                found[said] = source, here.points
+    return found
+
+
+def make(
+    folder: Path, students: int, seed: int, numbers: list[str]
+) -> dict[str, dict[str, object]]:
+    """A class in this folder; for each student and exercise the points, or the mistake too."""
+    rng = random.Random(seed)
+    banks = {number: wrong(number, seed) for number in numbers}
+    bad = [*hostile(folder / "student 000" / book.exercise("02").name).items()]
+    planted: dict[str, dict[str, object]] = {}
+    for i in range(students):
+        name = f"student {i:03}" + (f" {NAMES[i % len(NAMES)]}" if i % 9 == 5 else "")
+        name = name.replace("/", "|")
+        (folder / name).mkdir()
+        planted[name] = {}
+        for number in numbers:
+            of, kind = (
+                book.exercise(number),
+                rng.choice(("right", "wrong", "wrong", "stub", "none")),
+            )
+            if i == 0:
+                kind = "right"
+            elif number == "02" and i % 3 == 1:
+                kind = "hostile"
+            if kind == "none":
+                planted[name][number] = (0, ())
+                continue
+            points, said, text = 0, (), of.stub().encode()
+            if kind == "right":
+                points, text = of.points, of.solution().encode()
+            elif kind == "wrong" and banks[number]:
+                mistake = rng.choice(sorted(banks[number]))
+                source, points = banks[number][mistake]
+                said, text = (mistake,), source.encode()
+            elif kind == "hostile":
+                text = bad[i // 3 % len(bad)][1]
+            (folder / name / of.name).write_bytes(text)
+            planted[name][number] = (points, said)
+    return planted
+
+
+def got(of: grading.Class) -> dict[str, dict[str, object]]:
+    return {
+        pupil.name: {one.number: (one.points, one.mistakes) for one in pupil.results}
+        for pupil in of.pupils
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--students", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--html", type=Path)
+    parser.add_argument("--only", default=",".join(book.paths()), help="numbers, by commas")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        planted = make(Path(folder), args.students, args.seed, args.only.split(","))
+        began, cpu = time.monotonic(), os.times()
+        of = grading.grade(folder, args.seed, args.jobs, only=args.only.split(","))
+        took = time.monotonic() - began
+    if args.html:
+        args.html.write_bytes(classpage.page(of))
+    wrongly = [
+        (name, number, planted[name][number], one)
+        for name, row in got(of).items()
+        for number, one in row.items()
+        if one != planted[name][number]
+    ]
+    for line in wrongly:
+        print(*line)
+    files = sum(len(row) for row in planted.values())
+    now = os.times()
+    cpu_s = now.children_user + now.children_system - cpu.children_user - cpu.children_system
+    print(f"{len(planted)} students, {files} results, {len(wrongly)} other than planted; "
+          f"{took:.0f} s with {args.jobs} jobs, {cpu_s:.0f} s of the processor")  # fmt: skip
+    raise SystemExit(bool(wrongly))
+
+
+if __name__ == "__main__":
+    main()
