@@ -44,14 +44,14 @@ def _run(argv: list[str] | None) -> int:
     args = parse(argv)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+        print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
 
     if args.threads is not None:
         threads(args.threads)
     if not getattr(args, "shape", None):  # a plan chooses its own
         backend.use(args.backend, plain=args.plain)
     result = args.command(args, say)
-    if args.json:
+    if args.json is True:  # `ex grade --json FILE` writes a file
         print(json.dumps(result))
     sys.stdout.flush()
     if "failed" in result:

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import atomic
+
+KEPT = ".minilora-grades"  # beside what a grading writes: what is done goes on from there
 Say = Callable[[str], None]
 STUDENT = ("init", "status", "check", "watch", "hint", "solution", "reset", "milestone")
 TEACHER = ("grade", "teach", "dev")
@@ -37,6 +40,8 @@ def exercises(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         if given and args.do not in where:
             odd = f"{given!r}" if name in ("which", "more") else f"--{name.replace('_', '-')}"
             raise ValueError(f"ex {args.do} takes no {odd}: see `minilora ex --help`")
+    if isinstance(args.json, Path) and args.do != "grade":
+        raise ValueError(f"ex {args.do} takes no file behind --json: only grade does")
     if args.do in NEEDS and args.which is None:
         raise ValueError(f"ex {args.do} needs {NEEDS[args.do]}")
     try:
@@ -117,13 +122,13 @@ def _check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _checked(at: Any, of: Any, args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    from ..exercises import judging, telling
+    from ..exercises import book, judging, telling
 
     verdict = judging.judge(of, at.source(of), seed=args.seed)
     passed = at.of(of.number).passed or verdict.passed
     at = at.noted(of.number, points=verdict.points, passed=passed)
     say(telling.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
-    if verdict.passed and of.number in MILESTONES:
+    if verdict.passed and of.number in book.MILESTONES:
         say(f"  a milestone: minilora ex milestone {of.number}")
     return {
         "exercise": of.number, "points": verdict.points, "of": of.points,
@@ -179,15 +184,21 @@ def _reset(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"exercise": of.number, "file": str(at.file(of)), "aside": aside and str(aside)}
 
 
-MILESTONES = ("05", "08", "10")
-
-
 def _milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """In a process of its own: the student's functions run in the engine."""
+    from ..exercises import book
+
     at = _desk()
     of = at.exercise(args.which)
-    if of.number not in MILESTONES:
-        raise ValueError(f"there is no milestone {of.number}: there are {', '.join(MILESTONES)}")
+    if of.number not in book.MILESTONES:
+        there = ", ".join(book.MILESTONES)
+        raise ValueError(f"there is no milestone {of.number}: there are {there}")
+    open_ = [n for n in book.MILESTONES[of.number] if not at.of(n).passed]
+    if open_:
+        raise ValueError(
+            f"milestone {of.number} takes what you wrote in {' and '.join(open_)}: pass first, "
+            f"minilora ex check {open_[0]}"
+        )
     done = subprocess.run(
         [sys.executable, "-m", "minilora.exercises.milestones", of.number, str(at.folder)],
         check=False, capture_output=True, encoding="utf-8",
@@ -226,9 +237,32 @@ def _dev(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"complaints": found, "passed": not any(found.values())}
 
 
+def _grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    from ..exercises import classpage, gradebook, grading
+
+    file = args.json if isinstance(args.json, Path) else None
+    made = {
+        args.csv: gradebook.table, file: gradebook.as_json,
+        args.gradescope: gradebook.gradescope, args.html: classpage.page,
+    }  # fmt: skip
+    made.pop(None, None)
+    beside = next((out.parent for out in made), Path())
+    done = grading.grade(
+        args.which, args.seed, args.jobs or 1, say, only=args.only, kept=beside / KEPT
+    )
+    for out, contents in made.items():
+        with atomic.writing(out) as to:
+            to.write(contents(done))
+        say(str(out))
+    if not made:
+        say(gradebook.table(done).decode().rstrip())
+    points = {pupil.name: pupil.points for pupil in done.pupils}
+    return {"points": points, "files": [str(out) for out in made]}
+
+
 def _teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..exercises import teach
 
-    text = teach.page(MILESTONES)
+    text = teach.page()
     say(text)
     return {"page": text}

@@ -200,9 +200,9 @@ COMMON: dict[str, dict[str, Any]] = {  # these may stand before the command or b
 }
 
 
-def _common(to: Parser) -> None:
+def _common(to: Parser, **own: dict[str, Any]) -> None:
     for name, settings in COMMON.items():  # only the whole parser has defaults
-        to.add_argument(name, default=argparse.SUPPRESS, **settings)
+        to.add_argument(name, default=argparse.SUPPRESS, **own.get(name[2:], settings))
 
 
 def _based(to: Parser) -> None:
@@ -248,10 +248,10 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     )
     all_of_them = top.add_subparsers(title="commands", metavar="")
 
-    def command(name: str, run: Any) -> Parser:
+    def command(name: str, run: Any, **own: dict[str, Any]) -> Parser:
         told = run.__doc__.strip()
         sub: Parser = all_of_them.add_parser(name, help=told, description=told)
-        _common(sub)
+        _common(sub, **own)
         sub.set_defaults(command=run)
         return sub
 
@@ -335,7 +335,10 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         help="the folder to build or serve (site), or the notebook's file (its name.ipynb)",
     )  # fmt: skip
     sub.add_argument("--port", type=whole(0, 65535), help="to serve at (8000; 0: any)")
-    sub = command("ex", exercises)
+    sub = command("ex", exercises, json={
+        "nargs": "?", "const": True, "type": to_write(".json"),
+        "help": "print the numbers as JSON; with a name, grade into that file",
+    })  # fmt: skip
     sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "what"}, help=", ".join(EX))
     sub.add_argument("which", nargs="?", help="an exercise, such as 07; a folder, to init or grade")
     sub.add_argument("more", nargs="?", help="behind dev: an exercise, or a new one's name")

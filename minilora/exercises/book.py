@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
+MILESTONES = {  # after which the student's functions run in the engine, and whose it takes
+    "05": ("04", "05"), "08": ("06", "08"), "10": ("10",),
+}  # fmt: skip
 OWN = "MINILORA_EXERCISES"  # the environment variable with the folder of a teacher's own
 TODO = 'raise NotImplementedError("write this function")'
 Function = Callable[..., Any]

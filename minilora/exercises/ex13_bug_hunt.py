@@ -369,22 +369,22 @@ def _left(student, most, seed, r, alpha):
 
 
 @kit.check(cases, points=3, examples=2)
-def one_gone(student, **case):
+def one_gone(student, seed, r, alpha):
     """One of the three bugs is gone."""
-    _left(student, 2, **case)
+    _left(student, 2, seed, r, alpha)
 
 
 @kit.check(cases, points=3, examples=2)
-def two_gone(student, **case):
+def two_gone(student, seed, r, alpha):
     """Two of the three bugs are gone."""
-    _left(student, 1, **case)
+    _left(student, 1, seed, r, alpha)
 
 
 @kit.check(cases, points=4, examples=2)
-def all_gone(student, **case):
+def all_gone(student, seed, r, alpha):
     """All bugs are gone: the script reaches its loss, and the base keeps its bits."""
-    _left(student, 0, **case)
-    losses, kept = student.whole(*case.values())
+    _left(student, 0, seed, r, alpha)
+    losses, kept = student.whole(seed, r, alpha)
     kit.holds(kept, "the base's arrays as they were, bit for bit", "other ones")
     before, after, merged = losses
     words = f"a held-out loss that training takes from {before:.3g} to less than {0.6 * before:.3g}"

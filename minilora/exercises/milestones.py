@@ -28,9 +28,9 @@ from ..models.pretrained import load_base
 from ..optim import Adam, Optimizer
 from ..tensor import Tensor, op
 from ..train import evaluate, train_step
+from .book import MILESTONES
 from .worker import load
 
-NEEDS = {"05": ("04", "05"), "08": ("06", "08"), "10": ("10",)}  # whose functions each takes
 STEPS, SECONDS = 30, 6.0  # of training, with both together; whichever comes first
 ROUNDING = 1e-4  # of a loss: what float32 loses in sums of a thousand numbers, with room
 CONFIG = lora.LoRAConfig(r=4, alpha=8, targets=("q", "k", "v", "o"))
@@ -53,12 +53,12 @@ def milestone(after: str, sources: Mapping[str, str]) -> Milestone:
     They are run in this process. Raises ValueError if there is no such milestone, or one of its
     exercises is not among the sources; else whatever the student's code raises.
     """
-    if after not in NEEDS:
-        raise ValueError(f"there is no milestone {after}: there are {', '.join(NEEDS)}")
-    for number in NEEDS[after]:
+    if after not in MILESTONES:
+        raise ValueError(f"there is no milestone {after}: there are {', '.join(MILESTONES)}")
+    for number in MILESTONES[after]:
         if number not in sources:
             raise ValueError(f"it needs exercise {number}, too, which is not there")
-    student = {number: load(sources[number], f"exercise {number}") for number in NEEDS[after]}
+    student = {number: load(sources[number], f"exercise {number}") for number in MILESTONES[after]}
     return {"05": _attention, "08": _adapter, "10": _optimizer}[after](student)
 
 

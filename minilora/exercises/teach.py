@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import site
-from .book import OWN, Exercise, exercise, exercises
+from .book import MILESTONES, OWN, Exercise, exercise, exercises
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ and with 1 otherwise.
 """
 
 
-def page(milestones: tuple[str, ...]) -> str:
-    """The page, in Markdown. milestones: the exercises that have one."""
+def page() -> str:
+    """The page, in Markdown."""
     return PAGE.format(
         courses="\n".join(_told(course) for course in COURSES),
         table="\n".join(map(_row, exercises())),
-        milestones=", ".join(milestones), own=OWN,
+        milestones=", ".join(MILESTONES), own=OWN,
     ).rstrip()  # fmt: skip
 
 
