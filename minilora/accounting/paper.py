@@ -1,0 +1,149 @@
+"""Every number of parameters that the paper prints, found twice: by formula, and on the model.
+
+A row says where the number is printed, what is counted, and the exact integer. `formula` computes
+it from sizes, `ran` builds the model on arrays without numbers, applies the method and counts what
+it trains. Whether it matches what is printed follows from both by rule (`status`). Rows that do not
+match stay, and those that were tried as an explanation, each with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from typing import Any
+
+from ..backend import using
+from ..config import SHAPES
+from ..models import build
+from ..nn import Linear, Module
+from ..surgery import below
+from .parameters import count
+
+def status(exact: float, printed: str, unit: int = 10**6) -> str:
+    """How an exact number and a printed one agree, the first of these that is true:
+
+    match      rounded to as many digits as are printed
+    truncated  cut there
+    MiB        rounded, in units of a power of 2 instead of 10 (2^20 for a million)
+    nominal    rounded or cut to the digits before the printed number's last zeros (125.0, 1500.0)
+    mismatch   none of these
+    """
+    number, value = Decimal(printed.replace(",", "")), Decimal(str(exact))
+    binary = {10**6: 2**20, 10**9: 2**30, 10**12: 2**40}.get(unit, unit)
+    ways = {
+        "match": (value / unit, number, ROUND_HALF_UP),
+        "truncated": (value / unit, number, ROUND_DOWN),
+        "MiB": (value / binary, number, ROUND_HALF_UP),
+    }
+    short = number.normalize()
+    if number and short != number or short.as_tuple().exponent != number.as_tuple().exponent:
+        ways["nominal"] = value / unit, short, ROUND_HALF_UP
+        ways["nominal, cut"] = value / unit, short, ROUND_DOWN
+    for way, (measured, stated, rounding) in ways.items():
+        if measured.quantize(Decimal((0, (1,), stated.as_tuple().exponent)), rounding) == stated:
+            return way.partition(",")[0]
+    return "mismatch"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of the model's own parameters, and linear layers beside it: what no method is called.
+
+    patterns: what is trained   formula: their number, of a config   beside: (d_in, d_out, bias)
+    """
+
+    patterns: tuple[str, ...]
+    formula: Callable[[Any], int]
+    beside: tuple[tuple[int, int, bool], ...] = ()
+
+    def count(self, config: Any) -> int:
+        return self.formula(config) + sum(i * o + o * bias for i, o, bias in self.beside)
+
+    def apply(self, model: Module) -> None:
+        names = [name for name, _ in model.named_parameters()]
+        chosen = below(names, self.patterns, "no parameter")
+        for name, p in model.named_parameters():
+            p.requires_grad = name in chosen
+        model.beside = [  # type: ignore[attr-defined]
+            Linear(i, o, bias, rng=0) for i, o, bias in self.beside
+        ]
+
+
+@dataclass(frozen=True)
+class Both:
+    """What two of them train, one after the other."""
+
+    first: Any
+    second: Any
+
+    def count(self, config: Any) -> int:
+        return int(self.first.count(config) + self.second.count(config))
+
+    def apply(self, model: Module) -> None:
+        self.first.apply(model)
+        trained = model.trainable_parameters().values()
+        self.second.apply(model)
+        for p in trained:
+            p.requires_grad = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number that the paper prints, and what gives it.
+
+    shape: of SHAPES, or a config   method: has `count(config)` and `apply(model)`
+    exact: what both must give   printed: in `unit`s   each: what a parameter counts, such as bytes
+    why: what is known about a number that does not match
+    """
+
+    source: str
+    what: str
+    shape: Any
+    method: Any
+    exact: int
+    printed: str
+    why: str = ""
+    unit: int = 10**6
+    each: int = 1
+
+    @property
+    def config(self) -> Any:
+        return SHAPES[self.shape] if isinstance(self.shape, str) else self.shape
+
+    @property
+    def formula(self) -> int:
+        """The closed form."""
+        return int(self.method.count(self.config)) * self.each
+
+    def ran(self) -> int:
+        """What the method trains, on the model, without numbers."""
+        with using("shapes"):
+            model = build(self.config, rng=0)
+            self.method.apply(model)
+            return count(model).trainable * self.each
+
+    @property
+    def status(self) -> str:
+        return status(self.exact, self.printed, self.unit)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A quotient of two rows that the paper prints, times `unit` (100: in per cent)."""
+
+    source: str
+    what: str
+    over: Row
+    under: Row
+    printed: str
+    unit: int
+    why: str = ""
+
+    @property
+    def exact(self) -> float:
+        return self.over.exact / self.under.exact * self.unit
+
+    @property
+    def status(self) -> str:
+        return status(self.exact, self.printed, 1)

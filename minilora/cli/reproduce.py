@@ -1,0 +1,82 @@
+"""`minilora reproduce`: what the paper prints, found again here."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+
+from ..accounting import claims
+from ..accounting.paper import Ratio, Row
+from .commands import Say
+
+HEAD = ("source", "what", "shape", "exact", "printed", "")
+TITLES = {
+    "counts": "Trained parameters, in millions",
+    "sizes": "Bytes",
+    "ratios": "Ratios",
+}
+
+
+def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Every number of parameters and bytes that the paper prints, by formula and by running."""
+    found: dict[str, Any] = {}
+    why: list[str] = []
+    for part, rows in (
+        ("counts", claims.ROWS), ("sizes", claims.SIZES), ("ratios", claims.RATIOS),
+    ):  # fmt: skip
+        found[part] = [_facts(row, why) for row in rows]
+        _table(TITLES[part], found[part], args.markdown, say)
+    for n, reason in enumerate(why, 1):
+        say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
+    wrong = [row for rows in found.values() for row in rows if not row["agree"]]
+    every = Counter(row["status"] for rows in found.values() for row in rows)
+    total = sum(every.values())
+    say("")
+    say(f"{total} numbers: " + ", ".join(f"{n} {name}" for name, n in every.most_common()))
+    for sentence in claims.RESTS:
+        say(f"- {sentence}")
+    found["statuses"] = dict(every)
+    if wrong:
+        row = wrong[0]
+        found["failed"] = (
+            f"{len(wrong)} rows do not give what is registered, such as {row['source']}, "
+            f"{row['what']}: formula {row['formula']}, run {row['ran']}, registered {row['exact']}"
+        )
+    return found
+
+
+def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
+    """A row as plain numbers; `why` gathers the reasons, each once."""
+    told = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
+            "status": row.status, "why": row.why}  # fmt: skip
+    if row.why and row.why not in why:
+        why.append(row.why)
+    note = f" [{why.index(row.why) + 1}]" if row.why else ""
+    if isinstance(row, Ratio):
+        return told | {"shape": "", "agree": True, "note": note}
+    ran, formula = row.ran(), row.formula
+    shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"
+    return told | {"shape": shape, "formula": formula, "ran": ran, "note": note,
+                   "agree": ran == formula == row.exact}  # fmt: skip
+
+
+def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
+    cells = [HEAD] + [
+        (row["source"], row["what"], row["shape"], f"{row['exact']:,}" if isinstance(row["exact"], int)
+         else f"{row['exact']:,.4g}", row["printed"], row["status"] + row["note"])
+        for row in rows
+    ]  # fmt: skip
+    say(f"## {title}\n" if markdown else title)
+    if markdown:
+        say("| " + " | ".join(HEAD) + " |")
+        say("|---|---|---|---:|---:|---|")
+        for line in cells[1:]:
+            say("| " + " | ".join(line) + " |")
+    else:
+        wide = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
+        for line in cells:
+            told = [cell.rjust(n) if i in (3, 4) else cell.ljust(n)
+                    for i, (cell, n) in enumerate(zip(line, wide))]  # fmt: skip
+            say("  ".join(told).rstrip())
+    say("")
