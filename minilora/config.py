@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from .checks import real, told, whole
+from .checks import choice, real, told, whole
 
 OURS = {  # what Hugging Face and PEFT call it -> what it is called here
     "n_ctx": "n_positions", "max_position_embeddings": "n_positions",
@@ -173,7 +173,7 @@ class DebertaConfig(EncoderConfig):
         if not isinstance(kinds, list | tuple) or not all(kind in ("c2p", "p2c") for kind in kinds):
             raise ValueError(f'{who}: pos_att_type is some of ("c2p", "p2c"), not {told(kinds)}')
         self._set(pos_att_type=tuple(sorted(set(kinds))))
-        _choice(who, "conv_act", self.conv_act, ("tanh", "gelu"))
+        choice(who, "conv_act", self.conv_act, ("tanh", "gelu"))
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(
                 f"{who}: conv_kernel_size {self.conv_kernel_size} is even: an odd one has a middle"
@@ -244,12 +244,7 @@ class LoRAConfig(Config):
             },
         )
         for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
-            _choice(who, name, getattr(self, name), known)
-
-
-def _choice(who: str, name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{who}: {name} is one of {', '.join(known)}, not {value!r}")
+            choice(who, name, getattr(self, name), known)
 
 
 def _patterns(name: str, given: Any) -> tuple[str, ...]:

@@ -150,7 +150,8 @@ def distances(n: int, c: DebertaConfig) -> np.ndarray:
     away = np.arange(n)[:, None] - np.arange(n)
     if c.position_buckets:
         away = bucket(away, c.position_buckets, c.max_relative_positions or c.n_positions)
-    return np.clip(away + span(c), 0, 2 * span(c) - 1)
+    at: np.ndarray = np.clip(away + span(c), 0, 2 * span(c) - 1)
+    return at
 
 
 def bucket(away: np.ndarray, size: int, most: int) -> np.ndarray:

@@ -37,8 +37,8 @@ def save_model(
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
     if odd := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
         raise ValueError(
-            f"save_model: {sorted(odd)[0]} is not a plain {type(model).__name__}'s parameter: merge "
-            "or detach the adapters first, or save them alone with lora.save"
+            f"save_model: {sorted(odd)[0]} is not a plain {type(model).__name__}'s parameter: "
+            "merge or detach the adapters first, or save them alone with lora.save"
         )
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
