@@ -378,8 +378,12 @@ def test_each_common_option_may_stand_on_either_side_of_each_command(command, op
         )
 
 
-OPTIONS = [(name, option) for name, sub in parser.parser()[1].items()
-           for option in parser._options(sub)]  # fmt: skip
+OPTIONS = [
+    (name, option)
+    for name, sub in parser.parser()[1].items()
+    for option in parser._options(sub)
+    if (name, option) != ("ex", "--json")
+]  # fmt: skip    it takes a file or none: below
 FREE = {
     "--base",
     "--adapter",
@@ -411,6 +415,16 @@ def test_each_option_refuses_what_is_no_value_of_it_by_its_name(command, option)
         else:
             assert odd in ("1e3", "1.5", "9" * 20), odd
             assert option in ("--lr", "--alpha", "--temperature")
+
+
+@once
+def test_only_grading_takes_a_file_behind_json(folder, capsys):
+    assert parser.parse(["ex", "status", "--json"]).json is True
+    assert str(parser.parse(["ex", "grade", "class", "--json", "all.json"]).json) == "all.json"
+    with pytest.raises(ValueError, match=r"^--json all\.txt: give a name that ends in \.json"):
+        parser.parse(["ex", "grade", "class", "--json=all.txt"])
+    assert cli.main(["ex", "status", "--json", "all.json"]) == 2
+    assert "ex status takes no file behind --json: only grade does" in capsys.readouterr().err
 
 
 @once

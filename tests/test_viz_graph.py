@@ -455,6 +455,7 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
 
     shown = []
     ipython = types.ModuleType("IPython")
+    ipython.version_info = (9, 0)  # which matplotlib asks when it opens its first figure
     ipython.display = types.ModuleType("IPython.display")
     ipython.display.display = shown.append
     ipython.display.Image = lambda data, **how: (data[:4], how)
