@@ -46,8 +46,21 @@ def _gpt(c: Any) -> int:
 
 
 def _encoder(c: Any) -> int:
-    """Tables of words, positions and one type, the norm behind them, the blocks."""
-    return int((c.vocab_size + c.n_positions + 1) * c.d_model + 2 * c.d_model + _blocks(c))
+    """Tables of words, positions and types, the norm behind them, the blocks."""
+    rows = c.vocab_size + c.n_positions + c.padding_id + 1 + c.n_types
+    return int(rows * c.d_model + 2 * c.d_model + _blocks(c))
+
+
+def _masked_lm(c: Any) -> int:
+    """With the head's layer, norm and biases."""
+    return _encoder(c) + int(c.d_model**2 + 3 * c.d_model + c.vocab_size)
+
+
+def _deberta(c: Any) -> int:
+    """Tables of words and distances, their norms, the convolution and its norm, the blocks."""
+    d = c.d_model
+    return int((c.vocab_size + 2 * c.position_buckets) * d + 7 * d + c.conv_kernel_size * d * d
+               + _blocks(c))  # fmt: skip
 
 
 def _nothing(c: Any) -> int:
@@ -71,10 +84,7 @@ UNTIED = Both(Full(), Chosen((), _nothing, ((12288, 50257, False),)))  # a head 
 BODY = ("tok", "pos", "types", "ln_e", "blocks")  # of an encoder
 BASE, LARGE = "roberta-base", "roberta-large"
 POOLER, POOLER_LARGE = (768, 768, True), (1024, 1024, True)
-BITFIT_ROBERTA = Chosen(
-    ("*.b", *(f"blocks.*.{name}.b" for name in ("ln1", "ln2"))),
-    lambda c: (11 * c.n_layers + 1) * c.d_model,
-)
+BITFIT_ROBERTA = _biases("ln_e.b", outside=1)
 
 
 def _head(d: int, classes: int) -> Chosen:
@@ -82,10 +92,50 @@ def _head(d: int, classes: int) -> Chosen:
     return Chosen((), _nothing, ((d, d, True), (d, classes, True)))
 
 
-FULL3 = Row("§4.2", "full: weights and Adam's moments, all float16", GPT3, UNTIED, 175_221_817_344 * 6, "1.2", "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter", 10**12, 6)
-WEIGHTS3 = Row("§4.2", "LoRA: the frozen weights in float16, and nothing else", GPT3, UNTIED, 350_443_634_688, "350", "", 10**9, 2)
-LORA3 = Row("§4.2", "LoRA's file, r 4 on q, v, in float16", GPT3, _lora(4, "q", "v"), 37_748_736, "35", "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20", 10**6, 2)
-LORA1 = Row("§4.2", "LoRA's file, r 1 on q, v, in float16", GPT3, _lora(1, "q", "v"), 9_437_184, "35", "r 1 is T4's 4.7 M", 10**6, 2)
+FULL3 = Row(
+    "§4.2",
+    "full: weights and Adam's moments, all float16",
+    GPT3,
+    UNTIED,
+    175_221_817_344 * 6,
+    "1.2",
+    "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter",
+    10**12,
+    6,
+)
+WEIGHTS3 = Row(
+    "§4.2",
+    "LoRA: the frozen weights in float16, and nothing else",
+    GPT3,
+    UNTIED,
+    350_443_634_688,
+    "350",
+    "",
+    10**9,
+    2,
+)
+LORA3 = Row(
+    "§4.2",
+    "LoRA's file, r 4 on q, v, in float16",
+    GPT3,
+    _lora(4, "q", "v"),
+    37_748_736,
+    "35",
+    "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20",
+    10**6,
+    2,
+)
+LORA1 = Row(
+    "§4.2",
+    "LoRA's file, r 1 on q, v, in float16",
+    GPT3,
+    _lora(1, "q", "v"),
+    9_437_184,
+    "35",
+    "r 1 is T4's 4.7 M",
+    10**6,
+    2,
+)
 
 SIZES = (
     FULL3,
@@ -125,11 +175,12 @@ ROWS = (
     Row("T2", "Adapter-D, r 16 in 12 layers", BASE, AdapterP(r=16), 304_320, "0.3", "r is not stated: one of two that fit"),
     Row("T2", "full, with pooler", BASE, Chosen(BODY, _encoder, (POOLER,)), 124_645_632, "125.0"),
     Row("T2", "full, without pooler (tried)", BASE, Chosen(BODY, _encoder), 124_055_040, "125.0", "125.0 is the model's name"),
-    Row("T2", "full, with its masked-LM head", BASE, Full(), 124_697_433, "125.0"),
+    Row("T2", "full, with its masked-LM head", BASE, Chosen((*BODY, "head"), _masked_lm), 124_697_433, "125.0"),
     Row("T2", "full, with pooler and 2 classes", BASE, Chosen(BODY, _encoder, (POOLER, (768, 2, True))), 124_647_170, "125.0"),
     Row("T2", "full, with pooler", LARGE, Chosen(BODY, _encoder, (POOLER_LARGE,)), 355_359_744, "355.0"),
     Row("T2", "full, without pooler (tried)", LARGE, Chosen(BODY, _encoder), 354_310_144, "355.0", "355.0 is the model's name"),
-    Row("T2", "full, with its masked-LM head", LARGE, Full(), 355_412_057, "355.0"),
+    Row("T2", "full, with its masked-LM head", LARGE, Chosen((*BODY, "head"), _masked_lm), 355_412_057, "355.0"),
+    Row("T2", "full, without its head", "deberta-v2-xxlarge", Chosen(("tok", "ln_e", "blocks", "rel", "ln_r", "conv"), _deberta), 1_564_549_632, "1500.0"),
     Row("T2", "BitFit: the blocks, and the norm below", BASE, BITFIT_ROBERTA, 102_144, "0.1"),
     Row("T3", "full", "gpt2-medium", Full(), 354_823_168, "354.92", "354.82: a digit was probably mistyped"),
     Row("T3", "full", "gpt2-large", Full(), 774_030_080, "774.03"),

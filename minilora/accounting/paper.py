@@ -20,6 +20,7 @@ from ..nn import Linear, Module
 from ..surgery import below
 from .parameters import count
 
+
 def status(exact: float, printed: str, unit: int = 10**6) -> str:
     """How an exact number and a printed one agree, the first of these that is true:
 
