@@ -8,6 +8,7 @@ import numpy as np
 
 from .backend import Rng, asnumpy, generator
 from .checks import real, told, whole
+from .models.cache import window
 from .models.gpt2 import GPT2
 from .surgery import evaluating, first_not_finite
 from .tensor import no_grad
@@ -50,16 +51,17 @@ def generate(
             f"generate: id {i} is not in the vocabulary, 0 to {vocabulary - 1}: "
             "ids are those of the model's own tokenizer"
         )
-    out, size = out.astype(np.int64), model.config.n_positions
+    out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
-    held = None
+    held, seen = None, 0  # the cache, and how many of these tokens it has seen
     with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
         for _ in range(n_tokens):
             if out.shape[1] - start > size:
-                start, held = out.shape[1] - max(1, size // 2), None
+                start, held, seen = out.shape[1] - max(1, size // 2), None, 0
             if cache:
                 held = held or model.new_cache(len(out))
-                logits = model(out[:, start + held[0].n :], cache=held)
+                logits = model(out[:, start + seen :], cache=held)
+                seen = out.shape[1] - start
             else:
                 logits = model(out[:, start:])
             last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocabulary)

@@ -15,12 +15,12 @@ from .tensor import Tensor, no_grad, op, plain
 from .train import History, evaluate, fit, train_step
 
 if TYPE_CHECKING:  # the package loads them when they are asked for
-    from . import accounting, backend, data, kernels, lora, nn, ops, optim
+    from . import accounting, backend, data, kernels, lora, methods, nn, ops, optim
 
 __all__ = [
     "GPT2", "SGD", "Adam", "AdamW", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config",
     "History", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig", "Tensor", "accounting",
-    "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate",
-    "gradcheck", "kernels", "load_base", "load_model", "lora", "nn", "no_grad", "op", "ops",
-    "optim", "plain", "save_model", "threads", "train_step", "use", "using", "xp",
+    "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck", "kernels",
+    "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim", "plain",
+    "save_model", "threads", "train_step", "use", "using", "xp",
 ]  # fmt: skip

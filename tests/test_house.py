@@ -25,7 +25,7 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"gradcheck", "checkpoint", "data"}, {"nn"},
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"},
     {"lora", "rounding"},  # rounding holds lora to what it does, and lora hands its `verify` on
-    {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
+    {"methods"}, {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
     {"pretrain", "demo", "viz"}, {"bench", "site", "exercises"}, {"cli", "public"},
     {"__init__", "__main__"},
 ]  # fmt: skip

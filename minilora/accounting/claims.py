@@ -24,6 +24,7 @@ from ..methods import (
     LoRAPreLayer,
     PreEmbed,
     PreLayer,
+    sizes,
 )
 from .paper import Both, Chosen, Ratio, Row
 
@@ -37,30 +38,16 @@ def _lora(r: int, *targets: str) -> LoRA:
     return LoRA(r=r, targets=targets)
 
 
-def _blocks(c: Any) -> int:
-    return int(c.n_layers * (12 * c.d_model**2 + 13 * c.d_model))
-
-
-def _gpt(c: Any) -> int:
-    return int((c.vocab_size + c.n_positions) * c.d_model + _blocks(c) + 2 * c.d_model)
-
-
-def _encoder(c: Any) -> int:
-    """Tables of words, positions and types, the norm behind them, the blocks."""
-    rows = c.vocab_size + c.n_positions + c.padding_id + 1 + c.n_types
-    return int(rows * c.d_model + 2 * c.d_model + _blocks(c))
-
-
-def _masked_lm(c: Any) -> int:
-    """With the head's layer, norm and biases."""
-    return _encoder(c) + int(c.d_model**2 + 3 * c.d_model + c.vocab_size)
+def _body(c: Any) -> int:
+    """Of an encoder, without its masked-LM head."""
+    return sizes.total(c) - int(c.d_model**2 + 3 * c.d_model + c.vocab_size)
 
 
 def _deberta(c: Any) -> int:
     """Tables of words and distances, their norms, the convolution and its norm, the blocks."""
     d = c.d_model
-    return int((c.vocab_size + 2 * c.position_buckets) * d + 7 * d + c.conv_kernel_size * d * d
-               + _blocks(c))  # fmt: skip
+    tables = (c.vocab_size + 2 * c.position_buckets + 7) * d
+    return int(tables + c.conv_kernel_size * d * d + c.n_layers * sizes.block(c))
 
 
 def _nothing(c: Any) -> int:
@@ -173,13 +160,13 @@ ROWS = (
     Row("T2", "Adapter-D, r 48 in 12 layers", BASE, AdapterP(r=48), 894_528, "0.9"),
     Row("T2", "Adapter-D, r 48 in 4 layers", BASE, AdapterD(r=48, layers=range(8, 12)), 298_176, "0.3", "r is not stated: one of two that fit"),
     Row("T2", "Adapter-D, r 16 in 12 layers", BASE, AdapterP(r=16), 304_320, "0.3", "r is not stated: one of two that fit"),
-    Row("T2", "full, with pooler", BASE, Chosen(BODY, _encoder, (POOLER,)), 124_645_632, "125.0"),
-    Row("T2", "full, without pooler (tried)", BASE, Chosen(BODY, _encoder), 124_055_040, "125.0", "125.0 is the model's name"),
-    Row("T2", "full, with its masked-LM head", BASE, Chosen((*BODY, "head"), _masked_lm), 124_697_433, "125.0"),
-    Row("T2", "full, with pooler and 2 classes", BASE, Chosen(BODY, _encoder, (POOLER, (768, 2, True))), 124_647_170, "125.0"),
-    Row("T2", "full, with pooler", LARGE, Chosen(BODY, _encoder, (POOLER_LARGE,)), 355_359_744, "355.0"),
-    Row("T2", "full, without pooler (tried)", LARGE, Chosen(BODY, _encoder), 354_310_144, "355.0", "355.0 is the model's name"),
-    Row("T2", "full, with its masked-LM head", LARGE, Chosen((*BODY, "head"), _masked_lm), 355_412_057, "355.0"),
+    Row("T2", "full, with pooler", BASE, Chosen(BODY, _body, (POOLER,)), 124_645_632, "125.0"),
+    Row("T2", "full, without pooler (tried)", BASE, Chosen(BODY, _body), 124_055_040, "125.0", "125.0 is the model's name"),
+    Row("T2", "full, with its masked-LM head", BASE, Full(), 124_697_433, "125.0"),
+    Row("T2", "full, with pooler and 2 classes", BASE, Chosen(BODY, _body, (POOLER, (768, 2, True))), 124_647_170, "125.0"),
+    Row("T2", "full, with pooler", LARGE, Chosen(BODY, _body, (POOLER_LARGE,)), 355_359_744, "355.0"),
+    Row("T2", "full, without pooler (tried)", LARGE, Chosen(BODY, _body), 354_310_144, "355.0", "355.0 is the model's name"),
+    Row("T2", "full, with its masked-LM head", LARGE, Full(), 355_412_057, "355.0"),
     Row("T2", "full, without its head", "deberta-v2-xxlarge", Chosen(("tok", "ln_e", "blocks", "rel", "ln_r", "conv"), _deberta), 1_564_549_632, "1500.0"),
     Row("T2", "BitFit: the blocks, and the norm below", BASE, BITFIT_ROBERTA, 102_144, "0.1"),
     Row("T3", "full", "gpt2-medium", Full(), 354_823_168, "354.92", "354.82: a digit was probably mistyped"),

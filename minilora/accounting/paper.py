@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any
 
+from .. import methods
 from ..backend import using
 from ..config import SHAPES
 from ..models import build
@@ -38,7 +39,7 @@ def status(exact: float, printed: str, unit: int = 10**6) -> str:
         "MiB": (value / binary, number, ROUND_HALF_UP),
     }
     short = number.normalize()
-    if number and short != number or short.as_tuple().exponent != number.as_tuple().exponent:
+    if (number and short != number) or short.as_tuple().exponent != number.as_tuple().exponent:
         ways["nominal"] = value / unit, short, ROUND_HALF_UP
         ways["nominal, cut"] = value / unit, short, ROUND_DOWN
     for way, (measured, stated, rounding) in ways.items():
@@ -84,7 +85,11 @@ class Both:
     def apply(self, model: Module) -> None:
         self.first.apply(model)
         trained = model.trainable_parameters().values()
-        self.second.apply(model)
+        if isinstance(self.second, methods.Method):
+            self.second.apply(model, "second")
+            methods.activate(model, "default", "second")
+        else:
+            self.second.apply(model)
         for p in trained:
             p.requires_grad = True
 

@@ -20,6 +20,7 @@ from . import commands
 from .exercises import DOES as EX
 from .exercises import exercises
 from .finetune import finetune
+from .reproduce import reproduce
 from .tutorials import DOES, tutorials
 
 Read = Callable[[str], Any]
@@ -301,6 +302,10 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         help="of a shape: float32; half base: the frozen matrices in float16; mixed: all in "
         "float16 but what is trained, which has float32 masters",
     )  # fmt: skip
+    sub = command("reproduce", reproduce)
+    sub.add_argument("what", nargs="?", **one_of("counts") | {"metavar": "what"}, help="counts")
+    sub.set_defaults(needs=("what", "to know what: counts"))
+    sub.add_argument("--markdown", action="store_true", help="as tables of Markdown")
     command("info", commands.info)
     sub = command("bench", commands.measure)
     sub.add_argument(

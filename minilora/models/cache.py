@@ -20,3 +20,10 @@ class Cache:
         start, self.n = self.n, self.n + k.shape[1]
         self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
         return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
+
+
+def window(model: Any, tokens: int) -> int:
+    """How many tokens of a text the model sees at once: its positions, but for those that a
+    method's own tokens take. Raises ValueError where `tokens` of them have to be seen together.
+    """
+    return getattr(model.forward, "window", lambda n, _: n)(model.config.n_positions, tokens)  # type: ignore[no-any-return]

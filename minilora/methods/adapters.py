@@ -1,0 +1,109 @@
+"""Adapters: h + U relu(D h + b) + c on what attention or the MLP puts out, before it is added.
+
+D: (r, d), U: (d, r). U and c start at 0, so at first the model computes what it did. |Θ| = L_Adpt ·
+(2 d r + r + d) + 2 · L_LN · d, L_Adpt the number of adapters, L_LN of layer norms of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import ops
+from ..backend import xp
+from ..checks import told, whole
+from ..nn import LayerNorm, Linear, Module, Parameter
+from ..tensor import Tensor
+from .applied import Method, wide
+
+
+class Bottleneck(Module):
+    """h + up(relu(down(h))), or h + up(relu(down(ln(h)))), of what `inner` puts out."""
+
+    def __init__(self, d: int, r: int, norm: bool, rng: np.random.Generator, dtype: Any) -> None:
+        self.ln = LayerNorm(d, dtype=dtype) if norm else None
+        self.down = Linear(d, r, rng=rng, dtype=dtype)
+        self.up = Linear(r, d, std=0.0, rng=rng, dtype=dtype)
+        self.up.W = Parameter(xp.zeros((d, r), dtype))
+
+    def forward(self, inner: Any, *args: Any, **kwargs: Any) -> Tensor:
+        h: Tensor = inner(*args, **kwargs)
+        z = h if self.ln is None else self.ln(h)
+        return h + self.up(ops.relu(self.down(z)))
+
+
+@dataclass(frozen=True)
+class AdapterP(Method, called="adapter-p"):
+    """Pfeiffer et al. 2021: after the MLP, without a norm of its own. L_Adpt = L, L_LN = 0."""
+
+    r: int = 8
+    after: ClassVar[Sequence[str]] = ("mlp",)
+    norm: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._set(r=whole(type(self).__name__, "r", self.r, 1))
+
+    def chosen(self, n_layers: int) -> Sequence[int]:
+        """The blocks that get adapters."""
+        return range(n_layers)
+
+    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
+        c, dtype = model.config, wide(model)
+        return {
+            f"blocks.{i}.{x}": Bottleneck(c.d_model, self.r, self.norm, rng, dtype)
+            for i in self.chosen(c.n_layers)
+            for x in self.after
+        }
+
+    def count(self, config: Any) -> int:
+        d, r = config.d_model, self.r
+        n = len(self.chosen(config.n_layers)) * len(self.after)
+        return n * (2 * d * r + r + d) + 2 * n * self.norm * d  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class AdapterH(AdapterP, called="adapter-h"):
+    """Houlsby et al. 2019: after attention and after the MLP. L_Adpt = 2 L, L_LN = 0."""
+
+    after = ("attn", "mlp")
+
+
+@dataclass(frozen=True)
+class AdapterL(AdapterP, called="adapter-l"):
+    """Lin et al. 2020: after the MLP, with a norm of its own. L_Adpt = L_LN = L.
+
+    The norm stands in the adapter's own path, h + up(relu(down(ln(h)))), so this too is at first
+    what the model was.
+    """
+
+    norm = True
+
+
+@dataclass(frozen=True)
+class AdapterD(AdapterP, called="adapter-d"):
+    """AdapterDrop (Rücklé et al. 2021): Adapter-P in some blocks only. L_Adpt = their number.
+
+    layers   the blocks that keep their adapter; None: the upper half
+    """
+
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is None:
+            return
+        if not isinstance(self.layers, list | tuple | range):
+            raise ValueError(f"AdapterD: layers are numbers like (0, 2), not {told(self.layers)}")
+        numbers = [whole("AdapterD", "each of layers", i) for i in self.layers]
+        if not numbers:
+            raise ValueError("AdapterD: layers must name a block: without one nothing is trained")
+        self._set(layers=tuple(sorted(set(numbers))))
+
+    def chosen(self, n_layers: int) -> Sequence[int]:
+        layers = range(n_layers // 2, n_layers) if self.layers is None else self.layers
+        if layers[-1] >= n_layers:
+            raise ValueError(f"AdapterD: there is no block {layers[-1]}: there are {n_layers}")
+        return layers

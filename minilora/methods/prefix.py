@@ -1,0 +1,173 @@
+"""Tokens that are trained instead of the model: `lp` of them before each prompt, `li` after it.
+
+They are no words of the vocabulary. They take positions, as tokens do, and places in the cache. The
+logits are those of the given tokens; what follows a prompt is read from its last token, which is
+the last of `li`. They start random: unlike other methods, these change the model from the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import asarray, normal
+from ..backend.choices import telling, told
+from ..checks import whole
+from ..nn import Module, Parameter
+from ..tensor import Tensor
+from .applied import Method, wide
+
+
+def prompt(tokens: int | Sequence[int]) -> AbstractContextManager[None]:
+    """Inside, the first `tokens` of what a model is given are the prompt, of all rows or of each.
+
+    with methods.prompt(5): generate(model, ids, 20)        only `li` has to know
+    """
+    return telling(prompt=np.asarray(tokens))
+
+
+class Layout(Module):
+    """Around a decoder's forward: the trained tokens are put among the given ones."""
+
+    def __init__(self, who: str, lp: int, li: int) -> None:
+        self.who, self.lp, self.li = who, lp, li
+
+    def forward(self, inner: Any, ids: Any, cache: Any = None) -> Tensor:
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or (cache and cache[0].n):  # a wrong shape; or they are in the cache
+            return inner(ids, cache)  # type: ignore[no-any-return]
+        lp, li, (batch, n) = self.lp, self.li, ids.shape
+        most = inner.__self__.config.n_positions if hasattr(inner, "__self__") else 0
+        if most and n + lp + li > most:
+            raise ValueError(
+                f"{self.who}: {n} tokens and {lp + li} trained ones are more than n_positions, "
+                f"{most}: give it {max(0, most - lp - li)} tokens at most"
+            )
+        ends = self.ends(batch, n)[:, None]
+        at = np.arange(n)[None]
+        places = lp + at + li * (at >= ends)  # of the given tokens among all
+        all_ids = np.zeros((batch, lp + n + li), ids.dtype)
+        np.put_along_axis(all_ids, places, ids, 1)
+        which = np.full(all_ids.shape, -1)  # of the trained tokens, by place
+        free = np.ones(all_ids.shape, bool)
+        np.put_along_axis(free, places, False, 1)
+        which[free] = np.tile(np.arange(lp + li), batch)
+        with telling(trained=which):
+            out: Tensor = inner(all_ids, cache)
+        if not li:
+            return out[:, lp:]
+        read = places + li * (
+            at == ends - 1
+        )  # the prompt's last token speaks through the last of li
+        flat = out.reshape(-1, out.shape[-1])
+        return ops.embedding(flat, read + np.arange(batch)[:, None] * all_ids.shape[1])
+
+    def ends(self, batch: int, n: int) -> np.ndarray:
+        """Where each row's prompt ends."""
+        ends = told("prompt")
+        if not self.li:
+            return np.full(batch, n)
+        if ends is None:
+            raise ValueError(
+                f"{self.who}: li={self.li} tokens come after the prompt: say where it ends, as in "
+                "with methods.prompt(tokens): model(ids)"
+            )
+        if ends.dtype.kind not in "iu" or ends.shape not in ((), (batch,)):
+            raise ValueError(
+                f"{self.who}: a prompt's length is one whole number, or one of each of the {batch} "
+                f"rows, not {ends.dtype} {ends.shape}"
+            )
+        if not (ends.min() >= 0 and ends.max() <= n):
+            raise ValueError(
+                f"{self.who}: prompts of {ends.min()} to {ends.max()} tokens in rows of {n}: the "
+                "first call has to hold them whole"
+            )
+        return np.broadcast_to(ends, batch)
+
+    def window(self, positions: int, tokens: int) -> int:
+        """See `models.cache.window`."""
+        size = positions - self.lp - self.li
+        if size < 1 or (self.li and tokens > size):
+            raise ValueError(
+                f"{self.who}: {tokens} tokens and {self.lp + self.li} trained ones are more than "
+                f"n_positions, {positions}" + ", and the prompt has to stay" * bool(self.li)
+            )
+        return size
+
+
+class Trained(Module):
+    """E: (lp + li, d), what stands at the places of the trained tokens."""
+
+    def __init__(self, n: int, d: int, rng: np.random.Generator, dtype: Any) -> None:
+        self.E = Parameter(normal(rng, (n, d), 0.02, dtype))
+
+    def placed(self, x: Tensor) -> Tensor:
+        """x with E at those places; x itself in a call that has none."""
+        which = told("trained")
+        if which is None:
+            return x
+        ours = asarray((which >= 0)[..., None].astype(str(x.dtype)))
+        return x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0)) * ours
+
+
+class Embedded(Trained):
+    """Around the table of tokens: rows that it does not have."""
+
+    def forward(self, inner: Any, ids: Any) -> Tensor:
+        return self.placed(inner(ids))
+
+
+class Replaced(Trained):
+    """Around a block: what came of the trained tokens so far is replaced."""
+
+    def forward(self, inner: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = inner(self.placed(x), *args, **kwargs)
+        return out
+
+
+@dataclass(frozen=True)
+class PreEmbed(Method, called="preembed"):
+    """Prefix-embedding tuning (§5.1): the trained tokens' embeddings, |Θ| = d (lp + li)."""
+
+    lp: int = 8
+    li: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lp", "li"):
+            self._set(**{name: whole(type(self).__name__, name, getattr(self, name))})
+        if not self.lp + self.li:
+            raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least")
+
+    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
+        if not hasattr(model, "new_cache"):
+            raise ValueError(
+                f"{self.called}: {type(model).__name__} is no decoder: it has no prompt"
+            )
+        parts = self.tokens(model.config, rng, wide(model))
+        return {"forward": Layout(self.called, self.lp, self.li), **parts}
+
+    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
+        """Where their vectors go."""
+        return {"tok": Embedded(self.lp + self.li, c.d_model, rng, dtype)}
+
+    def count(self, config: Any) -> int:
+        return config.d_model * (self.lp + self.li)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class PreLayer(PreEmbed, called="prelayer"):
+    """Prefix-layer tuning (§5.1): trained activations replace those of the trained tokens before
+    every block, the first one too, where they replace embedding and position: |Θ| = L d (lp + li).
+    """
+
+    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
+        n, d = self.lp + self.li, c.d_model
+        return {f"blocks.{i}": Replaced(n, d, rng, dtype) for i in range(c.n_layers)}
+
+    def count(self, config: Any) -> int:
+        return config.n_layers * super().count(config)  # type: ignore[no-any-return]
