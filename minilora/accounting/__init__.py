@@ -4,6 +4,8 @@ from ..backend.shapes import Cost
 from ..config import SHAPES
 from .ledger import Ledger, Row, ledger
 from .parameters import Count, count
-from .plan import Plan, plan
+from .plan import COMPARED, Plan, plan, told
 
-__all__ = ["SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan"]
+__all__ = [
+    "COMPARED", "SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan", "told",
+]  # fmt: skip

@@ -212,13 +212,14 @@ ROWS = (
       for r, targets in ((8, "q"), (8, "k"), (8, "v"), (8, "o"), (4, "qk"), (4, "qv"), (2, "qkvo"))),
 )  # fmt: skip
 
+LEAST = {row.shape: row.exact / 1e6 for row in ROWS if row.why == TENTH}
 RESTS = (  # of the paper's text, what rests on numbers that do not match
-    "\"10,000 times fewer\" (abstract, §4.2): 9,284 times with r 4 on q, v; 37,134 times with r 1. "
-    "The claim stands as an order of magnitude.",
-    "\"3 times less memory\" (abstract, §4.2): exactly 3 for weights and moments, 4 with gradients; "
-    "1.2 TB itself is no simple sum.",
-    "T3's \"comparable or fewer parameters\": LoRA has 0.39 M and 0.74 M, not 0.35 M and 0.77 M; "
-    "still the fewest but for one Adapter-L (0.37 M).",
-    "T4, T15, figure 2: PreLayer's places on the axis of parameters cannot be found again; LoRA's and "
-    "the adapters' can.",
+    f"\"10,000 times fewer\" (abstract, §4.2): {RATIOS[0].exact:,.0f} times with r 4 on q, v, "
+    f"{RATIOS[1].exact:,.0f} times with r 1. The claim stands as an order of magnitude.",
+    f"\"3 times less memory\" (abstract, §4.2): {RATIOS[3].exact:.3g} times for weights and Adam's "
+    "moments, 4 with gradients; 1.2 TB itself is no simple sum.",
+    "T3's \"comparable or fewer parameters\": LoRA has {gpt2-medium:.2f} M and {gpt2-large:.2f} M, "
+    "not 0.35 M and 0.77 M; one Adapter-L of GPT-2 M has fewer.".format(**LEAST),
+    "T4, T15, figure 2: PreLayer's places on the axis of parameters cannot be found again; LoRA's "
+    "and the adapters' can.",
 )  # fmt: skip

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from .. import lora, optim
+from .. import methods, optim
 from ..backend import using
 from ..backend.shapes import Cost
 from ..config import SHAPES, ModelConfig
+from ..methods.applied import base_of
 from ..models import build
+from ..storage import storable, store
 from .parameters import Count, count
 from .step import observe, random_ids
 
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
 POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # what is computed
+
+COMPARED = (  # what the paper's tables 2 to 4 have side by side, at sizes of theirs
+    methods.Full(), methods.FTTop2(), methods.BitFit(), methods.PreEmbed(lp=256, li=8),
+    methods.PreLayer(lp=8, li=8), methods.AdapterH(r=1), methods.AdapterH(r=8),
+    methods.AdapterL(r=8), methods.AdapterP(r=8), methods.AdapterD(r=8), methods.LoRA(r=1),
+    methods.LoRA(r=8), methods.LoRAPreEmbed(r=8, lp=8, li=4), methods.LoRAPreLayer(r=8, lp=8, li=4),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,16 +65,16 @@ class Plan:
 
 
 def plan(
-    shape: str | ModelConfig, *, method: str = "lora", r: int = 8, alpha: float = 16.0,
-    targets: Sequence[str] = ("q", "v"), batch: int = 1, tokens: int | None = None,
-    optimizer: str = "adamw", policy: str = "float32", recompute: bool = False,
-    device: str = "numpy", plain: bool = False,
+    shape: str | ModelConfig, *, method: str | methods.Method = "lora", batch: int = 1,
+    tokens: int | None = None, optimizer: str = "adamw", policy: str = "float32",
+    recompute: bool = False, device: str = "numpy", plain: bool = False, **settings: Any,
 ) -> Plan:  # fmt: skip
     """What one step of training takes: the code runs, on arrays that have no numbers.
 
     shape      a name of SHAPES, or a model's config, such as a GPT2Config
-    method     "lora" (with r, alpha, targets), or "full": every parameter is trained
-    tokens     of each sequence of the batch; None: as many as there are positions
+    method     a name of methods.METHODS, with its settings (r=4), or a method; "full" trains the
+               model's own parameters here, where `methods.apply` keeps the base beside its copies
+    tokens     of each sequence of the batch; None: as many as there is room for
     policy     "float32"; "half base": the frozen matrices are stored in float16, all is computed in
                float32; "mixed": model and arithmetic are float16, what the optimizer trains float32
     device     "numpy" or "cupy": whose memory and calls
@@ -75,40 +83,48 @@ def plan(
     Raises ValueError for a name that there is not.
     """
     for what, name, known in (
-        ("shape", shape, SHAPES), ("method", method, ("lora", "full")),
+        ("shape", shape, SHAPES), ("method", method, methods.METHODS),
         ("optimizer", optimizer, OPTIMIZERS), ("policy", policy, POLICIES),
         ("device", device, ("numpy", "cupy")),
     ):  # fmt: skip
         if isinstance(name, str) and name not in known:
             raise ValueError(f"plan: there is no {what} {name!r}: there are {', '.join(known)}")
-    if method == "full" and policy == "half base":
+    if isinstance(method, str):
+        method = methods.METHODS[method](**settings)
+    elif settings:
+        raise TypeError(f"plan: {method} has its settings, and needs no {', '.join(settings)}")
+    if isinstance(method, methods.Full) and policy == "half base":
         raise ValueError('plan: "half base" goes with "lora": full training has no frozen base')
-    targets = (targets,) if isinstance(targets, str) else tuple(targets)
     config = SHAPES[shape] if isinstance(shape, str) else shape
-    tokens = config.n_positions if tokens is None else tokens
+    if tokens is None:
+        tokens = config.n_positions - getattr(method, "lp", 0) - getattr(method, "li", 0)
     with using(f"shapes:{device}", plain=plain) as library:
         model = build(config, rng=0, dtype=POLICIES[policy], recompute=recompute)
-        if method == "lora":
-            stored = "float16" if policy == "half base" else None
-            settings = lora.LoRAConfig(r=r, alpha=alpha, targets=targets)
-            lora.attach(model, settings, rng=0, base_dtype=stored)
+        if not isinstance(method, methods.Full):
+            method.apply(model, rng=0)
+            if policy == "half base":
+                store(storable(base_of(model), "float16"), {})
         trained = model.trainable_parameters()
         ids, meter = random_ids(model, batch, tokens), library.meter()
         meter.ignore(ids)
-        seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
+        with methods.prompt(tokens):  # where trained tokens stand behind one
+            seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
+        again = "recomputed, " if recompute else ""
+        name = shape if isinstance(shape, str) else type(shape).__name__
         return Plan(
-            _title(shape, method, r, targets, batch, tokens, optimizer, policy, recompute, device),
+            f"{name}: {told(method)}, {batch} × {tokens:,} tokens, {OPTIMIZERS[optimizer].__name__}, "
+            f"{policy}, {again}{device}",
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
         )  # fmt: skip
 
 
-def _title(
-    shape: str | ModelConfig, method: str, r: int, targets: Sequence[str], batch: int, tokens: int,
-    optimizer: str, policy: str, recompute: bool, device: str,
-) -> str:  # fmt: skip
-    how = f"LoRA r={r} on {', '.join(targets)}" if method == "lora" else "all parameters"
-    kind = OPTIMIZERS[optimizer].__name__
-    again = "recomputed, " if recompute else ""
-    name = shape if isinstance(shape, str) else type(shape).__name__
-    return f"{name}: {how}, {batch} × {tokens:,} tokens, {kind}, {policy}, {again}{device}"
+def told(method: methods.Method) -> str:
+    """A method by its name, with its sizes, and what of its settings is not left as it is."""
+    always = ("r", "lp", "li", "targets")
+    held = {f.name: (getattr(method, f.name), f.default) for f in fields(method)}  # type: ignore[arg-type]
+    shown = {name: value for name, (value, usual) in held.items()
+             if name in always or (usual is not MISSING and value != usual)}  # fmt: skip
+    words = [f"{name}={','.join(value) if name == 'targets' else value}"
+             for name, value in shown.items()]  # fmt: skip
+    return " ".join([method.called, *words])

@@ -6,11 +6,12 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from .. import __version__, accounting, atomic, backend, data, lora
+from .. import __version__, accounting, atomic, backend, data, lora, methods
 from ..backend import gpu
 from ..backend.threads import threads
 from ..bench.engines import ENGINES, sizes
@@ -104,13 +105,43 @@ def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     shape = SHAPES[args.shape]
     inputs.within(args.window, args.shape, shape.n_positions)
     settings = inputs.settings(args, smallest(shape))
-    plan = accounting.plan(
-        args.shape, method=args.method, policy=args.policy, recompute=args.recompute,
-        batch=args.batch or 1, tokens=args.window, plain=args.plain, r=settings.r,
-        device=args.backend.partition(":")[0], alpha=settings.alpha, targets=settings.targets,
+    how: dict[str, Any] = dict(
+        policy=args.policy, recompute=args.recompute, batch=args.batch or 1, tokens=args.window,
+        plain=args.plain, device=args.backend.partition(":")[0],
     )  # fmt: skip
+    if args.compare:
+        return _compared(args.shape, how, say)
+    kind = methods.METHODS[args.method]
+    given = {"r": settings.r, "alpha": settings.alpha, "targets": settings.targets,
+             "lp": args.lp, "li": args.li}  # fmt: skip
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for name in ("lp", "li"):
+        if name not in known and given[name] is not None:
+            raise ValueError(f"--{name} goes with preembed and prelayer, not with {args.method}")
+    plan = accounting.plan(args.shape, method=args.method, **how, **{
+        name: value for name, value in given.items() if name in known and value is not None
+    })  # fmt: skip
     say(str(plan))
     return plan.as_dict()
+
+
+def _compared(shape: str, how: dict[str, Any], say: Say) -> dict[str, Any]:
+    """The methods of tables 2 to 4 side by side."""
+    found: dict[str, Any] = {}
+    say(f"{'':<44}{'trained':>18}{'%':>9}{'file, MB':>13}{'peak, GB':>11}{'TFLOP':>11}{'depth':>8}")
+    for method in accounting.COMPARED:
+        try:
+            plan = accounting.plan(shape, method=method, **how)
+        except ValueError as error:  # such as trained tokens in an encoder
+            say(f"{accounting.told(method):<44}{error}")
+            continue
+        costs = plan.forward, plan.backward
+        found[accounting.told(method)] = plan.as_dict()
+        say(f"{accounting.told(method):<44}{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
+            f"{plan.checkpoint / 1e6:>13,.1f}{plan.bytes['peak'] / 1e9:>11,.2f}"
+            f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
+            f"{sum(cost.depth for cost in costs):>8,}")  # fmt: skip
+    return found
 
 
 def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:

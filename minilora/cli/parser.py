@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from .. import __version__, accounting, atomic, data
 from ..accounting.plan import POLICIES
+from ..methods import METHODS
 from ..bench.engines import ENGINES, SHAPES
 from ..pretrain import STEPS
 from . import commands
@@ -296,7 +297,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "shape", nargs="?", **one_of(*accounting.SHAPES) | {"metavar": "shape"},
         help=f"instead of the base: {', '.join(accounting.SHAPES)}; batch 1, its longest window",
     )  # fmt: skip
-    sub.add_argument("--method", **one_of("lora", "full"), default="lora", help="of a shape (lora)")
+    sub.add_argument("--method", **one_of(*METHODS), default="lora", help="of a shape (lora)")
+    sub.add_argument("--lp", type=whole(0), help="trained tokens before the prompt (8)")
+    sub.add_argument("--li", type=whole(0), help="trained tokens behind the prompt (0)")
+    sub.add_argument(
+        "--compare", action="store_true", help="of a shape: all methods of tables 2 to 4, in turn"
+    )
     sub.add_argument(
         "--policy", **one_of(*POLICIES), default="float32",
         help="of a shape: float32; half base: the frozen matrices in float16; mixed: all in "
