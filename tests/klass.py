@@ -170,7 +170,8 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
     helpers = [
         n for n in checks.body
         if isinstance(n, ast.Import) or (isinstance(n, ast.FunctionDef) and not n.decorator_list)
-        or (isinstance(n, ast.ImportFrom) and not n.level and n.module != "hypothesis")
+        or (isinstance(n, ast.ImportFrom) and not n.level
+            and n.module not in ("hypothesis", "minilora"))  # neither is a student's
     ]  # fmt: skip
     above = "\n\n".join(map(ast.unparse, helpers))
     for function, known in zip(banks[0].value.keys, banks[0].value.values) if banks else ():
@@ -183,7 +184,7 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
                 here = judging.judge_here(of, {f: space[f] for f in of.functions}, seed=seed)
             except Exception:
                 continue
-            if here.mistakes == (said,):
+            if here.mistakes == (said,) and judging._unfit(of, source) is None:
                 found[said] = source, here.points
     return found
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -44,12 +45,12 @@ def right() -> str:
     return book.exercise("02").solution()
 
 
-def processes() -> set[int]:
-    """Those of students' code that live, by what their folder is called."""
+def processes(within: Path) -> set[int]:
+    """Those of students' code that live, by where their folder is: other tests have some, too."""
     found = set()
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if b"/minilora-" in entry.read_bytes():
+            if f"{within}/minilora-".encode() in entry.read_bytes():
                 found.add(int(entry.parent.name))
         except OSError:
             continue
@@ -59,14 +60,17 @@ def processes() -> set[int]:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     """All that is hostile, graded once; among it, one who did it right."""
-    folder, before = tmp_path_factory.mktemp("hostile"), processes()
+    folder, within = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("run")
     hand_in(folder, aaa=right(), zzz=right())
     for name, data in klass.hostile(folder / "aaa" / NAME).items():
         (folder / name).mkdir()
         (folder / name / NAME).write_bytes(data)
-    graded = grade(folder, jobs=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(within))
+        patch.setattr(tempfile, "tempdir", None)  # it is asked for again
+        graded = grade(folder, jobs=4)
     assert (folder / "aaa" / NAME).read_text("utf-8") == right()
-    return {pupil.name: pupil for pupil in graded.pupils}, processes() - before
+    return {pupil.name: pupil for pupil in graded.pupils}, processes(within)
 
 
 def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
@@ -198,16 +202,18 @@ def _printed(process: int) -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed judge leaves a process")
 def test_who_is_killed_leaves_no_process(tmp_path):
-    hand_in(tmp_path, a=klass.answer("import time; print(1); time.sleep(1e6)"))
-    before = processes()
-    code = f"from minilora.exercises import grading; grading.grade({str(tmp_path)!r}, only=['02'])"
-    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    while not any(_printed(one) for one in processes() - before):
+    (within := tmp_path / "run").mkdir()
+    (folder := tmp_path / "class").mkdir()
+    hand_in(folder, a=klass.answer("import time; print(1); time.sleep(1e6)"))
+    code = f"from minilora.exercises import grading; grading.grade({str(folder)!r}, only=['02'])"
+    where = os.environ | {"TMPDIR": str(within)}
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=where)
+    while not any(_printed(one) for one in processes(within)):
         assert run.poll() is None
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     for _ in range(200):
-        if not processes() - before:
+        if not processes(within):
             return
         time.sleep(0.05)
     raise AssertionError("a student's process outlives its judge")

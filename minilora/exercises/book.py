@@ -177,9 +177,21 @@ def exercises() -> tuple[Exercise, ...]:
     return tuple(exercise(number) for number in paths())
 
 
-def mistaken(of: Exercise, function: str, mistake: str) -> Mapping[str, Function]:
-    """The reference with one known mistake in it; what runs beside it meets the mistake too."""
-    return beside(of, {**of.reference, function: of.wrong[function][mistake]})
+def mistaken(
+    of: Exercise, function: str, mistake: str, through: bool = False
+) -> Mapping[str, Function]:
+    """The reference with one known mistake in it; what runs beside it meets the mistake too.
+
+    through: so do the reference's other functions, where they call this one.
+    """
+    written = {**of.reference, function: of.wrong[function][mistake]}
+    if through:
+        space = vars(_module(of.path)) | written
+        for name in written.keys() - {function}:
+            given: Any = of.reference[name]
+            written[name] = types.FunctionType(given.__code__, space, name, given.__defaults__)
+            space[name] = written[name]
+    return beside(of, written)
 
 
 def beside(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:

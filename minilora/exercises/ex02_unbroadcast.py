@@ -7,7 +7,7 @@ column. Each number of y was used several times: its gradient is the sum over al
 unbroadcast(g, shape) takes
     g      array, the gradient of the result; its shape is what `shape` broadcasts to
     shape  tuple, the shape of what was broadcast; it may have fewer axes than g, and axes of size 1
-and returns the gradient, an array of that shape. g stays as it is.
+and returns the gradient, an array of that shape and of the dtype of g. g stays as it is.
 
     unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (3,))      ->  [5.0, 7.0, 9.0]
     unbroadcast(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), (2, 1))    ->  [[6.0], [15.0]]
@@ -60,7 +60,9 @@ def _adjoint(student, g, shape):
         x = np.zeros(shape)
         x[place] = 1.0
         expected[place] = np.sum(g * np.broadcast_to(x, g.shape))
-    kit.equal(student.unbroadcast(g, shape), expected, "the gradient")
+    got = student.unbroadcast(g, shape)
+    kit.equal(got, expected, "the gradient")
+    kit.holds(got.dtype == g.dtype, f"the gradient in {g.dtype}", f"{got.dtype}")
 
 
 @kit.check(broadcasts(least_in_front=1, ones=False), points=3)
@@ -105,6 +107,7 @@ WRONG = {
         "you sum the stretched axes without keepdims=True": lambda g, s: g.sum(
             axis=tuple(range(g.ndim - len(s)))
         ).sum(axis=tuple(i for i, size in enumerate(s) if size == 1)),
+        "you make float32 of float64": lambda g, s: _summed(np.sum, g, s).astype("float32"),
         "you change g in place": _in_place,
     }
 }

@@ -171,9 +171,12 @@ def steps(draw, decays=True, frozen=False):
     trained = [name for name in names if not frozen or draw(st.booleans())]
     shapes = {name: (draw(kit.sizes(1, 2)),) * draw(st.integers(1, 2)) for name in names}
     some = trained if frozen and draw(st.booleans()) else names
+    params = {name: kit.small(rng, *shapes[name]) for name in names}
+    for name in set(names) - set(trained):
+        params[name].flat[0] = -0.0  # to which 0.0 cannot be added unseen
+    still = draw(st.sampled_from([1, 1, 0])) if decays else 1  # without gradient, too, p decays
     return {
-        "params": {name: kit.small(rng, *shapes[name]) for name in names},
-        "grads": {name: kit.small(rng, *shapes[name]) for name in some},
+        "params": params, "grads": {name: kit.small(rng, *shapes[name]) * still for name in some},
         "trained": trained, "lr": draw(st.sampled_from([0.5, 0.1, 0.25])),
         "decay": draw(st.sampled_from([0.5, 0.1, 2.0])) if decays else 0.0,
     }  # fmt: skip

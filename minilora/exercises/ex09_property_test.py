@@ -132,6 +132,7 @@ SCALE = {
 }
 NUMBER = {
     "divides alpha by r in whole numbers": ("return W + alpha // r * (B @ A)",),
+    "drops what alpha has behind the point": ("return W + alpha // 1 / r * (B @ A)",),
     "divides alpha by another number than r": (
         "return W + alpha / r**0.5 * (B @ A)", "return W + alpha / W.shape[0] * (B @ A)",
         "return W + alpha / W.shape[1] * (B @ A)", "return W + alpha / r / r * (B @ A)",
@@ -156,6 +157,7 @@ PRODUCT = {
     "gives the right rows or columns in reverse order": (
         "return (W + alpha / r * (B @ A))[::-1]", "return (W + alpha / r * (B @ A))[:, ::-1]",
     ),
+    "raises an error where W is not square": ("return W + W @ W * 0.0 + alpha / r * (B @ A)",),
     "is wrong where W has more columns than rows": (
         "n = W.shape[0]; S = W * 1.0; S[:, :n] += alpha / r * (B @ A)[:, :n]; return S",
     ),

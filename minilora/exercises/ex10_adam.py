@@ -75,9 +75,10 @@ def steps(draw, dtype="float64", most=1, start=False):
     rng = draw(kit.generators())
     shape = tuple(draw(st.lists(kit.sizes(1, 3), max_size=2)))
     before = 0 if start else draw(st.integers(0, 20))  # steps that are done already
+    scale = draw(st.sampled_from([1, 0.01]))
     return {
         "p": np.asarray(kit.small(rng, *shape), dtype),
-        "gradients": [np.asarray(kit.small(rng, *shape), dtype) for _ in range(most)],
+        "gradients": [np.asarray(kit.small(rng, *shape) * scale, dtype) for _ in range(most)],
         "m": np.asarray(rng.normal(size=shape) if before else np.zeros(shape), dtype),
         "v": np.asarray(rng.uniform(0.1, 2.0, size=shape) if before else np.zeros(shape), dtype),
         "t": before + 1, "lr": draw(st.sampled_from([0.1, 0.5])),

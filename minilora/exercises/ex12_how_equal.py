@@ -5,7 +5,7 @@ operation rounds, and the two sides differ. By how much at most? More than that 
 
 merge_bound(x, W, A, B, alpha, dtype) takes
     x, W, A, B  arrays of that dtype, of shapes (n, k), (d, k), (r, k), (d, r)
-    alpha       number, such that s = alpha / r is far from the smallest floats
+    alpha       number above 0, such that s = alpha / r is far from the smallest floats
     dtype       np.float32 or np.float16
 and returns one number that is never below max |merged - unmerged|, where
     merged      V = W + s (B A), then x V^T

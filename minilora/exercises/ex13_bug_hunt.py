@@ -124,34 +124,30 @@ def fine_tune(model, ids, held_out, r, alpha, steps, lr, decay):
 ### BESIDE THE STUDENT
 
 import inspect
-import types
 
 WORDS, WIDTH, LR, STEPS = 6, 16, 0.03, 60
 
 
-class _Watched(ml.GPT2):
-    """A model that notes at each call whether it is in training."""
-
+class _Watched(ml.GPT2):  # it notes at each call whether it is in training
     def forward(self, ids):
         self.modes.append(self.training)
         return super().forward(ids)
 
 
-class _Still(ml.SGD):
-    """An optimizer that moves nothing, and notes gradients and learning rates."""
+class _Still(ml.SGD):  # it moves nothing, and notes gradients and learning rates
+    seen, rates = (), ()
 
     def step(self):
-        self.seen.append([np.array(p.grad) for p in self.parameters.values() if p.grad is not None])
-        self.rates.append(self.lr)
+        grads = [np.array(p.grad) for p in self.parameters.values() if p.grad is not None]
+        self.seen, self.rates = [*self.seen, grads], [*self.rates, self.lr]
 
 
 def _model(seed, dropout=0.0):
     model = _Watched(ml.GPT2Config(WORDS, LENGTH, WIDTH, 2, 2, dropout=dropout), rng=seed)
-    model.modes, model.tok.W.data, model.pos.W.data = (
-        [],
-        model.tok.W.data * 20,
-        model.pos.W.data * 20,
-    )
+    model.modes, rng = [], np.random.default_rng(seed)
+    for name, p in model.named_parameters():
+        p.data *= 20 if name in ("tok.W", "pos.W") else 1
+        p.data += rng.normal(0, 0.1 * name.endswith(".b"), p.shape).astype("float32")
     return model
 
 
@@ -164,9 +160,12 @@ def _logits(model, ids):
         return np.array(model(ids[None, :LENGTH]).data)
 
 
-class _Prepared:
-    """A model after prepare: its base's parameters and the new ones, each with what it held."""
+def _losses(model, window):
+    z = _logits(model, window[:-1])[0].astype("float64")
+    return [*(np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(z)), window[1:]])]
 
+
+class _Prepared:  # a model after prepare: the base's parameters and the new ones, as they were
     def __init__(self, script, seed, r, alpha, dropout=0.0, B=0.0):
         self.model, rng = _model(seed, dropout), np.random.default_rng(seed)
         self.base = [(p, p.data.copy()) for p in self.model.parameters()]
@@ -180,19 +179,16 @@ class _Prepared:
         return all((p.data == before).all() for p, before in self.base)
 
     def still(self):
-        optimizer = _Still(self.model.trainable_parameters(), lr=LR)
-        optimizer.seen, optimizer.rates = [], []
-        return optimizer
+        return _Still(self.model.trainable_parameters(), lr=LR)
 
 
 def found(student, seed, r, alpha):
     """What is wrong with the script of fine_tune, as it shows."""
     there = inspect.unwrap(student.fine_tune).__globals__
-    for name in ("prepare", "batch", "train", "evaluate", "merge"):
-        if name not in there:
-            raise NameError(f"the script has no function {name} any more")
+    if gone := {"prepare", "batch", "train", "evaluate", "merge"} - {*there}:
+        raise NameError(f"the script has no function {min(gone)} any more")
     probes, text = (_layers, _training, _steps, _batches, _modes, _mean, _merged), _text(seed, 12)
-    script = types.SimpleNamespace(**there)
+    script = type("Script", (), {**there})
     return [what for probe in probes for what in probe(script, text, seed, r, alpha)]
 
 
@@ -231,14 +227,20 @@ def _training(script, text, seed, r, alpha):
 
 def _steps(script, text, seed, r, alpha):
     at = _Prepared(script, seed, r, alpha, B=0.5)
-    script.train(at.model, optimizer := at.still(), 0 * text, 4, LR, 0.0)  # batches are all equal
+    same = 0 * text[: LENGTH + 1]  # as all batches are
+    told = script.train(at.model, optimizer := at.still(), 0 * text, 4, LR, 0.0)
     first, *later = optimizer.seen
     far = [np.abs(a - b).max() / np.abs(a).max() for seen in later for a, b in zip(first, seen)]
     if len(later) != 3 or max(far) > 1e-2:
         yield "the gradient of a step is not that of its batch alone"
-    rates = optimizer.rates
-    if rates != sorted(rates, reverse=True) or rates[0] != LR or rates[-1] > 0.6 * LR:
+    if (
+        (rates := optimizer.rates) != sorted(rates, reverse=True)
+        or rates[0] != LR
+        or rates[-1] > 0.6 * LR
+    ):
         yield "the learning rate does not fall from lr to 0"
+    if len(told) != 4 or np.abs(np.array(told) / np.mean(_losses(at.model, same)) - 1).max() > 1e-3:
+        yield "what train returns are not the losses of the steps"
 
 
 def _batches(script, text, seed, r, alpha):
@@ -262,11 +264,9 @@ def _modes(script, text, seed, r, alpha):
 
 
 def _mean(script, text, seed, r, alpha):
-    model, ids, losses = _model(seed), text[: 2 * LENGTH + 3], []
-    for start in range(0, len(ids) - 1, LENGTH):
-        window = ids[start : start + LENGTH + 1]
-        z = _logits(model, window[:-1])[0].astype("float64")
-        losses += [*(np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(z)), window[1:]])]
+    model, ids = _model(seed), text[: 2 * LENGTH + 3]
+    windows = (ids[at : at + LENGTH + 1] for at in range(0, len(ids) - 1, LENGTH))
+    losses = [loss for window in windows for loss in _losses(model, window)]
     if abs(script.evaluate(model, ids) - np.mean(losses)) > 1e-3 * np.mean(losses):
         yield "an evaluation is not the mean over all tokens"
 
@@ -277,12 +277,14 @@ def _merged(script, text, seed, r, alpha):
     script.merge(at.model)
     if np.abs(_logits(at.model, text) - before).max() > 1e-2 * np.abs(before).max():
         yield "the merged model does not compute what the unmerged one does"
+    elif len(at.model.parameters()) > len(at.base):
+        yield "after the merge, a layer still has its adapter"
     if not at.kept():
         yield "merging writes into the base"
 
 
 def whole(student, seed, r, alpha):
-    """The script as it is run: (loss before, after, merged), and whether the base is as it was."""
+    """The script as it is run: (loss before, after, merged), and is the base as it was?"""
     model, text = _model(seed, 0.05), _text(seed, 30)
     base = [(p, p.data.copy()) for p in model.parameters()]
     told = student.fine_tune(model, text, text[:45], r, alpha, STEPS, LR, 0.01)
@@ -362,10 +364,9 @@ cases = st.fixed_dictionaries(
 def _left(student, most, seed, r, alpha):
     bugs = student.found(seed, r, alpha)
     if len(bugs) > most:
-        raise kit.Wrong(
-            f"expected {most} of the three bugs left at most" if most else "expected no bug left",
-            f"got      {len(bugs)}: " + bugs[0], *("            " + bug for bug in bugs[1:]),
-        )  # fmt: skip
+        wanted = f"{most} of the three bugs left at most" if most else "no bug left"
+        more = (" " * 12 + bug for bug in bugs[1:])
+        raise kit.Wrong(f"expected {wanted}", f"got      {len(bugs)}: {bugs[0]}", *more)
 
 
 @kit.check(cases, points=3, examples=2)
@@ -384,9 +385,8 @@ def two_gone(student, seed, r, alpha):
 def all_gone(student, seed, r, alpha):
     """All bugs are gone: the script reaches its loss, and the base keeps its bits."""
     _left(student, 0, seed, r, alpha)
-    losses, kept = student.whole(seed, r, alpha)
+    (before, after, merged), kept = student.whole(seed, r, alpha)
     kit.holds(kept, "the base's arrays as they were, bit for bit", "other ones")
-    before, after, merged = losses
     words = f"a held-out loss that training takes from {before:.3g} to less than {0.6 * before:.3g}"
     kit.holds(after < 0.6 * before, words, f"{after:.3g}")
     kit.equal(merged, after, "the loss of the merged model", rtol=1e-3)

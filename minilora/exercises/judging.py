@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -185,7 +186,8 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
     """The outcomes, with the known mistakes that give all that the student's code gave.
 
     Of the calls of the mistaken function, and of what runs beside the student, over all checks: one
-    that explains a part only is none.
+    that explains a part only is none. Where one of the student's functions calls another, as the
+    reference does, both are wrong: then it has to explain them all.
     """
     outcomes = tuple(outcomes)
     if all(outcome.points for outcome in outcomes):
@@ -197,15 +199,18 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
     )  # fmt: skip
     shows: dict[str, set[str]] = {}
     for function, known in exercise.wrong.items():
-        for mistake in known:
-            local = Local(exercise, mistaken(exercise, function, mistake))
+        for mistake, through in itertools.product(known, (False, True)[: len(exercise.functions)]):
+            if mistake in shows:
+                continue
+            local = Local(exercise, mistaken(exercise, function, mistake, through))
+            which = exercise.functions if through else (function,)
             failed = set()
             for outcome, one, smallest in seen:
-                theirs = _calls(exercise, one.calls, function)
+                theirs = _calls(exercise, one.calls, which)
                 if not theirs and not smallest:
                     continue
                 fails = _fails(one, local)
-                ours = _calls(exercise, local.calls, function)
+                ours = _calls(exercise, local.calls, which)
                 if not all(map(alike, theirs, ours)):
                     break
                 if smallest and fails and theirs:
@@ -218,9 +223,9 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
     )
 
 
-def _calls(exercise: Exercise, calls: list[Called], function: str) -> list[Called]:
-    """Those that may have run this function."""
-    return [call for call in calls if call.name == function or call.name not in exercise.functions]
+def _calls(exercise: Exercise, calls: list[Called], which: Collection[str]) -> list[Called]:
+    """Those that may have run one of these functions."""
+    return [call for call in calls if call.name in which or call.name not in exercise.functions]
 
 
 def _fails(one: Seen, student: Student) -> bool:
@@ -238,11 +243,13 @@ def alike(a: Any, b: Any) -> bool:
         if not isinstance(b, np.ndarray | np.generic | float | int) or np.shape(a) != np.shape(b):
             return False
         kinds = np.asarray(a).dtype, np.asarray(b).dtype
-        if isinstance(a, np.ndarray) and kinds[0] != kinds[1]:
+        plain = type(a) in (float, int) or type(b) in (float, int)  # either may be meant
+        if kinds[0] != kinds[1] and not plain:
             return False
         eps = max((float(np.finfo(k).eps) for k in kinds if k.kind == "f"), default=0.0)
         top = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
-        return bool(np.allclose(a, b, rtol=0, atol=1e4 * eps * top, equal_nan=True))
+        loose = min(1e4 * eps, 0.01) * top  # a half has few digits to agree in
+        return bool(np.allclose(a, b, rtol=0, atol=loose, equal_nan=True))
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
     if isinstance(a, dict):
