@@ -61,9 +61,7 @@ class Layout(Module):
             out: Tensor = inner(all_ids, cache)
         if not li:
             return out[:, lp:]
-        read = places + li * (
-            at == ends - 1
-        )  # the prompt's last token speaks through the last of li
+        read = places + li * (at == ends - 1)  # the prompt's last token: through the last of li
         flat = out.reshape(-1, out.shape[-1])
         return ops.embedding(flat, read + np.arange(batch)[:, None] * all_ids.shape[1])
 
@@ -112,7 +110,8 @@ class Trained(Module):
         if which is None:
             return x
         ours = asarray((which >= 0)[..., None].astype(str(x.dtype)))
-        return x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0)) * ours
+        y: Tensor = x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0)) * ours
+        return y
 
 
 class Embedded(Trained):
