@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -44,6 +45,12 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
             return number
     words = _WORDS.get(within, f"in {within}")
     raise ValueError(f"{who}: {name} must be {words}, not {told(value)}")
+
+
+def choice(who: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raises ValueError where `value` is none of those that are known."""
+    if value not in known:
+        raise ValueError(f"{who}: {name} is one of {', '.join(known)}, not {value!r}")
 
 
 def a(kind: str) -> str:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import lora
 from ..backend import Rng, generator
 from ..config import Config
+from ..lora.convert import activate as activate_lora
+from ..lora.convert import detach
 from ..lora.convert import trained_by as trained_by_lora
 from ..lora.layers import LoRALayer
 from ..nn import Module, Parameter
@@ -168,7 +169,7 @@ def activate(model: Module, *names: str) -> None:
         wrapper.active = tuple(name for name in names if name in wrapper.parts)
     if hasattr(model, "adapters"):
         others = [name for name in model.adapters.active if name not in state.methods]
-        lora.activate(model, *others, *(n for n in names if n in model.adapters.configs))
+        activate_lora(model, *others, *(n for n in names if n in model.adapters.configs))
 
 
 @contextmanager
@@ -190,7 +191,7 @@ def remove(model: Module, name: str | None = None) -> Module:
     activate(model, *(other for other in state.active if other not in gone))
     for other in gone:
         if hasattr(model, "adapters") and other in model.adapters.configs:
-            lora.detach(model, other)
+            detach(model, other)
         state.methods.pop(other), state.copies.pop(other, None)
         for path, wrapper in reversed(adapted(model)):  # what is inside of others comes first
             wrapper.parts.pop(other, None)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import lora
 from ..config import LoRAConfig
+from ..lora.convert import attach
 from ..nn import Module
 from . import sizes
 from .applied import Method
@@ -27,7 +27,7 @@ class LoRA(LoRAConfig, Method, called="lora"):
         return LoRAConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAConfig)})
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
-        lora.attach(model, self.config(), name, rng)
+        attach(model, self.config(), name, rng)
 
     def count(self, config: Any) -> int:
         d, ff, layers = config.d_model, sizes.d_ff(config), config.n_layers
