@@ -366,13 +366,17 @@ def test_a_file_holds_what_is_trained_and_nothing_else(numpy_only, tmp_path, cal
     said, trained = logits(model, IDS), methods.trained_by(model, "default")
     methods.save(model, tmp_path / "m.npz")
     arrays, _ = checkpoint.read(tmp_path / "m.npz")
-    assert {name: a.tobytes() for name, a in arrays.items()} == {
-        name: p.data.tobytes() for name, p in trained.items()
-    }
+    assert arrays.keys() == trained.keys()
     other = gpt2(0)
     methods.load(other, tmp_path / "m.npz", name="poet")
-    assert same_bytes(logits(other, IDS), said) and not other.trainable_parameters()
-    assert vars(other)["methods"].methods["poet"] == model.methods.methods["default"]
+    assert not other.trainable_parameters()
+    if called == "pissa":  # kept as a plain LoRA of twice the rank
+        assert other.methods.methods["poet"] == methods.LoRA(r=4, alpha=10.0)
+        np.testing.assert_allclose(logits(other, IDS), said, rtol=1e-11, atol=1e-12)
+        return
+    assert same_bytes(logits(other, IDS), said)
+    assert all(same_bytes(a, ml.asnumpy(trained[name].data)) for name, a in arrays.items())
+    assert other.methods.methods["poet"] == model.methods.methods["default"]
     methods.remove(other)
     methods.load(other, tmp_path / "m.npz", trainable=True)
     assert list(other.trainable_parameters()) == list(model.trainable_parameters())
@@ -484,7 +488,7 @@ def test_what_is_refused_changes_nothing(numpy_only, call, says):
 @every
 def test_lora_s_own_functions_know_a_method_s_lora(called):
     model = applied(called)
-    if "lora" not in called:
+    if not isinstance(make(called), methods.LoRA):
         assert not hasattr(model, "adapters")
         return
     said = logits(model, IDS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from .adapters import AdapterD, AdapterH, AdapterL, AdapterP
 from .applied import METHODS, Method, activate, apply, disabled, remove, trained_by
 from .combine import combine, per_row
+from .dora import DoRA
 from .files import load, save
-from .low_rank import LoRA, LoRAPreEmbed, LoRAPreLayer
+from .lora_plus import LoRAPlus
+from .low_rank import LoRA, LoRAPreEmbed, LoRAPreLayer, RsLoRA
+from .pissa import PiSSA
 from .prefix import PreEmbed, PreLayer, prompt
-from .variants import DoRA, LoRAPlus, PiSSA, RsLoRA
 from .whole import BitFit, FTTop2, Full
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backend import Rng, generator
+from ..backend import Rng, asnumpy, generator
 from ..config import Config
 from ..lora.convert import activate as activate_lora
 from ..lora.convert import detach
@@ -45,6 +45,10 @@ class Method(Config):
     def copied(self, names: Sequence[str]) -> list[str]:
         """Those of the base's parameters of which it trains a copy."""
         return []
+
+    def saved(self, model: Module, name: str) -> tuple[Method, dict[str, np.ndarray]]:
+        """What a file holds: a method, and what that trains, on the host."""
+        return self, {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
 
     def count(self, config: Any) -> int:
         """How many numbers it trains in a model of these sizes, by the paper's formula."""

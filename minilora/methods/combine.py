@@ -40,17 +40,13 @@ def combine(
     if r is not None and how != "svd":
         raise ValueError(f'combine: r is for how="svd": {how!r} has a rank of its own')
     if copied := [n for n in weights if state.whole[n]]:
-        raise ValueError(
-            f"combine: {copied[0]!r} has whole parameters of its own: A and B alone add"
-        )
+        raise ValueError(f"combine: {copied[0]!r} has whole parameters: A and B alone add up")
     share = {n: real("combine", f"weights[{n!r}]", w) for n, w in weights.items()}
     made, layers = {}, layers_of(model)
     for path, layer in layers.items():
         held = [(w, layer.adapters[n].plain()) for n, w in share.items() if n in layer.adapters]
         if held:
-            factors = [
-                (w * a.scale, *(asnumpy(p).astype("float64") for p in (a.B, a.A))) for w, a in held
-            ]
+            factors = [(w * a.scale, _wide(a.B), _wide(a.A)) for w, a in held]
             made[path] = factors, *HOW[how](path, factors, r)
     if not made:
         raise ValueError("combine: it takes at least one adapter, as in {'a': 0.5, 'b': 0.5}")
@@ -63,10 +59,8 @@ def combine(
         for p, x in ((new.B, B), (new.A, A)):
             p.data[...] = asarray(x.astype(str(p.dtype)))
     activate(model, name)
-    return {
-        path: _off(factors, layers_of(model)[path].adapters[name])
-        for path, (factors, _, _) in made.items()
-    }
+    now = layers_of(model)
+    return {at: _off(factors, now[at].adapters[name]) for at, (factors, _, _) in made.items()}
 
 
 def _cat(path: str, factors: Factors, r: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -84,15 +78,17 @@ def _svd(path: str, factors: Factors, r: int | None) -> tuple[np.ndarray, np.nda
 
 def _linear(path: str, factors: Factors, r: int | None) -> tuple[np.ndarray, np.ndarray]:
     if len(ranks := {len(A) for _, _, A in factors}) > 1:
-        raise ValueError(
-            f'combine: {path}: "linear" takes one rank, not {sorted(ranks)}: use "svd"'
-        )
+        raise ValueError(f'combine: {path}: "linear" takes one rank, not {sorted(ranks)}')
     B: Any = sum(np.sign(s) * abs(s) ** 0.5 * B for s, B, _ in factors)
     A: Any = sum(abs(s) ** 0.5 * A for s, _, A in factors)
     return B, A
 
 
 HOW = {"cat": _cat, "svd": _svd, "linear": _linear}
+
+
+def _wide(p: Any) -> np.ndarray:
+    return np.asarray(asnumpy(p), "float64")
 
 
 def _off(factors: Factors, made: Any) -> float:
@@ -135,9 +131,7 @@ class Rows:
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(x.shape) < 3 or x.shape[0] != len(self.mine):
-            raise ValueError(
-                f"per_row: {len(self.mine)} names are given, and the batch is {x.shape}"
-            )
+            raise ValueError(f"per_row: {len(self.mine)} names, and the batch is {x.shape}")
         mask = asarray(self.mine.astype(str(x.dtype))[:, None, None])
         return self.adapter(x) * mask  # type: ignore[no-any-return]
 
