@@ -224,6 +224,14 @@ def test_parts_stand_where_the_paper_has_them(called, where):
     assert [path.replace(".base", "") for path in found] == where
 
 
+def test_adapter_d_is_in_the_blocks_that_are_named():
+    method = methods.AdapterD(r=1, layers=[2, 0, 2])
+    model = gpt2(n_layers=4)
+    names = method.apply(model, rng=0)
+    assert method.layers == (0, 2) and method.count(model.config) == 2 * (2 * 8 + 1 + 8)
+    assert [n for n in names if n.endswith("up.W")] == ["blocks.0.mlp.up.W", "blocks.2.mlp.up.W"]
+
+
 def test_adapters_stand_before_the_skip_connection():
     """Block 1 by hand: x + adapter(attn(ln1(x))), then the same with the MLP."""
     model = applied("adapter-h", model=gpt2(0, n_layers=1))

@@ -102,9 +102,11 @@ class Adapted(Module):
         out: Tensor = run(*args, **kwargs)
         return out
 
-    def project(self, x: Tensor) -> Tensor:
-        """Of a table that is the head, too."""
-        return self.base.project(x)  # type: ignore[no-any-return]
+    def __getattr__(self, name: str) -> Any:
+        """What else a model asks for, such as a table's `project`: the module has it."""
+        if name.startswith("__") or "base" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
     def window(self, positions: int, tokens: int) -> int:
         """See `models.cache.window`."""
