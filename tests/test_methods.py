@@ -1,5 +1,6 @@
 """The methods of the paper: what each trains, counts, saves, and gives back (minilora.methods)."""
 
+import sys
 from contextlib import nullcontext
 from dataclasses import fields
 
@@ -21,6 +22,7 @@ from strategies import (
     train,
     wide,
 )
+from test_surgery import PACKAGE, interrupted
 
 import minilora as ml
 from minilora import accounting, checkpoint, lora, methods
@@ -152,6 +154,16 @@ def test_at_first_it_is_the_base_but_for_trained_tokens(called, seed, dtype):
     assert same_bytes(logits(model, IDS), before) == (called not in PREFIXES)
     shake(model.trainable_parameters().values(), seed, 0.3)
     assert not same_bytes(logits(model, IDS), before)
+
+
+@every
+def test_in_half_precision_it_is_trained_in_float32(called):
+    model = applied(called, dtype="float16")
+    assert {str(p.dtype) for p in model.trainable_parameters().values()} == {"float32"}
+    out = model(IDS)
+    assert str(out.dtype) == "float16" or called == "dora"  # whose lengths are float32
+    ml.ops.cross_entropy(out, IDS).backward()
+    assert all(str(p.grad.dtype) == "float32" for p in model.trainable_parameters().values())
 
 
 @every
@@ -503,3 +515,69 @@ def test_lora_s_own_functions_know_a_method_s_lora(called):
     with lora.merged(model):
         np.testing.assert_allclose(logits(model, IDS), said, rtol=1e-11, atol=1e-12)
     assert same_bytes(logits(model, IDS), said)
+
+
+# All or nothing.
+
+
+def applied_twice(seed: int = 0):
+    """Adapters, which count; LoRA with tokens; biases; and "bare", by `lora.attach`."""
+    model = gpt2(seed, "float32")
+    lora.attach(model, ml.LoRAConfig(r=2), "bare", rng=seed)
+    for name, called in (("two", "lora+preembed"), ("one", "adapter-h"), ("three", "bitfit")):
+        make(called).apply(model, name, rng=seed)
+        shake(model.trainable_parameters().values(), seed)
+    methods.activate(model, "one")
+    return model
+
+
+CALLS = {
+    "apply": lambda m, path: methods.apply(m, "lora+prelayer", "new", rng=1),
+    "apply dora": lambda m, path: methods.apply(m, "dora", "new", rng=1),
+    "apply full": lambda m, path: methods.apply(m, "fttop2", "new", rng=1),
+    "activate": lambda m, path: methods.activate(m, "two", "three"),
+    "remove one": lambda m, path: methods.remove(m, "two"),
+    "remove": lambda m, path: methods.remove(m),
+    "combine": lambda m, path: lora.combine(m, {"bare": 1, "two": -0.5}, "svd"),
+    "load": lambda m, path: methods.load(m, path, "new"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@settings(max_examples=6)
+@given(st.floats(0, 0.999))
+def test_an_interrupt_at_any_line_changes_nothing(numpy_only, tmp_path_factory, name, where):
+    path = tmp_path_factory.getbasetemp() / "interrupted.npz"
+    if not path.exists():
+        methods.save(applied("prelayer", dtype="float32"), path)
+    lines, model = 0, applied_twice()
+
+    def count(frame, event, arg):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        return count
+
+    sys.settrace(count)
+    try:
+        CALLS[name](model, path)
+    finally:
+        sys.settrace(None)
+    done, model = snapshot(model)[0], applied_twice()
+    before = snapshot(model)
+    assert interrupted(lambda: CALLS[name](model, path), 1 + int(where * lines))
+    assert snapshot(model) == before or snapshot(model)[0] == done
+
+
+@pytest.mark.parametrize("call", [methods.apply, methods.activate, methods.remove, lora.combine])
+def test_what_changes_a_model_wants_it_first(numpy_only, call):
+    with pytest.raises(TypeError, match=r"the model comes first, and not str"):
+        call("lora", "default")
+
+
+@pytest.mark.parametrize("top", [(0, 1), (1, 2), (2, 3)])
+def test_fttop2_is_the_last_two_blocks(top):
+    model = gpt2(n_layers=top[1] + 1)
+    names = methods.apply(model, "fttop2")
+    assert {name.split(".")[1] for name in names} == {str(i) for i in top}

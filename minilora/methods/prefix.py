@@ -106,7 +106,9 @@ class Trained(Module):
         if which is None:
             return x
         ours = asarray((which >= 0)[..., None].astype(str(x.dtype)))
-        y: Tensor = x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0)) * ours
+        y: Tensor = (
+            x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0), dtype=x.dtype) * ours
+        )
         return y
 
 
