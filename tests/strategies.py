@@ -132,7 +132,19 @@ def snapshot(model):
         state and (state.active, dict(state.configs), dict(state.base), dict(state.required)),
         state and {name: dict(held) for name, held in state.whole.items()},
         model.locked,
+        _methods_of(model),
     )
+
+
+def _methods_of(model):
+    """What is applied to the model, and who counts where."""
+    held, state = vars(model), vars(model).get("methods")
+    wrapped = [(at, list(m.parts.items()), m.active) for at, m in model.named_modules()
+               if hasattr(m, "parts")]  # fmt: skip
+    kept = state and [
+        (x, dict(value) if isinstance(value, dict) else value) for x, value in vars(state).items()
+    ]
+    return held.get("forward"), wrapped, kept
 
 
 def everything(model, optimizer) -> tuple:

@@ -24,8 +24,8 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"checks", "atomic", "signals"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
     {"gradcheck", "checkpoint", "data"}, {"nn"},
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"},
-    {"lora", "rounding"},  # rounding holds lora to what it does, and lora hands its `verify` on
-    {"methods"}, {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
+    {"lora", "rounding", "methods"},  # they hold to lora or build on it; it hands some of them on
+    {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
     {"pretrain", "demo", "viz"}, {"bench", "site", "exercises"}, {"cli", "public"},
     {"__init__", "__main__"},
 ]  # fmt: skip

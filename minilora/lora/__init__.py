@@ -4,7 +4,8 @@ from .convert import activate, adaptable, attach, detach, disabled, merge, merge
 from .files import load, save
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
 from ..rounding.verification import verify  # last: it needs the others
-
+from ..methods.combine import combine, per_row
 __all__ = [
     "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALayer", "LoRALinear", "activate", "adaptable",
-    "attach", "detach", "disabled", "load", "merge", "merged", "save", "set_adapter", "verify"]
+    "attach", "combine", "detach", "disabled", "load", "merge", "merged", "per_row", "save",
+    "set_adapter", "verify"]

@@ -216,8 +216,8 @@ def install(
 def trained_by(model: Module, name: str) -> dict[str, Parameter]:
     """What this adapter trains, by the name that it has in the adapter's file."""
     held = {at: x.adapters[name] for at, x in layers_of(model).items() if name in x.adapters}
-    both = {f"{at}.{x}": getattr(a, x) for at, a in held.items() for x in "AB"}
-    return both | adapters_of(model).whole[name]
+    own = {f"{p}.{x}": t for p, a in held.items() for x, t in a.named_parameters() if "." not in x}
+    return own | adapters_of(model).whole[name]
 
 def _forget(model: Module) -> Module:
     """Drop the adapters; what has a name in the base requires what it did before the first one."""

@@ -21,12 +21,14 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     if name is None and len(state.configs) > 1:
         raise ValueError(f"save: which adapter? There are {sorted(state.configs)}")
     name = name or next(iter(state.configs))
-    held = {at: x.adapters[name] for at, x in layers_of(model).items() if name in x.adapters}
+    layers = {at: x.adapters for at, x in layers_of(model).items() if name in x.adapters}
+    held = {at: adapters[name].plain() for at, adapters in layers.items()}
     meta = {
         "kind": "adapter", "name": name, "config": asdict(state.configs[name]),
         "layers": {at: {"r": a.r, "alpha": a.alpha, "scale": a.scale} for at, a in held.items()},
         "whole": list(state.whole[name]), "base": _fingerprint(model, held)}
-    arrays = {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
+    ours = {f"{at}.{x}": p for at, a in held.items() for x, p in a.named_parameters()}
+    arrays = {at: asnumpy(p.data) for at, p in (ours | state.whole[name]).items()}
     return checkpoint.write(path, arrays, meta)
 
 @all_or_nothing

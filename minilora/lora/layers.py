@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from .. import ops
 from ..backend import Array, asarray, current, xp
+from ..backend.choices import told
 from ..config import LoRAConfig
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor
@@ -28,13 +29,11 @@ class Adapter(Module):
         self.B = Parameter(xp.zeros((d, r), dtype))
         self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
         self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
-
     def forward(self, x: Tensor) -> Tensor:
         """scale · (x∘mask) Aᵀ Bᵀ, what is added to W0 x        x: (..., k)   out: (..., d)"""
         mask = self.mask(x)
         z = ops.linear(x if mask is None else x * mask, self.A)
         return ops.linear(z, self.B) * self.scale
-
     @property
     def scale(self) -> float:
         return self.alpha / self.r
@@ -42,6 +41,7 @@ class Adapter(Module):
         """What x is multiplied by before A: None outside training."""
         if not (self.training and self.dropout): return None
         return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype)  # type: ignore
+    def plain(self) -> Adapter: return self  # as it is saved
     def delta(self) -> Array:
         """scale · B A in float64, (d, k)."""
         return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
@@ -58,7 +58,8 @@ class LoRALayer(Module):
     def children(self) -> Iterator[tuple[str, Module | Parameter]]:
         yield "base", self.base
         yield from self.adapters.items()
-    def in_use(self) -> list[Adapter]:
+    def in_use(self) -> list[Any]:
+        if by_row := told("rows"): return by_row(self)  # type: ignore
         return [self.adapters[name] for name in self.active]
     def delta(self) -> Array:
         """Σ ΔW of the active adapters, float64, in W's orientation."""
@@ -113,7 +114,6 @@ class LoRAEmbedding(LoRALayer):
             rows = ops.embedding(adapter.A.T, ids, dtype=self.base.dtype)
             y = y + ops.linear(rows, adapter.B) * adapter.scale
         return y
-
     def project(self, x: Tensor) -> Tensor:
         y: Tensor = self.base.project(x)
         for adapter in self.in_use():

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import lora
-from ..backend import Rng, generator
+from ..backend import Rng, asnumpy, generator
 from ..config import Config
+from ..lora.convert import activate as activate_lora
+from ..lora.convert import detach
 from ..lora.convert import trained_by as trained_by_lora
 from ..lora.layers import LoRALayer
 from ..nn import Module, Parameter
@@ -44,6 +45,10 @@ class Method(Config):
     def copied(self, names: Sequence[str]) -> list[str]:
         """Those of the base's parameters of which it trains a copy."""
         return []
+
+    def saved(self, model: Module, name: str) -> tuple[Method, dict[str, np.ndarray]]:
+        """What a file holds: a method, and what that trains, on the host."""
+        return self, {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
 
     def count(self, config: Any) -> int:
         """How many numbers it trains in a model of these sizes, by the paper's formula."""
@@ -97,9 +102,11 @@ class Adapted(Module):
         out: Tensor = run(*args, **kwargs)
         return out
 
-    def project(self, x: Tensor) -> Tensor:
-        """Of a table that is the head, too."""
-        return self.base.project(x)  # type: ignore[no-any-return]
+    def __getattr__(self, name: str) -> Any:
+        """What else a model asks for, such as a table's `project`: the module has it."""
+        if name.startswith("__") or "base" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
     def window(self, positions: int, tokens: int) -> int:
         """See `models.cache.window`."""
@@ -168,7 +175,7 @@ def activate(model: Module, *names: str) -> None:
         wrapper.active = tuple(name for name in names if name in wrapper.parts)
     if hasattr(model, "adapters"):
         others = [name for name in model.adapters.active if name not in state.methods]
-        lora.activate(model, *others, *(n for n in names if n in model.adapters.configs))
+        activate_lora(model, *others, *(n for n in names if n in model.adapters.configs))
 
 
 @contextmanager
@@ -190,7 +197,7 @@ def remove(model: Module, name: str | None = None) -> Module:
     activate(model, *(other for other in state.active if other not in gone))
     for other in gone:
         if hasattr(model, "adapters") and other in model.adapters.configs:
-            lora.detach(model, other)
+            detach(model, other)
         state.methods.pop(other), state.copies.pop(other, None)
         for path, wrapper in reversed(adapted(model)):  # what is inside of others comes first
             wrapper.parts.pop(other, None)

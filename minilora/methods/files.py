@@ -23,13 +23,12 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     if name is None and len(state.methods) > 1:
         raise ValueError(f"save: which method? There are {sorted(state.methods)}")
     name = name or next(iter(state.methods))
-    method = state.methods[name]
+    method, arrays = state.methods[name].saved(model, name)
     settings: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
     meta = {
         "kind": "method", "name": name, "method": method.called, "settings": settings,
         "base": _fingerprint(model),
     }  # fmt: skip
-    arrays = {at: asnumpy(p.data) for at, p in trained_by(model, name).items()}
     return checkpoint.write(path, arrays, meta)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import lora
 from ..config import LoRAConfig
+from ..lora.convert import attach, layers_of
+from ..lora.layers import LoRALinear
 from ..nn import Module
 from . import sizes
 from .applied import Method
@@ -27,13 +28,12 @@ class LoRA(LoRAConfig, Method, called="lora"):
         return LoRAConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAConfig)})
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
-        lora.attach(model, self.config(), name, rng)
+        attach(model, self.config(), name, rng)
 
     def count(self, config: Any) -> int:
         d, ff, layers = config.d_model, sizes.d_ff(config), config.n_layers
-        sides = dict.fromkeys("qkvo", layers * 2 * d) | dict.fromkeys(
-            ("up", "down"), layers * (d + ff)
-        )
+        sides = dict.fromkeys("qkvo", layers * 2 * d)
+        sides |= dict.fromkeys(("up", "down"), layers * (d + ff))
         for target in self.targets:
             if target not in sides or self.rank_pattern or self.bias != "none" or self.trainable:
                 raise ValueError(
@@ -41,6 +41,31 @@ class LoRA(LoRAConfig, Method, called="lora"):
                     f"not for {self}: count it on shapes"
                 )
         return sum(self.r * sides[target] for target in {*self.targets})
+
+
+@dataclass(frozen=True)
+class RsLoRA(LoRA, called="rslora"):
+    """The scale is alpha / √r, so that a higher rank does not learn more slowly (Kalajdzievski
+    2023): LoRA with alpha √r, and kept in files as that.
+    """
+
+    def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
+        super().install(model, name, rng)
+        for layer in layers_of(model).values():
+            if name in layer.adapters:
+                layer.adapters[name].alpha *= layer.adapters[name].r ** 0.5
+
+
+def turn(model: Module, name: str, kind: Any) -> None:
+    """The adapters of this name become ones of that kind."""
+    for path, layer in layers_of(model).items():
+        if name in layer.adapters:
+            if not isinstance(layer, LoRALinear):
+                raise ValueError(f"{path} is a table: this method is for Linear layers")
+            made = kind.__new__(kind)
+            vars(made).update(vars(layer.adapters[name]))
+            made.begin(layer)
+            layer.adapters[name] = made
 
 
 class _Both(Method, called=""):

@@ -57,15 +57,9 @@ class Layout(Module):
         free = np.ones(all_ids.shape, bool)
         np.put_along_axis(free, places, False, 1)
         which[free] = np.tile(np.arange(lp + li), batch)
-        with telling(trained=which):
-            out: Tensor = inner(all_ids, cache)
-        if not li:
-            return out[:, lp:]
-        read = places + li * (
-            at == ends - 1
-        )  # the prompt's last token speaks through the last of li
-        flat = out.reshape(-1, out.shape[-1])
-        return ops.embedding(flat, read + np.arange(batch)[:, None] * all_ids.shape[1])
+        read = places + li * (at == ends - 1)  # the prompt's last token: through the last of li
+        with telling(trained=which, read=read):
+            return inner(all_ids, cache)  # type: ignore[no-any-return]
 
     def ends(self, batch: int, n: int) -> np.ndarray:
         """Where each row's prompt ends."""
@@ -112,7 +106,21 @@ class Trained(Module):
         if which is None:
             return x
         ours = asarray((which >= 0)[..., None].astype(str(x.dtype)))
-        return x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0)) * ours
+        y: Tensor = (
+            x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0), dtype=x.dtype) * ours
+        )
+        return y
+
+
+class Read(Module):
+    """Around the last norm: only what the given tokens are read from goes on to the head."""
+
+    def forward(self, inner: Any, x: Tensor) -> Tensor:
+        read = told("read")
+        if read is not None:
+            batch, n, d = x.shape
+            x = ops.embedding(x.reshape(batch * n, d), read + n * np.arange(batch)[:, None])
+        return inner(x)  # type: ignore[no-any-return]
 
 
 class Embedded(Trained):
@@ -149,7 +157,7 @@ class PreEmbed(Method, called="preembed"):
                 f"{self.called}: {type(model).__name__} is no decoder: it has no prompt"
             )
         parts = self.tokens(model.config, rng, wide(model))
-        return {"forward": Layout(self.called, self.lp, self.li), **parts}
+        return {"forward": Layout(self.called, self.lp, self.li), "ln_f": Read(), **parts}
 
     def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
         """Where their vectors go."""

@@ -1,0 +1,121 @@
+"""The methods on encoders: the same paths, no family known (minilora.methods)."""
+
+import numpy as np
+import pytest
+from strategies import bits, ids, same_bytes, shake, snapshot
+from test_methods import make, size_of
+
+import minilora as ml
+from minilora import lora, methods
+
+pytest.importorskip("minilora.models.encoder")
+FAMILIES = ("Roberta", "Bert", "Deberta")
+IDS, MASK = ids(tokens=6, vocabulary=9) + 2, np.array([[1] * 6, [1] * 4 + [0] * 2])
+PROMPTED = [name for name in methods.METHODS if "pre" in name]
+every = pytest.mark.parametrize("called", [n for n in methods.METHODS if n not in PROMPTED])
+family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def encoder(family: str, seed: int = 0, labels: int = 0, dtype: str = "float64"):
+    """A tiny one, all of it random."""
+    config = getattr(ml, f"{family}Config")(
+        vocab_size=11, n_positions=12, d_model=8, n_layers=3, n_heads=2, d_ff=12, num_labels=labels,
+        **{"position_buckets": 4} if family == "Deberta" else {},
+    )  # fmt: skip
+    model = getattr(ml, family)(config, rng=seed, dtype=dtype)
+    shake(model.parameters(), seed, 0.2)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def once(backend, request):
+    """On other array libraries than NumPy one family will do."""
+    family = request.node.callspec.params.get("family", "Roberta")
+    if backend.name != "numpy" and family != "Roberta":
+        pytest.skip("RoBERTa runs there")
+
+
+def said(model, mask=MASK):
+    with ml.no_grad():
+        return np.array(ml.asnumpy(model(IDS, mask=mask).data))
+
+
+def loss_of(model):
+    out = model(IDS, mask=MASK)
+    return ml.ops.cross_entropy(out, IDS if len(out.shape) == 3 else np.array([0, 1]))
+
+
+@every
+@family
+def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
+    model = encoder(family, labels=2 * (len(called) % 2))  # one head or the other
+    before, first = snapshot(model), said(model)
+    base = [(p, p.data.tobytes()) for p in model.parameters()]
+    method = make(called, r=3)
+    method.apply(model, rng=0)
+    assert same_bytes(said(model), first)
+    trained = model.trainable_parameters()
+    if family != "Deberta" or called not in ("full", "fttop2", "bitfit"):
+        assert method.count(model.config) == size_of(trained.values())
+    start = bits(model)
+    optimizer, losses = ml.AdamW(trained, lr=0.02, weight_decay=0.1), []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    now = bits(model)
+    assert {n for n in now if now[n] != start[n]} <= set(trained)
+    with methods.disabled(model):
+        assert same_bytes(said(model), first)
+    if hasattr(model, "adapters"):
+        wanted = said(model)
+        with lora.merged(model):
+            np.testing.assert_allclose(said(model), wanted, rtol=1e-11, atol=1e-12)
+    methods.remove(model)
+    assert snapshot(model) == before and all(p.data.tobytes() == b for p, b in base)
+
+
+@every
+@family
+def test_padding_stays_without_effect_and_blocks_recompute(called, family):
+    model = encoder(family, labels=2)
+    make(called, r=3).apply(model, rng=0)
+    shake(model.trainable_parameters().values(), 1, 0.2)
+    kept = said(model)
+    model.eval()
+    alone = np.array(ml.asnumpy(model(IDS[1:, :4], mask=MASK[1:, :4]).data))
+    np.testing.assert_allclose(kept[1:], alone, rtol=1e-9, atol=1e-11)
+    model.train()
+    grads = []
+    for again in (False, True):
+        model.recompute = again
+        loss_of(model).backward()
+        grads.append([ml.asnumpy(p.grad).copy() for p in model.trainable_parameters().values()])
+        for p in model.parameters():
+            p.grad = None
+    for kept, again in zip(*grads):  # a table that all blocks share adds up in another order
+        np.testing.assert_allclose(again, kept, rtol=1e-9, atol=1e-13)
+
+
+@every
+@family
+def test_a_file_of_an_encoder_s_method(numpy_only, tmp_path, called, family):
+    model = encoder(family)
+    make(called).apply(model, rng=0)
+    shake(model.trainable_parameters().values(), 1, 0.2)
+    path, other = methods.save(model, tmp_path / "m.npz"), encoder(family)
+    methods.load(other, path)
+    np.testing.assert_allclose(said(other), said(model), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("called", PROMPTED)
+def test_an_encoder_has_no_prompt(called):
+    model = encoder("Roberta")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="Roberta is no decoder: it has no prompt"):
+        make(called).apply(model, rng=0)
+    assert snapshot(model) == before and "forward" not in vars(model)

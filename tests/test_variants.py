@@ -1,0 +1,451 @@
+"""rsLoRA, PiSSA, DoRA, LoRA+; adapters combined, and one for each row of a batch."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import (
+    assert_near,
+    dtypes,
+    gpt2,
+    ids,
+    layers,
+    logits,
+    normal,
+    roundings,
+    same_bytes,
+    seeds,
+    shake,
+    snapshot,
+    wide,
+)
+
+import minilora as ml
+from minilora import lora, methods
+from minilora.tensor import Tensor
+
+MERGED = ["lora", "rslora", "pissa", "dora"]
+merged = pytest.mark.parametrize("called", MERGED)
+few = settings(max_examples=5)
+IDS = ids()
+alphas = st.sampled_from([0.5, 7.0])
+
+
+def varied(
+    called: str, seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **how
+):
+    """A model with a method of which nothing is 0 any more."""
+    model = gpt2(seed, dtype)
+    methods.apply(model, called, rng=seed, r=r, alpha=alpha, targets=("q", "up", "o"), **how)
+    shake(model.trainable_parameters().values(), seed + 1, 0.2)
+    return model
+
+
+def far(got, wanted) -> float:
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+# Merging.
+
+
+@merged
+@given(seeds, st.integers(1, 4), alphas)
+@few
+def test_merged_it_is_the_same_function_and_afterwards_the_same_bits(called, seed, r, alpha):
+    model = varied(called, seed, r=r, alpha=alpha)
+    said, before = logits(model, IDS), snapshot(model)
+    with lora.merged(model):
+        assert far(logits(model, IDS), said) < 1e-12
+        assert not layers(model)
+    assert snapshot(model) == before and same_bytes(logits(model, IDS), said)
+    with methods.disabled(model):
+        base = logits(model, IDS)
+    assert far(base, said) > 1e-6 and same_bytes(base, logits(gpt2(seed), IDS))
+    lora.merge(model)
+    assert not layers(model) and far(logits(model, IDS), said) < 1e-12
+
+
+@merged
+@given(seeds, st.integers(1, 4), alphas)
+@few
+def test_merged_in_float32_it_is_off_by_its_roundings(called, seed, r, alpha):
+    """Sums of k, r and r terms, twice; the size of what is added up, term by term."""
+    model = varied(called, seed, "float32", r, alpha)
+    for layer in layers(model).values():
+        (a,), k = layer.in_use(), layer.base.W.shape[1]
+        x = normal(seed, 2, 3, k, dtype="float32")
+        whole = np.abs(wide(layer.base.W)) + abs(a.scale) * np.abs(wide(a.B)) @ np.abs(wide(a.A))
+        if called == "pissa":
+            whole = whole + abs(a.scale) * np.abs(wide(a.start.B)) @ np.abs(wide(a.start.A))
+        if called == "dora":
+            V = wide(layer.base.W) + a.scale * wide(a.B) @ wide(a.A)
+            whole = whole * (np.abs(wide(a.m)) / np.linalg.norm(V, axis=1))[:, None]
+            whole = whole * (1 + k)  # the length's own error counts for the whole of a row
+        size = np.abs(x.astype("float64")) @ whole.T + np.abs(wide(layer.base.b))
+        plain, _ = layer.plain("it")
+        got, wanted = (ml.asnumpy(f(Tensor(x)).data) for f in (plain, layer))
+        assert got.dtype == np.float32
+        assert_near(got, wanted, roundings(k + 2 * a.r + 6, size, "float32"))
+
+
+@pytest.mark.parametrize("called", ["lora", "rslora", "lora+preembed", "lora+prelayer"])
+def test_a_merge_is_verified_by_the_bound_of_lora(called):
+    model = gpt2(0, "float32")
+    methods.apply(model, called, rng=0, r=3, alpha=5)
+    shake(methods.trained_by(model, "default").values(), 1, 0.2)
+    found = lora.verify(model, IDS[:, :4])
+    assert found.passed and found.apart < 1e-12, str(found)
+
+
+# rsLoRA: alpha / √r.
+
+
+@given(seeds, st.integers(1, 6), alphas)
+@few
+def test_rslora_is_scaled_by_the_root_of_r(numpy_only, tmp_path_factory, seed, r, alpha):
+    patterns = {"rank_pattern": {"up": 2}, "alpha_pattern": {"o": 3.0}}
+    model = varied("rslora", seed, r=r, alpha=alpha, **patterns)
+    for path, layer in layers(model).items():
+        (a,) = layer.in_use()
+        rank, share = (
+            (2, alpha) if path.endswith("up") else (r, 3.0 if path.endswith("o") else alpha)
+        )
+        assert a.r == rank and abs(a.scale - share / rank**0.5) < 1e-15 * share
+    path, plain = tmp_path_factory.mktemp("rs") / "a.npz", gpt2(seed)
+    lora.save(model, path)
+    lora.load(plain, path)
+    assert same_bytes(logits(plain, IDS), logits(model, IDS))
+
+
+# PiSSA: the principal part of W0.
+
+
+@given(seeds, st.integers(1, 9), alphas, dtypes)
+@few
+def test_pissa_starts_at_the_nearest_matrix_of_rank_r(seed, r, alpha, dtype):
+    model = gpt2(seed, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: None)  # r = 9 is above the layer's rank
+        methods.apply(model, "pissa", r=r, alpha=alpha, targets=("q", "up"), rng=0)
+    for layer in layers(model).values():
+        (a,), W0 = layer.in_use(), wide(layer.base.W)
+        BA, s = a.scale * wide(a.B) @ wide(a.A), np.linalg.svd(W0)[1]
+        eps = 200 * np.finfo(dtype).eps
+        left = np.linalg.svd(W0 - BA)[1]
+        np.testing.assert_allclose(left[: max(0, len(s) - r)], s[r:], atol=eps * s[0])
+        assert np.linalg.matrix_rank(BA, tol=eps * s[0]) == min(r, len(s))
+        sizes = [np.linalg.norm(x) for x in (wide(a.A), wide(a.B))]
+        assert abs(sizes[0] / sizes[1] - 1) < eps
+        assert same_bytes(wide(a.start.A), wide(a.A))
+
+
+def test_pissa_is_kept_as_a_plain_lora_by_either_save(numpy_only, tmp_path):
+    model = varied("pissa", rank_pattern={"up": 1})
+    said = logits(model, IDS)
+    lora.save(model, tmp_path / "a.npz")
+    other = gpt2(0)
+    lora.load(other, tmp_path / "a.npz")
+    assert [type(a) for x in layers(other).values() for a in x.in_use()] == [lora.Adapter] * 6
+    assert far(logits(other, IDS), said) < 1e-12
+    assert {x.in_use()[0].r for x in layers(other).values()} == {2, 6}
+    methods.save(model, tmp_path / "b.npz")
+    third = gpt2(0)
+    methods.load(third, tmp_path / "b.npz")
+    assert same_bytes(logits(third, IDS), logits(other, IDS))
+
+
+def test_pissa_s_dropout_is_of_what_is_trained():
+    model = varied("pissa", dropout=0.5)
+    layer = layers(model)["blocks.0.attn.q"]
+    (a,), x = layer.in_use(), Tensor(normal(0, 2, 3, 8))
+    a.rng = np.random.default_rng(7)
+    mask = wide(ml.ops.dropout_mask(x.shape, 0.5, np.random.default_rng(7), "float64"))
+    z = wide(x)
+    wanted = a.scale * (
+        (z * mask) @ wide(a.A).T @ wide(a.B).T - z @ wide(a.start.A).T @ wide(a.start.B).T
+    )
+    np.testing.assert_allclose(ml.asnumpy(a(x)), wanted, rtol=1e-11, atol=1e-12)
+
+
+# DoRA: direction and length.
+
+
+@given(seeds, st.integers(1, 4), alphas)
+@few
+def test_dora_is_its_formula_and_its_lengths_are_m(seed, r, alpha):
+    model = varied("dora", seed, r=r, alpha=alpha)
+    layer = layers(model)["blocks.0.mlp.up"]
+    (a,), x = layer.in_use(), normal(seed, 2, 3, 8)
+    V = wide(layer.base.W) + alpha / r * wide(a.B) @ wide(a.A)
+    W = wide(a.m)[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        ml.asnumpy(layer(Tensor(x))), x @ W.T + wide(layer.base.b), rtol=1e-11, atol=1e-12
+    )
+    plain, _ = layer.plain("it")
+    np.testing.assert_allclose(np.linalg.norm(wide(plain.W), axis=1), np.abs(wide(a.m)), rtol=1e-12)
+    np.testing.assert_allclose(wide(plain.W), W, rtol=1e-11, atol=1e-13)
+
+
+def test_dora_s_gradient_takes_the_lengths_for_constants():
+    model = varied("dora")
+    layer, x = layers(model)["blocks.0.mlp.up"], normal(1, 3, 8)
+    (a,) = layer.in_use()
+    V = wide(layer.base.W) + a.scale * wide(a.B) @ wide(a.A)
+    n = np.linalg.norm(V, axis=1)
+    (layer(Tensor(x)) * ml.backend.asarray(g := normal(2, 3, 32))).sum().backward()
+    h, near = g * wide(a.m) / n, {"rtol": 1e-10, "atol": 1e-12}
+    A, B = wide(a.A), wide(a.B)
+    np.testing.assert_allclose(wide(a.B.grad), a.scale * h.T @ x @ A.T, **near)
+    np.testing.assert_allclose(wide(a.A.grad), a.scale * B.T @ h.T @ x, **near)
+    np.testing.assert_allclose(wide(a.m.grad), (g * (x @ V.T) / n).sum(0), **near)
+
+
+def test_dora_stands_alone_and_is_no_plain_lora(numpy_only, tmp_path):
+    model = varied("dora")
+    methods.apply(model, "lora", "two", targets=("q",), rng=0)
+    methods.activate(model, "default", "two")
+    with pytest.raises(ValueError, match=r"dora: .* activate it alone"):
+        model(IDS)
+    with pytest.raises(ValueError, match=r"use methods\.save, or merge it"):
+        lora.save(model, tmp_path / "a.npz", "default")
+    with pytest.raises(ValueError, match="tok is a table"):
+        methods.apply(gpt2(), "dora", targets=("tok",))
+    methods.activate(model, "two")
+    shake(model.trainable_parameters().values(), 3)
+    other = gpt2(0)
+    lora.save(model, tmp_path / "a.npz", "two")
+    lora.load(other, tmp_path / "a.npz")
+    assert same_bytes(logits(other, IDS), logits(model, IDS))
+
+
+# LoRA+: a rate of its own for B.
+
+
+def test_lora_plus_multiplies_the_rate_of_B_alone():
+    def steps(make, n=2, **how):
+        model = gpt2(0)
+        methods.apply(model, "lora", rng=0)
+        shake(model.trainable_parameters().values(), 1)
+        optimizer = make(model.trainable_parameters(), lr=0.01, weight_decay=0.1, **how)
+        for _ in range(n):
+            optimizer.zero_grad()
+            ml.ops.cross_entropy(model(IDS), IDS).backward()
+            optimizer.step()
+        assert optimizer.lr == 0.01
+        return {n: ml.asnumpy(p).copy() for n, p in model.trainable_parameters().items()}
+
+    slow, one = steps(ml.AdamW), steps(methods.LoRAPlus, rates={"*.B": 1})
+    assert all(same_bytes(slow[n], one[n]) for n in slow)
+    plus, slow = steps(methods.LoRAPlus, 1), steps(ml.AdamW, 1)
+    model = gpt2(0)
+    methods.apply(model, "lora", rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    for name, p in model.trainable_parameters().items():
+        moved, once = plus[name] - wide(p), slow[name] - wide(p)
+        times = 16 if name.endswith("B") else 1
+        np.testing.assert_allclose(moved, times * once, rtol=1e-9, atol=1e-15)
+    with pytest.raises(ValueError, match="no parameter matches 'C'"):
+        steps(methods.LoRAPlus, rates={"C": 2})
+    with pytest.raises(ValueError, match=r"rates\['\*.B'\] must be"):
+        steps(methods.LoRAPlus, rates={"*.B": -1})
+
+
+# Combining.
+
+
+def held(model) -> list:
+    """A and B of every adapter."""
+    adapters = [a for layer in layers(model).values() for a in layer.adapters.values()]
+    return [p for a in adapters for p in (a.A, a.B)]
+
+
+def two(seed: int = 0, ranks=(2, 3), dtype: str = "float64"):
+    """Adapters "a" and "b", which share q, of scales 2.5 and -0.5, or 5 and so on."""
+    model = gpt2(seed, dtype)
+    for name, r, alpha, targets in zip("ab", ranks, (5.0, 1.5), (("q", "up"), ("q", "tok"))):
+        lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, targets=targets), name, rng=r)
+    shake(held(model), seed + 5)
+    return model
+
+
+def sums(model, weights):
+    """Σ weight · ΔW by layer, in B A's orientation."""
+    return {
+        path: sum(
+            w * a.alpha / a.r * wide(a.B) @ wide(a.A)
+            for n, w in weights.items() if (a := layer.adapters.get(n))
+        )
+        for path, layer in layers(model).items()
+    }  # fmt: skip
+
+
+weights = st.tuples(*[st.sampled_from([0.3, 1.0, -0.7])] * 2).map(lambda w: dict(zip("ab", w)))
+
+
+@given(seeds, weights, st.sampled_from(["cat", "svd", "linear"]))
+@few
+def test_what_is_combined_is_off_by_what_is_told(seed, weights, how):
+    model = two(seed, (2, 2))
+    wanted = sums(model, weights)
+    told = lora.combine(model, weights, how, "c")
+    assert model.adapters.active == ("c",)
+    for path, layer in layers(model).items():
+        (a,) = layer.in_use()
+        made = a.alpha / a.r * wide(a.B) @ wide(a.A)
+        off = np.linalg.norm(made - wanted[path]) / np.linalg.norm(wanted[path])
+        assert abs(off - told[path]) < 1e-12
+        s = np.linalg.svd(wanted[path])[1]
+        shared = path.endswith("q")
+        if how == "cat" or not shared:
+            assert off < 1e-14 * len(s) and a.r == (4 if shared and how == "cat" else 2)
+        elif how == "svd":  # the nearest of its rank: Eckart and Young
+            assert a.r == 2 and abs(off - np.linalg.norm(s[2:]) / np.linalg.norm(s)) < 1e-12
+        else:  # the cross terms, and nothing else
+            parts = [layer.adapters[n] for n in "ab"]
+            shares = [w * p.scale for w, p in zip(weights.values(), parts)]
+            c, d = [np.sign(w) * abs(w) ** 0.5 for w in shares], [abs(w) ** 0.5 for w in shares]
+            crossed = ((c[i] * d[1 - i], parts[i].B, parts[1 - i].A) for i in range(2))
+            cross = sum(s * wide(B) @ wide(A) for s, B, A in crossed)
+            np.testing.assert_allclose(made - wanted[path], cross, rtol=1e-9, atol=1e-13)
+            assert off > 1e-3
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+def test_one_adapter_combined_is_itself(how):
+    model = two()
+    lora.activate(model, "b")
+    said = logits(model, IDS)
+    told = lora.combine(model, {"b": 1}, how)
+    assert max(told.values()) < 1e-13 and far(logits(model, IDS), said) < 1e-12
+    made = [a for x in layers(model).values() if (a := x.adapters.get("combined"))]
+    assert made and not any(p.requires_grad for a in made for p in a.parameters())
+
+
+def test_combined_by_cat_is_both_active_and_merges():
+    model = two()
+    lora.activate(model, "a", "b")
+    said = logits(model, IDS)
+    lora.combine(model, {"a": 1, "b": 1})
+    assert far(logits(model, IDS), said) < 1e-12
+    with lora.merged(model):
+        assert far(logits(model, IDS), said) < 1e-12
+    lora.detach(model, "a"), lora.detach(model, "b")
+    assert far(logits(model, IDS), said) < 1e-12
+    lora.merge(model)
+    assert far(logits(model, IDS), said) < 1e-12
+
+
+def test_svd_of_a_higher_rank_is_exact():
+    model = two()
+    assert max(lora.combine(model, {"a": 0.5, "b": 2}, "svd", r=5).values()) < 1e-13
+    lora.combine(model, {"a": 0.5, "b": 2}, "svd", "r1", r=1)
+    assert {x.adapters["r1"].r for x in layers(model).values()} == {1}
+
+
+def test_pissa_and_a_float32_model_combine(numpy_only):
+    model = gpt2(0, "float32")
+    methods.apply(model, "pissa", "p", rng=0, r=2)
+    shake(model.trainable_parameters().values(), 1)
+    said = logits(model, IDS)
+    lora.combine(model, {"p": 1})
+    assert far(logits(model, IDS), said) < 1e-5
+    assert lora.verify(model, IDS).passed
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ({"weights": {"a": 1, "b": 1}, "how": "linear"}, "takes one rank, not \\[2, 3\\]"),
+        ({"weights": {"a": 1}, "how": "mean"}, "how is one of cat, svd, linear"),
+        ({"weights": {"a": float("nan")}}, "weights\\['a'\\] must be"),
+        ({"weights": {}}, "at least one adapter"),
+        ({"weights": {"a": 1}, "name": "b"}, "'b' cannot be the adapter's name"),
+        ({"weights": {"a": 1}, "r": 2}, 'r is for how="svd"'),
+        ({"weights": {"a": 1}, "how": "svd", "r": 0}, "combine: r must be a whole number from 1"),
+        ({"weights": {"w": 1}}, "'w' has whole parameters"),
+        ({"weights": {"x": 1}}, "there is no adapter 'x'"),
+    ],
+)
+def test_combine_refuses_and_leaves_the_model_as_it_was(numpy_only, how, says):
+    model = two()
+    lora.attach(model, ml.LoRAConfig(r=2, bias="all"), "w", rng=0)
+    before = snapshot(model)
+    with pytest.raises((ValueError, KeyError), match=says):
+        lora.combine(model, **how)
+    assert snapshot(model) == before
+
+
+# One adapter for each row.
+
+
+def three(dtype: str = "float64", **how):
+    model = gpt2(0, dtype)
+    for i, name in enumerate(("poet", "clerk", "judge")):
+        config = ml.LoRAConfig(r=i + 1, alpha=5 - 2 * i, targets=("q", "up")[: i + 1], **how)
+        lora.attach(model, config, name, rng=i)
+    shake(held(model), 5, 0.4)
+    return model
+
+
+rows = st.lists(st.sampled_from(["poet", "clerk", "judge", "base"]), min_size=1, max_size=4)
+
+
+@given(rows)
+@few
+def test_each_row_is_what_it_would_be_alone(names):
+    model, x = three(), ids(1, len(names), 5)
+    apart = []
+    for name, row in zip(names, x):
+        lora.activate(model, *[] if name == "base" else [name])
+        apart.append(logits(model, row[None])[0])
+    before = snapshot(model)
+    with lora.per_row(model, names):
+        np.testing.assert_allclose(logits(model, x), apart, rtol=1e-11, atol=1e-12)
+        together = ml.generate(model, x, 9, temperature=0)
+        assert (together == ml.generate(model, x, 9, temperature=0, cache=False)).all()
+    assert snapshot(model) == before
+    for name, row, got in zip(names, x, together):
+        lora.activate(model, *[] if name == "base" else [name])
+        assert (ml.generate(model, row, 9, temperature=0) == got).all()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_each_row_trains_its_own_adapter(again):
+    names, x = ["judge", "poet", "base", "judge"], ids(1, 4, 6)
+
+    def gradients(parts):
+        model = three()
+        model.recompute = again
+        for name, p in model.named_parameters():
+            p.requires_grad = name.endswith((".A", ".B"))
+        for chosen, picked in parts:
+            with lora.per_row(model, chosen):
+                loss = ml.ops.cross_entropy(model(picked), picked) * len(picked)
+            loss.backward()  # outside: who counts where is remembered
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    whole = gradients([(names, x)])
+    apart = gradients([([name], x[i : i + 1]) for i, name in enumerate(names) if name != "base"])
+    assert whole.keys() == apart.keys() and not any("clerk" in name for name in whole)
+    for name, g in whole.items():
+        np.testing.assert_allclose(ml.asnumpy(g), ml.asnumpy(apart[name]), rtol=1e-9, atol=1e-12)
+
+
+def test_rows_are_of_one_model_in_one_thread():
+    model, other, x = three(), three(), ids(1, 2, 4)
+    lora.activate(other, "judge")
+    said = logits(other, x)
+    with lora.per_row(model, ["poet", "base"]):
+        assert same_bytes(logits(other, x), said)
+        with pytest.raises(ValueError, match="2 names, and the batch is"):
+            model(ids(1, 3, 4))
+        with pytest.raises(ValueError, match="merge outside of it"):
+            layers(model)["blocks.0.attn.q"].plain("q")
+    with pytest.raises(KeyError, match="no adapter 'x'"), lora.per_row(model, ["x"]):
+        pass
+    lora.attach(model, ml.LoRAConfig(targets="tok"), "table", rng=0)
+    with pytest.raises(ValueError, match="tok is a LoRAEmbedding"), lora.per_row(model, ["table"]):
+        pass
+    lora.attach(model, ml.LoRAConfig(bias="all"), "biased", rng=0)
+    with pytest.raises(ValueError, match="'biased' has whole"), lora.per_row(model, ["biased"]):
+        pass
