@@ -224,7 +224,7 @@ def test_account_of_a_named_shape_is_its_plan(capsys):
     )  # fmt: skip
     assert told == planned.as_dict() and told["bytes"]["frozen weights"] > 300e9
     assert cli.main(["account", "gpt2", "--method", "full", "--window", "8"]) == 0
-    assert "all parameters, 1 × 8 tokens" in capsys.readouterr().out
+    assert "gpt2: full, 1 × 8 tokens" in capsys.readouterr().out
 
 
 def test_plain_runs_no_kernel_and_writes_the_same(capsys, monkeypatch):
@@ -360,7 +360,7 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 COMMANDS = [*parser.parser()[1]]
 NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
-          "ex": ["status"]}  # fmt: skip
+          "ex": ["status"], "reproduce": ["counts"]}  # fmt: skip
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -394,7 +394,7 @@ FREE = {
     "--only",
 }  # any words will do
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity", "--give-up"}  # fmt: skip
+         "--parity", "--give-up", "--compare", "--markdown"}  # fmt: skip
 
 
 @once

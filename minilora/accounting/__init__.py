@@ -7,5 +7,6 @@ from .parameters import Count, count
 from .plan import COMPARED, Plan, plan, told
 
 __all__ = [
-    "COMPARED", "SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan", "told",
+    "COMPARED", "SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "ledger", "plan",
+    "told",
 ]  # fmt: skip

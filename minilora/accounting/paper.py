@@ -43,7 +43,8 @@ def status(exact: float, printed: str, unit: int = 10**6) -> str:
         ways["nominal"] = value / unit, short, ROUND_HALF_UP
         ways["nominal, cut"] = value / unit, short, ROUND_DOWN
     for way, (measured, stated, rounding) in ways.items():
-        if measured.quantize(Decimal((0, (1,), stated.as_tuple().exponent)), rounding) == stated:
+        last = Decimal(1).scaleb(int(stated.as_tuple().exponent))  # the last digit that is printed
+        if measured.quantize(last, rounding) == stated:
             return way.partition(",")[0]
     return "mismatch"
 

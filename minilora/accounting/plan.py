@@ -110,10 +110,10 @@ def plan(
         with methods.prompt(tokens):  # where trained tokens stand behind one
             seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
         again = "recomputed, " if recompute else ""
+        by = OPTIMIZERS[optimizer].__name__
         name = shape if isinstance(shape, str) else type(shape).__name__
         return Plan(
-            f"{name}: {told(method)}, {batch} × {tokens:,} tokens, {OPTIMIZERS[optimizer].__name__}, "
-            f"{policy}, {again}{device}",
+            f"{name}: {told(method)}, {batch} × {tokens:,} tokens, {by}, {policy}, {again}{device}",
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
         )  # fmt: skip

@@ -105,10 +105,10 @@ def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     shape = SHAPES[args.shape]
     inputs.within(args.window, args.shape, shape.n_positions)
     settings = inputs.settings(args, smallest(shape))
-    how: dict[str, Any] = dict(
-        policy=args.policy, recompute=args.recompute, batch=args.batch or 1, tokens=args.window,
-        plain=args.plain, device=args.backend.partition(":")[0],
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "policy": args.policy, "recompute": args.recompute, "batch": args.batch or 1,
+        "tokens": args.window, "plain": args.plain, "device": args.backend.partition(":")[0],
+    }  # fmt: skip
     if args.compare:
         return _compared(args.shape, how, say)
     kind = methods.METHODS[args.method]

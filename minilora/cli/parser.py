@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from .. import __version__, accounting, atomic, data
 from ..accounting.plan import POLICIES
-from ..methods import METHODS
 from ..bench.engines import ENGINES, SHAPES
+from ..methods import METHODS
 from ..pretrain import STEPS
 from . import commands
 from .exercises import DOES as EX

@@ -51,12 +51,14 @@ def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
     """A row as plain numbers; `why` gathers the reasons, each once."""
+    from ..accounting.paper import Row
+
     told = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
             "status": row.status, "why": row.why}  # fmt: skip
     if row.why and row.why not in why:
         why.append(row.why)
     note = f" [{why.index(row.why) + 1}]" if row.why else ""
-    if not hasattr(row, "formula"):
+    if not isinstance(row, Row):
         return told | {"shape": "", "agree": True, "note": note}
     ran, formula = row.ran(), row.formula
     shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"

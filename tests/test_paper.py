@@ -1,0 +1,114 @@
+"""The paper's numbers: each by formula and by running, and what is printed beside it."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import THOROUGH
+
+from minilora import accounting, cli, methods
+from minilora.accounting import claims
+from minilora.accounting.paper import Both, Chosen, status
+from minilora.config import SHAPES
+
+pytestmark = pytest.mark.usefixtures("numpy_only")
+ROWS = (*claims.ROWS, *claims.SIZES)
+TRIED = [i for i, row in enumerate(ROWS)  # of the largest, some: `minilora reproduce counts` has all
+         if THOROUGH or row.config.d_model < 12288 or i % 6 == 0]  # fmt: skip
+
+
+@pytest.mark.parametrize("i", TRIED)
+def test_formula_and_run_give_the_registered_number(i):
+    row = ROWS[i]
+    assert row.formula == row.exact == row.ran(), (row.source, row.what)
+
+
+@pytest.mark.parametrize("i", range(len(ROWS)))
+def test_each_formula_gives_the_registered_number(i):
+    assert ROWS[i].formula == ROWS[i].exact
+
+
+def test_what_does_not_match_says_why_and_what_was_tried_does_not_count_as_the_papers():
+    for row in (*ROWS, *claims.RATIOS):
+        assert row.status != "mismatch" or row.why, row.what
+        assert row.printed and row.source
+    assert len(ROWS) == len({(row.source, row.what, str(row.shape)) for row in ROWS})
+
+
+@pytest.mark.parametrize(
+    ("exact", "printed", "unit", "wanted"),
+    [
+        (294_912, "0.3", 10**6, "match"), (491_520, "0.4", 10**6, "truncated"),
+        (3_171_840, "3.0", 10**6, "MiB"), (124_645_632, "125.0", 10**6, "nominal"),
+        (1_564_549_632, "1500.0", 10**6, "nominal"), (603_979_776, "603.8", 10**6, "mismatch"),
+        (603_979_776, "604.0", 10**6, "match"), (603_979_776, "603.9", 10**6, "truncated"),
+        (354_310_144, "355.0", 10**6, "mismatch"), (18_874_368, "18", 10**6, "truncated"),
+        (350_443_634_688, "350", 10**9, "match"), (0.01077, "0.01", 1, "match"),
+        (1_250_000, "1.3", 10**6, "match"), (1_150_000, "1.2", 10**6, "match"),  # half goes up
+        (23_002_848, "23.00", 10**6, "match"), (174_604_259_328, "175,255.8", 10**6, "mismatch"),
+    ],
+)  # fmt: skip
+def test_a_status_follows_from_what_is_printed(exact, printed, unit, wanted):
+    assert status(exact, printed, unit) == wanted
+
+
+def test_what_is_trained_together_is_counted_once():
+    small = dataclasses.replace(SHAPES["gpt2"], vocab_size=10, n_positions=4, d_model=8, n_layers=2)
+    norms = Chosen(("blocks.*.ln1",), lambda c: 2 * c.d_model * c.n_layers)
+    for method in (methods.AdapterH(r=3), methods.LoRA(r=2), methods.Full()):
+        row = claims.Row(
+            "", "", small, Both(method, Chosen((), lambda c: 0, ((8, 3, True),))), 0, "1"
+        )
+        assert row.ran() == row.formula == method.count(small) + 27
+    assert claims.Row("", "", small, Both(methods.AdapterP(r=1), norms), 0, "1").ran() == (
+        2 * (2 * 8 + 1 + 8) + 32
+    )
+
+
+def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, capsys):
+    some = [row for row in claims.ROWS if row.shape == "gpt2-medium"]
+    monkeypatch.setattr(claims, "ROWS", some)
+    monkeypatch.setattr(claims, "SIZES", claims.SIZES[-1:])
+    assert cli.main(["reproduce", "counts"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"{row.exact:,}" in told and row.what in told and row.why in told for row in some)
+    assert f"{len(some) + 5} numbers: " in told and "393,216" in told
+    assert cli.main(["reproduce", "counts", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["counts"]) == len(some) and found["passed"] is True
+    assert sum(found["statuses"].values()) == len(some) + 5
+    assert cli.main(["reproduce", "counts", "--markdown"]) == 0
+    assert capsys.readouterr().out.count("|---|") == 3
+    monkeypatch.setattr(claims, "ROWS", [dataclasses.replace(some[0], exact=1)])
+    assert cli.main(["reproduce", "counts"]) == 1
+    assert "1 rows do not give what is registered" in capsys.readouterr().err
+
+
+def test_methods_stand_side_by_side(capsys):
+    line = "account gpt2 --window 8 --compare"
+    assert cli.main([*line.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [*found] == [accounting.told(method) for method in accounting.COMPARED]
+    for method in accounting.COMPARED:
+        one = found[accounting.told(method)]
+        assert one["parameters"]["trainable"] == method.count(SHAPES["gpt2"])
+        assert one["checkpoint"] == 4 * one["parameters"]["trainable"]
+    assert found["full"]["bytes"]["peak"] == max(one["bytes"]["peak"] for one in found.values())
+    assert cli.main(line.split()) == 0
+    out = capsys.readouterr().out
+    assert "lora r=8 targets=q,v" in out and max(map(len, out.splitlines())) <= 115
+    assert cli.main("account roberta-base --window 8 --compare".split()) == 0  # noqa: SIM905
+    assert "no decoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("account gpt2 --method bitfit --lp 3", "--lp goes with preembed and prelayer"),
+        ("reproduce", "reproduce needs what, to know what: counts"),
+        ("reproduce all", "give counts"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(line, words, capsys):
+    assert cli.main(line.split()) == 2
+    assert words in capsys.readouterr().err
