@@ -34,7 +34,8 @@ class Config:
             from difflib import get_close_matches
 
             near = get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            there = f"there are {', '.join(names)}" if names else "it has none"
+            hint = f"did you mean {near[0]}?" if near else there
             raise TypeError(f"{cls.__name__}: there is no setting {name!r}: {hint}")
         return super().__new__(cls)
 

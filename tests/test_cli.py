@@ -479,8 +479,8 @@ LONGER = "give a longer text, or --window"
 BROKEN = "is not a minilora file, or it is damaged: it does not end as a .npz file does"
 MISTAKES = {  # what is typed -> what is answered
     "finetun kjv": "there is no command finetun: did you mean finetune?",
-    "words.txt": "there is no command words.txt: there are finetune, generate, merge, account, in",
-    "''": "there is no command '': there are finetune, generate, merge, account, info, bench, pret",
+    "words.txt": "there is no command words.txt: there are finetune, generate, merge, account, re",
+    "''": "there is no command '': there are finetune, generate, merge, account, reproduce, info",
     "--stesp 3 finetune kjv": "there is no option --stesp: did you mean --steps?",
     "--zzz info": "there is no option --zzz: see `minilora --help`",
     "--jsn info": "there is no option --jsn: did you mean --json?",

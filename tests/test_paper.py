@@ -13,7 +13,7 @@ from minilora.config import SHAPES
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 ROWS = (*claims.ROWS, *claims.SIZES)
-TRIED = [i for i, row in enumerate(ROWS)  # of the largest, some: `minilora reproduce counts` has all
+TRIED = [i for i, row in enumerate(ROWS)  # of the largest, some: the command has all
          if THOROUGH or row.config.d_model < 12288 or i % 6 == 0]  # fmt: skip
 
 
@@ -53,12 +53,12 @@ def test_a_status_follows_from_what_is_printed(exact, printed, unit, wanted):
 
 
 def test_what_is_trained_together_is_counted_once():
-    small = dataclasses.replace(SHAPES["gpt2"], vocab_size=10, n_positions=4, d_model=8, n_layers=2)
+    small = dataclasses.replace(SHAPES["gpt2"], vocab_size=10, n_positions=4, d_model=8, n_layers=2,
+                                n_heads=2)  # fmt: skip
     norms = Chosen(("blocks.*.ln1",), lambda c: 2 * c.d_model * c.n_layers)
     for method in (methods.AdapterH(r=3), methods.LoRA(r=2), methods.Full()):
-        row = claims.Row(
-            "", "", small, Both(method, Chosen((), lambda c: 0, ((8, 3, True),))), 0, "1"
-        )
+        head = Chosen((), lambda c: 0, ((8, 3, True),))
+        row = claims.Row("", "", small, Both(method, head), 0, "1")
         assert row.ran() == row.formula == method.count(small) + 27
     assert claims.Row("", "", small, Both(methods.AdapterP(r=1), norms), 0, "1").ran() == (
         2 * (2 * 8 + 1 + 8) + 32
@@ -66,7 +66,8 @@ def test_what_is_trained_together_is_counted_once():
 
 
 def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, capsys):
-    some = [row for row in claims.ROWS if row.shape == "gpt2-medium"]
+    some = [row for row in claims.ROWS if row.shape == "gpt2-medium" and "LoRA" in row.what]
+    some.append(next(row for row in claims.ROWS if row.status == "MiB"))
     monkeypatch.setattr(claims, "ROWS", some)
     monkeypatch.setattr(claims, "SIZES", claims.SIZES[-1:])
     assert cli.main(["reproduce", "counts"]) == 0
@@ -78,14 +79,16 @@ def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, 
     assert len(found["counts"]) == len(some) and found["passed"] is True
     assert sum(found["statuses"].values()) == len(some) + 5
     assert cli.main(["reproduce", "counts", "--markdown"]) == 0
-    assert capsys.readouterr().out.count("|---|") == 3
+    assert capsys.readouterr().out.count("\n|---|") == 3
     monkeypatch.setattr(claims, "ROWS", [dataclasses.replace(some[0], exact=1)])
     assert cli.main(["reproduce", "counts"]) == 1
     assert "1 rows do not give what is registered" in capsys.readouterr().err
 
 
-def test_methods_stand_side_by_side(capsys):
-    line = "account gpt2 --window 8 --compare"
+def test_methods_stand_side_by_side(capsys, monkeypatch):
+    line, every = "account gpt2 --window 8 --compare", accounting.COMPARED
+    assert {type(method) for method in every} == set(methods.METHODS.values())
+    monkeypatch.setattr(accounting, "COMPARED", [every[i] for i in (0, 2, 3, 6, 11)])
     assert cli.main([*line.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [*found] == [accounting.told(method) for method in accounting.COMPARED]
@@ -105,7 +108,7 @@ def test_methods_stand_side_by_side(capsys):
     ("line", "words"),
     [
         ("account gpt2 --method bitfit --lp 3", "--lp goes with preembed and prelayer"),
-        ("reproduce", "reproduce needs what, to know what: counts"),
+        ("reproduce", "reproduce needs to know what: counts"),
         ("reproduce all", "give counts"),
     ],
 )
