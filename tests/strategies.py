@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import lora
 from minilora.backend import threads
+from minilora.models import families
 from minilora.surgery import generators
 
 sizes = st.integers(1, 5)
@@ -23,13 +24,37 @@ def normal(seed: int, *shape: int, dtype: str = "float64") -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def gpt2(seed: int = 0, dtype: str = "float64", **sizes: float) -> ml.GPT2:
-    """A tiny GPT-2 whose every parameter is random: no bias is 0 and no gain is 1."""
+FAMILIES = {  # as small as can be; more than that of each is said where it is wanted
+    "gpt2": {},
+    "bert": {},
+    "roberta": {},
+    "deberta": {"position_buckets": 6, "position_biased_input": True},
+}
+
+
+def made(family: str, seed: int = 0, dtype: str = "float64", **sizes):
+    """A tiny model whose every parameter is random: no bias is 0 and no gain is 1."""
     config = {"vocab_size": 11, "n_positions": 12, "d_model": 8, "n_layers": 2, "n_heads": 2}
-    config |= sizes
-    model = ml.GPT2(ml.GPT2Config(**config), rng=seed, dtype=dtype)
+    kind, _ = families.FAMILIES[family]
+    model = families.build(kind(**config | FAMILIES[family] | sizes), rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
     return model
+
+
+def gpt2(seed: int = 0, dtype: str = "float64", **sizes: float) -> ml.GPT2:
+    return made("gpt2", seed, dtype, **sizes)
+
+
+def seen(model, seed: int = 0, padded: bool = True, batch: int = 3, tokens: int = 12):
+    """(ids, mask) for an encoder: rows of unlike lengths, of which padding, 1, is no real token."""
+    rng = np.random.default_rng(seed)
+    at = rng.integers(0, model.config.vocab_size - 1, (batch, tokens))
+    at += at >= 1
+    if not padded:
+        return at, None
+    lengths = np.append(rng.integers(2, tokens, batch - 1), tokens)
+    mask = np.arange(tokens) < lengths[:, None]
+    return np.where(mask, at, 1), mask
 
 
 def shake(parameters, seed: int, size: float = 0.1) -> None:
