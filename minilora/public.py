@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 from .backend import asnumpy, current, use, using, xp
 from .backend.threads import threads
+from .config import BertConfig, DebertaConfig, GPT2Config, RobertaConfig
 from .generate import generate
 from .gradcheck import gradcheck
 from .lora import LoRAConfig
 from .loss_scale import LossScale
-from .models import GPT2, GPT2Config, load_base, load_model, save_model
+from .models import GPT2, Bert, Deberta, Roberta, load_base, load_model, save_model
 from .optim import SGD, Adam, AdamW
 from .tensor import Tensor, no_grad, op, plain
 from .train import History, evaluate, fit, train_step
@@ -17,8 +18,9 @@ if TYPE_CHECKING:  # the package loads them when they are asked for
     from . import accounting, backend, data, kernels, lora, methods, nn, ops, optim
 
 __all__ = [
-    "GPT2", "SGD", "Adam", "AdamW", "GPT2Config", "History", "LoRAConfig", "LossScale", "Tensor",
-    "accounting", "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate",
-    "gradcheck", "kernels", "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op",
-    "ops", "optim", "plain", "save_model", "threads", "train_step", "use", "using", "xp",
+    "GPT2", "SGD", "Adam", "AdamW", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config",
+    "History", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig", "Tensor", "accounting",
+    "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck", "kernels",
+    "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim", "plain",
+    "save_model", "threads", "train_step", "use", "using", "xp",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from minilora.accounting.plan import OPTIMIZERS, POLICIES
 from minilora.accounting.step import nbytes, observe, random_ids
 from minilora.backend import threads, using
 from minilora.backend.choices import plain
+from minilora.models import build
 from minilora.surgery import generators
 
 NAMES = ("q", "k", "v", "o", "up", "down")
@@ -428,7 +429,21 @@ def test_what_is_counted_while_memory_is_traced_already_stays_traced():
 SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_heads=4)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape, encoder, whole",
+    [("roberta-base", 124_055_040, 124_697_433), ("roberta-large", 354_310_144, 355_412_057)],
+)
+def test_the_counts_of_roberta(shape, encoder, whole):
+    """Without a pooler, and with the head that fills masks in."""
+    once()
+    with ml.using("shapes"):
+        model = build(SHAPES[shape], rng=0)
+        sizes = {name: p.data.size for name, p in model.named_parameters()}
+    assert sum(sizes.values()) == whole
+    assert sum(n for name, n in sizes.items() if not name.startswith("head.")) == encoder
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name.startswith("gpt")])
 def test_the_counts_of_the_paper(shape):
     once()
     c = SHAPES[shape]

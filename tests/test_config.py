@@ -76,7 +76,8 @@ def test_the_defaults_are_gpt2_small_and_the_papers():
     assert [getattr(c, name) for name in SIZES] == [50257, 1024, 768, 12, 12] and c.d_ff == 0
     assert LoRAConfig() == LoRAConfig(8, 8.0, ("q", "v"), 0.0, "gaussian", "none", ())
     assert {name: c.d_model // c.n_heads for name, c in SHAPES.items()} == {
-        "gpt2": 64, "gpt2-medium": 64, "gpt2-large": 64, "gpt2-xl": 64, "gpt3-175b": 128
+        "gpt2": 64, "gpt2-medium": 64, "gpt2-large": 64, "gpt2-xl": 64, "gpt3-175b": 128,
+        "bert-base": 64, "roberta-base": 64, "roberta-large": 64, "deberta-v2-xxlarge": 64,
     }  # fmt: skip
 
 
@@ -159,7 +160,8 @@ def test_a_setting_that_is_none_says_what_is_meant(kind, name):
 
 
 def test_every_name_of_ours_is_one_and_none_of_theirs():
-    ours = {field.name for kind in KINDS for field in dataclasses.fields(kind)}
+    kinds = [*KINDS, ml.BertConfig, ml.RobertaConfig, ml.DebertaConfig]
+    ours = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert set(OURS.values()) <= ours and not set(OURS) & ours
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from .. import lora, optim
 from ..backend import using
 from ..backend.shapes import Cost
-from ..config import SHAPES, GPT2Config
-from ..models.gpt2 import GPT2
+from ..config import SHAPES, ModelConfig
+from ..models import build
 from .parameters import Count, count
 from .step import observe, random_ids
 
@@ -57,14 +57,14 @@ class Plan:
 
 
 def plan(
-    shape: str | GPT2Config, *, method: str = "lora", r: int = 8, alpha: float = 16.0,
+    shape: str | ModelConfig, *, method: str = "lora", r: int = 8, alpha: float = 16.0,
     targets: Sequence[str] = ("q", "v"), batch: int = 1, tokens: int | None = None,
     optimizer: str = "adamw", policy: str = "float32", recompute: bool = False,
     device: str = "numpy", plain: bool = False,
 ) -> Plan:  # fmt: skip
     """What one step of training takes: the code runs, on arrays that have no numbers.
 
-    shape      a name of SHAPES, or a GPT2Config
+    shape      a name of SHAPES, or a model's config, such as a GPT2Config
     method     "lora" (with r, alpha, targets), or "full": every parameter is trained
     tokens     of each sequence of the batch; None: as many as there are positions
     policy     "float32"; "half base": the frozen matrices are stored in float16, all is computed in
@@ -87,7 +87,7 @@ def plan(
     config = SHAPES[shape] if isinstance(shape, str) else shape
     tokens = config.n_positions if tokens is None else tokens
     with using(f"shapes:{device}", plain=plain) as library:
-        model = GPT2(config, rng=0, dtype=POLICIES[policy], recompute=recompute)
+        model = build(config, rng=0, dtype=POLICIES[policy], recompute=recompute)
         if method == "lora":
             stored = "float16" if policy == "half base" else None
             settings = lora.LoRAConfig(r=r, alpha=alpha, targets=targets)
@@ -104,11 +104,11 @@ def plan(
 
 
 def _title(
-    shape: str | GPT2Config, method: str, r: int, targets: Sequence[str], batch: int, tokens: int,
+    shape: str | ModelConfig, method: str, r: int, targets: Sequence[str], batch: int, tokens: int,
     optimizer: str, policy: str, recompute: bool, device: str,
 ) -> str:  # fmt: skip
     how = f"LoRA r={r} on {', '.join(targets)}" if method == "lora" else "all parameters"
     kind = OPTIMIZERS[optimizer].__name__
     again = "recomputed, " if recompute else ""
-    name = shape if isinstance(shape, str) else "a GPT-2"
+    name = shape if isinstance(shape, str) else type(shape).__name__
     return f"{name}: {how}, {batch} × {tokens:,} tokens, {kind}, {policy}, {again}{device}"

@@ -45,7 +45,10 @@ class Step:
 
 
 def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) -> Step:
-    """Run forward, backward and update on ids (2, batch, tokens): inputs and targets."""
+    """Run forward, backward and update on ids (2, batch, tokens): inputs and targets.
+
+    Where a model has one answer for a whole sequence, the first id stands for its class.
+    """
     costs, peaks, weights = [], [], model.parameters()
     rows = {
         "frozen weights": nbytes(p.data for p in weights if not p.requires_grad),
@@ -63,7 +66,10 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
         meter.reset()
         return int(live)
 
-    loss = cross_entropy(model(ids[0]), ids[1])
+    logits = model(ids[0])
+    whole = len(logits.shape) < 3
+    loss = cross_entropy(logits, ids[1, :, 0] % logits.shape[-1] if whole else ids[1])
+    del logits
     rows["activations"] = done() - before
     kinds = {}
     if isinstance(current(), Shapes):

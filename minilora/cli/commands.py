@@ -15,10 +15,11 @@ from ..backend import gpu
 from ..backend.threads import threads
 from ..bench.engines import ENGINES, sizes
 from ..bench.turns import bench
-from ..config import SHAPES, GPT2Config
+from ..config import SHAPES
 from ..demo import demo
 from ..generate import generate
-from ..models import GPT2, save_model
+from ..models import save_model
+from ..models.families import smallest
 from ..models.pretrained import BASES
 from ..optim import AdamW
 from ..pretrain import pretrain
@@ -102,7 +103,7 @@ def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise ValueError(f"account {args.shape}: give --policy 'half base' for --base-dtype")
     shape = SHAPES[args.shape]
     inputs.within(args.window, args.shape, shape.n_positions)
-    settings = inputs.settings(args, GPT2(GPT2Config(1, 1, 1, shape.n_layers, 1)))
+    settings = inputs.settings(args, smallest(shape))
     plan = accounting.plan(
         args.shape, method=args.method, policy=args.policy, recompute=args.recompute,
         batch=args.batch or 1, tokens=args.window, plain=args.plain, r=settings.r,

@@ -11,8 +11,8 @@ import numpy as np
 
 from .. import checkpoint
 from ..backend import asnumpy
-from ..config import GPT2Config
 from ..data.tokenizer import BPE
+from .families import FAMILIES, Model, family_of, smallest
 from .gpt2 import GPT2
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's pla
 
 
 def save_model(
-    model: GPT2, path: str | os.PathLike[str], *, dtype: Any = None, about: Mapping[str, Any] = {}
+    model: Model, path: str | os.PathLike[str], *, dtype: Any = None, about: Mapping[str, Any] = {}
 ) -> Path:
     """Write config, weights and tokenizer to one .npz; `dtype`: store the weights in it.
 
@@ -35,31 +35,32 @@ def save_model(
             f"{model.locked}; to keep them merged, lora.merge(model) and save"
         )
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
-    plain = GPT2(GPT2Config(1, 1, 1, model.config.n_layers, 1), rng=0)  # for its names
-    if odd := arrays.keys() ^ {name for name, _ in plain.named_parameters()}:
+    if odd := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
         raise ValueError(
-            f"save_model: {sorted(odd)[0]} is not a plain GPT-2's parameter: merge or "
-            "detach the adapters first, or save them alone with lora.save"
+            f"save_model: {sorted(odd)[0]} is not a plain {type(model).__name__}'s parameter: "
+            "merge or detach the adapters first, or save them alone with lora.save"
         )
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None
-    meta = {"kind": "model", "family": "gpt2", "config": asdict(model.config), "merges": merges}
-    return checkpoint.write(path, arrays, {**meta, **about})
+    config = {"family": family_of(model.config), "config": asdict(model.config)}
+    return checkpoint.write(path, arrays, {"kind": "model", **config, "merges": merges, **about})
 
 
-def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> GPT2:
-    """The GPT-2 in a file that `save_model` made, its `.tokenizer` with it. Dropout is off.
+def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
+    """The model in a file that `save_model` made, its `.tokenizer` with it. Dropout is off.
 
     Raises ValueError, in the file's name, for what is no such file, or does not fit together.
     """
     with checkpoint.opened(path, "model") as file, file.blamed():
         family, config = file.facts(family=str, config=dict)
-        if family != "gpt2":
+        if family not in FAMILIES:
             raise ValueError(
-                f"it is a model of the family {family!r}, and gpt2 is what can be read"
+                f"it is a model of the family {family!r}, and what can be read is "
+                f"{', '.join(FAMILIES)}"
             )
-        model = GPT2(GPT2Config(**config), rng=file.budget(), dtype=dtype)
+        kind, make = FAMILIES[family]
+        model = make(kind(**config), rng=file.budget(), dtype=dtype)
         shapes = {name: p.shape for name, p in model.named_parameters()}
         model.load_state_dict(file.arrays(shapes))
         merges = file.meta.get("merges")
@@ -83,4 +84,5 @@ def base_path(name: str) -> Path:
 
 def load_base(name: str = "shakespeare", *, dtype: Any = "float32") -> GPT2:
     """The built-in pretrained base; `minilora pretrain` is how it was made."""
-    return load_model(base_path(name), dtype=np.dtype(dtype))
+    base: GPT2 = load_model(base_path(name), dtype=np.dtype(dtype))
+    return base

@@ -1,0 +1,150 @@
+"""What encoders share: the post-norm block, the sum of embeddings, and the two heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..backend import Rng, generator, xp
+from ..config import EncoderConfig
+from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter
+from ..recompute import recomputed
+from ..tensor import Tensor
+from .transformer import MLP, Attention
+
+
+class Block(Module):
+    """ln1(x + attn(x)), then ln2(x + mlp(x)): post-norm, as in the first transformer, GELU exact.
+
+    attn: the attention of the family, which gets all that forward is given.
+    """
+
+    def __init__(
+        self, attn: Module, c: EncoderConfig, *, rng: np.random.Generator, dtype: Any
+    ) -> None:
+        self.attn = attn
+        self.ln1 = LayerNorm(c.d_model, c.eps, dtype=dtype)
+        self.mlp = MLP(c.d_model, c.d_ff or 4 * c.d_model, approximate="none", rng=rng, dtype=dtype)
+        self.ln2 = LayerNorm(c.d_model, c.eps, dtype=dtype)
+        self.drop = Dropout(c.dropout, rng=rng)
+
+    def forward(self, x: Tensor, *also: Tensor, **how: Any) -> Tensor:
+        x = self.ln1(x + self.drop(self.attn(x, *also, **how)))
+        return self.ln2(x + self.drop(self.mlp(x)))
+
+
+class MaskedLM(Module):
+    """E ln(gelu(dense(x))) + b: a score for each word, E the table of tokens."""
+
+    def __init__(self, c: EncoderConfig, *, rng: np.random.Generator, dtype: Any) -> None:
+        self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
+        self.ln = LayerNorm(c.d_model, c.eps, dtype=dtype)
+        self.b = Parameter(xp.zeros(c.vocab_size, dtype))
+
+    def forward(self, x: Tensor, tok: Embedding) -> Tensor:
+        return tok.project(self.ln(ops.gelu(self.dense(x), approximate="none"))) + self.b
+
+
+class Classifier(Module):
+    """out(pool(x)), pool(x) = f(dense(x of the first token)): a score for each class."""
+
+    def __init__(self, c: EncoderConfig, f: Any, *, rng: np.random.Generator, dtype: Any) -> None:
+        self.f = f
+        self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
+        self.drop = Dropout(c.dropout, rng=rng)
+        self.out = Linear(c.d_model, c.num_labels, std=0.02, rng=rng, dtype=dtype)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """x: (batch, tokens, d) -> (batch, d)"""
+        pooled: Tensor = self.f(self.dense(x[:, 0]))
+        return pooled
+
+    def forward(self, x: Tensor, tok: Embedding) -> Tensor:
+        return self.out(self.drop(self.pool(x)))
+
+
+class Encoder(Module):
+    """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size); where the
+    config has num_labels, (batch, num_labels).
+
+    recompute: in training, each block's activations are computed again instead of kept. Dropout is
+    where GPT-2 has it here, and not among the attention's weights.
+    """
+
+    pooling: Any = staticmethod(ops.tanh)  # of the head for classes
+
+    def __init__(
+        self, config: EncoderConfig, *, rng: Rng = None, dtype: Any = "float32",
+        recompute: bool = False,
+    ) -> None:  # fmt: skip
+        c, rng = config, generator(rng)
+        self.config, self.recompute = config, recompute
+        self.tokenizer: Any = None  # whoever has one puts it here
+        self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
+        rows = self.rows()
+        self.pos = Embedding(rows, c.d_model, rng=rng, dtype=dtype) if rows else None
+        self.types = Embedding(c.n_types, c.d_model, rng=rng, dtype=dtype) if c.n_types else None
+        self.ln_e = LayerNorm(c.d_model, c.eps, dtype=dtype)
+        self.blocks = [
+            Block(self.attention(rng, dtype), c, rng=rng, dtype=dtype) for _ in range(c.n_layers)
+        ]
+        self.drop = Dropout(c.dropout, rng=rng)
+        self.head: Any = (
+            Classifier(c, self.pooling, rng=rng, dtype=dtype)
+            if c.num_labels
+            else MaskedLM(c, rng=rng, dtype=dtype)
+        )
+
+    def forward(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
+        """mask: (batch, tokens), on the host, false where a token is padding; None: nowhere.
+        types: (batch, tokens), which kind of token each is; None: all of kind 0.
+        """
+        scores: Tensor = self.head(self.encode(ids, mask, types), self.tok)
+        return scores
+
+    def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
+        """What the last block says of each token, (batch, tokens, d_model)."""
+        ids = np.asarray(ids)
+        who, most = type(self).__name__, self.config.n_positions
+        if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < ids.shape[1] <= most:
+            raise ValueError(
+                f"{who}: ids must be integers (batch, tokens), 1 to {most} tokens, not "
+                f"{ids.dtype} {ids.shape}"
+            )
+        for name, given in (("mask", mask), ("types", types)):
+            if given is not None and np.shape(given) != ids.shape:
+                raise ValueError(
+                    f"{who}: {name} is {np.shape(given)}: it must be {ids.shape}, as ids are"
+                )
+        if types is not None and self.types is None:
+            raise ValueError(f"{who}: it knows no types of tokens: its config has n_types=0")
+        x = self.tok(ids)
+        if self.pos is not None:
+            x = x + self.pos(self.positions(ids, mask))
+        if self.types is not None:
+            x = x + self.types(slice(0, 1) if types is None else types)
+        return self.through(self.drop(self.ln_e(x)), mask)
+
+    def through(self, x: Tensor, mask: Any) -> Tensor:
+        """All blocks, one after the other."""
+        for block in self.blocks:
+            x = self.run(block, x, mask=mask)
+        return x
+
+    def run(self, block: Block, *inputs: Tensor, **how: Any) -> Tensor:
+        return recomputed(block, *inputs, **how) if self.recompute else block(*inputs, **how)
+
+    def rows(self) -> int:
+        """Of the table of positions; 0: there is none."""
+        return self.config.n_positions
+
+    def positions(self, ids: np.ndarray, mask: Any) -> Any:
+        """Which rows of that table are added: 0, 1, 2 ..., whatever is padding."""
+        return slice(0, ids.shape[1])
+
+    def attention(self, rng: np.random.Generator, dtype: Any) -> Module:
+        """A block's, as the family has it."""
+        c = self.config
+        return Attention(c.d_model, c.n_heads, causal=False, rng=rng, dtype=dtype)
