@@ -47,7 +47,7 @@ ol.mistakes li { padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .stack, .stack tbody { display: block; }
   .stack td.n { text-align: left; } .stack td.n::before { content: "passed: "; }
   .stack tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
-  .stack td:first-child { font-weight: 600; }
+  .stack td:first-child { font-weight: 600; } .stack small { font-weight: 400; }
   .stack .name:empty { display: none; }
 }
 td.full { color: var(--B); font-weight: 600; } td.none { color: var(--soft); }
