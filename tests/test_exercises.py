@@ -91,6 +91,27 @@ def test_each_way_to_fail_has_words_of_its_own(body, words):
         assert re.search(r"at ex02_unbroadcast.py, line \d+, in unbroadcast: return g @", text)
 
 
+CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (CASE + "return (merge(W, A, B, 3) == W + 3).all()", "that counts for nothing: assert it"),
+        (CASE + "assert (W == np.eye(2)).all()", "does not call the merge that it is given"),
+        (CASE + "merge(W, B, A, 3)", "calls merge with W (2, 2), A (2, 1), B (1, 2)"),
+        (CASE + "assert (merge(W, W[:1], W, 3) == W).all()", "A (1, 2), B (2, 2): it takes W (d,"),
+        ("assert merge([[1]], [[1]], [[1]], 1) == 2", "calls merge with W list, A list, B list"),
+        ("W, A, B = (np.random.default_rng(0).normal(size=(9, 9)) for _ in 'WAB')\n"
+         "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()", "Your own sum does"),
+        (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped\n    return mistyped", "NameError"),
+    ],
+)  # fmt: skip
+def test_why_a_property_test_finds_nothing(body, words):
+    verdict = judging.judge(book.exercise("09"), answer(body, "09"), limits=SOON)
+    assert words in telling.verdict(verdict), telling.verdict(verdict)
+
+
 def test_a_missing_function_is_named():
     source = book.exercise("02").solution().replace("def unbroadcast", "def unbroadcats")
     (line, *_) = judging.judge(book.exercise("02"), source).outcomes[0].lines
