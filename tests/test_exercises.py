@@ -104,7 +104,7 @@ CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
         ("assert merge([[1]], [[1]], [[1]], 1) == 2", "calls merge with W list, A list, B list"),
         ("W, A, B = (np.random.default_rng(0).normal(size=(9, 9)) for _ in 'WAB')\n"
          "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()", "Your own sum does"),
-        (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped\n    return mistyped", "NameError"),
+        (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped", "NameError"),
     ],
 )  # fmt: skip
 def test_why_a_property_test_finds_nothing(body, words):
