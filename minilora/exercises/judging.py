@@ -157,7 +157,8 @@ def attempt(
     try:
         _drawn(exercise, check, seed_, check.examples, smaller=told)(run)
     except Flaky:
-        lines = ("expected the same answer to the same arguments", "got      another one each time")
+        lines = ("expected the same answer to the same arguments",
+                 "got      another one each time: is something drawn without a seed?")  # fmt: skip
         return _failed(check, lines=lines)
     except Raised as error:
         return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
