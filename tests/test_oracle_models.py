@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from strategies import made, normal, seen
+from strategies import DEBERTAS, made, normal, seen
 
 import minilora as ml
 from minilora import ops
@@ -154,18 +154,6 @@ def theirs_of(model, kind: str, **more):
 
 
 PAD = 1  # in every family of these tests
-WITH_TYPES = {"n_types": 2}
-DEBERTAS = [
-    {},
-    {"position_biased_input": True, "n_types": 2, "norm_rel_ebd": False},
-    {"share_att_key": False, "conv_kernel_size": 0, "conv_act": "tanh"},
-    {"share_att_key": False, "pos_att_type": ("c2p",), "conv_kernel_size": 5, "conv_act": "tanh"},
-    {"pos_att_type": ("p2c",), "position_buckets": 0, "max_relative_positions": 4},
-    {"share_att_key": False, "pos_att_type": ("p2c",), "position_buckets": 7},
-    {"pos_att_type": (), "position_biased_input": True, "conv_kernel_size": 0,
-     "norm_rel_ebd": False},
-    {"position_buckets": 4, "max_relative_positions": 8, "n_layers": 1},
-]  # fmt: skip
 CASES = [
     ("gpt2", "GPT2LMHeadModel", {}),
     ("gpt2", "GPT2LMHeadModel", {"d_ff": 5, "n_layers": 3}),
