@@ -79,12 +79,19 @@ def shake(parameters, seed: int, size: float = 0.1) -> None:
         p.data += ml.backend.asarray(noise)
 
 
-def adapted(seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **config):
-    """(model, paths) with an adapter of B ≠ 0 and alpha ≠ r."""
-    model = gpt2(seed, dtype, **config.pop("sizes", {}))
+def lora_of(
+    family: str, seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **config
+):
+    """(model, paths): one of this family with an adapter of B ≠ 0 and alpha ≠ r."""
+    model = made(family, seed, dtype, **config.pop("sizes", {}))
     paths = lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, **config), rng=seed + 1)
     shake(model.trainable_parameters().values(), seed + 2)
     return model, paths
+
+
+def adapted(*how, **config):
+    """A GPT-2 so."""
+    return lora_of("gpt2", *how, **config)
 
 
 def ids(seed: int = 0, batch: int = 2, tokens: int = 7, vocabulary: int = 11) -> np.ndarray:
