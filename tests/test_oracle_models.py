@@ -8,6 +8,8 @@ from strategies import DEBERTAS, made, normal, seen
 
 import minilora as ml
 from minilora import ops
+from minilora.config import SHAPES
+from minilora.models import build
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
@@ -233,6 +235,18 @@ def test_buckets_are_theirs(size, most):
     away = np.arange(-most + 1, most)
     wanted = make_log_bucket_position(torch.tensor(away), size, most).long().numpy()
     assert bucket(away, size, most).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("shape", ["bert-base", "roberta-base", "deberta-v2-xxlarge", "gpt2"])
+def test_a_model_of_the_published_size_has_their_names_and_shapes(shape):
+    kind = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel",
+            "deberta": "DebertaV2ForMaskedLM"}[shape.split("-")[0]]  # fmt: skip
+    with ml.using("shapes"), torch.device("meta"):
+        model = build(SHAPES[shape], rng=0)
+        theirs = theirs_of(model, kind)
+        own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {n: tuple(x.shape) for name, p in theirs.named_parameters() for n, x in parts(name, p)}
+    assert own == wanted
 
 
 def test_weights_of_another_model_are_not_equal():

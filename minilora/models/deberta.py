@@ -11,6 +11,7 @@ adds distances that share a row (`bucket`) and the convolution, there called nGi
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -156,6 +157,7 @@ def span(c: DebertaConfig) -> int:
     return c.position_buckets or c.max_relative_positions or c.n_positions
 
 
+@functools.lru_cache(maxsize=4)  # every step of a training asks for the same
 def distances(n: int, c: DebertaConfig) -> np.ndarray:
     """δ(i, j): the row of the table for query i and key j, (n, n)."""
     away = np.arange(n)[:, None] - np.arange(n)
