@@ -437,7 +437,8 @@ SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_h
 @pytest.mark.parametrize(
     "shape, encoder, whole",
     [("bert-base", 108_891_648, 109_514_298), ("roberta-base", 124_055_040, 124_697_433),
-     ("roberta-large", 354_310_144, 355_412_057), ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
+     ("roberta-large", 354_310_144, 355_412_057),
+     ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
 )  # fmt: skip
 def test_the_counts_of_encoders(shape, encoder, whole):
     """Without a pooler, and with the head that fills masks in."""
