@@ -226,7 +226,7 @@ def test_an_adapter_is_its_formula_and_so_is_its_gradient(seed, norm):
         ("adapter-l", ["0.mlp", "1.mlp"]),
         ("adapter-p", ["0.mlp", "1.mlp"]),
         ("adapter-d", ["1.mlp"]),
-        ("prelayer", ["0", "1"]),
+        ("prelayer", ["1", "drop"]),
     ],
 )
 def test_parts_stand_where_the_paper_has_them(called, where):
@@ -288,7 +288,8 @@ def by_hand(model, rows, ends, E, layer=None):
 @few
 def test_trained_tokens_are_where_they_should_be(called, seed, li, ends):
     model, rows = applied(called, seed, li=li), ids(seed, 3, 5)
-    E = [wide(p) for p in methods.trained_by(model, "default").values()]
+    E = [wide(p) for _, p in sorted(methods.trained_by(model, "default").items())]
+    E = E[-1:] + E[:-1]  # what the first block gets comes last, as `drop`
     with told(li, ends):
         got = logits(model, rows)
     wanted = by_hand(model, rows, ends if li else [5] * 3, E, layer=called == "prelayer" or None)

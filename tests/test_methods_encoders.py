@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from strategies import bits, ids, same_bytes, shake, snapshot
-from test_methods import make, size_of
+from test_methods import PREFIXES, make, size_of
 
 import minilora as ml
 from minilora import lora, methods
@@ -11,16 +11,19 @@ from minilora import lora, methods
 pytest.importorskip("minilora.models.encoder")
 FAMILIES = ("Roberta", "Bert", "Deberta")
 IDS, MASK = ids(tokens=6, vocabulary=9) + 2, np.array([[1] * 6, [1] * 4 + [0] * 2])
-PROMPTED = [name for name in methods.METHODS if "pre" in name]
-every = pytest.mark.parametrize("called", [n for n in methods.METHODS if n not in PROMPTED])
+every = pytest.mark.parametrize("called", list(methods.METHODS))
 family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def encoder(family: str, seed: int = 0, labels: int = 0, dtype: str = "float64"):
+def encoder(
+    family: str, seed: int = 0, labels: int = 0, dtype: str = "float64", vocabulary: int = 11,
+    **sizes,
+):  # fmt: skip
     """A tiny one, all of it random."""
     config = getattr(ml, f"{family}Config")(
-        vocab_size=11, n_positions=12, d_model=8, n_layers=3, n_heads=2, d_ff=12, num_labels=labels,
-        **{"position_buckets": 4} if family == "Deberta" else {},
+        vocab_size=vocabulary, n_positions=12, d_model=8, n_layers=3, n_heads=2, d_ff=12,
+        num_labels=labels,
+        **{"position_buckets": 4} if family == "Deberta" else {}, **sizes,
     )  # fmt: skip
     model = getattr(ml, family)(config, rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
@@ -53,7 +56,7 @@ def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
     base = [(p, p.data.tobytes()) for p in model.parameters()]
     method = make(called, r=3)
     method.apply(model, rng=0)
-    assert same_bytes(said(model), first)
+    assert same_bytes(said(model), first) == (called not in PREFIXES)
     trained = model.trainable_parameters()
     if family != "Deberta" or called not in ("full", "fttop2", "bitfit"):
         assert method.count(model.config) == size_of(trained.values())
@@ -112,10 +115,57 @@ def test_a_file_of_an_encoder_s_method(numpy_only, tmp_path, called, family):
     np.testing.assert_allclose(said(other), said(model), rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("called", PROMPTED)
-def test_an_encoder_has_no_prompt(called):
-    model = encoder("Roberta")
-    before = snapshot(model)
-    with pytest.raises(ValueError, match="Roberta is no decoder: it has no prompt"):
-        make(called).apply(model, rng=0)
-    assert snapshot(model) == before and "forward" not in vars(model)
+@pytest.mark.parametrize("labels", [0, 2])
+@pytest.mark.parametrize("masked", [False, True])
+@family
+def test_trained_tokens_are_rows_that_the_table_does_not_have(family, labels, masked):
+    """Equal to a model of a larger table, given ids of its new rows, at the given places."""
+    model, large = encoder(family, 0, labels), encoder(family, 0, labels, vocabulary=14)
+    for p, q in zip(model.parameters(), large.parameters()):
+        q.data[: len(p.data)] = p.data
+    make("preembed", lp=2, li=1).apply(model, rng=0)
+    large.tok.W.data[11:] = next(iter(model.trainable_parameters().values())).data * 9
+    for p in model.trainable_parameters().values():
+        p.data *= 9
+    mask = MASK if masked else None
+    types = None if large.types is None else IDS % large.config.n_types
+    ends = [6, 4] if masked else [6, 6]
+    rows, wider, kinds, places = np.full((2, 9), 13), np.ones((2, 9)), np.zeros((2, 9), int), []
+    for i, end in enumerate(ends):
+        places.append([*range(2, 2 + end), *range(3 + end, 9)])
+        rows[i, :2], rows[i, places[i]], wider[i, places[i]] = (11, 12), IDS[i], MASK[i]
+        kinds[i, places[i]] = 0 if types is None else types[i]
+    with ml.no_grad():
+        got = ml.asnumpy(model(IDS, mask, types))
+        said = large.encode(rows, wider if masked else None, None if types is None else kinds)
+        at = [ml.asnumpy(said)[i : i + 1, where] for i, where in enumerate(places)]
+        heads = [large.head(ml.Tensor(ml.xp.array(x)), large.tok) for x in at]
+        wanted = np.concatenate([ml.asnumpy(x) for x in heads])
+    np.testing.assert_allclose(got, wanted[..., : got.shape[-1]], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"z_steps": 2, "conv_kernel_size": 0}])
+def test_a_block_gets_nothing_of_trained_tokens_but_its_own(sizes):
+    """Not what the table has at their places, nor what came of those of the block before."""
+    model = encoder("Deberta", labels=2, **sizes)
+    make("prelayer", lp=2, li=1).apply(model, rng=0)
+    before = said(model)
+    model.tok.W.data[0] += 1.0  # no token is 0
+    assert same_bytes(said(model), before)
+    if sizes:
+        E = methods.trained_by(model, "default")
+        model.blocks[0].attn.o.W.data[...] = 0.0  # so the others see nothing of the first
+        before = said(model)
+        E["drop.E"].data[...] += 1.0
+        assert same_bytes(said(model), before)
+        E["blocks.1.E"].data[...] += 1.0
+        assert not same_bytes(said(model), before)
+
+
+def test_padding_of_id_0_is_no_trained_token():
+    model, other = encoder("Roberta", padding_id=0), encoder("Roberta", padding_id=1)
+    for p, q in zip(model.parameters(), other.parameters()):
+        q.data[len(q.data) - len(p.data) :] = p.data  # one position more, before the others
+    for one in (model, other):
+        make("preembed", lp=2).apply(one, rng=0)
+    assert same_bytes(said(model), said(other))

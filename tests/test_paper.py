@@ -101,8 +101,11 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
     assert cli.main(line.split()) == 0
     out = capsys.readouterr().out
     assert "lora r=8 targets=q,v" in out and max(map(len, out.splitlines())) <= 115
-    assert cli.main("account roberta-base --window 8 --compare".split()) == 0  # noqa: SIM905
-    assert "no decoder" in capsys.readouterr().out
+    half = "account roberta-base --compare --policy"
+    assert cli.main([*half.split(), "half base"]) == 0
+    out = capsys.readouterr().out
+    assert "1 × 248 tokens, AdamW, half base" in out  # 512, less 256 + 8
+    assert "full training has no frozen base" in out and "preembed lp=256 li=8  " in out
 
 
 @pytest.mark.parametrize(

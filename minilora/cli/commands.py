@@ -126,13 +126,16 @@ def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _compared(shape: str, how: dict[str, Any], say: Say) -> dict[str, Any]:
-    """The methods of tables 2 to 4 side by side."""
+    """Methods of tables 2 to 4 side by side, on as many tokens as the most trained ones leave."""
     found: dict[str, Any] = {}
+    most = max(getattr(m, "lp", 0) + getattr(m, "li", 0) for m in accounting.COMPARED)
+    how["tokens"] = how["tokens"] or SHAPES[shape].n_positions - most
+    say(f"{shape}: one step of {how['batch']} × {how['tokens']:,} tokens, AdamW, {how['policy']}\n")
     say(f"{'':<44}{'trained':>18}{'%':>9}{'file, MB':>13}{'peak, GB':>11}{'TFLOP':>11}{'depth':>8}")
     for method in accounting.COMPARED:
         try:
             plan = accounting.plan(shape, method=method, **how)
-        except ValueError as error:  # such as trained tokens in an encoder
+        except ValueError as error:  # such as half a base, which full fine-tuning has not
             say(f"{accounting.told(method):<44}{error}")
             continue
         costs = plan.forward, plan.backward

@@ -26,6 +26,7 @@ from ..surgery import State, all_or_nothing, swap
 from ..tensor import Tensor
 
 METHODS: dict[str, type[Method]] = {}  # by name, as `apply` takes them
+CALLS = ("forward", "encode")  # of a model: what a part can be around, as if it were a module
 
 
 class Method(Config):
@@ -163,9 +164,7 @@ def activate(model: Module, *names: str) -> None:
     copied = [at for name in names for at in state.copies.get(name, ())]
     if len(set(copied)) < len(copied):
         raise ValueError(f"activate: {' and '.join(names)} each have a {copied[-1]} of their own")
-    prompts = [
-        name for name in names for p, w in adapted(model) if p == "forward" and name in w.parts
-    ]
+    prompts = [name for name in names for p, w in adapted(model) if p in CALLS and name in w.parts]
     if len(prompts) > 1:
         raise ValueError(f"activate: {' and '.join(prompts)} each put tokens beside the prompt")
     state.active = names
@@ -263,13 +262,12 @@ def trained_by(model: Module, name: str) -> dict[str, Parameter]:
 
 
 def _adapted(model: Module, path: str) -> Adapted:
-    """The wrapper at this path, which is put there if there is none; "forward": the model's own."""
+    """The wrapper at this path, which is put there if there is none."""
     for at, wrapper in adapted(model):
         if plain(at) == path:
             return wrapper
-    if path == "forward":
-        wrapper = Adapted(model.forward)
-        vars(model)["forward"] = wrapper
+    if path in CALLS:
+        wrapper = vars(model)[path] = Adapted(getattr(model, path))
         return wrapper
     inner = {plain(at): (at, m) for at, m in reversed([*model.named_modules()])}
     at, module = inner[path]
@@ -279,8 +277,8 @@ def _adapted(model: Module, path: str) -> Adapted:
 
 
 def _put_back(model: Module, path: str, wrapper: Adapted) -> None:
-    if path == "forward":
-        del vars(model)["forward"]
+    if path in CALLS:
+        del vars(model)[path]
     else:
         swap(model, {path: wrapper.base})
 

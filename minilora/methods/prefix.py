@@ -3,6 +3,7 @@
 They are no words of the vocabulary. They take positions, as tokens do, and places in the cache. The
 logits are those of the given tokens; what follows a prompt is read from its last token, which is
 the last of `li`. They start random: unlike other methods, these change the model from the first.
+For an encoder the prompt is the row, without its padding, and each token is read at its own place.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ class Layout(Module):
         ids = np.asarray(ids)
         if ids.ndim != 2 or (cache and cache[0].n):  # a wrong shape; or they are in the cache
             return inner(ids, cache)  # type: ignore[no-any-return]
+        batch, n = ids.shape
+        ends = self.ends(batch, n)
+        places, which = self.places(inner, ids, ends)
+        last = np.arange(n) == ends[:, None] - 1  # the prompt's last token: through the last of li
+        with telling(trained=which, read=places + self.li * last):
+            return inner(among(ids, places, which, 0), cache)  # type: ignore[no-any-return]
+
+    def places(
+        self, inner: Any, ids: np.ndarray, ends: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of the given tokens among all, (batch, n); which trained one is where, -1: none."""
         lp, li, (batch, n) = self.lp, self.li, ids.shape
         most = inner.__self__.config.n_positions if hasattr(inner, "__self__") else 0
         if most and n + lp + li > most:
@@ -48,18 +60,12 @@ class Layout(Module):
                 f"{self.who}: {n} tokens and {lp + li} trained ones are more than n_positions, "
                 f"{most}: give it {max(0, most - lp - li)} tokens at most"
             )
-        ends = self.ends(batch, n)[:, None]
         at = np.arange(n)[None]
-        places = lp + at + li * (at >= ends)  # of the given tokens among all
-        all_ids = np.zeros((batch, lp + n + li), ids.dtype)
-        np.put_along_axis(all_ids, places, ids, 1)
-        which = np.full(all_ids.shape, -1)  # of the trained tokens, by place
-        free = np.ones(all_ids.shape, bool)
+        places = lp + at + li * (at >= ends[:, None])
+        which, free = np.full((batch, lp + n + li), -1), np.ones((batch, lp + n + li), bool)
         np.put_along_axis(free, places, False, 1)
         which[free] = np.tile(np.arange(lp + li), batch)
-        read = places + li * (at == ends - 1)  # the prompt's last token: through the last of li
-        with telling(trained=which, read=read):
-            return inner(all_ids, cache)  # type: ignore[no-any-return]
+        return places, which
 
     def ends(self, batch: int, n: int) -> np.ndarray:
         """Where each row's prompt ends."""
@@ -94,6 +100,39 @@ class Layout(Module):
         return size
 
 
+class Around(Layout):
+    """Around an encoder's `encode`: the same, and what it says of the given tokens."""
+
+    def forward(self, inner: Any, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
+        ids, beside = np.asarray(ids), [x for x in (mask, types) if x is not None]
+        if ids.ndim != 2 or any(np.shape(x) != ids.shape for x in beside):
+            return inner(ids, mask, types)  # type: ignore[no-any-return]  # which says what is wrong
+        batch, n = ids.shape
+        ends = np.full(batch, n) if mask is None else n - np.argmax(np.asarray(mask)[:, ::-1], 1)
+        places, which = self.places(inner, ids, ends)
+        no_padding = int(getattr(inner.__self__.config, "padding_id", 1) == 0)
+        mask, types = (
+            x if x is None else among(np.asarray(x), places, which, other)
+            for x, other in ((mask, True), (types, 0))
+        )
+        ids = among(ids, places, which, no_padding)
+        with telling(trained=which):
+            return picked(inner(ids, mask, types), places)
+
+
+def among(given: np.ndarray, places: np.ndarray, which: np.ndarray, other: Any) -> np.ndarray:
+    """What is given, at its places in longer rows; `other` where trained tokens are."""
+    out = np.full(which.shape, other, given.dtype)
+    np.put_along_axis(out, places, given, 1)
+    return out
+
+
+def picked(x: Tensor, at: np.ndarray) -> Tensor:
+    """x[row, at[row]]        x: (batch, tokens, d)   at: (batch, n)   out: (batch, n, d)"""
+    batch, n, d = x.shape
+    return ops.embedding(x.reshape(batch * n, d), at + n * np.arange(batch)[:, None])
+
+
 class Trained(Module):
     """E: (lp + li, d), what stands at the places of the trained tokens."""
 
@@ -117,25 +156,27 @@ class Read(Module):
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         read = told("read")
-        if read is not None:
-            batch, n, d = x.shape
-            x = ops.embedding(x.reshape(batch * n, d), read + n * np.arange(batch)[:, None])
-        return inner(x)  # type: ignore[no-any-return]
+        return inner(x if read is None else picked(x, read))  # type: ignore[no-any-return]
 
 
-class Embedded(Trained):
-    """Around the table of tokens: rows that it does not have."""
+class After(Trained):
+    """Around the table of tokens, or the sum of embeddings: what comes out has them in it."""
 
-    def forward(self, inner: Any, ids: Any) -> Tensor:
-        return self.placed(inner(ids))
+    def forward(self, inner: Any, x: Any) -> Tensor:
+        return self.placed(inner(x))
 
 
-class Replaced(Trained):
+class Before(Trained):
     """Around a block: what came of the trained tokens so far is replaced."""
 
-    def forward(self, inner: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = inner(self.placed(x), *args, **kwargs)
+    def forward(self, inner: Any, *given: Any, **how: Any) -> Tensor:
+        out: Tensor = inner(*(self.placed(x) if _rows(x) else x for x in given), **how)
         return out
+
+
+def _rows(x: Any) -> bool:
+    """Whether it holds a vector of each token: (batch, tokens, d)."""
+    return isinstance(x, Tensor) and len(x.shape) == 3
 
 
 @dataclass(frozen=True)
@@ -152,16 +193,14 @@ class PreEmbed(Method, called="preembed"):
             raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least")
 
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
-        if not hasattr(model, "new_cache"):
-            raise ValueError(
-                f"{self.called}: {type(model).__name__} is no decoder: it has no prompt"
-            )
-        parts = self.tokens(model.config, rng, wide(model))
-        return {"forward": Layout(self.called, self.lp, self.li), "ln_f": Read(), **parts}
+        lay = self.called, self.lp, self.li
+        decoder: dict[str, Module] = {"forward": Layout(*lay), "ln_f": Read()}
+        parts = decoder if hasattr(model, "new_cache") else {"encode": Around(*lay)}
+        return parts | self.tokens(model.config, rng, wide(model))
 
-    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
+    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> dict[str, Module]:
         """Where their vectors go."""
-        return {"tok": Embedded(self.lp + self.li, c.d_model, rng, dtype)}
+        return {"tok": After(self.lp + self.li, c.d_model, rng, dtype)}
 
     def count(self, config: Any) -> int:
         return config.d_model * (self.lp + self.li)  # type: ignore[no-any-return]
@@ -173,9 +212,10 @@ class PreLayer(PreEmbed, called="prelayer"):
     every block, the first one too, where they replace embedding and position: |Θ| = L d (lp + li).
     """
 
-    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
+    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> dict[str, Module]:
         n, d = self.lp + self.li, c.d_model
-        return {f"blocks.{i}": Replaced(n, d, rng, dtype) for i in range(c.n_layers)}
+        parts: dict[str, Module] = {"drop": After(n, d, rng, dtype)}  # the first block's input
+        return parts | {f"blocks.{i}": Before(n, d, rng, dtype) for i in range(1, c.n_layers)}
 
     def count(self, config: Any) -> int:
         return config.n_layers * super().count(config)  # type: ignore[no-any-return]
