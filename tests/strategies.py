@@ -34,7 +34,7 @@ FAMILIES = {  # as small as can be; more than that of each is said where it is w
 family = pytest.mark.parametrize("family", FAMILIES)
 families = st.sampled_from(sorted(FAMILIES))
 DEBERTAS = [  # every setting of DeBERTa's own, each way
-    {},
+    {"position_biased_input": False},
     {"position_biased_input": True, "n_types": 2, "norm_rel_ebd": False},
     {"share_att_key": False, "conv_kernel_size": 0, "conv_act": "tanh"},
     {"share_att_key": False, "pos_att_type": ("c2p",), "conv_kernel_size": 5, "conv_act": "tanh"},

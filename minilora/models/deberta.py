@@ -5,8 +5,8 @@ What a token is and how far away it is are two vectors (§3.1). The score of que
     q_i · k_j  +  q_i · r_k[δ(i, j)]  +  k_j · r_q[δ(i, j)]       content-content, c2p, p2c
 
 over √(d_head · terms), with r_k and r_q made of one table of distances, which all blocks share.
-That is eq. 4, whose third term reads δ(j, i): here it is what the authors' code computes. Version 2
-adds distances that share a row (`bucket`) and the convolution, there called nGiE.
+That is eq. 4, but for the third term's δ(j, i): δ(i, j) is what transformers, and so the published
+weights, have there. Version 2 adds distances that share a row (`bucket`) and the convolution.
 """
 
 from __future__ import annotations

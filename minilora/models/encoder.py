@@ -79,8 +79,8 @@ class Encoder(Module):
     config has num_labels, (batch, num_labels).
 
     recompute: in training, each block's activations are computed again instead of kept.
-    Dropout is on the embeddings, on what each half block adds and in the head; unlike there, it is
-    not on the attention's weights.
+    Dropout is on the embeddings, on what each half block adds and in the head, but not, as in BERT,
+    on the attention's weights.
     """
 
     pooling: Any = staticmethod(ops.tanh)  # f in the head for classes
