@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DEBERTAS, made, normal, seeds, seen
+from strategies import DEBERTAS, bits, made, normal, seeds, seen
 
 import minilora as ml
 from minilora import ops
@@ -149,14 +149,17 @@ def test_the_gradient_along_any_direction_is_the_difference_of_two_losses(family
     """All parameters at once: one that a rule forgets, or counts once instead of twice, is seen."""
     model = made(family, 1, **{"eps": 0.01} | sizes | head)
     at, mask = seen(model, 1)
-    loss_of(model, at, mask).backward()
-    way, h, sides = shaken(model, 2), 1e-5, []
-    slope = sum((ml.asnumpy(p.grad) * way[n]).sum() for n, p in model.named_parameters())
+    way, h, sides, slopes = shaken(model, 2), 1e-5, [], []
+    for model.recompute in (False, True):
+        loss_of(model, at, mask).backward()
+        grads = {n: ml.asnumpy(p.grad) for n, p in model.named_parameters()}
+        slopes.append(sum((grads[n] * way[n]).sum() for n in way))
+        model.requires_grad_()
     start = model.state_dict()
     for side in (h, -h):
         model.load_state_dict({n: x + side * way[n] for n, x in start.items()})
         sides.append(loss_of(model, at, mask).item())
-    assert slope == pytest.approx((sides[0] - sides[1]) / (2 * h), rel=1e-5)
+    assert slopes == pytest.approx(2 * [(sides[0] - sides[1]) / (2 * h)], rel=1e-5)
 
 
 # Padding.
@@ -354,3 +357,24 @@ def test_the_first_weights_are_small_and_each_one_s_own(numpy_only, family):
     assert len({x.tobytes() for n, x in held.items() if n.endswith("W")}) == sum(
         n.endswith("W") for n in held
     )
+
+
+@encoder
+def test_a_head_for_classes_is_trained_saved_and_loaded_with_the_adapter(tmp_path, family):
+    def fresh():
+        return made(family, num_labels=3)
+
+    model, config = fresh(), ml.LoRAConfig(r=2, alpha=3, trainable="head")
+    ml.lora.attach(model, config, rng=0)
+    at, mask = seen(model)
+    optimizer = ml.AdamW(model.trainable_parameters(), lr=0.05, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, at, mask).backward()
+        optimizer.step()
+    ml.lora.save(model, tmp_path / "a.npz")
+    ml.lora.load(other := fresh(), tmp_path / "a.npz")
+    assert bits(other) == bits(model) and bits(model)["head.out.W"] != bits(fresh())["head.out.W"]
+    assert np.array_equal(said(other, at, mask), said(model, at, mask))
+    with ml.lora.disabled(other):
+        assert np.array_equal(said(other, at, mask), said(fresh(), at, mask))

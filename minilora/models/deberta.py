@@ -58,6 +58,7 @@ class Deberta(Encoder):
             if i == 0 and self.conv is not None:
                 x = self.conv(first, x, mask)
         for _ in range(1, self.config.z_steps):  # its queries go on, what they look at stays
+            # never recomputed: that would find no gradient for what is given by name
             x = self.blocks[-1](x, *table, context=before, **how)
         return x
 
