@@ -235,19 +235,35 @@ def test_without_a_mask_there_is_no_array_and_no_op_for_it(family, numpy_only, m
 @encoder
 def test_dropout_is_where_it_should_be(numpy_only, family, labels):
     """One for the embeddings, two a block, one at the convolution, the head's: RoBERTa's two."""
-    model, calls = made(family, dropout=0.5, num_labels=labels), []
+    model, calls, out_of = made(family, dropout=0.5, num_labels=labels), [], {}
     at, mask = seen(model)
     quiet = said(model.eval(), at, mask)
+
+    def watched(module, path):
+        forward = module.forward
+
+        def run(x, *also):
+            if isinstance(module, ml.nn.Dropout):
+                assert module.rate == 0.5
+                calls.append((path, out_of.get(id(x), ("", None))[0]))
+                return x * 1.0
+            y = forward(x, *also)
+            out_of[id(y)] = path, y  # kept, so that no other gets its id
+            return y
+
+        module.forward = run
+
     for path, module in model.named_modules():
-        if isinstance(module, ml.nn.Dropout):
-            assert module.rate == 0.5
-            module.forward = lambda x, path=path: (calls.append(path), x * 1.0)[1]
+        if isinstance(module, ml.nn.Dropout | ml.nn.Linear | ml.nn.LayerNorm):
+            watched(module, path)
     assert np.array_equal(said(model, at, mask), quiet)
-    first, *rest = calls
-    conv = ["conv.drop"] if family == "deberta" else []
-    head = ["head.drop"] * (labels and 1 + (family == "roberta"))
-    assert first == "drop"
-    assert rest == ["blocks.0.drop"] * 2 + conv + ["blocks.1.drop"] * 2 + head
+    blocks = [
+        [(f"blocks.{i}.drop", f"blocks.{i}.{half}") for half in ("attn.o", "mlp.down")]
+        for i in range(2)
+    ]
+    conv = [("conv.drop", "conv.mix")] if family == "deberta" else []
+    head = [("head.drop", "")] * (labels and 1 + (family == "roberta"))
+    assert calls == [("drop", "ln_e"), *blocks[0], *conv, *blocks[1], *head]
 
 
 # What is given, and what is not.
