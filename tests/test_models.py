@@ -87,9 +87,11 @@ def test_gpt2_is_what_its_formulas_say(seed, layers, heads, d_ff):
     np.testing.assert_allclose(logits(model, at), reference(model, at), rtol=0, atol=1e-12)
 
 
-@given(st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
-def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(batch, tokens, dtype, d_ff):
-    model = gpt2(0, dtype, d_ff=d_ff)
+@given(families, st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
+def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(
+    family, batch, tokens, dtype, d_ff
+):
+    model = made(family, 0, dtype, d_ff=d_ff)
     out = model(ids(0, batch, tokens))
     assert out.shape == (batch, tokens, 11) and str(out.dtype) == dtype
     assert {str(p.dtype) for p in model.parameters()} == {dtype}
