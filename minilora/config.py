@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .checks import choice, real, told, whole
 
@@ -26,11 +26,16 @@ OURS = {  # what Hugging Face and PEFT call it -> what it is called here
 class Config:
     """What both are: settings that may be misspelt, or given by another package's name for them."""
 
+    counted: ClassVar[Mapping[str, str]] = {}  # other tools count it differently, too
+
     def __new__(cls, *values: Any, **settings: Any) -> Self:
         names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         for name in [name for name in settings if name not in names]:
             if OURS.get(name) in names:
-                raise TypeError(f"{cls.__name__}: {name} is called {OURS[name]} here")
+                raise TypeError(
+                    f"{cls.__name__}: {name} is called {OURS[name]} here"
+                    + cls.counted.get(name, "")
+                )
             from difflib import get_close_matches
 
             near = get_close_matches(name, names, 1)
@@ -117,6 +122,9 @@ class RobertaConfig(EncoderConfig):
     Its table of positions has padding_id + 1 rows more than n_positions: elsewhere 514 counts all.
     """
 
+    counted: ClassVar[Mapping[str, str]] = {
+        "max_position_embeddings": ", without the padding_id + 1 rows before the first: 512 for 514"
+    }
     vocab_size: int = 50265
     n_positions: int = 512
     d_model: int = 768
@@ -124,11 +132,18 @@ class RobertaConfig(EncoderConfig):
     n_heads: int = 12
     eps: float = 1e-5
     n_types: int = 1
-    padding_id: int = 1  # the token that is no token; positions are counted from the one after it
+    padding_id: int = 1  # the token that is no token; the first position is the row after this one
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._whole(0, "padding_id")
+        if self.n_positions == 512 + self.padding_id + 1:
+            warnings.warn(
+                f"RobertaConfig: n_positions is {self.n_positions}: it counts tokens, without the "
+                f"padding_id + 1 rows before the first, which max_position_embeddings has in it: "
+                "RoBERTa's is 512",
+                stacklevel=4,
+            )
 
 
 @dataclass(frozen=True)

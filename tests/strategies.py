@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import lora
 from minilora.backend import threads
-from minilora.models import families
+from minilora.models.families import FAMILIES as MODELS
+from minilora.models.families import build
 from minilora.surgery import generators
 
 sizes = st.integers(1, 5)
@@ -30,13 +31,26 @@ FAMILIES = {  # as small as can be; more than that of each is said where it is w
     "roberta": {},
     "deberta": {"position_buckets": 6, "position_biased_input": True},
 }
+family = pytest.mark.parametrize("family", FAMILIES)
+families = st.sampled_from(sorted(FAMILIES))
+DEBERTAS = [  # every setting of DeBERTa's own, each way
+    {"position_biased_input": False},
+    {"position_biased_input": True, "n_types": 2, "norm_rel_ebd": False},
+    {"share_att_key": False, "conv_kernel_size": 0, "conv_act": "tanh"},
+    {"share_att_key": False, "pos_att_type": ("c2p",), "conv_kernel_size": 5, "conv_act": "tanh"},
+    {"pos_att_type": ("p2c",), "position_buckets": 0, "max_relative_positions": 4},
+    {"share_att_key": False, "pos_att_type": ("p2c",), "position_buckets": 7},
+    {"pos_att_type": (), "position_biased_input": True, "conv_kernel_size": 0,
+     "norm_rel_ebd": False},
+    {"position_buckets": 4, "max_relative_positions": 8, "n_layers": 1},
+]  # fmt: skip
 
 
 def made(family: str, seed: int = 0, dtype: str = "float64", **sizes):
     """A tiny model whose every parameter is random: no bias is 0 and no gain is 1."""
     config = {"vocab_size": 11, "n_positions": 12, "d_model": 8, "n_layers": 2, "n_heads": 2}
-    kind, _ = families.FAMILIES[family]
-    model = families.build(kind(**config | FAMILIES[family] | sizes), rng=seed, dtype=dtype)
+    kind, _ = MODELS[family]
+    model = build(kind(**config | FAMILIES[family] | sizes), rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
     return model
 
@@ -46,15 +60,15 @@ def gpt2(seed: int = 0, dtype: str = "float64", **sizes: float) -> ml.GPT2:
 
 
 def seen(model, seed: int = 0, padded: bool = True, batch: int = 3, tokens: int = 12):
-    """(ids, mask) for an encoder: rows of unlike lengths, of which padding, 1, is no real token."""
-    rng = np.random.default_rng(seed)
+    """(ids, mask) for an encoder: rows of unlike lengths, and no real token is the padding's id."""
+    rng, pad = np.random.default_rng(seed), getattr(model.config, "padding_id", 1)
     at = rng.integers(0, model.config.vocab_size - 1, (batch, tokens))
-    at += at >= 1
+    at += at >= pad
     if not padded:
         return at, None
     lengths = np.append(rng.integers(2, tokens, batch - 1), tokens)
     mask = np.arange(tokens) < lengths[:, None]
-    return np.where(mask, at, 1), mask
+    return np.where(mask, at, pad), mask
 
 
 def shake(parameters, seed: int, size: float = 0.1) -> None:
@@ -65,12 +79,19 @@ def shake(parameters, seed: int, size: float = 0.1) -> None:
         p.data += ml.backend.asarray(noise)
 
 
-def adapted(seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **config):
-    """(model, paths) with an adapter of B ≠ 0 and alpha ≠ r."""
-    model = gpt2(seed, dtype, **config.pop("sizes", {}))
+def lora_of(
+    family: str, seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **config
+):
+    """(model, paths): one of this family with an adapter of B ≠ 0 and alpha ≠ r."""
+    model = made(family, seed, dtype, **config.pop("sizes", {}))
     paths = lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, **config), rng=seed + 1)
     shake(model.trainable_parameters().values(), seed + 2)
     return model, paths
+
+
+def adapted(*how, **config):
+    """A GPT-2 so."""
+    return lora_of("gpt2", *how, **config)
 
 
 def ids(seed: int = 0, batch: int = 2, tokens: int = 7, vocabulary: int = 11) -> np.ndarray:

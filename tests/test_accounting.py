@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import gpt2, ids
+from strategies import FAMILIES, families, family, gpt2, ids, made
 
 import minilora as ml
 from minilora import accounting, lora, nn, ops, optim
@@ -19,6 +20,7 @@ from minilora.accounting.step import nbytes, observe, random_ids
 from minilora.backend import threads, using
 from minilora.backend.choices import plain
 from minilora.models import build
+from minilora.models.families import FAMILIES as MODELS
 from minilora.surgery import generators
 
 NAMES = ("q", "k", "v", "o", "up", "down")
@@ -111,7 +113,10 @@ def test_the_ledger_of_any_model_however_trained(data):
         "d_ff": draw(st.sampled_from([0, 6])), "vocab_size": draw(st.integers(5, 40)),
         "n_positions": 40, "dropout": draw(st.sampled_from([0.0, 0.2])),
     }  # fmt: skip
-    model = gpt2(0, dtype, **sizes)
+    family = draw(families)
+    if family != "gpt2":
+        sizes["num_labels"] = draw(st.sampled_from([0, 3]))
+    model = made(family, 0, dtype, **sizes)
     if draw(st.booleans()):
         config = ml.LoRAConfig(
             r=draw(st.integers(1, 3)), alpha=2,
@@ -194,15 +199,18 @@ def test_the_ledger_at_four_sizes(size, way, kernels):
             assert again["activations"].measured < kept["activations"].measured
 
 
-def test_recomputing_keeps_a_blocks_input_alone():
-    model = gpt2(n_layers=3)
+@family
+def test_recomputing_keeps_a_blocks_input_alone(family):
+    model = made(family, n_layers=3)
     lora.attach(model, ml.LoRAConfig(r=2), rng=0)
     kept = check(model, adam(model), 2, 9)
     model.recompute = True
     again = check(model, adam(model), 2, 9)
-    size = 2 * 9 * 8 * 8  # batch, tokens, d, bytes
-    assert again.activations["recomputed"] == 3 * (-(-size // 512) * 512 if on_blocks() else size)
-    assert "attention" in kept.activations and "attention" not in again.activations
+    sizes = 3 * [2 * 9 * 8 * 8] + [12 * 8 * 8] * (family == "deberta")  # inputs; distances, once
+    used = sum(-(-size // 512) * 512 if on_blocks() else size for size in sizes)
+    assert again.activations["recomputed"] == used
+    for name in ("attention",) if family != "deberta" else ("softmax", "embedding"):
+        assert kept.activations[name] > again.activations.get(name, 0)
     assert again.peak.predicted < kept.peak.predicted
 
 
@@ -431,9 +439,11 @@ SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_h
 
 @pytest.mark.parametrize(
     "shape, encoder, whole",
-    [("roberta-base", 124_055_040, 124_697_433), ("roberta-large", 354_310_144, 355_412_057)],
-)
-def test_the_counts_of_roberta(shape, encoder, whole):
+    [("bert-base", 108_891_648, 109_514_298), ("roberta-base", 124_055_040, 124_697_433),
+     ("roberta-large", 354_310_144, 355_412_057),
+     ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
+)  # fmt: skip
+def test_the_counts_of_encoders(shape, encoder, whole):
     """Without a pooler, and with the head that fills masks in."""
     once()
     with ml.using("shapes"):
@@ -521,16 +531,19 @@ def test_a_merged_model_costs_what_its_base_costs(device, kernels):
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("policy", ["float32", "half base", "mixed"])
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_plan_is_what_the_ledger_predicts_and_measures(method, policy, kernels):
+@pytest.mark.parametrize(
+    ("family", "method"), [("gpt2", "full"), *((name, "lora") for name in FAMILIES)]
+)
+def test_a_plan_is_what_the_ledger_predicts_and_measures(family, method, policy, kernels):
     if method == "full" and policy == "half base":
         pytest.skip("nothing is frozen")
+    config = MODELS[family][0](**asdict(SMALL) | FAMILIES[family])
     device = "numpy" if ml.current().on_host else "cupy"
     how = {"batch": 2, "tokens": 9, "device": device, "plain": not kernels}
     how |= {"r": 3} if method == "lora" else {}
-    planned = plan(SMALL, method=method, policy=policy, recompute=True, **how)
+    planned = plan(config, method=method, policy=policy, recompute=True, **how)
     dtype = "float16" if policy == "mixed" else "float32"
-    model = ml.GPT2(SMALL, rng=0, dtype=dtype, recompute=True)
+    model = build(config, rng=0, dtype=dtype, recompute=True)
     if method == "lora":
         stored = "float16" if policy == "half base" else None
         lora.attach(model, ml.LoRAConfig(r=3), rng=0, base_dtype=stored)
@@ -605,6 +618,20 @@ def test_a_plan_says_what_it_does_not_know(how, told):
     with pytest.raises(ValueError, match=told):
         plan(**{"shape": SMALL, **how})
     assert ml.current() is before
+
+
+@pytest.mark.parametrize("shape", ["roberta-base", "roberta-large", "deberta-v2-xxlarge"])
+def test_what_lora_takes_of_an_encoder_of_the_paper(shape):
+    """Table 2: r = 8 on q and v; XXL has r = 16 there. One step, by the formulas."""
+    once()
+    c = SHAPES[shape]
+    planned = plan(shape, r=8, batch=1, tokens=8)
+    assert planned.count.trainable == 2 * (2 * c.n_layers) * c.d_model * 8
+    with ml.using("shapes"):
+        assert (
+            planned.count.total == accounting.count(build(c, rng=0)).total + planned.count.trainable
+        )
+    assert planned.bytes["Adam moments"] == 2 * planned.checkpoint == 8 * planned.count.trainable
 
 
 @pytest.mark.parametrize("device", ["numpy", "cupy"])

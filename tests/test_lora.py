@@ -16,10 +16,14 @@ from strategies import (
     bits,
     delta,
     dtypes,
+    families,
+    family,
     gpt2,
     ids,
     layers,
     logits,
+    lora_of,
+    made,
     normal,
     roundings,
     same_bytes,
@@ -36,9 +40,9 @@ from minilora.lora.layers import Adapter
 from minilora.tensor import Tensor
 
 NAMES = ("tok", "pos", "q", "k", "v", "o", "up", "down")
-SIDES = {"tok": 11 + 8, "pos": 12 + 8, "up": 32 + 8, "down": 32 + 8}  # d + k; the others 8 + 8
 targets = st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True)
 ranks = st.integers(1, 4)
+biases = st.sampled_from(["none", "lora", "all"])
 alphas = st.sampled_from([0.5, 7.0, -2.5])  # never a rank
 LINEARS = ("q", "k", "v", "o", "up", "down")
 few = settings(max_examples=10)
@@ -53,9 +57,9 @@ def types(model) -> list[tuple[str, type]]:
     return [(path, type(module)) for path, module in model.named_modules()]
 
 
-def two(seed: int = 0, **config):
+def two(seed: int = 0, family: str = "gpt2", **config):
     """A model with the adapters "one" (q, tok) and "two" (q, up), neither zero, "two" active."""
-    model = gpt2(seed)
+    model = made(family, seed)
     lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=("q", "tok"), **config), "one", rng=1)
     lora.attach(model, ml.LoRAConfig(r=1, alpha=-2.5, targets=("q", "up")), "two", rng=2)
     held = [x for layer in layers(model).values() for x in layer.adapters.values()]
@@ -66,19 +70,19 @@ def two(seed: int = 0, **config):
 # At first: nothing.
 
 
-@given(seeds, dtypes, targets, ranks, alphas, st.sampled_from(["gaussian", "kaiming"]))
-def test_attaching_changes_no_bit_of_the_logits(seed, dtype, names, r, alpha, init):
-    model = gpt2(seed, dtype)
+@given(families, seeds, dtypes, targets, ranks, alphas, st.sampled_from(["gaussian", "kaiming"]))
+def test_attaching_changes_no_bit_of_the_logits(family, seed, dtype, names, r, alpha, init):
+    model = made(family, seed, dtype)
     before = logits(model, IDS)
     lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, targets=names, init=init, dropout=0.5))
     assert same_bytes(logits(model, IDS), before)  # in training, too
     assert same_bytes(logits(model.eval(), IDS), before)
 
 
-@given(seeds, dtypes)
-def test_the_seed_decides_and_each_layer_draws_its_own_A(seed, dtype):
+@given(families, seeds, dtypes)
+def test_the_seed_decides_and_each_layer_draws_its_own_A(family, seed, dtype):
     def A(seed):
-        model = gpt2(0, dtype)
+        model = made(family, 0, dtype)
         lora.attach(model, ml.LoRAConfig(targets=NAMES), rng=seed)
         return [ml.asnumpy(layer.adapters["default"].A.data) for layer in layers(model).values()]
 
@@ -107,18 +111,19 @@ def test_A_is_drawn_with_the_spread_of_its_inputs_and_B_is_0(init):
         )
 
 
-@given(targets, ranks, ranks, alphas)
-def test_what_is_trained_is_r_times_d_plus_k_a_layer(names, r, other, alpha):
-    model = gpt2()
+@given(families, targets, ranks, ranks, alphas)
+def test_what_is_trained_is_r_times_d_plus_k_a_layer(family, names, r, other, alpha):
+    model = made(family)
     config = ml.LoRAConfig(
         r=r, alpha=alpha, targets=names,
         rank_pattern={f"*{names[0]}": other}, alpha_pattern={names[0]: 9.0},
     )  # fmt: skip
+    sides = {at: sum(m.W.shape) for at, m in model.named_modules() if hasattr(m, "W")}
     paths = lora.attach(model, config, rng=0)
     sizes = [p.data.size for p in model.trainable_parameters().values()]
     rank = {name: other if name == names[0] else r for name in names}
     lasts = [path.split(".")[-1] for path in paths]
-    assert sum(sizes) == sum(rank[last] * SIDES.get(last, 16) for last in lasts)
+    assert sum(sizes) == sum(rank[last] * sides[path] for last, path in zip(lasts, paths))
     assert len(sizes) == 2 * len(paths) == 2 * sum(1 if n in ("tok", "pos") else 2 for n in names)
     for path, layer in layers(model).items():
         last, adapter = path.split(".")[-1], layer.adapters["default"]
@@ -208,9 +213,9 @@ FOUR = {name: ("q", "tok", *more) for name, *more in (
 orders = st.permutations(sorted(FOUR))  # of which any number is active
 
 
-def four(seed: int = 0):
+def four(seed: int = 0, family: str = "gpt2"):
     """A model with four adapters, two layers in all of them; none is zero."""
-    model = gpt2(seed)
+    model = made(family, seed)
     for i, (name, names) in enumerate(FOUR.items()):
         config = ml.LoRAConfig(r=1 + i % 3, alpha=5 - 3.5 * i, targets=names)
         lora.attach(model, config, name, rng=i)
@@ -308,25 +313,27 @@ def test_the_gradients_go_through_the_dropout_that_was_drawn(seed):
 # Training.
 
 
-@given(seeds, targets, st.sampled_from(["none", "lora", "all"]))
-def test_no_frozen_tensor_gets_a_gradient_and_every_trained_one_does(seed, names, bias):
-    model, paths = adapted(seed, targets=names, bias=bias, trainable="ln_f.g")
+@given(families, seeds, targets, biases)
+def test_no_frozen_tensor_gets_a_gradient_and_every_trained_one_does(family, seed, names, bias):
+    model, paths = lora_of(family, seed, targets=names, bias=bias, trainable="blocks.1.ln2.g")
     ml.ops.cross_entropy(model(IDS), IDS).backward()
     got = {name for name, p in model.named_parameters() if p.grad is not None}
-    expected = {f"{path}.default.{x}" for path in paths for x in "AB"} | {"ln_f.g"}
-    biases = {name for name in flags(model) if name.endswith(".b")}
-    adapted_biases = {f"{path}.base.b" for path in paths} & biases
-    expected |= {"none": set(), "lora": adapted_biases, "all": biases}[bias]
+    expected = {f"{path}.default.{x}" for path in paths for x in "AB"} | {"blocks.1.ln2.g"}
+    every = {name for name in flags(model) if name.endswith(".b")}
+    adapted_biases = {f"{path}.base.b" for path in paths} & every
+    expected |= {"none": set(), "lora": adapted_biases, "all": every}[bias]
     assert got == expected == set(model.trainable_parameters())
 
 
 @few
-@given(seeds, targets, st.sampled_from(["none", "lora", "all"]))
-def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(seed, names, bias):
-    model = gpt2(seed, "float32")
+@given(families, seeds, targets, biases)
+def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(family, seed, names, bias):
+    model = made(family, seed, "float32")
     model.blocks[1].requires_grad_(False)  # flags that have to come back, some on, some off
     before = snapshot(model)
-    config = ml.LoRAConfig(r=2, alpha=3, targets=names, bias=bias, trainable=("ln_f", "k.b"))
+    config = ml.LoRAConfig(
+        r=2, alpha=3, targets=names, bias=bias, trainable=("blocks.1.ln2", "k.b")
+    )
     paths = lora.attach(model, config, rng=seed)
     names_of = {f"{path}.base.{x}": f"{path}.{x}" for path in paths for x in ("W", "b")}
     trained = set(model.trainable_parameters())
@@ -341,9 +348,9 @@ def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(seed, name
 
 
 @few
-@given(seeds, st.sampled_from([1, 2, 3]), st.sampled_from(["tok", "q", "up"]))
-def test_what_training_adds_has_rank_r_at_most(seed, r, name):
-    model = gpt2(seed)
+@given(families, seeds, st.sampled_from([1, 2, 3]), st.sampled_from(["tok", "q", "up"]))
+def test_what_training_adds_has_rank_r_at_most(family, seed, r, name):
+    model = made(family, seed)
     before = {name: wide(p) for name, p in model.named_parameters()}
     paths = lora.attach(model, ml.LoRAConfig(r=r, alpha=7, targets=name), rng=seed)
     train(model)
@@ -358,8 +365,8 @@ def test_what_training_adds_has_rank_r_at_most(seed, r, name):
 # Merging.
 
 
-@given(seeds, dtypes, targets, ranks, alphas)
-def test_each_layer_merged_is_the_layer_within_rounding(seed, dtype, names, r, alpha):
+@given(families, seeds, dtypes, targets, ranks, alphas)
+def test_each_layer_merged_is_the_layer_within_rounding(family, seed, dtype, names, r, alpha):
     """Both sides add up, per output, products of total size
 
         size = |x| |W0|ᵀ + |alpha / r| |x| |A|ᵀ |B|ᵀ + |b|.
@@ -369,7 +376,7 @@ def test_each_layer_merged_is_the_layer_within_rounding(seed, dtype, names, r, a
     W0 + ΔW. A number of n roundings is off by n · eps / 2 of its size to first order; `roundings`
     allows 4 times as much.
     """
-    model, paths = adapted(seed, dtype, r, alpha, targets=names)
+    model, paths = lora_of(family, seed, dtype, r, alpha, targets=names)
     held, before = layers(model), []
     inputs = {path: normal(seed, 2, 3, held[path].base.W.shape[1], dtype=dtype) for path in paths}
 
@@ -392,9 +399,9 @@ def test_each_layer_merged_is_the_layer_within_rounding(seed, dtype, names, r, a
         assert_near(merged, y, roundings(W.shape[1] + r + 3, size, dtype))
 
 
-@given(seeds, targets, ranks, alphas)
-def test_the_whole_model_merged_is_the_model_to_1e_12_in_float64(seed, names, r, alpha):
-    model, _ = adapted(seed, "float64", r, alpha, targets=names)
+@given(families, seeds, targets, ranks, alphas)
+def test_the_whole_model_merged_is_the_model_to_1e_12_in_float64(family, seed, names, r, alpha):
+    model, _ = lora_of(family, seed, "float64", r, alpha, targets=names)
     before = logits(model, IDS)
     with lora.disabled(model):
         assert np.abs(logits(model, IDS) - before).max() > 1e-6  # the adapter counts
@@ -403,10 +410,10 @@ def test_the_whole_model_merged_is_the_model_to_1e_12_in_float64(seed, names, r,
 
 
 @few
-@given(seeds, targets, ranks)
-def test_the_whole_model_merged_is_the_model_within_its_bound_in_float32(seed, names, r):
+@given(families, seeds, targets, ranks)
+def test_the_whole_model_merged_is_the_model_within_its_bound_in_float32(family, seed, names, r):
     """`rounding.compare` carries each product's bound (the one above) to the worst logit."""
-    model, _ = adapted(seed, "float32", r, 7.0, targets=names)
+    model, _ = lora_of(family, seed, "float32", r, 7.0, targets=names)
     before = snapshot(model)
     found = rounding.compare(model, IDS)
     assert found.difference <= found.bound
@@ -426,9 +433,9 @@ def ops_of(loss: Tensor) -> list[str]:
 
 
 @few
-@given(targets)
-def test_a_merged_model_has_the_bases_types_names_flags_and_ops(names):
-    base, model = gpt2(1), gpt2(1)
+@given(families, targets)
+def test_a_merged_model_has_the_bases_types_names_flags_and_ops(family, names):
+    base, model = made(family, 1), made(family, 1)
     for m in (base, model):
         m.blocks[0].mlp.requires_grad_(False)
     kept = [m for _, m in model.named_modules() if not isinstance(m, nn.Linear | nn.Embedding)]
@@ -446,15 +453,15 @@ def test_a_merged_model_has_the_bases_types_names_flags_and_ops(names):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@given(seed=seeds, names=targets)
+@given(family=families, seed=seeds, names=targets)
 @few
-def test_merged_for_a_block_gives_every_bit_and_object_back(fails, seed, names):
-    model, _ = adapted(seed, "float32", targets=names, bias="all", trainable="ln_f")
+def test_merged_for_a_block_gives_every_bit_and_object_back(family, fails, seed, names):
+    model, _ = lora_of(family, seed, "float32", targets=names, bias="all", trainable="blocks.1.ln2")
     before, was, now = snapshot(model), logits(model, IDS), None
     try:
         with lora.merged(model):
             now = logits(model, IDS)
-            assert not layers(model) and types(model) == types(gpt2())
+            assert not layers(model) and types(model) == types(made(family))
             assert all(p.requires_grad is False for n, p in model.named_parameters() if "W" in n)
             if fails:
                 raise KeyboardInterrupt
@@ -496,12 +503,12 @@ def test_of_an_adapter_that_adds_nothing_nothing_is_lost():
     assert lora.merge(model) == dict.fromkeys(paths, 0.0) and bits(model) == bits(gpt2())
 
 
-@given(seeds)
-def test_a_tied_table_stays_one_table(seed):
-    model, _ = adapted(seed, targets="tok")
+@given(families, seeds)
+def test_a_tied_table_stays_one_table(family, seed):
+    model, _ = lora_of(family, seed, targets="tok")
     before = logits(model, IDS)
     W, d = wide(model.tok.base.W), delta(model.tok)
-    plain = gpt2(seed)
+    plain = made(family, seed)
     plain.tok.W.data += ml.backend.asarray(d)
     np.testing.assert_allclose(before, logits(plain, IDS), rtol=1e-12, atol=1e-12)
     lora.merge(model)
@@ -541,15 +548,20 @@ def test_merging_beyond_float16_names_the_layer_and_changes_nothing():
     assert {str(p.dtype) for p in model.parameters()} == {"float16"}
 
 
-def test_merge_takes_what_is_trained_whole_with_it():
-    model = gpt2()
-    model.ln_f.requires_grad_(False)
+@family
+def test_merge_takes_what_is_trained_whole_with_it(family):
+    model = made(family)
+    model.blocks[1].ln2.requires_grad_(False)
     before = flags(model)
-    lora.attach(model, ml.LoRAConfig(r=3, alpha=5, bias="all", trainable="ln_f"), rng=0)
+    lora.attach(model, ml.LoRAConfig(r=3, alpha=5, bias="all", trainable="blocks.1.ln2"), rng=0)
     shake(model.trainable_parameters().values(), 1)
     said, own = logits(model, IDS), bits(model)
     lora.merge(model)
-    assert bits(model)["ln_f.b"] == own["ln_f.b"] != bits(gpt2())["ln_f.b"]
+    assert (
+        bits(model)["blocks.1.ln2.b"]
+        == own["blocks.1.ln2.b"]
+        != bits(made(family))["blocks.1.ln2.b"]
+    )
     assert bits(model)["blocks.0.attn.q.b"] == own["blocks.0.attn.q.base.b"]
     assert flags(model) == before
     np.testing.assert_allclose(logits(model, IDS), said, rtol=1e-12, atol=1e-12)
@@ -566,10 +578,12 @@ def test_what_is_not_adapted_is_left_alone_and_the_rest_says_so():
 # Several adapters.
 
 
-@given(seeds, orders, st.integers(0, 4))
-def test_any_number_of_active_adapters_add_up_and_merge_to_what_they_compute(seed, order, count):
-    model, active, idle = four(seed), order[:count], order[count:]
-    base, near = gpt2(seed), {"rtol": 1e-11, "atol": 1e-11}
+@given(families, seeds, orders, st.integers(0, 4))
+def test_any_number_of_active_adapters_add_up_and_merge_to_what_they_compute(
+    family, seed, order, count
+):
+    model, active, idle = four(seed, family), order[:count], order[count:]
+    base, near = made(family, seed), {"rtol": 1e-11, "atol": 1e-11}
     for path, layer in layers(model).items():
         for name in layer.adapters.keys() & set(active):
             update = ml.backend.asarray(delta(layer, name))
@@ -589,9 +603,9 @@ def test_any_number_of_active_adapters_add_up_and_merge_to_what_they_compute(see
 
 
 @few
-@given(seeds, orders)
-def test_adapters_come_off_in_any_order_and_the_others_stay(seed, order):
-    model = four(seed)
+@given(families, seeds, orders)
+def test_adapters_come_off_in_any_order_and_the_others_stay(family, seed, order):
+    model = four(seed, family)
     for i, name in enumerate(order):
         kept = order[i + 1 :]
         lora.activate(model, *kept)
@@ -601,18 +615,18 @@ def test_adapters_come_off_in_any_order_and_the_others_stay(seed, order):
         assert same_bytes(logits(model, IDS), expected)
         assert {x for layer in layers(model).values() for x in layer.adapters} == set(kept)
         assert not kept or model.adapters.active == tuple(kept)
-    assert bits(model) == bits(gpt2(seed)) and all(flags(model).values())
+    assert bits(model) == bits(made(family, seed)) and all(flags(model).values())
 
 
-@given(seeds)
-def test_activation_switches_and_comes_back(seed):
-    model = two(seed)
+@given(families, seeds)
+def test_activation_switches_and_comes_back(family, seed):
+    model = two(seed, family)
     said = dict.fromkeys([(), ("one",), ("two",), ("one", "two")])
     for names in said:
         lora.activate(model, *names)
         said[names] = logits(model, IDS)
     assert len({a.tobytes() for a in said.values()}) == 4
-    assert same_bytes(said[()], logits(gpt2(seed), IDS))
+    assert same_bytes(said[()], logits(made(family, seed), IDS))
     for names, expected in said.items():
         lora.activate(model, *names)
         with lora.disabled(model):
@@ -639,9 +653,12 @@ def test_an_adapter_that_is_not_there_is_named_with_those_that_are():
     assert snapshot(model) == before
 
 
-@given(seeds, st.sampled_from(["one", "two"]), st.booleans())
-def test_detaching_one_leaves_the_other_as_it_was(seed, gone, both):
-    model, kept = two(seed, bias="lora", trainable="ln_f"), {"one": "two", "two": "one"}[gone]
+@given(families, seeds, st.sampled_from(["one", "two"]), st.booleans())
+def test_detaching_one_leaves_the_other_as_it_was(family, seed, gone, both):
+    model, kept = (
+        two(seed, family, bias="lora", trainable="blocks.1.ln2"),
+        {"one": "two", "two": "one"}[gone],
+    )
     lora.activate(model, kept)
     expected, trained = logits(model, IDS), bits(model)
     if both:
@@ -653,7 +670,7 @@ def test_detaching_one_leaves_the_other_as_it_was(seed, gone, both):
     assert set(layers(model)) == {p for p, m in layers(model).items() if kept in m.adapters}
     assert type(model.tok) is (nn.Embedding if gone == "one" else lora.LoRAEmbedding)
     lora.detach(model, kept)
-    assert bits(model) == bits(gpt2(seed)) and types(model) == types(gpt2())
+    assert bits(model) == bits(made(family, seed)) and types(model) == types(made(family))
     assert all(flags(model).values())
 
 
@@ -700,17 +717,17 @@ def test_attaching_freezes_what_an_idle_adapter_trains_whole():
 
 
 @few
-@given(seeds, dtypes, targets, st.sampled_from(["none", "lora", "all"]), st.booleans())
+@given(families, seeds, dtypes, targets, biases, st.booleans())
 def test_saved_and_loaded_is_the_same_model_bit_for_bit(
-    tmp_path_factory, seed, dtype, names, bias, trainable
+    tmp_path_factory, family, seed, dtype, names, bias, trainable
 ):
     path = tmp_path_factory.mktemp("files") / "poet.npz"
     config = {"dropout": 0.1, "rank_pattern": {names[0]: 1}, "alpha_pattern": {names[-1]: 2.0}}
-    model, paths = adapted(
-        seed, dtype, 2, 7.0, targets=names, bias=bias, trainable=("ln_f",), **config
+    model, paths = lora_of(
+        family, seed, dtype, 2, 7.0, targets=names, bias=bias, trainable=("blocks.1.ln2",), **config
     )
     assert lora.save(model, path) == path
-    fresh = gpt2(seed, dtype).eval()
+    fresh = made(family, seed, dtype).eval()
     assert lora.load(fresh, path, trainable=trainable) == paths
     assert same_bytes(logits(fresh, IDS), logits(model.eval(), IDS))
     assert bits(fresh) == bits(model) and fresh.adapters.configs == model.adapters.configs
@@ -721,7 +738,7 @@ def test_saved_and_loaded_is_the_same_model_bit_for_bit(
     (arrays, meta), (arrays2, meta2) = checkpoint.read(path), checkpoint.read(again)
     assert meta == meta2 and all(same_bytes(arrays[n], arrays2[n]) for n in arrays | arrays2)
     lora.detach(fresh)
-    assert bits(fresh) == bits(gpt2(seed, dtype)) and all(flags(fresh).values())
+    assert bits(fresh) == bits(made(family, seed, dtype)) and all(flags(fresh).values())
 
 
 def test_a_file_holds_the_adapter_alone(tmp_path):
@@ -770,9 +787,9 @@ def rounded(model):
     return model
 
 
-def half(seed=0, dtype="float32", names=("q", "tok"), **config):
+def half(seed=0, dtype="float32", names=("q", "tok"), family="gpt2", **config):
     """A model with an adapter, B ≠ 0, over a base stored in half precision."""
-    model = gpt2(seed, dtype, **config.pop("sizes", {}))
+    model = made(family, seed, dtype, **config.pop("sizes", {}))
     config = ml.LoRAConfig(r=3, alpha=5.0, targets=names, **config)
     lora.attach(model, config, rng=seed + 1, base_dtype="float16")
     shake(model.trainable_parameters().values(), seed + 2)
@@ -798,15 +815,15 @@ def a_step(model, seed: int = 0) -> list[np.ndarray]:
     return found
 
 
-@given(seeds, dtypes, targets, st.sampled_from(["none", "lora", "all"]), st.sampled_from([0, 0.5]))
-def test_stored_in_half_is_the_rounded_model_bit_for_bit(seed, dtype, names, bias, dropout):
-    whole = rounded(gpt2(seed, dtype))
+@given(families, seeds, dtypes, targets, biases, st.sampled_from([0, 0.5]))
+def test_stored_in_half_is_the_rounded_model_bit_for_bit(family, seed, dtype, names, bias, dropout):
+    whole = rounded(made(family, seed, dtype))
     config = ml.LoRAConfig(
-        r=3, alpha=5.0, targets=names, bias=bias, dropout=dropout, trainable="ln_f"
+        r=3, alpha=5.0, targets=names, bias=bias, dropout=dropout, trainable="blocks.1.ln2"
     )
     lora.attach(whole, config, rng=seed + 1)
     shake(whole.trainable_parameters().values(), seed + 2)
-    model = half(seed, dtype, names, bias=bias, dropout=dropout, trainable="ln_f")
+    model = half(seed, dtype, names, family, bias=bias, dropout=dropout, trainable="blocks.1.ln2")
     for step in range(3):
         got, wanted = a_step(model, step), a_step(whole, step)
         assert len(got) == len(wanted) > 4 and all(map(same_bytes, got, wanted))
@@ -817,9 +834,9 @@ def test_stored_in_half_is_the_rounded_model_bit_for_bit(seed, dtype, names, bia
     )
 
 
-@given(seeds, dtypes, targets)
-def test_half_storage_merges_wide_and_gives_the_base_back_as_stored(seed, dtype, names):
-    model = half(seed, dtype, names)
+@given(families, seeds, dtypes, targets)
+def test_half_storage_merges_wide_and_gives_the_base_back_as_stored(family, seed, dtype, names):
+    model = half(seed, dtype, names, family)
     before, unmerged = bits(model), logits(model.eval(), IDS)
     with lora.merged(model):
         inside = logits(model, IDS)

@@ -8,8 +8,12 @@ from strategies import (
     adapted,
     assert_near,
     dtypes,
+    families,
+    family,
     gpt2,
     ids,
+    lora_of,
+    made,
     normal,
     roundings,
     seeds,
@@ -83,9 +87,11 @@ def test_gpt2_is_what_its_formulas_say(seed, layers, heads, d_ff):
     np.testing.assert_allclose(logits(model, at), reference(model, at), rtol=0, atol=1e-12)
 
 
-@given(st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
-def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(batch, tokens, dtype, d_ff):
-    model = gpt2(0, dtype, d_ff=d_ff)
+@given(families, st.integers(1, 3), st.integers(1, 12), dtypes, st.sampled_from([0, 3]))
+def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(
+    family, batch, tokens, dtype, d_ff
+):
+    model = made(family, 0, dtype, d_ff=d_ff)
     out = model(ids(0, batch, tokens))
     assert out.shape == (batch, tokens, 11) and str(out.dtype) == dtype
     assert {str(p.dtype) for p in model.parameters()} == {dtype}
@@ -183,13 +189,15 @@ def step(model, at, seed: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("tokens", [7, 70])  # one block of attention's queries, and two
 @settings(max_examples=10)
-@given(seeds, dtypes, st.booleans())
-def test_plain_ops_and_kernels_are_one_model(tokens, seed, dtype, recompute):
+@given(families, seeds, dtypes, st.booleans())
+def test_plain_ops_and_kernels_are_one_model(tokens, family, seed, dtype, recompute):
     """Both round in another order. A number goes through sums of at most `longest` terms, one
     after the other `depth` times, and as often on the way back; k's bias has a gradient of 0, of
     which all is rounding of what W's is made of."""
     sizes = {"n_positions": tokens, "dropout": 0.1}
-    model, _ = adapted(seed, dtype, targets=("tok", "q", "v", "up"), dropout=0.2, sizes=sizes)
+    model, _ = lora_of(
+        family, seed, dtype, targets=("tok", "q", "v", "up"), dropout=0.2, sizes=sizes
+    )
     model.recompute = recompute
     at = ids(seed, 2, tokens)
     fast = step(model, at, seed)
@@ -362,10 +370,10 @@ def test_a_new_cache_has_room_for_the_window_whatever_is_adapted():
 
 
 @settings(max_examples=8)
-@given(seeds, dtypes, st.sampled_from([0.0, 0.3]))
-def test_a_saved_model_comes_back_bit_for_bit(tmp_path_factory, seed, dtype, dropout):
+@given(families, seeds, dtypes, st.sampled_from([0.0, 0.3]))
+def test_a_saved_model_comes_back_bit_for_bit(tmp_path_factory, family, seed, dtype, dropout):
     path = tmp_path_factory.mktemp("models") / "model.npz"
-    model = gpt2(seed, dtype, dropout=dropout, d_ff=5, vocab_size=260)
+    model = made(family, seed, dtype, dropout=dropout, d_ff=5, vocab_size=260)
     model.tokenizer = BPE.train("the cat and the hat, the bat and the rat", 260)
     assert ml.save_model(model, path) == path
     back = ml.load_model(path, dtype=dtype)
@@ -421,6 +429,33 @@ def test_a_file_that_is_no_model_or_is_damaged_raises(tmp_path):
         ml.load_model(damaged)
     with pytest.raises(FileNotFoundError):
         ml.load_model(tmp_path / "none.npz")
+
+
+@family
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "family", "setting"])
+def test_a_file_of_a_model_that_does_not_fit_names_what(numpy_only, tmp_path, family, fault):
+    path, other = tmp_path / "m.npz", "bert" if family == "roberta" else "roberta"
+    ml.save_model(made(family, dtype="float32"), path)
+    arrays, meta = checkpoint.read(path)
+    name = "blocks.1.mlp.up.W"
+    if fault == "missing":
+        del arrays[name]
+        name = f"({name}|its sizes ask for more numbers than)"
+    elif fault == "unexpected":
+        arrays[name := "blocks.1.mlp.over.W"] = arrays["blocks.1.mlp.up.W"]
+    elif fault == "shape":
+        arrays[name] = arrays[name].T.copy()
+    elif fault == "family":
+        meta["family"] = name = "t5"
+    else:
+        meta["config"] |= {"n_heads": 3}
+        name = "n_heads"
+    checkpoint.write(path, arrays, meta)
+    with pytest.raises(ValueError, match=rf"m\.npz.*{name}"):
+        ml.load_model(path)
+    checkpoint.write(path, *checkpoint.read(ml.save_model(made(other), tmp_path / "o.npz")))
+    kept = ml.load_model(path)
+    assert type(kept).__name__.lower() == other
 
 
 def test_a_base_that_is_not_there_raises_and_lists_the_names():

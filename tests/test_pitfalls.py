@@ -9,14 +9,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import (
+    FAMILIES,
     adapted,
     bits,
     delta,
     dtypes,
-    gpt2,
+    families,
+    family,
     ids,
     layers,
     logits,
+    lora_of,
+    made,
     normal,
     same_bytes,
     seeds,
@@ -40,9 +44,9 @@ def flags(model) -> list[tuple[str, bool]]:
     return [(name, p.requires_grad) for name, p in model.named_parameters()]
 
 
-def pair(seed: int = 0, bias: str = "none"):
+def pair(seed: int = 0, bias: str = "none", family: str = "gpt2"):
     """A model with the adapters "one" (q, tok) and "two" (q, up), neither of them zero."""
-    model = gpt2(seed)
+    model = made(family, seed)
     for name, targets in (("one", ("q", "tok")), ("two", ("q", "up"))):
         config = ml.LoRAConfig(r=2, alpha=3, targets=targets, bias=bias)
         lora.attach(model, config, name, rng=seed)
@@ -51,10 +55,10 @@ def pair(seed: int = 0, bias: str = "none"):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@given(seed=seeds)
-def test_row_01_a_merge_rounds_once_and_tells_what_that_cost(dtype, seed):
+@given(family=families, seed=seeds)
+def test_row_01_a_merge_rounds_once_and_tells_what_that_cost(family, dtype, seed):
     """The update was cast to the weights' dtype first, then added: two roundings, none reported."""
-    model, _ = adapted(seed, dtype, targets=ALL)
+    model, _ = lora_of(family, seed, dtype, targets=ALL)
     held = layers(model)
     lost = lora.merge(model)
     eps = np.finfo(dtype).eps
@@ -71,9 +75,10 @@ def test_row_01_a_merge_rounds_once_and_tells_what_that_cost(dtype, seed):
         assert lost[path] <= eps * np.linalg.norm(np.abs(W0) + np.abs(change)) / size
 
 
-def test_row_03_a_hundred_merges_later_w0_has_the_same_bits():
+@family
+def test_row_03_a_hundred_merges_later_w0_has_the_same_bits(family):
     """Unmerging by subtraction leaves rounding behind, a little more with each other adapter."""
-    model = pair()
+    model = pair(family=family)
     before = bits(model)
     held = [layer.adapters["one"] for layer in layers(model).values() if "one" in layer.adapters]
     for step in range(100):
@@ -85,9 +90,10 @@ def test_row_03_a_hundred_merges_later_w0_has_the_same_bits():
     assert bits(model) == before
 
 
-def test_row_04_unmerging_does_not_depend_on_what_happened_to_the_adapter():
+@family
+def test_row_04_unmerging_does_not_depend_on_what_happened_to_the_adapter(family):
     """The update to subtract was computed anew, from A, B and scale that had changed meanwhile."""
-    model, _ = adapted()
+    model, _ = lora_of(family)
     held = layers(model)
     base = {path: bits(layer.base) for path, layer in held.items()}
     with lora.merged(model):
@@ -98,12 +104,13 @@ def test_row_04_unmerging_does_not_depend_on_what_happened_to_the_adapter():
         assert same_bytes(logits(model, IDS), inside)
     assert {path: bits(layer.base) for path, layer in held.items()} == base
     with lora.disabled(model):
-        assert same_bytes(logits(model, IDS), logits(gpt2(), IDS))
+        assert same_bytes(logits(model, IDS), logits(made(family), IDS))
 
 
-def test_row_05_merging_twice_is_merging_once():
+@family
+def test_row_05_merging_twice_is_merging_once(family):
     """A second merge added the update a second time."""
-    model, _ = adapted(targets=("tok", "q"))
+    model, _ = lora_of(family, targets=("tok", "q"))
     lora.merge(model)
     once = snapshot(model)
     assert lora.merge(model) == {} and snapshot(model) == once
@@ -112,9 +119,10 @@ def test_row_05_merging_twice_is_merging_once():
     assert same_bytes(logits(model, IDS), said)
 
 
-def test_row_06_merging_some_of_several_never_drops_the_others_silently():
+@family
+def test_row_06_merging_some_of_several_never_drops_the_others_silently(family):
     """Once one adapter was merged, the other active ones no longer counted."""
-    model = pair()
+    model = pair(family=family)
     lora.activate(model, "two")
     before, said = snapshot(model), logits(model, IDS)
     with pytest.raises(ValueError, match="merge: 'one' is not active and would be lost"):
@@ -128,10 +136,10 @@ def test_row_06_merging_some_of_several_never_drops_the_others_silently():
     np.testing.assert_allclose(logits(model, IDS), said, rtol=1e-12, atol=1e-12)
 
 
-@given(seeds, dtypes)
-def test_row_07_train_and_eval_switch_dropout_and_nothing_else(seed, dtype):
+@given(families, seeds, dtypes)
+def test_row_07_train_and_eval_switch_dropout_and_nothing_else(family, seed, dtype):
     """eval() merged and train() unmerged, or should have and were never called."""
-    model, _ = adapted(seed, dtype, targets=("tok", "q"))
+    model, _ = lora_of(family, seed, dtype, targets=("tok", "q"))
     before, said = snapshot(model), logits(model, IDS)
     for mode in (model.eval, model.eval, model.train, model.train):
         mode()
@@ -142,15 +150,16 @@ def test_row_07_train_and_eval_switch_dropout_and_nothing_else(seed, dtype):
         assert bits(model) == merged
 
 
-def test_row_08_a_state_dict_says_by_its_names_whether_it_is_merged():
+@family
+def test_row_08_a_state_dict_says_by_its_names_whether_it_is_merged(family):
     """`merged` was not saved: W0 + ΔW was taken for W0, and ΔW was added again."""
-    model, _ = adapted()
+    model, _ = lora_of(family)
     state, said = model.state_dict(), logits(model, IDS)
     for path, layer in layers(model).items():
         assert same_bytes(state[f"{path}.base.W"], ml.asnumpy(layer.base.W.data))
     with lora.merged(model):
         inside, merged = model.state_dict(), logits(model, IDS)
-    plain = gpt2(5)
+    plain = made(family, 5)
     plain.load_state_dict(inside)  # a plain model's, and all of it
     assert same_bytes(logits(plain, IDS), merged)
     before = snapshot(model)
@@ -180,11 +189,11 @@ def test_row_09_an_update_lies_the_way_its_weight_does(d, k, seed):
 
 
 @few
-@given(seeds)
-def test_row_10_q_and_v_are_adapted_apart_and_k_is_not(seed):
+@given(families, seeds)
+def test_row_10_q_and_v_are_adapted_apart_and_k_is_not(family, seed):
     """A fused qkv got its updates through masks and convolutions, and its merge at wrong rows."""
-    model, paths = adapted(seed, targets=("q", "v"))
-    plain, adapters = gpt2(seed), layers(model)
+    model, paths = lora_of(family, seed, targets=("q", "v"))
+    plain, adapters = made(family, seed), layers(model)
     assert not any(path.endswith(".k") for path in paths)
     for path in paths:
         dict(plain.named_modules())[path].W.data += ml.backend.asarray(delta(adapters[path]))
@@ -193,9 +202,10 @@ def test_row_10_q_and_v_are_adapted_apart_and_k_is_not(seed):
     assert not np.array_equal(wide(q.A), wide(v.A))
 
 
-def test_row_12_one_of_A_and_B_starts_at_0_and_not_both():
+@family
+def test_row_12_one_of_A_and_B_starts_at_0_and_not_both(family):
     """Either one at 0 is no update at first; both at 0 get no gradient, ever."""
-    model = gpt2()
+    model = made(family)
     lora.attach(model, ml.LoRAConfig(r=2, targets=ALL), rng=0)
     held = [layer.adapters["default"] for layer in layers(model).values()]
     assert all(wide(a.A).all() and not wide(a.B).any() for a in held)
@@ -224,10 +234,10 @@ def test_row_13_the_two_initialisations_have_the_size_they_say(seed, r):
         assert not any(wide(a.B).any() for a in layer.adapters.values())
 
 
-@given(seeds, dtypes, st.sampled_from(["gaussian", "kaiming"]))
-def test_row_14_at_the_first_step_A_gets_exactly_0_and_B_does_not(seed, dtype, init):
+@given(families, seeds, dtypes, st.sampled_from(["gaussian", "kaiming"]))
+def test_row_14_at_the_first_step_A_gets_exactly_0_and_B_does_not(family, seed, dtype, init):
     """dA = scale · Bᵀ g xᵀ is 0 because B is: people took it for a broken graph."""
-    model = gpt2(seed, dtype)
+    model = made(family, seed, dtype)
     lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=ALL, init=init), rng=seed)
     held = [layer.adapters["default"] for layer in layers(model).values()]
     before = [wide(a.A).copy() for a in held]
@@ -282,11 +292,12 @@ def test_row_15_the_base_sees_x_without_dropout():
     assert same_bytes(ml.asnumpy(layer(x).data), ml.asnumpy(layer.base(x).data))
 
 
-def test_row_15_an_adapter_that_joins_a_model_in_eval_is_in_eval(tmp_path):
+@family
+def test_row_15_an_adapter_that_joins_a_model_in_eval_is_in_eval(family, tmp_path):
     """A new adapter came with dropout on."""
-    source, _ = adapted(dropout=0.5)
+    source, _ = lora_of(family, dropout=0.5)
     lora.save(source, tmp_path / "a.npz")
-    model = gpt2().eval()
+    model = made(family).eval()
     lora.load(model, tmp_path / "a.npz")
     for name in ("default", "new"):
         assert same_bytes(logits(model, IDS), logits(model, IDS))
@@ -296,16 +307,18 @@ def test_row_15_an_adapter_that_joins_a_model_in_eval_is_in_eval(tmp_path):
     assert not same_bytes(logits(model.train(), IDS), logits(model, IDS))
 
 
-@given(seeds, st.integers(1, 4), st.sampled_from([0.5, 7.0]), st.integers(1, 4))
+@given(families, seeds, st.integers(1, 4), st.sampled_from([0.5, 7.0]), st.integers(1, 4))
 def test_row_16_the_scale_is_alpha_over_r_and_travels_with_the_file(
-    tmp_path_factory, seed, r, alpha, other
+    tmp_path_factory, family, seed, r, alpha, other
 ):
     """alpha without / r, a flat scale, a rank pattern that the loader ignored."""
     path = tmp_path_factory.mktemp("files") / "a.npz"
-    model, _ = adapted(seed, "float64", r, alpha, rank_pattern={"v": other}, alpha_pattern={"v": 9})
+    model, _ = lora_of(
+        family, seed, "float64", r, alpha, rank_pattern={"v": other}, alpha_pattern={"v": 9}
+    )
     lora.save(model, path)
     assert checkpoint.read(path)[1]["layers"]["blocks.0.attn.v"]["scale"] == 9 / other
-    fresh = gpt2(seed)
+    fresh = made(family, seed)
     lora.load(fresh, path)
     for held in (layers(model), layers(fresh)):
         for at, layer in held.items():
@@ -315,11 +328,11 @@ def test_row_16_the_scale_is_alpha_over_r_and_travels_with_the_file(
             np.testing.assert_allclose(wide(layer.delta()), expected, rtol=1e-13, atol=1e-15)
 
 
-@given(seeds)
-def test_row_19_a_merged_tied_table_survives_saving_and_loading(tmp_path_factory, seed):
+@given(families, seeds)
+def test_row_19_a_merged_tied_table_survives_saving_and_loading(tmp_path_factory, family, seed):
     """The merged head was saved, the file said it was tied, and loading it lost the head."""
     path = tmp_path_factory.mktemp("files") / "m.npz"
-    model, _ = adapted(seed, targets=("tok", "q"))
+    model, _ = lora_of(family, seed, targets=("tok", "q"))
     before = logits(model, IDS)
     lora.merge(model)
     ml.save_model(model, path)
@@ -329,20 +342,20 @@ def test_row_19_a_merged_tied_table_survives_saving_and_loading(tmp_path_factory
 
 
 @few
-@given(seeds, st.sampled_from([("ln_f",), ("pos", "*.ln1.g"), ("blocks.1.mlp",)]))
-def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, seed, whole):
+@given(families, seeds, st.sampled_from([("blocks.1.ln2",), ("pos", "*.ln1.g"), ("blocks.1.mlp",)]))
+def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, family, seed, whole):
     """The head was trained, not saved, and random after loading."""
     path = tmp_path_factory.mktemp("files") / "a.npz"
-    model = gpt2(seed)
+    model = made(family, seed)
     lora.attach(model, ml.LoRAConfig(r=2, alpha=3, trainable=whole), rng=seed)
     trained = set(model.trainable_parameters())
-    assert any(name.startswith(("ln_f", "pos", "blocks.1.mlp")) for name in trained)
+    assert any(name.startswith(("blocks.1.ln2", "pos", "blocks.1.mlp")) for name in trained)
     train(model)
     lora.save(model, path)
-    fresh = gpt2(seed)
+    fresh = made(family, seed)
     lora.load(fresh, path)
     assert bits(fresh) == bits(model) and same_bytes(logits(fresh, IDS), logits(model, IDS))
-    moved = {name for name, b in bits(fresh).items() if b != bits(gpt2(seed)).get(name)}
+    moved = {name for name, b in bits(fresh).items() if b != bits(made(family, seed)).get(name)}
     assert trained <= moved  # else this would prove nothing
 
 
@@ -356,13 +369,17 @@ def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, seed, whole):
         ("empty", "damaged"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("bare", [True, False])
-def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(tmp_path, fault, says, bare):
+@pytest.mark.parametrize(
+    ("family", "bare"), [("gpt2", False), *((name, name != "bert") for name in FAMILIES)]
+)
+def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(
+    family, tmp_path, fault, says, bare
+):
     """Loading was not strict: the adapter's keys were missing, and nobody noticed."""
     path = tmp_path / "a.npz"
-    lora.save(adapted(targets=("q", "up"), trainable="ln_f")[0], path)
+    lora.save(lora_of(family, targets=("q", "up"), trainable="blocks.1.ln2")[0], path)
     arrays, meta = checkpoint.read(path)
-    q, fits, name = "blocks.0.attn.q", gpt2(), "new"
+    q, fits, name = "blocks.0.attn.q", made(family), "new"
     if fault == "missing":
         del arrays[f"{q}.B"]
     elif fault == "unexpected":
@@ -372,11 +389,11 @@ def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(tmp_path, fa
     elif fault == "transposed":
         arrays["blocks.0.mlp.up.B"] = arrays["blocks.0.mlp.up.B"].T
     elif fault == "whole missing":
-        del arrays["ln_f.b"]
+        del arrays["blocks.1.ln2.b"]
     elif fault == "kind":
         meta["kind"] = "model"
     elif fault == "fewer layers":
-        fits = gpt2(n_layers=1)
+        fits = made(family, n_layers=1)
     elif fault == "taken":
         bare, name = False, "default"
     checkpoint.write(path, arrays, meta)
@@ -391,9 +408,10 @@ def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(tmp_path, fa
     assert snapshot(fits) == before
 
 
-def test_row_22_what_is_active_and_what_is_trained_are_two_things(tmp_path):
+@family
+def test_row_22_what_is_active_and_what_is_trained_are_two_things(family, tmp_path):
     """Activating, disabling or loading an adapter froze or thawed another one."""
-    model = pair(bias="lora")
+    model = pair(family=family, bias="lora")
     lora.save(model, tmp_path / "two.npz", "two")
     kept = flags(model)
     assert [on for _, on in kept].count(True) == 2 * 4 + 4  # A, B and b of two's four layers
@@ -416,15 +434,17 @@ def test_row_22_what_is_active_and_what_is_trained_are_two_things(tmp_path):
 
 @pytest.mark.parametrize("bias", ["lora", "all"])
 @few
-@given(seed=seeds)
-def test_row_23_a_disabled_adapter_takes_its_biases_and_heads_along(bias, seed):
+@given(family=families, seed=seeds)
+def test_row_23_a_disabled_adapter_takes_its_biases_and_heads_along(family, bias, seed):
     """Biases were trained in place: switching the adapter off did not give the base back."""
-    model = gpt2(seed)
+    model = made(family, seed)
     before, base = logits(model, IDS), bits(model)
-    lora.attach(model, ml.LoRAConfig(r=2, alpha=3, bias=bias, trainable=("ln_f", "pos")), rng=0)
+    lora.attach(
+        model, ml.LoRAConfig(r=2, alpha=3, bias=bias, trainable=("blocks.1.ln2", "pos")), rng=0
+    )
     train(model)
     trained, said = bits(model), logits(model, IDS)
-    assert trained["ln_f.g"] != base["ln_f.g"]
+    assert trained["blocks.1.ln2.g"] != base["blocks.1.ln2.g"]
     assert trained["blocks.0.attn.q.base.b"] != base["blocks.0.attn.q.b"]
     with lora.disabled(model):
         assert same_bytes(logits(model, IDS), before)
@@ -433,34 +453,37 @@ def test_row_23_a_disabled_adapter_takes_its_biases_and_heads_along(bias, seed):
     assert same_bytes(logits(model, IDS), before)
 
 
-def updates(s: float, root: float, make, lr: float, **how) -> list[np.ndarray]:
+def updates(family: str, s: float, root: float, make, lr: float, **how) -> list[np.ndarray]:
     """ΔW of each layer after 60 steps with scale s, learning rate root · lr and A = root · A0.
 
-    8 where it is not the numbers that are tested but the array library.
+    8 where it is not the numbers that are tested but the array library or the family.
     """
-    model = gpt2(dtype="float32")
+    model = made(family, dtype="float32")
     config = ml.LoRAConfig(r=3, alpha=3 * s, targets=("q", "v", "up"))
     lora.attach(model, config, rng=0)
     for layer in layers(model).values():
         layer.adapters["default"].A.data *= root
         assert layer.adapters["default"].scale == s
-    train(model, 60 if ml.current().name == "numpy" else 8, make, lr=lr * root, **how)
+    long = ml.current().name == "numpy" and family == "gpt2"
+    train(model, 60 if long else 8, make, lr=lr * root, **how)
     return [ml.asnumpy(layer.delta()) for layer in layers(model).values()]
 
 
-@pytest.mark.parametrize("s", [0.25, 4.0, 16.0])
-def test_row_24_alpha_is_a_learning_rate_bit_for_bit(s):
+@pytest.mark.parametrize(
+    ("family", "s"), [("gpt2", 0.25), ("gpt2", 16.0), *((name, 4.0) for name in FAMILIES)]
+)
+def test_row_24_alpha_is_a_learning_rate_bit_for_bit(family, s):
     """Scale s is scale 1 with √s times the learning rate and √s times A, under Adam with eps = 0.
 
     Adam's step does not depend on the gradient's size, and powers of two round nothing.
     """
     root = s**0.5
-    ours = updates(s, 1.0, optim.Adam, 1e-2, eps=0.0)
-    same = updates(1.0, root, optim.Adam, 1e-2, eps=0.0)
+    ours = updates(family, s, 1.0, optim.Adam, 1e-2, eps=0.0)
+    same = updates(family, 1.0, root, optim.Adam, 1e-2, eps=0.0)
     assert all(map(same_bytes, ours, same)) and all(d.any() for d in ours)
-    decayed = updates(s, 1.0, optim.AdamW, 1e-2, eps=0.0, weight_decay=0.1)
-    other = updates(1.0, root, optim.AdamW, 1e-2, eps=0.0, weight_decay=0.1)
+    decayed = updates(family, s, 1.0, optim.AdamW, 1e-2, eps=0.0, weight_decay=0.1)
+    other = updates(family, 1.0, root, optim.AdamW, 1e-2, eps=0.0, weight_decay=0.1)
     for a, b in zip(decayed, other):  # lr · weight_decay is another one: it breaks here
         assert np.linalg.norm(a - b) > 1e-3 * np.linalg.norm(a)
-    unscaled = updates(1.0, 1.0, optim.Adam, 1e-2, eps=0.0)
+    unscaled = updates(family, 1.0, 1.0, optim.Adam, 1e-2, eps=0.0)
     assert not any(map(same_bytes, ours, unscaled))  # s matters at all

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import adapted, gpt2, ids, normal, same_bytes, seeds
+from strategies import adapted, families, gpt2, ids, made, normal, same_bytes, seeds
 
 import minilora as ml
 from minilora import lora, nn, ops, surgery
@@ -24,8 +24,9 @@ METHODS = {
         setattr(p, "requires_grad", name.startswith("blocks.1"))
         for name, p in model.named_parameters()
     ],
-    "the head's norm": lambda model: [
-        setattr(p, "requires_grad", name.startswith("ln_f")) for name, p in model.named_parameters()
+    "the last norm": lambda model: [
+        setattr(p, "requires_grad", name.startswith(("ln_f", "blocks.1.ln2")))
+        for name, p in model.named_parameters()
     ],
 }
 
@@ -39,11 +40,11 @@ def one_step(model, inputs, targets):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@given(seed=seeds, dropout=st.sampled_from([0.0, 0.3]))
-def test_loss_gradients_and_generators_are_those_of_kept_activations(method, seed, dropout):
+@given(family=families, seed=seeds, dropout=st.sampled_from([0.0, 0.3]))
+def test_loss_gradients_and_generators_are_those_of_kept_activations(method, family, seed, dropout):
     told = []
     for recompute in (False, True):
-        model = gpt2(seed, dropout=dropout)
+        model = made(family, seed, dropout=dropout)
         model.recompute = recompute
         METHODS[method](model)
         told.append([one_step(model, ids(seed), ids(seed + 1)) for _ in range(2)])
@@ -51,8 +52,9 @@ def test_loss_gradients_and_generators_are_those_of_kept_activations(method, see
         assert same_bytes(kept[0], again[0]) and repr(kept[2]) == repr(again[2])
         for name, grad in kept[1].items():
             assert (grad is None) == (again[1][name] is None), name
-            if name == "tok.W" and grad is not None and ml.current().name == "cupy":
-                np.testing.assert_allclose(grad, again[1][name], rtol=1e-12)  # added as they come
+            apart = family == "deberta" or (name == "tok.W" and ml.current().name == "cupy")
+            if apart and grad is not None:  # what several ops add to, in another order
+                np.testing.assert_allclose(grad, again[1][name], rtol=1e-10, atol=1e-14)
             else:
                 assert grad is None or same_bytes(grad, again[1][name]), name
 

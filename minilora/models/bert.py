@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019): a post-norm encoder with token types, pooled at its first token.
 
-`Encoder` is BERT; the others say what is different. Pad on the right: positions are counted from
-the left, whatever is padding. The pooler is the head's `dense`, with num_labels.
+`Encoder` is BERT, and the other families say what is different. Pad on the right: positions are
+counted from the left, whatever is padding. What elsewhere is the pooler is `head.dense` here, and
+there with num_labels alone.
 """
 
 from __future__ import annotations

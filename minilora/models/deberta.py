@@ -1,14 +1,17 @@
 """DeBERTa v2 (He et al. 2021): attention to content and to distance, each on its own.
 
-What a token is and how far away it is are two vectors. The score of query i and key j is
+What a token is and how far away it is are two vectors (§3.1). The score of query i and key j is
 
     q_i · k_j  +  q_i · r_k[δ(i, j)]  +  k_j · r_q[δ(i, j)]       content-content, c2p, p2c
 
 over √(d_head · terms), with r_k and r_q made of one table of distances, which all blocks share.
+That is eq. 4, but for the third term's δ(j, i): δ(i, j) is what transformers, and so the published
+weights, have there. Version 2 adds distances that share a row (`bucket`) and the convolution.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,11 +24,16 @@ from ..nn import Dropout, Embedding, LayerNorm, Linear, Module
 from ..ops.neural import padding
 from ..tensor import Tensor
 from .encoder import Encoder
+from .inputs import Given
 from .transformer import Attention
 
 
 class Deberta(Encoder):
-    """ids (batch, tokens) -> logits. `rel` is the table of distances, `ln_r` the norm over it."""
+    """ids (batch, tokens) -> logits. `rel` is the table of distances, `ln_r` the norm over it.
+
+    z_steps is the enhanced mask decoder (§3.2) as transformers has it: the last block reads on, and
+    no absolute positions are added to its queries.
+    """
 
     config: DebertaConfig
 
@@ -41,19 +49,25 @@ class Deberta(Encoder):
             self.ln_r = LayerNorm(c.d_model, c.eps, dtype=dtype) if c.norm_rel_ebd else None
         self.conv = Conv(c, rng=rng, dtype=dtype) if c.conv_kernel_size else None
 
-    def through(self, x: Tensor, mask: Any) -> Tensor:
+    def through(self, x: Tensor, mask: Given) -> Tensor:
         """All blocks; beside the first one a convolution, the last one z_steps times."""
-        first, table, at = x, [], distances(x.shape[1], self.config)
-        if self.rel is not None:
-            rows = self.rel(slice(None))
-            table = [rows if self.ln_r is None else self.ln_r(rows)]
+        first, how = x, {"at": distances(x.shape[1], self.config), "mask": mask}
+        table = self.table()
         for i, block in enumerate(self.blocks):
-            before, x = x, self.run(block, x, *table, at=at, mask=mask)
+            before, x = x, self.run(block, x, *table, **how)
             if i == 0 and self.conv is not None:
                 x = self.conv(first, x, mask)
         for _ in range(1, self.config.z_steps):  # its queries go on, what they look at stays
-            x = self.blocks[-1](x, *table, before, at=at, mask=mask)
+            # never recomputed: that would find no gradient for what is given by name
+            x = self.blocks[-1](x, *table, context=before, **how)
         return x
+
+    def table(self) -> list[Tensor]:
+        """[(2 span, d)], a vector for each distance; [] where no score knows it."""
+        if self.rel is None:
+            return []
+        rows = self.rel(slice(None))
+        return [rows if self.ln_r is None else self.ln_r(rows)]
 
     def rows(self) -> int:
         return self.config.n_positions if self.config.position_biased_input else 0
@@ -71,36 +85,32 @@ class Disentangled(Attention):
 
     def __init__(self, c: DebertaConfig, *, rng: np.random.Generator, dtype: Any) -> None:
         super().__init__(c.d_model, c.n_heads, causal=False, rng=rng, dtype=dtype)
-        self.pos_att_type, own = c.pos_att_type, () if c.share_att_key else c.pos_att_type
+        self.pos_att_type = c.pos_att_type
 
         def layer(kind: str) -> Linear | None:
-            return (
-                Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
-                if kind in own
-                else None
-            )
+            if c.share_att_key or kind not in c.pos_att_type:
+                return None
+            return Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
 
         self.pos_k, self.pos_q = layer("c2p"), layer("p2c")
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, *table: Tensor, at: np.ndarray, mask: Any = None
-    ) -> Tensor:
-        """table: that of distances, where there is one; then what is looked at, if not x itself."""
-        wanted, kinds = len(self.pos_att_type) > 0, self.pos_att_type
-        rows, context = (table[:wanted] or (None,))[0], (*table[wanted:], x)[0]
+        self, x: Tensor, table: Tensor | None = None, *, at: np.ndarray, mask: Given = None,
+        context: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """table: of distances, where there is one   context: what is looked at; None: x itself."""
+        context = x if context is None else context
         q, k, v = self.q(x), self.k(context), self.v(context)
-        pos_k = (self.pos_k or self.k)(rows) if "c2p" in kinds else None
-        pos_q = (self.pos_q or self.q)(rows) if "p2c" in kinds else None
-        if rows is None:
-            y = ops.attention(q, k, v, heads=self.n_heads, causal=False, mask=mask)
-        else:
-            y = disentangled(q, k, v, pos_k, pos_q, at=at, heads=self.n_heads, mask=mask)
-        return self.o(y)
+        if table is None:
+            return self.o(ops.attention(q, k, v, heads=self.n_heads, causal=False, mask=mask))
+        pos_k = (self.pos_k or self.k)(table) if "c2p" in self.pos_att_type else None
+        pos_q = (self.pos_q or self.q)(table) if "p2c" in self.pos_att_type else None
+        return self.o(disentangled(q, k, v, pos_k, pos_q, at=at, heads=self.n_heads, mask=mask))
 
 
 def disentangled(
     q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Tensor | None, *,
-    at: np.ndarray, heads: int, mask: Any = None,
+    at: np.ndarray, heads: int, mask: Given = None,
 ) -> Tensor:  # fmt: skip
     """Attention with the scores above        q, k, v: (batch, n, d)   out: (batch, n, d)
 
@@ -109,17 +119,18 @@ def disentangled(
     """
     batch, n, d = q.shape
 
-    def by_head(x: Tensor) -> Tensor:  # (..., tokens, d) -> (..., heads, tokens, d_head)
-        *outer, tokens, _ = x.shape
-        axes = (*range(len(outer)), *(len(outer) + i for i in (1, 0, 2)))
-        return ops.transpose(x.reshape(*outer, tokens, heads, d // heads), axes=axes)
+    def by_head(x: Tensor) -> Tensor:  # (batch, tokens, d) -> (batch, heads, tokens, d_head)
+        return ops.transpose(x.reshape(*x.shape[:2], heads, d // heads), axes=(0, 2, 1, 3))
+
+    def of_table(x: Tensor) -> Tensor:  # (2 span, d) -> (1, heads, d_head, 2 span)
+        return turned(by_head(x.reshape(1, *x.shape)))
 
     Q, K, V = by_head(q), by_head(k), by_head(v)
     scores, terms = Q @ turned(K), 1
     if pos_k is not None:
-        scores, terms = scores + along(Q @ turned(by_head(pos_k)), at), terms + 1
+        scores, terms = scores + along(Q @ of_table(pos_k), at), terms + 1
     if pos_q is not None:
-        scores, terms = scores + turned(along(K @ turned(by_head(pos_q)), at.T)), terms + 1
+        scores, terms = scores + turned(along(K @ of_table(pos_q), at.T)), terms + 1
     scores = scores * (1 / math.sqrt(d // heads * terms))  # (batch, heads, n, n)
     if mask is not None:
         scores = scores + padding(mask, batch, n, q.dtype)  # type: ignore[no-untyped-call]
@@ -127,15 +138,17 @@ def disentangled(
 
 
 def turned(x: Tensor) -> Tensor:
-    """The last two axes of four, or of three, change places."""
-    axes = tuple(range(len(x.shape)))
-    return ops.transpose(x, axes=(*axes[:-2], axes[-1], axes[-2]))
+    """The last two of four axes change places."""
+    return ops.transpose(x, axes=(0, 1, 3, 2))
 
 
 def along(x: Tensor, at: np.ndarray) -> Tensor:
-    """x[..., i, at[i, j]]        x: (batch, heads, n, rows)   out: (batch, heads, n, n)"""
+    """x[..., i, at[i, j]], at (n, n)        x: (batch, heads, n, rows)   out: (batch, heads, n, n)
+
+    Read as a lookup: of the table that has a row, of all heads, for each i and distance.
+    """
     batch, heads, n, rows = x.shape
-    table = x.reshape(batch * heads, n * rows).T  # one row for each i and distance
+    table = x.reshape(batch * heads, n * rows).T
     found = ops.embedding(table, np.arange(n)[:, None] * rows + at)
     return ops.transpose(found, axes=(2, 0, 1)).reshape(batch, heads, n, n)
 
@@ -145,6 +158,7 @@ def span(c: DebertaConfig) -> int:
     return c.position_buckets or c.max_relative_positions or c.n_positions
 
 
+@functools.lru_cache(maxsize=4)  # every step of a training asks for the same
 def distances(n: int, c: DebertaConfig) -> np.ndarray:
     """δ(i, j): the row of the table for query i and key j, (n, n)."""
     away = np.arange(n)[:, None] - np.arange(n)
@@ -179,10 +193,10 @@ class Conv(Module):
         self.ln = LayerNorm(c.d_model, c.eps, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Any = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, mask: Given = None) -> Tensor:
         (batch, n, d), side = x.shape, self.size // 2
         if mask is not None:
-            x = x * asarray(np.asarray(mask).astype(bool).astype(str(x.dtype)))[..., None]
+            x = x * asarray(mask.astype(str(x.dtype)))[..., None]
         beyond = xp.zeros((batch, side, d), x.dtype)
         wide = ops.concat(beyond, x, beyond, axis=1)
         around = ops.concat(*(wide[:, i : i + n] for i in range(self.size)), axis=2)

@@ -1,4 +1,7 @@
-"""What encoders share: the post-norm block, the sum of embeddings, and the two heads."""
+"""What encoders share: the post-norm block, the sum of embeddings, and the two heads.
+
+Everything is BERT's (Devlin et al. 2019, §3 and §4.1), until a family says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ from ..config import EncoderConfig
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter
 from ..recompute import recomputed
 from ..tensor import Tensor
+from .inputs import Given, checked
 from .transformer import MLP, Attention
 
 
 class Block(Module):
-    """ln1(x + attn(x)), then ln2(x + mlp(x)): post-norm, as in the first transformer, GELU exact.
+    """ln1(x + attn(x)), then ln2(x + mlp(x)): post-norm (Vaswani et al. 2017, §3.1), GELU exact.
 
     attn: the attention of the family, which gets all that forward is given.
+    x: (batch, tokens, d) -> (batch, tokens, d)
     """
 
     def __init__(
@@ -36,7 +41,10 @@ class Block(Module):
 
 
 class MaskedLM(Module):
-    """E ln(gelu(dense(x))) + b: a score for each word, E the table of tokens."""
+    """E ln(gelu(dense(x))) + b, E the table of tokens: a score for each word (§3.1, task 1).
+
+    x: (batch, tokens, d) -> (batch, tokens, vocab_size)
+    """
 
     def __init__(self, c: EncoderConfig, *, rng: np.random.Generator, dtype: Any) -> None:
         self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
@@ -48,32 +56,35 @@ class MaskedLM(Module):
 
 
 class Classifier(Module):
-    """out(pool(x)), pool(x) = f(dense(x of the first token)): a score for each class."""
+    """out(f(dense(x of the first token))): a score for each class (§4.1, with f = tanh).
 
-    def __init__(self, c: EncoderConfig, f: Any, *, rng: np.random.Generator, dtype: Any) -> None:
-        self.f = f
+    twice: dropout before `dense` as well as after f.   x: (batch, tokens, d) -> (batch, num_labels)
+    """
+
+    def __init__(
+        self, c: EncoderConfig, f: Any, twice: bool, *, rng: np.random.Generator, dtype: Any
+    ) -> None:
+        self.f, self.twice = f, twice
         self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
         self.out = Linear(c.d_model, c.num_labels, std=0.02, rng=rng, dtype=dtype)
 
-    def pool(self, x: Tensor) -> Tensor:
-        """x: (batch, tokens, d) -> (batch, d)"""
-        pooled: Tensor = self.f(self.dense(x[:, 0]))
-        return pooled
-
     def forward(self, x: Tensor, tok: Embedding) -> Tensor:
-        return self.out(self.drop(self.pool(x)))
+        first = self.drop(x[:, 0]) if self.twice else x[:, 0]
+        return self.out(self.drop(self.f(self.dense(first))))
 
 
 class Encoder(Module):
     """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size); where the
     config has num_labels, (batch, num_labels).
 
-    recompute: in training, each block's activations are computed again instead of kept. Dropout is
-    where GPT-2 has it here, and not among the attention's weights.
+    recompute: in training, each block's activations are computed again instead of kept.
+    Dropout is on the embeddings, on what each half block adds and in the head, but not, as in BERT,
+    on the attention's weights.
     """
 
-    pooling: Any = staticmethod(ops.tanh)  # of the head for classes
+    pooling: Any = staticmethod(ops.tanh)  # f in the head for classes
+    drops_twice = False  # in that head
 
     def __init__(
         self, config: EncoderConfig, *, rng: Rng = None, dtype: Any = "float32",
@@ -92,34 +103,21 @@ class Encoder(Module):
         ]
         self.drop = Dropout(c.dropout, rng=rng)
         self.head: Any = (
-            Classifier(c, self.pooling, rng=rng, dtype=dtype)
+            Classifier(c, self.pooling, self.drops_twice, rng=rng, dtype=dtype)
             if c.num_labels
             else MaskedLM(c, rng=rng, dtype=dtype)
         )
 
     def forward(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        """mask: (batch, tokens), on the host, false where a token is padding; None: nowhere.
-        types: (batch, tokens), which kind of token each is; None: all of kind 0.
+        """mask: (batch, tokens), on the host, 1 where a token is real, 0 where it is padding; None:
+        all are real.   types: (batch, tokens), which kind of token each is; None: all of kind 0.
         """
         scores: Tensor = self.head(self.encode(ids, mask, types), self.tok)
         return scores
 
     def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
         """What the last block says of each token, (batch, tokens, d_model)."""
-        ids = np.asarray(ids)
-        who, most = type(self).__name__, self.config.n_positions
-        if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < ids.shape[1] <= most:
-            raise ValueError(
-                f"{who}: ids must be integers (batch, tokens), 1 to {most} tokens, not "
-                f"{ids.dtype} {ids.shape}"
-            )
-        for name, given in (("mask", mask), ("types", types)):
-            if given is not None and np.shape(given) != ids.shape:
-                raise ValueError(
-                    f"{who}: {name} is {np.shape(given)}: it must be {ids.shape}, as ids are"
-                )
-        if types is not None and self.types is None:
-            raise ValueError(f"{who}: it knows no types of tokens: its config has n_types=0")
+        ids, mask, types = checked(type(self).__name__, self.config, ids, mask, types)
         x = self.tok(ids)
         if self.pos is not None:
             x = x + self.pos(self.positions(ids, mask))
@@ -127,7 +125,7 @@ class Encoder(Module):
             x = x + self.types(slice(0, 1) if types is None else types)
         return self.through(self.drop(self.ln_e(x)), mask)
 
-    def through(self, x: Tensor, mask: Any) -> Tensor:
+    def through(self, x: Tensor, mask: Given) -> Tensor:
         """All blocks, one after the other."""
         for block in self.blocks:
             x = self.run(block, x, mask=mask)
@@ -140,7 +138,7 @@ class Encoder(Module):
         """Of the table of positions; 0: there is none."""
         return self.config.n_positions
 
-    def positions(self, ids: np.ndarray, mask: Any) -> Any:
+    def positions(self, ids: np.ndarray, mask: Given) -> Any:
         """Which rows of that table are added: 0, 1, 2 ..., whatever is padding."""
         return slice(0, ids.shape[1])
 
