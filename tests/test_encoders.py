@@ -130,6 +130,14 @@ def test_an_encoder_is_what_its_formulas_say(family, sizes, seed, head, layers, 
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)
 
 
+@encoder
+@pytest.mark.parametrize("labels", [0, 1, 3])
+def test_an_encoder_has_a_score_for_each_word_or_for_each_class(family, labels):
+    model = made(family, num_labels=labels)
+    at, mask = seen(model)
+    assert said(model, at, mask).shape == ((3, labels) if labels else (3, 12, 11))
+
+
 def shaken(model, seed: int):
     """A random direction, one array for each parameter."""
     return {n: normal(seed + i, *p.shape) for i, (n, p) in enumerate(model.named_parameters())}
@@ -274,6 +282,7 @@ BAD = [
     ("ids", [1, 2], "ids must be integers (batch, tokens), one token at least, not int64 (2,)"),
     ("ids", [[1.0]], "one token at least, not float64 (1, 1): encode each text with the model's"),
     ("ids", [[], []], "one token at least, not float64 (2, 0)"),
+    ("ids", np.ones((2, 0), int), "one token at least, not int64 (2, 0)"),
     ("ids", np.ones((2, 13), int), "ids are (2, 13), 13 tokens, and n_positions is 12: cut"),
     ("ids", [[1, 11]], "the id 11 is not from 0 to 10, vocab_size is 11: encode with"),
     ("ids", [[1, -1]], "the id -1 is not from 0 to 10"),

@@ -98,9 +98,11 @@ def test_logits_have_one_score_a_word_and_the_dtype_of_the_model(
     assert model.blocks[0].mlp.up.W.shape == (d_ff or 32, 8)
 
 
-@given(seeds, st.integers(0, 10), dtypes, st.booleans())
-def test_later_ids_never_change_earlier_logits(seed, cut, dtype, with_lora):
+@given(seeds, st.integers(0, 10), dtypes, st.booleans(), st.sampled_from([1, 3, 6, 10]))
+def test_later_ids_never_change_earlier_logits(seed, cut, dtype, with_lora, times):
+    """Neither where scores are so large, some of them, that softmax goes another way."""
     model = adapted(seed, dtype, targets=("q", "k", "up"))[0] if with_lora else gpt2(seed, dtype)
+    model.blocks[0].ln1.g.data *= times
     one, two = ids(seed, 2, 12), ids(seed + 1, 2, 12)
     two[:, : cut + 1] = one[:, : cut + 1]
     assert np.array_equal(logits(model, one)[:, : cut + 1], logits(model, two)[:, : cut + 1])
@@ -446,7 +448,7 @@ def test_a_file_of_a_model_that_does_not_fit_names_what(numpy_only, tmp_path, fa
     elif fault == "shape":
         arrays[name] = arrays[name].T.copy()
     elif fault == "family":
-        meta["family"] = name = "t5"
+        meta["family"], name = "t5", "'t5', and what can be read is gpt2, bert, roberta, deberta"
     else:
         meta["config"] |= {"n_heads": 3}
         name = "n_heads"

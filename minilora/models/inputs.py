@@ -29,7 +29,7 @@ def checked(
     within(who, "id", ids, c.vocab_size, "vocab_size", "encode with the model's own tokenizer")
     if mask is not None:
         mask = like(who, "mask", mask, ids)
-        odd = mask[~np.isin(mask, (0, 1))] if mask.dtype.kind in "biuf" else mask.reshape(-1)
+        odd = mask[~np.isin(mask, (0, 1))]
         if odd.size:
             raise ValueError(
                 f"{who}: mask has {odd[0]}: it is 1 where a token is real, 0 where it is padding"
