@@ -298,7 +298,7 @@ def test_the_ledger_measures_on_one_thread(monkeypatch):
     model.forward = lambda ids: (seen.append(ml.threads()), forward(ids))[1]
     try:
         accounting.ledger(model, adam(model), 2, 7)
-        assert seen == [3, 1] and ml.threads() == 3
+        assert seen == [3, 1, 1] and ml.threads() == 3  # the second is not measured
     finally:
         ml.threads(before)
 
@@ -658,3 +658,15 @@ def test_a_step_is_observed_on_shapes_and_on_arrays_alike():
         step = observe(model, adam(model), inputs, meter)
     assert step.costs == (accounting.Cost(),) * 3 and step.kinds == {}
     assert step.rows["gradients"] == step.rows["trained weights"]
+
+
+def test_what_is_made_once_and_kept_is_no_activation():
+    """erf's series was counted in the first ledger of a process."""
+    once()
+    code = (
+        "import minilora as ml; from minilora import accounting, optim\n"
+        "m = ml.Bert(ml.BertConfig(5, 9, 4, 1, 1), rng=0)\n"
+        "told = accounting.ledger(m, optim.SGD(m.trainable_parameters(), 0.1), 1, 3)\n"
+        "assert told['activations'].predicted == told['activations'].measured, told"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ from ..nn import Embedding, Module
 from ..ops import cross_entropy
 from ..optim import Optimizer
 from ..surgery import generators
-from ..tensor import Node, Tensor
+from ..tensor import Node, Tensor, no_grad
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # what is there before a step
 ROWS = (*WEIGHTS[:2], "gradients", WEIGHTS[2], "activations")
@@ -110,6 +110,8 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
         arrays += [*optimizer.arrays().values()]
         copies = [array.copy() for array in arrays]
         try:
+            with no_grad():
+                model(ids[0])  # what is made once and kept, such as erf's series, is no activation
             with current().meter() as meter:
                 return observe(model, optimizer, ids, meter)
         finally:

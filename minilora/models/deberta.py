@@ -165,6 +165,7 @@ def distances(n: int, c: DebertaConfig) -> np.ndarray:
     if c.position_buckets:
         away = bucket(away, c.position_buckets, c.max_relative_positions or c.n_positions)
     at: np.ndarray = np.clip(away + span(c), 0, 2 * span(c) - 1)
+    at.setflags(write=False)  # it is everybody's
     return at
 
 
