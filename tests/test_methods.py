@@ -227,6 +227,8 @@ def test_an_adapter_is_its_formula_and_so_is_its_gradient(seed, norm):
         ("adapter-p", ["0.mlp", "1.mlp"]),
         ("adapter-d", ["1.mlp"]),
         ("prelayer", ["0", "1"]),
+        ("lora+prelayer", ["0", "0.attn.q", "0.attn.v", "1", "1.attn.q", "1.attn.v"]),
+        ("lora+preembed", ["0.attn.q", "0.attn.v", "1.attn.q", "1.attn.v", "tok"]),
     ],
 )
 def test_parts_stand_where_the_paper_has_them(called, where):
@@ -320,7 +322,7 @@ def test_trained_tokens_and_their_bounds_are_told(called):
         assert ml.generate(model, IDS, 4).shape == (2, 10)
 
 
-# With a cache, recomputed, on shapes.
+# With a cache, recomputed, without kernels, on shapes.
 
 
 @every
@@ -356,6 +358,20 @@ def test_recomputed_blocks_give_the_same_gradients(called, li):
         loss.backward()  # outside: what was told is remembered
         grads.append([ml.asnumpy(p.grad) for p in model.trainable_parameters().values()])
     assert all(map(same_bytes, *grads))
+
+
+@every
+def test_kernels_and_plain_ops_agree(called):
+    seen = []
+    for plain in (False, True):
+        model = applied(called)
+        with ml.plain(plain):
+            loss = ml.ops.cross_entropy(model(IDS), IDS)
+            loss.backward()
+        grads = [wide(p.grad) for p in model.trainable_parameters().values()]
+        seen.append([wide(loss.data), *grads])
+    for kernel, op in zip(*seen):
+        np.testing.assert_allclose(kernel, op, rtol=1e-9, atol=1e-12)
 
 
 @every
@@ -421,6 +437,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
     refused("unexpected .*stray", {**arrays, "stray": np.zeros(2)})
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
+    refused("holds an adapter, not a method", meta={**meta, "kind": "adapter"})
     refused("there is no method 'x'", meta={**meta, "method": "x"})
     refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
@@ -464,6 +481,22 @@ def test_two_methods_have_one_base(one, two):
     assert same_bytes(logits(model, IDS), said["one"])
     methods.remove(model, "one")
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("called", ["adapter-h", "lora", "dora"])
+def test_an_adapter_of_lora_s_own_counts_as_it_did(called):
+    model = gpt2(0)
+    lora.attach(model, ml.LoRAConfig(r=2, targets=("k",)), "bare", rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    said = logits(model, IDS)
+    make(called).apply(model, rng=0)
+    assert same_bytes(logits(model, IDS), said)
+    shake(model.trainable_parameters().values(), 2)
+    assert not same_bytes(logits(model, IDS), said)
+    with methods.disabled(model):
+        assert same_bytes(logits(model, IDS), said)
+    methods.remove(model)
+    assert same_bytes(logits(model, IDS), said)
 
 
 def test_two_prompts_do_not_count_together():

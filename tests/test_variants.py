@@ -21,7 +21,9 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import lora, methods
+from minilora import lora, methods, rounding
+from minilora.methods.dora import DoRALinear
+from minilora.methods.pissa import Principal
 from minilora.tensor import Tensor
 
 MERGED = ["lora", "rslora", "pissa", "dora"]
@@ -88,13 +90,29 @@ def test_merged_in_float32_it_is_off_by_its_roundings(called, seed, r, alpha):
         assert_near(got, wanted, roundings(k + 2 * a.r + 6, size, "float32"))
 
 
-@pytest.mark.parametrize("called", ["lora", "rslora", "lora+preembed", "lora+prelayer"])
-def test_a_merge_is_verified_by_the_bound_of_lora(called):
-    model = gpt2(0, "float32")
+@pytest.mark.parametrize("called", [*MERGED, "lora+preembed", "lora+prelayer"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_merge_is_verified_by_the_bound_of_lora(called, dtype):
+    model = gpt2(0, dtype)
     methods.apply(model, called, rng=0, r=3, alpha=5)
     shake(methods.trained_by(model, "default").values(), 1, 0.2)
     found = lora.verify(model, IDS[:, :4])
     assert found.passed and found.apart < 1e-12, str(found)
+    if dtype == "float32":  # no wider than half a unit in the last place, and a little
+        assert max(w.allowed for w in found.weights.values()) < 0.5001
+
+
+@pytest.mark.parametrize(
+    "kind, mistake", [(Principal, 1.001), (DoRALinear, 1.001), (DoRALinear, 0)]
+)
+def test_a_wrong_merge_of_pissa_or_dora_is_seen(numpy_only, monkeypatch, kind, mistake):
+    model = varied("pissa" if kind is Principal else "dora", dtype="float32")
+    right = kind.delta
+    monkeypatch.setattr(kind, "delta", lambda self: right(self) * mistake)
+    found = lora.verify(model, IDS[:, :4])
+    assert not any(w.right for w in found.weights.values()) and not found.checks["float64"]
+    with pytest.raises(ValueError, match=f"for LoRA, not {'P' if kind is Principal else 'M'}"):
+        rounding.layer_bound(layers(model)["blocks.0.attn.q"], np.zeros((1, 8), "float32"))
 
 
 # rsLoRA: alpha / √r.
@@ -282,9 +300,10 @@ def sums(model, weights):
 weights = st.tuples(*[st.sampled_from([0.3, 1.0, -0.7])] * 2).map(lambda w: dict(zip("ab", w)))
 
 
-@given(seeds, weights, st.sampled_from(["cat", "svd", "linear"]))
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+@given(seeds, weights)
 @few
-def test_what_is_combined_is_off_by_what_is_told(seed, weights, how):
+def test_what_is_combined_is_off_by_what_is_told(how, seed, weights):
     model = two(seed, (2, 2))
     wanted = sums(model, weights)
     told = lora.combine(model, weights, how, "c")
@@ -308,6 +327,10 @@ def test_what_is_combined_is_off_by_what_is_told(seed, weights, how):
             cross = sum(s * wide(B) @ wide(A) for s, B, A in crossed)
             np.testing.assert_allclose(made - wanted[path], cross, rtol=1e-9, atol=1e-13)
             assert off > 1e-3
+    said, before = logits(model, IDS), snapshot(model)
+    with lora.merged(model):
+        assert far(logits(model, IDS), said) < 1e-12
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize("how", ["cat", "svd", "linear"])

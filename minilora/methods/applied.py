@@ -157,6 +157,7 @@ def apply(
 def activate(model: Module, *names: str) -> None:
     """Let these count and no others; none: the base alone. What is trained does not change.
 
+    An adapter that `lora.attach` put in is part of the base here: it counts or not, as it did.
     Raises KeyError for a name that is not applied, ValueError where two cannot count together.
     """
     state, names = applied_to(model, *names), tuple(dict.fromkeys(names))

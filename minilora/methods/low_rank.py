@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LoRAConfig
-from ..lora.convert import attach, layers_of
+from ..lora.convert import activate, attach, layers_of
 from ..lora.layers import LoRALinear
 from ..nn import Module
 from . import sizes
@@ -28,7 +28,9 @@ class LoRA(LoRAConfig, Method, called="lora"):
         return LoRAConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAConfig)})
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
+        others = model.adapters.active if hasattr(model, "adapters") else ()
         attach(model, self.config(), name, rng)
+        activate(model, *others)  # attach had the new one count alone
 
     def count(self, config: Any) -> int:
         d, ff, layers = config.d_model, sizes.d_ff(config), config.n_layers
