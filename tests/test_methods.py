@@ -246,6 +246,18 @@ def test_adapter_d_is_in_the_blocks_that_are_named():
     assert [n for n in names if n.endswith("up.W")] == ["blocks.0.mlp.up.W", "blocks.2.mlp.up.W"]
 
 
+def test_parts_within_parts_come_off():
+    class Nested(methods.AdapterH, called=""):
+        def around(self, model, rng):
+            return super().around(model, rng) | {"blocks.1": Bottleneck(8, 2, False, rng, "f8")}
+
+    model = gpt2(0)
+    before = snapshot(model)
+    assert len(methods.apply(model, Nested(r=2), rng=0)) == 5 * 4
+    methods.remove(model)
+    assert snapshot(model) == before
+
+
 def test_adapters_stand_before_the_skip_connection():
     """Block 1 by hand: x + adapter(attn(ln1(x))), then the same with the MLP."""
     model = applied("adapter-h", model=gpt2(0, n_layers=1))

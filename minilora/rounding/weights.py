@@ -101,8 +101,8 @@ def furthest(
             room += gamma(r + steps, "float64") * s * (abs(left) @ abs(right))
             room += 6 * (r + 1) * (1 + s) * least("float64")  # what is lost below the smallest
         if m is not None:
-            high, low, room = _lengthened(high, low, room, m[at], abs(W0[at]))
-            size = abs(high)
+            high, room = _lengthened(high + low, room, m[at], abs(W0[at]))
+            low, size = np.zeros_like(high), abs(high)
         off, allowed = abs((W[at] - high) - low), place(size + room, W.dtype) / 2 + room
         i, j = np.unravel_index(int((off / allowed).argmax()), off.shape)  # nan is the largest
         if not off[i, j] / allowed[i, j] <= share:
@@ -113,19 +113,18 @@ def furthest(
 
 
 def _lengthened(
-    high: np.ndarray, low: np.ndarray, room: np.ndarray, m: np.ndarray, W0: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """m / |V| · V of V = high + low, and what float64 loses until it is made.
+    V: np.ndarray, room: np.ndarray, m: np.ndarray, W0: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """m / |V| · V, and what float64 loses until it is made.
 
     |V| is off by γ(k / 2 + 2) of itself, in the merge and here, and in the merge by that of V.
     There ΔW is what W0 is taken off and added to again: two roundings of W or W0 more.
     """
-    n = np.sqrt((high * high).sum(axis=1))
-    off = gamma(high.shape[1] + 8, "float64") + np.sqrt((room * room).sum(axis=1)) / n
+    n = np.sqrt((V * V).sum(axis=1))
+    off = gamma(V.shape[1] + 8, "float64") + np.sqrt((room * room).sum(axis=1)) / n
     f = (m / n)[:, None]
-    made, rest = _product(f, high)
-    room = abs(f) * room + abs(made) * off[:, None] + 2 * unit("float64") * (abs(made) + W0)
-    return made, f * low + rest, room
+    W = f * V
+    return W, abs(f) * room + abs(W) * off[:, None] + 2 * unit("float64") * (abs(W) + W0)
 
 
 def place(size: np.ndarray, dtype: Any) -> np.ndarray:
