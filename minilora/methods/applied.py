@@ -1,4 +1,8 @@
-"""One verb for every method: apply it to a model, choose which of them counts, remove it.
+"""One verb for every method: apply it to a model, choose which one counts, remove it.
+
+    methods.apply(model, "adapter-h", r=8)        frozen, but for what the method trains
+    methods.activate(model, "default")            that one counts; several can be applied, by name
+    methods.remove(model)                         the base, bit for bit
 
 A method puts named parts around modules (`Adapted`), or trains copies of the base's parameters, or
 both. The base's own arrays are never written: `remove` gives the modules, parameters and flags
@@ -29,7 +33,10 @@ METHODS: dict[str, type[Method]] = {}  # by name, as `apply` takes them
 
 
 class Method(Config):
-    """A way to adapt a model: its settings. What it does is in the methods that it overrides."""
+    """A way to adapt a model: a frozen dataclass of its settings.
+
+    What it does is in what a subclass overrides: `around`, `copied`, or `install` itself; `count`.
+    """
 
     called: ClassVar[str] = ""
 

@@ -3,7 +3,7 @@
 V = W0 + s B A        y = m / |V| · V x + b        |V|: (d,), the lengths of V's rows, as m is
 
 At first B = 0 and m = |W0|, so the model computes exactly what it did. |V| counts as a constant in
-the gradient (their §4.3): it takes less memory, and they saw no loss of quality.
+the gradient (their §4.3): that takes less memory, and they saw next to no loss of quality.
 """
 
 from __future__ import annotations

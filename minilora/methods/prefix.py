@@ -1,8 +1,11 @@
-"""Tokens that are trained instead of the model: `lp` of them before each prompt, `li` after it.
+"""Tokens that are trained instead of the model (§5.1): `lp` before each prompt, `li` after it.
 
-They are no words of the vocabulary. They take positions, as tokens do, and places in the cache. The
-logits are those of the given tokens; what follows a prompt is read from its last token, which is
-the last of `li`. They start random: unlike other methods, these change the model from the first.
+They are no words of the vocabulary, but take positions, as tokens do, and places in the cache. Of n
+given tokens the model computes lp + n + li, and gives the n rows of logits that belong to those:
+what follows the prompt is read from the last of `li`, which stands behind it.
+
+They start random, N(0, 0.02²), and are there from the first step on. So these methods do not start
+as the base, as all others do.
 """
 
 from __future__ import annotations
@@ -140,7 +143,12 @@ class Replaced(Trained):
 
 @dataclass(frozen=True)
 class PreEmbed(Method, called="preembed"):
-    """Prefix-embedding tuning (§5.1): the trained tokens' embeddings, |Θ| = d (lp + li)."""
+    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): what is trained is the embeddings of
+    the lp + li tokens. |Θ| = d (lp + li).
+
+    lp   how many come before the prompt
+    li   how many come after it; then `methods.prompt` has to say where it ends
+    """
 
     lp: int = 8
     li: int = 0
@@ -149,12 +157,13 @@ class PreEmbed(Method, called="preembed"):
         for name in ("lp", "li"):
             self._set(**{name: whole(type(self).__name__, name, getattr(self, name))})
         if not self.lp + self.li:
-            raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least")
+            raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least: give one of them")
 
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
         if not hasattr(model, "new_cache"):
             raise ValueError(
-                f"{self.called}: {type(model).__name__} is no decoder: it has no prompt"
+                f"{self.called}: {type(model).__name__} is no decoder: it has no prompt; "
+                "for encoders there are adapters, bitfit, lora and others"
             )
         parts = self.tokens(model.config, rng, wide(model))
         return {"forward": Layout(self.called, self.lp, self.li), "ln_f": Read(), **parts}
@@ -169,8 +178,9 @@ class PreEmbed(Method, called="preembed"):
 
 @dataclass(frozen=True)
 class PreLayer(PreEmbed, called="prelayer"):
-    """Prefix-layer tuning (§5.1): trained activations replace those of the trained tokens before
-    every block, the first one too, where they replace embedding and position: |Θ| = L d (lp + li).
+    """Prefix-layer tuning, PreLayer (§5.1; tables 3, 4, 15): before every block what came of the
+    lp + li tokens is replaced by trained activations; before the first one, embedding and position.
+    |Θ| = L d (lp + li). For GPT-3 the paper prints more in all five rows of table 15.
     """
 
     def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> Mapping[str, Module]:
