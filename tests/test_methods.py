@@ -78,7 +78,7 @@ def test_what_is_trained_is_counted_by_the_formula(called, data):
     sizes = {
         "d_model": heads * draw(st.integers(1, 5)), "n_heads": heads,
         "n_layers": draw(st.integers(1, 4)), "d_ff": draw(st.sampled_from([0, 3, 7])),
-        "vocab_size": draw(st.integers(2, 9)), "n_positions": draw(st.integers(1, 9)),
+        "vocab_size": draw(st.integers(2, 9)), "n_positions": draw(st.integers(6, 9)),
     }  # fmt: skip
     r, lp, li = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
     targets = draw(st.sampled_from([("q", "v"), ("k",), ("q", "k", "v", "o"), ("up", "down", "o")]))
@@ -449,7 +449,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
     refused("unexpected .*stray", {**arrays, "stray": np.zeros(2)})
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
-    refused("holds an adapter, not a method", meta={**meta, "kind": "adapter"})
+    refused("holds an adapter, not a method: lora.load reads it", meta={**meta, "kind": "adapter"})
     refused("there is no method 'x'", meta={**meta, "method": "x"})
     refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
@@ -531,10 +531,11 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "adapter-d", layers=()), "must name a block"),
         (lambda m: methods.apply(m, "adapter-d", layers="0"), "layers are numbers"),
         (lambda m: methods.apply(m, "preembed", lp=0), "lp \\+ li must be 1 at least"),
+        (lambda m: methods.apply(m, "prelayer", lp=8, li=4), "12 of n_positions, 12: take fewer"),
         (lambda m: methods.apply(m, "lora+preembed", lp=-1), "PreEmbed: lp must be"),
         (lambda m: methods.apply(m, "lora+preembed", targets="x"), "no layer matches 'x'"),
-        (lambda m: methods.apply(m, 3), "it takes a method"),
-        (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method"),
+        (lambda m: methods.apply(m, 3), "it takes a method.s name"),
+        (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method.s name"),
         (lambda m: methods.activate(m), "no method is applied"),
         (lambda m: methods.remove(m), "no method is applied"),
         (lambda m: methods.LoRA(targets="tok").count(m.config), "the formula is for targets among"),

@@ -141,12 +141,15 @@ def apply(
             )
         method = METHODS[method](**settings)
     elif settings or not isinstance(method, Method):
-        raise TypeError(f"apply: it takes a method with its settings, not {method!r}, {settings}")
+        raise TypeError(
+            'apply: it takes a method\'s name and its settings, as in "lora", r=8, or a method, as '
+            f"in methods.LoRA(r=8): not {method!r}, {settings}"
+        )
     state = applied_to(model) if hasattr(model, "methods") else Applied(model)
     if name in (*state.methods, "base", "") or "." in name:
         raise ValueError(
-            f"apply: {name!r} cannot be the name: it is empty, dotted, 'base', or taken; there are "
-            f"{sorted(state.methods)}"
+            f"apply: {name!r} cannot be the name: it is empty, dotted, 'base', or taken by one of "
+            f"{sorted(state.methods)}: give another one"
         )
     vars(model)["methods"] = state
     state.methods[name] = method

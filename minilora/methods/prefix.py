@@ -49,7 +49,7 @@ class Layout(Module):
         if most and n + lp + li > most:
             raise ValueError(
                 f"{self.who}: {n} tokens and {lp + li} trained ones are more than n_positions, "
-                f"{most}: give it {max(0, most - lp - li)} tokens at most"
+                f"{most}: give it {most - lp - li} tokens at most"
             )
         ends = self.ends(batch, n)[:, None]
         at = np.arange(n)[None]
@@ -164,6 +164,11 @@ class PreEmbed(Method, called="preembed"):
             raise ValueError(
                 f"{self.called}: {type(model).__name__} is no decoder: it has no prompt; "
                 "for encoders there are adapters, bitfit, lora and others"
+            )
+        if self.lp + self.li >= (most := model.config.n_positions):
+            raise ValueError(
+                f"{self.called}: lp + li = {self.lp + self.li} of n_positions, {most}: take fewer: "
+                "the prompt takes places, too"
             )
         parts = self.tokens(model.config, rng, wide(model))
         return {"forward": Layout(self.called, self.lp, self.li), "ln_f": Read(), **parts}
