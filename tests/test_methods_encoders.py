@@ -103,7 +103,7 @@ def test_what_is_trained_is_counted_by_the_formula(numpy_only, family, data):
     model = getattr(ml, family)(getattr(ml, f"{family}Config")(**sizes), rng=0)
     for called in methods.METHODS:
         if called not in PROMPTED:
-            targets = some(st.sampled_from([("q", "v"), ("k", "up", "down")]))
+            targets = some(st.sampled_from([("q", "v", "q"), ("k", "up", "down", "up")]))
             method = make(called, r=1, targets=targets)
             method.apply(model, rng=0)
             assert method.count(model.config) == size_of(model.trainable_parameters().values())

@@ -225,6 +225,19 @@ def test_dora_is_its_formula_and_its_lengths_are_m(seed, r, alpha):
     np.testing.assert_allclose(wide(plain.W), W, rtol=1e-11, atol=1e-13)
 
 
+def test_dora_s_dropout_is_of_what_A_gets():
+    model = varied("dora", dropout=0.5)
+    layer, x = layers(model)["blocks.0.mlp.up"], normal(0, 2, 3, 8)
+    (a,) = layer.in_use()
+    a.rng = np.random.default_rng(7)
+    mask = wide(ml.ops.dropout_mask(x.shape, 0.5, np.random.default_rng(7), "float64"))
+    W0, BA = wide(layer.base.W), a.scale * wide(a.B) @ wide(a.A)
+    y = (x @ W0.T + (x * mask) @ BA.T) * wide(a.m) / np.linalg.norm(W0 + BA, axis=1)
+    np.testing.assert_allclose(
+        ml.asnumpy(layer(Tensor(x))), y + wide(layer.base.b), rtol=1e-11, atol=1e-12
+    )
+
+
 def test_dora_s_gradient_takes_the_lengths_for_constants():
     model = varied("dora")
     layer, x = layers(model)["blocks.0.mlp.up"], normal(1, 3, 8)
@@ -382,6 +395,8 @@ def test_combined_by_cat_is_both_active_and_merges():
 def test_svd_of_a_higher_rank_is_exact():
     model = two()
     assert max(lora.combine(model, {"a": 0.5, "b": 2}, "svd", r=5).values()) < 1e-13
+    lora.combine(model, {"a": 0.5, "b": 2}, "svd", "largest")
+    assert layers(model)["blocks.0.attn.q"].adapters["largest"].r == 3
     lora.combine(model, {"a": 0.5, "b": 2}, "svd", "r1", r=1)
     assert {x.adapters["r1"].r for x in layers(model).values()} == {1}
 
@@ -451,6 +466,22 @@ def test_each_row_is_what_it_would_be_alone(names):
     for name, row, got in zip(names, x, together):
         lora.activate(model, *[] if name == "base" else [name])
         assert (ml.generate(model, row, 9, temperature=0) == got).all()
+
+
+def test_rows_may_be_of_pissa_and_not_of_dora():
+    model, x = varied("pissa"), ids(1, 3, 5)
+    lora.attach(model, ml.LoRAConfig(r=2, targets=("q",)), "plain", rng=0)
+    shake(model.trainable_parameters().values(), 3, 0.3)
+    with lora.per_row(model, ["default", "base", "plain"]):
+        together = logits(model, x)
+    for row, name in enumerate(("default", None, "plain")):
+        lora.activate(model, *[name] if name else [])
+        np.testing.assert_allclose(together[row], logits(model, x)[row], rtol=1e-11, atol=1e-12)
+    with (
+        pytest.raises(ValueError, match="is a DoRALinear, whose adapter counts for all rows"),
+        lora.per_row(varied("dora"), ["default"]),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("again", [False, True])

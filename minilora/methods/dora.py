@@ -31,7 +31,7 @@ class Magnitude(Adapter):
         self.m = Parameter(_lengths(self, layer))
 
     def plain(self) -> Adapter:
-        raise ValueError("save: DoRA's lengths m are no LoRA: use methods.save, or merge it")
+        raise ValueError("dora: its lengths m are no LoRA: use methods.save, or merge it")
 
 
 class DoRALinear(LoRALinear):
