@@ -91,6 +91,27 @@ def test_each_way_to_fail_has_words_of_its_own(body, words):
         assert re.search(r"at ex02_unbroadcast.py, line \d+, in unbroadcast: return g @", text)
 
 
+CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (CASE + "return (merge(W, A, B, 3) == W + 3).all()", "that counts for nothing: assert it"),
+        (CASE + "assert (W == np.eye(2)).all()", "does not call the merge that it is given"),
+        (CASE + "merge(W, B, A, 3)", "calls merge with W (2, 2), A (2, 1), B (1, 2)"),
+        (CASE + "assert (merge(W, W[:1], W, 3) == W).all()", "A (1, 2), B (2, 2): it takes W (d,"),
+        ("assert merge([[1]], [[1]], [[1]], 1) == 2", "calls merge with W list, A list, B list"),
+        ("W, A, B = (np.random.default_rng(0).normal(size=(9, 9)) for _ in 'WAB')\n"
+         "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()", "Your own sum does"),
+        (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped", "NameError"),
+    ],
+)  # fmt: skip
+def test_why_a_property_test_finds_nothing(body, words):
+    verdict = judging.judge(book.exercise("09"), answer(body, "09"), limits=SOON)
+    assert words in telling.verdict(verdict), telling.verdict(verdict)
+
+
 def test_a_missing_function_is_named():
     source = book.exercise("02").solution().replace("def unbroadcast", "def unbroadcats")
     (line, *_) = judging.judge(book.exercise("02"), source).outcomes[0].lines
@@ -118,7 +139,48 @@ def test_two_mistakes_at_once_are_not_guessed_at():
 
 def test_what_a_student_prints_is_shown_and_marks_can_be_ascii():
     text = told("print('here', shape); return g", unicode=False)
-    assert "your code printed:\n    | here" in text and text.isascii()
+    assert "your code printed in the smallest case:\n    | here (" in text and text.isascii()
+    assert text.count("| here") == 1  # of all the calls, the one that is told
+    lines = "for i in range(5): print('here', i)\n    return g.sum(axis=0)"
+    assert "in the smallest case:" in told(lines)
+    passes = told("print('here'); " + "return 0 * g + g if g.shape == shape else None")
+    assert "your code printed" in passes
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return np.zeros(2, 3)", "as a tuple"), ("return g if np.ones(2) == 1 else g", ".all()"),
+        ("return np.ones((2, 3)) @ np.ones((2, 3))", "as many columns"),
+        ("def f(): g = g + 1\n    f()", "another name"),
+    ],
+)  # fmt: skip
+def test_what_python_says_has_a_remedy(body, words):
+    said = told(body).splitlines()
+    (at,) = (i for i, line in enumerate(said) if "your code raised" in line)
+    assert words in said[at + 1]
+
+
+def test_the_rest_of_the_failures_is_one_option_away():
+    body = "return g.sum(axis=tuple(range(g.ndim - len(shape))))"
+    assert "all of them: minilora ex check 02 -v" in told(body)
+    assert "-v" not in told(body, verbose=True) and "-v" not in told(book.TODO)
+
+
+def test_a_mistake_is_named_while_another_function_is_not_written_yet():
+    of = book.exercise("08")
+    source = of.stub().replace(book.TODO, "return W + alpha * (B @ A)", 1)
+    (mistake,) = judging.judge(of, source).mistakes
+    assert mistake == "you scale by alpha, not by alpha / r"
+
+
+def test_a_transpose_and_a_dtype_are_told():
+    of = book.exercise("08")
+    right = of.reference["merge"]
+    with pytest.raises(kit.Wrong, match="it is the transpose"):
+        kit.equal(np.array([[1.0, 2.0], [3.0, 4.0]]).T, np.array([[1.0, 2.0], [3.0, 4.0]]))
+    wide = {**of.reference, "merge": lambda *args: np.float64(right(*args))}
+    assert "] in float32" in telling.verdict(judging.judge_here(of, wide))
 
 
 def test_the_same_seed_is_the_same_verdict_and_another_draws_other_cases():
@@ -178,15 +240,20 @@ def test_the_way_of_a_student(ex, tmp_path):
     assert aside.read_text("utf-8") == book.exercise("02").solution()
     assert "not written yet" in ex("check", "02", code=1)
     assert "passed" in ex("status")  # once is enough
+    assert f"10 of {10 * len(book.paths())}" in ex("status")  # and its points stay
+    assert ex("hint", "02").endswith("solution 02 shows a solution\n")
+    assert "not written yet" in ex("check", "exercises/ex02_unbroadcast.py", code=1)
 
 
-def test_to_begin_again_changes_no_file_of_a_student(ex, tmp_path):
+def test_to_begin_again_changes_no_file_of_a_student(ex, tmp_path, monkeypatch):
     ex("init", "mine", "--only", "02")
     (file,) = (tmp_path / "mine").glob("ex*.py")
     file.write_text("my work", "utf-8")
     ex("init", "mine")
     assert file.read_text("utf-8") == "my work"
     assert [*(tmp_path / "mine").glob("ex*.py")] == [file]  # the course is as it was
+    monkeypatch.chdir("mine")
+    assert "stays as it is" in ex("init") and not (file.parent / "exercises").exists()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +314,7 @@ def test_every_known_mistake_has_its_message(ex):
         (["check"], "needs an exercise"), (["check", "77"], "there is no exercise 77"),
         (["status", "02"], "takes no '02'"), (["hint", "02", "--jobs", "2"], "takes no --jobs"),
         (["dev", "odd"], "takes one of"), (["dev", "new", "Bad"], "needs a number and a name"),
-        (["chekc"], "init or status"), ([], "to know what"),
+        (["chekc"], "chekc: did you mean check?"), (["zz"], "init or status"), ([], "to know what"),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_refused(ex, words, said):

@@ -225,11 +225,13 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.addresses, self.tags, self.text = [], [], set(), ""
+        self.ids, self.folded = set(), ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        self.ids |= {value for name, value in attrs if name == "id"}
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
@@ -238,6 +240,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+        self.folded += data * ("details" in self.open)
 
 
 def test_the_page_says_what_to_talk_about(tmp_path):
@@ -256,11 +259,17 @@ def test_the_page_says_what_to_talk_about(tmp_path):
     assert [(one.mistake, one.names) for one in made] == [(MEAN, ("bob", "eve"))]
     assert {name for name, _ in classpage.stuck(graded)} == {"bob", "eve", "cy"}
     page = Page(classpage.page(graded).decode())
-    assert not page.open and not page.addresses and "script" not in page.tags
+    assert not page.open and not page.folded and "script" not in page.tags
+    assert {address[1:] for address in page.addresses} == page.ids - {"main"}
     text = " ".join(page.text.split())
     assert f"2 students: {MEAN}" in text and "1 passed, 0 with some points, 3 with none" in text
     assert "1 not begun" in text and "<script>x" in text
     assert not re.search(r"url\(|@import", page.text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classpage, "SHOWN", 1)
+        page = Page(classpage.page(graded).decode())
+    assert page.folded.startswith("2 more") and page.folded.count("02 un-broadcast") == 2
+    assert not page.open and all(page.text.count(name) > 1 for name in ("bob", "eve", "cy"))
 
 
 def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):

@@ -258,10 +258,14 @@ def test_a_chapter_runs_as_a_script_and_where_it_fails_is_told(tmp_path, monkeyp
     chapters_in(tmp_path, SECOND, bad)
     monkeypatch.setattr(contents, "folder", lambda: tmp_path)
     assert cli.main(["tutorials", "run", "4"]) == 0
-    assert capsys.readouterr().out == "MINILORA_FAST\n"
+    tasks = [one.number for one in book.exercises() if one.chapter == "04"]
+    told = f"To try it yourself: exercise {', '.join(tasks)}, after minilora ex init\n"
+    assert capsys.readouterr().out == f"MINILORA_FAST\n\n{told}"
     assert cli.main(["tutorials", "run", "4", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["chapter"] == "04" and err == "MINILORA_FAST\n"
+    found = json.loads(out)
+    assert found["chapter"] == "04" and found["exercises"] == tasks != []
+    assert err.startswith("MINILORA_FAST\n")
     assert cli.main(["tutorials", "run", "5"]) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"minilora: chapter 05 fails at .*05_name.py, line 13: ZeroDivisionError: "

@@ -75,13 +75,17 @@ def _unicode() -> bool:
 def _init(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..exercises import desk
 
-    folder = Path(args.which or desk.USUAL)
+    here = Path(desk.KEPT).exists()
+    folder = Path(args.which or ("." if here else desk.USUAL))
     seed = args.seed or secrets.randbelow(10**6)
     at, new = desk.begin(folder, seed, args.only)
     for file in new:
         say(str(file))
+    if not new:
+        say("all of it is there, and stays as it is")
     minutes = sum(of.minutes for of in at.exercises())
-    say(f"{len(at.course)} exercises in {folder}, about {minutes / 60:.0f} hours in all")
+    where = folder if folder.name else "this folder"
+    say(f"{len(at.course)} exercises in {where}, about {minutes / 60:.0f} hours in all")
     first = at.exercises()[0]
     say(f"open {at.file(first)}, write its function, then: minilora ex check {first.number}")
     return {"folder": str(folder), "new": [str(file) for file in new], "course": at.course}
@@ -126,7 +130,8 @@ def _checked(at: Any, of: Any, args: argparse.Namespace, say: Say) -> dict[str, 
 
     verdict = judging.judge(of, at.source(of), seed=args.seed)
     passed = at.of(of.number).passed or verdict.passed
-    at = at.noted(of.number, points=verdict.points, passed=passed)
+    best = max(verdict.points, at.of(of.number).points)
+    at = at.noted(of.number, points=best, passed=passed)
     say(telling.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
     if verdict.passed and of.number in book.MILESTONES:
         say(f"  a milestone: minilora ex milestone {of.number}")
@@ -158,7 +163,8 @@ def _hint(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     for i, hint in enumerate(of.hints[:seen], 1):
         say(f"{i} of {len(of.hints)}: {hint}")
     if seen == len(of.hints):
-        say(f"that was the last one; minilora ex solution {of.number} --give-up shows a solution")
+        ask = "" if at.of(of.number).passed or at.of(of.number).given_up else " --give-up"
+        say(f"that was the last one; minilora ex solution {of.number}{ask} shows a solution")
     return {"exercise": of.number, "hints": of.hints[:seen]}
 
 
@@ -167,8 +173,8 @@ def _solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     of = at.exercise(args.which)
     if not (at.of(of.number).passed or at.of(of.number).given_up or args.give_up):
         raise ValueError(
-            f"the solution of {of.number} opens after a pass: minilora ex hint {of.number}, or "
-            "--give-up"
+            f"the solution of {of.number} opens after a pass: minilora ex hint {of.number} helps, "
+            f"or minilora ex solution {of.number} --give-up shows it"
         )
     if not at.of(of.number).passed:
         at.noted(of.number, given_up=True)

@@ -142,7 +142,8 @@ def one_of(*known: str) -> dict[str, Any]:
 
     def read(text: str) -> str:
         if text not in known:
-            raise _odd(text, " or ".join(known))
+            many = known if len(known) > 6 else ()
+            raise argparse.ArgumentTypeError(_meant(text, many, f"give {' or '.join(known)}"))
         return text
 
     return {"type": read, "metavar": f"{{{','.join(known)}}}"}
@@ -350,10 +351,10 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "nargs": "?", "const": True, "type": to_write(".json"),
         "help": "print the numbers as JSON; with a name, grade into that file",
     })  # fmt: skip
-    sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "what"}, help=", ".join(EX))
+    sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "command"}, help=", ".join(EX))
     sub.add_argument("which", nargs="?", help="an exercise, such as 07; a folder, to init or grade")
     sub.add_argument("more", nargs="?", help="behind dev: an exercise, or a new one's name")
-    sub.set_defaults(needs=("do", f"to know what: {', '.join(EX)}"))
+    sub.set_defaults(needs=("do", f"to know what: init begins, then {', '.join(EX[1:])}"))
     sub.add_argument("--only", type=some_names, help="a course: numbers in order, by commas")
     sub.add_argument("--give-up", action="store_true", help="show a solution before a pass")
     sub.add_argument(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import atomic, site
+from ..exercises.book import exercises
 from ..site import folder, publish
 
 Say = Callable[[str], None]
@@ -63,7 +64,11 @@ def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         where = f"{chapter.path}, line {lines[-1] if lines else '?'}"
         why = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise RuntimeError(f"chapter {chapter.number} fails at {where}: {why}") from error
-    return {"chapter": chapter.number, "seconds": time.monotonic() - began}
+    seconds = time.monotonic() - began
+    tasks = [one.number for one in exercises() if one.chapter == chapter.number]
+    if tasks:
+        say(f"\nTo try it yourself: exercise {', '.join(tasks)}, after minilora ex init")
+    return {"chapter": chapter.number, "seconds": seconds, "exercises": tasks}
 
 
 def _build(args: argparse.Namespace, say: Say) -> dict[str, Any]:

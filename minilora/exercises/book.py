@@ -104,8 +104,9 @@ def paths() -> dict[str, Path]:
 
 
 def path(number: str | int) -> Path:
-    """The file of an exercise: 7, "7" or "07". Raises ValueError if there is none."""
-    there, wanted = paths(), str(number).removeprefix("ex").zfill(2)
+    """The file of an exercise: 7, "7", "07" or its name. Raises ValueError if there is none."""
+    named = re.fullmatch(r"(?:ex)?(\d+)(?:_\w*\.py)?", Path(str(number)).name)
+    there, wanted = paths(), named[1].zfill(2) if named else ""
     if wanted not in there:
         raise ValueError(f"there is no exercise {number}: there are {', '.join(there)}")
     return there[wanted]

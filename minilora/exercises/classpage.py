@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import __version__
@@ -18,6 +18,12 @@ from .submitted import plain
 UNTRIED = ("absent", "not begun")
 STUCK = 0.5  # of an exercise's points: who tried and has less is stuck
 NAMES = 6  # of students, told with a mistake
+SHOWN = 12  # mistakes, and students who are stuck; the rest is folded
+
+PARTS = {
+    "mistakes": "Which mistakes were made", "exercises": "How each exercise went",
+    "stuck": "Who is stuck", "all": "Everybody",
+}  # fmt: skip
 
 STYLE = """
 main { max-width: 60rem; }
@@ -41,7 +47,7 @@ ol.mistakes li { padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .stack, .stack tbody { display: block; }
   .stack td.n { text-align: left; } .stack td.n::before { content: "passed: "; }
   .stack tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
-  .stack td:first-child { font-weight: 600; }
+  .stack td:first-child { font-weight: 600; } .stack small { font-weight: 400; }
   .stack .name:empty { display: none; }
 }
 td.full { color: var(--B); font-weight: 600; } td.none { color: var(--soft); }
@@ -103,6 +109,18 @@ def _count(n: int, one: str, more: str) -> str:
     return f"{n} {one if n == 1 else more}"
 
 
+def _heading(part: str) -> str:
+    return f'<h2 id="{part}">{PARTS[part]}</h2>'
+
+
+def _folded(rows: Sequence[str], before: str, after: str) -> Iterator[str]:
+    """The first rows, and a fold with the rest of them."""
+    yield from (before, *rows[:SHOWN], after)
+    if rest := rows[SHOWN:]:
+        yield f"<details><summary>{len(rest)} more</summary>"
+        yield from (before, *rest, after, "</details>")
+
+
 def _head(of: Class) -> Iterator[str]:
     mean = sum(pupil.points for pupil in of.pupils) / len(of.pupils)
     yield "<h1>The class</h1>"
@@ -113,31 +131,33 @@ def _head(of: Class) -> Iterator[str]:
     )
     if of.left_out:
         yield f'<p class="soft">No submissions: {_text(", ".join(of.left_out))}.</p>'
+    links = " · ".join(f'<a href="#{part}">{title}</a>' for part, title in PARTS.items())
+    yield f"<nav><p>{links}</p></nav>"
 
 
 def _mistakes(of: Class) -> Iterator[str]:
-    yield '<h2 id="mistakes">Which mistakes were made</h2>'
+    yield _heading("mistakes")
     made = mistakes(of)
     if not made:
         yield "<p>None that the exercises know by name.</p>"
         return
-    yield '<ol class="mistakes">'
+    rows = []
     for one in made:
         names = ", ".join(map(_text, one.names[:NAMES]))
         more = f" and {len(one.names) - NAMES} more" if len(one.names) > NAMES else ""
         share = 100 * len(one.names) / len(of.pupils)
-        yield (
+        rows.append(
             f'<li><span class="count">{_count(len(one.names), "student", "students")}</span>: '
             f"{_text(one.mistake)}<br>"
             f'<small class="soft">{one.number} {_text(one.title)} · {names}{more}</small>'
             f'<div class="bar" aria-hidden="true"><i class="partly" style="width:{share:.1f}%">'
             "</i></div></li>"
         )
-    yield "</ol>"
+    yield from _folded(rows, '<ol class="mistakes">', "</ol>")
 
 
 def _tasks(of: Class) -> Iterator[str]:
-    yield '<h2 id="exercises">How each exercise went</h2>'
+    yield _heading("exercises")
     yield (
         '<p class="key"><span><i class="passed"></i> passed</span> <span><i class="partly"></i> '
         'some points</span> <span><i class="failed"></i> tried, no points</span> '
@@ -175,27 +195,33 @@ def _tasks(of: Class) -> Iterator[str]:
 
 
 def _stuck(of: Class) -> Iterator[str]:
-    yield '<h2 id="stuck">Who is stuck</h2>'
+    yield _heading("stuck")
     found = stuck(of)
     if not found:
         yield "<p>Nobody who tried an exercise has less than half of its points.</p>"
         return
     yield '<p class="soft">Tried it, and has less than half of its points.</p>'
-    yield "<table class='stack'><thead><tr><th>student</th><th>exercise</th>"
-    yield "<th>first message</th></tr></thead><tbody>"
+    rows = []
     for name, where in found:
+        row = ""
         for i, (task, result) in enumerate(where):
             part = next(one for one in result.parts if one.points < one.of)
             said = "; ".join(result.mistakes) or " / ".join(part.lines)
-            yield (
+            row += (
                 f"<tr><td class='name'>{_text(name) if i == 0 else ''}</td><td>{task.number} "
                 f"{_text(task.title)}</td><td>{_text(said[:200])}</td></tr>"
             )
-    yield "</tbody></table>"
+        rows.append(row)
+    yield from _folded(
+        rows,
+        "<table class='stack'><thead><tr><th>student</th><th>exercise</th><th>first message</th>"
+        "</tr></thead><tbody>",
+        "</tbody></table>",
+    )
 
 
 def _all(of: Class) -> Iterator[str]:
-    yield '<h2 id="all">Everybody</h2>'
+    yield _heading("all")
     heads = "".join(
         f'<th class="n" title="{_text(task.title)}">{task.number}</th>' for task in of.tasks
     )

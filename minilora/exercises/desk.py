@@ -20,7 +20,7 @@ USUAL = "exercises"
 class Progress:
     """How far one exercise is."""
 
-    points: int = 0
+    points: int = 0  # the most of any check
     passed: bool = False  # once, whatever was changed since
     hints: int = 0  # seen
     given_up: bool = False  # the solution was shown before a pass

@@ -6,6 +6,10 @@ of z, which holds for each number of z how fast the loss grows with it. What are
 and y? Nudge one number of x, see which numbers of z move and how far, and add up what that does to
 the loss.
 
+That is also how your answer is checked. The loss is sum(g * z), its slope at each number of z is g,
+and each number of x and y is nudged both ways: (loss(x + e) - loss(x - e)) / (2 e) is measured for
+it. Such slopes are called central differences.
+
 Each function takes
     g      array, the gradient of the result; it has the shape of the result
     x, y   arrays, what the result was computed from
@@ -63,7 +67,7 @@ HINTS = (
     "dx[i, k] is the sum over j of g[i, j] * y[k, j]. Which matrix product is that? Look at the "
     "shapes: (m, n) and (k, n) must give (m, k).",
     "Sum: (g, g). Product: (g * y, ...). Matrix product: dx = g @ y.T; for dy, (k, m) times (m, n) "
-    "must give (k, n), so x has to be turned round, and it stands on the left.",
+    "must give (k, n), so x has to be transposed, and it stands on the left.",
 )
 
 
@@ -146,17 +150,24 @@ def _in_place(g, x, y):
     return y.copy(), x.copy()
 
 
+def _into_g(g, x, y):
+    g *= y
+    return g, g * x
+
+
 WRONG = {
     "grad_add": {
         "you leave out g in the sum: its slope is 1, and that still has to be multiplied by g":
             lambda g, x, y: (np.ones_like(x), np.ones_like(y)),
         "you give each part of the sum one half of g": lambda g, x, y: (g / 2, g / 2),
         "you multiply by x and y in the sum, too": lambda g, x, y: (g * x, g * y),
+        "you return x and y, not their gradients": lambda g, x, y: (x, y),
         "you give the gradients of x - y": lambda g, x, y: (g, -g),
     },
     "grad_mul": {
         "you leave out g in the product": lambda g, x, y: (y, x),
         "you multiply dx by x and dy by y, not by the other one": lambda g, x, y: (g * x, g * y),
+        "you write the product into g, where dy needs the g that came": _into_g,
         "you multiply by both x and y": lambda g, x, y: (g * x * y, g * x * y),
         "you pass on g alone in the product": lambda g, x, y: (g, g),
         "you change x and y in place": _in_place,
@@ -170,6 +181,7 @@ WRONG = {
             np.ones_like(g) @ y.T, x.T @ np.ones_like(g)),
         "you multiply number by number, as for x * y": lambda g, x, y: (g * y, g * x),
         "you transpose g, too": lambda g, x, y: (g.T @ y.T, x.T @ g.T),
+        "you return dy transposed": lambda g, x, y: (g @ y.T, g.T @ x),
         "you return dx and dy transposed": lambda g, x, y: (y @ g.T, g.T @ x),
     },
 }  # fmt: skip

@@ -85,6 +85,11 @@ def starts(draw, least=1, most=4):
 def _factors(student, d, k, r, rng):
     A, B = kit.parts(student.lora_init(d, k, r, rng), "A", "B")
     for name, factor, shape in (("A", A, (r, k)), ("B", B, (d, r))):
+        if isinstance(factor, np.ndarray | float) and np.shape(factor) in ((), (2,)):
+            raise kit.Wrong(
+                f"expected {name} of shape {shape}", f"got      {kit.shown(factor)}",
+                "rng.normal takes mean, standard deviation and size in this order: size=(r, k)",
+            )  # fmt: skip
         kit.number(factor, shape, name)
         kit.holds(factor.dtype.kind == "f", f"floats in {name}", f"{factor.dtype}")
     return A, B

@@ -8,7 +8,7 @@ merge(W, A, B, alpha) takes
     alpha    number; r is not given: A and B know it
 and returns the merged W, a new array of the shape and dtype of W. W, A and B stay as they are.
 
-    merge(np.zeros((2, 3)), np.ones((1, 3)), np.array([[1.0], [2.0]]), 3)  ->  [[3.] * 3, [6.] * 3]
+    merge(np.zeros((2, 3)), np.ones((1, 3)), np.ones((2, 1)), 3)  ->  [[3., 3., 3.], [3., 3., 3.]]
 
 Taking the update away again by subtraction does not give W back: the sum was rounded, and digits
 are lost. Here the last one is: 0.1 + 0.2 - 0.2 is 0.10000000000000003.
@@ -16,9 +16,13 @@ are lost. Here the last one is: 0.1 + 0.2 - 0.2 is 0.10000000000000003.
 unmerge_exactly(W0, A, B, alpha) takes the same, W0 being W, and returns two functions without
 arguments, do_merge and undo, in this order:
     do_merge()  returns the merged W; called twice, it returns the same again
-    undo()      returns W0, every bit of it
-They may be called in any order and as often as one likes. Whoever got a merged W may write into
-it, and later calls give what they gave before. W0, A and B stay as they are.
+    undo()      returns W0, every bit of it: the array itself or a copy
+They may be called in any order and as often as one likes, undo() before any do_merge(), too.
+Whoever got a merged W may write into it, and later calls give what they gave before. W0, A and B
+stay as they are. Here [0] is do_merge, [1] is undo, and () calls it:
+
+    unmerge_exactly(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 1)), 3)[0]()  ->  [[4., 4.]]
+    unmerge_exactly(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 1)), 3)[1]()  ->  [[1., 1.]]
 """
 
 import numpy as np
@@ -50,7 +54,9 @@ def called(student, W0, A, B, alpha, calls):
     W0, A, B = W0.copy(), A.copy(), B.copy()
     pair = student.unmerge_exactly(W0, A, B, alpha)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(callable, pair)):
-        return f"unmerge_exactly returned a value of type {type(pair).__name__}"
+        parts = pair if isinstance(pair, tuple | list) else [pair]
+        kinds = ["a function" if callable(part) else type(part).__name__ for part in parts]
+        return f"unmerge_exactly returned {' and '.join(kinds) or 'nothing'}"
     functions, results, last = dict(zip(("do_merge", "undo"), pair)), [], None
     for call in calls:
         if call in functions:
@@ -76,8 +82,9 @@ CHAPTER = "09"
 HINTS = (
     "x (W + M)^T = x W^T + x M^T: which M, made of alpha, r, A and B, gives x M^T the update? For "
     "the undo: nothing that was rounded has to be taken back if W0 is still there.",
-    "x A^T B^T = x (B A)^T. Inside unmerge_exactly, define two functions; they see W0, A, B and "
-    "alpha, as long as nobody changes these.",
+    "x A^T B^T = x (B A)^T. Inside unmerge_exactly, write def do_merge(): and def undo():, "
+    "a return in each. They see W0, A, B and alpha as long as nobody changes these. Return them "
+    "without calling them, as do_merge, undo.",
     "merge: return W + alpha / len(A) * (B @ A). unmerge_exactly: def do_merge(): return "
     "merge(W0, A, B, alpha); def undo(): return W0.copy(); return do_merge, undo",
 )
@@ -146,9 +153,11 @@ def _calls(student, W, A, B, alpha, calls):
     answer = student.called(W, A, B, alpha, calls)
     kit.holds(not isinstance(answer, str), "two functions, do_merge and undo", answer)
     results, *after = answer
-    made = [call for call in calls if call != "write"]
-    for i, (call, got) in enumerate(zip(made, results)):
-        what = f"the result of {call}()" + (f", call {i + 1} of {made}" if len(made) > 1 else "")
+    made = [(i, call) for i, call in enumerate(calls, 1) if call != "write"]
+    for (i, call), got in zip(made, results):
+        what = f"the result of {call}()" + (f", number {i} of calls" if len(calls) > 1 else "")
+        if call == "undo" and "do_merge" not in calls[:i]:
+            what += ", before any do_merge()"
         if call == "do_merge":
             _right(got, W, A, B, alpha, what)
         else:
@@ -248,7 +257,9 @@ WRONG = {
         "you return undo before do_merge": lambda W0, A, B, alpha: (
             lambda: W0.copy(), lambda: merge(W0, A, B, alpha)
         ),
-        "you return arrays, not functions": lambda W0, A, B, alpha: (merge(W0, A, B, alpha), W0),
+        "you return arrays, not functions: return do_merge, undo without ()": (
+            lambda W0, A, B, alpha: (merge(W0, A, B, alpha), W0)
+        ),
         "you do not scale the update in do_merge": lambda W0, A, B, alpha: (
             lambda: W0 + B @ A, lambda: W0.copy()
         ),

@@ -1,7 +1,7 @@
 """09. Write the test that finds a wrong merge.
 
 Merging puts a LoRA update into the weight itself: W + (alpha / r) B A. Somebody wrote a function
-for it. Is it right? You do not read it: you write a test that calls it, as pytest would run it.
+for it. Is it right? You do not read it: you write a test that calls it and asserts what must hold.
 
 A right merge(W, A, B, alpha) takes
     W      float64 array (d, k), the frozen weight
@@ -9,8 +9,9 @@ A right merge(W, A, B, alpha) takes
     alpha  number above 0, whole or not
 and returns a new float64 array (d, k), W + (alpha / r) B A. It leaves W, A and B as they are.
 
-test_merge(merge) takes such a function. It returns None where the merge is right, and raises
-AssertionError where it is wrong, as `assert` does. (What the merge itself raises may come through.)
+test_merge(merge) takes such a function. Where the merge is wrong, it raises AssertionError, as
+`assert` does; where the merge is right, it just ends. What it returns counts for nothing. (What the
+merge itself raises may come through.)
 
     test_merge(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A))    -> None
 
@@ -51,11 +52,25 @@ def tried(student, body):
     """Does the student's test pass on the merge with this body?"""
     try:
         student.test_merge(_merge(body, []))
-    except NotImplementedError:
+    except (NotImplementedError, NameError):  # a slip finds no mistake
         raise
     except Exception:
         return False
     return True
+
+
+def why(student, body):
+    """What may be the reason that the test passes on this wrong merge."""
+    calls = []
+    try:
+        returned = student.test_merge(_merge(body, calls))
+    except Exception:
+        return "and fails it when it is run again: give your random numbers a seed"
+    if returned is not None:
+        return "your test returns something, and that counts for nothing: assert it"
+    if not calls:
+        return "your test does not call the merge that it is given"
+    return next(filter(None, map(_misfit, calls)), "")
 
 
 def again(student, body):
@@ -63,17 +78,27 @@ def again(student, body):
     calls = []
     try:
         student.test_merge(_merge(body, calls))
-    except AssertionError as error:
-        if calls:
-            W, A, B, alpha, result = calls[-1]
+    except Exception as error:
+        W, A, B, alpha, result = calls[-1] if calls else [None] * 5
+        if calls and (misfit := _misfit(calls[-1])):
+            raise AssertionError(misfit).with_traceback(error.__traceback__) from None
+        if isinstance(error, AssertionError) and result is not None:
             exact = W + alpha / A.shape[0] * (B @ A)
             gap, most = abs(result - exact).max(), abs(exact).max()
             error.args = (
                 f"after a call with W {W.shape}, A {A.shape}, B {B.shape}, alpha = {alpha:.6g}\n"
-                f"its result differs from W + alpha / r * (B @ A) by {gap:.1e} at most, and the "
+                f"its result differs from W + alpha / r * (B @ A) by up to {gap:.1e}, and the "
                 f"largest number is {most:.1e}",
             )
         raise
+
+
+def _misfit(call):
+    """What is wrong with the arguments of a call."""
+    w, a, b = (getattr(array, "shape", type(array).__name__) for array in call[:3])
+    if len(w) == len(a) == len(b) == 2 and (*w, a[0]) == (b[0], a[1], b[1]):
+        return ""
+    return f"your test calls merge with W {w}, A {a}, B {b}: it takes W (d, k), A (r, k), B (d, r)"
 
 
 def _merge(body, calls):
@@ -83,10 +108,9 @@ def _merge(body, calls):
     exec(text, space)
 
     def merge(W, A, B, alpha):
-        before = (W * 1.0, A * 1.0, B * 1.0, alpha) if hasattr(W, "shape") else None
-        result = space["merge"](W, A, B, alpha)
-        if before:
-            calls.append((*before, result))
+        given = (array * 1.0 if hasattr(array, "shape") else array for array in (W, A, B))
+        calls.append([*given, alpha, None])
+        calls[-1][-1] = result = space["merge"](W, A, B, alpha)
         return result
 
     return merge
@@ -240,8 +264,8 @@ def _kills(student, merges):
             raise kit.Wrong(
                 "expected your test to fail on each wrong merge",
                 f"got      a merge that {what} passes it:",
-                *_lines(body),
-            )
+                *_lines(body), *filter(None, [student.why(body)]),
+            )  # fmt: skip
 
 
 def _unfair(student, failed):
@@ -257,12 +281,14 @@ def _unfair(student, failed):
             raise
         for line, _, text in error.frames[-1:]:
             yield f"at line {line}: {text}"
-        yield from str(error).removeprefix("AssertionError: ").splitlines()
+        yield from (told := str(error).removeprefix("AssertionError: ").splitlines())
+        if "it takes W" in told[-1]:
+            return
         if len(failed) == len(RIGHT):
             yield "no right merge passes: is W + (alpha / r) B A expected, and rounding allowed?"
         else:
             good = len(RIGHT) - len(failed)
-            yield f"{good} of {len(RIGHT)} right merges pass: is it rounding that you do not allow?"
+            yield f"{good} of {len(RIGHT)} right merges pass: may they round? Your own sum does"
 
 
 def _lines(body):
@@ -275,20 +301,20 @@ def group(title, wrong):
     def run(student, _merges):
         _kills(student, _merges)
 
-    run.__doc__ = title
+    run.__doc__ = f"Your test finds {title}"
     return kit.check(mixed(wrong), examples=3)(run)
 
 
-scale = group("It fails on merges without alpha, without r, or with both turned around", SCALE)
-number = group("It fails on merges whose scale is right for some alpha and r only", NUMBER)
-terms = group("It fails on merges that lose W or the update, or add it wrongly", TERMS)
-product = group("It fails on merges that are wrong for some shapes only", PRODUCT)
-parts = group("It fails on merges that leave a part of the update out", PARTS)
-odd = group("It fails on results with another shape, or that are no numbers", ODD)
-share = group("It fails on updates that are a little too large or too small", SHARE)
-coarse = group("It fails on merges that are less exact than float64", COARSE)
-broken_w = group("It fails on merges that change W", BROKEN_W)
-broken_factors = group("It fails on merges that change A or B", BROKEN_FACTORS)
+scale = group("merges without alpha, without r, or with both turned around", SCALE)
+number = group("merges whose scale is right for some alpha and r only", NUMBER)
+terms = group("merges that lose W or the update, or add it wrongly", TERMS)
+product = group("merges that are wrong for some shapes only", PRODUCT)
+parts = group("merges that leave a part of the update out", PARTS)
+odd = group("results with another shape, or that are no numbers", ODD)
+share = group("updates that are a little too large or too small", SHARE)
+coarse = group("merges that are less exact than float64", COARSE)
+broken_w = group("merges that change W", BROKEN_W)
+broken_factors = group("merges that change A or B", BROKEN_FACTORS)
 
 
 def _close(got, expected, rtol=1e-12):
@@ -329,36 +355,28 @@ def _silent(merge):
 WRONG = {
     "test_merge": {
         "your test only computes whether the merge is right, and asserts nothing": _test(
-            good=lambda got, expected: True, left=""
-        ),
+            good=lambda got, expected: True, left=""),
         "your test catches its own AssertionError": _silent,
         "your test looks at the shape alone": _test(
-            good=lambda got, expected: got.shape == expected.shape, left=""
-        ),
+            good=lambda got, expected: got.shape == expected.shape, left=""),
         "your test compares with ==": _test(
-            good=lambda a, b: a.shape == b.shape and (a == b).all()
-        ),
+            good=lambda a, b: a.shape == b.shape and (a == b).all()),
         "your test expects alpha B A, without the division by r": _test(
-            formula=lambda W, A, B, alpha: W + alpha * (B @ A)
-        ),
+            formula=lambda W, A, B, alpha: W + alpha * (B @ A)),
         "your test tries square W alone": _test(
-            shapes=lambda rng: (*[rng.integers(1, 6)] * 2, rng.integers(1, 6))
-        ),
+            shapes=lambda rng: (*[rng.integers(1, 6)] * 2, rng.integers(1, 6))),
         "your test has alpha = r in each case": _test(alphas=lambda rng, r: float(r)),
         "your test has an alpha that is a multiple of r in each case": _test(
-            alphas=lambda rng, r: float(r * rng.integers(2, 9))
-        ),
+            alphas=lambda rng, r: float(r * rng.integers(2, 9))),
         "your test tries r = 1 alone": _test(
-            shapes=lambda rng: (rng.integers(1, 6), rng.integers(1, 6), 1)
-        ),
+            shapes=lambda rng: (rng.integers(1, 6), rng.integers(1, 6), 1)),
         "your test tries one case alone": _test(cases=1, shapes=lambda rng: (3, 2, 2)),
         "your test has B = 0, as at the start of training": _test(B0=0.0),
         "your test has W = 0": _test(W0=0.0),
         "your test never finds that W, A or B changed (a copy is made by .copy())": _test(left=""),
         "your test looks whether W changed, but not A and B": _test(left="W"),
         "your test forgives as much as np.allclose does: 1e-5": _test(
-            good=lambda a, b: a.shape == b.shape and np.allclose(a, b)
-        ),
+            good=lambda a, b: a.shape == b.shape and np.allclose(a, b)),
         "your test forgives 5 percent": _test(good=lambda a, b: _close(a, b, 0.05)),
         "your test compares sums, not each number": _test(
             good=lambda a, b: a.shape == b.shape and abs(a.sum() - b.sum()) <= 1e-12 * abs(b).sum()
@@ -370,12 +388,11 @@ WRONG = {
             ),
         ),
         "your test lets NumPy broadcast a result of another shape": _test(
-            good=lambda a, b: np.all(np.abs(a - b) <= 1e-12 * np.abs(b).max())
-        ),
+            good=lambda a, b: np.all(np.abs(a - b) <= 1e-12 * np.abs(b).max())),
         "your test is blind to NaN: no gap is larger than the largest allowed": _test(
             good=lambda a, b: (
                 a.shape == b.shape and not np.any(np.abs(a - b) > 1e-12 * np.abs(b).max())
             )
         ),
     }
-}
+}  # fmt: skip

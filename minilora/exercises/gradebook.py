@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import asdict
 
+from . import telling
 from .grading import Class, Part
 from .submitted import plain
 
@@ -64,5 +65,5 @@ def gradescope(of: Class) -> bytes:
 def _told(part: Part, mistakes: tuple[str, ...]) -> str:
     if part.points == part.of:
         return "right"
-    why = [f"your result equals what you get if {', or if '.join(mistakes)}"] if mistakes else []
-    return "\n".join([*part.lines, *(why if not part.kind else [])])
+    why = [telling.why(mistakes)] if mistakes and not part.kind else []
+    return "\n".join([*part.lines, *why])

@@ -54,6 +54,7 @@ class Verdict:
     exercise: Exercise
     outcomes: tuple[Outcome, ...]
     printed: str = ""
+    of_case: bool = False  # is what was printed that of the first failure's smallest case?
 
     @property
     def points(self) -> int:
@@ -101,11 +102,23 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
                 last = open_.pop()
                 last.close()
                 printed = last.printed() or printed
+        alone = _printed_for(outcomes, *open_)
     finally:
         for last in open_:
             last.close()
             printed = last.printed() or printed
-    return Verdict(exercise, named(exercise, outcomes), printed)
+    return Verdict(exercise, named(exercise, outcomes), alone or printed, bool(alone))
+
+
+def _printed_for(outcomes: Iterable[Outcome], student: Remote | None = None) -> str:
+    """What the student's code prints in the smallest case of the first failure, run once more."""
+    first = next((one.seen[0] for one in outcomes if not one.points and one.seen), None)
+    if student is None or first is None or not (before := student.printed()):
+        return ""
+    student.calls = []
+    with contextlib.suppress(Wrong, Raised, Halted):
+        first.check.run(student, **first.case)
+    return student.printed()[len(before) :]
 
 
 def judge_here(
@@ -144,7 +157,8 @@ def attempt(
     try:
         _drawn(exercise, check, seed_, check.examples, smaller=told)(run)
     except Flaky:
-        lines = ("expected the same answer to the same arguments", "got      another one each time")
+        lines = ("expected the same answer to the same arguments",
+                 "got      another one each time: is something drawn without a seed?")  # fmt: skip
         return _failed(check, lines=lines)
     except Raised as error:
         return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
@@ -197,6 +211,7 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
          for outcome in outcomes for i, one in enumerate(outcome.seen)),
         key=lambda found: not found[2],
     )  # fmt: skip
+    unwritten = {"NotImplementedError"}  # and what calls it, says nothing about another function
     shows: dict[str, set[str]] = {}
     for function, known in exercise.wrong.items():
         for mistake, through in itertools.product(known, (False, True)[: len(exercise.functions)]):
@@ -207,7 +222,7 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
             failed = set()
             for outcome, one, smallest in seen:
                 theirs = _calls(exercise, one.calls, which)
-                if not theirs and not smallest:
+                if (not theirs and not smallest) or unwritten & {call.error for call in theirs}:
                     continue
                 fails = _fails(one, local)
                 ours = _calls(exercise, local.calls, which)

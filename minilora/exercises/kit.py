@@ -94,12 +94,19 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
         raise Wrong(
             f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
+            *_turned(a, b, rtol * top),
         )  # fmt: skip
+
+
+def _turned(a: np.ndarray, b: np.ndarray, most: float) -> tuple[str, ...]:
+    """Is it the transpose?"""
+    turned = a.ndim == 2 and a.shape[0] == a.shape[1] and np.all(np.abs(a.T - b) <= most)
+    return ("it is the transpose of what is expected",) if turned else ()
 
 
 def _gap(gap: np.ndarray, got: np.ndarray) -> str:
     if np.all(np.isfinite(gap)):
-        return f"{np.max(gap):.3g} at most"
+        return f"{np.max(gap):.3g} where it is largest"
     return "not finite" if not np.all(np.isfinite(got)) else "infinite"
 
 
