@@ -62,8 +62,8 @@ class DoRALinear(LoRALinear):
 
 
 def _lengths(a: Adapter, layer: Any) -> Array:
-    """|V|, computed in what the layer computes in."""
-    V = layer.base.W.data.astype(str(layer.base.dtype)) + a.scale * (a.B.data @ a.A.data)
+    """|V| in the layer's own dtype, in float32 of a layer of half precision."""
+    V = layer.base.W.data + a.scale * (a.B.data @ a.A.data)
     return xp.sqrt((V * V).sum(axis=1))
 
 
