@@ -516,6 +516,8 @@ def test_rows_are_of_one_model_in_one_thread():
             model(ids(1, 3, 4))
         with pytest.raises(ValueError, match="merge outside of it"):
             layers(model)["blocks.0.attn.q"].plain("q")
+    with lora.per_row(model, "poet"):  # a name alone is that of the one row
+        assert model(x[:1]).shape == (1, 4, 11)
     with pytest.raises(KeyError, match="no adapter 'x'"), lora.per_row(model, ["x"]):
         pass
     lora.attach(model, ml.LoRAConfig(targets="tok"), "table", rng=0)
