@@ -167,10 +167,11 @@ def test_in_half_precision_it_is_trained_in_float32(called):
 
 
 @every
-def test_the_seed_decides(called):
+def test_the_seed_decides_and_new_parts_are_in_the_model_s_mode(called):
     def start(seed):
-        model = gpt2(0)
+        model = gpt2(0).eval()
         make(called).apply(model, rng=seed)
+        assert not any(m.training for _, m in model.named_modules())
         return b"".join(ml.asnumpy(p).tobytes() for p in model.trainable_parameters().values())
 
     drawn = called not in ("full", "fttop2", "bitfit", "pissa")

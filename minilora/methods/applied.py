@@ -279,7 +279,7 @@ def _adapted(model: Module, path: str) -> Adapted:
         if plain(at) == path:
             return wrapper
     if path == "forward":
-        wrapper = Adapted(model.forward)
+        wrapper = Adapted(model.forward).train(model.training)
         vars(model)["forward"] = wrapper
         return wrapper
     inner = {plain(at): (at, m) for at, m in reversed([*model.named_modules()])}

@@ -34,7 +34,7 @@ class Principal(Adapter):
             A, B = root[:, None] * V[:n], U[:, :n] * root * np.sign(self.scale)
             self.A.data[:n] = asarray(A.astype(str(self.A.dtype)))
             self.B.data[:, :n] = asarray(B.astype(str(self.B.dtype)))
-        self.start: Any = Module()
+        self.start: Any = Module().train(self.training)
         for x, p in (("A", self.A), ("B", self.B)):
             setattr(self.start, x, Parameter(p.data.copy(), requires_grad=False))
 
