@@ -490,8 +490,11 @@ def test_two_methods_have_one_base(one, two):
             methods.activate(model, "one", "two")
     with pytest.raises(ValueError, match="'two' cannot be the name"):
         methods.apply(model, "full", "two")
+    with pytest.raises(ValueError, match=r"which method\? There are \['one', 'two'\]"):
+        methods.save(model, "never.npz")
     methods.activate(model, "one")
     methods.remove(model, "two")
+    assert [*model.methods.methods] == ["one"] and "two" not in model.methods.copies
     assert same_bytes(logits(model, IDS), said["one"])
     methods.remove(model, "one")
     assert snapshot(model) == before

@@ -179,7 +179,7 @@ def test_pissa_starts_at_the_nearest_matrix_of_rank_r(alpha, seed, r, dtype):
 
 
 def test_pissa_is_kept_as_a_plain_lora_by_either_save(numpy_only, tmp_path):
-    model = varied("pissa", rank_pattern={"up": 1})
+    model = varied("pissa", rank_pattern={"up": 1}, bias="lora")
     said = logits(model, IDS)
     lora.save(model, tmp_path / "a.npz")
     other = gpt2(0)

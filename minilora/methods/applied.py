@@ -155,7 +155,7 @@ def apply(
     vars(model)["methods"] = state
     state.methods[name] = method
     method.install(model, name, generator(rng))
-    for p in {*model.parameters(), *state.base.values()}:
+    for p in model.parameters():
         p.requires_grad, p.grad = False, None
     activate(model, name)
     for other in state.methods:
