@@ -75,6 +75,10 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
     return Path(path)
 
 
+READERS = {"adapter": "lora.load", "method": "methods.load", "model": "load_model"}
+LIKE = "it takes a model of the kind and sizes that it was saved from"
+
+
 class File:
     """What a file says of itself, before a number of it is read.
 
@@ -156,11 +160,13 @@ class File:
         if missing or unknown:
             raise self.wrong(
                 f"it does not fit: missing {missing[:4]}, unexpected {unknown[:4]} "
-                f"({len(missing)} and {len(unknown)} in all)"
+                f"({len(missing)} and {len(unknown)} in all): {LIKE}"
             )
         for name, shape in wanted.items():
             if theirs[name] != tuple(shape):
-                raise self.wrong(f"it does not fit: {name} is {theirs[name]}, not {tuple(shape)}")
+                raise self.wrong(
+                    f"it does not fit: {name} is {theirs[name]}, not {tuple(shape)}: {LIKE}"
+                )
             dtype = self._members[name][2]
             if dtype.kind != "f":
                 raise self.wrong(f"{name} holds {dtype}, not floats")
@@ -224,7 +230,8 @@ def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[Fi
     with open(path, "rb") as stream:
         file = File(path, stream)
         if kind not in (None, file.kind):
-            raise ValueError(f"{path} holds {a(file.kind)}, not {a(kind or '')}")
+            reader = f": {READERS[file.kind]} reads it" if file.kind in READERS else ""
+            raise ValueError(f"{path} holds {a(file.kind)}, not {a(kind or '')}{reader}")
         yield file
 
 

@@ -78,7 +78,7 @@ def test_what_is_trained_is_counted_by_the_formula(called, data):
     sizes = {
         "d_model": heads * draw(st.integers(1, 5)), "n_heads": heads,
         "n_layers": draw(st.integers(1, 4)), "d_ff": draw(st.sampled_from([0, 3, 7])),
-        "vocab_size": draw(st.integers(2, 9)), "n_positions": draw(st.integers(1, 9)),
+        "vocab_size": draw(st.integers(2, 9)), "n_positions": draw(st.integers(6, 9)),
     }  # fmt: skip
     r, lp, li = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
     targets = draw(st.sampled_from([("q", "v"), ("k",), ("q", "k", "v", "o"), ("up", "down", "o")]))
@@ -167,10 +167,11 @@ def test_in_half_precision_it_is_trained_in_float32(called):
 
 
 @every
-def test_the_seed_decides(called):
+def test_the_seed_decides_and_new_parts_are_in_the_model_s_mode(called):
     def start(seed):
-        model = gpt2(0)
+        model = gpt2(0).eval()
         make(called).apply(model, rng=seed)
+        assert not any(m.training for _, m in model.named_modules())
         return b"".join(ml.asnumpy(p).tobytes() for p in model.trainable_parameters().values())
 
     drawn = called not in ("full", "fttop2", "bitfit", "pissa")
@@ -227,6 +228,8 @@ def test_an_adapter_is_its_formula_and_so_is_its_gradient(seed, norm):
         ("adapter-p", ["0.mlp", "1.mlp"]),
         ("adapter-d", ["1.mlp"]),
         ("prelayer", ["1", "drop"]),
+        ("lora+prelayer", ["0.attn.q", "0.attn.v", "1", "1.attn.q", "1.attn.v", "drop"]),
+        ("lora+preembed", ["0.attn.q", "0.attn.v", "1.attn.q", "1.attn.v", "tok"]),
     ],
 )
 def test_parts_stand_where_the_paper_has_them(called, where):
@@ -242,6 +245,18 @@ def test_adapter_d_is_in_the_blocks_that_are_named():
     names = method.apply(model, rng=0)
     assert method.layers == (0, 2) and method.count(model.config) == 2 * (2 * 8 + 1 + 8)
     assert [n for n in names if n.endswith("up.W")] == ["blocks.0.mlp.up.W", "blocks.2.mlp.up.W"]
+
+
+def test_parts_within_parts_come_off():
+    class Nested(methods.AdapterH, called=""):
+        def around(self, model, rng):
+            return super().around(model, rng) | {"blocks.1": Bottleneck(8, 2, False, rng, "f8")}
+
+    model = gpt2(0)
+    before = snapshot(model)
+    assert len(methods.apply(model, Nested(r=2), rng=0)) == 5 * 4
+    methods.remove(model)
+    assert snapshot(model) == before
 
 
 def test_adapters_stand_before_the_skip_connection():
@@ -321,7 +336,7 @@ def test_trained_tokens_and_their_bounds_are_told(called):
         assert ml.generate(model, IDS, 4).shape == (2, 10)
 
 
-# With a cache, recomputed, on shapes.
+# With a cache, recomputed, without kernels, on shapes.
 
 
 @every
@@ -357,6 +372,20 @@ def test_recomputed_blocks_give_the_same_gradients(called, li):
         loss.backward()  # outside: what was told is remembered
         grads.append([ml.asnumpy(p.grad) for p in model.trainable_parameters().values()])
     assert all(map(same_bytes, *grads))
+
+
+@every
+def test_kernels_and_plain_ops_agree(called):
+    seen = []
+    for plain in (False, True):
+        model = applied(called)
+        with ml.plain(plain):
+            loss = ml.ops.cross_entropy(model(IDS), IDS)
+            loss.backward()
+        grads = [wide(p.grad) for p in model.trainable_parameters().values()]
+        seen.append([wide(loss.data), *grads])
+    for kernel, op in zip(*seen):
+        np.testing.assert_allclose(kernel, op, rtol=1e-9, atol=1e-12)
 
 
 @every
@@ -422,6 +451,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
     refused("unexpected .*stray", {**arrays, "stray": np.zeros(2)})
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
+    refused("holds an adapter, not a method: lora.load reads it", meta={**meta, "kind": "adapter"})
     refused("there is no method 'x'", meta={**meta, "method": "x"})
     refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
@@ -460,11 +490,30 @@ def test_two_methods_have_one_base(one, two):
             methods.activate(model, "one", "two")
     with pytest.raises(ValueError, match="'two' cannot be the name"):
         methods.apply(model, "full", "two")
+    with pytest.raises(ValueError, match=r"which method\? There are \['one', 'two'\]"):
+        methods.save(model, "never.npz")
     methods.activate(model, "one")
     methods.remove(model, "two")
+    assert [*model.methods.methods] == ["one"] and "two" not in model.methods.copies
     assert same_bytes(logits(model, IDS), said["one"])
     methods.remove(model, "one")
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("called", ["adapter-h", "lora", "dora"])
+def test_an_adapter_of_lora_s_own_counts_as_it_did(called):
+    model = gpt2(0)
+    lora.attach(model, ml.LoRAConfig(r=2, targets=("k",)), "bare", rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    said = logits(model, IDS)
+    make(called).apply(model, rng=0)
+    assert same_bytes(logits(model, IDS), said)
+    shake(model.trainable_parameters().values(), 2)
+    assert not same_bytes(logits(model, IDS), said)
+    with methods.disabled(model):
+        assert same_bytes(logits(model, IDS), said)
+    methods.remove(model)
+    assert same_bytes(logits(model, IDS), said)
 
 
 def test_two_prompts_do_not_count_together():
@@ -483,14 +532,15 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "full", "base"), "'base' cannot be the name"),
         (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be a whole number from 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
-        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: there are 2"),
+        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: they are"),
         (lambda m: methods.apply(m, "adapter-d", layers=()), "must name a block"),
         (lambda m: methods.apply(m, "adapter-d", layers="0"), "layers are numbers"),
         (lambda m: methods.apply(m, "preembed", lp=0), "lp \\+ li must be 1 at least"),
+        (lambda m: methods.apply(m, "prelayer", lp=8, li=4), "12 of n_positions, 12: take fewer"),
         (lambda m: methods.apply(m, "lora+preembed", lp=-1), "PreEmbed: lp must be"),
         (lambda m: methods.apply(m, "lora+preembed", targets="x"), "no layer matches 'x'"),
-        (lambda m: methods.apply(m, 3), "it takes a method"),
-        (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method"),
+        (lambda m: methods.apply(m, 3), "it takes a method.s name"),
+        (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method.s name"),
         (lambda m: methods.activate(m), "no method is applied"),
         (lambda m: methods.remove(m), "no method is applied"),
         (lambda m: methods.LoRA(targets="tok").count(m.config), "the formula is for targets among"),

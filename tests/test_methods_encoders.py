@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from strategies import bits, ids, same_bytes, shake, snapshot
 from test_methods import PREFIXES, make, size_of
 
@@ -58,8 +60,7 @@ def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
     method.apply(model, rng=0)
     assert same_bytes(said(model), first) == (called not in PREFIXES)
     trained = model.trainable_parameters()
-    if family != "Deberta" or called not in ("full", "fttop2", "bitfit"):
-        assert method.count(model.config) == size_of(trained.values())
+    assert method.count(model.config) == size_of(trained.values())
     start = bits(model)
     optimizer, losses = ml.AdamW(trained, lr=0.02, weight_decay=0.1), []
     for _ in range(6):
@@ -80,6 +81,35 @@ def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
             np.testing.assert_allclose(said(model), wanted, rtol=1e-11, atol=1e-12)
     methods.remove(model)
     assert snapshot(model) == before and all(p.data.tobytes() == b for p, b in base)
+
+
+@family
+@settings(max_examples=12, phases=[Phase.generate])  # to shrink one would take minutes
+@given(st.data())
+def test_what_is_trained_is_counted_by_the_formula(numpy_only, family, data):
+    some, flag = data.draw, st.booleans()
+    sizes = {
+        "vocab_size": some(st.integers(3, 9)), "n_positions": some(st.integers(3, 9)),
+        "d_model": 2 * some(st.integers(1, 4)), "n_heads": some(st.integers(1, 2)),
+        "n_layers": some(st.integers(1, 3)), "d_ff": some(st.sampled_from([0, 3])),
+        "num_labels": some(st.sampled_from([0, 3])), "n_types": some(st.integers(0, 2)),
+    }  # fmt: skip
+    if family == "Roberta":
+        sizes["padding_id"] = some(st.integers(0, 2))
+    if family == "Deberta":
+        sizes |= {name: some(flag) for name in
+                  ("share_att_key", "norm_rel_ebd", "position_biased_input")}  # fmt: skip
+        sizes["pos_att_type"] = some(st.sampled_from([(), ("c2p",), ("c2p", "p2c")]))
+        sizes["conv_kernel_size"] = some(st.sampled_from([0, 3]))
+        buckets, most = some(st.sampled_from([(0, 0), (0, 12), (4, 12)]))
+        sizes |= {"position_buckets": buckets, "max_relative_positions": most}
+    model = getattr(ml, family)(getattr(ml, f"{family}Config")(**sizes), rng=0)
+    for called in methods.METHODS:
+        targets = some(st.sampled_from([("q", "v", "q"), ("k", "up", "down", "up")]))
+        method = make(called, r=1, targets=targets)
+        method.apply(model, rng=0)
+        assert method.count(model.config) == size_of(model.trainable_parameters().values())
+        methods.remove(model)
 
 
 @every

@@ -1,7 +1,10 @@
-"""Adapters: h + U relu(D h + b) + c on what attention or the MLP puts out, before it is added.
+"""Adapters (§5.1): h + U relu(D h + b) + c of what attention or the MLP puts out, h: (..., d).
 
-D: (r, d), U: (d, r). U and c start at 0, so at first the model computes what it did. |Θ| = L_Adpt ·
-(2 d r + r + d) + 2 · L_LN · d, L_Adpt the number of adapters, L_LN of layer norms of their own.
+It stands before the skip connection adds that up. D: (r, d), b: (r,), U: (d, r), c: (d,); the model
+itself is frozen. U and c start at 0, so at first the model computes exactly what it did.
+
+|Θ| = L_Adpt · (2 d r + r + d) + 2 · L_LN · d, L_Adpt the number of adapters, L_LN of layer norms of
+their own. Tables 2 to 4 and 15 have them, and table 1 the time that they take and LoRA does not.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from .applied import Method, wide
 
 
 class Bottleneck(Module):
-    """h + up(relu(down(h))), or h + up(relu(down(ln(h)))), of what `inner` puts out."""
+    """h + up(relu(down(h))) of what `inner` puts out; with a norm h + up(relu(down(ln(h))))."""
 
     def __init__(self, d: int, r: int, norm: bool, rng: np.random.Generator, dtype: Any) -> None:
         self.ln = LayerNorm(d, dtype=dtype) if norm else None
@@ -37,7 +40,10 @@ class Bottleneck(Module):
 
 @dataclass(frozen=True)
 class AdapterP(Method, called="adapter-p"):
-    """Pfeiffer et al. 2021: after the MLP, without a norm of its own. L_Adpt = L, L_LN = 0."""
+    """Pfeiffer et al. 2021: after the MLP, without a norm of its own. L_Adpt = L, L_LN = 0.
+
+    r   width of the bottleneck
+    """
 
     r: int = 8
     after: ClassVar[Sequence[str]] = ("mlp",)
@@ -84,9 +90,10 @@ class AdapterL(AdapterP, called="adapter-l"):
 
 @dataclass(frozen=True)
 class AdapterD(AdapterP, called="adapter-d"):
-    """AdapterDrop (Rücklé et al. 2021): Adapter-P in some blocks only. L_Adpt = their number.
+    """AdapterDrop (Rücklé et al. 2020): Adapter-P in some blocks only. L_Adpt = their number.
 
-    layers   the blocks that keep their adapter; None: the upper half
+    layers   the blocks that keep their adapter, from 0; None: the upper half. Which ones the paper
+             dropped it does not say
     """
 
     layers: Sequence[int] | None = None
@@ -105,5 +112,7 @@ class AdapterD(AdapterP, called="adapter-d"):
     def chosen(self, n_layers: int) -> Sequence[int]:
         layers = range(n_layers // 2, n_layers) if self.layers is None else self.layers
         if layers[-1] >= n_layers:
-            raise ValueError(f"AdapterD: there is no block {layers[-1]}: there are {n_layers}")
+            raise ValueError(
+                f"AdapterD: layers: there is no block {layers[-1]}: they are 0 to {n_layers - 1}"
+            )
         return layers

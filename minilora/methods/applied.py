@@ -1,4 +1,8 @@
-"""One verb for every method: apply it to a model, choose which of them counts, remove it.
+"""One verb for every method: apply it to a model, choose which one counts, remove it.
+
+    methods.apply(model, "adapter-h", r=8)        frozen, but for what the method trains
+    methods.activate(model, "default")            that one counts; several can be applied, by name
+    methods.remove(model)                         the base, bit for bit
 
 A method puts named parts around modules (`Adapted`), or trains copies of the base's parameters, or
 both. The base's own arrays are never written: `remove` gives the modules, parameters and flags
@@ -30,7 +34,10 @@ CALLS = ("forward", "encode")  # of a model: what a part can be around, as if it
 
 
 class Method(Config):
-    """A way to adapt a model: its settings. What it does is in the methods that it overrides."""
+    """A way to adapt a model: a frozen dataclass of its settings.
+
+    What it does is in what a subclass overrides: `around`, `copied`, or `install` itself; `count`.
+    """
 
     called: ClassVar[str] = ""
 
@@ -135,17 +142,20 @@ def apply(
             )
         method = METHODS[method](**settings)
     elif settings or not isinstance(method, Method):
-        raise TypeError(f"apply: it takes a method with its settings, not {method!r}, {settings}")
+        raise TypeError(
+            'apply: it takes a method\'s name and its settings, as in "lora", r=8, or a method, as '
+            f"in methods.LoRA(r=8): not {method!r}, {settings}"
+        )
     state = applied_to(model) if hasattr(model, "methods") else Applied(model)
     if name in (*state.methods, "base", "") or "." in name:
         raise ValueError(
-            f"apply: {name!r} cannot be the name: it is empty, dotted, 'base', or taken; there are "
-            f"{sorted(state.methods)}"
+            f"apply: {name!r} cannot be the name: it is empty, dotted, 'base', or taken by one of "
+            f"{sorted(state.methods)}: give another one"
         )
     vars(model)["methods"] = state
     state.methods[name] = method
     method.install(model, name, generator(rng))
-    for p in {*model.parameters(), *state.base.values()}:
+    for p in model.parameters():
         p.requires_grad, p.grad = False, None
     activate(model, name)
     for other in state.methods:
@@ -158,6 +168,7 @@ def apply(
 def activate(model: Module, *names: str) -> None:
     """Let these count and no others; none: the base alone. What is trained does not change.
 
+    An adapter that `lora.attach` put in is part of the base here: it counts or not, as it did.
     Raises KeyError for a name that is not applied, ValueError where two cannot count together.
     """
     state, names = applied_to(model, *names), tuple(dict.fromkeys(names))
@@ -267,7 +278,8 @@ def _adapted(model: Module, path: str) -> Adapted:
         if plain(at) == path:
             return wrapper
     if path in CALLS:
-        wrapper = vars(model)[path] = Adapted(getattr(model, path))
+        wrapper = Adapted(getattr(model, path)).train(model.training)
+        vars(model)[path] = wrapper
         return wrapper
     inner = {plain(at): (at, m) for at, m in reversed([*model.named_modules()])}
     at, module = inner[path]

@@ -1,4 +1,7 @@
-"""Several LoRA adapters made one, and different ones for the rows of one batch."""
+"""Several LoRA adapters made one, and different ones for the rows of one batch.
+
+§4.2 names the latter as what is not straightforward once B A is added into W: here it is not added.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,15 @@ def combine(
 ) -> dict[str, float]:  # fmt: skip
     """A new adapter for Σ weight · ΔW of those that are named, activated, frozen.
 
-    how   "cat": A's and B's one after the other: exactly the sum, of rank Σ r
-          "svd": the nearest ΔW of rank r (None: of the largest of theirs)
-          "linear": B's and A's added up, each times √(weight · scale): of their one rank, and with
-          cross terms B_i A_j that nobody asked for
+    weights   name -> weight, w; ΔW = s B A with s = alpha / r, by layer
+    how       "cat": B = [w1 s1 B1, w2 s2 B2, ...], A = [A1; A2; ...]: exactly the sum, of rank Σ r
+              "svd": the nearest matrix of rank r to the sum (Eckart and Young)
+              "linear": B = Σ √(w s) B_i, A = Σ √(w s) A_i: of their one rank, and with cross terms
+              B_i A_j that nobody asked for (of a negative w s, B_i gets the sign)
+    r         the rank for "svd"; None: the largest of theirs
 
-    Returns path -> |made - Σ| / |Σ|: what came out, against what was asked for (Frobenius).
+    Returns path -> |made - Σ| / |Σ| (Frobenius): how far what was made is from what was asked for.
+    Raises ValueError for adapters with whole parameters, and for "linear" of unlike ranks.
     """
     state = adapters_of(model, *weights)
     choice("combine", "how", how, ("cat", "svd", "linear"))
@@ -102,7 +108,8 @@ def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     """Inside, each row of a batch has the adapter that is named for it; "base": none.
 
     with lora.per_row(model, ["poet", "base", "clerk"]): model(ids)      ids: (3, tokens)
-    Each row is what it would be alone. In this thread only, in training as in generation.
+    Each row is what it would be alone, in training as in generation. In this thread only. Raises
+    ValueError for adapters of embeddings, with lengths (DoRA) or with whole parameters.
     """
     names = [names] if isinstance(names, str) else [*names]
     state = adapters_of(model, *(name for name in names if name != "base"))
@@ -110,7 +117,10 @@ def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
         raise ValueError(f"per_row: {copied[0]!r} has whole parameters, which all rows share")
     for path, layer in layers_of(model).items():
         if type(layer) is not LoRALinear and not layer.adapters.keys().isdisjoint(names):
-            raise ValueError(f"per_row: {path} is a {type(layer).__name__}: it takes LoRALinear")
+            raise ValueError(
+                f"per_row: {path} is a {type(layer).__name__}, whose adapter counts for all rows: "
+                "it takes LoRA of Linear layers"
+            )
 
     ours = {id(layer) for layer in layers_of(model).values()}
 

@@ -1,4 +1,8 @@
-"""LoRA+: the optimizer of LoRA with a learning rate of its own for B."""
+"""LoRA+ (Hayou et al. 2024): LoRA whose B learns faster than its A, by a constant factor λ.
+
+With one rate for both, one of them hardly learns where the model is wide: the gain of a right λ
+grows with the width. They found λ = 16 a good choice. It is an optimizer, for whatever has a B.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from ..optim import AdamW
 
 
 class LoRAPlus(AdamW):
-    """AdamW with learning rates by group: LoRA+ (Hayou et al. 2024) has B learn faster than A.
+    """AdamW with lr times a rate of each parameter's own, in its weight decay, too.
 
-    rates   pattern -> what lr is multiplied by; the first that matches, and 1 where none does
+    rates   glob for the parameter's name -> its rate; the first that matches, 1 where none does
+
+        optimizer = methods.LoRAPlus(model.trainable_parameters(), lr=1e-4, rates={"*.B": 16})
     """
 
     def __init__(
@@ -26,7 +32,10 @@ class LoRAPlus(AdamW):
         }
         for pattern in rates:
             if not any(fnmatchcase(name, pattern) for name in self.parameters):
-                raise ValueError(f"LoRAPlus: no parameter matches {pattern!r}")
+                raise ValueError(
+                    f"LoRAPlus: no parameter matches {pattern!r}: there are names like "
+                    f"{next(iter(self.parameters))}: a pattern is for the whole of it, as '*.B'"
+                )
         self.rates = {
             name: next((rate for p, rate in rates.items() if fnmatchcase(name, p)), 1.0)
             for name in self.parameters

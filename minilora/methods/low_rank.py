@@ -1,4 +1,4 @@
-"""LoRA (§4), and LoRA beside trained tokens (§5.1, §E): its settings are LoRAConfig's."""
+"""LoRA (§4), rsLoRA, and LoRA beside trained tokens (§E): their settings are LoRAConfig's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import LoRAConfig
-from ..lora.convert import attach, layers_of
+from ..lora.convert import activate, attach, layers_of
 from ..lora.layers import LoRALinear
 from ..nn import Module
 from . import sizes
@@ -18,9 +18,11 @@ from .prefix import PreEmbed, PreLayer
 
 @dataclass(frozen=True)
 class LoRA(LoRAConfig, Method, called="lora"):
-    """W0 + (alpha / r) B A in the target layers: |Θ| = Σ r (d_in + d_out), 2 L_LoRA d r if square.
+    """W0 + (alpha / r) B A in the target layers (§4.1). A: (r, d_in), B: (d_out, r).
 
-    The model's LoRA layers are those of `lora.attach`, and all of `lora` works on them.
+    |Θ| = Σ r (d_in + d_out) over them, 2 L_LoRA d r where they are square (§5.1). B starts at 0, so
+    at first the model computes exactly what it did. Settings: see `LoRAConfig`. The layers are
+    those of `lora.attach`, and all of `lora` works on them.
     """
 
     def config(self) -> LoRAConfig:
@@ -28,7 +30,9 @@ class LoRA(LoRAConfig, Method, called="lora"):
         return LoRAConfig(**{f.name: getattr(self, f.name) for f in fields(LoRAConfig)})
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
+        others = model.adapters.active if hasattr(model, "adapters") else ()
         attach(model, self.config(), name, rng)
+        activate(model, *others)  # attach had the new one count alone
 
     def count(self, config: Any) -> int:
         d, ff, layers = config.d_model, sizes.d_ff(config), config.n_layers
@@ -45,8 +49,8 @@ class LoRA(LoRAConfig, Method, called="lora"):
 
 @dataclass(frozen=True)
 class RsLoRA(LoRA, called="rslora"):
-    """The scale is alpha / √r, so that a higher rank does not learn more slowly (Kalajdzievski
-    2023): LoRA with alpha √r, and kept in files as that.
+    """rsLoRA (Kalajdzievski 2023): W0 + (alpha / √r) B A. With alpha / r what B A puts out, and its
+    gradients, shrink as r grows, so that a higher rank learns more slowly. It is LoRA of alpha √r.
     """
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
@@ -57,11 +61,13 @@ class RsLoRA(LoRA, called="rslora"):
 
 
 def turn(model: Module, name: str, kind: Any) -> None:
-    """The adapters of this name become ones of that kind."""
+    """The adapters of this name become ones of that kind, a subclass, and each begins."""
     for path, layer in layers_of(model).items():
         if name in layer.adapters:
             if not isinstance(layer, LoRALinear):
-                raise ValueError(f"{path} is a table: this method is for Linear layers")
+                raise ValueError(
+                    f"{path} is a table: this method is for Linear layers: give others as targets"
+                )
             made = kind.__new__(kind)
             vars(made).update(vars(layer.adapters[name]))
             made.begin(layer)
@@ -89,9 +95,9 @@ class _Both(Method, called=""):
 
 @dataclass(frozen=True)
 class LoRAPreEmbed(_Both, LoRA, PreEmbed, called="lora+preembed"):
-    """LoRA and PreEmbed trained together; the tokens start random (§E.1)."""
+    """LoRA and PreEmbed together (§E, table 15). |Θ| is the sum; the tokens start random."""
 
 
 @dataclass(frozen=True)
 class LoRAPreLayer(_Both, LoRA, PreLayer, called="lora+prelayer"):
-    """LoRA and PreLayer trained together; the tokens start random (§E.1)."""
+    """LoRA and PreLayer together (§E, table 15). |Θ| is the sum; the tokens start random."""

@@ -1,8 +1,13 @@
-"""PiSSA: LoRA that starts at the principal part of W0 instead of at nothing."""
+"""PiSSA (Meng et al. 2024): LoRA that starts at the principal part of W0 instead of at nothing.
+
+W0 = U diag(σ) V, the SVD. A0 = √(σ/s) V and B0 = U √(σ/s), of the first r of each, make s B0 A0 the
+nearest matrix of rank r to W0; W0 - s B0 A0 is frozen, and trained is what was taken off. Here W0
+itself is not written: y = W0 x + b + s (B A - B0 A0) x, at first exactly what it was.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,34 +23,32 @@ from .low_rank import LoRA, turn
 
 
 class Principal(Adapter):
-    """scale · (B A - B0 A0), where A and B start at A0 and B0: the first r parts of W0's SVD."""
+    """s (B A - B0 A0) x: A, B are trained and start at A0, B0, which `start` keeps."""
 
     def begin(self, layer: Any) -> None:
-        """A0, B0 from W0, kept; what training moves is a copy of them."""
-        if not isinstance(current(), Shapes):
-            U, s, V = np.linalg.svd(
-                asnumpy(layer.base.W.data).astype("float64"), full_matrices=False
-            )
-            root, n = np.sqrt(s[: self.r] / abs(self.scale)), len(s[: self.r])
-            A, B = np.zeros(self.A.shape), np.zeros(self.B.shape)
-            A[:n] = root[:, None] * V[:n]
-            B[:, :n] = U[:, :n] * root * np.sign(self.scale)
-            self.A.data, self.B.data = (asarray(x.astype(str(self.A.dtype))) for x in (A, B))
-        self.start = Module()
-        self.start.A, self.start.B = (Parameter(p.data.copy(), False) for p in (self.A, self.B))  # type: ignore[attr-defined]
-        self.A, self.B = Parameter(self.A.data), Parameter(self.B.data)
+        """A0: (r, k), B0: (d, r) from W0: (d, k). Beyond W0's rank A stays random, and B is 0."""
+        if not isinstance(current(), Shapes):  # which have no numbers
+            W0 = asnumpy(layer.base.W.data).astype("float64")
+            U, sigma, V = np.linalg.svd(W0, full_matrices=False)
+            root, n = np.sqrt(sigma[: self.r] / abs(self.scale)), min(self.r, len(sigma))
+            A, B = root[:, None] * V[:n], U[:, :n] * root * np.sign(self.scale)
+            self.A.data[:n] = asarray(A.astype(str(self.A.dtype)))
+            self.B.data[:, :n] = asarray(B.astype(str(self.B.dtype)))
+        self.start: Any = Module().train(self.training)
+        for x, p in (("A", self.A), ("B", self.B)):
+            setattr(self.start, x, Parameter(p.data.copy(), requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        start: Any = self.start
+        start = self.start
         return super().forward(x) - ops.linear(ops.linear(x, start.A), start.B) * self.scale
 
     def plain(self) -> Adapter:
-        """A plain adapter of rank 2 r: [B, -B0] [A; A0]."""
+        """The same update as one product of rank 2 r: [B, -B0] [A; A0]."""
         start, made = self.start, Adapter.__new__(Adapter)
-        vars(made).update({k: v for k, v in vars(self).items() if k != "start"})
-        made.r, made.alpha = 2 * self.r, 2 * self.alpha
-        made.A = Parameter(xp.concatenate([self.A.data, start.A.data]))  # type: ignore[attr-defined]
-        made.B = Parameter(xp.concatenate([self.B.data, -start.B.data], 1))  # type: ignore[attr-defined]
+        vars(made).update(vars(self), r=2 * self.r, alpha=2 * self.alpha)
+        made.A = Parameter(xp.concatenate([self.A.data, start.A.data]))
+        made.B = Parameter(xp.concatenate([self.B.data, -start.B.data], 1))
+        del vars(made)["start"]
         return made
 
     def delta(self) -> Array:
@@ -54,22 +57,19 @@ class Principal(Adapter):
 
 @dataclass(frozen=True)
 class PiSSA(LoRA, called="pissa"):
-    """A and B start as the principal part of W0, and the rest of it is frozen (Meng et al. 2024):
-    W0 - s B0 A0 + s B A. W0 itself is not written; a file holds the plain LoRA [B, -B0] [A; A0].
+    """LoRA's settings; A and B start at the first r parts of W0's SVD.
+
+    A file holds the plain LoRA of rank 2 r that it has become, [B, -B0] [A; A0], and loads as that.
     """
 
     def saved(self, model: Module, name: str) -> tuple[LoRA, dict[str, np.ndarray]]:
-        ranks = {path: 2 * r for path, r in self.rank_pattern.items()}
-        alphas = {path: 2 * alpha for path, alpha in self.alpha_pattern.items()}
-        given = {f.name: getattr(self, f.name) for f in fields(LoRA)}
-        given |= {"r": 2 * self.r, "alpha": 2 * self.alpha}
-        given |= {"rank_pattern": ranks, "alpha_pattern": alphas}
-        held = {at: x.adapters for at, x in layers_of(model).items() if name in x.adapters}
-        plain = {at: adapters[name].plain() for at, adapters in held.items()}
-        ours = {f"{at}.{x}": p for at, a in plain.items() for x, p in a.named_parameters()}
-        return LoRA(**given), super().saved(model, name)[1] | {
-            at: asnumpy(p.data) for at, p in ours.items()
-        }
+        twice: dict[str, Any] = {"r": 2 * self.r, "alpha": 2 * self.alpha}
+        for patterns in ("rank_pattern", "alpha_pattern"):
+            twice[patterns] = {path: 2 * x for path, x in getattr(self, patterns).items()}
+        layers = {at: x.adapters for at, x in layers_of(model).items() if name in x.adapters}
+        plain = [(at, adapters[name].plain()) for at, adapters in layers.items()]
+        ours = {f"{at}.{x}": asnumpy(p.data) for at, a in plain for x, p in a.named_parameters()}
+        return LoRA(**vars(self) | twice), super().saved(model, name)[1] | ours
 
     def install(self, model: Module, name: str, rng: np.random.Generator) -> None:
         super().install(model, name, rng)

@@ -1,9 +1,12 @@
-"""Tokens that are trained instead of the model: `lp` of them before each prompt, `li` after it.
+"""Tokens that are trained instead of the model (§5.1): `lp` before each prompt, `li` after it.
 
-They are no words of the vocabulary. They take positions, as tokens do, and places in the cache. The
-logits are those of the given tokens; what follows a prompt is read from its last token, which is
-the last of `li`. They start random: unlike other methods, these change the model from the first.
-For an encoder the prompt is the row, without its padding, and each token is read at its own place.
+They are no words of the vocabulary, but take positions, as tokens do, and places in the cache. Of n
+given tokens the model computes lp + n + li, and gives what belongs to the given ones: in a decoder,
+what follows the prompt is read from the last of `li`, which stands behind it. For an encoder the
+prompt is the row without its padding, and each token is read at its own place.
+
+They start random, N(0, 0.02²), and are there from the first step on. So these methods do not start
+as the base, as all others do.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Layout(Module):
         if most and n + lp + li > most:
             raise ValueError(
                 f"{self.who}: {n} tokens and {lp + li} trained ones are more than n_positions, "
-                f"{most}: give it {max(0, most - lp - li)} tokens at most"
+                f"{most}: give it {most - lp - li} tokens at most"
             )
         at = np.arange(n)[None]
         places = lp + at + li * (at >= ends[:, None])
@@ -181,7 +184,12 @@ def _rows(x: Any) -> bool:
 
 @dataclass(frozen=True)
 class PreEmbed(Method, called="preembed"):
-    """Prefix-embedding tuning (§5.1): the trained tokens' embeddings, |Θ| = d (lp + li)."""
+    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): what is trained is the embeddings of
+    the lp + li tokens. |Θ| = d (lp + li).
+
+    lp   how many come before the prompt
+    li   how many come after it; then `methods.prompt` has to say where it ends
+    """
 
     lp: int = 8
     li: int = 0
@@ -190,9 +198,14 @@ class PreEmbed(Method, called="preembed"):
         for name in ("lp", "li"):
             self._set(**{name: whole(type(self).__name__, name, getattr(self, name))})
         if not self.lp + self.li:
-            raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least")
+            raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least: give one of them")
 
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
+        if self.lp + self.li >= (most := model.config.n_positions):
+            raise ValueError(
+                f"{self.called}: lp + li = {self.lp + self.li} of n_positions, {most}: take fewer: "
+                "the prompt takes places, too"
+            )
         lay = self.called, self.lp, self.li
         decoder: dict[str, Module] = {"forward": Layout(*lay), "ln_f": Read()}
         parts = decoder if hasattr(model, "new_cache") else {"encode": Around(*lay)}
@@ -208,8 +221,9 @@ class PreEmbed(Method, called="preembed"):
 
 @dataclass(frozen=True)
 class PreLayer(PreEmbed, called="prelayer"):
-    """Prefix-layer tuning (§5.1): trained activations replace those of the trained tokens before
-    every block, the first one too, where they replace embedding and position: |Θ| = L d (lp + li).
+    """Prefix-layer tuning, PreLayer (§5.1; tables 3, 4, 15): before every block what came of the
+    lp + li tokens is replaced by trained activations; before the first one, embedding and position.
+    |Θ| = L d (lp + li). For GPT-3 the paper prints more in all five rows of table 15.
     """
 
     def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> dict[str, Module]:

@@ -11,31 +11,36 @@ def d_ff(c: Any) -> int:
 
 
 def block(c: Any) -> int:
-    """One block: q, k, v, o and the MLP with their biases, two norms; 12 d² + 13 d if d_ff = 4d."""
+    """q, k, v, o and the MLP with their biases, two norms: 12 d² + 13 d if d_ff = 4 d."""
     d: int = c.d_model
-    return 4 * (d * d + d) + (2 * d * d_ff(c) + d_ff(c) + d) + 4 * d
+    return (4 + _own(c)) * (d * d + d) + (2 * d * d_ff(c) + d_ff(c) + d) + 4 * d
 
 
 def total(c: Any) -> int:
-    """Tables, blocks, the last norm; of an encoder: its first norm, and its head."""
+    """Tables, blocks, the last norm; of an encoder: its first norm, its head, DeBERTa's own."""
     d: int = c.d_model
-    tables, head = c.vocab_size + c.n_positions, 0
-    if _is_encoder(c):
-        tables += c.n_types + (c.padding_id + 1 if hasattr(c, "padding_id") else 0)
-        head = d * d + d + (c.num_labels * (d + 1) if c.num_labels else 2 * d + c.vocab_size)
-    return int(tables * d + c.n_layers * block(c) + 2 * d + head)
+    rows = c.vocab_size + (c.n_positions if getattr(c, "position_biased_input", True) else 0)
+    more = 0
+    if hasattr(c, "n_types"):
+        rows += c.n_types + (c.padding_id + 1 if hasattr(c, "padding_id") else 0)
+        more = d * d + d + (c.num_labels * (d + 1) if c.num_labels else 2 * d + c.vocab_size)
+    if hasattr(c, "pos_att_type"):
+        span = c.position_buckets or c.max_relative_positions or c.n_positions
+        more += bool(c.pos_att_type) * (2 * span * d + c.norm_rel_ebd * 2 * d)
+        more += bool(c.conv_kernel_size) * (c.conv_kernel_size * d * d + 3 * d)
+    return int(rows * d + c.n_layers * block(c) + 2 * d + more)
 
 
 def biases(c: Any) -> int:
-    """7 d + d_ff a block (11 d if d_ff = 4 d), the last norm's; of an encoder: the head's, too."""
-    d: int = c.d_model
-    head = 0
-    if _is_encoder(c):
-        head = d + (c.num_labels or d + c.vocab_size)
-    return int(c.n_layers * (7 * d + d_ff(c)) + d + head)
-
-
-def _is_encoder(c: Any) -> bool:
+    """7 d + d_ff a block (11 d if d_ff = 4 d), the last norm's; of an encoder: as in `total`."""
+    d, more = c.d_model, 0
+    if hasattr(c, "n_types"):
+        more = d + (c.num_labels or d + c.vocab_size)
     if hasattr(c, "pos_att_type"):
-        raise ValueError("count: there is no formula for all of a DeBERTa: count it on shapes")
-    return hasattr(c, "n_types")
+        more += bool(c.pos_att_type) * c.norm_rel_ebd * d + bool(c.conv_kernel_size) * 2 * d
+    return int(c.n_layers * ((7 + _own(c)) * d + d_ff(c)) + d + more)
+
+
+def _own(c: Any) -> int:
+    """The layers that a block of a DeBERTa has for distances alone."""
+    return 0 if getattr(c, "share_att_key", True) else len(c.pos_att_type)

@@ -1,7 +1,7 @@
-"""Methods that train the model's own parameters: all of them, the last two blocks', the biases.
+"""Methods that train parameters of the model itself: all, those of two blocks, the biases (§5.1).
 
-Each trains copies, which stand in the model while it is active: at first the model computes
-exactly what it did, and the base's own are never written.
+Each trains copies, which stand in the model while the method is active: at first the model computes
+exactly what it did, and the base's own parameters are never written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .applied import Method
 
 @dataclass(frozen=True)
 class Full(Method, called="full"):
-    """Fine-tuning: every parameter is trained (§2, equation 1)."""
+    """Full fine-tuning, FT: every parameter, Φ0 + ΔΦ, |ΔΦ| = |Φ0| (§2, equation 1)."""
 
     def copied(self, names: Sequence[str]) -> list[str]:
         return [*names]
@@ -28,7 +28,10 @@ class Full(Method, called="full"):
 
 @dataclass(frozen=True)
 class FTTop2(Method, called="fttop2"):
-    """The last two blocks, whole (Li & Liang 2021); of a model with one block, that one."""
+    """FT^Top2: the last two blocks (Li & Liang 2021; table 3). |Θ| = 2 (12 d² + 13 d) of a GPT-2.
+
+    Of a model with one block it is that one.
+    """
 
     def copied(self, names: Sequence[str]) -> list[str]:
         blocks = {int(at.split(".")[1]) for at in names if re.match(r"blocks\.\d+\.", at)}
@@ -43,7 +46,10 @@ class FTTop2(Method, called="fttop2"):
 
 @dataclass(frozen=True)
 class BitFit(Method, called="bitfit"):
-    """Every bias vector, the norms' too, and nothing else (Zaken et al. 2021): 11 d a block."""
+    """Every bias vector, the norms' too, and nothing else (Zaken et al. 2021; tables 2 and 4).
+
+    |Θ| = 11 d of each block, and those outside of blocks.
+    """
 
     def copied(self, names: Sequence[str]) -> list[str]:
         return [at for at in names if at.endswith(".b")]

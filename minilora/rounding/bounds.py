@@ -54,6 +54,8 @@ def layer_bound(layer: Linear | LoRALinear, x: Array) -> Array:
     and s meet A x. In float64 the products that W is made of may be too small as well.
     """
     base, adapters = parts(layer)
+    if odd := [type(a).__name__ for a in adapters if type(a) is not Adapter]:
+        raise ValueError(f"layer_bound: it is for LoRA, not {odd[0]}: lora.verify has bounds of it")
     x, k, dtype = abs(_wide(x)), base.W.shape[1], base.dtype  # W is widened to it exactly
     size, all_x = x @ abs(_wide(base.W.data)).T, x.sum(axis=-1, keepdims=True)
     lost, finer = 2 * k + all_x, least("float64") / least(dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..backend import Array, current
+from ..backend import Array, current, xp
 from ..lora.convert import adaptable, layers_of, merged
 from ..nn import Module
 from ..tensor import OPS, Tensor, op
@@ -73,19 +73,22 @@ def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
     """Add all roundings of the adapted model, of which model(ids)[at] is the result.
 
     Each is of a number of its own but three, which every token meets: A, rounded to halves in half
-    precision, B, rounded so and times s = alpha / r, and s itself.
+    precision, B, rounded so and times s = alpha / r, and s itself. So is DoRA's m / |V|.
     """
-    used = [a for layer in layers_of(model).values() for a in layer.in_use() if a.scale]
-    for a in used:
+    used = [(x, a) for x in layers_of(model).values() for a in x.in_use() if a.scale]
+    for _, a in used:
         a.requires_grad_()
     _run(model, ids, at, moved)
     along = 0.0
-    for a in used:
-        moved.add(a.A.grad, abs(a.A.data), 1, 1)
-        moved.add(a.B.grad, abs(a.B.data), 2, 1 + 1 / abs(a.scale))
-        if a.B.grad is not None:
-            along += (c := abs(current().read((a.B.grad * a.B.data).sum(), 0.0)))
-            moved.lost += c / abs(a.scale)
+    for layer, a in used:
+        for p in pairs(a):
+            moved.add(p.A.grad, abs(p.A.data), 1, 1)
+            moved.add(p.B.grad, abs(p.B.data), 2, 1 + 1 / abs(a.scale))
+            if p.B.grad is not None:
+                along += (c := abs(current().read((p.B.grad * p.B.data).sum(), 0.0)))
+                moved.lost += c / abs(a.scale)
+        if hasattr(a, "m"):
+            moved.add(a.m.grad, abs(a.m.data) * lengths(layer, a)[1], 1, 1)
     moved.sum, moved.squares = moved.sum + along, moved.squares + along * along
 
 
@@ -100,9 +103,37 @@ def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
     for path, W in plain.items():
         moved.add(W.grad, abs(W.data), 1, 1)
         for a in layers[path].in_use():  # ΔW is made in float64
-            size = layers[path].oriented(abs(a.B.data) @ abs(a.A.data)) * abs(a.scale)
-            steps = a.r + 1 + len(layers[path].active)
+            size, held = layers[path].oriented(added(a)), pairs(a)
+            steps = len(held) * a.r + 1 + len(layers[path].active)
+            if hasattr(a, "m"):  # V, its length, and W0 taken off and added again
+                n, off = lengths(layers[path], a)
+                size = (abs(a.m.data) / n)[:, None] * (abs(layers[path].base.W.data) + size)
+                moved.add(W.grad, abs(W.data) * (off + 2)[:, None] * moved.finer, 1, 1)
+                moved.add(W.grad, abs(layers[path].base.W.data) * moved.finer, 2, 0)
             moved.add(W.grad, size * moved.finer, steps, steps * (1 + abs(a.scale)) * moved.finest)
+
+
+def pairs(a: Any) -> list[Any]:
+    """What holds an A and a B: the adapter; of PiSSA also where it started, which is taken off."""
+    return [a, a.start] if hasattr(a, "start") else [a]
+
+
+def added(a: Any) -> Array:
+    """|s| |B| |A|, of PiSSA with |B0| |A0| added: the size of what a product is added up of."""
+    first, *more = (abs(p.B.data) @ abs(p.A.data) for p in pairs(a))
+    return sum(more, first) * abs(a.scale)
+
+
+def lengths(layer: Any, a: Any) -> tuple[Array, Array]:
+    """DoRA's (|V|, by how many of its roundings m / |V| is off): each (d,), V = W0 + s B A.
+
+    V is off by γ(r + 2) of |W0| + |s| |B| |A|, row by row; then k squares, half of their sum's
+    error in the root, and the division.
+    """
+    W0 = layer.base.W.data
+    V, size = W0 + a.scale * (a.B.data @ a.A.data), abs(W0) + added(a)
+    n, most = (xp.sqrt((x * x).sum(axis=1)) for x in (V, size))
+    return n, (a.r + 2) * most / n + W0.shape[1] / 2 + 3
 
 
 def _run(model: Module, ids: Any, at: At, moved: Moved) -> None:

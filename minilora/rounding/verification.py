@@ -72,6 +72,7 @@ def verify(model: Module, ids: Any) -> Verification:
     the digits of float64. Allowed is half a unit in the last place, because W is rounded, once, and
     what a merge may lose where it adds up in float64: some 1e-8 units in a float32 model. In a
     float64 one, for which nothing wider adds up, it is about r units where ΔW is as large as W.
+    PiSSA's W is W0 + s (B A - B0 A0), DoRA's m / |V| · V, and |V| takes some k units more there.
     unchanged: all other parameters are what they were, bit for bit.
     float64: the logits for ids (batch, tokens), merged and unmerged, of the model in float64 differ
     by less than 1e-12 of the largest. That sees what the weights are used for, such as an adapter
