@@ -35,7 +35,18 @@ def _backends() -> list[str]:
     return names
 
 
-@pytest.fixture(params=_backends(), autouse=True)
+BACKENDS = _backends()
+TOGETHER = {"tests/test_tutorials.py", "tests/test_grading.py"}
+
+
+def pytest_generate_tests(metafunc):
+    """Each test on each library; what asks for NumPy only, on NumPy."""
+    if not hasattr(metafunc.module, "backend"):  # a fixture of its own
+        names = BACKENDS[: 1 if "numpy_only" in metafunc.fixturenames else None]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def backend(request):
     """The array library that the test runs on: add a name to `_backends` and all run there."""
     on_strict, test = request.param == "strict", request.function
@@ -53,13 +64,24 @@ def backend(request):
 @pytest.fixture
 def numpy_only(backend):
     """For what no other array library would do otherwise: files, words, the source."""
-    if backend.name != "numpy":
-        pytest.skip("it is the same on every array library")
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several processes, a file whose fixtures take long goes to one, and they begin first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -49,10 +49,7 @@ def on_blocks() -> bool:
     return not ml.current().on_host
 
 
-def once() -> None:
-    """For what runs on shapes alone: on one library will do."""
-    if ml.current().name != "numpy":
-        pytest.skip("it brings its own library")
+once = pytest.mark.usefixtures("numpy_only")  # what runs on shapes alone brings its own library
 
 
 # How many parameters.
@@ -443,9 +440,9 @@ SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_h
      ("roberta-large", 354_310_144, 355_412_057),
      ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
 )  # fmt: skip
+@once
 def test_the_counts_of_encoders(shape, encoder, whole):
     """Without a pooler, and with the head that fills masks in."""
-    once()
     with ml.using("shapes"):
         model = build(SHAPES[shape], rng=0)
         sizes = {name: p.data.size for name, p in model.named_parameters()}
@@ -454,8 +451,8 @@ def test_the_counts_of_encoders(shape, encoder, whole):
 
 
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name.startswith("gpt")])
+@once
 def test_the_counts_of_the_paper(shape):
-    once()
     c = SHAPES[shape]
     d, layers = c.d_model, c.n_layers
     one = plan(shape, r=4, targets=("q", "v"), tokens=1, plain=True)
@@ -472,8 +469,8 @@ def test_the_counts_of_the_paper(shape):
     st.integers(1, 3), st.integers(1, 16), st.integers(1, 3), st.sampled_from([1, 2, 4]),
     st.integers(1, 8), st.integers(1, 3), st.sets(st.sampled_from(NAMES[:4]), min_size=1),
 )  # fmt: skip
+@once
 def test_the_products_of_a_step_in_closed_form(batch, n, layers, heads, width, r, targets):
-    once()
     d, v = heads * width, 30
     shape = ml.GPT2Config(vocab_size=v, n_positions=n, d_model=d, n_layers=layers, n_heads=heads)
     full = plan(shape, method="full", batch=batch, plain=True)
@@ -491,8 +488,8 @@ def test_the_products_of_a_step_in_closed_form(batch, n, layers, heads, width, r
     )
 
 
+@once
 def test_lora_saves_the_gradients_of_frozen_weights():
-    once()
     full, ours = plan("gpt2", method="full", tokens=64), plan("gpt2", r=4, tokens=64)
     assert ours.backward.products < 0.6 * full.backward.products  # §4.2: faster, W0 is frozen
     for row in ("gradients", "Adam moments"):
@@ -503,8 +500,8 @@ def test_lora_saves_the_gradients_of_frozen_weights():
 
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("device", ["numpy", "cupy"])
+@once
 def test_a_merged_model_costs_what_its_base_costs(device, kernels):
-    once()
     with using(f"shapes:{device}", plain=not kernels) as library, ml.no_grad():
         model, tokens = ml.GPT2(SMALL, rng=0), np.zeros((2, 32), int)
 
@@ -559,8 +556,8 @@ def test_a_plan_is_what_the_ledger_predicts_and_measures(family, method, policy,
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("method", ["lora", "full"])
+@once
 def test_there_is_a_plan_of_every_optimizer_and_policy(method, policy, optimizer):
-    once()
     if method == "full" and policy == "half base":
         pytest.skip("nothing is frozen")
     planned = plan(SMALL, method=method, policy=policy, optimizer=optimizer, tokens=4)
@@ -577,8 +574,8 @@ def test_a_plans_checkpoint_is_what_is_saved(tmp_path):
         assert sum(a.nbytes for a in floats) == plan(SMALL, **how).checkpoint
 
 
+@once
 def test_what_is_stored_in_half_precision():
-    once()
     c = SHAPES["gpt2"]
     tables, matrices = (c.vocab_size + c.n_positions) * c.d_model, 12 * 12 * c.d_model**2
     plans = {policy: plan("gpt2", policy=policy, tokens=32) for policy in
@@ -594,8 +591,8 @@ def test_what_is_stored_in_half_precision():
     assert full.bytes["trained weights"] == full.bytes["gradients"] == 2 * total
 
 
+@once
 def test_a_plan_prints_a_table_and_is_plain_data():
-    once()
     planned = plan(SMALL, targets=("q", "tok"), recompute=True)
     assert json.loads(json.dumps(planned.as_dict())) == planned.as_dict()
     text = str(planned)
@@ -612,8 +609,8 @@ def test_a_plan_prints_a_table_and_is_plain_data():
     ({"device": "tpu"}, "numpy, cupy"), ({"method": "full", "policy": "half base"}, "frozen base"),
     ({"targets": ("w",)}, "no layer matches 'w'"), ({"tokens": 33}, "1 to 32"),
 ])  # fmt: skip
+@once
 def test_a_plan_says_what_it_does_not_know(how, told):
-    once()
     before = ml.current()
     with pytest.raises(ValueError, match=told):
         plan(**{"shape": SMALL, **how})
@@ -621,9 +618,9 @@ def test_a_plan_says_what_it_does_not_know(how, told):
 
 
 @pytest.mark.parametrize("shape", ["roberta-base", "roberta-large", "deberta-v2-xxlarge"])
+@once
 def test_what_lora_takes_of_an_encoder_of_the_paper(shape):
     """Table 2: r = 8 on q and v; XXL has r = 16 there. One step, by the formulas."""
-    once()
     c = SHAPES[shape]
     planned = plan(shape, r=8, batch=1, tokens=8)
     assert planned.count.trainable == 2 * (2 * c.n_layers) * c.d_model * 8
@@ -635,8 +632,8 @@ def test_what_lora_takes_of_an_encoder_of_the_paper(shape):
 
 
 @pytest.mark.parametrize("device", ["numpy", "cupy"])
+@once
 def test_gpt3_takes_seconds_and_little_memory(device):
-    once()
     code = (
         "import re, time; from minilora import accounting; start = time.perf_counter(); "
         f"p = accounting.plan('gpt3-175b', r=4, device='{device}', policy='mixed'); "
@@ -660,9 +657,9 @@ def test_a_step_is_observed_on_shapes_and_on_arrays_alike():
     assert step.rows["gradients"] == step.rows["trained weights"]
 
 
+@once
 def test_what_is_made_once_and_kept_is_no_activation():
     """erf's series was counted in the first ledger of a process."""
-    once()
     code = (
         "import minilora as ml; from minilora import accounting, optim\n"
         "m = ml.Bert(ml.BertConfig(5, 9, 4, 1, 1), rng=0)\n"
