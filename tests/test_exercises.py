@@ -28,8 +28,8 @@ def told(body: str, **options) -> str:
 
 @EXERCISES
 def test_an_exercise_is_as_it_must_be(number):
-    """The solution passes, the stub fails all, each mistake fails and, where there is time for
-    it (`minilora ex dev check`), is named, and so on."""
+    """The solution passes, the stub fails all, mistakes fail and so on; where there is time for it
+    (`minilora ex dev check`), each of them, and each is named."""
     assert [*dev.complaints(book.exercise(number), names=THOROUGH)] == []
 
 

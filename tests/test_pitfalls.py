@@ -465,7 +465,7 @@ def updates(family: str, s: float, root: float, make, lr: float, **how) -> list[
         layer.adapters["default"].A.data *= root
         assert layer.adapters["default"].scale == s
     long = ml.current().name == "numpy" and family == "gpt2"
-    train(model, 60 if long else 8, make, lr=lr * root, **how)
+    train(model, 40 if long else 4, make, lr=lr * root, **how)
     return [ml.asnumpy(layer.delta()) for layer in layers(model).values()]
 
 
