@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -129,13 +128,21 @@ def test_a_suite_that_failed_is_not_passed(device, monkeypatch):
     assert told["tiny"]["agrees"] and not told["passed"]
 
 
-def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    told = SUITE()
-    assert told["passed"] == (" passed" in told["told"]) and " deselected" in told["told"], told
+RUNS = {"pass": (True, "1 passed"), "pytest.skip('no GPU')": (False, "1 skipped")}
+
+
+@pytest.mark.parametrize("does", RUNS)
+def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch, does):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parity, "__file__", str(tmp_path / "package" / "parity.py"))
+    monkeypatch.setattr(parity, "__file__", str(tmp_path / "package" / "bench" / "parity.py"))
     assert SUITE() == {"passed": None, "told": "not at hand: run this in a checkout of the project"}
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\naddopts = -q")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_gpu.py").write_text(
+        f"import pytest\n@pytest.mark.gpu\ndef test_a():\n    {does}\ndef test_b(): pass\n"
+    )
+    told, (passed, words) = SUITE(), RUNS[does]
+    assert told["passed"] is passed and f"{words}, 1 deselected" in told["told"], told
 
 
 def test_the_host_has_nothing_to_be_compared_with(capsys):
