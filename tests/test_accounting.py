@@ -633,6 +633,7 @@ def test_what_lora_takes_of_an_encoder_of_the_paper(shape):
     assert planned.bytes["Adam moments"] == 2 * planned.checkpoint == 8 * planned.count.trainable
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("device", ["numpy", "cupy"])
 @once
 def test_gpt3_takes_seconds_and_little_memory(device):

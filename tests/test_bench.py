@@ -342,6 +342,7 @@ def habits(monkeypatch):
     return importlib.import_module("habits")
 
 
+@pytest.mark.thorough
 def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes(habits):
     lines, names = [], list(habits.HABITS)
     told = habits.table(names, ["tiny"], rounds=1, say=lines.append)

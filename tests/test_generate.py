@@ -131,7 +131,7 @@ def test_frequencies_follow_the_softmax_of_logits_over_temperature(seed, tempera
     assert np.abs(drawn(z, n, seed, temperature) - expected).max() < slack(6, n)
 
 
-def test_frequencies_follow_the_distribution_closely():
+def test_frequencies_follow_the_distribution_closely(numpy_only):
     z, n = np.array([0.0, 1.0, -1.0, 0.5]), 50_000
     for temperature in (0.7, 1.5):
         got = drawn(z, n, 3, temperature)

@@ -179,7 +179,7 @@ def test_the_seed_decides_and_new_parts_are_in_the_model_s_mode(called):
 
 
 @every
-def test_the_loss_falls(called):
+def test_the_loss_falls(numpy_only, called):
     model = gpt2(0, "float32", vocab_size=30)
     text = np.array([list(b"to be or not to be that is t")]) % 29
     make(called).apply(model, rng=0)
