@@ -73,13 +73,14 @@ def rng() -> np.random.Generator:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With several processes, a file whose fixtures take long goes to one, and they begin first."""
+    """With several processes, all cases of a test go to one, and so do files with slow fixtures;
+    the largest first."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.partition("::")[0]
-            return file if file in TOGETHER else nodeid
+            return file if file in TOGETHER else nodeid.partition("[")[0]
 
     return Scheduling(config, log)
 
