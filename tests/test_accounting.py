@@ -181,7 +181,7 @@ SIZES = {  # where the peak is: attention, the last GELU, the loss
 def test_the_ledger_at_four_sizes(size, way, kernels):
     sizes, batch, tokens = SIZES[size]
     attach, dtype = WAYS[way]
-    if dtype == "float16" and size in ("wide layers", "long"):
+    if dtype == "float16" and (size in ("wide layers", "long") or (on_blocks() and not kernels)):
         pytest.skip("NumPy is slow at products of halves")
     if size != "wide" and on_blocks() and way not in ("full", "LoRA"):
         pytest.skip("one size will do on the stand-in")
@@ -536,6 +536,8 @@ def test_a_merged_model_costs_what_its_base_costs(device, kernels):
 def test_a_plan_is_what_the_ledger_predicts_and_measures(family, method, policy, kernels):
     if method == "full" and policy == "half base":
         pytest.skip("nothing is frozen")
+    if on_blocks() and family in ("bert", "deberta"):
+        pytest.skip("on the stand-in one encoder will do")
     config = MODELS[family][0](**asdict(SMALL) | FAMILIES[family])
     device = "numpy" if ml.current().on_host else "cupy"
     how = {"batch": 2, "tokens": 9, "device": device, "plain": not kernels}

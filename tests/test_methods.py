@@ -469,7 +469,7 @@ def test_a_file_for_another_base_warns(numpy_only, tmp_path):
 
 @pytest.mark.parametrize("one", ["adapter-h", "lora", "bitfit", "prelayer", "lora+preembed"])
 @pytest.mark.parametrize("two", ["adapter-h", "lora", "fttop2", "adapter-l"])
-def test_two_methods_have_one_base(one, two):
+def test_two_methods_have_one_base(numpy_only, one, two):
     model = gpt2(0)
     before = snapshot(model)
     said = {"": logits(model, IDS)}

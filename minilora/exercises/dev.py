@@ -27,7 +27,7 @@ def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
     """What is wrong with an exercise, a sentence each; nothing where it is as it must be.
 
     names: of every known mistake, also whether it is told by its name, which takes most of the
-    time; else every third one is tried.
+    time; else every fourth one is tried.
     """
     yield from _written(of)
     for seed in range(8 if names else 1):
@@ -38,7 +38,7 @@ def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
     for outcome in verdict.outcomes:
         if outcome.points:
             yield f"the stub passes a check: {outcome.title}"
-    for function, mistake in known(of)[:: 1 if names else 3]:
+    for function, mistake in known(of)[:: 1 if names else 4]:
         wrong = {**of.reference, function: of.wrong[function][mistake]}
         verdict = judge_here(of, wrong, told=names)
         if verdict.passed:
