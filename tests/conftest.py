@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -34,6 +35,9 @@ def _backends() -> list[str]:
         names.append("cupy")
     return names
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's background, or by nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = _backends()
 TOGETHER = {"tests/test_tutorials.py", "tests/test_grading.py"}
