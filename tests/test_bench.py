@@ -22,6 +22,7 @@ from minilora.cli import commands
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
+@pytest.mark.thorough
 def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     pytest.importorskip("matplotlib").use("agg")
     names = ["minilora", "torch+peft", "autograd", "floor", "base forward", "merged forward"]

@@ -68,16 +68,19 @@ def test_what_is_trained_together_is_counted_once():
 def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, capsys):
     some = [row for row in claims.ROWS if row.shape == "gpt2-medium" and "LoRA" in row.what]
     some.append(next(row for row in claims.ROWS if row.status == "MiB"))
+    some.append(next(row for row in claims.ROWS if "(tried)" in row.what))
     monkeypatch.setattr(claims, "ROWS", some)
     monkeypatch.setattr(claims, "SIZES", claims.SIZES[-1:])
     assert cli.main(["reproduce", "counts"]) == 0
     told = capsys.readouterr().out
     assert all(f"{row.exact:,}" in told and row.what in told and row.why in told for row in some)
-    assert f"{len(some) + 5} numbers: " in told and "393,216" in told
+    assert f"{len(some) + 4} numbers: " in told and "; 1 more were tried as an" in told
+    assert "393,216" in told
     assert cli.main(["reproduce", "counts", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["counts"]) == len(some) and found["passed"] is True
-    assert sum(found["statuses"].values()) == len(some) + 5
+    assert sum(found["statuses"].values()) == len(some) + 4
+    assert found["tried"] == {"mismatch": 1}
     assert cli.main(["reproduce", "counts", "--markdown"]) == 0
     assert capsys.readouterr().out.count("\n|---|") == 3
     monkeypatch.setattr(claims, "ROWS", [dataclasses.replace(some[0], exact=1)])

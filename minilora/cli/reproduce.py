@@ -32,14 +32,14 @@ def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         _table(TITLES[part], found[part], args.markdown, say)
     for n, reason in enumerate(why, 1):
         say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
-    wrong = [row for rows in found.values() for row in rows if not row["agree"]]
-    every = Counter(row["status"] for rows in found.values() for row in rows)
-    total = sum(every.values())
-    say("")
-    say(f"{total} numbers: " + ", ".join(f"{n} {name}" for name, n in every.most_common()))
+    shown = [row for part in found.values() for row in part]
+    wrong = [row for row in shown if not row["agree"]]
+    tried = Counter(row["status"] for row in shown if row["what"].endswith("(tried)"))
+    every = Counter(row["status"] for row in shown) - tried
+    say(f"\n{_counted(every, 'numbers')}; {_counted(tried, 'more were tried as an explanation')}")
     for sentence in claims.RESTS:
         say(f"- {sentence}")
-    found |= {"statuses": dict(every), "passed": not wrong}
+    found |= {"statuses": dict(every), "tried": dict(tried), "passed": not wrong}
     if wrong:
         row = wrong[0]
         found["failed"] = (
@@ -47,6 +47,11 @@ def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             f"{row['what']}: formula {row['formula']}, run {row['ran']}, registered {row['exact']}"
         )
     return found
+
+
+def _counted(statuses: Counter[str], what: str) -> str:
+    told = ", ".join(f"{n} {name}" for name, n in statuses.most_common())
+    return f"{statuses.total()} {what}" + f": {told}" * bool(told)
 
 
 def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
