@@ -1,7 +1,6 @@
 """What LoRA implementations got wrong, a property each; the numbers are those of pitfalls.md.
 
-Rows 2, 11, 17 and 18 are about what is not built yet: quantised bases, a fused c_attn, and adapters
-that are combined by weights.
+Rows 2 and 11 are about what is not built: quantised bases and a fused c_attn.
 """
 
 import numpy as np
@@ -326,6 +325,48 @@ def test_row_16_the_scale_is_alpha_over_r_and_travels_with_the_file(
             assert adapter.scale == (9 / other if at.endswith("v") else alpha / r)
             expected = adapter.scale * wide(adapter.B) @ wide(adapter.A)
             np.testing.assert_allclose(wide(layer.delta()), expected, rtol=1e-13, atol=1e-15)
+
+
+def two_and_their_sum(name: str, seed: int, weights):
+    """A model with "one" and "two" of rank 2 and scale 3 / 2 on q, and Σ weight · ΔW by layer."""
+    model = made(name, seed)
+    for i, called in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets="q"), called, rng=seed)
+        shake(model.trainable_parameters().values(), seed + i)
+    held = {at: x.adapters for at, x in layers(model).items()}
+    return model, {
+        at: sum(w * 1.5 * wide(a[n].B) @ wide(a[n].A) for n, w in weights.items())
+        for at, a in held.items()
+    }
+
+
+@given(name=families, seed=seeds)
+@few
+def test_row_17_a_weighted_sum_is_of_updates_and_linear_says_how_far_it_is_off(name, seed):
+    """A's and B's added up on their own have products in them that nobody asked for."""
+    weights = {"one": 0.5, "two": -2.0}
+    model, wanted = two_and_their_sum(name, seed, weights)
+    for how in ("cat", "linear"):
+        told = lora.combine(model, weights, how, how)
+        for at, layer in layers(model).items():
+            off = np.linalg.norm(wide(layer.adapters[how].delta()) - wanted[at])
+            off /= np.linalg.norm(wanted[at])
+            assert off == pytest.approx(told[at], abs=1e-12) and (off < 1e-12) == (how == "cat")
+
+
+@given(name=families, seed=seeds)
+@few
+def test_row_18_the_scale_is_in_an_svd_combination_once(name, seed):
+    """It was multiplied in twice: an update of scale s came out s times too large."""
+    for weights in ({"one": 1.0}, {"one": 0.5, "two": 0.25}):
+        model, wanted = two_and_their_sum(name, seed, weights)
+        told = lora.combine(model, weights, "svd", "all", r=4)
+        assert max(told.values()) < 1e-12
+        for at, layer in layers(model).items():
+            np.testing.assert_allclose(
+                wide(layer.adapters["all"].delta()), wanted[at],
+                rtol=0, atol=1e-12 * np.abs(wanted[at]).max(),
+            )  # fmt: skip
 
 
 @given(families, seeds)
