@@ -23,9 +23,8 @@ def encoder(
 ):  # fmt: skip
     """A tiny one, all of it random."""
     config = getattr(ml, f"{family}Config")(
-        vocab_size=vocabulary, n_positions=12, d_model=8, n_layers=3, n_heads=2, d_ff=12,
-        num_labels=labels,
-        **{"position_buckets": 4} if family == "Deberta" else {}, **sizes,
+        vocab_size=vocabulary, n_positions=12, d_model=8, n_heads=2, d_ff=12, num_labels=labels,
+        **({"position_buckets": 4} if family == "Deberta" else {}) | {"n_layers": 3} | sizes,
     )  # fmt: skip
     model = getattr(ml, family)(config, rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
@@ -174,7 +173,7 @@ def test_trained_tokens_are_rows_that_the_table_does_not_have(family, labels, ma
     np.testing.assert_allclose(got, wanted[..., : got.shape[-1]], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"z_steps": 2, "conv_kernel_size": 0}])
+@pytest.mark.parametrize("sizes", [{}, {"z_steps": 2, "conv_kernel_size": 0, "n_layers": 2}])
 def test_a_block_gets_nothing_of_trained_tokens_but_its_own(sizes):
     """Not what the table has at their places, nor what came of those of the block before."""
     model = encoder("Deberta", labels=2, **sizes)
@@ -186,10 +185,24 @@ def test_a_block_gets_nothing_of_trained_tokens_but_its_own(sizes):
         E = methods.trained_by(model, "default")
         model.blocks[0].attn.o.W.data[...] = 0.0  # so the others see nothing of the first
         before = said(model)
-        E["drop.E"].data[...] += 1.0
+        shake([E["drop.E"]], 1)  # a norm would not see a constant
         assert same_bytes(said(model), before)
-        E["blocks.1.E"].data[...] += 1.0
+        shake([E["blocks.1.E"]], 1)
         assert not same_bytes(said(model), before)
+
+
+@pytest.mark.parametrize("odd", ["a row", "a shape", "a mask", "ids"])
+def test_beside_trained_tokens_what_is_given_is_refused_as_without_them(numpy_only, odd):
+    given = {"a row": (IDS, [[1] * 6, [0] * 6]), "a shape": (IDS, [1] * 6),
+             "a mask": (IDS, MASK - 1.0), "ids": (IDS[0], None)}[odd]  # fmt: skip
+    model, says = encoder("Roberta"), []
+    for tokens in (0, 2):
+        if tokens:
+            make("preembed", lp=tokens).apply(model, rng=0)
+        with pytest.raises(ValueError) as told:
+            model(given[0], given[1])
+        says.append(str(told.value))
+    assert says[0] == says[1]
 
 
 def test_padding_of_id_0_is_no_trained_token():

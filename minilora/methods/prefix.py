@@ -22,6 +22,7 @@ from .. import ops
 from ..backend import asarray, normal
 from ..backend.choices import telling, told
 from ..checks import whole
+from ..models.inputs import checked
 from ..nn import Module, Parameter
 from ..tensor import Tensor
 from .applied import Method, wide
@@ -107,18 +108,16 @@ class Around(Layout):
     """Around an encoder's `encode`: the same, and what it says of the given tokens."""
 
     def forward(self, inner: Any, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        ids, beside = np.asarray(ids), [x for x in (mask, types) if x is not None]
-        if ids.ndim != 2 or any(np.shape(x) != ids.shape for x in beside):
-            return inner(ids, mask, types)  # type: ignore[no-any-return]  # which says what is wrong
+        model = inner.__self__
+        ids, mask, types = checked(type(model).__name__, model.config, ids, mask, types)
         batch, n = ids.shape
-        ends = np.full(batch, n) if mask is None else n - np.argmax(np.asarray(mask)[:, ::-1], 1)
+        ends = np.full(batch, n) if mask is None else n - np.argmax(mask[:, ::-1], 1)
         places, which = self.places(inner, ids, ends)
-        no_padding = int(getattr(inner.__self__.config, "padding_id", 1) == 0)
-        mask, types = (
-            x if x is None else among(np.asarray(x), places, which, other)
-            for x, other in ((mask, True), (types, 0))
+        no_padding = int(getattr(model.config, "padding_id", 1) == 0)
+        ids, mask, types = (
+            x if x is None else among(x, places, which, other)
+            for x, other in ((ids, no_padding), (mask, True), (types, 0))
         )
-        ids = among(ids, places, which, no_padding)
         with telling(trained=which):
             return picked(inner(ids, mask, types), places)
 
@@ -173,13 +172,11 @@ class Before(Trained):
     """Around a block: what came of the trained tokens so far is replaced."""
 
     def forward(self, inner: Any, *given: Any, **how: Any) -> Tensor:
-        out: Tensor = inner(*(self.placed(x) if _rows(x) else x for x in given), **how)
+        def own(x: Any) -> Any:  # of what has a vector for each token: (batch, tokens, d)
+            return self.placed(x) if isinstance(x, Tensor) and len(x.shape) == 3 else x
+
+        out: Tensor = inner(*map(own, given), **{name: own(x) for name, x in how.items()})
         return out
-
-
-def _rows(x: Any) -> bool:
-    """Whether it holds a vector of each token: (batch, tokens, d)."""
-    return isinstance(x, Tensor) and len(x.shape) == 3
 
 
 @dataclass(frozen=True)
