@@ -194,12 +194,22 @@ class DebertaConfig(EncoderConfig):
             raise ValueError(
                 f"{who}: conv_kernel_size {self.conv_kernel_size} is even: an odd one has a middle"
             )
-        most = self.max_relative_positions or self.n_positions
+        most = self.most
         if self.position_buckets and not 1 < self.position_buckets < 2 * (most - 1):
             raise ValueError(
                 f"{who}: position_buckets {self.position_buckets} is not from 2 to "
                 f"{2 * most - 3}, for distances up to {most - 1}: 0 tells each of them apart"
             )
+
+    @property
+    def most(self) -> int:
+        """All distances are less, each way."""
+        return self.max_relative_positions or self.n_positions
+
+    @property
+    def span(self) -> int:
+        """Rows of the table of distances, each way."""
+        return self.position_buckets or self.most
 
 
 SHAPES: dict[str, ModelConfig] = {  # Radford et al. 2019; Brown et al. 2020, table 2.1

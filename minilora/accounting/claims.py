@@ -43,13 +43,6 @@ def _body(c: Any) -> int:
     return sizes.total(c) - int(c.d_model**2 + 3 * c.d_model + c.vocab_size)
 
 
-def _deberta(c: Any) -> int:
-    """Tables of words and distances, their norms, the convolution and its norm, the blocks."""
-    d = c.d_model
-    tables = (c.vocab_size + 2 * c.position_buckets + 7) * d
-    return int(tables + c.conv_kernel_size * d * d + c.n_layers * sizes.block(c))
-
-
 def _nothing(c: Any) -> int:
     return 0
 
@@ -66,7 +59,6 @@ def _biases(*more: str, per_block: int = 11, outside: int = 0) -> Chosen:
     return Chosen(names, lambda c: (per_block * c.n_layers + outside) * c.d_model)
 
 
-GPT3 = SHAPES["gpt3-175b"]
 UNTIED = Both(Full(), Chosen((), _nothing, ((12288, 50257, False),)))  # a head beside the table
 BODY = ("tok", "pos", "types", "ln_e", "blocks")  # of an encoder
 BASE, LARGE = "roberta-base", "roberta-large"
@@ -79,59 +71,19 @@ def _head(d: int, classes: int) -> Chosen:
     return Chosen((), _nothing, ((d, d, True), (d, classes, True)))
 
 
-FULL3 = Row(
-    "§4.2",
-    "full: weights and Adam's moments, all float16",
-    GPT3,
-    UNTIED,
-    175_221_817_344 * 6,
-    "1.2",
-    "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter",
-    10**12,
-    6,
-)
-WEIGHTS3 = Row(
-    "§4.2",
-    "LoRA: the frozen weights in float16, and nothing else",
-    GPT3,
-    UNTIED,
-    350_443_634_688,
-    "350",
-    "",
-    10**9,
-    2,
-)
-LORA3 = Row(
-    "§4.2",
-    "LoRA's file, r 4 on q, v, in float16",
-    GPT3,
-    _lora(4, "q", "v"),
-    37_748_736,
-    "35",
-    "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20",
-    10**6,
-    2,
-)
-LORA1 = Row(
-    "§4.2",
-    "LoRA's file, r 1 on q, v, in float16",
-    GPT3,
-    _lora(1, "q", "v"),
-    9_437_184,
-    "35",
-    "r 1 is T4's 4.7 M",
-    10**6,
-    2,
-)
+FULL3 = Row("§4.2", "full: weights and Adam's moments, all float16", "gpt3-175b", UNTIED, 175_221_817_344 * 6, "1.2", "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter", 10**12, 6)  # fmt: skip
+WEIGHTS3 = Row("§4.2", "LoRA: the frozen weights in float16, and nothing else", "gpt3-175b", UNTIED, 350_443_634_688, "350", "", 10**9, 2)  # fmt: skip
+LORA3 = Row("§4.2", "LoRA's file, r 4 on q, v, in float16", "gpt3-175b", _lora(4, "q", "v"), 37_748_736, "35", "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20", 10**6, 2)  # fmt: skip
+LORA1 = Row("§4.2", "LoRA's file, r 1 on q, v, in float16", "gpt3-175b", _lora(1, "q", "v"), 9_437_184, "35", "r 1 is T4's 4.7 M", 10**6, 2)  # fmt: skip
 
 SIZES = (
     FULL3,
-    Row("§4.2", "full: and the gradients, all float16 (tried)", GPT3, UNTIED, 175_221_817_344 * 8, "1.2", FULL3.why, 10**12, 8),
-    Row("§4.2", "full: mixed precision, masters and moments float32 (tried)", GPT3, UNTIED, 175_221_817_344 * 16, "1.2", FULL3.why, 10**12, 16),
+    Row("§4.2", "full: and the gradients, all float16 (tried)", "gpt3-175b", UNTIED, 175_221_817_344 * 8, "1.2", FULL3.why, 10**12, 8),
+    Row("§4.2", "full: mixed precision, masters and moments float32 (tried)", "gpt3-175b", UNTIED, 175_221_817_344 * 16, "1.2", FULL3.why, 10**12, 16),
     WEIGHTS3,
     LORA3,
-    Row("fn. 4", "100 tasks, each a model of its own, float16", GPT3, UNTIED, 35_044_363_468_800, "35", "", 10**12, 200),
-    Row("fn. 4", "100 tasks, one model and 100 adapters (as large as one of r 400)", GPT3, Both(UNTIED, _lora(400, "q", "v")), 354_218_508_288, "354", "", 10**9, 2),
+    Row("fn. 4", "100 tasks, each a model of its own, float16", "gpt3-175b", UNTIED, 35_044_363_468_800, "35", "", 10**12, 200),
+    Row("fn. 4", "100 tasks, one model and 100 adapters (as large as one of r 400)", "gpt3-175b", Both(UNTIED, _lora(400, "q", "v")), 354_218_508_288, "354", "", 10**9, 2),
     Row("file", "LoRA r 8 and the head of 3 classes, float32", BASE, Both(_lora(8, "q", "v"), _head(768, 3)), 887_811 * 4, "3.4", "the head is in the file, and not in the 0.3 M", 10**6, 4),
     Row("file", "LoRA r 8 and the head of 3 classes, float32", LARGE, Both(_lora(8, "q", "v"), _head(1024, 3)), 1_839_107 * 4, "7.1", "7.02 in units of 2^20", 10**6, 4),
     Row("file", "LoRA r 16 and the head of 3 classes, float32", "deberta-v2-xxlarge", Both(_lora(16, "q", "v"), _head(1536, 3)), 7_084_035 * 4, "27.1", "27.02 in units of 2^20; with r 8 it would be 18.0", 10**6, 4),
@@ -167,7 +119,7 @@ ROWS = (
     Row("T2", "full, with pooler", LARGE, Chosen(BODY, _body, (POOLER_LARGE,)), 355_359_744, "355.0"),
     Row("T2", "full, without pooler (tried)", LARGE, Chosen(BODY, _body), 354_310_144, "355.0", "355.0 is the model's name"),
     Row("T2", "full, with its masked-LM head", LARGE, Full(), 355_412_057, "355.0"),
-    Row("T2", "full, without its head", "deberta-v2-xxlarge", Chosen(("tok", "ln_e", "blocks", "rel", "ln_r", "conv"), _deberta), 1_564_549_632, "1500.0"),
+    Row("T2", "full, without its head", "deberta-v2-xxlarge", Chosen(("tok", "ln_e", "blocks", "rel", "ln_r", "conv"), _body), 1_564_549_632, "1500.0"),
     Row("T2", "BitFit: the blocks, and the norm below", BASE, BITFIT_ROBERTA, 102_144, "0.1"),
     Row("T3", "full", "gpt2-medium", Full(), 354_823_168, "354.92", "354.82: a digit was probably mistyped"),
     Row("T3", "full", "gpt2-large", Full(), 774_030_080, "774.03"),
@@ -188,7 +140,7 @@ ROWS = (
     Row("T3", "PreLayer, l 17 (tried)", "gpt2-large", PreLayer(lp=17, li=0), 783_360, "0.77", "l is not stated: none fits"),
     Row("T4", "full, tied head", "gpt3-175b", Full(), 174_604_259_328, "175,255.8", PUBLIC),
     Row("T4", "full, a head of its own (tried)", "gpt3-175b", UNTIED, 175_221_817_344, "175,255.8", PUBLIC),
-    Row("T4", "full, a head of its own, 51,200 words (tried)", replace(GPT3, vocab_size=51200), Both(Full(), Chosen((), _nothing, ((12288, 51200, False),))), 175_244_992_512, "175,255.8", PUBLIC),
+    Row("T4", "full, a head of its own, 51,200 words (tried)", replace(SHAPES["gpt3-175b"], vocab_size=51200), Both(Full(), Chosen((), _nothing, ((12288, 51200, False),))), 175_244_992_512, "175,255.8", PUBLIC),
     Row("T4", "BitFit: the blocks, 11 d each", "gpt3-175b", _biases(), 12_976_128, "14.2", "12 d each would match, and a block has 11"),
     Row("T4", "BitFit: and the last norm's (tried)", "gpt3-175b", BitFit(), 12_988_416, "14.2", "12 d each would match, and a block has 11"),
     Row("T4", "BitFit: and one gain, 12 d each (tried)", "gpt3-175b", _biases("blocks.*.ln1.g", per_block=12), 14_155_776, "14.2", "it matches, and a gain is no bias"),

@@ -25,8 +25,7 @@ def total(c: Any) -> int:
         rows += c.n_types + (c.padding_id + 1 if hasattr(c, "padding_id") else 0)
         more = d * d + d + (c.num_labels * (d + 1) if c.num_labels else 2 * d + c.vocab_size)
     if hasattr(c, "pos_att_type"):
-        span = c.position_buckets or c.max_relative_positions or c.n_positions
-        more += bool(c.pos_att_type) * (2 * span * d + c.norm_rel_ebd * 2 * d)
+        more += bool(c.pos_att_type) * (2 * c.span * d + c.norm_rel_ebd * 2 * d)
         more += bool(c.conv_kernel_size) * (c.conv_kernel_size * d * d + 3 * d)
     return int(rows * d + c.n_layers * block(c) + 2 * d + more)
 

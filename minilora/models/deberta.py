@@ -45,7 +45,7 @@ class Deberta(Encoder):
         super().__init__(c, rng=rng, dtype=dtype, recompute=recompute)
         self.rel = self.ln_r = None
         if c.pos_att_type:
-            self.rel = Embedding(2 * span(c), c.d_model, rng=rng, dtype=dtype)
+            self.rel = Embedding(2 * c.span, c.d_model, rng=rng, dtype=dtype)
             self.ln_r = LayerNorm(c.d_model, c.eps, dtype=dtype) if c.norm_rel_ebd else None
         self.conv = Conv(c, rng=rng, dtype=dtype) if c.conv_kernel_size else None
 
@@ -153,18 +153,13 @@ def along(x: Tensor, at: np.ndarray) -> Tensor:
     return ops.transpose(found, axes=(2, 0, 1)).reshape(batch, heads, n, n)
 
 
-def span(c: DebertaConfig) -> int:
-    """Rows of the table of distances, each way."""
-    return c.position_buckets or c.max_relative_positions or c.n_positions
-
-
 @functools.lru_cache(maxsize=4)  # every step of a training asks for the same
 def distances(n: int, c: DebertaConfig) -> np.ndarray:
     """δ(i, j): the row of the table for query i and key j, (n, n)."""
     away = np.arange(n)[:, None] - np.arange(n)
     if c.position_buckets:
-        away = bucket(away, c.position_buckets, c.max_relative_positions or c.n_positions)
-    at: np.ndarray = np.clip(away + span(c), 0, 2 * span(c) - 1)
+        away = bucket(away, c.position_buckets, c.most)
+    at: np.ndarray = np.clip(away + c.span, 0, 2 * c.span - 1)
     at.setflags(write=False)  # it is everybody's
     return at
 
