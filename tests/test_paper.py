@@ -115,6 +115,11 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
     ("line", "words"),
     [
         ("account gpt2 --method bitfit --lp 3", "--lp goes with preembed and prelayer"),
+        ("account gpt2 --method bitfit --r 8", "--r goes with lora and others, not with bitfit"),
+        ("account gpt2 --compare --targets q", "of its own: leave out --targets"),
+        ("account gpt2 --method lora --compare", "of its own: leave out --method"),
+        ("account --compare", "--compare goes with a shape"),
+        ("account --li 3", "--li goes with a shape"),
         ("reproduce", "reproduce needs to know what: counts"),
         ("reproduce all", "give counts"),
     ],

@@ -74,10 +74,15 @@ def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Count parameters, bytes and operations of a step: on the base, or of a named shape."""
+    asked = [name for name in (*inputs.USUAL, "lp", "li") if getattr(args, name) is not None]
+    vars(args).update({k: x for k, x in inputs.USUAL.items() if k not in asked})
     if args.shape:
-        return _plan(args, say)
-    if args.method != "lora" or args.policy != "float32":
+        return _plan(args, asked, say)
+    if args.method or args.policy != "float32":
         raise ValueError("--method and --policy go with a shape: account gpt2 --method full")
+    if args.compare or "lp" in asked or "li" in asked:
+        odd = "compare" if args.compare else asked[-1]
+        raise ValueError(f"--{odd} goes with a shape: account gpt2 --compare")
     result: dict[str, Any] = {}
     for name in ("full", "lora"):
         model = inputs.base(args).train()
@@ -98,7 +103,7 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
-def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+def _plan(args: argparse.Namespace, asked: list[str], say: Say) -> dict[str, Any]:
     """Of a shape that need not fit into any memory: nothing is computed but sizes."""
     if args.base_dtype:
         raise ValueError(f"account {args.shape}: give --policy 'half base' for --base-dtype")
@@ -110,15 +115,19 @@ def _plan(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         "tokens": args.window, "plain": args.plain, "device": args.backend.partition(":")[0],
     }  # fmt: skip
     if args.compare:
+        if odd := ["method"] * bool(args.method) + asked:
+            raise ValueError(f"--compare has methods and sizes of its own: leave out --{odd[0]}")
         return _compared(args.shape, how, say)
-    kind = methods.METHODS[args.method]
+    called = args.method or "lora"
+    kind = methods.METHODS[called]
     given = {"r": settings.r, "alpha": settings.alpha, "targets": settings.targets,
              "lp": args.lp, "li": args.li}  # fmt: skip
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    for name in ("lp", "li"):
-        if name not in known and given[name] is not None:
-            raise ValueError(f"--{name} goes with preembed and prelayer, not with {args.method}")
-    plan = accounting.plan(args.shape, method=args.method, **how, **{
+    for name in asked:
+        if name not in known:
+            fit = "preembed and prelayer" if name in ("lp", "li") else "lora and others"
+            raise ValueError(f"--{name} goes with {fit}, not with {called}")
+    plan = accounting.plan(args.shape, method=called, **how, **{
         name: value for name, value in given.items() if name in known and value is not None
     })  # fmt: skip
     say(str(plan))

@@ -16,6 +16,8 @@ from ..models import GPT2, load_base, load_model
 from ..models.pretrained import BASES
 from ..surgery import matching
 
+USUAL = {"r": 8, "alpha": 16.0, "targets": ("q", "v")}  # where the command line says nothing
+
 Say = Callable[[str], None]
 BATCH, WINDOW = 8, 128
 

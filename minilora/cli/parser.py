@@ -17,7 +17,7 @@ from ..accounting.plan import POLICIES
 from ..bench.engines import ENGINES, SHAPES
 from ..methods import METHODS
 from ..pretrain import STEPS
-from . import commands
+from . import commands, inputs
 from .exercises import DOES as EX
 from .exercises import exercises
 from .finetune import finetune
@@ -216,11 +216,10 @@ def _based(to: Parser) -> None:
 
 
 def _adapting(to: Parser) -> None:
-    to.add_argument("--r", type=whole(1), default=8, help="rank (8)")
-    to.add_argument("--alpha", type=above_0, default=16.0, help="ΔW = alpha / r · BA (16)")
-    to.add_argument(
-        "--targets", type=some_names, default="q,v", help="names or globs, by commas (q,v)"
-    )
+    to.add_argument("--r", type=whole(1), help="rank (8)")
+    to.add_argument("--alpha", type=above_0, help="ΔW = alpha / r · BA (16)")
+    to.add_argument("--targets", type=some_names, help="names or globs, by commas (q,v)")
+    to.set_defaults(**inputs.USUAL)
     to.add_argument("--batch", type=whole(1), help="sequences a step (8)")
     to.add_argument(
         "--window", type=whole(1), help="tokens a sequence (128, or as many as the base reads)"
@@ -298,7 +297,8 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "shape", nargs="?", **one_of(*accounting.SHAPES) | {"metavar": "shape"},
         help=f"instead of the base: {', '.join(accounting.SHAPES)}; batch 1, its longest window",
     )  # fmt: skip
-    sub.add_argument("--method", **one_of(*METHODS), default="lora", help="of a shape (lora)")
+    sub.set_defaults(**dict.fromkeys(inputs.USUAL))  # it asks whether they were given
+    sub.add_argument("--method", **one_of(*METHODS), help="of a shape (lora)")
     sub.add_argument("--lp", type=whole(0), help="trained tokens before the prompt (8)")
     sub.add_argument("--li", type=whole(0), help="trained tokens behind the prompt (0)")
     sub.add_argument(
