@@ -71,6 +71,16 @@ def numpy_only(backend):
 
 
 @pytest.fixture
+def one_thread_each(numpy_only):
+    """For a comparison with PyTorch: no library but NumPy on our side, and one thread on theirs."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -11,17 +11,8 @@ from minilora import lora, ops, optim
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("one_thread_each")]
 WITHIN = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread_each(numpy_only):
-    """No library but NumPy on our side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def equal(ours, theirs, within: float = WITHIN) -> None:

@@ -175,15 +175,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread_each(numpy_only):
-    """No library but NumPy on our side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     ("dtype", "padded"), [("float32", False), ("float32", True), ("float64", True)]
 )
