@@ -212,3 +212,11 @@ def test_padding_of_id_0_is_no_trained_token():
     for one in (model, other):
         make("preembed", lp=2).apply(one, rng=0)
     assert same_bytes(said(model), said(other))
+
+
+def test_two_do_not_put_tokens_beside_one_row():
+    model = encoder("Bert")
+    for name in ("one", "two"):
+        make("preembed").apply(model, name, rng=0)
+    with pytest.raises(ValueError, match="one and two each put tokens beside the prompt"):
+        methods.activate(model, "one", "two")
