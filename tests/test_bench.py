@@ -274,7 +274,7 @@ def nothing_measured(monkeypatch):
 def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_where_not(
     monkeypatch, capsys, nothing_measured
 ):
-    monkeypatch.setattr(engines, "NEEDS", {"torch": ("torch", "no_such_library")})
+    monkeypatch.setattr(engines, "NEEDS", {"torch": ("numpy", "no_such_library")})
     lines = []
     told = bench.bench(["tiny"], say=lines.append)
     without = [name for name in engines.ENGINES if name not in ("torch", "minilora half")]
