@@ -15,12 +15,18 @@ __version__ = "0.1.0"
 
 
 class _Package(ModuleType):
-    """`generate` and `gradcheck` are functions here, though modules of these names hold them."""
+    """Python sets each module as an attribute here when it has loaded it.
+
+    `generate` and `gradcheck` are functions here, though modules of these names hold them. Whoever
+    loads the ops loads their kernels too, which fill the ops' slots from above.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("generate", "gradcheck") and isinstance(value, ModuleType):
             value = getattr(value, name)
         super().__setattr__(name, value)
+        if name == "ops":
+            importlib.import_module(".kernels", __name__)
 
 
 def __getattr__(name: str) -> Any:

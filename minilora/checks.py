@@ -26,7 +26,7 @@ def whole(who: str, name: str, value: Any, least: int = 0, most: int | None = No
         if number >= least and (most is None or number <= most):
             return number
     span = f"from {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{who}: {name} must be a whole number {span}, not {told(value)}")
+    raise ValueError(f"{who}: {name} must be a whole number {span}, not {describe(value)}")
 
 
 def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
@@ -44,7 +44,7 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
         if closed.get(number, low < number < high):
             return number
     words = _WORDS.get(within, f"in {within}")
-    raise ValueError(f"{who}: {name} must be {words}, not {told(value)}")
+    raise ValueError(f"{who}: {name} must be {words}, not {describe(value)}")
 
 
 def choice(who: str, name: str, value: Any, known: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ def a(kind: str) -> str:
     return f"an {kind}" if kind[:1].lower() in tuple("aeiou") else f"a {kind}"
 
 
-def told(value: Any) -> str:
+def describe(value: Any) -> str:
     """A value as an error says it: on one line, short, and with its type where it is no number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
         kind, shown = type(value).__name__, reprlib.repr(value)

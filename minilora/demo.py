@@ -9,9 +9,10 @@ from typing import Any
 from . import accounting, data, lora
 from .generate import generate
 from .lora import LoRAConfig
-from .models import GPT2, load_base
-from .optim import AdamW, linear_schedule
-from .train import fit
+from .models.gpt2 import GPT2
+from .models.pretrained import load_base
+from .training.fit import fit
+from .training.optim import AdamW, linear_schedule
 
 TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 1e-2
 CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
@@ -40,7 +41,7 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
     history = fit(
         model, batches, optimizer, steps, max_grad_norm=1.0, held_out=checks, progress=say,
         schedule=linear_schedule(PEAK, steps, steps // 10), log_every=max(1, steps // 5),
-    )  # fmt: skip
+    )
     first, last = history.held_out[0][1], history.held_out[-1][1]
     say(f"held-out loss: {first:.3f} before, {last:.3f} after (nats a token)")
 
@@ -70,7 +71,7 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
         "full": full.as_dict(), "lora": ours.as_dict(), "verified": proof.as_dict(),
         "difference": proof.logits.difference, "bound": proof.logits.bound, "same_sample": same,
         "samples": {"before": before, "after": after},
-    }  # fmt: skip
+    }
 
 
 def _sample(model: GPT2, seed: int) -> str:

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Rng, asnumpy, generator
-from .checks import real, told, whole
+from .backend import Array, Rng, asnumpy, current, generator, xp
+from .checks import describe, real, whole
 from .models.cache import window
 from .models.gpt2 import GPT2
-from .surgery import evaluating, first_not_finite
-from .tensor import no_grad
+from .nn import Module, evaluating
+from .tensor import Tensor, no_grad
 
 
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """ids followed by `n_tokens` that the model wrote        ids: (tokens,) or (batch, tokens)
 
     temperature  0 takes the likeliest token; 1 samples from the model's own distribution
@@ -43,7 +43,7 @@ def generate(
         )
     if given.dtype.kind not in "iu":
         raise TypeError(
-            f"generate: ids must be integers, not {told(ids)}: "
+            f"generate: ids must be integers, not {describe(ids)}: "
             "model.tokenizer.encode(text) makes them of a text"
         )
     for i in out[(out < 0) | (out >= vocabulary)].tolist():
@@ -79,7 +79,7 @@ def generate(
 def sample(
     logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None,
     rng: np.random.Generator,
-) -> int:  # fmt: skip
+) -> int:
     """One token id from logits (vocabulary,). Nucleus sampling: Holtzman et al. 2020."""
     if temperature == 0:
         return int(logits.argmax())
@@ -91,3 +91,36 @@ def sample(
         order, p = order[:kept], p[:kept]
     at = np.searchsorted(np.cumsum(p), rng.random() * p.sum())
     return int(order[min(at, len(order) - 1)])
+
+
+def first_not_finite(model: Module, *inputs: Any) -> str:
+    """Where the numbers of model(*inputs) stop being finite; "" where all of them are.
+
+    "the parameter blocks.0.attn.q.W", the first that is not finite; else "the output of
+    blocks.0.mlp", of the first module to finish with such an output; the model's own comes last.
+    """
+
+    def finite(array: Array) -> bool:
+        return bool(current().read(xp.isfinite(array).all(), 1.0))
+
+    def watched(path: str, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            out = forward(*args, **kwargs)
+            if isinstance(out, Tensor) and not finite(out.data):
+                found.append(f"the output of {path or 'the model'}")
+            return out
+
+        return run
+
+    found = [f"the parameter {path}" for path, p in model.named_parameters() if not finite(p.data)]
+    held: list[tuple[dict[str, Any], Any]] = []
+    try:
+        for path, module in list(model.named_modules()):
+            held.append((vars(module), vars(module).get("forward")))
+            vars(module)["forward"] = watched(path, module.forward)
+        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+            model(*inputs)
+    finally:
+        for attributes, own in reversed(held):
+            attributes.pop("forward") if own is None else attributes.update(forward=own)
+    return found[0] if found else ""

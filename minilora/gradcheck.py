@@ -1,10 +1,14 @@
 """Finite differences: the test that every gradient has to pass, public so that readers use it."""
 from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
+
 import numpy as np
+
 from .backend import asarray, asnumpy
 from .tensor import Tensor, no_grad
+
 
 def gradcheck(
     f: Callable[..., Tensor], *arrays: Any, eps: float = 1e-5, tolerance: float = 1e-6, rng: int = 0

@@ -1,13 +1,19 @@
 """Modules: plain objects that hold parameters. No registration, no base `__init__`, no hooks."""
 from __future__ import annotations
+
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
+
 import numpy as np
-from . import checkpoint, display, ops
+
+from . import display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
 from .checks import real
+from .files import checkpoint
 from .tensor import Tensor
+
 
 class Parameter(Tensor):
     """A Tensor that a module owns; it is trained unless `requires_grad` is set to False."""
@@ -148,3 +154,20 @@ class Dropout(Module):
         return ops.dropout(x, self.rate, self.rng) if self.training and self.rate else x
     def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Inside, dropout is off in all of the model; afterwards each module is as it was."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def generators(model: Module) -> dict[str, np.random.Generator]:
+    """The generators that the model draws dropout from, by the path of their module."""
+    held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
+    return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import atomic, backend
+from . import backend
 from .data import BPE, Windows, load_text, sequential, split
+from .files import atomic
 from .generate import generate
-from .models import GPT2, GPT2Config
+from .models.gpt2 import GPT2, GPT2Config
 from .models.pretrained import save_model
-from .optim import AdamW, cosine_schedule
-from .train import History, evaluate, fit
+from .training.fit import History, evaluate, fit
+from .training.optim import AdamW, cosine_schedule
 
 CONFIG = GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5)
 STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
@@ -25,7 +26,7 @@ def pretrain(
     out: str | Path, *, steps: int = STEPS, seed: int = 0, config: GPT2Config = CONFIG,
     batch: int = BATCH, text: str | None = None, resume: bool = True,
     say: Callable[[str], Any] = print,
-) -> tuple[GPT2, History]:  # fmt: skip
+) -> tuple[GPT2, History]:
     """Train the base and write `out` (float16 .npz), with its log beside it (.log).
 
     Interrupted, it goes on from the checkpoint beside `out` (.run.npz), which it removes when done;
@@ -65,7 +66,7 @@ def pretrain(
         held_out=held_out[:4], eval_every=max(1, steps // 12), log_every=max(1, steps // 36),
         progress=tell, checkpoint=run, save_every=200, resume=resume,
         about={"text": text, "batch": batch, "--seed": seed},
-    )  # fmt: skip
+    )
     model.eval()
     final = evaluate(model, held_out)
     tell(

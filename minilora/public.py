@@ -4,15 +4,18 @@ from typing import TYPE_CHECKING
 
 from .backend import asnumpy, current, use, using, xp
 from .backend.threads import threads
-from .config import BertConfig, DebertaConfig, GPT2Config, RobertaConfig
 from .generate import generate
 from .gradcheck import gradcheck
 from .lora import LoRAConfig
-from .loss_scale import LossScale
-from .models import GPT2, Bert, Deberta, Roberta, load_base, load_model, save_model
-from .optim import SGD, Adam, AdamW
+from .models.bert import Bert, BertConfig
+from .models.deberta import Deberta, DebertaConfig
+from .models.gpt2 import GPT2, GPT2Config
+from .models.pretrained import load_base, load_model, save_model
+from .models.roberta import Roberta, RobertaConfig
 from .tensor import Tensor, no_grad, op, plain
-from .train import History, evaluate, fit, train_step
+from .training.fit import History, evaluate, fit, train_step
+from .training.loss_scale import LossScale
+from .training.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:  # the package loads them when they are asked for
     from . import accounting, backend, data, kernels, lora, methods, nn, ops, optim
@@ -23,4 +26,4 @@ __all__ = [
     "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck", "kernels",
     "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim", "plain",
     "save_model", "threads", "train_step", "use", "using", "xp",
-]  # fmt: skip
+]

@@ -7,15 +7,17 @@ arrays that those rules close over are the only activations that stay alive. A f
 rule, so what only its rule would have needed is freed at once: that is where LoRA saves memory.
 """
 from __future__ import annotations
+
 import functools
 import heapq
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import compress, count, zip_longest
 from typing import Any
+
 from . import display
 from .backend import Array, asarray, asnumpy, current, xp
-from .backend.choices import kernel_of, no_grad, own, plain, recording, stand_in
+from .backend.settings import kernel_of, no_grad, own, plain, recording, stand_in
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
 

@@ -25,14 +25,15 @@ import numpy as np
 from strategies import adapted, everything, gpt2, ids, same_bytes, shake
 
 import minilora as ml
-from minilora import checkpoint, data, lora
+from minilora import data, lora
+from minilora.files import checkpoint
 
 META = f"{checkpoint.META}.npy"
 ODD = [
     None, True, False, 0, -1, 1, 3, 10**7, 10**8, 2**63, -(2**31), 0.0, 0.5, -2.5, 1e308, "", "x",
     "q", "default", "gpt2", "model", "tok.W", [], [0], ["q"], [[0, 1]], {}, {"a": 1},
     [[[[]]]], "\u0000", "b" * 3000,
-]  # fmt: skip
+]
 
 
 # What is done to a file.
@@ -134,7 +135,7 @@ def numbers(whole: bytes, rng: random.Random) -> bytes:
         nasty.reshape(array.shape) if array.size else wide, np.asfortranarray(wide),
         np.zeros((*array.shape, 1)), np.float64(3.0), wide.astype("M8[s]"),
         np.zeros(2, [("a", "f4"), ("b", "i4")]),
-    ])  # fmt: skip
+    ])
     held[i] = held[i][0], npy(made)
     return put_together(held)
 
@@ -146,7 +147,7 @@ def headers(whole: bytes, rng: random.Random) -> bytes:
     name, old = held[i]
     body = old[10 + int.from_bytes(old[8:10], "little") :]
     shapes = ["()", "(1,)", "(10**9,)", "(1000000000000,)", "(-1,)", "(2, 3", "(0,)", "(2, 8)",
-              "(4294967296, 4294967296)", "(8, 2)", "[2]", "(2.0,)", "(True,)"]  # fmt: skip
+              "(4294967296, 4294967296)", "(8, 2)", "[2]", "(2.0,)", "(True,)"]
     kinds = ["'<f4'", "'<f8'", "'|O'", "'<f2'", "'<i8'", "'|u1'", "[('a', '<f4')]", "'<c8'"]
     order = rng.choice(["False", "True", "0"])
     text = f"{{'descr': {rng.choice(kinds)}, 'fortran_order': {order}, 'shape': "
@@ -170,7 +171,7 @@ def facts(whole: bytes, rng: random.Random) -> bytes:
             good[: rng.randrange(len(good))], "[" * 2000, "[]", "", "null", '"x"', "NaN",
             good[:-1] + ', "kind": "x"}', good.replace("1", "NaN"), good.replace("2", "1e999"),
             good.replace("1", "9" * 5000), "\ud800", good + " ", good[:-1] + ', "more": 1}',
-        ])  # fmt: skip
+        ])
     else:
         places = [(meta, key) for key in meta]
         for holder, key in places:
@@ -269,7 +270,7 @@ class Run(Reader):
     def make(self):
         self.fresh()
         ml.fit(self.model, self.batches, self.optimizer, 3, checkpoint=self.path, progress=False,
-               held_out=self.batches)  # fmt: skip
+               held_out=self.batches)
         self.fresh()
 
     def fresh(self):
@@ -282,7 +283,7 @@ class Run(Reader):
 
     def read(self):
         history = ml.fit(self.model, self.batches, self.optimizer, 3, checkpoint=self.path,
-                         progress=False, held_out=self.batches)  # fmt: skip
+                         progress=False, held_out=self.batches)
         arrays = self.model.state_dict() | self.optimizer.state_dict()
         return arrays, {"history": history}
 
@@ -379,7 +380,7 @@ def main() -> int:
                     reader.fresh()
             bad += counts["FAULT"]
             row = "".join(f"{counts[v]:>{w}}" for v, w in
-                          (("right", 8), ("other", 8), ("refused", 9), ("FAULT", 6)))  # fmt: skip
+                          (("right", 8), ("other", 8), ("refused", 9), ("FAULT", 6)))
             seconds = time.perf_counter() - began
             print(f"{kind.__name__:<10}{args.inputs:>8}{row}{seconds:>9.0f}", flush=True)
     return int(bad > 0)

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from minilora.exercises import book, classpage, grading, judging
+from minilora.exercises import book, classpage, grading
+from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
 SOON = Limits(seconds=1.0, whole=4.0, cpu=4, memory=1 << 30)
@@ -72,7 +73,7 @@ BODY = {  # of the function: the attack, then a wrong answer
     "nan": "return np.full(shape, np.nan)",
     "complex": "return np.full(shape, 1j)",
     "bool": "return np.full(shape, True)",
-}  # fmt: skip
+}
 FORGED = {  # the same, with the functions above
     "forged flood": "while True: _forge(_said(id=-1))",
     "forged drops": "while True:\n        time.sleep(0.1); _forge(_said(id=-1))",
@@ -95,7 +96,7 @@ FORGED = {  # the same, with the functions above
     "the hook's names": "for f in _frames():\n        f.f_globals.update(FORBIDDEN=(), WRITES=0,"
                         " READS=())\n    exec(open(PATH).read().partition('### CHECKS')[0], d := {})\n"
                         "    return d['unbroadcast'](g, shape)",
-}  # fmt: skip
+}
 ABOVE = {  # at the end of a file whose answers are wrong
     "the exercise": "exec(open(PATH).read().partition('### CHECKS')[0])",
     "the exercise, in place": "import os\nfd = os.open(os.path.dirname(PATH), os.O_RDONLY)\n"
@@ -129,12 +130,12 @@ ABOVE = {  # at the end of a file whose answers are wrong
     "from outside": "import hypothesis",
     "loops above": "while True: pass",
     "leaves above": "import os; os._exit(0)",
-}  # fmt: skip
+}
 TEXT = {
     "empty": b"", "no text": b"\xff\xfe\x00", "zeros": b"\0" * 100, "no Python": b"def (",
     "nested": b"x = " + b"(" * 5000 + b")" * 5000, "minus": b"x = " + b"-" * 200_000 + b"1",
     "long": b"x = 1" + b" + 1" * 100_000,
-}  # fmt: skip
+}
 NAMES = (
     "Zoë Ångström",
     "=HYPERLINK(1)",
@@ -172,7 +173,7 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
         if isinstance(n, ast.Import) or (isinstance(n, ast.FunctionDef) and not n.decorator_list)
         or (isinstance(n, ast.ImportFrom) and not n.level
             and n.module not in ("hypothesis", "minilora"))  # neither is a student's
-    ]  # fmt: skip
+    ]
     above = "\n\n".join(map(ast.unparse, helpers))
     for function, known in zip(banks[0].value.keys, banks[0].value.values) if banks else ():
         for mistake, how in zip(known.keys, known.values) if isinstance(known, ast.Dict) else ():
@@ -262,7 +263,7 @@ def main() -> None:
     now = os.times()
     cpu_s = now.children_user + now.children_system - cpu.children_user - cpu.children_system
     print(f"{len(planted)} students, {files} results, {len(wrongly)} other than planted; "
-          f"{took:.0f} s with {args.jobs} jobs, {cpu_s:.0f} s of the processor")  # fmt: skip
+          f"{took:.0f} s with {args.jobs} jobs, {cpu_s:.0f} s of the processor")
     raise SystemExit(bool(wrongly))
 
 

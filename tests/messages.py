@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import data, lora, nn, ops, optim
+from minilora import data, lora, nn, ops
+from minilora.training import optim
 
 PYTHON = {
     # what a layer, a model, an op is given
@@ -135,7 +136,7 @@ def given() -> dict[str, Any]:
         "wrong_shape": wrong_shape, "frozen": lambda model: model.requires_grad_(False),
         "batches": data.Windows(np.arange(200) % 20, 2, 6),
         "optimizer": optim.AdamW(model.trainable_parameters(), lr=1e-3),
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

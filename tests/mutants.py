@@ -40,7 +40,7 @@ OPERATORS = {  # what is written, and what is written instead
     ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "*"),
     ast.Pow: ("**", "*"), ast.MatMult: ("@", "*"), ast.BitOr: ("|", "&"), ast.BitAnd: ("&", "|"),
     ast.BitXor: ("^", "|"), ast.LShift: ("<<", ">>"), ast.RShift: (">>", "<<"),
-}  # fmt: skip
+}
 
 
 # The mistakes.
@@ -233,7 +233,7 @@ def passed(tree: Path, files: Iterable[str] = (), seconds: float = 3600, **varia
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *files], cwd=tree, env=os.environ | variables,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             return process.wait(seconds) == 0
         except subprocess.TimeoutExpired:

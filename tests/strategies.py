@@ -13,7 +13,7 @@ from minilora import lora
 from minilora.backend import threads
 from minilora.models.families import FAMILIES as MODELS
 from minilora.models.families import build
-from minilora.surgery import generators
+from minilora.nn import generators
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -43,7 +43,7 @@ DEBERTAS = [  # every setting of DeBERTa's own, each way
     {"pos_att_type": (), "position_biased_input": True, "conv_kernel_size": 0,
      "norm_rel_ebd": False},
     {"position_buckets": 4, "max_relative_positions": 8, "n_layers": 1},
-]  # fmt: skip
+]
 
 
 def made(family: str, seed: int = 0, dtype: str = "float64", **sizes):
@@ -186,7 +186,7 @@ def _methods_of(model):
     """What is applied to the model, and who counts where."""
     held, state = vars(model), vars(model).get("methods")
     wrapped = [(at, list(m.parts.items()), m.active) for at, m in model.named_modules()
-               if hasattr(m, "parts")]  # fmt: skip
+               if hasattr(m, "parts")]
     kept = state and [
         (x, dict(value) if isinstance(value, dict) else value) for x, value in vars(state).items()
     ]
@@ -205,7 +205,7 @@ def everything(model, optimizer) -> tuple:
         [(p.requires_grad, ml.asnumpy(p.data).tobytes())
          for held in (copies or {}).values() for p in held.values()],
         optimizer.t, {n: a.tobytes() for n, a in optimizer.state_dict().items()},
-    )  # fmt: skip
+    )
 
 
 def layers(model) -> dict[str, lora.LoRALayer]:

@@ -126,7 +126,7 @@ var(axis=None, dtype=None, out=None, ddof=0, keepdims=False)
 view(dtype=None, type=None)
 """
 ATTRIBUTES = {"T", "base", "dtype", "flags", "itemsize", "mT", "nbytes", "ndim", "shape", "size",
-              "strides"}  # fmt: skip
+              "strides"}
 
 
 def _words(text):
@@ -162,7 +162,7 @@ TYPES = _words(
 )
 SHAPES = {"shape", "newshape", "axis", "axes", "axis1", "axis2", "start", "stop", "reps"}
 LISTS = {"tup", "shape", "newshape", "axis", "axes", "reps", "obj", "source", "destination",
-         "repeats", "indices_or_sections"}  # fmt: skip
+         "repeats", "indices_or_sections"}
 TAKES_HOST = {"array", "asarray"}
 Scalar = bool | int | float | complex
 
@@ -299,7 +299,7 @@ def _elementwise(name):
     owner, _, last = name.rpartition(".")
     if owner == "ndarray":
         return last.startswith("__") and last.strip("_") not in ("getitem", "setitem", "matmul",
-                                                                 "rmatmul")  # fmt: skip
+                                                                 "rmatmul")
     return name in ("where", "cupyx.scipy.special.erf") or (name in UFUNCS and name != "matmul")
 
 
@@ -382,7 +382,7 @@ def _bare(x, name):
 def _narrow_scalars(name, args):
     """A NumPy float64 times a float32 array is float64, for NumPy and CuPy alike: refuse it."""
     widths = [x._host.dtype.itemsize for x in args
-              if isinstance(x, StrictArray) and x._host.dtype.kind == "f"]  # fmt: skip
+              if isinstance(x, StrictArray) and x._host.dtype.kind == "f"]
     for x in args:
         if (
             isinstance(x, np.generic)
@@ -520,7 +520,7 @@ class StrictArray:
 
     def __contains__(self, x):
         raise NotPortable("`in` on a device array: CuPy has no __contains__, it would compare one "
-                          "number after the other and wait for each")  # fmt: skip
+                          "number after the other and wait for each")
 
     # What NumPy asks of an array that is not its own.
     def __array__(self, *args, **kwargs):
@@ -627,7 +627,7 @@ class StrictArray:
         for part in parts:
             if isinstance(part, np.ndarray):
                 raise NotPortable(f"cupy.ndarray.{name}: mixes a NumPy array as an index with a "
-                                  "device array: backend.asarray it first")  # fmt: skip
+                                  "device array: backend.asarray it first")
             if isinstance(part, list):
                 LOG.copied("to device", f"a list as an index, {len(part)} entries")
                 part = StrictArray(np.array(part))
@@ -658,7 +658,7 @@ def _is_plain(part):
     """A slice between integers, the most common index."""
     return type(part) is slice and not isinstance(part.start, StrictArray) and not isinstance(
         part.stop, StrictArray
-    )  # fmt: skip
+    )
 
 
 def _rounded(nbytes):

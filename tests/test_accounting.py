@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from strategies import FAMILIES, families, family, gpt2, ids, made
 
 import minilora as ml
-from minilora import accounting, lora, nn, ops, optim
+from minilora import accounting, lora, nn, ops
 from minilora.accounting import SHAPES, plan
 from minilora.accounting.plan import OPTIMIZERS, POLICIES
 from minilora.accounting.step import nbytes, observe, random_ids
 from minilora.backend import threads, using
-from minilora.backend.choices import plain
-from minilora.models import build
+from minilora.backend.settings import plain
 from minilora.models.families import FAMILIES as MODELS
-from minilora.surgery import generators
+from minilora.models.families import build
+from minilora.nn import generators
+from minilora.training import optim
 
 NAMES = ("q", "k", "v", "o", "up", "down")
 MOST, OTHER = 1 / 100, 130_000  # how far a peak may be off: Python and NumPy's iterators hold some
@@ -58,7 +59,7 @@ once = pytest.mark.usefixtures("numpy_only")  # what runs on shapes alone brings
 @given(
     st.integers(1, 30), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3),
     st.integers(1, 3), st.integers(0, 9),
-)  # fmt: skip
+)
 def test_the_parameters_of_a_gpt2_in_closed_form(v, n, heads, width, layers, d_ff):
     d = heads * width
     f = d_ff or 4 * d
@@ -72,7 +73,7 @@ def test_the_parameters_of_a_gpt2_in_closed_form(v, n, heads, width, layers, d_f
 @given(
     st.integers(1, 4), st.sets(st.sampled_from(NAMES), min_size=1),
     st.sampled_from(["none", "lora", "all"]), st.integers(1, 3),
-)  # fmt: skip
+)
 def test_what_lora_trains_is_r_times_d_plus_k_a_layer(r, targets, bias, layers):
     model = gpt2(n_layers=layers)  # d_model 8, d_ff 32
     before = accounting.count(model).total
@@ -109,7 +110,7 @@ def test_the_ledger_of_any_model_however_trained(data):
         "n_layers": draw(st.integers(1, 3)), "n_heads": heads, "d_model": heads * 4,
         "d_ff": draw(st.sampled_from([0, 6])), "vocab_size": draw(st.integers(5, 40)),
         "n_positions": 40, "dropout": draw(st.sampled_from([0.0, 0.2])),
-    }  # fmt: skip
+    }
     family = draw(families)
     if family != "gpt2":
         sizes["num_labels"] = draw(st.sampled_from([0, 3]))
@@ -120,7 +121,7 @@ def test_the_ledger_of_any_model_however_trained(data):
             targets=sorted(draw(st.sets(st.sampled_from(NAMES), min_size=1))),
             dropout=draw(st.sampled_from([0.0, 0.3])),
             bias=draw(st.sampled_from(["none", "lora", "all"])),
-        )  # fmt: skip
+        )
         lora.attach(model, config, rng=0)
     elif draw(st.booleans()):
         held = dict(model.named_parameters())
@@ -441,7 +442,7 @@ SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_h
     [("bert-base", 108_891_648, 109_514_298), ("roberta-base", 124_055_040, 124_697_433),
      ("roberta-large", 354_310_144, 355_412_057),
      ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
-)  # fmt: skip
+)
 @once
 def test_the_counts_of_encoders(shape, encoder, whole):
     """Without a pooler, and with the head that fills masks in."""
@@ -463,14 +464,14 @@ def test_the_counts_of_the_paper(shape):
     assert one.count.frozen == total
     assert one.checkpoint == 4 * one.count.trainable
     exact = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,
-             "gpt2-xl": 1_557_611_200, "gpt3-175b": 174_604_259_328}  # fmt: skip
+             "gpt2-xl": 1_557_611_200, "gpt3-175b": 174_604_259_328}
     assert total == exact[shape]
 
 
 @given(
     st.integers(1, 3), st.integers(1, 16), st.integers(1, 3), st.sampled_from([1, 2, 4]),
     st.integers(1, 8), st.integers(1, 3), st.sets(st.sampled_from(NAMES[:4]), min_size=1),
-)  # fmt: skip
+)
 @once
 def test_the_products_of_a_step_in_closed_form(batch, n, layers, heads, width, r, targets):
     d, v = heads * width, 30
@@ -583,7 +584,7 @@ def test_what_is_stored_in_half_precision():
     c = SHAPES["gpt2"]
     tables, matrices = (c.vocab_size + c.n_positions) * c.d_model, 12 * 12 * c.d_model**2
     plans = {policy: plan("gpt2", policy=policy, tokens=32) for policy in
-             ("float32", "half base", "mixed")}  # fmt: skip
+             ("float32", "half base", "mixed")}
     total = plans["float32"].count.frozen
     frozen = {policy: p.bytes["frozen weights"] for policy, p in plans.items()}
     assert frozen["float32"] == 4 * total and frozen["mixed"] == 2 * total
@@ -612,7 +613,7 @@ def test_a_plan_prints_a_table_and_is_plain_data():
     ({"optimizer": "lion"}, "there are adamw"), ({"policy": "half"}, "float32, half base, mixed"),
     ({"device": "tpu"}, "numpy, cupy"), ({"method": "full", "policy": "half base"}, "frozen base"),
     ({"targets": ("w",)}, "no layer matches 'w'"), ({"tokens": 33}, "1 to 32"),
-])  # fmt: skip
+])
 @once
 def test_a_plan_says_what_it_does_not_know(how, told):
     before = ml.current()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minilora import atomic
-from minilora.atomic import check, writing
+from minilora.files import atomic
+from minilora.files.atomic import check, writing
 
 posix = pytest.mark.skipif(os.name != "posix", reason="it is about POSIX")
 
@@ -51,7 +51,7 @@ def test_what_is_written_is_there_afterwards_and_not_before(kept, given):
 
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), OSError("no number"),
-                                   OSError(errno.ENOENT, "another", "words.txt")])  # fmt: skip
+                                   OSError(errno.ENOENT, "another", "words.txt")])
 def test_what_is_raised_inside_leaves_all_as_it_was(kept, error, old):
     if not old:
         kept.unlink()
@@ -99,7 +99,7 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name_and_then_the_name(kept,
 
 FULL = """
 import resource, signal, sys
-from minilora.atomic import writing
+from minilora.files.atomic import writing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
@@ -171,7 +171,7 @@ def test_a_mode_is_kept_and_a_new_file_has_what_the_umask_leaves(tmp_path):
 
 HANGS = """
 import sys, time
-from minilora.atomic import writing
+from minilora.files.atomic import writing
 with writing(sys.argv[1]) as file:
     file.write(b"half of it")
     file.flush()

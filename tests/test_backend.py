@@ -16,7 +16,7 @@ from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds
 import minilora as ml
 from minilora import Tensor
 from minilora.backend import gpu, host, threads
-from minilora.backend.choices import has_kernel, is_plain
+from minilora.backend.settings import has_kernel, is_plain
 
 
 class Counting:

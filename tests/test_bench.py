@@ -18,6 +18,7 @@ from minilora.accounting import plan
 from minilora.bench import engines, ours, peers
 from minilora.bench import turns as bench
 from minilora.cli import commands
+from minilora.training.adam import adam
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -28,7 +29,7 @@ def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     names = ["minilora", "torch+peft", "autograd", "floor", "base forward", "merged forward"]
     names = [name for name in names if not engines.missing(name)]
     code = cli.main(["bench", "--json", "--shapes", "tiny", "--rounds", "2", "--no-whole",
-                     "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])  # fmt: skip
+                     "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])
     out, _ = capsys.readouterr()
     told = json.loads(out)
     assert code == 0 and set(told["tiny"]) == set(names) and not told["missing"]
@@ -153,7 +154,7 @@ def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
     small, ours_ = ml.GPT2Config(), engines.sizes("gpt2-small")
     assert (ours_.layers, ours_.d_model, ours_.heads) == (
         small.n_layers, small.d_model, small.n_heads,
-    )  # fmt: skip
+    )
 
 
 def square(tokens):
@@ -280,7 +281,7 @@ def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_wh
     without = [name for name in engines.ENGINES if name not in ("torch", "minilora half")]
     assert nothing_measured == [("tiny", without)] and list(told["missing"]) == [
         "minilora half", "torch",
-    ]  # fmt: skip
+    ]
     assert "torch is skipped: not installed: pip install no_such_library" in lines
     assert cli.main(["bench", "--shapes", "tiny", "--engines", "minilora,torch"]) == 2
     assert capsys.readouterr().err == (
@@ -385,7 +386,7 @@ def test_what_a_habit_swaps_in_is_what_runs(habits, monkeypatch):
 
 WRONG = {
     "an op": (ops, "gelu", lambda x, approximate: ops.relu(x)),
-    "an optimizer": (ml.optim.adam, "kernel", lambda p, g, *state, **how: p.__isub__(g)),
+    "an optimizer": (adam, "kernel", lambda p, g, *state, **how: p.__isub__(g)),
 }
 
 

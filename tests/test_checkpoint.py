@@ -1,4 +1,4 @@
-"""Files: all of it or nothing, the same bits back, and never a pickle (minilora.checkpoint)."""
+"""Files: all or nothing, the same bits back, and never a pickle (minilora.files.checkpoint)."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import normal, same_bytes, seeds
 
 import minilora as ml
-from minilora import checkpoint
+from minilora.files import checkpoint
 
 DTYPES = ["float16", "float32", "float64", "int64", "uint8", "bool"]
 texts = st.text(max_size=8)
@@ -372,7 +372,7 @@ def test_the_arrays_that_are_asked_for_are_all_there_are(file):
     for change, says in (
         ({"more": (1,)}, r"missing \['more'\], unexpected \[\] \(1 and 0"),
         ({"W": (3, 2)}, r"W is \(2, 3\), not \(3, 2\)"), ({}, "n holds int64, not floats"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=rf"a\.npz: .*{says}"):
             file.arrays(wanted | change)
     with pytest.raises(ValueError, match=r"missing \[\], unexpected \['b', 'n'\]"):
@@ -399,7 +399,7 @@ def test_facts_have_the_types_that_are_asked_for(file):
         ({"s": int}, r"its meta\.json has no 's': another version wrote it"),
         ({"r": float}, r"'r' of its meta\.json is 2, not a float"),
         ({"r": bool}, "not a bool"), ({"no": dict}, "is None, not a dict"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=rf"a\.npz: {says}" if "its" in says else says):
             file.facts(**wanted)
     for held in ({}, None, [1]):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.checks import real, told, whole
+from minilora.checks import describe as told
+from minilora.checks import real, whole
 
 odd = st.sampled_from([None, True, False, "3", b"3", [3], (), {}, 3j, np.ones(2), np.True_])
 numbers = st.one_of(st.integers(-9, 9), st.floats(-9, 9), st.fractions(-9, 9))

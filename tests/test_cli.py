@@ -123,7 +123,7 @@ def test_an_interruption_says_what_is_true(capsys, monkeypatch):
 
 
 CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--lr 0.1",
-           "--checks 2", "--dtype float64", "--batch 3", "--window 8"]  # fmt: skip
+           "--checks 2", "--dtype float64", "--batch 3", "--window 8"]
 
 
 @once
@@ -209,7 +209,7 @@ def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
     kept, less = run(line, capsys), run(f"{line} --recompute --base-dtype float16", capsys)
     for name in ("activations", "peak"):
         assert all(less[m]["bytes"][name]["measured"] < kept[m]["bytes"][name]["measured"]
-                   for m in ("full", "lora"))  # fmt: skip
+                   for m in ("full", "lora"))
     frozen = [side["lora"]["bytes"]["frozen weights"]["measured"] for side in (kept, less)]
     assert 0.5 <= frozen[1] / frozen[0] < 0.51
 
@@ -221,7 +221,7 @@ def test_account_of_a_named_shape_is_its_plan(capsys):
     planned = accounting.plan(
         "gpt3-175b", r=4, alpha=16, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
         plain=True,
-    )  # fmt: skip
+    )
     assert told == planned.as_dict() and told["bytes"]["frozen weights"] > 300e9
     assert cli.main(["account", "gpt2", "--method", "full", "--window", "8"]) == 0
     assert "gpt2: full, 1 × 8 tokens" in capsys.readouterr().out
@@ -297,7 +297,7 @@ def test_options_before_the_command_are_those_behind_it(capsys, backend):
     written = [run(line, capsys) for line in (
         "--seed 3 generate --tokens 8", "generate --tokens 8 --seed 3", "generate --tokens 8",
         "--seed 4 generate --tokens 8 --seed 3",
-    )]  # fmt: skip
+    )]
     assert written[0] == written[1] == written[3] != written[2]
     assert not backend.plain
 
@@ -312,14 +312,14 @@ def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
     monkeypatch.setattr(commands, "generate", generate)
     encode = ml.load_base().tokenizer.encode
     run("generate --prompt 'To be,\\nor not' --tokens 3 --temperature 0.5 --top-k 4 --top-p 0.6 "
-        "--seed 7 --no-cache", capsys)  # fmt: skip
+        "--seed 7 --no-cache", capsys)
     run("generate", capsys)
     assert told == [
         {"ids": encode("To be,\nor not").tolist(), "tokens": 3, "temperature": 0.5, "top_k": 4,
          "top_p": 0.6, "rng": 7, "cache": False},
         {"ids": encode("\n").tolist(), "tokens": 100, "temperature": 0.8, "top_k": None,
          "top_p": 0.95, "rng": 0, "cache": True},
-    ]  # fmt: skip
+    ]
 
 
 @once
@@ -327,7 +327,7 @@ def test_a_base_is_stored_as_it_is_asked_for(shelf, monkeypatch):
     monkeypatch.chdir(shelf)
     stored = []
     monkeypatch.setattr(commands, "generate", lambda model, ids, *_, **__: stored.append(
-        str(model.blocks[0].attn.q.base.W.data.dtype)) or ids)  # fmt: skip
+        str(model.blocks[0].attn.q.base.W.data.dtype)) or ids)
     for option in ([], ["--base-dtype", "float16"]):
         with warnings.catch_warnings(action="ignore"):
             assert cli.main(["generate", "--adapter", "half.npz", *option]) == 0
@@ -360,7 +360,7 @@ def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
 
 COMMANDS = [*parser.parser()[1]]
 NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
-          "ex": ["status"], "reproduce": ["counts"]}  # fmt: skip
+          "ex": ["status"], "reproduce": ["counts"]}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -394,7 +394,7 @@ FREE = {
     "--only",
 }  # any words will do
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity", "--give-up", "--compare", "--markdown"}  # fmt: skip
+         "--parity", "--give-up", "--compare", "--markdown"}
 
 
 @once
@@ -598,7 +598,7 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
     ("generate --adapter half.npz", "half.npz was trained over this base in half precision: give "),
     ("generate --adapter fox.npz --base plain.npz", "plain.npz already holds fox.npz: use it "),
     ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "attach: ΔW of blocks.0.attn.q ha"),
-])  # fmt: skip
+])
 def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)
     with warnings.catch_warnings():
@@ -616,7 +616,7 @@ ERRORS = {
     "disk full": OSError("disk full"), "no way": OSError(5, "No way"),
     "z": OverflowError("z"), "deep": RecursionError("deep"),
     "end": EOFError("end"), "no cupy": ImportError("no cupy"), "nan": FloatingPointError("nan"),
-}  # fmt: skip
+}
 
 
 @once
@@ -647,7 +647,7 @@ def test_nobody_reads_on_and_it_ends_quietly():
     process = subprocess.Popen(
         [sys.executable, "-m", "minilora", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(ml.__file__).parent.parent)},
-    )  # fmt: skip
+    )
     process.stdout.close()
     with process.stderr:
         told = process.stderr.read()
@@ -728,7 +728,7 @@ def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch)
             raise InterruptedError
         told = re.findall(r"step +(\d+)/(\d+) .* lr (\S+) ", shown)
         assert told == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
-                        for i in range(log_every, steps + 1, log_every)]  # fmt: skip
+                        for i in range(log_every, steps + 1, log_every)]
         assert optimizer.weight_decay == 0
         return ml.fit(model, batches, optimizer, 3, schedule=schedule, log_every=1, **how)
 
@@ -740,7 +740,7 @@ def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch)
 
     def words(text):
         return {re.sub(r"-?\d[\d,.e:-]*|\s+", " ", line).strip() for line in text.splitlines()
-                if not line.strip().startswith(("step", "(furthest"))}  # fmt: skip
+                if not line.strip().startswith(("step", "(furthest"))}
 
     assert {line for line in lines if line.startswith("LoRA, r")} <= {*shown.splitlines()}
     assert words(shown) <= words("\n".join(lines))

@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
-from minilora.config import OURS, SHAPES, GPT2Config, LoRAConfig
+from minilora.config import OURS
+from minilora.lora.config import LoRAConfig
+from minilora.models.families import SHAPES
+from minilora.models.gpt2 import GPT2Config
 
 KINDS = [GPT2Config, LoRAConfig]
 SIZES = ["vocab_size", "n_positions", "d_model", "n_layers", "n_heads"]
@@ -33,7 +36,7 @@ configs = st.one_of(
         rank_pattern=st.dictionaries(names, st.integers(1, 9), max_size=3),
         alpha_pattern=st.dictionaries(names, alphas, max_size=3),
     ),
-)  # fmt: skip
+)
 
 
 @given(configs)
@@ -43,7 +46,7 @@ def test_a_config_survives_all_that_is_done_to_one(config):
         copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)),
         dataclasses.replace(config), kind(*settings.values()), kind(**settings),
         kind(**json.loads(json.dumps(settings))),
-    ]  # fmt: skip
+    ]
     assert all(type(other) is kind and other == config for other in others)
     assert dataclasses.replace(config, dropout=0.25).dropout == 0.25
 
@@ -54,7 +57,7 @@ def test_numpy_numbers_become_numbers_that_json_knows(kind, number):
     given_ = {"dropout": number(0)}
     if kind is LoRAConfig:
         given_ |= {"r": whole(3), "alpha": number(5), "rank_pattern": {"q": whole(2)},
-                   "alpha_pattern": {"q": number(7)}}  # fmt: skip
+                   "alpha_pattern": {"q": number(7)}}
     else:
         given_ |= {name: whole(4) for name in [*SIZES, "d_ff"]}
     config = kind(**given_)
@@ -78,7 +81,7 @@ def test_the_defaults_are_gpt2_small_and_the_papers():
     assert {name: c.d_model // c.n_heads for name, c in SHAPES.items()} == {
         "gpt2": 64, "gpt2-medium": 64, "gpt2-large": 64, "gpt2-xl": 64, "gpt3-175b": 128,
         "bert-base": 64, "roberta-base": 64, "roberta-large": 64, "deberta-v2-xxlarge": 64,
-    }  # fmt: skip
+    }
 
 
 def refused(kind, name, value, words, error=ValueError):
@@ -92,7 +95,7 @@ def test_a_size_is_a_whole_number_from_1(bad):
         refused(GPT2Config, name, bad, rf"{name} must be a whole number from 1, not .*{bad}")
     refused(LoRAConfig, "r", bad, rf"r must be a whole number from 1, not .*{bad}")
     refused(LoRAConfig, "rank_pattern", {"k": 2, "q": bad},
-            rf"rank_pattern\['q'\] must be a whole number from 1, not .*{bad}")  # fmt: skip
+            rf"rank_pattern\['q'\] must be a whole number from 1, not .*{bad}")
     if bad != 0 or bad is False:
         refused(GPT2Config, "d_ff", bad, rf"d_ff must be a whole number from 0, not .*{bad}")
 

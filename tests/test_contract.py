@@ -49,7 +49,7 @@ def cublas():
     their arguments are checked like all others'."""
     names = ("CUBLAS_COMPUTE_32F", "CUBLAS_COMPUTE_32F_PEDANTIC", "CUBLAS_COMPUTE_32F_FAST_TF32",
              "CUBLAS_COMPUTE_64F", "CUBLAS_COMPUTE_64F_PEDANTIC", "CUBLAS_GEMM_DEFAULT",
-             "CUBLAS_GEMM_DEFAULT_TENSOR_OP")  # fmt: skip
+             "CUBLAS_GEMM_DEFAULT_TENSOR_OP")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vars(libs), "cublas", SimpleNamespace(**dict.fromkeys(names, 0)))
         yield
@@ -133,7 +133,7 @@ def test_the_stand_in_refuses_what_cupy_lacks_and_offers_what_it_has():
     assert [name for name in strict.LACKS if hasattr(cupy, name)] == []
     assert [name for name in strict.LACKS if not hasattr(np, name)] == []
     assert [name for name in strict.ATTRIBUTES | strict.TYPES - {"bool_"} if not (
-        hasattr(cupy.ndarray, name) or hasattr(cupy, name))] == []  # fmt: skip
+        hasattr(cupy.ndarray, name) or hasattr(cupy, name))] == []
     ours = {name for name in vars(strict.StrictArray) if name.startswith("__")}
     theirs = {name for name in dir(cupy.ndarray) if name.startswith("__")}
     assert ours - theirs <= {"__contains__", "__del__", "__getattr__", "__weakref__"}
@@ -228,7 +228,7 @@ def test_every_name_and_keyword_fits_its_signature(asked):
     lambda x: np.asarray(x), lambda x: cupy.exp(x, nonsense=1), lambda x: x.reshape(7, 7),
     lambda x: [1, 2][x[0, 0]], lambda x: cupy.clip(x, min=0),
     lambda x: x @ x, lambda x: cupy.matmul(x.T, x, out=x), lambda x: x[None] @ x[None, :2],
-])  # fmt: skip
+])
 def test_the_contract_sees_a_mistake(mistake):
     with pytest.raises((TypeError, AttributeError, ValueError)) as raised:
         mistake(over_nothing(Like("float32", (4, 3), (12, 4))))
@@ -269,7 +269,7 @@ def metered(backend, x):
     lambda b, x: b.describe(), lambda b, x: b.synchronize(), lambda b, x: b.enter(), metered,
     lambda b, x: b.read(x.sum(), 0.0), lambda b, x: b.finite(x.sum(), [x]),
     lambda b, x: b.reserved(), lambda b, x: b.share(lambda at: x[at] + 1, 4, 12),
-])  # fmt: skip
+])
 def test_each_hook_of_the_backend_gets_as_far_as_the_device(hook):
     backend = object.__new__(gpu.CupyBackend)
     backend.module, backend._special, backend._kernels = cupy, special, {}

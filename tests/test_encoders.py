@@ -14,7 +14,7 @@ from minilora import ops
 from minilora.kernels import attention
 from minilora.models import deberta
 from minilora.models.families import FAMILIES as MODELS
-from minilora.models.families import build
+from minilora.models.families import SHAPES, build
 from minilora.ops import neural
 
 ENCODERS = ("bert", "roberta", "deberta")
@@ -25,7 +25,7 @@ KINDS = [
     ("bert", {"d_ff": 5}), ("roberta", {"n_heads": 4, "padding_id": 3}),
     *(("deberta", sizes) for sizes in DEBERTAS),
     ("deberta", {"z_steps": 2}), ("deberta", {"z_steps": 3, "conv_kernel_size": 0}),
-]  # fmt: skip
+]
 
 
 def said(model, at, mask=None, types=None) -> np.ndarray:
@@ -292,7 +292,7 @@ BAD = [
     ("mask", [[0.0, 0.0, -np.inf]] * 2, "mask has -inf: it is 1 where a token is real, 0"),
     ("mask", [[1, 2, 1]] * 2, "mask has 2: it is 1 where"),
     ("mask", [["1", "1", "0"]] * 2, "mask has 1: it is 1 where"),
-]  # fmt: skip
+]
 OF_TYPES = [
     ("bert", [0, 1, 0], "types is (3,): it must be (2, 3), as ids are"),
     (
@@ -346,7 +346,7 @@ PUBLISHED = {  # of each config.json: vocabulary, positions, d, layers, heads, d
 
 @pytest.mark.parametrize("shape", PUBLISHED)
 def test_the_settings_of_a_shape_are_those_that_are_published(numpy_only, shape):
-    c = ml.config.SHAPES[shape]
+    c = SHAPES[shape]
     told = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
     assert (*told, c.d_ff or 4 * c.d_model, c.eps, c.n_types) == PUBLISHED[shape]
     if "deberta" in shape:

@@ -8,7 +8,20 @@ import pytest
 from conftest import THOROUGH
 
 from minilora import cli
-from minilora.exercises import book, desk, dev, judging, kit, teach, telling, wire
+from minilora.exercises import (
+    book,
+    desk,
+    dev,
+    kit,
+    teach,
+    wire,
+)
+from minilora.exercises import (
+    judge as judging,
+)
+from minilora.exercises import (
+    report as telling,
+)
 from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -55,7 +68,7 @@ def test_an_exercise_that_is_not_as_it_must_be_is_told_so(monkeypatch):
     bad = replace(
         of, hints=of.hints[:2], given=of.given.replace("[5.0,", "[6.0,"),
         wrong={"unbroadcast": {"it is right": right, "a": lambda g, s: -g, "b": lambda g, s: -g}},
-    )  # fmt: skip
+    )
     found = "\n".join(dev.complaints(bad))
     assert "2 hints, not 3" in found and "3 known mistakes" in found
     assert "example is not true" in found and "a known mistake passes: it is right" in found
@@ -106,7 +119,7 @@ CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
          "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()", "Your own sum does"),
         (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped", "NameError"),
     ],
-)  # fmt: skip
+)
 def test_why_a_property_test_finds_nothing(body, words):
     verdict = judging.judge(book.exercise("09"), answer(body, "09"), limits=SOON)
     assert words in telling.verdict(verdict), telling.verdict(verdict)
@@ -154,7 +167,7 @@ def test_what_a_student_prints_is_shown_and_marks_can_be_ascii():
         ("return np.ones((2, 3)) @ np.ones((2, 3))", "as many columns"),
         ("def f(): g = g + 1\n    f()", "another name"),
     ],
-)  # fmt: skip
+)
 def test_what_python_says_has_a_remedy(body, words):
     said = told(body).splitlines()
     (at,) = (i for i, line in enumerate(said) if "your code raised" in line)
@@ -197,7 +210,7 @@ def test_what_crosses_the_wire_is_the_same_and_code_does_not_cross(tmp_path):
         None, True, 3, 2.5, "é", np.float32(1.5), np.arange(6.0).reshape(2, 3), np.array(3.0),
         [1, (2, "x")], {"a": np.ones(2, np.float16), 3: None}, np.dtype("float16"),
         np.random.default_rng(3),
-    ]  # fmt: skip
+    ]
     with open(tmp_path / "w", "wb") as out:
         wire.send(out, [*values, object(), np.array([object()])])
     with open(tmp_path / "w", "rb") as source:
@@ -259,7 +272,7 @@ def test_to_begin_again_changes_no_file_of_a_student(ex, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "kept", ["", "[]", '{"course": ["02"]}', '{"course": ["77"], "seed": 1, "progress": {}}',
              '{"course": ["02"], "seed": 1, "progress": {"02": {"odd": 1}}}'],
-)  # fmt: skip
+)
 def test_a_damaged_file_of_progress_is_named_and_costs_no_work(ex, tmp_path, kept):
     ex("init")
     (tmp_path / "exercises" / desk.KEPT).write_text(kept)
@@ -316,7 +329,7 @@ def test_every_known_mistake_has_its_message(ex):
         (["dev", "odd"], "takes one of"), (["dev", "new", "Bad"], "needs a number and a name"),
         (["chekc"], "chekc: did you mean check?"), (["zz"], "init or status"), ([], "to know what"),
     ],
-)  # fmt: skip
+)
 def test_what_is_odd_is_refused(ex, words, said):
     ex("init")
     assert said in ex(*words, code=2)

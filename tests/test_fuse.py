@@ -200,7 +200,7 @@ def call(run, kernel, args):
     run(ctypes.c_longlong(int(np.prod(full))), *(
         a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else kinds[p.ctype](a)
         for p, a in zip(kernel.made.in_params, passed)
-    ))  # fmt: skip
+    ))
     return passed
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from strategies import adapted, gpt2, ids, normal, seeds
 
 import minilora as ml
-from minilora import surgery
-from minilora.generate import sample
+from minilora.generate import first_not_finite, sample
+from minilora.nn import generators
 
 
 def logits(model, at) -> np.ndarray:
@@ -58,7 +58,7 @@ def slack(classes: int, n: int) -> float:
 @given(
     seeds, st.integers(1, 3), st.integers(1, 17), st.integers(1, 20), st.integers(1, 12),
     st.sampled_from([0.0, 1.0]), st.booleans(),
-)  # fmt: skip
+)
 def test_with_and_without_cache_the_tokens_are_the_same(
     seed, batch, given_tokens, n, window, temperature, with_lora
 ):
@@ -198,7 +198,7 @@ def test_huge_logits_and_masked_words_are_safe():
      ("temperature", "1"), ("top_k", 0), ("top_k", -3), ("top_k", 2.5), ("top_k", True),
      ("top_p", 0.0), ("top_p", 1.1), ("top_p", -1), ("top_p", math.nan), ("top_p", math.inf),
      ("n_tokens", -1), ("n_tokens", 1.0), ("n_tokens", True), ("n_tokens", None)],
-)  # fmt: skip
+)
 def test_arguments_that_make_no_sense_raise_before_the_model_runs(name, bad):
     model = gpt2()
     model.forward = None
@@ -250,7 +250,7 @@ PLACES = ["tok", "blocks.0.ln1", "blocks.1.attn.q", "blocks.1.mlp.down", "blocks
 def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed):
     names = [name for name, _ in gpt2().named_parameters()]
     model = gpt2(seed, dropout=0.4)
-    state = {name: g.bit_generator.state for name, g in surgery.generators(model).items()}
+    state = {name: g.bit_generator.state for name, g in generators(model).items()}
     for name in {names[seed % len(names)], names[-1]}:
         dict(model.named_parameters())[name].data.reshape(-1)[0] = bad
     with pytest.raises(FloatingPointError) as error:
@@ -264,7 +264,7 @@ def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed
         ml.generate(model, ids(), 3, cache=cache)
     assert f" in the output of {path or 'the model'}: load" in str(error.value)
     assert before == [dict(vars(m)) for _, m in model.named_modules()], "it is as it was"
-    assert all(state[n] == g.bit_generator.state for n, g in surgery.generators(model).items())
+    assert all(state[n] == g.bit_generator.state for n, g in generators(model).items())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -312,9 +312,9 @@ def test_looking_for_what_is_not_finite_changes_nothing():
     inner = model.one.forward
     model.one.forward = own = lambda x: inner(x)
     before = model.one.rng.bit_generator.state
-    assert surgery.first_not_finite(model, x) == ""
+    assert first_not_finite(model, x) == ""
     x.data[1] = math.inf
-    assert surgery.first_not_finite(model, x) == "the output of one"
+    assert first_not_finite(model, x) == "the output of one"
     assert seen == [(False, False)] * 2 and ml.tensor.recording() and model.one.training
     assert model.one.rng.bit_generator.state == before and model.one.forward is own
     assert [("forward" in vars(m)) for _, m in model.named_modules()] == [False, True, True, False]

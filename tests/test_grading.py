@@ -17,7 +17,8 @@ from pathlib import Path
 import klass
 import pytest
 
-from minilora.exercises import book, classpage, gradebook, grading, judging
+from minilora.exercises import book, classpage, gradebook, grading
+from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -95,7 +96,7 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("patched NumPy", "expected the gradient"), ("always equal", "expected the gradient"),
         ("ctypes", "calls ctypes"), ("zeros", "cannot read the file"), ("no text", "not UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_it_is_told_what_became_of_it(hostile, name, words):
     parts = hostile[0][name].results[0].parts
     assert any(words in line for part in parts for line in part.lines), parts
@@ -120,7 +121,7 @@ def test_a_file_that_is_none_is_told_so(tmp_path):
     assert states == {
         "one": "passed", "three": "passed", "two": "absent", "nothing": "absent",
         "large": "unreadable", "link": "unreadable", "folder": "unreadable", "pipe": "unreadable",
-    }  # fmt: skip
+    }
     assert graded.left_out == (".git", "loop", "readme.txt")
 
 
@@ -173,7 +174,7 @@ def test_a_run_that_was_interrupted_goes_on(small, tmp_path):
     key = grading._Store(tmp_path, 7, klass.SOON).key
     first, second = book.exercise("01"), book.exercise("02")
     others = {key(second, "x"), key(second, "y"), key(first, "x"),
-              grading._Store(tmp_path, 8, klass.SOON).key(second, "x")}  # fmt: skip
+              grading._Store(tmp_path, 8, klass.SOON).key(second, "x")}
     assert len(others) == 4
 
 

@@ -19,7 +19,7 @@ CORE = [  # what a reader has to hold in the head
     "models/transformer.py", "models/gpt2.py",
     *(f"ops/{x}.py" for x in ("__init__", "algebra", "neural", "shape")),
     *(f"lora/{x}.py" for x in ("__init__", "layers", "convert", "files")),
-]  # fmt: skip
+]
 LEVELS = [  # each room may import from those before it, and from its own
     {"checks", "atomic", "signals"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
     {"gradcheck", "checkpoint", "data"}, {"nn"},
@@ -28,7 +28,7 @@ LEVELS = [  # each room may import from those before it, and from its own
     {"loss_scale"}, {"run"}, {"train", "generate"}, {"accounting"},
     {"pretrain", "demo", "viz"}, {"bench", "site", "exercises"}, {"cli", "public"},
     {"__init__", "__main__"},
-]  # fmt: skip
+]
 SOURCES = [  # an installed package holds the chapters, too
     path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE / "tutorials"
 ]

@@ -25,10 +25,11 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import Tensor, kernels, ops, optim
+from minilora import Tensor, kernels, ops
 from minilora.backend import threads
 from minilora.kernels import TABLE
 from minilora.kernels.products import widened
+from minilora.training.adam import adam
 
 DTYPES = st.sampled_from(["float16", "float32", "float64"])
 
@@ -156,7 +157,7 @@ CASES = {
     ops.cross_entropy: cross_entropy,
     ops.attention: attention,
 }
-FUNCTIONS = {optim.adam}  # of arrays, no ops: they have tests of their own
+FUNCTIONS = {adam}  # of arrays, no ops: they have tests of their own
 cuts = st.fixed_dictionaries(
     {"piece": st.sampled_from([1, 7, 1 << 18]), "queries": st.sampled_from([1, 3, 64])}
 )
@@ -203,7 +204,7 @@ def test_every_entry_of_the_table_has_a_case():
     assert TABLE.keys() == CASES.keys() | FUNCTIONS
     assert all(plain.kernel is kernel for plain, kernel in TABLE.items())
     given = {f for f in ops.__dict__.values() if getattr(f, "kernel", None)}
-    assert given | {optim.adam} == TABLE.keys(), "what has a kernel is in the table"
+    assert given | {adam} == TABLE.keys(), "what has a kernel is in the table"
 
 
 @pytest.mark.parametrize("plain", TABLE, ids=lambda plain: plain.__name__)
@@ -313,14 +314,14 @@ def test_adams_kernel_is_its_formula(seed, shape, dtype, piece, t, kept):
     p, g, m, v = (normal(seed + i, *shape, dtype=dtype) for i in range(4))
     v, (b1, b2) = v * v, (0.9, 0.99)
     settings = {"betas": (b1, b2), "rate": 0.1 / (1 - b1**t), "spread": 1 / math.sqrt(1 - b2**t),
-                "eps": 1e-8, "kept": kept}  # fmt: skip
+                "eps": 1e-8, "kept": kept}
     runs = []
     for among in (1, 2, 3):
         with in_pieces(piece, among=among):
-            runs.append(step(optim.adam, [p, g, m, v], settings))
+            runs.append(step(adam, [p, g, m, v], settings))
     assert all(all(map(same_bytes, run, runs[0])) for run in runs)
     with ops.plain():
-        wanted = step(optim.adam, [p, g, m, v], settings)
+        wanted = step(adam, [p, g, m, v], settings)
     top = b1 * abs(m) + (1 - b1) * abs(g)
     root = settings["spread"] * np.sqrt(wanted[2].astype("float64")) + settings["eps"]
     sizes = abs(p) + settings["rate"] * top / root, top, wanted[2]
@@ -334,7 +335,7 @@ def test_adams_kernel_moves_what_does_not_lie_row_by_row_in_memory(turned):
         p, g, m = (turned(ml.backend.asarray(normal(i, 6, 4))) for i in range(3))
         v, p0 = m * m, p.copy()
         with ops.plain(plain), in_pieces(7):
-            optim.adam(p, g, m, v, betas=(0.9, 0.99), rate=0.1, spread=1.0, eps=1e-8, kept=1.0)
+            adam(p, g, m, v, betas=(0.9, 0.99), rate=0.1, spread=1.0, eps=1e-8, kept=1.0)
         assert (ml.asnumpy(p) != ml.asnumpy(p0)).all()
         return [ml.asnumpy(x) for x in (p, m, v)]
 
@@ -464,7 +465,7 @@ def test_a_half_meets_an_adapter_as_halves():
     needs, g = [True, False, False, True, True, False], normal(9, 6, 4, dtype="float16")
     fine = [a.astype("float32") * np.float32(1 + 1e-5) for a in (A, B)]
     runs = [fast(ops.lora_linear, [x, W, None, *ab, None], {"scale": 2.0}, g, needs)
-            for ab in ((A, B), fine)]  # fmt: skip
+            for ab in ((A, B), fine)]
     (value, grads), (other, others) = runs
     assert same_bytes(value, other) and all(map(same_bytes_or_none, grads, others))
 

@@ -35,7 +35,10 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import accounting, checkpoint, lora, nn, rounding, surgery
+from minilora import accounting, lora, nn, rounding
+from minilora.adapters.patterns import matches
+from minilora.adapters.places import swap
+from minilora.files import checkpoint
 from minilora.lora.layers import Adapter
 from minilora.tensor import Tensor
 
@@ -117,7 +120,7 @@ def test_what_is_trained_is_r_times_d_plus_k_a_layer(family, names, r, other, al
     config = ml.LoRAConfig(
         r=r, alpha=alpha, targets=names,
         rank_pattern={f"*{names[0]}": other}, alpha_pattern={names[0]: 9.0},
-    )  # fmt: skip
+    )
     sides = {at: sum(m.W.shape) for at, m in model.named_modules() if hasattr(m, "W")}
     paths = lora.attach(model, config, rng=0)
     sizes = [p.data.size for p in model.trainable_parameters().values()]
@@ -209,7 +212,7 @@ def test_attaching_forgets_gradients_of_before():
 
 FOUR = {name: ("q", "tok", *more) for name, *more in (
     ("one",), ("two", "up"), ("three", "up", "pos"), ("four", "pos"),
-)}  # fmt: skip
+)}
 orders = st.permutations(sorted(FOUR))  # of which any number is active
 
 
@@ -987,12 +990,12 @@ def test_half_storage_halves_the_books_and_stays_under_the_bound_of_rounding():
 @given(st.text("ab.*", max_size=6))
 def test_a_pattern_is_a_path_its_end_or_a_glob(path):
     assert (
-        surgery.matches(path, path)
-        and surgery.matches(f"x.{path}", path)
-        and surgery.matches(path, "*")
+        matches(path, path)
+        and matches(f"x.{path}", path)
+        and matches(path, "*")
     )
-    assert not surgery.matches(f"x{path}", f"{path}y")
-    assert surgery.matches("blocks.0.q", "q") and not surgery.matches("blocks.0.aq", "q")
+    assert not matches(f"x{path}", f"{path}y")
+    assert matches("blocks.0.q", "q") and not matches("blocks.0.aq", "q")
 
 
 @example("blocks.0.attn.q")
@@ -1000,7 +1003,7 @@ def test_a_pattern_is_a_path_its_end_or_a_glob(path):
 def test_swap_puts_a_module_at_its_path_and_nowhere_else(path):
     model, new = gpt2(), nn.Linear(8, 8, rng=0)
     before = dict(model.named_modules())
-    surgery.swap(model, {path: new})
+    swap(model, {path: new})
     after = dict(model.named_modules())
     assert after[path] is new and list(after) == list(before)
     assert {p for p in after if after[p] is not before[p]} == {path}
@@ -1174,7 +1177,7 @@ def test_an_adapter_can_be_trained_again_and_alone():
         assert model.adapters.active == (name,) and len(held) == trained[name]
         assert all(f".{name}." in f".{path}" or path.startswith("ln_f") for path in held)
         assert not any(p.requires_grad for other, copies in model.adapters.whole.items()
-                       if other != name for p in copies.values())  # fmt: skip
+                       if other != name for p in copies.values())
         assert not any(p.requires_grad for p in model.adapters.base.values())
         assert all(p.grad is None for p in model.parameters())
         before = bits(model)

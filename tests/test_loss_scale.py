@@ -12,7 +12,8 @@ from strict import LOG
 
 import minilora as ml
 from minilora import lora, ops
-from minilora.loss_scale import LEAST, MOST, LossScale
+from minilora.training.fit import lm_loss
+from minilora.training.loss_scale import LEAST, MOST, LossScale
 
 
 def values(model, optimizer) -> dict[str, np.ndarray]:
@@ -35,7 +36,7 @@ def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
     model, _ = adapted(seed, dtype, targets=("q", "v", "up"))
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     history = ml.fit(model, batches(seed), optimizer, steps, loss_scale=loss_scale,
-                     progress=settings.pop("progress", False), **settings)  # fmt: skip
+                     progress=settings.pop("progress", False), **settings)
     return history, values(model, optimizer)
 
 
@@ -44,7 +45,7 @@ def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
 def test_a_power_of_two_changes_no_bit(seed, dtype, power, patience):
     plain = run(dtype, seed=seed, max_grad_norm=0.5, accumulation_steps=2)
     scaled = run(dtype, seed=seed, max_grad_norm=0.5, accumulation_steps=2,
-                 loss_scale=LossScale(2.0**power, patience))  # fmt: skip
+                 loss_scale=LossScale(2.0**power, patience))
     assert plain[0].losses == scaled[0].losses and same(plain[1], scaled[1])
 
 
@@ -148,7 +149,7 @@ def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
 
     def loss(model, batch):
         calls.append(batch)
-        value = ml.train.lm_loss(model, batch)
+        value = lm_loss(model, batch)
         return value * (math.inf if len(calls) == 4 else 1.0)
 
     def finite_in_print(model, batch):  # the loss is fine, its gradient is not
@@ -157,7 +158,7 @@ def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
         return value
 
     scale = LossScale(4.0, patience=100)
-    plain = run(steps=1, loss=ml.train.lm_loss, accumulation_steps=3, loss_scale=LossScale(4.0))[1]
+    plain = run(steps=1, loss=lm_loss, accumulation_steps=3, loss_scale=LossScale(4.0))[1]
     spoilt = run(steps=2, loss=finite_in_print, accumulation_steps=3, loss_scale=scale)[1]
     assert same(plain, spoilt) and float(ml.asnumpy(scale.scale)) == 2.0
 
@@ -239,7 +240,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
 
 def test_a_loss_that_is_not_finite_and_gradients_that_never_are_raise():
     def nan(model, batch):
-        return ml.train.lm_loss(model, batch) * math.nan
+        return lm_loss(model, batch) * math.nan
 
     with pytest.raises(FloatingPointError, match="fit: step 0: the loss or a gradient is not"):
         run(loss=nan, loss_scale=LossScale())
@@ -287,7 +288,7 @@ def test_a_step_without_a_gradient_says_why_unless_it_overflowed(backend):
     "name, bad",
     [*(("scale", bad) for bad in (0.0, -1.0, math.inf, math.nan, 1e39, 1e-50, "8", None)),
      *(("patience", bad) for bad in (0, -1, 1.5, True, None))],
-)  # fmt: skip
+)
 def test_bad_settings_raise(name, bad):
     with pytest.raises(
         ValueError, match=rf"^LossScale: {name} must be .*, not .*{re.escape(str(bad))}"

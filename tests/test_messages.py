@@ -29,6 +29,6 @@ def test_a_mistake_in_python_is_told_in_a_sentence(typed):
     said = messages.said(typed)
     kind, _, words = said.partition(": ")
     assert kind in {"ValueError", "TypeError", "KeyError", "RuntimeError", "FloatingPointError",
-                    "AxisError"}  # fmt: skip
+                    "AxisError"}
     assert messages.PYTHON[typed] in words
     assert not FOREIGN.search(words) and "\n" not in words and len(words) < 330

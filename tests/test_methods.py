@@ -22,12 +22,13 @@ from strategies import (
     train,
     wide,
 )
-from test_surgery import PACKAGE, interrupted
+from test_transaction import PACKAGE, interrupted
 
 import minilora as ml
-from minilora import accounting, checkpoint, lora, methods
-from minilora.config import SHAPES
+from minilora import accounting, lora, methods
+from minilora.files import checkpoint
 from minilora.methods.adapters import Bottleneck
+from minilora.models.families import SHAPES
 from minilora.tensor import Tensor
 
 every = pytest.mark.parametrize("called", list(methods.METHODS))
@@ -63,7 +64,7 @@ def test_the_paper_s_methods_are_there():
     assert {
         "full", "fttop2", "bitfit", "adapter-h", "adapter-l", "adapter-p", "adapter-d",
         "preembed", "prelayer", "lora", "lora+preembed", "lora+prelayer",
-    } <= set(methods.METHODS)  # fmt: skip
+    } <= set(methods.METHODS)
 
 
 # What is trained, and what is not.
@@ -79,7 +80,7 @@ def test_what_is_trained_is_counted_by_the_formula(called, data):
         "d_model": heads * draw(st.integers(1, 5)), "n_heads": heads,
         "n_layers": draw(st.integers(1, 4)), "d_ff": draw(st.sampled_from([0, 3, 7])),
         "vocab_size": draw(st.integers(2, 9)), "n_positions": draw(st.integers(6, 9)),
-    }  # fmt: skip
+    }
     r, lp, li = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
     targets = draw(st.sampled_from([("q", "v"), ("k",), ("q", "k", "v", "o"), ("up", "down", "o")]))
     layers = draw(st.lists(st.integers(0, sizes["n_layers"] - 1), min_size=1, unique=True))
@@ -105,7 +106,7 @@ PAPER = [  # counts that the paper's tables print, in models of its sizes
     ("fttop2", {}, "gpt2-medium", 25_192_448), ("full", {}, "gpt2-large", 774_030_080),
     ("lora", {"r": 4}, "gpt2-medium", 393_216), ("prelayer", {"lp": 14}, "gpt2-medium", 344_064),
     ("preembed", {"lp": 256, "li": 8}, "gpt3-175b", 3_244_032),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("called, settings, shape, count", PAPER)
@@ -130,7 +131,7 @@ def test_training_writes_no_byte_of_the_base_and_remove_gives_it_back(called, dt
     assert methods.remove(model) is model
     assert snapshot(model) == before and vars(model) == own
     assert all(type(m).__module__.startswith("minilora.") and "methods" not in type(m).__module__
-               for _, m in model.named_modules())  # fmt: skip
+               for _, m in model.named_modules())
 
 
 @every

@@ -20,12 +20,12 @@ family = pytest.mark.parametrize("family", FAMILIES)
 def encoder(
     family: str, seed: int = 0, labels: int = 0, dtype: str = "float64", vocabulary: int = 11,
     **sizes,
-):  # fmt: skip
+):
     """A tiny one, all of it random."""
     config = getattr(ml, f"{family}Config")(
         vocab_size=vocabulary, n_positions=12, d_model=8, n_heads=2, d_ff=12, num_labels=labels,
         **({"position_buckets": 4} if family == "Deberta" else {}) | {"n_layers": 3} | sizes,
-    )  # fmt: skip
+    )
     model = getattr(ml, family)(config, rng=seed, dtype=dtype)
     shake(model.parameters(), seed, 0.2)
     return model
@@ -92,12 +92,12 @@ def test_what_is_trained_is_counted_by_the_formula(numpy_only, family, data):
         "d_model": 2 * some(st.integers(1, 4)), "n_heads": some(st.integers(1, 2)),
         "n_layers": some(st.integers(1, 3)), "d_ff": some(st.sampled_from([0, 3])),
         "num_labels": some(st.sampled_from([0, 3])), "n_types": some(st.integers(0, 2)),
-    }  # fmt: skip
+    }
     if family == "Roberta":
         sizes["padding_id"] = some(st.integers(0, 2))
     if family == "Deberta":
         sizes |= {name: some(flag) for name in
-                  ("share_att_key", "norm_rel_ebd", "position_biased_input")}  # fmt: skip
+                  ("share_att_key", "norm_rel_ebd", "position_biased_input")}
         sizes["pos_att_type"] = some(st.sampled_from([(), ("c2p",), ("c2p", "p2c")]))
         sizes["conv_kernel_size"] = some(st.sampled_from([0, 3]))
         buckets, most = some(st.sampled_from([(0, 0), (0, 12), (4, 12)]))
@@ -194,7 +194,7 @@ def test_a_block_gets_nothing_of_trained_tokens_but_its_own(sizes):
 @pytest.mark.parametrize("odd", ["a row", "a shape", "a mask", "ids"])
 def test_beside_trained_tokens_what_is_given_is_refused_as_without_them(numpy_only, odd):
     given = {"a row": (IDS, [[1] * 6, [0] * 6]), "a shape": (IDS, [1] * 6),
-             "a mask": (IDS, MASK - 1.0), "ids": (IDS[0], None)}[odd]  # fmt: skip
+             "a mask": (IDS, MASK - 1.0), "ids": (IDS[0], None)}[odd]
     model, says = encoder("Roberta"), []
     for tokens in (0, 2):
         if tokens:

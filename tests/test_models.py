@@ -21,10 +21,12 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import checkpoint, lora, ops, surgery
+from minilora import lora, ops
 from minilora.data import BPE, load_text, sequential, split
+from minilora.files import checkpoint
 from minilora.models.pretrained import base_path
 from minilora.models.transformer import MLP, Attention, Block
+from minilora.nn import generators
 
 SMALL = {"vocab_size": 5, "n_positions": 4, "d_model": 4, "n_layers": 1, "n_heads": 2}
 
@@ -179,7 +181,7 @@ def test_an_mlp_takes_the_gelu_that_it_was_told(approximate):
 
 def step(model, at, seed: int) -> dict[str, np.ndarray]:
     """Logits, loss and gradients; dropout is drawn anew from the same seed."""
-    for i, g in enumerate(surgery.generators(model).values()):
+    for i, g in enumerate(generators(model).values()):
         g.bit_generator.state = np.random.default_rng(seed + i).bit_generator.state
     model.requires_grad_()
     out = model(at)
@@ -251,7 +253,7 @@ def test_the_first_weights_follow_gpt2():
     for name, std in (
         ("tok.W", 0.02), ("blocks.3.attn.q.W", 0.02), ("blocks.3.mlp.up.W", 0.02),
         ("blocks.3.attn.o.W", 0.02 / 4), ("blocks.3.mlp.down.W", 0.02 / 4),  # 1 / √(2 · layers)
-    ):  # fmt: skip
+    ):
         assert abs(held[name].std() / std - 1) < 6 / np.sqrt(2 * held[name].size), name
     assert all(not a.any() for n, a in held.items() if n.endswith(".b"))
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import dtypes, gpt2, ids, normal, seeds, shake, sizes
 
 import minilora as ml
-from minilora import nn, surgery
+from minilora import nn
+from minilora.nn import evaluating
 
 NORM, LINEAR = ("g", "b"), ("W", "b")
 BLOCK = [
@@ -180,7 +181,7 @@ def test_evaluating_gives_each_module_its_own_mode_back_even_after_an_error():
     model.blocks[0].eval()
     modes = [m.training for _, m in model.named_modules()]
     assert len(set(modes)) == 2
-    with pytest.raises(ZeroDivisionError), surgery.evaluating(model):
+    with pytest.raises(ZeroDivisionError), evaluating(model):
         assert not any(m.training for _, m in model.named_modules())
         raise ZeroDivisionError
     assert modes == [m.training for _, m in model.named_modules()]

@@ -936,7 +936,7 @@ def test_a_mask_is_the_hash_that_it_says():
 @pytest.mark.parametrize("rows", [
     slice(1, 4), slice(0, 6), slice(5, 2), slice(None, None, 2),
     slice(None, None, -1), slice(4, None, -2), slice(-2, 0, -1),
-])  # fmt: skip
+])
 def test_rows_of_a_slice_get_their_gradient_and_no_other(rows):
     W, expected = normal(0, 6, 2), np.zeros((6, 2))
     expected[rows] = g = normal(1, *W[rows].shape)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from strategies import dtypes, gpt2, normal, seeds
 
 import minilora as ml
-from minilora import lora, nn, ops, optim
+from minilora import lora, nn, ops
+from minilora.training import optim
 
 KINDS = {
     "SGD": lambda p: optim.SGD(p, 0.1),
@@ -75,7 +76,7 @@ def close(held, expected) -> None:
 
 
 @given(seeds, st.floats(1e-4, 0.5), st.floats(0, 0.99), st.floats(0, 0.999),
-       st.sampled_from([1e-8, 1e-2]), st.integers(1, 6))  # fmt: skip
+       st.sampled_from([1e-8, 1e-2]), st.integers(1, 6))
 def test_adam_is_algorithm_1(seed, lr, b1, b2, eps, steps):
     held = parameters(seed)
     before, optimizer = values(held), optim.Adam(held, lr, (b1, b2), eps)
@@ -101,7 +102,7 @@ def test_adamw_decays_apart_from_adam_and_neither_biases_nor_norms(seed, lr, dec
         n: adam(before[n], [g[n] for g in grads], lr, (0.8, 0.9), 1e-3,
                 decay if n in ("x.W", "one") else 0.0)
         for n in held
-    }  # fmt: skip
+    }
     close(held, expected)
 
 
@@ -341,7 +342,7 @@ BAD_STATES = [
     ("t", "3", "numbers, not .*'3'"), ("x.W.v", np.full((3, 2), math.nan), "not finite"),
     ("x.W.v", np.full((3, 2), -math.inf), "not finite"), ("one.m", None, "numbers, not None"),
     ("x.W.m", np.full((3, 2), "a"), "numbers"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, bad, words", BAD_STATES)

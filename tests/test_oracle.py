@@ -7,7 +7,8 @@ import pytest
 from strategies import adapted, gpt2, ids, normal
 
 import minilora as ml
-from minilora import lora, ops, optim
+from minilora import lora, ops
+from minilora.training import optim
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -69,7 +70,7 @@ def sizes(seed: int) -> dict[str, int]:
         "n_heads": heads, "d_model": heads * int(rng.integers(2, 9)),
         "n_layers": int(rng.integers(1, 4)), "vocab_size": int(rng.integers(5, 80)),
         "n_positions": int(rng.integers(8, 150)), "d_ff": int(rng.choice([0, 11])),
-    }  # fmt: skip
+    }
 
 
 def batch(model, seed: int):
@@ -145,7 +146,7 @@ def test_optimizers_take_the_steps_of_pytorch(kind, seed):
         "Adam": lambda: (optim.Adam([p], **how), torch.optim.Adam([w], **how)),
         "SGD": lambda: (optim.SGD([p], 0.1), torch.optim.SGD([w], 0.1)),
         "momentum": lambda: (optim.SGD([p], 0.1, 0.9), torch.optim.SGD([w], 0.1, 0.9)),
-    }[kind]()  # fmt: skip
+    }[kind]()
     for step in range(20):
         g = normal(seed + step, 6, 4)
         p.grad, w.grad = g, torch.tensor(g)

@@ -8,14 +8,13 @@ from strategies import DEBERTAS, made, normal, seen
 
 import minilora as ml
 from minilora import ops
-from minilora.config import SHAPES
-from minilora.models import build
+from minilora.models.families import SHAPES, build
 
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 pytestmark = [  # what 5.0 warns of while it is imported
     pytest.mark.oracle, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-]  # fmt: skip
+]
 WITHIN = {
     "float32": 1e-5,
     "float64": 1e-6,  # DeBERTa's there takes the root of its scores' scale in float32
@@ -36,7 +35,7 @@ NAMES = [  # theirs -> ours, tried in this order
     (r"intermediate\.dense|mlp\.c_fc", "mlp.up"), (r"output\.dense|mlp\.c_proj", "mlp.down"),
     (r"output\.LayerNorm", "ln2"), (r"LayerNorm|layer_norm", "ln"), (r"ln_([12])", r"ln\1"),
     (r"(ln\w*)\.weight", r"\1.g"), (r"weight$", "W"), (r"bias$", "b"),
-]  # fmt: skip
+]
 
 
 def named(theirs: str) -> str:
@@ -127,23 +126,23 @@ def theirs_of(model, kind: str, **more):
     config = {
         "vocab_size": c.vocab_size, "attn_implementation": "eager",
         "num_labels": getattr(c, "num_labels", 0) or 2,
-    }  # fmt: skip
+    }
     if kind.startswith("GPT2"):
         made_of = hf.GPT2Config(
             **config, n_positions=c.n_positions, n_embd=c.d_model, n_layer=c.n_layers,
             n_head=c.n_heads, n_inner=c.d_ff or None, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+        )
         return getattr(hf, kind)(made_of)
     config |= {
         "hidden_size": c.d_model, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
         "intermediate_size": c.d_ff or 4 * c.d_model, "max_position_embeddings": c.n_positions,
         "type_vocab_size": c.n_types, "layer_norm_eps": c.eps, "pad_token_id": PAD,
-    }  # fmt: skip
+    }
     if kind.startswith("Roberta"):
         config |= {
             "pad_token_id": c.padding_id, "bos_token_id": 0, "eos_token_id": 2,
             "max_position_embeddings": c.n_positions + c.padding_id + 1,
-        }  # fmt: skip
+        }
     if kind.startswith("Deberta"):
         config |= {
             "relative_attention": bool(c.pos_att_type), "pos_att_type": list(c.pos_att_type),
@@ -152,7 +151,7 @@ def theirs_of(model, kind: str, **more):
             "norm_rel_ebd": "layer_norm" if c.norm_rel_ebd else "none",
             "position_biased_input": c.position_biased_input,
             "conv_kernel_size": c.conv_kernel_size, "conv_act": c.conv_act,
-        }  # fmt: skip
+        }
     name = "DebertaV2" if kind.startswith("Deberta") else kind.split("For")[0]
     return getattr(hf, kind)(getattr(hf, f"{name}Config")(**config))
 
@@ -197,7 +196,7 @@ def test_the_last_block_reads_again_as_often_as_theirs(sizes, steps):
             query, _ = encoder.layer[-1](
                 out.hidden_states[-2], encoder.get_attention_mask(mask), query_states=query,
                 relative_pos=encoder.get_rel_pos(x), rel_embeddings=encoder.get_rel_embedding(),
-            )  # fmt: skip
+            )
         out.hidden_states = (*out.hidden_states, query)
 
     theirs.deberta.encoder.register_forward_hook(again)
@@ -233,7 +232,7 @@ def test_buckets_are_theirs(size, most):
 @pytest.mark.parametrize("shape", ["bert-base", "roberta-base", "deberta-v2-xxlarge", "gpt2"])
 def test_a_model_of_the_published_size_has_their_names_and_shapes(shape):
     kind = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "gpt2": "GPT2LMHeadModel",
-            "deberta": "DebertaV2ForMaskedLM"}[shape.split("-")[0]]  # fmt: skip
+            "deberta": "DebertaV2ForMaskedLM"}[shape.split("-")[0]]
     with ml.using("shapes"), torch.device("meta"):
         model = build(SHAPES[shape], rng=0)
         theirs = theirs_of(model, kind)

@@ -9,12 +9,12 @@ from conftest import THOROUGH
 from minilora import accounting, cli, methods
 from minilora.accounting import claims
 from minilora.accounting.paper import Both, Chosen, status
-from minilora.config import SHAPES
+from minilora.models.families import SHAPES
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 ROWS = (*claims.ROWS, *claims.SIZES)
 TRIED = [i for i, row in enumerate(ROWS)  # of the largest, some: the command has all
-         if THOROUGH or row.config.d_model < 12288 or i % 12 == 0]  # fmt: skip
+         if THOROUGH or row.config.d_model < 12288 or i % 12 == 0]
 
 
 @pytest.mark.parametrize("i", TRIED)
@@ -47,14 +47,14 @@ def test_what_does_not_match_says_why_and_what_was_tried_does_not_count_as_the_p
         (1_250_000, "1.3", 10**6, "match"), (1_150_000, "1.2", 10**6, "match"),  # half goes up
         (23_002_848, "23.00", 10**6, "match"), (174_604_259_328, "175,255.8", 10**6, "mismatch"),
     ],
-)  # fmt: skip
+)
 def test_a_status_follows_from_what_is_printed(exact, printed, unit, wanted):
     assert status(exact, printed, unit) == wanted
 
 
 def test_what_is_trained_together_is_counted_once():
     small = dataclasses.replace(SHAPES["gpt2"], vocab_size=10, n_positions=4, d_model=8, n_layers=2,
-                                n_heads=2)  # fmt: skip
+                                n_heads=2)
     norms = Chosen(("blocks.*.ln1",), lambda c: 2 * c.d_model * c.n_layers)
     for method in (methods.AdapterH(r=3), methods.LoRA(r=2), methods.Full()):
         head = Chosen((), lambda c: 0, ((8, 3, True),))
@@ -95,9 +95,9 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
     monkeypatch.setattr(accounting, "COMPARED", [every[i] for i in (0, 2, 3, 6, 11)])
     assert cli.main([*line.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [*found] == [accounting.told(method) for method in accounting.COMPARED]
+    assert [*found] == [accounting.label(method) for method in accounting.COMPARED]
     for method in accounting.COMPARED:
-        one = found[accounting.told(method)]
+        one = found[accounting.label(method)]
         assert one["parameters"]["trainable"] == method.count(SHAPES["gpt2"])
         assert one["checkpoint"] == 4 * one["parameters"]["trainable"]
     assert found["full"]["bytes"]["peak"] == max(one["bytes"]["peak"] for one in found.values())

@@ -174,7 +174,7 @@ def test_on_a_device_only_its_own_engines_run(device):
     told = {name: engines.missing(name) for name in engines.ENGINES}
     assert {name for name, why in told.items() if why == "it runs on the host alone"} == {
         "torch+peft", "torch", "torch decode", "autograd", "floor", "floor in blocks",
-    }  # fmt: skip
+    }
     assert not told["minilora"] and not told["minilora half"]
 
 
@@ -250,7 +250,7 @@ def test_a_run_is_timed_in_milliseconds(monkeypatch):
 
 def test_a_worker_is_told_its_device():
     worker = bench.Worker("minilora", "tiny", 1, ("-c", "import sys; input(); print(sys.argv[4:])"),
-                          device="cupy:1")  # fmt: skip
+                          device="cupy:1")
     print("go", file=worker.process.stdin, flush=True)
     assert worker.process.stdout.readline().strip() == "['cupy:1']"
     worker.close()

@@ -31,8 +31,10 @@ from strategies import (
 )
 
 import minilora as ml
-from minilora import checkpoint, lora, nn, optim
+from minilora import lora, nn
+from minilora.files import checkpoint
 from minilora.tensor import Tensor
+from minilora.training import optim
 
 IDS = ids()
 few = settings(max_examples=10)
@@ -366,7 +368,7 @@ def test_row_18_the_scale_is_in_an_svd_combination_once(name, seed):
             np.testing.assert_allclose(
                 wide(layer.adapters["all"].delta()), wanted[at],
                 rtol=0, atol=1e-12 * np.abs(wanted[at]).max(),
-            )  # fmt: skip
+            )
 
 
 @given(families, seeds)
@@ -409,7 +411,7 @@ def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, family, seed, wh
         ("kind", "holds a model, not an adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
         ("empty", "damaged"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     ("family", "bare"), [("gpt2", False), *((name, name != "bert") for name in FAMILIES)]
 )

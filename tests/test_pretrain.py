@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora import checkpoint
+from minilora.files import checkpoint
 from minilora.pretrain import pretrain as train
 
 CONFIG = ml.GPT2Config(vocab_size=270, n_positions=8, d_model=8, n_layers=1, n_heads=2)
@@ -49,7 +49,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
     for told, other in {
         "--seed: 0 then, 1 now": {"seed": 1}, "batch: 2 then, 3 now": {"batch": 3},
         "steps: 6 then, 7 now": {"steps": 7}, "text: digest": {"text": TEXT + "a\n"},
-    }.items():  # fmt: skip
+    }.items():
         with pytest.raises(ValueError, match=rf"part\.run\.npz is a .* another run: .*{told}"):
             go(part, **other)
     assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == kept

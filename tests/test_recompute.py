@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from strategies import adapted, families, gpt2, ids, made, normal, same_bytes, seeds
 
 import minilora as ml
-from minilora import lora, nn, ops, surgery
-from minilora.backend.choices import is_plain, kernel_of
-from minilora.recompute import recomputed
+from minilora import lora, nn, ops
+from minilora.backend.settings import is_plain, kernel_of
+from minilora.models.recompute import recomputed
+from minilora.nn import generators
 from minilora.tensor import Node, op
 
 METHODS = {
@@ -35,7 +36,7 @@ def one_step(model, inputs, targets):
     loss = ops.cross_entropy(model(inputs), targets)
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
-    rngs = {name: rng.bit_generator.state for name, rng in surgery.generators(model).items()}
+    rngs = {name: rng.bit_generator.state for name, rng in generators(model).items()}
     return ml.asnumpy(loss), {n: g if g is None else ml.asnumpy(g) for n, g in grads.items()}, rngs
 
 

@@ -30,7 +30,8 @@ from strategies import (
 import minilora as ml
 from minilora import lora, nn, ops, rounding
 from minilora.backend import asarray
-from minilora.rounding import counted, weights
+from minilora.rounding import roundings as counted
+from minilora.rounding import weights
 
 DTYPES = ["float16", "float32", "float64"]
 LOW = {"float16": -24, "float32": -149, "float64": -1074}  # 2 to these is the smallest float
@@ -250,7 +251,7 @@ CASES = {
     "div": ((3, 4), (3, 4)), "exp": ((3, 4),), "log": ((3, 4),), "sqrt": ((3, 4),),
     "tanh": ((3, 4),), "sum": ((3, 4),), "mean": ((3, 4),), "matmul": ((2, 3, 9), (2, 9, 4)),
     "linear": ((3, 9), (4, 9), (4,)), "gelu": ((3, 4),),
-}  # fmt: skip
+}
 
 
 @few
@@ -261,7 +262,7 @@ def test_what_an_op_rounds_is_at_least_what_it_does_round(name, data, seed, plai
     assert CASES.keys() == counted.ROUNDINGS.keys()
     scales = [data.draw(st.sampled_from([0, 5, -75, -149])) for _ in CASES[name]]
     arrays = [(normal(seed + i, *shape) * 2.0**scale).astype("float32")
-              for i, (shape, scale) in enumerate(zip(CASES[name], scales))]  # fmt: skip
+              for i, (shape, scale) in enumerate(zip(CASES[name], scales))]
     if name in ("log", "sqrt", "div"):
         arrays[-1] = np.abs(arrays[-1]) + np.float32(2.0**-100)
     how = {"axis": data.draw(st.sampled_from([0, 1, None]))} if name in ("sum", "mean") else {}
@@ -288,7 +289,7 @@ def test_what_is_made_of_other_ops_is_what_it_stands_in_for():
             mine = wide(counted.COMPOSED["softmax"](ml.Tensor(asarray(z)), **how).data)
             assert np.abs(mine - wide(ops.softmax(asarray(z), **how).data)).max() < 1e-15
     cases = [("layer_norm", (x, gain, shift), {"eps": 0.1}),
-             ("lora_linear", (x, W, None, A, B), {"scale": 1.7})]  # fmt: skip
+             ("lora_linear", (x, W, None, A, B), {"scale": 1.7})]
     for name, arrays, how in cases:
         given = [None if a is None else ml.Tensor(asarray(a)) for a in arrays]
         mine, op = counted.COMPOSED[name], ml.tensor.OPS[name]
@@ -596,7 +597,7 @@ def test_what_cannot_be_verified_is_told():
 def test_the_model_is_as_it_was_after_an_interrupt(calls, monkeypatch):
     model, _ = adapted(dtype="float32", dropout=0.5, trainable="ln_f")
     held = {p: asarray(normal(0, *p.shape, dtype="float32"))
-            for p in model.trainable_parameters().values()}  # fmt: skip
+            for p in model.trainable_parameters().values()}
     for p, gradient in held.items():
         p.grad = gradient
     before = snapshot(model), {p: ml.asnumpy(g).tobytes() for p, g in held.items()}

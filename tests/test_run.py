@@ -11,7 +11,11 @@ from strategies import gpt2
 from test_train import assert_same, go, held, windows
 
 import minilora as ml
-from minilora import checkpoint, lora, ops, optim, run, surgery, train
+from minilora import lora, ops
+from minilora.files import checkpoint
+from minilora.nn import generators
+from minilora.training import fit as train
+from minilora.training import optim, run
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -30,12 +34,12 @@ class Job:
             "held_out": [windows(9)[0], windows(9)[1]], "accumulation_steps": 2,
             "loss_scale": ml.LossScale(2.0**9, 3), "about": {"text": "plays", "seed": 1},
             "save_every": 2, "progress": False,
-        }  # fmt: skip
+        }
         change(self)
 
     def fit(self, path, **how):
         return ml.fit(self.model, self.batches, self.optimizer, self.steps,
-                      checkpoint=path, **(self.how | how))  # fmt: skip
+                      checkpoint=path, **(self.how | how))
 
     def state(self) -> dict[str, np.ndarray]:
         """All that a run may change, bytes and flags."""
@@ -44,9 +48,9 @@ class Job:
             "t": self.optimizer.t, "lr": self.optimizer.lr,
             "flags": [(n, p.requires_grad, p.grad is None) for n, p in held.items()],
             "training": [m.training for _, m in self.model.named_modules()],
-            "draws": {n: g.bit_generator.state for n, g in surgery.generators(self.model).items()},
+            "draws": {n: g.bit_generator.state for n, g in generators(self.model).items()},
             "scale": scale and scale.state_dict(),
-        }  # fmt: skip
+        }
         arrays = self.model.state_dict() | self.optimizer.state_dict()
         return arrays | {name: np.array(repr(value)) for name, value in told.items()}
 
@@ -152,7 +156,7 @@ OTHERS = {  # what differs -> what is said of it
     r"0: nothing then, \(8,\) float32, trained now": in_a_list,
     "table of blocks.1: nothing then, digest .* now": table,
     "text: 'plays' then, 'kjv' now; seed: 1 then, nothing now": setting(about={"text": "kjv"}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +280,7 @@ def test_an_optimizers_list_in_another_order_is_another_run(tmp_path):
 
 
 plain = st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=99), st.booleans(),
-                  st.none())  # fmt: skip
+                  st.none())
 settings_of_all_kinds = st.recursive(
     plain,
     lambda x: st.lists(x, max_size=12) | st.dictionaries(st.text(max_size=4), x, max_size=4),
@@ -286,10 +290,10 @@ settings_of_all_kinds = st.recursive(
 
 @given(settings_of_all_kinds, settings_of_all_kinds)
 def test_settings_are_said_alike_where_they_are_alike(a, b):
-    said = run.told(a)
-    assert said == run.told(json.loads(json.dumps(a))) and len(said or "") < 9 * run.LONG
+    said = run.in_words(a)
+    assert said == run.in_words(json.loads(json.dumps(a))) and len(said or "") < 9 * run.LONG
     if isinstance(a, int | float | str) and isinstance(b, int | float | str) and a != b:
-        assert said != run.told(b)
+        assert said != run.in_words(b)
 
 
 @pytest.mark.parametrize("one, other", [
@@ -297,23 +301,24 @@ def test_settings_are_said_alike_where_they_are_alike(a, b):
     (np.zeros(2), np.array([0.0, 1e-300])), ([1, np.zeros(2)], [2, np.zeros(2)]),
     ({"a": 1}, {"b": 1}), ({"a", "b"}, {"a", "c"}), (0.1, 0.1 + 1e-16), ((1, 2), (2, 1)),
     (ml.Tensor(np.ones(2)), ml.Tensor(np.zeros(2))), ("x" * 99, "x" * 98),
-])  # fmt: skip
+])
 def test_what_differs_is_said_to_differ(one, other):
-    assert run.told(one) != run.told(other)
-    assert run.told(one) == run.told(one)
+    assert run.in_words(one) != run.in_words(other)
+    assert run.in_words(one) == run.in_words(one)
 
 
 def test_what_is_alike_is_said_alike_whatever_the_order_of_its_making():
-    assert run.told({0, 8}) == run.told({8, 0})
-    assert run.told([*range(99)]).startswith("digest ")
-    assert run.told([1.0, 2]) == run.told((1, 2.0)) == "(1, 2)"
+    assert run.in_words({0, 8}) == run.in_words({8, 0})
+    assert run.in_words([*range(99)]).startswith("digest ")
+    assert run.in_words([1.0, 2]) == run.in_words((1, 2.0)) == "(1, 2)"
 
 
 def test_what_is_no_setting_is_not_told():
     for value in (gpt2(), gpt2().tok.W, windows, object(), np.random.default_rng(0), {"a": gpt2()}):
-        assert run.told(value) is None
+        assert run.in_words(value) is None
     assert (
-        run.told(np.float32(0.5)) == run.told(0.5) == "0.5" and run.told(2.0) == run.told(2) == "2"
+        run.in_words(np.float32(0.5)) == run.in_words(0.5) == "0.5"
+        and run.in_words(2.0) == run.in_words(2) == "2"
     )
 
 
@@ -407,7 +412,7 @@ DAMAGES = {
     "half a state": lambda arrays, meta: meta["generators"]["drop"]["state"].pop("inc"),
     "no list of generators": fact("generators", []),
     "another kind of file": fact("kind", "model"),
-}  # fmt: skip
+}
 
 
 def write(path, arrays, meta) -> None:

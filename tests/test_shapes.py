@@ -18,10 +18,11 @@ from strategies import gpt2, ids
 
 import minilora as ml
 from minilora import backend as backends
-from minilora import lora, optim
+from minilora import lora
 from minilora.backend import asarray, xp
 from minilora.backend.fuse import fused
 from minilora.backend.shapes import Cost, Shapes
+from minilora.training import optim
 
 DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", "uint32", "bool"])
 SIDES = st.integers(0, 4)
@@ -201,7 +202,7 @@ ONE = {
     "repeat": lambda xp, x: xp.repeat(x[None], 3, axis=-1),
     "take": lambda xp, x: xp.take(x, xp.asarray(np.array([[0, 0]])), axis=0),
     "pair": lambda xp, x: [*x][-1],
-}  # fmt: skip
+}
 TWO = {
     "add": lambda xp, x, y: x + y,
     "subtract": lambda xp, x, y: x - y,
@@ -232,7 +233,7 @@ def test_a_function_of_one_array_is_alike(name, layout):
 
 @settings(max_examples=300)
 @given(st.sampled_from(sorted(TWO)), mutually_broadcastable_shapes(num_shapes=2, max_side=4),
-       st.data())  # fmt: skip
+       st.data())
 def test_a_function_of_two_arrays_is_alike(name, both, data):
     check(TWO[name], *(data.draw(layouts(shape)) for shape in both.input_shapes))
 
@@ -250,7 +251,7 @@ def test_every_function_of_one_array_has_results(name):
 
 @settings(max_examples=100)
 @given(mutually_broadcastable_shapes(signature="(n?,k),(k,m?)->(n?,m?)", max_dims=2, max_side=3),
-       st.booleans(), st.data())  # fmt: skip
+       st.booleans(), st.data())
 def test_a_product_of_matrices_is_alike(both, out, data):
     def product(xp, x, y):
         there = xp.zeros(both.result_shape, "float64") if out else None
@@ -277,7 +278,7 @@ def test_new_arrays_are_alike(shape, dtype):
         lambda xp: xp.full((), 3), lambda xp: xp.eye(shape[0], dtype=dtype),
         lambda xp: xp.arange(shape[0]), lambda xp: xp.arange(2, 9, 3, dtype="uint32"),
         lambda xp: xp.asarray([1.0, 2.0]), lambda xp: xp.asarray(3), lambda xp: xp.array(2.5),
-    ):  # fmt: skip
+    ):
         check(f)
 
 
@@ -288,7 +289,7 @@ def test_indexing_is_alike(data):
     part = st.one_of(
         st.integers(-1, 0), st.slices(3), st.just(...),
         st.lists(st.integers(-1, 0), min_size=1, max_size=3).map(np.array),
-    )  # fmt: skip
+    )
     key = tuple(data.draw(st.lists(part, max_size=3)))
     if sum(part is ... for part in key) < 2:
         check(lambda xp, x: x[tuple(xp.asarray(p) if np.ndim(p) else p for p in key)], layout)
@@ -339,7 +340,7 @@ def test_numbers_that_have_names(shapes):
     lambda x: float(x), lambda x: int(x), lambda x: bool(x), lambda x: complex(x),
     lambda x: x.item(), lambda x: x.tolist(), lambda x: ml.asnumpy(x), lambda x: np.asarray(x),
     lambda x: 1 in x, lambda x: [0][x], lambda x: x.tobytes(), lambda x: f"{x:.3f}",
-])  # fmt: skip
+])
 def test_there_are_no_numbers(shapes, f):
     with pytest.raises(TypeError, match=r"no numbers|unsupported format"):
         f(xp.zeros(3))
@@ -404,7 +405,7 @@ EXPRESSIONS = {
     "triu": lambda x, y: np.triu(x, 1),
     "softmax": lambda x, y: np.exp(x - x.max(-1, keepdims=True)) / x.sum(-1, keepdims=True),
     "erf": lambda x, y: backends.erf(x),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -581,7 +582,7 @@ def test_a_generator_draws_real_integers_and_no_other_numbers(seed):
         real = np.random.default_rng(seed)
         assert np.array_equal(rng.integers(9, size=5), real.integers(9, size=5))
         for x in (rng.standard_normal((2, 3)), rng.random((2, 3)), rng.normal(0, 1, (2, 3)),
-                  rng.uniform(-1, 1, (2, 3))):  # fmt: skip
+                  rng.uniform(-1, 1, (2, 3))):
             assert (x.shape, x.dtype, x.nbytes) == ((2, 3), np.float64, 48)
         assert type(backends.normal(rng, (3, 2), 0.1, "float16")) is type(x)
         assert backends.generator(rng).bit_generator is rng.bit_generator

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from minilora import signals
+from minilora.training import signals
 
 BOTH = signal.SIGINT, signal.SIGTERM
 

@@ -27,7 +27,8 @@ import pytest
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import contents, cover, folder, kept, names, publish
+from minilora.site import cache as kept
+from minilora.site import contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -53,8 +54,8 @@ FIRST = (
 import minilora as ml
 from minilora import ops, viz
 
-data = [1]  # fmt: skip
-# fmt: off
+data = [1]
+
 
 # %% [markdown]
 # ## A formula & its code
@@ -150,7 +151,7 @@ def test_a_header_is_read(tmp_path):
     ("The reader can then", "no line that begins '*The reader can then:*'"),
     ("Time", "no line that begins '*Time:*'"), ("Needs", "no line that begins '*"),
     ("Remember", "no line that begins '*Remember:*'"),
-])  # fmt: skip
+])
 def test_a_header_without_a_line_is_refused(line, told, tmp_path):
     path = tmp_path / "03_name.py"
     path.write_text(FIRST.replace(line, "# # 3. X" if line[0] == "#" else "Odd"), "utf-8")
@@ -224,7 +225,7 @@ def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
     "tutorials build -o": "--out needs a value",
     "tutorials serve -o full": "full holds no site: minilora tutorials build -o full makes it",
     "tutorials serve --port 65536": "--port 65536: give 65,535 or less",
-}.items())  # fmt: skip
+}.items())
 def test_a_mistake_is_told_before_any_work(line, told, tmp_path, monkeypatch, capsys):
     place = tmp_path / "chapters"
     place.mkdir()
@@ -269,7 +270,7 @@ def test_a_chapter_runs_as_a_script_and_where_it_fails_is_told(tmp_path, monkeyp
     assert cli.main(["tutorials", "run", "5"]) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"minilora: chapter 05 fails at .*05_name.py, line 13: ZeroDivisionError: "
-                        r"division by zero\n", err), err  # fmt: skip
+                        r"division by zero\n", err), err
 
 
 def test_a_site_is_served_on_this_machine(tmp_path):
@@ -279,7 +280,7 @@ def test_a_site_is_served_on_this_machine(tmp_path):
     line = [sys.executable, "-u", "-m", "minilora", "tutorials", "serve", "--port", "0", "-o", "."]
     paths = os.pathsep.join([str(contents.PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONPATH": paths}) as server:  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": paths}) as server:
         try:
             where = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
             with urllib.request.urlopen(where, timeout=10) as answer:
@@ -288,7 +289,7 @@ def test_a_site_is_served_on_this_machine(tmp_path):
             again = subprocess.run(
                 [*line[:6], "--port", taken, "-o", "."], cwd=tmp_path, capture_output=True,
                 text=True, env={**os.environ, "PYTHONPATH": paths}, check=False,
-            )  # fmt: skip
+            )
             assert again.stderr == f"minilora: --port {taken} is taken: give another\n"
         finally:
             server.kill()
@@ -309,7 +310,7 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
 
 @builds
 def test_an_error_without_a_line_of_its_own_is_told_at_its_cell():
-    from minilora.site import running
+    from minilora.site import execution as running
 
     chapter = SimpleNamespace(number="03", source="a = 1\n\nb = 2\n", path=Path("03_x.py"))
     error = SimpleNamespace(ename="KeyError", evalue="'x'")
@@ -451,7 +452,7 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
      "line 16: AssertionError: x is not 2"),
     ("import os\nos._exit(3)", "line 9: its process died"),
     ("while True:\n    pass", "line 9: a cell took more than 2 s"),
-])  # fmt: skip
+])
 def test_a_chapter_that_fails_is_told_and_the_old_site_stays(code, told, tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.site.cover._computed", lambda: pytest.fail("nobody needs it"))
     folder.write(tmp_path / "out", {"index.html": folder.MARK.encode()})
@@ -481,7 +482,7 @@ def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, 
     site.build(tmp_path / "out", lines.append, told)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
         "04 Two: ", "04 Two: kept"
-    ]  # fmt: skip
+    ]
     assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
     for formula in (r"\left( x", r"\foo{x}"):
         odd = SECOND.replace("# # 04. Two\n", f"# # 04. Two\n#\n# ${formula}$\n")
@@ -493,7 +494,7 @@ def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, 
 COVER = {
     "shape": [160, 160], "left": [0.5], "losses": [3.0], "before": 4.0, "after": 2.0, "steps": 1,
     "matrix": "q", "stronger": 2.0, "drawn": 40, "pictures": dict.fromkeys("WBsl", ""),
-}  # fmt: skip
+}
 
 
 # Names and prose.
@@ -519,7 +520,7 @@ def test_every_public_name_has_its_place():
         assert " ".join(names.parameters(told)) == told
     assert names.parameters("(a: dict[str, int] = {}, *, b) -> (x, y)") == [
         "(a: dict[str, int] = {},", "*,", "b) -> (x, y)"
-    ]  # fmt: skip
+    ]
     (history,) = (e for e in entries if e.anchor == "ml.History")
     assert names.parameters(history.signature)[0] == "(losses: list[float] = [],"
 
@@ -589,7 +590,7 @@ class Read(HTMLParser):
 
     def all(self, attribute, *tags):
         return [told[attribute] for tag, told in self.tags if attribute in told
-                and (tag in tags or not tags)]  # fmt: skip
+                and (tag in tags or not tags)]
 
 
 def test_every_link_and_anchor_leads_somewhere(built):
@@ -598,7 +599,7 @@ def test_every_link_and_anchor_leads_somewhere(built):
     search = (built / "search.js").read_text("utf-8")
     found = [address for _, _, address, _ in json.loads(search.removeprefix("SEARCH = "))]
     links = [(name, link) for name, page in pages.items()
-             for link in page.all("href") + page.all("src")]  # fmt: skip
+             for link in page.all("href") + page.all("src")]
     for name, link in [*links, *(("", address) for address in found)]:
         if link.startswith("http"):
             assert re.match(r"https://(arxiv\.org|github\.com)/", link), link
@@ -612,7 +613,7 @@ def test_every_link_and_anchor_leads_somewhere(built):
     reached = {link.partition("#")[0] for _, link in links}
     assert {path.relative_to(built).as_posix() for path in built.rglob("*.*")} <= reached | {
         "search.js", "index.html"
-    }  # fmt: skip
+    }
 
 
 def test_a_page_has_what_those_need_who_cannot_see_it(built):
@@ -702,9 +703,9 @@ def tab(chromium, built):
         made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
         made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
         made.on("requestfailed", lambda asked: asked.failure == "net::ERR_ABORTED"  # a page is left
-                or odd.append(f"no {asked.url}"))  # fmt: skip
+                or odd.append(f"no {asked.url}"))
         made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
-                or odd.append(f"{asked.url} is asked for"))  # fmt: skip
+                or odd.append(f"{asked.url} is asked for"))
         return made
 
     def opened(name="index.html", width=1280, scheme="light", **settings):
@@ -834,7 +835,7 @@ def test_the_list_of_names_shows_the_one_that_is_looked_at(tab):
         page.wait_for_function(
             "e => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom < 800",
             arg=link.element_handle(), timeout=3000,
-        )  # fmt: skip
+        )
         assert page.locator(f"[id='{name}']").bounding_box()["y"] < 800
 
 

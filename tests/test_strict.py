@@ -83,7 +83,7 @@ PLANTED = {  # kind: what is planted, what is said of it
     "float64 creeping in, left": (lambda x: np.float64(2) * x, "float64 creeps in"),
     "float64 creeping in, place": (lambda x: x.__imul__(np.float64(2)), "float64 creeps in"),
     "float64 creeping in, integer": (lambda x: x / np.int64(2), "float64 creeps in"),
-}  # fmt: skip
+}
 
 
 def spread(x):
@@ -195,7 +195,7 @@ FUSED = {
     "a NumPy scalar": (two_numbers, (3, np.float64(0.1)), "float64 creeps in.*use float"),
     "a host array": (summed, (3, np.ones(3)), "mixes a NumPy array"),
     "a list": (summed, (3, [1.0]), "summed of a list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FUSED)
@@ -290,7 +290,7 @@ def test_wrapping_looks_at_both_ends_and_take(bad):
 def test_a_wrap_behind_an_ellipsis_names_its_axis():
     device(2, 3, 4)[..., numbers(4)]
     assert LOG.wrapped == ["index 4 of axis 2, which has 4, wraps to 0: CuPy raises nothing: check "
-                           "indices on the host"]  # fmt: skip
+                           "indices on the host"]
 
 
 PEEKS = {
@@ -397,7 +397,7 @@ def test_a_run_that_was_interrupted_on_one_library_is_another_run_on_the_other(w
         optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
         x = ids(0, tokens=8)
         history = ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, progress=progress,
-                         log_every=1, save_every=1, max_grad_norm=1.0, **settings)  # fmt: skip
+                         log_every=1, save_every=1, max_grad_norm=1.0, **settings)
         return history.losses, model.state_dict()
 
     write, read = ways

@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from strategies import gpt2, ids, normal, seeds
 
 import minilora as ml
-from minilora import checkpoint, lora, nn, ops, optim, surgery, train
+from minilora import lora, nn, ops
 from minilora.data import Windows
+from minilora.files import checkpoint
+from minilora.nn import evaluating, generators
+from minilora.training import fit as train
+from minilora.training import optim
 
 STREAM = ids(0, 1, 200)[0]
 
@@ -55,7 +59,7 @@ def outcome(model, optimizer, history) -> dict:
         "lr": np.array(optimizer.lr),
         **{
             f"g {n}": np.array(repr(g.bit_generator.state))
-            for n, g in surgery.generators(model).items()
+            for n, g in generators(model).items()
         },
     }
 
@@ -78,7 +82,7 @@ def go(kind, batches, path=None, steps=5, seen=None, **how):
     how = {
         "schedule": optim.linear_schedule(0.02, steps, 1), "max_grad_norm": 0.5, "eval_every": 2,
         "held_out": [windows(9)[0]], "save_every": 2, "progress": False, "log_every": 3, **how,
-    }  # fmt: skip
+    }
     history = ml.fit(model, batches, optimizer, steps, checkpoint=path, **how)
     return outcome(model, optimizer, history)
 
@@ -184,7 +188,7 @@ loss = dying(t.train.lm_loss, 5) if place == "loss" else t.train.lm_loss
 t.go("lora", Dies(), path, progress=print, loss=loss)
 """
 KILLS = [("batch", "SIGKILL", 2), ("write", "SIGKILL", 2), ("loss", "SIGTERM", 3),
-         ("write", "SIGTERM", 4)]  # fmt: skip
+         ("write", "SIGTERM", 4)]
 
 
 @pytest.mark.parametrize(("place", "name", "done"), KILLS)
@@ -200,7 +204,7 @@ def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
     died = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend.name, place, name, str(path)],
         env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120, text=True,
-    )  # fmt: skip
+    )
     if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
         assert died.stdout.splitlines()[-1] == (
@@ -248,11 +252,11 @@ class Signals:
         return {
             "progress": self.say, "loss": self.loss, "schedule": self.lr, "log_every": 1,
             "accumulation_steps": 2, "held_out": [windows(9)[i] for i in range(3)],
-        }  # fmt: skip
+        }
 
 
 PLACES = {"batch": (4, 5, 13), "loss": (1, 2, 5, 10), "held-out loss": (1, 3, 4, 8, 12),
-          "progress": (1, 3, 5)}  # fmt: skip
+          "progress": (1, 3, 5)}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -308,7 +312,7 @@ def test_the_same_call_on_the_same_objects_goes_on(tmp_path):
         "schedule": optim.linear_schedule(0.02, 5, 1), "max_grad_norm": 0.5, "eval_every": 2,
         "held_out": [windows(9)[0]], "save_every": 100, "log_every": 1, "progress": come.say,
         "checkpoint": tmp_path / "run.npz", "loss_scale": None,
-    }  # fmt: skip
+    }
     with pytest.raises(KeyboardInterrupt, match="after 3 of 5 steps"):
         ml.fit(model, windows(), optimizer, 5, **how)
     history = ml.fit(model, windows(), optimizer, 5, **how)
@@ -486,7 +490,7 @@ def test_clipping_bounds_the_step(seed, clip):
     model = gpt2(seed)
     before = model.state_dict()
     ml.fit(model, windows(seed), optim.SGD(model.trainable_parameters(), 1.0), 1,
-           max_grad_norm=clip, progress=False)  # fmt: skip
+           max_grad_norm=clip, progress=False)
     moved = np.sqrt(sum(((a - before[n]) ** 2).sum() for n, a in model.state_dict().items()))
     assert moved <= clip * (1 + 1e-9)
     assert clip > 50 or moved > clip * (1 - 1e-9), "and it is not smaller than it has to be"
@@ -525,7 +529,7 @@ def test_evaluating_weighs_batches_by_their_targets_and_leaves_no_trace():
     model.blocks[0].eval()
     modes = [m.training for _, m in model.named_modules()]
     parts = [(ids(0, 1, 3), ids(1, 1, 3)), (ids(2, 3, 8), ids(3, 3, 8))]
-    with ml.no_grad(), surgery.evaluating(model):
+    with ml.no_grad(), evaluating(model):
         losses = [train.lm_loss(model, part).item() for part in parts]
     expected = (3 * losses[0] + 24 * losses[1]) / 27
     assert ml.evaluate(model, parts) == pytest.approx(expected, rel=1e-14)
@@ -608,7 +612,7 @@ def test_another_loss_trains_another_thing():
 
     optimizer = optim.AdamW(layer.trainable_parameters(), 0.05, weight_decay=0.0)
     history = ml.fit(layer, [(x, y)], optimizer, 400, loss=squares, progress=False,
-                     schedule=optim.cosine_schedule(0.05, 400))  # fmt: skip
+                     schedule=optim.cosine_schedule(0.05, 400))
     assert history.losses[-1] < 1e-6 * history.losses[0]
     np.testing.assert_allclose(layer.state_dict()["W"], W, atol=1e-3)
 
@@ -621,7 +625,7 @@ def test_progress_is_ten_lines_a_function_for_lines_or_nothing(capsys):
     assert [line.split()[1] for line in printed] == [f"{i}/20" for i in range(2, 21, 2)]
     lines = []
     history = ml.fit(*with_batches("full"), 3, progress=lines.append, log_every=2,
-                     held_out=[windows()[5]])  # fmt: skip
+                     held_out=[windows()[5]])
     assert capsys.readouterr().out == "" and len(lines) == 2
     assert lines[0].startswith(f"step 2/3  loss {history.losses[1]:.4f}  lr 2.00e-02")
     assert f"held out {history.held_out[-1][1]:.4f}" in lines[1] and lines[1].endswith("0:00 left")
@@ -652,7 +656,7 @@ def test_a_parameter_that_the_last_update_spoiled_is_named_and_never_saved(value
         told = f"fit: after {at} of 4 steps ln_f.g is not finite: lower the learning rate or clip"
         with pytest.raises(FloatingPointError, match=told):
             ml.fit(model, windows(), optimizer, 4, checkpoint=path, save_every=1, progress=False,
-                   log_every=99)  # fmt: skip
+                   log_every=99)
         assert held(path)[1]["done"] == at - 1
         assert all(np.isfinite(array).all() for array in held(path)[0].values())
         model, optimizer = poisoned(at, value=value)
@@ -689,7 +693,7 @@ def test_a_held_out_loss_that_is_not_finite_raises(value, tmp_path):
         path = tmp_path / f"{at}.npz"
         with pytest.raises(FloatingPointError, match=f"fit: {when} the held-out loss is {value}"):
             ml.fit(model, windows(), optimizer, 5, held_out=[windows(9)[0]], eval_every=2,
-                   loss=loss, checkpoint=path, save_every=1, progress=False)  # fmt: skip
+                   loss=loss, checkpoint=path, save_every=1, progress=False)
         assert path.exists() == (at > 0)
         assert at == 0 or held(path)[1]["done"] == 3
 
@@ -705,7 +709,7 @@ def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         ml.fit(model, windows(), optimizer, 5, checkpoint=path, save_every=2, progress=False,
-               loss=loss, log_every=99)  # fmt: skip
+               loss=loss, log_every=99)
     assert isinstance(stopped.value.__context__, FloatingPointError)
     assert held(path)[1]["done"] == 2
 
@@ -757,7 +761,7 @@ MISTAKES = [
     ({"max_grad_norm": NAN}, ValueError, "fit: max_grad_norm must be positive, not nan"),
     ({"checkpoint": "run.json"}, ValueError, "run.json: give a name that ends in .npz"),
     ({"checkpoint": "nowhere/run.npz"}, ValueError, "nowhere is not a folder"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("mistake", range(len(MISTAKES)))
@@ -775,7 +779,7 @@ def test_a_mistake_is_said_before_the_work(mistake, backend, tmp_path, monkeypat
     def call(**how) -> None:
         model, optimizer = job("full")
         given = {"model": model, "batches": windows(), "optimizer": optimizer, "steps": 5,
-                 "loss": loss, "progress": False, **how}  # fmt: skip
+                 "loss": loss, "progress": False, **how}
         before = job("full")[0].state_dict()
         with pytest.raises(error, match=message):
             ml.fit(**given)

@@ -100,7 +100,7 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments], cwd=folder, timeout=300,
         env={**os.environ, **own}, capture_output=True, text=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def runs(request, tmp_path_factory):
     items = [
         item for item in request.session.items
         if "runs" in item.fixturenames and not item.get_closest_marker("skip")
-    ]  # fmt: skip
+    ]
     asked = [
         (way, item.callspec.params["chapter"])
         for item in items

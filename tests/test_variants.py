@@ -328,7 +328,7 @@ def sums(model, weights):
             for n, w in weights.items() if (a := layer.adapters.get(n))
         )
         for path, layer in layers(model).items()
-    }  # fmt: skip
+    }
 
 
 weights = st.tuples(*[st.sampled_from([0.3, 1.0, -0.7])] * 2).map(lambda w: dict(zip("ab", w)))

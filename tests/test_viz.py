@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minilora.accounting import Ledger, Row
-from minilora.train import History
+from minilora.training.fit import History
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
@@ -54,7 +54,7 @@ SWEEP = {1: [3.2, 3.0, 3.1], 4: [2.8, 2.7, 2.9], 16: [2.5, 2.6, 2.8, 2.4]}
 POINTS = {  # close together, at every edge, with long names
     "full fine-tuning": (1_442_240, 3.0), "LoRA, r = 8": (92_160, 3.1), "adapters": (90_000, 3.11),
     "biases": (89_000, 3.105), "prefixes": (93_000, 3.09), "nothing": (100, 3.6),
-}  # fmt: skip
+}
 DRAWN = {  # each function on what a chapter might give it
     "loss_curves": {"frozen base": [3.5, 3.5], "LoRA": HISTORY, "full fine-tuning": HISTORY},
     "parameter_bars": {"full fine-tuning": 175_000_000_000, "LoRA, r = 4": 18_874_368, "none": 0},
@@ -126,7 +126,7 @@ def texts(figure):
             low, high = sorted((low, high))
             ticks = axis.get_major_ticks() + axis.get_minor_ticks()
             found += [t for tick in ticks if low <= tick.get_loc() <= high
-                      for t in (tick.label1, tick.label2)]  # fmt: skip
+                      for t in (tick.label1, tick.label2)]
     seen = {id(t): t for t in found if t.get_visible() and t.get_text().strip()}
     return [(t.get_text(), t.get_window_extent()) for t in seen.values()]
 
@@ -155,7 +155,7 @@ def test_every_mark_has_a_colour_of_the_palette_or_is_grey(name):
     known = {tint.upper() for tint in (*COLOURS.values(), *OTHERS, *ROWS.values())}
     for ax in drawn(name)[2].axes:
         marks = [line.get_markeredgecolor() if line.get_linestyle() == "None" else line.get_color()
-                 for line in ax.lines]  # fmt: skip
+                 for line in ax.lines]
         marks += [part for patch in ax.patches for part in [patch.get_facecolor()[:3]]]
         for tint in (to_hex(mark).upper() for mark in marks):
             assert tint in known or tint[1:3] == tint[3:5] == tint[5:7], tint
@@ -232,7 +232,7 @@ def test_memory_bars_are_stacked_end_to_end_and_sum_to_the_total():
     ax = viz.memory_bars({
         "full": ledger(0, 2 * mib, 2 * mib, 4 * mib, 3 * mib),
         "LoRA": ledger(2 * mib, mib, mib, 2 * mib, 2 * mib),
-    })  # fmt: skip
+    })
     rows = [[(b.get_x(), b.get_width()) for b in bars] for bars in ax.containers]
     assert rows[0] == [(0, 0), (0, 2)]
     for lower, upper in pairwise(rows):

@@ -54,10 +54,10 @@ def pictured(svg):
         if rect is not None:
             x, y, w, h = (float(rect.get(key)) for key in ("x", "y", "width", "height"))
             texts = [(t.text, float(t.get("x")), float(t.get("y")))
-                     for t in group.findall(f"{SVG}text")]  # fmt: skip
+                     for t in group.findall(f"{SVG}text")]
             boxes.append((x, y, x + w, y + h, texts))
     tips = [tuple(map(float, head.get("points").split()[0].split(",")))
-            for head in root.iter(f"{SVG}polygon")]  # fmt: skip
+            for head in root.iter(f"{SVG}polygon")]
     return tuple(map(float, root.get("viewBox").split()[2:])), boxes, tips
 
 
@@ -75,7 +75,7 @@ def fits(svg):
         assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
     for x, y in tips:
         assert any(abs(x - side) <= 1 and y0 <= y <= y1
-                   for x0, y0, x1, y1, _ in boxes for side in (x0, x1))  # fmt: skip
+                   for x0, y0, x1, y1, _ in boxes for side in (x0, x1))
 
 
 @pytest.mark.parametrize("active", [False, True])
@@ -101,10 +101,10 @@ def test_the_tape_of_a_diamond_as_text():
     assert rows(viz.graph(loss, names).text) == [
         "x : leaf value 3", "y : leaf value 2", "u = mul(x, y) value 6", "v = add(u, x) value 9",
         "%1 = mul(u, v)", "loss = mul(%1) value 108",
-    ]  # fmt: skip
+    ]
     assert rows(str(viz.graph(loss, names, seen=seen)))[-2:] == [
         "%1 = mul(u, v) value 54", "loss = mul(%1, 2) value 108",
-    ]  # fmt: skip
+    ]
     bare = viz.graph(loss, names, values=False)
     assert "value" not in bare.text + bare.svg and rows(bare.text)[2] == "u = mul(x, y)"
 
@@ -129,7 +129,7 @@ def test_what_is_frozen_is_on_no_tape_and_is_drawn_where_it_was_seen():
     assert [(box.title, box.frozen) for box in whole.boxes] == [
         ("x", True), ("W0", True), ("linear", True), ("A", False), ("linear", False),
         ("y = add", False),
-    ]  # fmt: skip
+    ]
     assert rows(whole.text)[1] == "W0 : frozen (4, 3) value norm 3.46"
     assert whole.svg.count('stroke-dasharray="5 3"') == 3
     assert viz.COLOURS["A"] in whole.svg and viz.COLOURS["frozen"] in whole.svg
@@ -161,14 +161,14 @@ def test_an_op_of_the_readers_own_is_run_and_seen():
     assert y.item() == 18
     assert rows(viz.graph(y, {"x": x}, seen=seen).text)[1:] == [
         "%1 = mul(x, x) value 9", "%2 = twice(%1) value 18",
-    ]  # fmt: skip
+    ]
     with ops.replaced(exp=lambda x: twice(x * 1.5)), viz.watching() as seen:
         y = ops.exp(x)
     names = [box.op for box in viz.graph(y, seen=seen).boxes]
     assert names == ["", "", "mul", "twice"]  # as the tape has it, not as it was called
     assert [caption.split()[0] for caption, _ in viz.backward_steps(y, seen=seen)[1:]] == [
         "twice", "mul",
-    ]  # fmt: skip
+    ]
 
 
 def test_of_ops_that_are_made_of_others_those_are_drawn_frozen_or_not():
@@ -242,7 +242,7 @@ def test_the_steps_of_arrays_are_told_by_their_norms():
     assert graph.boxes[1].grad == "[6, 6, 6, 6]"  # summed over the rows that it was copied to
     assert graph.boxes[0].grad == "norm 9.49"
     assert caption == "mul has its whole gradient, norm 3.46: it gives norm 9.49 to x and " \
-                      "[6, 6, 6, 6] to row."  # fmt: skip
+                      "[6, 6, 6, 6] to row."
     row.grad = None
     frames = viz.backward_steps(((row * row) * (row * 1.5)).sum(), {"row": row})
     parts, total = frames[-1][1].boxes[0].grad.split(" = ")  # a sum that the engine made in place
@@ -368,7 +368,7 @@ def test_what_a_frame_can_be(backend):
     assert "<pre>1 &lt; 2</pre>" in page and html in page and "a &amp; b" in page
     assert str(told) == (
         "[1/3] a & b\n1 < 2\n\n[2/3] html\n\n[3/3] left out\n(figure left out)"
-    )  # fmt: skip
+    )
     assert str(viz.stepper([("a", "b")], "T")) == "T\n\n[1/1] a\nb"
     with pytest.raises(TypeError, match="'seven' is a int"):
         viz.stepper([("seven", 7)])
@@ -398,7 +398,7 @@ def test_a_figure_becomes_an_image_that_is_told_in_words_and_is_closed(backend):
     assert [kind[1] for kind in kinds] == ["svg+xml", "svg+xml", "png"]
     assert ET.fromstring(base64.b64decode(kinds[0][2])).tag == f"{SVG}svg"
     assert base64.b64decode(kinds[2][2]).startswith(b"\x89PNG")
-    assert "(figure: \"Down\": loss" in str(told)  # fmt: skip
+    assert "(figure: \"Down\": loss" in str(told)
     again = viz.stepper([next(frames())])
     assert again.frames[0] == told.frames[0]  # the same bytes at every build
 
@@ -425,7 +425,7 @@ def test_in_a_browser_each_stepper_moves_alone(backend, tmp_path):
     page.write_text("<body>" + "".join(s._repr_html_() for s in steppers) + MOVED, "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
     done = subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], timeout=50,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+                          capture_output=True, text=True, check=True)
     one, two = done.stdout.split('<div class="minilora-stepper"')[1:]
     for dom, at in ((one, 2), (two, 0)):
         hidden = [" hidden" in tag for tag in re.findall("<figure[^>]*>", dom)]

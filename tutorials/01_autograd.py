@@ -216,7 +216,7 @@ assert ml.gradcheck(squares, X, W) < 1e-6
 
 m, n = (2, 3), (3,)
 shapes = {"add": [m, m], "mul": [m, m], "matmul": [m, (3, 4)], "exp": [m], "tanh": [m],
-          "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}  # fmt: skip
+          "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}
 for name, sizes in shapes.items():
     print(f"{name:>10}: {ml.gradcheck(getattr(ops, name), *map(normal, sizes)):.0e}")
 

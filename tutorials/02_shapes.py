@@ -132,7 +132,7 @@ def sides(back, small, large):
 
 
 CASES = [((3,), (4, 3)), ((4, 1), (4, 3)), ((1, 3), (4, 3)), ((), (4, 3)), ((4, 3), (4, 3)),
-         ((3, 1), (2, 3, 5)), ((2, 1, 5), (2, 3, 5)), ((1, 1), (6, 1, 4))]  # fmt: skip
+         ((3, 1), (2, 3, 5)), ((2, 1, 5), (2, 3, 5)), ((1, 1), (6, 1, 4))]
 for small, large in CASES:
     one, other = sides(unbroadcast, small, large)
     assert np.isclose(one, other), (small, large)

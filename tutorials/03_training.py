@@ -59,7 +59,7 @@ print(f"{V} letters; the example is {example[0]}, its target {target[0]}")
 start = {name: (std * rng.standard_normal(shape)).astype("float32") for name, shape, std in [
     ("table.W", (V, D), 1), ("hidden.W", (H, CONTEXT * D), (CONTEXT * D) ** -0.5),
     ("hidden.b", (H,), 0), ("out.W", (V, H), 0.01), ("out.b", (V,), 0),
-]}  # fmt: skip
+]}
 w = {name: ml.Tensor(x.copy(), requires_grad=True) for name, x in start.items()}  # start stays
 
 

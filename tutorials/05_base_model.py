@@ -169,11 +169,11 @@ rate = ml.optim.cosine_schedule(4e-3, STEPS, warmup=STEPS // 10)  # up for a ten
 history = ml.fit(
     model, batches, optimizer, STEPS, schedule=rate, max_grad_norm=1.0,  # no gradient longer than 1
     held_out=held_out[:4], eval_every=STEPS // 5, log_every=STEPS // 5, progress=tell,
-)  # fmt: skip
+)
 
 # %%
 constant = {f"{name} ({loss:.2f})": ml.History(held_out=[(0, loss), (STEPS, loss)])
-            for name, loss in (("uniform", uniform), ("unigram", unigram))}  # fmt: skip
+            for name, loss in (("uniform", uniform), ("unigram", unigram))}
 (ax,) = viz.panels(1, 1, (10, 4.5))
 curves = {**constant, "tiny GPT": history}
 viz.loss_curves(curves, ax=ax, title="First how frequent tokens are, then what follows what")
@@ -181,7 +181,7 @@ for i, ((step, loss), text) in enumerate(zip(history.held_out, samples)):
     if ax and step < STEPS:  # ax is None without matplotlib
         at = (step + 4, unigram - 0.27 * i) if step else (40, 0.8 * uniform + 0.2 * unigram)
         ax.annotate(text[:26], (step, loss), at, fontsize=9, arrowprops={
-            "arrowstyle": "-", "color": "0.6", "relpos": (0, 0.5)})  # fmt: skip
+            "arrowstyle": "-", "color": "0.6", "relpos": (0, 0.5)})
 viz.show()
 
 # %% [markdown]

@@ -104,7 +104,7 @@ def fine_tune(seed: int) -> tuple[dict[str, np.ndarray], float]:
     ml.fit(
         model, data.Windows(training, BATCH, TOKENS, seed=seed), optimizer, STEPS,
         schedule=schedule, max_grad_norm=1.0, progress=tell,
-    )  # fmt: skip
+    )
     loss = ml.evaluate(model, held_out)
     print(f"held-out loss {start:.2f} -> {loss:.2f}; share on the way:", *shares)
     return {name: W - W0[name] for name, W in model.state_dict().items()}, loss

@@ -92,7 +92,7 @@ told, frames = [
     "dB is not zero, but dA is: on its way to A, the gradient is multiplied by B, which is zero.",
     "B has moved, A has not. Now s B A x is not zero, y has moved, and the loss has gone down.",
     "As B is no longer zero, dA is not zero either: from now on both of them learn.",
-], []  # fmt: skip
+], []
 for step in range(2):
     with viz.watching() as seen:  # notes the values, for the picture
         Ax = ops.linear(row, A)  # (1, r): an input is a row here
@@ -120,7 +120,7 @@ viz.show(viz.stepper(frames, title="The first two steps of A and B"))
 @ml.op
 def mine(x, W, b, A, B, mask=None, *, scale):
     """W0 x + b + scale · B (A x)        x: (..., k)   W: (d, k)   A: (r, k)   B: (d, r)"""
-    # fmt: off
+
     Ax, rows = x @ A.T, ops.rows
     def dx(g): return g @ W + scale * (g @ B) @ A
     def dA(g): return scale * rows(g @ B).T @ rows(x)
@@ -201,7 +201,7 @@ r, s = config.r, config.alpha / config.r
 print(f"with r = {r}, the number to set:{f'for the scale {s:g}':>25}{'scale that 16 gives':>22}")
 for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
                      ("alpha / sqrt(r) (PEFT's use_rslora)", 1 / r**0.5),
-                     ("the scale itself (MLX)", 1)):  # fmt: skip
+                     ("the scale itself (MLX)", 1)):
     print(f"{rule:<40}{s / factor:>15.3g}{16 * factor:>22.3g}")
 
 # %% [markdown]

@@ -189,12 +189,12 @@ for name, store in stores.items():
 sizes = np.logspace(-5, 0, 41)
 share = {name: (sizes, [lost(stores[name], n) for n in sizes]) for name in ("bfloat16", "float16")}
 most = {name: (sizes, np.minimum(1, u * (1 + 1 / sizes)))
-        for name, u in (("bfloat16", 2**-8), ("float16", 2**-11))}  # fmt: skip
+        for name, u in (("bfloat16", 2**-8), ("float16", 2**-11))}
 viz.curves(
     share | {"the update trained above": ([size, size], [0, 1])}, dotted=most, log="x",
     title="A merge rounds a small update away, bfloat16 first",
     xlabel="size of the update, ‖ΔW‖ / ‖W0‖", ylabel="share of it that is lost (dotted: at most)",
-)  # fmt: skip
+)
 viz.show()
 
 # %% [markdown]

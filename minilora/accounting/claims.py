@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import SHAPES
 from ..methods import (
     AdapterD,
     AdapterH,
@@ -26,6 +25,7 @@ from ..methods import (
     PreLayer,
     sizes,
 )
+from ..models.families import SHAPES
 from .paper import Both, Chosen, Ratio, Row
 
 TENTH = "0.35 and 0.77 are 0.1 % of 354.92 M and of 774.03 M, as the prefix baseline has it: probably copied (microsoft/LoRA#172)"
@@ -71,10 +71,10 @@ def _head(d: int, classes: int) -> Chosen:
     return Chosen((), _nothing, ((d, d, True), (d, classes, True)))
 
 
-FULL3 = Row("§4.2", "full: weights and Adam's moments, all float16", "gpt3-175b", UNTIED, 175_221_817_344 * 6, "1.2", "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter", 10**12, 6)  # fmt: skip
-WEIGHTS3 = Row("§4.2", "LoRA: the frozen weights in float16, and nothing else", "gpt3-175b", UNTIED, 350_443_634_688, "350", "", 10**9, 2)  # fmt: skip
-LORA3 = Row("§4.2", "LoRA's file, r 4 on q, v, in float16", "gpt3-175b", _lora(4, "q", "v"), 37_748_736, "35", "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20", 10**6, 2)  # fmt: skip
-LORA1 = Row("§4.2", "LoRA's file, r 1 on q, v, in float16", "gpt3-175b", _lora(1, "q", "v"), 9_437_184, "35", "r 1 is T4's 4.7 M", 10**6, 2)  # fmt: skip
+FULL3 = Row("§4.2", "full: weights and Adam's moments, all float16", "gpt3-175b", UNTIED, 175_221_817_344 * 6, "1.2", "no simple sum gives 1.2 TB: it is 6.85 bytes a parameter", 10**12, 6)
+WEIGHTS3 = Row("§4.2", "LoRA: the frozen weights in float16, and nothing else", "gpt3-175b", UNTIED, 350_443_634_688, "350", "", 10**9, 2)
+LORA3 = Row("§4.2", "LoRA's file, r 4 on q, v, in float16", "gpt3-175b", _lora(4, "q", "v"), 37_748_736, "35", "18 M, cut, times 2 bytes is 36; it is 36.0 in units of 2^20", 10**6, 2)
+LORA1 = Row("§4.2", "LoRA's file, r 1 on q, v, in float16", "gpt3-175b", _lora(1, "q", "v"), 9_437_184, "35", "r 1 is T4's 4.7 M", 10**6, 2)
 
 SIZES = (
     FULL3,
@@ -89,14 +89,14 @@ SIZES = (
     Row("file", "LoRA r 16 and the head of 3 classes, float32", "deberta-v2-xxlarge", Both(_lora(16, "q", "v"), _head(1536, 3)), 7_084_035 * 4, "27.1", "27.02 in units of 2^20; with r 8 it would be 18.0", 10**6, 4),
     Row("file", "LoRA r 4 on q, v, float32", "gpt2-medium", _lora(4, "q", "v"), 1_572_864, "1.5", "", 10**6, 4),
     Row("file", "LoRA r 4 on q, v, float32", "gpt2-large", _lora(4, "q", "v"), 2_949_120, "2.3", "2.81 in units of 2^20", 10**6, 4),
-)  # fmt: skip
+)
 
 RATIOS = (
     Ratio("§4.2", "file of full by file of LoRA, r 4 on q, v", WEIGHTS3, LORA3, "10,000", 1, "350 GB by 35 MB, both rounded"),
     Ratio("§4.2", "file of full by file of LoRA, r 1 on q, v", WEIGHTS3, LORA1, "10,000", 1, "T4's 4.7 M is r 1"),
     Ratio("§2", "LoRA's parameters, r 4 on q, v, in per cent of full", LORA3, WEIGHTS3, "0.01", 100),
     Ratio("§1", "weights and moments by weights", FULL3, WEIGHTS3, "3", 1, "with the gradients it is 4"),
-)  # fmt: skip
+)
 
 ROWS = (
     Row("T2", "LoRA, r 8 on q, v", BASE, _lora(8, "q", "v"), 294_912, "0.3"),
@@ -162,7 +162,7 @@ ROWS = (
     Row("T15", "LoRA+PreLayer, r 8, l_p 8, l_i 4", "gpt3-175b", LoRAPreLayer(r=8, lp=8, li=4), 51_904_512, "52.8", PREFIX),
     *(Row("T5", f"LoRA, r {r} on {', '.join(targets)}", "gpt3-175b", _lora(r, *targets), 18_874_368, "18")
       for r, targets in ((8, "q"), (8, "k"), (8, "v"), (8, "o"), (4, "qk"), (4, "qv"), (2, "qkvo"))),
-)  # fmt: skip
+)
 
 LEAST = {row.shape: row.exact / 1e6 for row in ROWS if row.why == TENTH}
 RESTS = (  # of the paper's text, what rests on numbers that do not match
@@ -174,4 +174,4 @@ RESTS = (  # of the paper's text, what rests on numbers that do not match
     "not 0.35 M and 0.77 M; one Adapter-L of GPT-2 M has fewer.".format(**LEAST),
     "T4, T15, figure 2: PreLayer's places on the axis of parameters cannot be found again; LoRA's "
     "and the adapters' can.",
-)  # fmt: skip
+)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..backend.threads import threads
 from ..nn import Module
-from ..optim import Optimizer
+from ..training.optim import Optimizer
 from .step import ROWS, live, on_shapes, random_ids
 
 

@@ -14,11 +14,10 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from .. import methods
+from ..adapters.patterns import below
 from ..backend import using
-from ..config import SHAPES
-from ..models import build
+from ..models.families import SHAPES, build
 from ..nn import Linear, Module
-from ..surgery import below
 from .parameters import count
 
 

@@ -25,7 +25,7 @@ class Count:
 
     def __str__(self) -> str:
         return (f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
-                f"trainable%: {self.percent:.4f}")  # fmt: skip
+                f"trainable%: {self.percent:.4f}")
 
 
 def count(model: Module) -> Count:

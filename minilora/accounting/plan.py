@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from .. import methods, optim
+from .. import methods
+from ..adapters.storage import storable, store
 from ..backend import using
 from ..backend.shapes import Cost
-from ..config import SHAPES, ModelConfig
 from ..methods.applied import base_of
-from ..models import build
-from ..storage import storable, store
+from ..models.config import ModelConfig
+from ..models.families import SHAPES, build
+from ..training import optim
 from .parameters import Count, count
 from .step import observe, random_ids
 
@@ -23,7 +24,7 @@ COMPARED = (  # what the paper's tables 2 to 4 have side by side, at sizes of th
     methods.PreLayer(lp=8, li=8), methods.AdapterH(r=1), methods.AdapterH(r=8),
     methods.AdapterL(r=8), methods.AdapterP(r=8), methods.AdapterD(r=8), methods.LoRA(r=1),
     methods.LoRA(r=8), methods.LoRAPreEmbed(r=8, lp=8, li=4), methods.LoRAPreLayer(r=8, lp=8, li=4),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Plan:
         return {
             "title": self.title, "parameters": parameters, "bytes": dict(self.bytes),
             "activations": dict(self.activations), "checkpoint": self.checkpoint, **costs,
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         lines = [self.title, str(self.count), "", f"{'bytes of':<16}{'':>22}"]
@@ -68,7 +69,7 @@ def plan(
     shape: str | ModelConfig, *, method: str | methods.Method = "lora", batch: int = 1,
     tokens: int | None = None, optimizer: str = "adamw", policy: str = "float32",
     recompute: bool = False, device: str = "numpy", plain: bool = False, **settings: Any,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """What one step of training takes: the code runs, on arrays that have no numbers.
 
     shape      a name of SHAPES, or a model's config, such as a GPT2Config
@@ -86,7 +87,7 @@ def plan(
         ("shape", shape, SHAPES), ("method", method, methods.METHODS),
         ("optimizer", optimizer, OPTIMIZERS), ("policy", policy, POLICIES),
         ("device", device, ("numpy", "cupy")),
-    ):  # fmt: skip
+    ):
         if isinstance(name, str) and name not in known:
             raise ValueError(f"plan: there is no {what} {name!r}: there are {', '.join(known)}")
     if isinstance(method, str):
@@ -113,18 +114,19 @@ def plan(
         by = OPTIMIZERS[optimizer].__name__
         name = shape if isinstance(shape, str) else type(shape).__name__
         return Plan(
-            f"{name}: {told(method)}, {batch} × {tokens:,} tokens, {by}, {policy}, {again}{device}",
+            f"{name}: {label(method)}, {batch} × {tokens:,} tokens, {by}, {policy}, "
+            f"{again}{device}",
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
-        )  # fmt: skip
+        )
 
 
-def told(method: methods.Method) -> str:
+def label(method: methods.Method) -> str:
     """A method by its name, with its sizes, and what of its settings is not left as it is."""
     always = ("r", "lp", "li", "targets")
     held = {f.name: (getattr(method, f.name), f.default) for f in fields(method)}  # type: ignore[arg-type]
     shown = {name: value for name, (value, usual) in held.items()
-             if name in always or (usual is not MISSING and value != usual)}  # fmt: skip
+             if name in always or (usual is not MISSING and value != usual)}
     words = [f"{name}={','.join(value) if name == 'targets' else value}"
-             for name, value in shown.items()]  # fmt: skip
+             for name, value in shown.items()]
     return " ".join([method.called, *words])

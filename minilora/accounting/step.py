@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import current, using
-from ..backend.choices import is_plain
+from ..backend.settings import is_plain
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
-from ..nn import Embedding, Module
+from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
-from ..optim import Optimizer
-from ..surgery import generators
 from ..tensor import Node, Tensor, no_grad
+from ..training.optim import Optimizer
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # what is there before a step
 ROWS = (*WEIGHTS[:2], "gradients", WEIGHTS[2], "activations")

@@ -6,12 +6,18 @@ gpu.py, the only file that knows CuPy; and shapes/, arrays without numbers. choi
 Python thread has chosen.
 """
 from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
 import numpy as np
-from .library import Array as Array, Backend as Backend, Rng as Rng
+
+from .library import Array as Array
+from .library import Backend as Backend
+from .library import Rng as Rng
+
 
 class _Namespace:
     """Forwards to the module in use; each name is looked up there once, then as fast as its own."""

@@ -36,7 +36,7 @@ AGAINST = {
     "torch decode": "decode",
 }  # ours of the same work; else "minilora"
 NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
-         "autograd": ("autograd",)}  # fmt: skip
+         "autograd": ("autograd",)}
 HOST_ALONE = (*NEEDS, "floor", "floor in blocks")
 
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import backend, lora, ops, optim
+from .. import backend, lora, ops
 from ..generate import generate
-from ..loss_scale import LossScale
-from ..models import GPT2, GPT2Config
+from ..models.gpt2 import GPT2, GPT2Config
 from ..tensor import no_grad
+from ..training import optim
+from ..training.loss_scale import LossScale
 
 Grads = dict[str, Any]
 Step = Callable[[], tuple[float, Callable[[], Grads]] | None]  # loss, how to get gradients by name
@@ -78,7 +79,7 @@ def build(
 def ours(
     shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None,
     dtype: str = "float32",
-) -> Step:  # fmt: skip
+) -> Step:
     """minilora: LoRA, or full fine-tuning; activations kept or made again; a base, or all that is
     frozen and computed, in halves, with a loss that is scaled."""
     model, (ids, targets) = build(shape, base_dtype, dtype)

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import accounting, ops, optim
+from .. import accounting, ops
 from ..backend import Backend, asarray, asnumpy, current, use
-from ..models import GPT2
+from ..models.gpt2 import GPT2
+from ..training import optim
 from . import engines
 from .ours import LR, R, build
 
@@ -75,12 +76,12 @@ def _one(shape: str, device: Backend, steps: int, say: Say) -> dict[str, Any]:
         say(f"{name:<30}{pair[0]:>12.1e}{pair[1]:>12.1e}")
     say("the device agrees" if agrees else f"THE DEVICE DISAGREES: more than {TIMES:g} times")
     say(f"{'a step, median ms':<30}{ms[0]:>12.1f}{ms[1]:>12.1f}   (host / device: "
-        f"{ms[0] / ms[1]:.2f})")  # fmt: skip
+        f"{ms[0] / ms[1]:.2f})")
     say(f"{book}\n{'pool, by now':<16}{'':>14}{pool:>14,}")
     return {
         "loss": loss, "gradient": gradient, "agrees": agrees, "ms": ms, "memory": rows,
         "pool": pool, "losses": there.losses,
-    }  # fmt: skip
+    }
 
 
 def run(shape: str, backend: Backend, steps: int, dtype: str) -> Run:

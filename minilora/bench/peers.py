@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend, optim
+from .. import backend
+from ..training import optim
 from .ours import ALPHA, LR, PROMPT, Grads, R, Step, build, sizes, tokens
 
 

@@ -39,13 +39,13 @@ class Worker:
     def __init__(
         self, engine: str, shape: str, threads: int, program: Sequence[str] = PROGRAM,
         device: str = "numpy",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.engine = engine
         command = [sys.executable, *program, engine, shape, str(threads), device]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment(threads),
-        )  # fmt: skip
+        )
 
     def ask(self, *words: Any) -> Any:
         """Send a line, wait for the JSON that comes back."""
@@ -73,7 +73,7 @@ def bench(
     shapes: Sequence[str], names: Sequence[str] | None = None, *, rounds: int = 10,
     threads: int = 2, whole: bool = True, grow: bool = False, device: str = "numpy",
     say: Say = print,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measure; returns shape -> engine -> numbers, minilora's ratios to them among them.
 
     names: engines, see engines.py; None: all that can run here. Raises RuntimeError for one that is
@@ -244,6 +244,6 @@ def _whole(
             subprocess.run(
                 command, input=f"step {steps}\n", text=True, check=True,
                 stdout=subprocess.DEVNULL, env=environment(threads),
-            )  # fmt: skip
+            )
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(each) for name, each in seconds.items()}

@@ -11,13 +11,13 @@ import sys
 import warnings
 
 from .. import backend
-from ..atomic import said
 from ..backend.threads import threads
+from ..files.atomic import said
 from .parser import parse
 
 # What bad input leads to. A TypeError or an AttributeError does not: that is a mistake of ours.
 REFUSED = (ValueError, KeyError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError,
-           EOFError)  # fmt: skip
+           EOFError)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, accounting, atomic, backend, data, lora, methods
+from .. import __version__, accounting, backend, data, lora, methods
 from ..backend import gpu
 from ..backend.threads import threads
 from ..bench.engines import ENGINES, sizes
 from ..bench.turns import bench
-from ..config import SHAPES
 from ..demo import demo
+from ..files import atomic
 from ..generate import generate
-from ..models import save_model
-from ..models.families import smallest
-from ..models.pretrained import BASES
-from ..optim import AdamW
+from ..models.families import SHAPES, smallest
+from ..models.pretrained import BASES, save_model
 from ..pretrain import pretrain
+from ..training.optim import AdamW
 from . import inputs
 
 Say = Callable[[str], None]
@@ -44,7 +43,7 @@ def write(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     out = generate(
         model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
         top_k=args.top_k, top_p=args.top_p, rng=args.seed, cache=not args.no_cache,
-    )  # fmt: skip
+    )
     text = model.tokenizer.decode(out)
     if not args.json:
         print(text)
@@ -69,7 +68,7 @@ def merge(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return told | {
         "model": str(args.out), "layers": len(lost), "lost": max(lost.values()),
         "difference": proof.logits.difference, "bound": proof.logits.bound,
-    }  # fmt: skip
+    }
 
 
 def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -95,11 +94,11 @@ def account(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         optimizer = AdamW(model.trainable_parameters())
         book = accounting.ledger(model, optimizer, batch, tokens)
         say(f"{name}: {numbers.trainable:,} of {numbers.total:,} parameters train "
-            f"({numbers.percent:.3f} %)\n{book}\n")  # fmt: skip
+            f"({numbers.percent:.3f} %)\n{book}\n")
         result[name] = {
             "trainable": numbers.trainable, "total": numbers.total, "bytes": book.as_dict(),
             "activations": book.activations,
-        }  # fmt: skip
+        }
     return result
 
 
@@ -113,7 +112,7 @@ def _plan(args: argparse.Namespace, asked: list[str], say: Say) -> dict[str, Any
     how: dict[str, Any] = {
         "policy": args.policy, "recompute": args.recompute, "batch": args.batch or 1,
         "tokens": args.window, "plain": args.plain, "device": args.backend.partition(":")[0],
-    }  # fmt: skip
+    }
     if args.compare:
         if odd := ["method"] * bool(args.method) + asked:
             raise ValueError(f"--compare has methods and sizes of its own: leave out --{odd[0]}")
@@ -121,7 +120,7 @@ def _plan(args: argparse.Namespace, asked: list[str], say: Say) -> dict[str, Any
     called = args.method or "lora"
     kind = methods.METHODS[called]
     given = {"r": settings.r, "alpha": settings.alpha, "targets": settings.targets,
-             "lp": args.lp, "li": args.li}  # fmt: skip
+             "lp": args.lp, "li": args.li}
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     for name in asked:
         if name not in known:
@@ -129,7 +128,7 @@ def _plan(args: argparse.Namespace, asked: list[str], say: Say) -> dict[str, Any
             raise ValueError(f"--{name} goes with {fit}, not with {called}")
     plan = accounting.plan(args.shape, method=called, **how, **{
         name: value for name, value in given.items() if name in known and value is not None
-    })  # fmt: skip
+    })
     say(str(plan))
     return plan.as_dict()
 
@@ -145,14 +144,14 @@ def _compared(shape: str, how: dict[str, Any], say: Say) -> dict[str, Any]:
         try:
             plan = accounting.plan(shape, method=method, **how)
         except ValueError as error:  # such as half a base, which full fine-tuning has not
-            say(f"{accounting.told(method):<44}{error}")
+            say(f"{accounting.label(method):<44}{error}")
             continue
         costs = plan.forward, plan.backward
-        found[accounting.told(method)] = plan.as_dict()
-        say(f"{accounting.told(method):<44}{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
+        found[accounting.label(method)] = plan.as_dict()
+        say(f"{accounting.label(method):<44}{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
             f"{plan.checkpoint / 1e6:>13,.1f}{plan.bytes['peak'] / 1e9:>11,.2f}"
             f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
-            f"{sum(cost.depth for cost in costs):>8,}")  # fmt: skip
+            f"{sum(cost.depth for cost in costs):>8,}")
     return found
 
 
@@ -167,7 +166,7 @@ def info(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         "backend": backend.current().describe(),
         "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),
-    }  # fmt: skip
+    }
     for name, value in facts.items():
         say(f"{name:<10}{', '.join(value) if isinstance(value, list) else value}")
     return facts
@@ -198,7 +197,7 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise ValueError("--growth measures the host: leave --backend out")
     if args.parity:
         odd = [name for name in ("engines", "rounds", "growth", "no_whole", "chart")
-               if getattr(args, name)]  # fmt: skip
+               if getattr(args, name)]
         if odd:
             raise ValueError(f"--parity measures otherwise: leave --{odd[0].replace('_', '-')} out")
         from ..bench.parity import parity
@@ -213,7 +212,7 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     result = bench(
         args.shapes, args.engines, rounds=args.rounds or 10, threads=args.threads or 2,
         whole=not args.no_whole, grow=args.growth, device=args.backend, say=say,
-    )  # fmt: skip
+    )
     if args.chart:
         with atomic.writing(args.chart) as file:
             viz.bench_page(result).savefig(file, format=args.chart.suffix[1:], dpi=150)

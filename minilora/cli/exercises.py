@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import atomic
+from ..files import atomic
 
 KEPT = ".minilora-grades"  # beside what a grading writes: what is done goes on from there
 Say = Callable[[str], None]
@@ -24,13 +24,13 @@ TAKES = {  # what goes with which of them
     "more": ("dev",), "give_up": ("solution",), "verbose": ("check", "watch"),
     "only": ("init", "grade"), "jobs": ("grade",), "csv": ("grade",), "html": ("grade",),
     "gradescope": ("grade",),
-}  # fmt: skip
+}
 NEEDS = {
     "check": "an exercise: ex check 01", "hint": "an exercise: ex hint 01",
     "solution": "an exercise: ex solution 01", "reset": "an exercise: ex reset 01",
     "milestone": "one of 05, 08, 10: ex milestone 05", "grade": "a folder: ex grade SUBMISSIONS",
     "dev": f"one of {', '.join(DEV)}: ex dev check",
-}  # fmt: skip
+}
 
 
 def exercises(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _status(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         told = ", ".join(filter(None, (state, seen, given)))
         say(f"{of.number}  {of.title:<{wide}}  {of.minutes:>3} min  chapter {of.chapter}  {told}")
         rows.append({"number": of.number, "title": of.title, "points": done.points,
-                     "of": of.points, "passed": done.passed, "hints": done.hints})  # fmt: skip
+                     "of": of.points, "passed": done.passed, "hints": done.hints})
     points, most = sum(row["points"] for row in rows), sum(row["of"] for row in rows)
     full = 40 * points // most
     full_, rest = ("█", "░") if _unicode() else ("#", "-")
@@ -126,7 +126,9 @@ def _check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _checked(at: Any, of: Any, args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    from ..exercises import book, judging, telling
+    from ..exercises import book
+    from ..exercises import judge as judging
+    from ..exercises import report as telling
 
     verdict = judging.judge(of, at.source(of), seed=args.seed)
     passed = at.of(of.number).passed or verdict.passed
@@ -140,7 +142,7 @@ def _checked(at: Any, of: Any, args: argparse.Namespace, say: Say) -> dict[str, 
         "passed": verdict.passed, "mistakes": verdict.mistakes,
         "checks": [{"title": outcome.title, "points": outcome.points, "of": outcome.of,
                     "said": outcome.lines} for outcome in verdict.outcomes],
-    }  # fmt: skip
+    }
 
 
 def _watch(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "minilora.exercises.milestones", of.number, str(at.folder)],
         check=False, capture_output=True, encoding="utf-8",
-    )  # fmt: skip
+    )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2] or "the milestone failed")
     say(done.stdout.rstrip())
@@ -239,7 +241,7 @@ def _dev(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         slow = max(dev.seconds(of).values())
         mistakes = len(dev.known(of))
         say(f"{of.number} {of.title}: {len(of.checks)} checks, {mistakes} known mistakes, "
-            f"slowest check {slow:.2f} s: {'; '.join(found[of.number]) or 'good'}")  # fmt: skip
+            f"slowest check {slow:.2f} s: {'; '.join(found[of.number]) or 'good'}")
     return {"complaints": found, "passed": not any(found.values())}
 
 
@@ -250,7 +252,7 @@ def _grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     made = {
         args.csv: gradebook.table, file: gradebook.as_json,
         args.gradescope: gradebook.gradescope, args.html: classpage.page,
-    }  # fmt: skip
+    }
     made.pop(None, None)
     beside = next((out.parent for out in made), Path())
     done = grading.grade(

@@ -10,10 +10,10 @@ import numpy as np
 
 from .. import accounting, data, lora
 from ..data.corpora import Batch
-from ..loss_scale import LossScale
-from ..models import GPT2
-from ..optim import AdamW, linear_schedule
-from ..train import evaluate, fit
+from ..models.gpt2 import GPT2
+from ..training.fit import evaluate, fit
+from ..training.loss_scale import LossScale
+from ..training.optim import AdamW, linear_schedule
 from . import inputs
 
 
@@ -33,9 +33,9 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     about = {
         "text": words, "tokenizer": model.tokenizer.merges, "--batch": batch,
         "--window": window, **{f"--{name}": getattr(args, name) for name in SAME},
-    }  # fmt: skip
+    }
     paths = lora.attach(model, settings, name=_name(args.out.stem), rng=args.seed,
-                        base_dtype=args.base_dtype)  # fmt: skip
+                        base_dtype=args.base_dtype)
     numbers = accounting.count(model)
     say(f"LoRA on {len(paths)} layers: {numbers.trainable:,} of {numbers.total:,} parameters train")
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
@@ -46,7 +46,7 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
         resume=not args.restart, about=about,
-    )  # fmt: skip
+    )
     try:
         lora.save(model, args.out)
     except KeyboardInterrupt:
@@ -61,12 +61,12 @@ def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
     told = {}
     if worse := _worse(model, unseen, before, after):
         told = {"failed": f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; "
-                          f"{args.out} is written all the same"}  # fmt: skip
+                          f"{args.out} is written all the same"}
     return told | {
         "before": before, "after": after, "passed": not worse,
         "trainable": numbers.trainable, "total": numbers.total, "adapter": str(args.out),
         "bytes": size,
-    }  # fmt: skip
+    }
 
 
 # Options that make a run what it is, beside those above. Base, version and kernels `fit` sees.

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint, data, lora
+from .. import data, lora
+from ..adapters.patterns import matching
 from ..backend import asnumpy
-from ..models import GPT2, load_base, load_model
-from ..models.pretrained import BASES
-from ..surgery import matching
+from ..files import checkpoint
+from ..models.gpt2 import GPT2
+from ..models.pretrained import BASES, load_base, load_model
 
 USUAL = {"r": 8, "alpha": 16.0, "targets": ("q", "v")}  # where the command line says nothing
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import __version__, accounting, atomic, data
+from .. import __version__, accounting, data
 from ..accounting.plan import POLICIES
 from ..bench.engines import ENGINES, SHAPES
+from ..files import atomic
 from ..methods import METHODS
 from ..pretrain import STEPS
 from . import commands, inputs
@@ -227,7 +228,7 @@ def _adapting(to: Parser) -> None:
     to.add_argument(
         "--recompute", action="store_true",
         help="compute each block's activations again instead of keeping them: less memory",
-    )  # fmt: skip
+    )
 
 
 def _kept(to: Parser, out: str, steps: int) -> None:
@@ -236,7 +237,7 @@ def _kept(to: Parser, out: str, steps: int) -> None:
     to.add_argument(
         "--restart", action="store_true",
         help="start anew, although the file of an interrupted run is there",
-    )  # fmt: skip
+    )
 
 
 @functools.cache
@@ -269,7 +270,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "--dtype", **one_of("float16", "float32", "float64"), default="float32",
         help="of the frozen base and all that is computed (float32). float16 scales the loss, for "
         "a GPU; its adapter then goes with --base-dtype float16",
-    )  # fmt: skip
+    )
     sub.add_argument("--dropout", type=below_1, default=0.0, help="of the adapters' input (0)")
     sub.add_argument(
         "--checks", type=whole(1), default=8, help="held-out batches to evaluate on (8)"
@@ -296,7 +297,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "shape", nargs="?", **one_of(*accounting.SHAPES) | {"metavar": "shape"},
         help=f"instead of the base: {', '.join(accounting.SHAPES)}; batch 1, its longest window",
-    )  # fmt: skip
+    )
     sub.set_defaults(**dict.fromkeys(inputs.USUAL))  # it asks whether they were given
     sub.add_argument("--method", **one_of(*METHODS), help="of a shape (lora)")
     sub.add_argument("--lp", type=whole(0), help="trained tokens before the prompt (8)")
@@ -308,7 +309,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
         "--policy", **one_of(*POLICIES), default="float32",
         help="of a shape: float32; half base: the frozen matrices in float16; mixed: all in "
         "float16 but what is trained, which has float32 masters",
-    )  # fmt: skip
+    )
     sub = command("reproduce", reproduce)
     sub.add_argument("what", nargs="?", **one_of("counts") | {"metavar": "what"}, help="counts")
     sub.set_defaults(needs=("what", "to know what: counts"))
@@ -318,7 +319,7 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "--shapes", type=names, default="classroom,long,gpt2-small",
         help=f"of {', '.join(SHAPES)}; classroom:4 has a batch of 4; '' is none",
-    )  # fmt: skip
+    )
     sub.add_argument(
         "--engines", type=some_names, help=f"of {', '.join(ENGINES)} (all that are there)"
     )
@@ -327,15 +328,15 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "--growth", action="store_true",
         help="also a step's time for batches of 1 to 32, attention's memory for 512 to 4096 tokens",
-    )  # fmt: skip
+    )
     sub.add_argument(
         "--parity", action="store_true",
         help="instead: losses, gradients, time, memory of a GPU (--backend cupy) and the host",
-    )  # fmt: skip
+    )
     sub.add_argument(
         "--chart", type=to_write(".png", ".svg", ".pdf"),
         help="draw time and memory into this file, .png, .svg or .pdf",
-    )  # fmt: skip
+    )
     sub = command("pretrain", commands.train_base)
     _kept(sub, "shakespeare.npz", STEPS)
     sub = command("tutorials", tutorials)
@@ -345,12 +346,12 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub.add_argument(
         "-o", "--out", type=Path,
         help="the folder to build or serve (site), or the notebook's file (its name.ipynb)",
-    )  # fmt: skip
+    )
     sub.add_argument("--port", type=whole(0, 65535), help="to serve at (8000; 0: any)")
     sub = command("ex", exercises, json={
         "nargs": "?", "const": True, "type": to_write(".json"),
         "help": "print the numbers as JSON; with a name, grade into that file",
-    })  # fmt: skip
+    })
     sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "command"}, help=", ".join(EX))
     sub.add_argument("which", nargs="?", help="an exercise, such as 07; a folder, to init or grade")
     sub.add_argument("more", nargs="?", help="behind dev: an exercise, or a new one's name")

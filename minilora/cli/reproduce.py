@@ -27,7 +27,7 @@ def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     why: list[str] = []
     for part, rows in (
         ("counts", claims.ROWS), ("sizes", claims.SIZES), ("ratios", claims.RATIOS),
-    ):  # fmt: skip
+    ):
         found[part] = [_facts(row, why) for row in rows]
         _table(TITLES[part], found[part], args.markdown, say)
     for n, reason in enumerate(why, 1):
@@ -59,7 +59,7 @@ def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
     from ..accounting.paper import Row
 
     told = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
-            "status": row.status, "why": row.why}  # fmt: skip
+            "status": row.status, "why": row.why}
     if row.why and row.why not in why:
         why.append(row.why)
     note = f" [{why.index(row.why) + 1}]" if row.why else ""
@@ -68,7 +68,7 @@ def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
     ran, formula = row.ran(), row.formula
     shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"
     return told | {"shape": shape, "formula": formula, "ran": ran, "note": note,
-                   "agree": ran == formula == row.exact}  # fmt: skip
+                   "agree": ran == formula == row.exact}
 
 
 def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
@@ -76,7 +76,7 @@ def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> 
     for row in rows:
         exact = f"{row['exact']:,}" if isinstance(row["exact"], int) else f"{row['exact']:,.4g}"
         cells.append((row["source"], row["what"], row["shape"], exact, row["printed"],
-                      row["status"] + row["note"]))  # fmt: skip
+                      row["status"] + row["note"]))
     say(f"## {title}\n" if markdown else title)
     if markdown:
         say("| " + " | ".join(HEAD) + " |")
@@ -87,6 +87,6 @@ def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> 
         wide = [max(map(len, column)) for column in zip(*cells)]
         for line in cells:
             told = [cell.rjust(n) if i in (3, 4) else cell.ljust(n)
-                    for i, (cell, n) in enumerate(zip(line, wide))]  # fmt: skip
+                    for i, (cell, n) in enumerate(zip(line, wide))]
             say("  ".join(told).rstrip())
     say("")

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import atomic, site
+from .. import site
 from ..exercises.book import exercises
+from ..files import atomic
 from ..site import folder, publish
 
 Say = Callable[[str], None]
@@ -24,7 +25,7 @@ SITE = Path("site")
 DOES = ("list", "run", "build", "notebook", "serve")
 TAKES = {  # what goes with which of them
     "chapter": ("run", "notebook"), "out": ("build", "notebook", "serve"), "port": ("serve",),
-}  # fmt: skip
+}
 
 
 def tutorials(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def tutorials(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.chapter is None and args.do in TAKES["chapter"]:
         raise ValueError(f"tutorials {args.do} needs a chapter: tutorials {args.do} 07")
     done: dict[str, Any] = {"list": _list, "run": _run, "build": _build, "notebook": _notebook,
-                            "serve": _serve}[args.do](args, say)  # fmt: skip
+                            "serve": _serve}[args.do](args, say)
     return done
 
 
@@ -49,7 +50,7 @@ def _list(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"chapters": [
         {"number": c.number, "title": c.title, "time": c.time, "needs": c.needs, "can": c.can,
          "remember": c.remember, "path": str(c.path)} for c in told
-    ]}  # fmt: skip
+    ]}
 
 
 def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             runpy.run_path(str(chapter.path), run_name="__main__")
     except Exception as error:
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)
-                 if at.filename == str(chapter.path)]  # fmt: skip
+                 if at.filename == str(chapter.path)]
         where = f"{chapter.path}, line {lines[-1] if lines else '?'}"
         why = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise RuntimeError(f"chapter {chapter.number} fails at {where}: {why}") from error

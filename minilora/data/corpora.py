@@ -7,7 +7,7 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import real, told, whole
+from ..checks import describe, real, whole
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -39,7 +39,7 @@ def split(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """
     real("split", "held_out", held_out, "(0, 1)")
     if not isinstance(text, str):
-        raise TypeError(f"split: takes a text, not {told(text)}")
+        raise TypeError(f"split: takes a text, not {describe(text)}")
     if len(text) < 2:
         raise ValueError(f"split: a text of {len(text)} characters cannot be cut in two")
     at = min(max(int(len(text) * (1 - held_out)), 1), len(text) - 1)
@@ -105,7 +105,7 @@ def _stream(ids: ArrayLike, batch: int, tokens: int, who: str) -> NDArray[np.int
     if stream.ndim != 1 or (stream.size and not np.issubdtype(stream.dtype, np.integer)):
         raise ValueError(
             f"{who}: ids are one stream of integers (n,), as tokenizer.encode(text) gives them, "
-            f"not {told(ids) if isinstance(ids, str) else f'{stream.dtype} {stream.shape}'}"
+            f"not {describe(ids) if isinstance(ids, str) else f'{stream.dtype} {stream.shape}'}"
         )
     if len(stream) <= tokens:
         fewer = f" or at most {len(stream) - 1} tokens" if len(stream) > 1 else ""

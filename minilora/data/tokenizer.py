@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import told, whole
+from ..checks import describe, whole
 
 Pair = tuple[int, int]
 
@@ -44,11 +44,11 @@ class BPE:
         if isinstance(merges, np.ndarray):
             merges = merges.tolist()
         if not isinstance(merges, Iterable):
-            raise ValueError(f"BPE: merges are pairs of ids, not {told(merges)}")
+            raise ValueError(f"BPE: merges are pairs of ids, not {describe(merges)}")
         room = ROOM
         for i, pair in enumerate(merges, start=256):
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError(f"BPE: token {i} joins a pair of ids, not {told(pair)}")
+                raise ValueError(f"BPE: token {i} joins a pair of ids, not {describe(pair)}")
             a, b = (whole("BPE", f"each id that token {i} joins", half, 0, i - 1) for half in pair)
             if (a, b) in self._ids:
                 raise ValueError(f"BPE: token {i} joins ({a}, {b}), as {self._ids[a, b]} does")
@@ -180,7 +180,7 @@ class _Row:
 def _words(text: str, who: str) -> list[str]:
     """The words of a text; TypeError for anything else."""
     if not isinstance(text, str):
-        raise TypeError(f"{who}: takes a text, not {told(text)}")
+        raise TypeError(f"{who}: takes a text, not {describe(text)}")
     return WORD.findall(text)
 
 

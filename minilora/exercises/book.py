@@ -30,7 +30,7 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
 MILESTONES = {  # after which the student's functions run in the engine, and whose it takes
     "05": ("04", "05"), "08": ("06", "08"), "10": ("10",),
-}  # fmt: skip
+}
 OWN = "MINILORA_EXERCISES"  # the environment variable with the folder of a teacher's own
 TODO = 'raise NotImplementedError("write this function")'
 Function = Callable[..., Any]
@@ -147,13 +147,13 @@ def exercise(number: str | int) -> Exercise:
         field: value for field, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
                                          ("drawn", "drawn"))
         if (value := getattr(module, name, None)) is not None
-    }  # fmt: skip
+    }
     return Exercise(
         number=file.name[2:4], path=file, given=given, title=module.TITLE, minutes=module.MINUTES,
         chapter=module.CHAPTER, hints=tuple(module.HINTS),
         checks=tuple(held for held in vars(module).values() if isinstance(held, Check)),
         wrong=module.WRONG, functions=functions, reference=reference, **options,
-    )  # fmt: skip
+    )
 
 
 @functools.cache
@@ -170,7 +170,7 @@ def _to_write(given: str) -> list[str]:
     return [
         node.name for node in ast.parse(given).body if isinstance(node, ast.FunctionDef)
         if any(line.strip() == BEGIN for line in lines[node.lineno - 1 : node.end_lineno])
-    ]  # fmt: skip
+    ]
 
 
 def exercises() -> tuple[Exercise, ...]:

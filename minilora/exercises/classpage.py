@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .. import __version__
 from ..site.publish import ASSETS
 from .grading import Class, Result, Task
-from .submitted import plain
+from .submissions import plain
 
 UNTRIED = ("absent", "not begun")
 STUCK = 0.5  # of an exercise's points: who tried and has less is stuck
@@ -23,7 +23,7 @@ SHOWN = 12  # mistakes, and students who are stuck; the rest is folded
 PARTS = {
     "mistakes": "Which mistakes were made", "exercises": "How each exercise went",
     "stuck": "Who is stuck", "all": "Everybody",
-}  # fmt: skip
+}
 
 STYLE = """
 main { max-width: 60rem; }
@@ -82,7 +82,7 @@ def stuck(of: Class) -> list[tuple[str, list[tuple[Task, Result]]]]:
         where = [
             (task, result) for task, result in zip(of.tasks, pupil.results)
             if result.state not in UNTRIED and result.points < STUCK * result.of
-        ]  # fmt: skip
+        ]
         if where:
             found.append((pupil.name, where))
     return sorted(found, key=lambda one: -len(one[1]))
@@ -180,7 +180,7 @@ def _tasks(of: Class) -> Iterator[str]:
         states = ", ".join(
             f"{n} {kind}" for kind, n in sorted(other.items())
             if kind not in ("passed", "partly", "wrong")
-        )  # fmt: skip
+        )
         failed = Counter(
             part.title for one in tried for part in one.parts if part.points < part.of
         ).most_common(1)

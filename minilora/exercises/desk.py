@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .. import atomic
+from ..files import atomic
 from .book import Exercise, exercise, paths
 
 KEPT = ".minilora-exercises.json"

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import atomic
-from . import telling
+from ..files import atomic
+from . import report as telling
 from .book import CHECKS, Exercise, beside, path
-from .judging import Verdict, alike, attempt, judge, judge_here
+from .judge import Verdict, alike, attempt, judge, judge_here
 from .kit import shown
 from .student import Local, same
 
@@ -85,7 +85,7 @@ def _failures(verdict: Verdict) -> str:
     return "; ".join(
         f"{outcome.title}: {' '.join(outcome.lines)}"
         for outcome in verdict.outcomes if outcome.points < outcome.of
-    )  # fmt: skip
+    )
 
 
 def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:

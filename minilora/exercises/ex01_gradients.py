@@ -184,4 +184,4 @@ WRONG = {
         "you return dy transposed": lambda g, x, y: (g @ y.T, g.T @ x),
         "you return dx and dy transposed": lambda g, x, y: (y @ g.T, g.T @ x),
     },
-}  # fmt: skip
+}

@@ -250,7 +250,7 @@ def of_arrays(student, values, lines):
     got, _ = student.gradients(values, [*lines, f"z = sum {last}"], ["z"])
     for name, slope in _slopes(values, lines, [last]).items():
         kit.equal(got[name], slope + np.zeros(len(values["a"])) if np.any(slope) or
-                  np.shape(got[name]) else np.float64(0.0), f"{name}.grad")  # fmt: skip
+                  np.shape(got[name]) else np.float64(0.0), f"{name}.grad")
 
 
 def _sorted(node):
@@ -288,7 +288,7 @@ def _walk(order, reset=False, add=lambda old, share: old + share):
 
 
 def _flow(order, first=1.0, edges=lambda one: zip(one.parents, one.rules), in_place=False,
-          kept=lambda one: True):  # fmt: skip
+          kept=lambda one: True):
     gradient = {order[0]: first}
     for one in order:
         g = gradient.get(one, 0.0)
@@ -358,4 +358,4 @@ WRONG = {
         "you add a share to an array in place, and another node has that array, too":
             lambda node: _flow(_sorted(node), in_place=True),
     }
-}  # fmt: skip
+}

@@ -256,4 +256,4 @@ WRONG = {
         "you make the gradient float64, whatever the logits are":
             lambda z, targets: _shifted(z) / len(z) - np.eye(z.shape[1])[targets] / len(z),
     },
-}  # fmt: skip
+}

@@ -160,7 +160,7 @@ def dtypes(student, q, k, v, heads):
 def _attention(
     q, k, v, heads, *, first_hidden=1, scale=lambda size, d: 1 / math.sqrt(size), axis=-1,
     hide=None, cut=None, join=None, after=None, shift=True,
-):  # fmt: skip
+):
     """Attention with one thing in it done in another way."""
     batch, tokens, d = q.shape
     size = d // heads
@@ -183,7 +183,7 @@ def _cut_without_transpose(q, k, v, heads):
     batch, tokens, d = q.shape
     shape = (batch, heads, tokens, d // heads)
     return _attention(q, k, v, heads, cut=lambda x: x.reshape(shape),
-                      join=lambda y: y.reshape(batch, tokens, d))  # fmt: skip
+                      join=lambda y: y.reshape(batch, tokens, d))
 
 
 def _scale_in_place(q, k, v, heads):
@@ -228,4 +228,4 @@ WRONG = {
         "you make the output float64, whatever q is":
             lambda q, k, v, heads: _attention(q, k, v, heads).astype(np.float64),
     }
-}  # fmt: skip
+}

@@ -47,7 +47,8 @@ def lora_forward(x, W, A, B, alpha):
 ### CHECKS
 # mypy: ignore-errors
 
-from hypothesis import assume, strategies as st
+from hypothesis import assume
+from hypothesis import strategies as st
 
 from . import kit
 
@@ -89,7 +90,7 @@ def _factors(student, d, k, r, rng):
             raise kit.Wrong(
                 f"expected {name} of shape {shape}", f"got      {kit.shown(factor)}",
                 "rng.normal takes mean, standard deviation and size in this order: size=(r, k)",
-            )  # fmt: skip
+            )
         kit.number(factor, shape, name)
         kit.holds(factor.dtype.kind == "f", f"floats in {name}", f"{factor.dtype}")
     return A, B
@@ -107,23 +108,23 @@ def gaussian(student, d, k, r, rng):
     A, _ = _factors(student, d, k, r, rng)
     again, _ = _factors(student, d, k, r, rng)
     kit.holds(np.array_equal(A, again), "the same A from generators with the same seed",
-              "another A: does it come from rng?")  # fmt: skip
+              "another A: does it come from rng?")
     A = A.astype(np.float64)
     kit.holds(np.all(np.isfinite(A)), "an A of finite numbers")
     std, mean = A.std(), A.mean()
     kit.holds(0.9e-3 < std < 1.1, "an A with a standard deviation between 0.001 and 1",
-              f"{std:.3g}")  # fmt: skip
+              f"{std:.3g}")
     rank = np.linalg.matrix_rank(A)
     kit.holds(rank == min(r, k), f"an A with {min(r, k)} rows or columns that differ",
-              f"an A of rank {rank}: is every number drawn for itself?")  # fmt: skip
+              f"an A of rank {rank}: is every number drawn for itself?")
     kit.holds(abs(mean) < 7 * std / np.sqrt(A.size), "an A with a mean near 0",
-              f"a mean of {mean:.3g}, with a standard deviation of {std:.3g}")  # fmt: skip
+              f"a mean of {mean:.3g}, with a standard deviation of {std:.3g}")
     near = np.mean(np.abs(A - mean) < std)  # 0.683 of a normal, give or take 0.005
     kit.holds(abs(near - 0.683) < 0.04, "68 % of A within one standard deviation, as a normal has",
-              f"{100 * near:.0f} %: is it another distribution?")  # fmt: skip
+              f"{100 * near:.0f} %: is it another distribution?")
     another, _ = _factors(student, d, k, r, np.random.default_rng(d))
     kit.holds(not np.array_equal(A, another), "another A from a generator with another seed",
-              "the same A: does it come from rng?")  # fmt: skip
+              "the same A: does it come from rng?")
 
 
 @st.composite
@@ -133,7 +134,7 @@ def beginnings(draw):
     d, k = layer["W"].shape
     r, alpha = start["r"], layer["alpha"]
     return {"x": layer["x"], "W": layer["W"], "d": d, "k": k, "r": r, "alpha": alpha,
-            "rng": start["rng"]}  # fmt: skip
+            "rng": start["rng"]}
 
 
 @kit.check(beginnings(), points=2)
@@ -151,7 +152,7 @@ def _right(student, x, W, A, B, alpha):
     merged = np.array([
         [W[i, j] + alpha / r * sum(B[i, s] * A[s, j] for s in range(r)) for j in range(k)]
         for i in range(len(W))
-    ])  # fmt: skip
+    ])
     kit.equal(student.lora_forward(x, W, A, B, alpha), np.einsum("...k,dk->...d", x, merged), "y")
 
 
@@ -193,7 +194,7 @@ def low_rank(student, x, W, A, B, alpha):
 
 
 def _init(A=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(r, k)),
-          B=lambda rng, d, k, r: np.zeros((d, r))):  # fmt: skip
+          B=lambda rng, d, k, r: np.zeros((d, r))):
     return lambda d, k, r, rng: (A(rng, d, k, r), B(rng, d, k, r))
 
 

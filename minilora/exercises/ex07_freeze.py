@@ -87,7 +87,7 @@ HINTS = (
     "for name in trained: p = params[name]; p -= lr * (grads[name] + decay * p)",
 )
 NAMES = ("blocks.0.q.W", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", "blocks.1.q.W",
-         "blocks.10.q.W", "blocks.1.mlp.up.W", "ln.g", "tok.W", "head.W", "head.b")  # fmt: skip
+         "blocks.10.q.W", "blocks.1.mlp.up.W", "ln.g", "tok.W", "head.W", "head.b")
 
 
 @st.composite
@@ -155,7 +155,7 @@ def _first(simplest, most):
         "r": _first(2, 4),
     }),
     points=2, examples=50,
-)  # fmt: skip
+)
 def counted(student, shapes, r):
     """count_lora gives as many numbers as the arrays A and B have."""
     made = [(np.zeros((r, k)), np.zeros((d, r))) for d, k in shapes]
@@ -167,7 +167,7 @@ def steps(draw, decays=True, frozen=False):
     """Parameters with gradients, of which some are trained."""
     rng = draw(kit.generators())
     names = draw(st.lists(st.sampled_from(["q.W", "q.A", "q.B", "lm.q.W"]), min_size=1, max_size=3,
-                          unique=True))  # fmt: skip
+                          unique=True))
     trained = [name for name in names if not frozen or draw(st.booleans())]
     shapes = {name: (draw(kit.sizes(1, 2)),) * draw(st.integers(1, 2)) for name in names}
     some = trained if frozen and draw(st.booleans()) else names
@@ -179,7 +179,7 @@ def steps(draw, decays=True, frozen=False):
         "params": params, "grads": {name: kit.small(rng, *shapes[name]) * still for name in some},
         "trained": trained, "lr": draw(st.sampled_from([0.5, 0.1, 0.25])),
         "decay": draw(st.sampled_from([0.5, 0.1, 2.0])) if decays else 0.0,
-    }  # fmt: skip
+    }
 
 
 def _stepped(params, grads, trained, lr, decay):
@@ -224,7 +224,7 @@ def base_untouched(student, params, grads, trained, lr, decay):
             kit.equal(now[name], p, f"{name}, which is trained, after three steps")
         else:
             kit.holds(now[name].tobytes() == p.tobytes(), f"{name}, which is frozen, as it was: "
-                      f"{kit.shown(p)}", kit.shown(now[name]))  # fmt: skip
+                      f"{kit.shown(p)}", kit.shown(now[name]))
 
 
 @kit.check(steps(), points=1)

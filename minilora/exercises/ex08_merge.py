@@ -71,7 +71,8 @@ def called(student, W0, A, B, alpha, calls):
 ### CHECKS
 # mypy: ignore-errors
 
-from hypothesis import assume, strategies as st
+from hypothesis import assume
+from hypothesis import strategies as st
 
 from . import kit
 
@@ -165,7 +166,7 @@ def _calls(student, W, A, B, alpha, calls):
             kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
             gap = np.max(np.abs(np.float64(got) - W))
             kit.holds(got.tobytes() == W.tobytes(), f"{what} = {kit.shown(W)}, to the bit",
-                      f"another in the last digits: it is off by {gap:.1e}")  # fmt: skip
+                      f"another in the last digits: it is off by {gap:.1e}")
     for name, old, new in zip(("W0", "A", "B"), (W, A, B), after):
         kit.holds(np.array_equal(old, new), f"{name} to stay {kit.shown(old)}", kit.shown(new))
 
@@ -185,7 +186,7 @@ def bits(student, W, A, B, alpha, calls):
 @kit.check(
     layers(calls=st.lists(st.sampled_from(["do_merge", "undo", "write"]), min_size=1, max_size=6)),
     points=2, examples=80,
-)  # fmt: skip
+)
 def any_order(student, W, A, B, alpha, calls):
     """do_merge() and undo() in any order, twice in a row, and after a write into a merged W."""
     _calls(student, W, A, B, alpha, calls)
@@ -264,4 +265,4 @@ WRONG = {
             lambda: W0 + B @ A, lambda: W0.copy()
         ),
     },
-}  # fmt: skip
+}

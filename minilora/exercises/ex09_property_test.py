@@ -164,7 +164,7 @@ NUMBER = {
     "keeps the scale of its first call for all later ones": (
         "s = kept.setdefault(0, alpha / r); return W + s * (B @ A)",
     ),
-}  # fmt: skip
+}
 TERMS = {
     "subtracts the update": ("return W - alpha / r * (B @ A)",),
     "adds the update twice": ("return W + 2 * alpha / r * (B @ A)",),
@@ -188,7 +188,7 @@ PRODUCT = {
     "is wrong where W has more rows than columns": (
         "n = W.shape[1]; S = W * 1.0; S[:n] += alpha / r * (B @ A)[:n]; return S",
     ),
-}  # fmt: skip
+}
 PARTS = {
     "leaves one of the r ranks out": (
         "return W + alpha / r * (B[:, :-1] @ A[:-1])", "return W + alpha / r * (B[:, 1:] @ A[1:])",
@@ -204,7 +204,7 @@ PARTS = {
         "S = W + alpha / r * (B @ A); S[0, 0] = W[0, 0]; return S",
         "S = W + alpha / r * (B @ A); S[-1, -1] = W[-1, -1]; return S",
     ),
-}  # fmt: skip
+}
 ODD = {
     "returns an array with one axis too many": (
         "return (W + alpha / r * (B @ A))[None]", "return W[None] + alpha / r * (B @ A)",
@@ -213,7 +213,7 @@ ODD = {
         "S = W + alpha / r * (B @ A); S[0, 0] = 1e999 - 1e999; return S",
         "S = W + alpha / r * (B @ A); S[-1, -1] = 1e999 - 1e999; return S",
     ),
-}  # fmt: skip
+}
 SHARE = {
     "adds an update that is some percent too large or too small": (
         "return W + {percent} * alpha / r * (B @ A)",
@@ -221,7 +221,7 @@ SHARE = {
     "adds an update that is off by some parts in a thousand": (
         "return W + {thousandth} * alpha / r * (B @ A)",
     ),
-}  # fmt: skip
+}
 COARSE = {
     "computes in float32": (
         'return W + (alpha / r * (B.astype("f4") @ A.astype("f4"))).astype("f8")',
@@ -230,12 +230,12 @@ COARSE = {
     ),
     "is off by one part in a million": ("return W + 1.000001 * alpha / r * (B @ A)",
                                         "return 0.999999 * (W + alpha / r * (B @ A))"),
-}  # fmt: skip
+}
 BROKEN_W = {
     "writes its result into W": (
         "W += alpha / r * (B @ A); return W", "W += alpha / r * (B @ A); return W * 1.0",
     ),
-}  # fmt: skip
+}
 BROKEN_FACTORS = {
     "scales B in place": ("B *= alpha / r; return W + B @ A",),
     "scales A in place": ("A *= alpha / r; return W + B @ A",),
@@ -247,7 +247,7 @@ def mixed(draw, wrong):
     """All the wrong merges of a group, a body of each, among the right ones, in any order."""
     rng = draw(kit.generators())
     share = {name: f"{1 + rng.choice([-1, 1]) * rng.uniform(0.5, 2.0) * size:.6g}"
-             for name, size in (("percent", 1e-2), ("thousandth", 1e-3))}  # fmt: skip
+             for name, size in (("percent", 1e-2), ("thousandth", 1e-3))}
     bodies = {str(rng.choice(ways)).format(**share): what for what, ways in wrong.items()}
     order = rng.permutation([*bodies, *RIGHT])
     return {"_merges": [(str(body), bodies.get(str(body), "")) for body in order]}
@@ -265,7 +265,7 @@ def _kills(student, merges):
                 "expected your test to fail on each wrong merge",
                 f"got      a merge that {what} passes it:",
                 *_lines(body), *filter(None, [student.why(body)]),
-            )  # fmt: skip
+            )
 
 
 def _unfair(student, failed):
@@ -395,4 +395,4 @@ WRONG = {
             )
         ),
     }
-}  # fmt: skip
+}

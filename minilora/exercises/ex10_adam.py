@@ -84,12 +84,13 @@ def steps(draw, dtype="float64", most=1, start=False):
         "t": before + 1, "lr": draw(st.sampled_from([0.1, 0.5])),
         "b1": draw(st.sampled_from([0.5, 0.9])), "b2": draw(st.sampled_from([0.8, 0.99])),
         "eps": draw(st.sampled_from([0.5, 1e-8])),
-    }  # fmt: skip
+    }
 
 
 def _engine(p, gradients, m, v, t, lr, b1, b2, eps):
     """What the library's Adam makes of it: (p, m, v)."""
-    from minilora import nn, optim, using
+    from minilora import nn, using
+    from minilora.training import optim
 
     with using("numpy"):
         parameter = nn.Parameter(p.copy())
@@ -113,7 +114,7 @@ def _compared(student, p, gradients, m, v, t, **settings):
             kit.holds(
                 np.asarray(got).dtype == before.dtype, f"{name} in {before.dtype}",
                 f"{name} in {np.asarray(got).dtype}",
-            )  # fmt: skip
+            )
         p, m, v = (np.asarray(held) for held in done)
     # Each step rounds p, m and v a few times, at the size that they have.
     steps = f"{len(gradients)} steps" if len(gradients) > 1 else "the step"
@@ -160,7 +161,8 @@ def arrays(draw):
 @kit.check(arrays(), points=2)
 def counted(student, shapes, dtype):
     """adam_bytes counts what the library's Adam keeps after a step."""
-    from minilora import nn, optim, using
+    from minilora import nn, using
+    from minilora.training import optim
 
     with using("numpy"):
         trained = {str(i): nn.Parameter(np.ones(shape, dtype)) for i, shape in enumerate(shapes)}

@@ -101,7 +101,7 @@ def apart(draw):
     V = _turned(rng, k)
     return {
         "A1": _made(rng, V), "A2": _made(rng, np.vstack([V[i : i + j], V[:i]])), "i": i, "j": j
-    }  # fmt: skip
+    }
 
 
 def _exact(A1, A2, i, j):
@@ -140,7 +140,7 @@ def between(student, A1, A2, i, j):
 
 
 @kit.check(st.tuples(pairs(), st.sampled_from([0.01, 100.0])).map(lambda p: p[0] | {"c": p[1]}),
-           points=2)  # fmt: skip
+           points=2)
 def other_units(student, A1, A2, i, j, c):
     """It stays the same when A1 is scaled, and when its rows are mixed by a rotation."""
     turned = c * _turned(np.random.default_rng(0), len(A1)) @ A1

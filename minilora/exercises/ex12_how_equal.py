@@ -106,7 +106,7 @@ def _apart(x, W, A, B, alpha, dtype):
     pairs = itertools.product(ORDERS, ORDERS)
     return max(
         (np.abs(merged[a].astype(np.float64) - unmerged[b]).max(), a, b) for a, b in pairs
-    )  # fmt: skip
+    )
 
 
 def _bounds(student, x, W, A, B, alpha, dtype):
@@ -179,9 +179,9 @@ def one_way(draw):
     if over_k:  # and with the update, 1.02 u: each is rounded up to 2 u
         A = np.where(np.arange(long) == 0, 0.0, 1.0)[None]
         return _cast(dtype, s, x=x * np.ones(long), W=16 * first * row, A=A,
-                     B=16 / s * first * 0.04 * u)  # fmt: skip
+                     B=16 / s * first * 0.04 * u)
     return _cast(dtype, s * long, x=x, W=np.zeros((d, 1)), A=np.ones((long, 1)),
-                 B=first * row)  # fmt: skip
+                 B=first * row)
 
 
 @st.composite
@@ -233,7 +233,7 @@ def near_zero(student, **case):
 def _bound(
     terms=lambda k, r: k + r + 3, sides=2, eps=lambda dtype: np.finfo(dtype).eps, low="norm",
     whole=np.max, scaled=True, signed=False, norms=False, lost_in=("all", "x A", "B A"),
-):  # fmt: skip
+):
     """The reference with something about it changed."""
 
     def merge_bound(x, W, A, B, alpha, dtype):
@@ -249,7 +249,7 @@ def _bound(
         lost = {
             "all": 2 * k + r * s + 1, "x A": k * s * B.sum(axis=1),
             "B A": (r * s + 1) * x.sum(axis=1, keepdims=True),
-        }  # fmt: skip
+        }
         smallest = "tiny" if low == "tiny" else "smallest_subnormal"
         h = float(getattr(np.finfo(dtype), smallest))
         return whole(sides * nu / (1 - nu) * size + h * sum(lost[name] for name in lost_in))

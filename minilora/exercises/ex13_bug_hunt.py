@@ -339,7 +339,7 @@ BUGS = {  # what is done -> the text of the script, and what is written in its p
         "total += loss\n            count += 1"),
     "a merged layer keeps its adapter, so the update counts twice": (
         "setattr(block.attn, name, plain)", "layer.base = plain"),
-}  # fmt: skip
+}
 SCRIPT = Path(__file__).read_text("utf-8").partition("\n\n\n### BESIDE")[0]
 GIVEN = re.sub(r" *### (BEGIN|END) SOLUTION\n", "", SCRIPT + "\n")
 PLACE = {name: GIVEN[: GIVEN.index(old)].count("\n\n\n") for name, (old, _) in BUGS.items()}

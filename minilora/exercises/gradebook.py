@@ -7,9 +7,9 @@ import io
 import json
 from dataclasses import asdict
 
-from . import telling
+from . import report as telling
 from .grading import Class, Part
-from .submitted import plain
+from .submissions import plain
 
 
 def table(of: Class) -> bytes:
@@ -56,9 +56,9 @@ def gradescope(of: Class) -> bytes:
          "visibility": "visible"}
         for task, result in zip(of.tasks, pupil.results)
         for i, part in enumerate(result.parts, 1)
-    ]  # fmt: skip
+    ]
     held = {"score": pupil.points, "output": f"{pupil.points} of {of.of} points",
-            "output_format": "text", "visibility": "visible", "tests": tests}  # fmt: skip
+            "output_format": "text", "visibility": "visible", "tests": tests}
     return (json.dumps(held, indent=1) + "\n").encode()
 
 

@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, atomic
+from .. import __version__
+from ..files import atomic
 from .book import FOLDER, Exercise, exercise, paths
-from .judging import Verdict, judge
+from .judge import Verdict, judge
 from .student import LIMITS, Limits
-from .submitted import plain, read, submissions
+from .submissions import plain, read, submissions
 
 PATIENCE = (
     20.0  # times the seconds that one call may take, for a whole file: then its judge is ended
@@ -39,7 +40,7 @@ PATIENCE = (
 STATES = {  # kinds of what ends all checks
     "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
     "imports": "forbidden import", "SyntaxError": "syntax error", "halted": "halted",
-}  # fmt: skip
+}
 PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
@@ -169,7 +170,7 @@ def grade(
             store.put(key, result)
             found[name, one.number] = result
             say(f"{len(found)}/{len(handed) * len(of)}  {plain(name)}  {one.number}: "
-                f"{result.points} of {result.of}")  # fmt: skip
+                f"{result.points} of {result.of}")
 
     try:
         with ThreadPoolExecutor(len(open_) or 1) as pool:
@@ -188,7 +189,7 @@ def grade(
         seed, tuple(Task(one.number, one.title, one.points) for one in of),
         tuple(Pupil(name, tuple(found[name, one.number] for one in of)) for name in handed),
         tuple(left_out),
-    )  # fmt: skip
+    )
 
 
 def _nothing(of: Exercise, kind: str, line: str) -> Result:
@@ -217,7 +218,7 @@ class _Judge:
     def result(self, of: Exercise, source: str) -> Result:
         """Of one file. Never raises because of what is in the file."""
         request = {"number": of.number, "source": source, "seed": self._seed,
-                   "limits": asdict(self._limits)}  # fmt: skip
+                   "limits": asdict(self._limits)}
         line, process = b"", self._running()
         assert process.stdin is not None and process.stdout is not None
         timer = threading.Timer(self._patience, process.kill)
@@ -237,11 +238,11 @@ class _Judge:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-                   "from minilora.exercises.grading import serve; serve()"  # fmt: skip
+                   "from minilora.exercises.grading import serve; serve()"
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         return self._process
 
     def _end(self) -> None:

@@ -95,7 +95,7 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
             f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
             *_turned(a, b, rtol * top),
-        )  # fmt: skip
+        )
 
 
 def _turned(a: np.ndarray, b: np.ndarray, most: float) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
             f"expected {what} as an array of shape {shape}" if shape
             else f"expected {what} as a number",
             f"got      {described(got)}",
-        )  # fmt: skip
+        )
     if np.shape(got) != shape:
         raise Wrong(
             f"expected {what} of shape {shape}" if shape else f"expected {what} as a number",
@@ -149,7 +149,7 @@ def shown(value: Any, digits: int = 4) -> str:
         text = np.array2string(
             np.asarray(value), precision=digits, threshold=24, edgeitems=2, separator=", ",
             floatmode="maxprec", max_line_width=10**6,
-        )  # fmt: skip
+        )
         return " ".join(text.replace("\n", " ").split()).replace("[ ", "[")
     if isinstance(value, np.random.Generator):
         return "a NumPy generator"

@@ -25,9 +25,9 @@ from .. import accounting, data, lora, ops, rounding, viz
 from ..backend import asnumpy
 from ..models.gpt2 import GPT2
 from ..models.pretrained import load_base
-from ..optim import Adam, Optimizer
 from ..tensor import Tensor, op
-from ..train import evaluate, train_step
+from ..training.fit import evaluate, train_step
+from ..training.optim import Adam, Optimizer
 from .book import MILESTONES
 from .worker import load
 
@@ -211,7 +211,7 @@ class _Run:
     def __init__(
         self, start: Callable[[], GPT2], replaced: Replaced, *, lr: float,
         optimizer: type[Optimizer] = Adam,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model = start()
         self.tokenizer: Any = self.model.tokenizer
         text, rest = data.split(data.load_text("kjv")[:200_000])
@@ -243,7 +243,7 @@ class _Run:
             "at first that is rounding, and each step on can make it a little larger"
             if apart <= ROUNDING else
             "that is more than rounding: minilora ex check says where it comes from"
-        )  # fmt: skip
+        )
         told.append(f"seconds: {YOURS} {self.seconds[0]:.1f}, {ENGINE} {self.seconds[1]:.1f}")
         return told
 

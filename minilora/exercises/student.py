@@ -113,7 +113,7 @@ def same(a: Any, b: Any) -> bool:
         return (
             isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
             and a.tobytes() == b.tobytes()
-        )  # fmt: skip
+        )
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
@@ -171,12 +171,12 @@ class Remote(Student):
         path = self._folder / exercise.name
         path.write_text(source, "utf-8")
         code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-               "from minilora.exercises.worker import main; main()"  # fmt: skip
+               "from minilora.exercises.worker import main; main()"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code], cwd=self._folder, env=_environment(self._folder),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._talk_ = threading.Thread(target=self._talk, daemon=True)
@@ -185,7 +185,7 @@ class Remote(Student):
             setup = {
                 "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
                 "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
-            }  # fmt: skip
+            }
             self._answer(setup, 60.0)  # it imports NumPy first, on a busy machine
             self._last, self._left = 1, limits.whole
             self._answer(None, limits.seconds)  # and loads the file
@@ -219,7 +219,7 @@ class Remote(Student):
                 f"its calls took more than {self._limits.whole:g} seconds in all" if short else
                 f"it did not come to an end in {self._limits.seconds:g} seconds: is there a "
                 "loop that never stops?"
-            ) from None  # fmt: skip
+            ) from None
         self._left -= time.monotonic() - began
         if not isinstance(answer, dict) or answer.get("id") != self._last:
             ended = self._ended() if isinstance(answer, EOFError | OSError) else NO_ANSWER
@@ -294,4 +294,4 @@ def _environment(folder: Path) -> dict[str, str]:
         "HOME": str(folder), "TMPDIR": str(folder), "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1",
         "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg",
-    }  # fmt: skip
+    }

@@ -35,7 +35,7 @@ COURSES = (
         ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09"),
         ("01", "02", "03", "04", "05", "06", "07", "08", "10"),
     ),
-)  # fmt: skip
+)
 PAGE = """\
 # Teaching with minilora
 
@@ -106,7 +106,7 @@ def page() -> str:
         courses="\n".join(_told(course) for course in COURSES),
         table="\n".join(map(_row, exercises())),
         milestones=", ".join(MILESTONES), own=OWN,
-    ).rstrip()  # fmt: skip
+    ).rstrip()
 
 
 def _told(course: Course) -> str:

@@ -32,12 +32,12 @@ FORBIDDEN = (  # audit events
     "os.link", "os.symlink", "os.chdir", "os.mkdir", "shutil.rmtree", "shutil.move",
     "subprocess.Popen", "socket.__new__", "ctypes.dlopen", "resource.setrlimit",
     "resource.prlimit", "pty.spawn", "gc.get_objects", "gc.get_referrers", "gc.get_referents",
-)  # fmt: skip
+)
 READS = ("open", "os.listdir", "os.scandir")
 CLOSED = (  # modules that get around the hook
     "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
     "_xxsubinterpreters", "_interpreters",
-)  # fmt: skip
+)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -128,7 +128,7 @@ def _limit(setup: dict[str, Any]) -> None:
         for name, most in (
             ("RLIMIT_CPU", setup["cpu"]), ("RLIMIT_AS", setup["memory"]),
             ("RLIMIT_FSIZE", setup["output"]), ("RLIMIT_NOFILE", 64), ("RLIMIT_CORE", 0),
-        ):  # fmt: skip
+        ):
             with contextlib.suppress(ValueError, OSError):
                 hard = resource.getrlimit(getattr(resource, name))[1]
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)

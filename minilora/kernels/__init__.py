@@ -10,7 +10,8 @@ GPU. `plain()` runs everything without them; tests hold each to its op in ops/, 
 
 from typing import Any
 
-from .. import ops, optim
+from .. import ops
+from ..training.adam import adam
 from . import attention, products, rowwise
 
 TABLE: dict[Any, Any] = {
@@ -20,7 +21,7 @@ TABLE: dict[Any, Any] = {
     ops.layer_norm: rowwise.layer_norm,
     ops.gelu: rowwise.gelu,
     ops.cross_entropy: rowwise.cross_entropy,
-    optim.adam: rowwise.adam,
+    adam: rowwise.adam,
 }
 for _plain, _fast in TABLE.items():
     _plain.kernel = _fast

@@ -15,7 +15,7 @@ KEEP = 512  # tokens: up to so many the weights are kept for the backward pass, 
 
 
 def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, mask: Any = None,
-              needs: Sequence[bool]) -> Any:  # fmt: skip
+              needs: Sequence[bool]) -> Any:
     """A few heads at a time, by blocks of queries and the keys that they may see: scores stay in
     the cache, the masked half is never made, and nothing of tokens × tokens beyond KEEP tokens.
 
@@ -109,7 +109,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
 
         current().share(backward, len(parts), batch * heads * m * n, 1)
         return tuple(x.astype(dtype, copy=False) if need else None
-                     for x, need in zip((dq, dk, dv), needs))  # fmt: skip
+                     for x, need in zip((dq, dk, dv), needs))
 
     return y, gradients
 
@@ -144,4 +144,4 @@ def tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
     together = max(1, current().piece // max(1, size))  # heads, of a sequence or more
     some, each = max(1, together // heads), min(heads, together)
     return [(slice(b, b + some), slice(h, h + each))
-            for b in range(0, batch, some) for h in range(0, heads, each)]  # fmt: skip
+            for b in range(0, batch, some) for h in range(0, heads, each)]

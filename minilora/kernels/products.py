@@ -75,7 +75,7 @@ def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool])
 def lora_linear(
     x: Array, W: Array, b: Array | None, A: Array, B: Array, mask: Array | None = None, *,
     scale: float, needs: Sequence[bool],
-) -> Any:  # fmt: skip
+) -> Any:
     """The update is added to each core's part of x Wᵀ, and of g W, while that is in its cache: no
     array as large as y but y itself. Of x and of x Aᵀ only what dA and dB need is kept."""
     fits(x, W)
@@ -96,7 +96,7 @@ def lora_linear(
 
     y = product(x, W.T, plus_update)
     x, masked, inner = (kept if need else None for kept, need in
-                        ((x, need_W), (masked, need_A), (inner, need_B)))  # fmt: skip
+                        ((x, need_W), (masked, need_A), (inner, need_B)))
     W, mask, b = W if need_x else None, mask if need_x else None, None
 
     def gradients(g: Array) -> tuple[Array | None, ...]:

@@ -20,7 +20,7 @@ def widest(x: Array) -> Array:
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
-               needs: Sequence[bool]) -> Any:  # fmt: skip
+               needs: Sequence[bool]) -> Any:
     """One pass over x, one over g; means are products with a column of 1/d, which BLAS does faster
     than `mean`. Kept: the normalized rows, and a number for each."""
     features(x, gain, shift)
@@ -74,7 +74,7 @@ def _scaled(normal: Array, rate: Array, gain: Array, shift: Array, y: Array) -> 
 
 @fused
 def _unscaled(scaled: Array, mean: Array, normal: Array, along: Array, rate: Array,
-              out: Array) -> None:  # fmt: skip
+              out: Array) -> None:
     """(scaled - mean - normal · along) · rate: without its parts along 1 and along normal"""
     scaled -= mean
     xp.multiply(normal, along, out=out)
@@ -158,7 +158,7 @@ _GELU = {"tanh": (_gelu_tanh, _slope_tanh), "none": (_gelu_erf, _slope_erf)}
 
 
 def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
-                  needs: Sequence[bool]) -> Any:  # fmt: skip
+                  needs: Sequence[bool]) -> Any:
     """e^z is made once, and the gradient in its memory: one array as large as the logits. Halves
     are computed in float32, the loss too, so that it can be scaled without overflow."""
     targets, count = classes(logits, targets, ignore_index)
@@ -196,7 +196,7 @@ def exp_shifted(x: Array, top: Array, out: Array) -> None:
 
 
 def adam(p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
-         spread: float, eps: float, kept: float) -> None:  # fmt: skip
+         spread: float, eps: float, kept: float) -> None:
     """In place, in pieces: p, g, m, v and one more array in the cache, instead of six of p's size
     in memory."""
     b1, b2 = betas

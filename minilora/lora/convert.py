@@ -6,17 +6,23 @@ eval(), no flag changes what a layer computes, W0 is never written. Each is all 
 raises, or is interrupted, the model is as it was.
 """
 from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
 import numpy as np
+
+from ..adapters.patterns import below, first, matching
+from ..adapters.places import swap
+from ..adapters.storage import storable, store, wide_copy
+from ..adapters.transaction import State, all_or_nothing
 from ..backend import Rng, generator
-from ..config import LoRAConfig
 from ..nn import Embedding, Linear, Module, Parameter
-from ..storage import storable, store, wide_copy
-from ..surgery import State, all_or_nothing, below, first, matching, swap
+from .config import LoRAConfig
 from .layers import Adapter, LoRAEmbedding, LoRALayer, LoRALinear
+
 
 class Adapters(State):
     """What is attached to a model, as `model.adapters`: the configs by name, and who is active.

@@ -1,17 +1,20 @@
 """One adapter, one file: A and B and what is trained whole, not a byte of the base."""
 from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
-from .. import checkpoint
+
+from ..adapters.storage import storable, store
+from ..adapters.transaction import all_or_nothing
 from ..backend import asnumpy
-from ..config import LoRAConfig
+from ..files import checkpoint
 from ..nn import Module
-from ..storage import storable, store
-from ..surgery import all_or_nothing
+from .config import LoRAConfig
 from .convert import activate, adapters_of, base_of, install, layers_of, trained_by
+
 
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
     """Write one adapter alone (.npz): A and B, what it trains whole, r, alpha and scale of each.

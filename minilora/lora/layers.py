@@ -1,16 +1,20 @@
 """LoRA's layers: W = W0 + (alpha / r) · B A, with W0 frozen and B, A trained (§4.1)."""
 from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from copy import copy
 from typing import Any
+
 import numpy as np
+
 from .. import ops
 from ..backend import Array, asarray, current, xp
-from ..backend.choices import told
-from ..config import LoRAConfig
+from ..backend.settings import told
 from ..nn import Linear, Module, Parameter
 from ..tensor import Tensor
+from .config import LoRAConfig
+
 
 class Adapter(Module):
     """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r

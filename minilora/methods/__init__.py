@@ -42,4 +42,4 @@ __all__ = [
     "remove",
     "save",
     "trained_by",
-]  # fmt: skip
+]

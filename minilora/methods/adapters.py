@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import xp
-from ..checks import told, whole
+from ..checks import describe, whole
 from ..nn import LayerNorm, Linear, Module, Parameter
 from ..tensor import Tensor
 from .applied import Method, wide
@@ -103,7 +103,9 @@ class AdapterD(AdapterP, called="adapter-d"):
         if self.layers is None:
             return
         if not isinstance(self.layers, list | tuple | range):
-            raise ValueError(f"AdapterD: layers are numbers like (0, 2), not {told(self.layers)}")
+            raise ValueError(
+                f"AdapterD: layers are numbers like (0, 2), not {describe(self.layers)}"
+            )
         numbers = [whole("AdapterD", "each of layers", i) for i in self.layers]
         if not numbers:
             raise ValueError("AdapterD: layers must name a block: without one nothing is trained")

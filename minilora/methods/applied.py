@@ -18,6 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..adapters.places import swap
+from ..adapters.storage import wide_copy
+from ..adapters.transaction import State, all_or_nothing
 from ..backend import Rng, asnumpy, generator
 from ..config import Config
 from ..lora.convert import activate as activate_lora
@@ -25,8 +28,6 @@ from ..lora.convert import detach
 from ..lora.convert import trained_by as trained_by_lora
 from ..lora.layers import LoRALayer
 from ..nn import Module, Parameter
-from ..storage import wide_copy
-from ..surgery import State, all_or_nothing, swap
 from ..tensor import Tensor
 
 METHODS: dict[str, type[Method]] = {}  # by name, as `apply` takes them

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.transaction import all_or_nothing
 from ..backend import asarray, asnumpy
-from ..backend.choices import telling
+from ..backend.settings import telling
 from ..checks import choice, real, whole
-from ..config import LoRAConfig
+from ..lora.config import LoRAConfig
 from ..lora.convert import activate, adapters_of, install, layers_of
 from ..lora.layers import LoRALinear
 from ..nn import Module
-from ..surgery import all_or_nothing
 from ..tensor import Tensor
 
 Factors = list[tuple[float, np.ndarray, np.ndarray]]  # weight · scale, B, A
@@ -28,7 +28,7 @@ Factors = list[tuple[float, np.ndarray, np.ndarray]]  # weight · scale, B, A
 def combine(
     model: Module, weights: Mapping[str, float], how: str = "cat", name: str = "combined",
     r: int | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """A new adapter for Σ weight · ΔW of those that are named, activated, frozen.
 
     weights   name -> weight, w; ΔW = s B A with s = alpha / r, by layer

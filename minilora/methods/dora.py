@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters.places import swap
 from ..backend import Array, xp
 from ..lora.convert import layers_of
 from ..lora.layers import Adapter, LoRALinear
 from ..nn import Module, Parameter
-from ..surgery import swap
 from ..tensor import Tensor
 from . import sizes
 from .low_rank import LoRA, turn

@@ -7,10 +7,10 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
-from .. import checkpoint
+from ..adapters.transaction import all_or_nothing
 from ..backend import asnumpy
+from ..files import checkpoint
 from ..nn import Module
-from ..surgery import all_or_nothing
 from .applied import METHODS, applied_to, apply, base_of, trained_by
 
 
@@ -28,7 +28,7 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     meta = {
         "kind": "method", "name": name, "method": method.called, "settings": settings,
         "base": _fingerprint(model),
-    }  # fmt: skip
+    }
     return checkpoint.write(path, arrays, meta)
 
 

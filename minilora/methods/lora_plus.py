@@ -12,7 +12,7 @@ from typing import Any
 
 from ..backend import Array
 from ..checks import real
-from ..optim import AdamW
+from ..training.optim import AdamW
 
 
 class LoRAPlus(AdamW):

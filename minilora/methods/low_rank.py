@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import LoRAConfig
+from ..lora.config import LoRAConfig
 from ..lora.convert import activate, attach, layers_of
 from ..lora.layers import LoRALinear
 from ..nn import Module

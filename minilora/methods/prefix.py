@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import ops
 from ..backend import asarray, normal
-from ..backend.choices import telling, told
+from ..backend.settings import telling, told
 from ..checks import whole
 from ..models.inputs import checked
 from ..nn import Module, Parameter

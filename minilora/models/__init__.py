@@ -1,14 +1,18 @@
 """Model families: the parts in transformer.py, then one file per family; whole models in files."""
 
-from ..config import BertConfig, DebertaConfig, GPT2Config, RobertaConfig
-from .bert import Bert
-from .deberta import Deberta
-from .families import build
-from .gpt2 import GPT2
-from .pretrained import load_base, load_model, save_model
-from .roberta import Roberta
+import importlib
+from typing import Any
 
-__all__ = [
-    "GPT2", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config", "Roberta",
-    "RobertaConfig", "build", "load_base", "load_model", "save_model",
-]  # fmt: skip
+_FILES = {  # public name -> the file that has it, which is loaded when it is asked for
+    "GPT2": "gpt2", "GPT2Config": "gpt2", "Bert": "bert", "BertConfig": "bert",
+    "Roberta": "roberta", "RobertaConfig": "roberta", "Deberta": "deberta",
+    "DebertaConfig": "deberta", "SHAPES": "families", "build": "families",
+    "load_base": "pretrained", "load_model": "pretrained", "save_model": "pretrained",
+}
+__all__ = list(_FILES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILES:
+        raise AttributeError(f"minilora.models has no {name!r}: it has {', '.join(_FILES)}")
+    return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)

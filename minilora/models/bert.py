@@ -7,7 +7,22 @@ there with num_labels alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from .config import EncoderConfig
 from .encoder import Encoder
+
+
+@dataclass(frozen=True)
+class BertConfig(EncoderConfig):
+    """The sizes of a BERT; the defaults are BERT base, uncased (Devlin et al. 2019)."""
+
+    vocab_size: int = 30522
+    n_positions: int = 512
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    n_types: int = 2
 
 
 class Bert(Encoder):

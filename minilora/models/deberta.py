@@ -13,19 +13,90 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..backend import Rng, asarray, generator, xp
-from ..config import DebertaConfig
+from ..checks import choice, describe
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module
 from ..ops.neural import padding
 from ..tensor import Tensor
+from .config import EncoderConfig
 from .encoder import Encoder
 from .inputs import Given
 from .transformer import Attention
+
+
+@dataclass(frozen=True)
+class DebertaConfig(EncoderConfig):
+    """The sizes of a DeBERTa v2; the defaults are XXL (He et al. 2021), of 1.5 billion parameters.
+
+    pos_att_type            which scores know the distance: "c2p", what a query wants, "p2c", what a
+                            key offers; () is BERT's attention
+    share_att_key           q and k read the table of distances too, instead of layers of its own
+    position_buckets        distances that are told apart, each way; 0: all up to the largest
+    max_relative_positions  the largest distance; 0: n_positions
+    norm_rel_ebd            a layer norm over the table of distances
+    position_biased_input   positions are added to the tokens as well, as in BERT
+    conv_kernel_size        tokens that the convolution beside the first block sees; 0: none
+    conv_act                what follows it, "tanh" or "gelu"
+    z_steps                 how often the last block reads what it reads, the enhanced mask decoder;
+                            0 and 1: once
+    """
+
+    vocab_size: int = 128100
+    n_positions: int = 512
+    d_model: int = 1536
+    n_layers: int = 48
+    n_heads: int = 24
+    eps: float = 1e-7
+    pos_att_type: Sequence[str] = ("c2p", "p2c")
+    share_att_key: bool = True
+    position_buckets: int = 256
+    max_relative_positions: int = 0
+    norm_rel_ebd: bool = True
+    position_biased_input: bool = False
+    conv_kernel_size: int = 3
+    conv_act: str = "gelu"
+    z_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        who, kinds = "DebertaConfig", self.pos_att_type
+        self._whole(0, "position_buckets", "max_relative_positions", "conv_kernel_size", "z_steps")
+        for name in ("share_att_key", "norm_rel_ebd", "position_biased_input"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{who}: {name} is True or False, not {describe(value)}")
+        if not isinstance(kinds, list | tuple) or not all(kind in ("c2p", "p2c") for kind in kinds):
+            raise ValueError(
+                f'{who}: pos_att_type is some of ("c2p", "p2c"), not {describe(kinds)}'
+            )
+        self._set(pos_att_type=tuple(sorted(set(kinds))))
+        choice(who, "conv_act", self.conv_act, ("tanh", "gelu"))
+        if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
+            raise ValueError(
+                f"{who}: conv_kernel_size {self.conv_kernel_size} is even: an odd one has a middle"
+            )
+        most = self.most
+        if self.position_buckets and not 1 < self.position_buckets < 2 * (most - 1):
+            raise ValueError(
+                f"{who}: position_buckets {self.position_buckets} is not from 2 to "
+                f"{2 * most - 3}, for distances up to {most - 1}: 0 tells each of them apart"
+            )
+
+    @property
+    def most(self) -> int:
+        """All distances are less, each way."""
+        return self.max_relative_positions or self.n_positions
+
+    @property
+    def span(self) -> int:
+        """Rows of the table of distances, each way."""
+        return self.position_buckets or self.most
 
 
 class Deberta(Encoder):
@@ -40,7 +111,7 @@ class Deberta(Encoder):
     def __init__(
         self, config: DebertaConfig, *, rng: Rng = None, dtype: Any = "float32",
         recompute: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         c, rng = config, generator(rng)
         super().__init__(c, rng=rng, dtype=dtype, recompute=recompute)
         self.rel = self.ln_r = None
@@ -97,7 +168,7 @@ class Disentangled(Attention):
     def forward(  # type: ignore[override]
         self, x: Tensor, table: Tensor | None = None, *, at: np.ndarray, mask: Given = None,
         context: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """table: of distances, where there is one   context: what is looked at; None: x itself."""
         context = x if context is None else context
         q, k, v = self.q(x), self.k(context), self.v(context)
@@ -111,7 +182,7 @@ class Disentangled(Attention):
 def disentangled(
     q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Tensor | None, *,
     at: np.ndarray, heads: int, mask: Given = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Attention with the scores above        q, k, v: (batch, n, d)   out: (batch, n, d)
 
     pos_k, pos_q: (2 span, d), a row for each distance, or None   at: (n, n), which row, on the host

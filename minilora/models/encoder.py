@@ -11,11 +11,11 @@ import numpy as np
 
 from .. import ops
 from ..backend import Rng, generator, xp
-from ..config import EncoderConfig
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter
-from ..recompute import recomputed
 from ..tensor import Tensor
+from .config import EncoderConfig
 from .inputs import Given, checked
+from .recompute import recomputed
 from .transformer import MLP, Attention
 
 
@@ -89,7 +89,7 @@ class Encoder(Module):
     def __init__(
         self, config: EncoderConfig, *, rng: Rng = None, dtype: Any = "float32",
         recompute: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         c, rng = config, generator(rng)
         self.config, self.recompute = config, recompute
         self.tokenizer: Any = None  # whoever has one puts it here

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..config import BertConfig, DebertaConfig, GPT2Config, ModelConfig, RobertaConfig
-from .bert import Bert
-from .deberta import Deberta
+from .bert import Bert, BertConfig
+from .config import ModelConfig
+from .deberta import Deberta, DebertaConfig
 from .encoder import Encoder
-from .gpt2 import GPT2
-from .roberta import Roberta
+from .gpt2 import GPT2, GPT2Config
+from .roberta import Roberta, RobertaConfig
 
 Model = GPT2 | Encoder
 FAMILIES: dict[str, tuple[type[ModelConfig], Any]] = {
@@ -18,6 +18,19 @@ FAMILIES: dict[str, tuple[type[ModelConfig], Any]] = {
     "bert": (BertConfig, Bert),
     "roberta": (RobertaConfig, Roberta),
     "deberta": (DebertaConfig, Deberta),
+}
+
+
+SHAPES: dict[str, ModelConfig] = {  # Radford et al. 2019; Brown et al. 2020, table 2.1
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(d_model=1024, n_layers=24, n_heads=16),
+    "gpt2-large": GPT2Config(d_model=1280, n_layers=36, n_heads=20),
+    "gpt2-xl": GPT2Config(d_model=1600, n_layers=48, n_heads=25),
+    "gpt3-175b": GPT2Config(n_positions=2048, d_model=12288, n_layers=96, n_heads=96),
+    "bert-base": BertConfig(),
+    "roberta-base": RobertaConfig(),
+    "roberta-large": RobertaConfig(d_model=1024, n_layers=24, n_heads=16),
+    "deberta-v2-xxlarge": DebertaConfig(),
 }
 
 

@@ -1,16 +1,32 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder, learned positions, head tied to the embedding."""
 from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
+
 from ..backend import Rng, generator
-from ..config import GPT2Config
 from ..nn import Dropout, Embedding, LayerNorm, Module
-from ..recompute import recomputed
 from ..tensor import Tensor
 from .cache import Cache
+from .config import ModelConfig
+from .recompute import recomputed
 from .transformer import Block
+
+
+@dataclass(frozen=True)
+class GPT2Config(ModelConfig):
+    """The sizes of a GPT-2; the defaults are GPT-2 small."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+
 
 class GPT2(Module):
     """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size).

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EncoderConfig
+from .config import EncoderConfig
 
 Given = np.ndarray | None
 

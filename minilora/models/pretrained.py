@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import checkpoint
 from ..backend import asnumpy
 from ..data.tokenizer import BPE
+from ..files import checkpoint
 from .families import FAMILIES, Model, family_of, smallest
 from .gpt2 import GPT2
 

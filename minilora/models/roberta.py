@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import RobertaConfig
+from .config import EncoderConfig
 from .encoder import Encoder
 from .inputs import Given
+
+
+@dataclass(frozen=True)
+class RobertaConfig(EncoderConfig):
+    """The sizes of a RoBERTa; the defaults are RoBERTa base (Liu et al. 2019).
+
+    Its table of positions has padding_id + 1 rows more than n_positions: elsewhere 514 counts all.
+    """
+
+    counted: ClassVar[Mapping[str, str]] = {
+        "max_position_embeddings": ", without the padding_id + 1 rows before the first: 512 for 514"
+    }
+    vocab_size: int = 50265
+    n_positions: int = 512
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    eps: float = 1e-5
+    n_types: int = 1
+    padding_id: int = 1  # the token that is no token; the first position is the row after this one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole(0, "padding_id")
+        if self.n_positions == 512 + self.padding_id + 1:
+            warnings.warn(
+                f"RobertaConfig: n_positions is {self.n_positions}: it counts tokens, without the "
+                f"padding_id + 1 rows before the first, which max_position_embeddings has in it: "
+                "RoBERTa's is 512",
+                stacklevel=4,
+            )
 
 
 class Roberta(Encoder):

@@ -1,11 +1,15 @@
 """What every transformer here is made of: attention, the MLP, and the pre-norm block."""
 from __future__ import annotations
+
 from typing import Any
+
 import numpy as np
+
 from .. import ops
 from ..nn import Dropout, LayerNorm, Linear, Module
 from ..tensor import Tensor
 from .cache import Cache
+
 
 class Attention(Module):
     """Multi-head attention: o(softmax(q(x) k(x)ᵀ / √d_head) v(x)), four Linears (§4.2's Wq..Wo)."""

@@ -3,15 +3,32 @@
 These are the textbook's formulas, and every one of them runs as it stands under `plain()`. Where a
 fast version pays, minilora/kernels has one with the same contract, and that runs otherwise.
 """
-# fmt: off
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ..backend.choices import choose, own, plain
+
+from ..backend.settings import choose, own, plain
 from ..tensor import OPS, Tensor, op
-from .algebra import add, div, exp, linear, log, lora_linear, matmul, mean, mul, neg, relu, rows
-from .algebra import sqrt, sub, sum, tanh
-from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, transpose
+from .algebra import (
+    add,
+    div,
+    exp,
+    linear,
+    log,
+    lora_linear,
+    matmul,
+    mean,
+    mul,
+    neg,
+    relu,
+    rows,
+    sqrt,
+    sub,
+    sum,
+    tanh,
+)
 from .neural import attention, cross_entropy, gelu, layer_norm, log_softmax, softmax
+from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, transpose
 
 __all__ = [
     "add", "attention", "concat", "cross_entropy", "div", "dropout", "dropout_mask", "embedding",

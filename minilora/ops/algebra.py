@@ -4,8 +4,10 @@ In every op: arrays are positional, settings are keywords, and the rules come in
 arrays. A rule closes over exactly what it needs; that is what the tape keeps.
 """
 import math
+
 from ..backend import xp
 from ..tensor import op
+
 
 def rows(x):
     """x as a matrix: (..., k) -> (rows, k)."""

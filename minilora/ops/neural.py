@@ -1,10 +1,13 @@
 """What networks add to arithmetic: softmax, layer norm, GELU, cross-entropy, attention."""
 import math
+
 import numpy as np
+
 from ..backend import asarray, erf, xp
 from ..tensor import composed, op
 from .algebra import rows
 from .shape import transpose
+
 
 @op
 def softmax(x, *, axis=-1):

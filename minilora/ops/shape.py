@@ -1,10 +1,13 @@
 """Moving numbers about: views, selection, rows of a table, and dropout."""
 import math
+
 import numpy as np
+
 from ..backend import asarray, scatter_add, xp
 from ..backend.host import mixed
 from ..tensor import composed, op
 from .algebra import rows
+
 
 @op
 def reshape(x, *, shape):

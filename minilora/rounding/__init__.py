@@ -7,4 +7,4 @@ from .weights import Weight
 
 __all__ = [
     "Comparison", "Verification", "Weight", "compare", "gamma", "layer_bound", "parts", "verify",
-]  # fmt: skip
+]

@@ -22,7 +22,7 @@ from ..lora.convert import merged
 from ..lora.layers import Adapter, LoRALayer, LoRALinear
 from ..nn import Linear, Module
 from ..tensor import no_grad
-from .counted import Moved, least, roundings_as_it_is, roundings_merged, twin, unit
+from .roundings import Moved, least, roundings_as_it_is, roundings_merged, twin, unit
 
 ODDS = 1e-6  # how likely it is that one of the probable bounds of all logits is too low
 

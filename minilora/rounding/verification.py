@@ -12,7 +12,7 @@ from ..lora.convert import merged
 from ..nn import Module
 from ..tensor import no_grad
 from .bounds import Comparison, compare
-from .counted import twin
+from .roundings import twin
 from .weights import Weight, weigh
 
 APART = 1e-12  # in float64, as a share of the largest logit: rounding makes some 1e-15
@@ -58,7 +58,7 @@ class Verification:
             (f"logits, computed in {one.dtype}", f"{one.difference:.1e}", f"{one.probable:.1e}",
              "what rounding alone makes, but once in a million"),
             ("", "", f"{one.bound:.1e}", "at the very worst: all roundings pull one way"),
-        ]  # fmt: skip
+        ]
         failed = [name for name, passed in self.checks.items() if not passed]
         told = f"the merge is WRONG: {', '.join([*failed, *self.changed])}"
         lines = [f"{a:<30}{b:>10}{c:>10}  {d}".rstrip() for a, b, c, d in rows]

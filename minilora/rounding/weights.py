@@ -13,7 +13,7 @@ from ..lora.convert import adapters_of, layers_of, merged
 from ..lora.layers import LoRAEmbedding, LoRALayer
 from ..nn import Module, Parameter
 from .bounds import gamma
-from .counted import least, pairs, twin, unit
+from .roundings import least, pairs, twin, unit
 
 PIECE = 1 << 15  # entries of W that are looked at together, so that they stay in the cache
 Update = tuple[np.ndarray, np.ndarray, float]  # (n, r), (r, m) and alpha, all in float64

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import backend, data, optim
-from ..models import load_base
-from ..train import evaluate, fit
+from .. import backend, data
+from ..models.pretrained import load_base
+from ..training import optim
+from ..training.fit import evaluate, fit
 from ..viz.palette import ABOVE, BELOW, ZERO
-from . import kept
+from . import cache as kept
 
 RANKS = range(1, 17)
 SHOWN = "blocks.0.attn.v.W"
@@ -60,7 +61,7 @@ def _computed() -> dict[str, Any]:
     optimizer = optim.AdamW(model.trainable_parameters(), lr=1e-3, weight_decay=0.0)
     schedule = optim.linear_schedule(1e-3, steps, warmup=steps // 10)
     fit(model, data.Windows(training, batch, tokens, seed=0), optimizer, steps, schedule=schedule,
-        max_grad_norm=1.0, progress=False)  # fmt: skip
+        max_grad_norm=1.0, progress=False)
     after = evaluate(model, held_out)
     deltas = {n: _host(p.data - start[n]) for n, p in trained.items()}
     factors: dict[str, Any] = {
@@ -92,7 +93,7 @@ def _computed() -> dict[str, Any]:
         "shape": W0.shape, "left": left, "losses": losses, "before": before, "after": after,
         "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
         "pictures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
-    }  # fmt: skip
+    }
 
 
 def _host(array: Any) -> Matrix:
@@ -114,7 +115,7 @@ def _png(matrices: list[Matrix], strongest: float) -> bytes:
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
         _chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes()),
         _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""),
-    ])  # fmt: skip
+    ])
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..atomic import said
+from ..files.atomic import said
 
 MARK = '<meta name="generator" content="minilora">'
 

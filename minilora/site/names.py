@@ -128,7 +128,7 @@ def _names(module: Any) -> list[str]:
     return [
         name for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith(module.__name__)
-    ]  # fmt: skip
+    ]
 
 
 def _entry(thing: Any, name: str) -> Entry:

@@ -40,7 +40,7 @@ class Page:
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
             filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
                      "figure": self._figure, "live": self._live, "long": _long},
-        )  # fmt: skip
+        )
         try:
             self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_laid_out(book)))
         except ValueError as error:

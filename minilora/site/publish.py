@@ -17,7 +17,7 @@ from .contents import Chapter, chapters, notebook_text
 
 ASSETS = Path(__file__).parent / "assets"
 NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib",
-         "hypothesis")  # fmt: skip
+         "hypothesis")
 START = 4  # the rank that the cover shows first
 
 
@@ -56,7 +56,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     from ..exercises.book import exercises
     from . import names, pages, prose
     from .cover import cover
-    from .running import executed
+    from .execution import executed
     from .words import words
 
     books = executed(told, say)
@@ -89,7 +89,7 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
             headings=[(anchor, _html(text)) for anchor, text in made.headings],
             tasks=[task for task in tasks if task.chapter == chapter.number],
             before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
-        )  # fmt: skip
+        )
         files |= made.files
         for anchor in dict.fromkeys(re.findall(rf'href="{names.PAGE}#([^"]+)"', made.body)):
             used.setdefault(anchor, []).append((links[chapter.number], chapter.number))
@@ -101,15 +101,15 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         told="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
         ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
         chapters=[*facts.values()], first=told[0] if told else None,
-    )  # fmt: skip
+    )
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
         sections=names.sections(), used=used,
-    )  # fmt: skip
+    )
     files["exercises.html"] = page(
         "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
         told="Functions to write, each checked by properties", exercises=tasks,
-    )  # fmt: skip
+    )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
@@ -133,7 +133,7 @@ def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
         "time": chapter.time,
         "can": _html(prose.line(chapter.can)), "needs": _html(prose.line(chapter.needs)),
         "remember": _html(prose.line(chapter.remember[:1].upper() + chapter.remember[1:])),
-    }  # fmt: skip
+    }
 
 
 def _rank(data: dict[str, Any], r: int) -> str:

@@ -17,8 +17,8 @@ from .figures import (
     spectrum,
 )
 from .matrices import attention_map, delta_heatmap, heatmaps, subspace_similarity
+from .notebook import show, source
 from .palette import COLOURS, OTHERS, colour
-from .shown import show, source
 from .slider import stepper
 from .steps import backward_steps
 from .tape import graph, watching
@@ -30,4 +30,4 @@ __all__ = [
     "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
     "quality_vs_parameters", "rank_sweep", "show", "source", "spectrum", "stepper",
     "subspace_similarity", "unbroadcast", "watching",
-]  # fmt: skip
+]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..accounting import Ledger
-from ..train import History
+from ..training.fit import History
 from .axes import BESIDE, Axes, axes, figure
 from .palette import COLOURS, OTHERS, ROWS, colour
 
@@ -20,7 +20,7 @@ _LIMITS: list[dict[str, Any]] = [{"lw": 1.5}, {"ls": "", "marker": "_", "ms": 4,
 def curves(
     series: Mapping[str, Any], ax: Axes = None, title: str = "", xlabel: str = "",
     ylabel: str = "", log: str = "", dotted: Mapping[str, Any] | None = None,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Lines by name: y, or (x, y). log: the axes that are logarithmic, "x", "y" or "xy".
 
     dotted: what belongs to the line of the same name, such as its bound, in its colour.
@@ -40,7 +40,7 @@ def curves(
 def spectrum(
     values: Mapping[str, Any], ax: Axes = None, title: str = "", log: str = "y",
     ylabel: str = "singular value",
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Singular values by the name of their matrix, the largest first, counted from 1."""
     ax = axes(ax, title)
     for i, (name, sizes) in enumerate(values.items()):
@@ -57,7 +57,7 @@ def spectrum(
 def loss_curves(
     histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = "",
     ylabel: str = "",
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Loss against steps done. A `History`: held out as a line with dots, each batch's as a thin
     line; a sequence: loss i before step i.
     """
@@ -89,7 +89,7 @@ def loss_curves(
 def rank_sweep(
     results: Mapping[Any, Any], ax: Axes = None, title: str = "", xlabel: str = "rank r",
     ylabel: str = "held-out loss (nats a token)", levels: Mapping[str, float] | None = None,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """{x: losses, one a seed}, or such by name: the median as a line, smallest to largest a band.
 
     Fewer than three seeds make no band: each is a dot. levels: horizontal lines by name.
@@ -116,7 +116,7 @@ def rank_sweep(
     ax.minorticks_off()
     many = "–".join(str(n) for n in sorted({min(seeds), max(seeds)}))
     band = f"median of {many} seeds, band: smallest to largest" if min(seeds) >= FEWEST else (
-        f"{many} seed{'s' * (max(seeds) > 1)}: no band")  # fmt: skip
+        f"{many} seed{'s' * (max(seeds) > 1)}: no band")
     ax.set(xlabel=f"{xlabel}\n({band})", ylabel=ylabel)
     ax.legend(**BESIDE)
     return ax
@@ -164,7 +164,7 @@ def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "")
 def quality_vs_parameters(
     points: Mapping[str, tuple[float, float]], ax: Axes = None, title: str = "",
     xlabel: str = "trained parameters", ylabel: str = "held-out loss (nats a token)",
-) -> Axes:  # fmt: skip
+) -> Axes:
     """name -> (trained parameters, quality): a dot each with its name beside it, on a log axis."""
     ax = axes(ax, title)
     for i, (name, (count, quality)) in enumerate(points.items()):
@@ -183,7 +183,7 @@ def quality_vs_parameters(
 def merge_error(
     errors: Mapping[str, tuple[Any, ...]], ax: Axes = None, title: str = "",
     bounds: Sequence[str] = ("bound",),
-) -> Axes:  # fmt: skip
+) -> Axes:
     """name -> (|merged - unmerged|, its bound, ...), output by output: dots, and bounds as lines.
 
     One column a name; in it the outputs stand in order of their (first) bounds, on a log axis. An

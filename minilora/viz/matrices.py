@@ -46,7 +46,7 @@ def delta_heatmap(W0: Any, BA: Any, ax: Axes = None, title: str = "") -> Axes:
 def subspace_similarity(
     matrix: Any, ax: Axes = None, title: str = "", xlabel: str = "j directions of the one",
     ylabel: str = "i directions of the other",
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Entry (i, j), in [0, 1]: how much of the first i directions lies in the first j of another.
 
     White is 0 and black is 1 in every such figure, so that two of them can be compared.
@@ -67,7 +67,7 @@ def subspace_similarity(
 def attention_map(
     weights: Any, labels: Sequence[str], ax: Axes = None, title: str = "",
     keys: Sequence[str] | None = None,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Row: the token that looks; column: the token looked at; white 0, black 1.
 
     weights: (tokens, tokens), each row adds up to 1; keys: the columns' labels, if other ones.
@@ -79,7 +79,7 @@ def attention_map(
     ax = axes(ax, title, (2.4 + 0.34 * len(keys), 1.6 + 0.32 * len(labels)))
     image = ax.imshow(weights, cmap=_rising(), vmin=0, vmax=1)
     shown = [[label.replace("\n", "⏎").replace(" ", "·") or "∅" for label in names]
-             for names in (keys, labels)]  # fmt: skip
+             for names in (keys, labels)]
     ax.set_xticks(range(len(keys)), shown[0], rotation=90 if max(map(len, shown[0])) > 2 else 0)
     ax.set_yticks(range(len(labels)), shown[1])
     ax.set(xlabel="looked at", ylabel="the token that looks")

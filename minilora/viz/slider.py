@@ -111,7 +111,7 @@ def _frame(caption: str, content: Any) -> tuple[str, str]:
     figure = getattr(content, "figure", content)
     if not hasattr(figure, "savefig"):
         raise TypeError(f"stepper: a frame is (caption, picture or text), and the content of "
-                        f"{caption!r} is a {type(content).__name__}")  # fmt: skip
+                        f"{caption!r} is a {type(content).__name__}")
     words = alt(figure)
     return f'<img alt="{escape(words)}" src="{_embedded(figure)}">', f"(figure: {words})"
 

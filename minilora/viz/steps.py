@@ -33,7 +33,7 @@ def backward_steps(
                 if target is not None:
                     expected[number[id(target)]] += 1
         node.edges = [(targets, _noting(node, targets, rule, visits))
-                      for targets, rule in node.edges or ()]  # fmt: skip
+                      for targets, rule in node.edges or ()]
     t.backward()
 
     labels = [box.name or box.op or "·" for box in drawn.boxes]
@@ -97,7 +97,7 @@ def _noting(node: Node, targets: Any, rule: Any, visits: list[Visit]) -> Any:
 def _with_grads(
     graph: Graph, arrived: Mapping[int, list[np.ndarray]], expected: Mapping[int, int],
     on_tape: set[int],
-) -> tuple[Any, ...]:  # fmt: skip
+) -> tuple[Any, ...]:
     """The boxes with what has arrived: "2 + …" while more is to come, "2 + 3 = 5" when all is."""
     boxes = []
     for i, box in enumerate(graph.boxes):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import asnumpy
-from ..backend.choices import own
+from ..backend.settings import own
 from ..ops import replaced
 from ..tensor import OPS, Node, Tensor
 from .layout import draw
@@ -40,7 +40,7 @@ class Box:
         """What is written in the box."""
         rows = [str(self.shape) if self.shape else "",
                 f"value {self.value}" if self.value else "",
-                f"grad {self.grad}" if self.grad else ""]  # fmt: skip
+                f"grad {self.grad}" if self.grad else ""]
         told = "", self.title, f"value {self.title}"  # the title of what has no name
         return [self.title, *(row for row in rows if row not in told)]
 
@@ -63,7 +63,7 @@ class Graph:
         """A name for each box: its own, else %1, %2, ..."""
         numbers = iter(range(1, len(self.boxes) + 1))
         return [box.name or (f"%{next(numbers)}" if box.op else box.value or "·")
-                for box in self.boxes]  # fmt: skip
+                for box in self.boxes]
 
     @property
     def text(self) -> str:
@@ -73,12 +73,12 @@ class Graph:
             if not box.op and not box.name:
                 continue  # a number, which stands where it is used
             made = f"{box.op}({', '.join(labels[j] for j in box.inputs)})" if box.op else (
-                "frozen" if box.frozen else "leaf")  # fmt: skip
+                "frozen" if box.frozen else "leaf")
             rows.append((
                 "→" if i == self.now else "", label, f"= {made}" if box.op else f": {made}",
                 str(box.shape) if box.shape else "", f"value {box.value}" if box.value else "",
                 f"grad {box.grad}" if box.grad else "",
-            ))  # fmt: skip
+            ))
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join(
             "  ".join(cell.ljust(n) for cell, n in zip(row, widths) if n).rstrip() for row in rows
@@ -171,7 +171,7 @@ def boxes_of(
     made = dict(seen.made) if seen else {}
     if t._node is None and id(t) not in made:
         raise ValueError("graph: nothing is recorded behind this tensor: does anything that it "
-                         "was computed from require a gradient?")  # fmt: skip
+                         "was computed from require a gradient?")
     called: dict[int, str] = {}
     known = {id(_of(x)): x for _, out, inputs in made.values() for x in (out, *inputs)}
     for name, x in (names or {}).items():
@@ -202,7 +202,7 @@ def boxes_of(
             not isinstance(thing, Node) and not thing.requires_grad,
             short(tensor.data) if tensor is not None and (values or not (name or op)) else "",
             short(grad) if values and grad is not None else "",
-        ))  # fmt: skip
+        ))
     return Graph(tuple(boxes)), number
 
 
@@ -225,7 +225,7 @@ def _inputs(thing: Node | Tensor, made: Mapping[int, Made]) -> list[Node | Tenso
         return []
     if thing.edges is None:
         raise ValueError(f"graph: backward() has consumed the tape behind {thing.name}: draw it "
-                         "before, or compute it under viz.watching()")  # fmt: skip
+                         "before, or compute it under viz.watching()")
     return [target for targets, _ in thing.edges for target in targets if target is not None]
 
 

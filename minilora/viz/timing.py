@@ -44,7 +44,7 @@ def latency_bars(
     for i, (name, ms) in enumerate(zip(names, middle)):
         ratio = f"  ({ms / middle[0]:.2f} ×)" * (i > 0)
         ax.annotate(f"{_digits(ms)} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
-                    va="center")  # fmt: skip
+                    va="center")
     ax.set_xlim(0, 1.6 * high.max())  # room for the numbers
     ax.invert_yaxis()
     turns = min(map(len, times.values()))
@@ -69,7 +69,7 @@ def bench_bars(
     ratios = [row.get("ratio" if time else "memory_ratio") for row in table.values()]
     texts = [f"{value:,.{1 if value < 100 else 0}f}" for value in values]
     ax.bar_label(bars, [t if r is None else f"{t}  ({r:.2f})" for t, r in zip(texts, ratios)],
-                 padding=5)  # fmt: skip
+                 padding=5)
     if time:
         best = [row["ms"][0] for row in table.values()]
         ax.plot(best, list(table), "D", ms=4, mfc="white", mec="0.2", label="fastest turn")
@@ -94,7 +94,7 @@ def bench_page(result: Mapping[str, Any]) -> Any:
     page, grid = need().subplots(
         len(tables), 2, figsize=(12, sum(heights)), layout="constrained", squeeze=False,
         height_ratios=heights,
-    )  # fmt: skip
+    )
     for (shape, table), (left, right) in zip(tables.items(), grid):
         bench_bars(table, left, of="ms")
         bench_bars(table, right, of="peak")

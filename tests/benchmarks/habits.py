@@ -24,13 +24,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minilora import backend, ops, optim, tensor
+from minilora import backend, ops, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
 from minilora.bench import parity
 from minilora.bench import turns as bench
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
+from minilora.training import optim
 
 Twin = Callable[[], AbstractContextManager[Any]]
 HUGE = 1 << 40
@@ -167,7 +168,7 @@ HABITS: dict[str, Habit] = {
                    swap((rowwise, "xp", REDUCING), (attention, "xp", REDUCING))),
     "pieces": Habit("pieces that fit the cache",
                     swap((backend.Backend, "piece", HUGE), (attention, "tasks", large_tasks))),
-}  # fmt: skip
+}
 
 
 # Measuring
@@ -249,11 +250,11 @@ def peak(step: Callable[[], Any], twin: Twin) -> int:
 def table(
     names: Sequence[str], shapes: Sequence[str], rounds: int, count: int = 2,
     say: Callable[[str], Any] = print,
-) -> dict[str, dict[str, Measured]]:  # fmt: skip
+) -> dict[str, dict[str, Measured]]:
     """Measure and say, line by line; name -> shape -> what was measured, where it matters."""
     result: dict[str, dict[str, Measured]] = {}
     say(f"without it / with it: step by the clock, by the cores' time, peak memory; "
-        f"{rounds} rounds, {count} threads")  # fmt: skip
+        f"{rounds} rounds, {count} threads")
     say(f"{'':<58}" + "".join(f"{shape:>28}" for shape in shapes))
     say(f"{'name':<14}{'':<44}" + f"{'ms with':>9}{'step':>6}{'cpu':>6}{'memory':>7}" * len(shapes))
     for name in names:

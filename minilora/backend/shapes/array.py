@@ -55,7 +55,7 @@ def corner(x: Any) -> Any:
 def reduced(
     f: Callable[..., Any], x: Array, axis: Any, *, keepdims: bool = False, out: Any = None,
     **options: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """f is NumPy's function, such as np.add.reduce or np.mean."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     gone = {i % max(1, x.ndim) for i in axes}
@@ -134,7 +134,7 @@ def _makes_room(x: Any, other: Any) -> bool:
         isinstance(x, Array) and x.base is None and x.nbytes >= LARGE and x.library.on_host
         and getattr(other, "shape", ()) in ((), x.shape)
         and np.can_cast(getattr(other, "dtype", type(other)), x.dtype)
-    )  # fmt: skip
+    )
 
 
 class Array(NDArrayOperatorsMixin):

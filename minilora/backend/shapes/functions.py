@@ -86,7 +86,7 @@ def _take(x: Array, indices: Array, axis: int) -> Any:
     return x.library.call(
         lambda part, small: np.take(part, np.zeros_like(small), axis), [x, indices], shape,
         reads=math.prod(shape) * x.itemsize,
-    )  # fmt: skip
+    )
 
 
 def _result_type(*args: Any) -> Any:
@@ -104,7 +104,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clip": _clip, "concatenate": _concatenate, "copyto": _copyto, "ravel": Array.ravel,
     "repeat": _repeat, "reshape": Array.reshape, "result_type": _result_type, "stack": _stack,
     "take": _take, "where": _where,
-}  # fmt: skip
+}
 
 
 def blank(shape: Any, dtype: Any) -> np.ndarray:

@@ -69,7 +69,7 @@ class Shapes(Backend):
     def call(
         self, f: Callable[..., Any], inputs: Sequence[Any], shape: Any, out: Array | None = None,
         *, numbers: int = 0, products: int = 0, reads: int | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Count one call, and make its result if there is no `out`; f does it to the corners."""
         with np.errstate(all="ignore"):
             like = f(*map(corner, inputs))

@@ -204,7 +204,7 @@ ROUNDINGS: dict[str, Rule] = {
     **dict.fromkeys(("mul", "div"), _elementwise(1, 1)),
     **dict.fromkeys(("exp", "log", "sqrt", "tanh"), _elementwise(8, 1)),  # NumPy's: 4 last places
     "sum": _sum, "mean": _mean, "matmul": _matmul, "linear": _linear, "gelu": _gelu,
-}  # fmt: skip
+}
 
 
 # And those that are made of them, as minilora/ops has them.
@@ -239,4 +239,4 @@ def _beside(x: Tensor, axis: int = -1) -> Tensor:
 
 COMPOSED: dict[str, Callable[..., Tensor]] = {
     "softmax": _softmax, "layer_norm": _layer_norm, "lora_linear": _lora_linear,
-}  # fmt: skip
+}

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
-from . import checkpoint as files
-from .backend import Array, asnumpy, current, xp
-from .backend.choices import is_plain, own
+from .. import __version__
+from ..adapters.transaction import undone
+from ..backend import Array, asnumpy, current, xp
+from ..backend.settings import is_plain, own
+from ..files import checkpoint as files
+from ..nn import Module, Parameter, generators
 from .loss_scale import LEAST, LossScale
-from .nn import Module, Parameter
 from .optim import Optimizer
-from .surgery import generators, undone
 
 REMEDY = "lower the learning rate or clip"
 PLAIN = (bool, int, float, str, bytes, type(None), np.dtype)
@@ -41,7 +41,7 @@ class Run:
     def __init__(
         self, model: Module, optimizer: Optimizer, loss_scale: LossScale | None, steps: int,
         looks: list[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.optimizer, self.loss_scale = model, optimizer, loss_scale
         self.steps, self.looks, self.history = steps, looks, History()
         self.waiting: list[Any] = []  # losses that nobody has read yet, where the arrays are
@@ -93,13 +93,13 @@ class Run:
             "losses": history.losses, "lrs": history.lrs,
             "held_out": [value for _, value in history.held_out],
             "loss_scale": [*scale.state_dict().values()] if scale else [],
-        }  # fmt: skip
+        }
         arrays = {name: asnumpy(a) for name, a in self.arrays().items()}
         arrays |= {name: np.array(held, "float64") for name, held in numbers.items()}
         meta = {
             "kind": "run", "what": dict(what), "done": len(history.lrs), "t": self.optimizer.t,
             "generators": {path: _state(g) for path, g in generators(self.model).items()},
-        }  # fmt: skip
+        }
         files.write(path, arrays, meta)
 
     def load(self, path: str | os.PathLike[str], what: Mapping[str, str]) -> int:
@@ -157,7 +157,7 @@ class Run:
 def identity(
     model: Module, optimizer: Optimizer, loss: Callable[..., Any], loss_scale: LossScale | None,
     about: Mapping[str, Any], rates: Sequence[float], **settings: Any,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Everything that makes a run what it is, all that changes a bit of it: in words, by name.
 
     The values that training starts from are not in it: after an interruption they are gone from
@@ -169,7 +169,7 @@ def identity(
         "ops replaced": sorted(op.__name__ for op in own.replaced), "loss": _name(loss),
         "frozen weights": [p.data for p in model.parameters() if p not in trained],
         "optimizer": _name(type(optimizer)),
-    }  # fmt: skip
+    }
     if loss_scale:
         settings |= {
             "loss_scale.start": loss_scale.start,
@@ -179,9 +179,9 @@ def identity(
         if name not in ("parameters", "state", "state_names", "t", "lr"):
             settings[f"optimizer.{name}"] = value
     for name, value in about.items():
-        if told(value) is None:
+        if in_words(value) is None:
             raise TypeError(f"fit: about: {name} must be a number, words or an array, not "
-                            f"a {type(value).__name__}")  # fmt: skip
+                            f"a {type(value).__name__}")
         settings[f"about.{name}"] = value
     draws = generators(model)
     for path, module in model.named_modules():
@@ -194,8 +194,9 @@ def identity(
             settings[f"{at}.rng"] = _name(type(draws[path].bit_generator))
             if getattr(module, "rate", getattr(module, "dropout", None)) != 0:
                 settings[f"{at}.training"] = module.training
-    words = {name: said for name, value in settings.items() if (said := told(value)) is not None}
-    words["learning rates"] = f"up to {max(rates):g}, {told(np.array(rates))}"
+    described = {name: in_words(value) for name, value in settings.items()}
+    words = {name: said for name, said in described.items() if said is not None}
+    words["learning rates"] = f"up to {max(rates):g}, {in_words(np.array(rates))}"
     for name, p in {**optimizer.parameters, **dict(model.named_parameters())}.items():
         kind = "trained" if p in trained and p.requires_grad else "frozen"
         other = f" as {trained[p]}" if trained.get(p, name) != name else ""
@@ -203,7 +204,7 @@ def identity(
     return words
 
 
-def told(value: Any) -> str | None:
+def in_words(value: Any) -> str | None:
     """A setting in a few words; None for what is none, such as modules and parameters.
 
     Numbers and text as they are; whatever is long, and arrays, as the digest of their bits.
@@ -215,7 +216,7 @@ def told(value: Any) -> str | None:
         return words
     short = isinstance(value, list | tuple) and len(value) < 9
     if short and all(isinstance(x, PLAIN) for x in value):
-        return f"({', '.join(str(told(x)) for x in value)})"
+        return f"({', '.join(str(in_words(x)) for x in value)})"
     leaves = _leaves(value)
     first = next(leaves, None)
     return None if first is None else f"digest {files.fingerprint(chain([first], leaves))}"
@@ -251,7 +252,7 @@ def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
         last + (f" of {paths[0]}" if paths[0] not in ("", "about") else "")
         + (f" and of {len(paths) - 1} more" if len(paths) > 1 else "") + f": {old} then, {new} now"
         for (last, old, new), paths in alike.items()
-    ]  # fmt: skip
+    ]
     rest = len(said) - MANY
     return "; ".join(said[:MANY]) + (f"; and {rest} more" if rest > 0 else "")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .. import atomic
+from ..files import atomic
 from .book import Exercise
 
 MOST = 1 << 20  # bytes of a submitted file

@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import atomic, checks, ops, signals
+from .. import checks, ops
+from ..files import atomic
+from ..nn import Module, evaluating
+from ..tensor import Tensor, no_grad
+from . import signals
 from .loss_scale import LossScale
-from .nn import Module
 from .optim import Optimizer, clip_grad_norm
 from .run import History as History
 from .run import Run, identity
-from .surgery import evaluating
-from .tensor import Tensor, no_grad
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Module, Batch], Tensor]
@@ -53,7 +54,7 @@ def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> f
 def train_step(
     model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
     max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """One update from the mean gradient over `batches`; returns the mean loss, where arrays are.
 
     Raises ValueError, before the update, if no parameter of the optimizer has got a gradient.
@@ -73,7 +74,7 @@ def train_step(
             "train_step: there are no batches" if not batches else
             "train_step: no parameter of the optimizer has got a gradient, so nothing would be "
             "trained: make the optimizer after attach, from model.trainable_parameters()"
-        )  # fmt: skip
+        )
     if max_grad_norm is not None:
         clip_grad_norm(optimizer.parameters, max_grad_norm)
     loss_scale.step(optimizer) if loss_scale else optimizer.step()
@@ -87,7 +88,7 @@ def fit(
     eval_every: int = 0, progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
     about: Mapping[str, Any] | None = None, loss_scale: LossScale | None = None,
-) -> History:  # fmt: skip
+) -> History:
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
     schedule            step -> learning rate, asked for all steps at the start and set before each
@@ -115,7 +116,7 @@ def fit(
     """
     counts = [("steps", steps, 1), ("accumulation_steps", accumulation_steps, 1),
               ("save_every", save_every, 1), ("eval_every", eval_every, 0),
-              ("log_every", log_every, 0)]  # fmt: skip
+              ("log_every", log_every, 0)]
     steps, several, save_every, eval_every, log_every = (checks.whole("fit", *x) for x in counts)
     if max_grad_norm is not None:
         checks.real("fit", "max_grad_norm", max_grad_norm, "(0, inf]")
@@ -136,7 +137,7 @@ def fit(
             model, optimizer, loss, loss_scale, about or {}, rates, steps=steps, held_out=seen,
             accumulation_steps=several, max_grad_norm=max_grad_norm, eval_every=eval_every,
             batches=[size, *(batch(i) for i in (0, steps * several // 2, steps * several - 1))],
-        )  # fmt: skip
+        )
 
     def update(step: int) -> None:
         nonlocal tokens
@@ -148,7 +149,7 @@ def fit(
             value = train_step(
                 model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
                 loss_scale=loss_scale,
-            )  # fmt: skip
+            )
         except FloatingPointError as error:
             run.check()  # was it the update before?
             raise FloatingPointError(f"fit: step {step}: {error}") from error

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .backend import current, xp
-from .checks import real, told, whole
-from .nn import Parameter
+from ..backend import current, xp
+from ..checks import describe, real, whole
+from ..nn import Parameter
 
 Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
@@ -21,13 +21,13 @@ def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, 
     """
     remedy = "pass model.trainable_parameters()"
     if not isinstance(parameters, Iterable):
-        raise TypeError(f"{who}: takes parameters, not {told(parameters)}: {remedy}")
+        raise TypeError(f"{who}: takes parameters, not {describe(parameters)}: {remedy}")
     if not isinstance(parameters, Mapping):
         parameters = {str(i): p for i, p in enumerate(parameters)}
     names: dict[Parameter, str] = {}
     for name, p in parameters.items():
         if not isinstance(p, Parameter):
-            raise TypeError(f"{who}: parameter {name} is {told(p)}, no Parameter: {remedy}")
+            raise TypeError(f"{who}: parameter {name} is {describe(p)}, no Parameter: {remedy}")
         if names.setdefault(p, name) != name:
             raise ValueError(f"{who}: parameters {names[p]} and {name} are one: pass it once")
         if trained and not p.requires_grad:

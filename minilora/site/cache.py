@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from .. import atomic
+from ..files import atomic
 from .contents import PACKAGE
 
 WITH = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from ..backend import asarray, asnumpy, current, xp
+from ..checks import a, describe
 from . import atomic
-from .backend import asarray, asnumpy, current, xp
-from .checks import a, told
 
 if TYPE_CHECKING:
     import zipfile
@@ -125,7 +125,7 @@ class File:
             if not isinstance(held, dict) or name not in held:
                 raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
             if type(held[name]) is not kind:
-                kinds = f"{told(held[name])}, not {a(kind.__name__)}"
+                kinds = f"{describe(held[name])}, not {a(kind.__name__)}"
                 raise self.wrong(f"{name!r} of its {where} is {kinds}")
         return [held[name] for name in wanted]
 
@@ -251,7 +251,7 @@ def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: boo
     numbers, and for numbers that are not finite in the dtype that they go to.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"{who}: it takes arrays by name, not {told(state)}")
+        raise TypeError(f"{who}: it takes arrays by name, not {describe(state)}")
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if strict and (missing or unexpected):
         raise KeyError(
@@ -287,13 +287,13 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
     """`given` as an array of own's shape and dtype; ValueError where it is none."""
     array = given if hasattr(given, "dtype") else np.asarray(given)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{who} is to hold numbers, not {told(given)}")
+        raise ValueError(f"{who} is to hold numbers, not {describe(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
     with np.errstate(over="ignore", invalid="ignore"):  # it is looked at
         made = asarray(array, own.dtype)
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
-        raise ValueError(f"{who} is to hold whole numbers from 0, not {told(given)}")
+        raise ValueError(f"{who} is to hold whole numbers from 0, not {describe(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
         why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
         raise ValueError(f"{who} holds numbers that are {why}")
@@ -376,11 +376,11 @@ def _json(text: bytes) -> dict[str, Any]:
         meta = json.loads(
             text.decode(), parse_float=finite, parse_int=whole, parse_constant=finite,
             object_pairs_hook=once,
-        )  # fmt: skip
+        )
     except RecursionError as error:
         raise _Damaged(f"its {META} is nested too deeply") from error
     except ValueError as error:
         raise _Damaged(f"its {META}: {error}") from error
     if not isinstance(meta, dict):
-        raise _Damaged(f"its {META} is {told(meta)}, not an object")
+        raise _Damaged(f"its {META} is {describe(meta)}, not an object")
     return meta

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .judging import Outcome, Verdict
+from .judge import Outcome, Verdict
 from .kit import shown
 
 PRINTED = 8  # lines of what the student's code printed

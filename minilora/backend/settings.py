@@ -6,7 +6,6 @@ Two threads may train at once, so nothing here belongs to the process.
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -93,18 +92,8 @@ def stand_in(op: Any) -> Callable[..., Any] | None:
 
 
 def kernel_of(op: Any) -> Any:
-    """The fast version of an op, as the table of minilora/kernels has it; None where it has none.
-
-    The table is read when the first op runs: it is above all ops, and an import need not load it.
-    """
-    if is_plain():
-        return None
-    if not _read:
-        _read.append(importlib.import_module("minilora.kernels"))
-    return op.kernel
-
-
-_read: list[Any] = []
+    """The fast version of an op, from the op's own slot; None where the slot is empty."""
+    return None if is_plain() else op.kernel
 
 
 def has_kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .backend import Array
-from .backend.choices import as_now
-from .nn import Module
-from .surgery import generators
-from .tensor import Node, Tensor, gradients, no_grad, recording
+from ..backend import Array
+from ..backend.settings import as_now
+from ..nn import Module, generators
+from ..tensor import Node, Tensor, gradients, no_grad, recording
 
 
 def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is done to a whole model is done whole, or not at all (minilora.surgery)."""
+"""What is done to a whole model is done whole, or not at all (minilora.adapters.transaction)."""
 
 import functools
 import sys
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
 
 import minilora as ml
-from minilora import lora, surgery
+from minilora import lora
+from minilora.adapters.transaction import undone
+from minilora.nn import evaluating
 
 PACKAGE = str(Path(ml.__file__).parent)
 
@@ -99,7 +101,7 @@ CALLS = {
     "load": load_adapter,
     "load_state_dict": load_state,
     "optimizer": load_optimizer,
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -137,7 +139,7 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
         assert snapshot(model)[0] == snapshot(other)[0]
 
 
-@pytest.mark.parametrize("context", [lora.disabled, lora.merged, surgery.evaluating])
+@pytest.mark.parametrize("context", [lora.disabled, lora.merged, evaluating])
 @settings(max_examples=12)
 @given(st.integers(1, 400))
 def test_an_interrupt_on_the_way_into_a_block_or_inside_it_leaves_everything_as_it_was(
@@ -165,7 +167,7 @@ def test_what_is_undone_is_all_that_can_change():
     model.extra = [np.zeros(2), {"a": (1, [2])}]
     before = everything(model, optimizer)
     drawn = repr(model.drop.rng.bit_generator.state)
-    with pytest.raises(Interrupted), surgery.undone(model, optimizer):
+    with pytest.raises(Interrupted), undone(model, optimizer):
         model(ids())  # dropout draws
         assert repr(model.drop.rng.bit_generator.state) != drawn
         model.blocks.reverse()
@@ -179,7 +181,7 @@ def test_what_is_undone_is_all_that_can_change():
         raise Interrupted
     assert everything(model, optimizer) == before and not hasattr(model, "new")
     assert optimizer.lr == 0.1 and model.extra[1] == {"a": (1, [2])}
-    with surgery.undone(model):
+    with undone(model):
         model.new = 1
     assert model.new == 1
 

@@ -158,7 +158,7 @@ def attempt(
         _drawn(exercise, check, seed_, check.examples, smaller=told)(run)
     except Flaky:
         lines = ("expected the same answer to the same arguments",
-                 "got      another one each time: is something drawn without a seed?")  # fmt: skip
+                 "got      another one each time: is something drawn without a seed?")
         return _failed(check, lines=lines)
     except Raised as error:
         return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
@@ -170,7 +170,7 @@ def attempt(
         return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
     except Exception as error:  # a check that stumbles over a result gives no points for it
         lines = ("expected a result that the check can read",
-                 f"got      one at which it stops: {type(error).__name__}")  # fmt: skip
+                 f"got      one at which it stops: {type(error).__name__}")
         return _failed(check, case=seen[-1].case if seen else None, lines=lines)
     return Outcome(check.title, check.points, check.points, seen=tuple(seen))
 
@@ -186,7 +186,7 @@ def _drawn(
             max_examples=examples, deadline=None, derandomize=True, database=None,
             report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
             phases=(Phase.generate, *[Phase.shrink] * smaller),
-        )  # fmt: skip
+        )
         @given(check.cases)
         def property_(case: Case) -> None:
             run(case)
@@ -210,7 +210,7 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
         ((outcome, one, i == 0 and not outcome.points)
          for outcome in outcomes for i, one in enumerate(outcome.seen)),
         key=lambda found: not found[2],
-    )  # fmt: skip
+    )
     unwritten = {"NotImplementedError"}  # and what calls it, says nothing about another function
     shows: dict[str, set[str]] = {}
     for function, known in exercise.wrong.items():

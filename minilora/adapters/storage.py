@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .backend import current
-from .nn import Embedding, Linear, Module, Parameter
+from ..backend import current
+from ..nn import Embedding, Linear, Module, Parameter
 
 
 def storable(

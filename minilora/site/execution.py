@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import kept
+from . import cache as kept
 from .contents import PACKAGE, Chapter, notebook
 
 TOGETHER = 2  # kernels at a time
@@ -75,7 +75,7 @@ async def _run(chapter: Chapter, book: Any) -> Any:
         kernel = AsyncKernelManager(
             kernel_spec_manager=Here(), transport="ipc" if os.name == "posix" else "tcp",
             connection_file=os.path.join(folder, "kernel.json"),
-        )  # fmt: skip
+        )
         paths = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
         own = {
             "MPLBACKEND": "Agg",  # viz.show() shows what there is
@@ -83,7 +83,7 @@ async def _run(chapter: Chapter, book: Any) -> Any:
             # Idle lanes of a BLAS kernel may raise this flag; wrong values fail a chapter's check.
             "PYTHONWARNINGS": "ignore:invalid value encountered in matmul:RuntimeWarning",
             "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths),
-        }  # fmt: skip
+        }
         client = NotebookClient(book, kernel, timeout=PATIENCE, coalesce_streams=True)
         try:  # cell by cell: `execute` would take the signals of this process for itself
             await kernel.start_kernel(

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, asnumpy, current, xp
-from .checks import real, whole
+from ..backend import Array, asarray, asnumpy, current, xp
+from ..checks import real, whole
+from ..tensor import Tensor
 from .optim import Optimizer
-from .tensor import Tensor
 
 SCALES = "[1e-38, 3e38]"  # that are numbers in float32
 LEAST, MOST = 2.0**-10, 2.0**24  # below, no gradient is left to save; it grows no further

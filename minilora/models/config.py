@@ -1,0 +1,45 @@
+"""The sizes that models share; each family's own config stands with the family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import real
+from ..config import Config
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """The sizes that every transformer has."""
+
+    vocab_size: int
+    n_positions: int  # the longest input, in tokens
+    d_model: int
+    n_layers: int
+    n_heads: int  # d_model is a multiple of it
+    d_ff: int = 0  # 0: four times d_model
+    dropout: float = 0.0  # of the embeddings and of what each half block adds
+
+    def __post_init__(self) -> None:
+        self._whole(1, "vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
+        self._whole(0, "d_ff")
+        who = type(self).__name__
+        self._set(dropout=real(who, "dropout", self.dropout, "[0, 1)"))
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"{who}: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
+            )
+
+
+@dataclass(frozen=True)
+class EncoderConfig(ModelConfig):
+    """What an encoder has beside: of the heads, and of the rows that are added to each token's."""
+
+    eps: float = 1e-12  # of every layer norm
+    n_types: int = 0  # token types, such as first and second sentence; 0: no table of them
+    num_labels: int = 0  # 0: a head that fills masks in; else one that tells classes apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole(0, "n_types", "num_labels")
+        self._set(eps=real(type(self).__name__, "eps", self.eps, "(0, inf)"))
