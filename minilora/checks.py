@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
+import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -65,3 +67,14 @@ def describe(value: Any) -> str:
         cut = not isinstance(value, str | bytes | list | tuple | dict) and "..." in shown
         return f"the {kind}" if cut or "\n" in shown else f"the {kind} {shown}"
     return reprlib.repr(getattr(value, "item", lambda: value)())
+
+
+def warn(message: str) -> None:
+    """Warn with the line of the user's code that called into the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+_INSIDE = __name__.split(".")[0], "contextlib", "functools"

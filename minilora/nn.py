@@ -5,6 +5,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,7 +28,14 @@ class Parameter(Tensor):
 class Module:
     """Attributes, lists and dicts are walked in order of assignment, and that names everything."""
     training = True
-    locked = ""  # why nothing may be loaded into it now
+
+    @property
+    def locked(self) -> str:
+        """Why nothing may be loaded into it now; "": it may. A copy is never locked."""
+        return _LOCKED.get(self, "")
+    @locked.setter
+    def locked(self, why: str) -> None:
+        _LOCKED[self] = why
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -97,6 +105,8 @@ class Module:
     def summary(self) -> str:
         """The tree, then how many parameters are trained and what training them takes in bytes."""
         return display.summary(self)
+
+_LOCKED: WeakKeyDictionary[Module, str] = WeakKeyDictionary()
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, list | tuple | dict):

@@ -6,10 +6,10 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from .. import methods
+from ..adapters.registry import base_of
 from ..adapters.storage import storable, store
 from ..backend import using
 from ..backend.shapes import Cost
-from ..methods.applied import base_of
 from ..models.config import ModelConfig
 from ..models.families import SHAPES, build
 from ..training import optim

@@ -1,7 +1,7 @@
-"""A base that is stored narrower than it computes: its frozen matrices in half precision.
+"""A base whose frozen matrices are stored in half precision, and widened for each product.
 
-A matrix is widened when a product needs it, exactly. So the model is, bit for bit, the one whose
-matrices were rounded once; norms, biases, adapters and all that is trained stay as they are.
+Widening is exact. So the model equals, bit for bit, one whose matrices were rounded once. Norms,
+biases, adapters and everything that is trained stay as they are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..nn import Embedding, Linear, Module, Parameter
 def storable(
     base: Mapping[str, tuple[Module, Parameter]], dtype: Any
 ) -> dict[str, tuple[Parameter, np.dtype[Any]]]:
-    """The matrices among the base's parameters, by name, and their new dtype (dtype None: none).
+    """Return the base's matrices by name, each with its new dtype; none where `dtype` is None.
 
-    base: name -> the module that the parameter belongs to, and the parameter.
-    Changes nothing. Raises ValueError where `dtype` is not a float narrower than what a layer
-    computes in, or where a number does not fit.
+    base: name -> (the module that has the parameter, the parameter). Nothing is changed. Raises
+    ValueError where `dtype` is not a float narrower than the one in which the layer computes, or
+    where a number is beyond its range.
     """
     found: dict[str, tuple[Parameter, np.dtype[Any]]] = {}
     if dtype is None:
@@ -49,14 +49,16 @@ def storable(
     return found
 
 
-def store(matrices: Mapping[str, tuple[Parameter, np.dtype[Any]]], flags: dict[str, bool]) -> None:
+def store(
+    matrices: Mapping[str, tuple[Parameter, np.dtype[Any]]], flags: dict[Parameter, bool]
+) -> None:
     """Round each of them to its dtype, for good. They stay frozen when the last adapter is gone:
-    an update of the size that training takes would be lost in such a number."""
-    for name, (p, dtype) in matrices.items():
-        p.data, flags[name] = p.data.astype(dtype), False
+    in so few digits, an update of the size that training makes would be lost."""
+    for p, dtype in matrices.values():
+        p.data, flags[p] = p.data.astype(dtype), False
 
 
 def wide_copy(owner: Module, p: Parameter) -> Parameter:
-    """A copy of the base's parameter to be trained, in what its layer computes in, or float32."""
+    """A copy of a base parameter for training: in its layer's dtype, float32 at least."""
     dtype = np.promote_types(str(getattr(owner, "dtype", p.dtype)), "float32")
     return Parameter(p.data.astype(dtype))

@@ -19,7 +19,7 @@ class _Own(threading.local):
     recording = True  # is a tape kept?
     plain: bool | None = None  # no kernels; None: as the backend in use has it
     replaced: Mapping[Any, Callable[..., Any]] = MappingProxyType({})  # op -> what stands in
-    said: Mapping[str, Any] = MappingProxyType({})  # what modules are told beside their inputs
+    context: Any = None  # how a forward pass is to run: see adapters/context.py
 
 
 own = _Own()
@@ -56,19 +56,9 @@ def is_plain() -> bool:
     return current().plain if own.plain is None else own.plain
 
 
-def telling(**said: Any) -> AbstractContextManager[None]:
-    """Inside, `told` has these: what no module hands on, such as where prompts end."""
-    return choose(said={**own.said, **said})
-
-
-def told(what: str) -> Any:
-    """What was said of it in this thread; None: nothing."""
-    return own.said.get(what)
-
-
 def as_now() -> Callable[[], AbstractContextManager[None]]:
     """A way back: what it gives enters the choices of now, and keeps a tape."""
-    then = {"plain": is_plain(), "replaced": own.replaced, "said": own.said}
+    then = {"plain": is_plain(), "replaced": own.replaced, "context": own.context}
     return lambda: choose(recording=True, **then)
 
 

@@ -132,7 +132,7 @@ def _adapter(student: Student) -> Milestone:
         return numbers("lora_forward", ops.lora_linear(x, W, b, A, B, mask, scale=scale), mine)
 
     run = _Run(_adapted, {"lora_linear": lora_linear}, lr=5e-3)
-    layers = {path: m for path, m in run.model.named_modules() if isinstance(m, lora.LoRALinear)}
+    layers = {path: m for path, m in run.model.named_modules() if isinstance(m, lora.Adapted)}
     held = data.sequential(run.held_out, 8, 64)[:2]
     with lora.disabled(run.model):
         losses = {"the base": evaluate(run.model, held)}

@@ -220,16 +220,19 @@ class File:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], kind: str | None = None) -> Iterator[File]:
+def opened(
+    path: str | os.PathLike[str], kind: str | None = None, *others: str
+) -> Iterator[File]:
     """The file, open for reading; ValueError where it is not what `write` made.
 
     kind: what meta["kind"] has to be, such as "adapter" or "model"; None: whatever it is.
+    others: kinds that will do as well.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder, not a file")
     with open(path, "rb") as stream:
         file = File(path, stream)
-        if kind not in (None, file.kind):
+        if kind is not None and file.kind not in (kind, *others):
             reader = f": {READERS[file.kind]} reads it" if file.kind in READERS else ""
             raise ValueError(f"{path} holds {a(file.kind)}, not {a(kind or '')}{reader}")
         yield file

@@ -1,25 +1,38 @@
-"""What to adapt, and how: the settings of LoRA."""
+"""LoRA as a method: which layers get A and B, of which rank and scale."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from ..checks import choice, describe, real, whole
-from ..config import Config
+import numpy as np
+
+from ..adapters.patterns import below, first, matching
+from ..adapters.places import adaptable, bare, is_bias
+from ..adapters.registry import Method, base_of
+from ..checks import choice, describe, real, warn, whole
+from ..nn import Embedding, Linear, Module
+from .layers import LoRAEmbedding, LoRALinear
+
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
-class LoRAConfig(Config):
-    """What to adapt and how. Patterns are a layer's name ("q"), a glob, or its whole path.
-    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v)
+class LoRAConfig(Method, called="lora"):
+    """W0 + (alpha / r) B A in the target layers (§4.1). A: (r, d_in), B: (d_out, r).
+
+    B starts at 0, so at first the model computes exactly what it did. Only A and B are trained,
+    plus what the config names: |Θ| = Σ r (d_in + d_out) over the layers, which is 2 L_LoRA d r
+    where they are square (§5.1). A pattern is a layer's name ("q"), a glob, or its path.
+
+    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v);
+                   "all-linear" is every Linear layer that `trainable` does not name
     dropout        of the adapter's input, in training only; tables of rows (embeddings) have none
     init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform
                    in ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
-    bias           "none", "lora" (the adapted layers' biases train too), "all" (every bias)
-    trainable      more parameters to train whole, such as a task's head
+    bias           "none", "lora" (the adapted layers' biases are trained), "all" (every bias)
+    trainable      more parameters to train as a whole, such as a task's head
     rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, where a layer differs
     """
 
@@ -33,16 +46,18 @@ class LoRAConfig(Config):
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
+    layers: ClassVar[Mapping[type, Any]] = {Linear: LoRALinear, Embedding: LoRAEmbedding}
+
     def __post_init__(self) -> None:
         who = "LoRAConfig"
         for name in ("targets", "trainable"):
             self._set(**{name: _patterns(name, getattr(self, name))})
         for name in ("rank_pattern", "alpha_pattern"):
-            if not isinstance(held := getattr(self, name), Mapping):
+            if not isinstance(given := getattr(self, name), Mapping):
                 raise ValueError(
-                    f'{who}: {name} is a mapping like {{"attn.q": 4}}, not {describe(held)}'
+                    f'{who}: {name} is a mapping like {{"attn.q": 4}}, not {describe(given)}'
                 )
-            _patterns(name, held)
+            _patterns(name, given)
         self._set(
             r=whole(who, "r", self.r, 1),
             alpha=_alpha("alpha", self.alpha),
@@ -58,17 +73,77 @@ class LoRAConfig(Config):
         for name, known in (("init", ("gaussian", "kaiming")), ("bias", ("none", "lora", "all"))):
             choice(who, name, getattr(self, name), known)
 
+    def around(self, model: Module, rng: np.random.Generator) -> Mapping[str, LoRALinear]:
+        layers = adaptable(model)
+        paths = self.paths(model)
+        matching(paths, (*self.rank_pattern, *self.alpha_pattern), "attach: no adapted layer")
+        unique = {id(bare(layers[at])): at for at in reversed(paths)}  # one layer in two places
+        parts, over = {}, []
+        for at in reversed(unique.values()):
+            layer = bare(layers[at])
+            r = first(self.rank_pattern, at, self.r)
+            alpha = first(self.alpha_pattern, at, self.alpha)
+            kind = next((k for base, k in self.layers.items() if isinstance(layer, base)), None)
+            if kind is None:
+                raise ValueError(
+                    f"{self.called}: {at} is a table, and takes Linear layers: name other targets"
+                )
+            parts[at] = kind(layer, r, self.scaled(alpha, r), self, rng)
+            if r > min(layer.W.shape):
+                over.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
+        if over:
+            warn(f"attach: {over[0]}" + f" (and {len(over) - 1} others)" * (len(over) > 1))
+        return parts
+
+    def paths(self, model: Module) -> list[str]:
+        """The paths of the target layers; ValueError for a pattern that matches none."""
+        layers = adaptable(model)
+        named = [target for target in self.targets if target != ALL_LINEAR]
+        found = matching(layers, named or [""] * (not self.targets), "attach: no layer")
+        if ALL_LINEAR in self.targets:
+            trained = set(self._trained(model))
+            found = [at for at, layer in layers.items() if at in found
+                     or (isinstance(bare(layer), Linear) and f"{at}.W" not in trained)]
+        return found
+
+    def copied(self, model: Module) -> list[str]:
+        base, paths = base_of(model), self.paths(model)
+        biases = [at for at in base if is_bias(at, *base[at])]
+        if self.bias == "lora":
+            biases = [at for at in biases if at.rpartition(".")[0] in paths]
+        chosen = {*self._trained(model), *(biases if self.bias != "none" else ())}
+        return [at for at in base if at in chosen]
+
+    def _trained(self, model: Module) -> list[str]:
+        return below([*base_of(model)], self.trainable, "attach: trainable: no parameter")
+
+    def scaled(self, alpha: float, r: int) -> float:
+        """The alpha of a layer's adapter, whose scale is alpha / r."""
+        return alpha
+
+    def count(self, config: Any) -> int:
+        d, ff, layers = config.d_model, config.d_ff or 4 * config.d_model, config.n_layers
+        sides = dict.fromkeys("qkvo", layers * 2 * d)
+        sides |= dict.fromkeys(("up", "down"), layers * (d + ff))
+        for target in self.targets:
+            if target not in sides or self.rank_pattern or self.bias != "none" or self.trainable:
+                raise ValueError(
+                    f"count: the formula is for targets among {', '.join(sides)} of one rank, and "
+                    f"not for {self}: count it on shapes"
+                )
+        return sum(self.r * sides[target] for target in {*self.targets})
+
 
 def _patterns(name: str, given: Any) -> tuple[str, ...]:
-    """The patterns that were given, one alone or several."""
-    held = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-    for pattern in held:
+    """The patterns, one alone or several, as a tuple."""
+    patterns = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for pattern in (patterns := tuple(patterns)):
         if not isinstance(pattern, str):
             raise ValueError(
                 f'LoRAConfig: {name} takes names or patterns such as "q" and "attn.*", '
                 f"not {describe(pattern)}"
             )
-    return held
+    return patterns
 
 
 def _alpha(name: str, given: Any) -> float:
@@ -78,9 +153,5 @@ def _alpha(name: str, given: Any) -> float:
             f"LoRAConfig: {name} must not be 0: the adapter would change nothing, and learn nothing"
         )
     if alpha < 0:
-        warnings.warn(
-            f"LoRAConfig: {name} is {alpha:g}: a negative one turns the update around, which is "
-            "hardly meant",
-            stacklevel=4,
-        )
+        warn(f"LoRAConfig: {name} is {alpha:g}: a negative alpha turns the update around")
     return alpha

@@ -1,125 +1,113 @@
 """LoRA's layers: W = W0 + (alpha / r) · B A, with W0 frozen and B, A trained (§4.1)."""
+
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import ops
-from ..backend import Array, asarray, current, xp
-from ..backend.settings import told
-from ..nn import Linear, Module, Parameter
+from ..adapters.protocol import Adapter, Factors
+from ..backend import Array, asarray, xp
+from ..nn import Embedding, Linear, Parameter
 from ..tensor import Tensor
-from .config import LoRAConfig
+
+if TYPE_CHECKING:
+    from .config import LoRAConfig
 
 
-class Adapter(Module):
-    """One update ΔW = scale · B A        A: (r, k)   B: (d, r)   scale = alpha / r
+class LoRALinear(Adapter):
+    """y = W0 x + b + scale · B A x        x: (..., k)   y: (..., d)        equation 3
+    A: (r, k)   B: (d, r)   scale = alpha / r
     A and B are float32 in a layer of half precision too: a half would lose most updates.
     """
 
     def __init__(
-        self, layer: LoRALayer, r: int, alpha: float, config: LoRAConfig, rng: np.random.Generator
+        self, layer: Linear | Embedding, r: int, alpha: float, config: LoRAConfig,
+        rng: np.random.Generator,
     ) -> None:
-        W, dtype = layer.base.W, np.promote_types(layer.base.dtype, "float32")
-        d, k = layer.oriented(W.data).shape
-        std = 1 / math.sqrt(r if isinstance(layer, LoRAEmbedding) else k)
+        d, k = self.sides(layer)
+        std = self.std(r, k)
+        dtype = np.promote_types(layer.dtype, "float32")
         normal = config.init == "gaussian"
         draw = rng.standard_normal((r, k)) if normal else rng.uniform(-1, 1, (r, k))
-        self.A = Parameter(asarray((draw * std).astype(dtype)))
-        self.B = Parameter(xp.zeros((d, r), dtype))
+        self.A = Parameter(asarray((draw * std).astype(dtype)))     # (r, k)
+        self.B = Parameter(xp.zeros((d, r), dtype))                 # (d, r)
         self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
-        self.rng, self.training = np.random.default_rng(rng.integers(2**63)), layer.training
-    def forward(self, x: Tensor) -> Tensor:
-        """scale · (x∘mask) Aᵀ Bᵀ, what is added to W0 x        x: (..., k)   out: (..., d)"""
+        self.rng = np.random.default_rng(rng.integers(2**63))
+
+    def forward(self, inner: Any, x: Tensor) -> Tensor:
         mask = self.mask(x)
-        z = ops.linear(x if mask is None else x * mask, self.A)
-        return ops.linear(z, self.B) * self.scale
+        if type(inner) is Linear:  # the first adapter of the layer: one op for both
+            return ops.lora_linear(
+                x, inner.W, inner.b, self.A, self.B, mask, scale=self.scale)
+        y: Tensor = inner(x)
+        return y + self.update(x if mask is None else x * mask)
+
+    def update(self, x: Tensor) -> Tensor:
+        """scale · B A x"""
+        return ops.linear(ops.linear(x, self.A), self.B) * self.scale
+
+    def mask(self, x: Tensor) -> Array | None:
+        """Dropout's mask for x; None outside training."""
+        if not (self.training and self.dropout):
+            return None
+        return ops.dropout_mask(  # type: ignore
+            x.shape, self.dropout, self.rng, x.dtype)
+
     @property
     def scale(self) -> float:
         return self.alpha / self.r
-    def mask(self, x: Tensor) -> Array | None:
-        """What x is multiplied by before A: None outside training."""
-        if not (self.training and self.dropout): return None
-        return ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype)  # type: ignore
-    def plain(self) -> Adapter: return self  # as it is saved
+
+    def factors(self) -> Factors:
+        return [(self.scale, self.B, self.A)]
+
     def delta(self) -> Array:
-        """scale · B A in float64, (d, k)."""
-        return self.B.data.astype("float64") @ self.A.data.astype("float64") * self.scale
+        """Σ scale · B A of the factors, float64, (d, k)."""
+        total: Array = sum(
+            s * (B.data.astype("float64") @ A.data.astype("float64"))
+            for s, B, A in self.factors())
+        return total
+
+    @staticmethod
+    def sides(layer: Any) -> tuple[int, int]:
+        """(d, k) of B A."""
+        d, k = layer.W.shape
+        return d, k
+
+    @staticmethod
+    def std(r: int, k: int) -> float:
+        """The standard deviation of A at the start."""
+        return 1 / math.sqrt(k)
+
     def extra_repr(self) -> str:
         return f" r={self.r} alpha={self.alpha:g}"
 
-class LoRALayer(Module):
-    """A base layer and its named adapters, of which the active ones count."""
 
-    def __init__(self, base: Any) -> None:
-        self.base, self.training = base, base.training
-        self.adapters: dict[str, Adapter] = {}
-        self.active: tuple[str, ...] = ()
-    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
-        yield "base", self.base
-        yield from self.adapters.items()
-    def in_use(self) -> list[Any]:
-        if by_row := told("rows"): return by_row(self)  # type: ignore
-        return [self.adapters[name] for name in self.active]
-    def delta(self) -> Array:
-        """Σ ΔW of the active adapters, float64, in W's orientation."""
-        zero = xp.zeros(self.base.W.shape, "float64")
-        return sum((self.oriented(adapter.delta()) for adapter in self.in_use()), zero)
-    @staticmethod
-    def oriented(delta: Array) -> Array:
-        """Between B A's orientation and W's."""
-        return delta
-    def plain(self, path: str) -> tuple[Any, float]:
-        """(a plain layer with W0 + ΔW, the share of ΔW that rounding to the layer's dtype lost).
-        Added in float64, rounded once, to what the layer computes in: of a W0 that is stored
-        narrower, the rounding would be coarser than ΔW. Raises FloatingPointError where the result
-        is not finite in that dtype.
-        """
-        W0, delta, dtype, read = self.base.W.data, self.delta(), self.base.dtype, current().read
-        wide = W0.astype("float64") + delta
-        if not read(abs(wide).max(), 0.0) <= float(xp.finfo(dtype).max):  # false for nan, too
-            raise FloatingPointError(f"merge: {path}: W0 + ΔW is not finite in {dtype}: the model "
-                                     "is left as it was; look at A, B, alpha")
-        W = wide.astype(dtype)
-        lost = (W.astype("float64") - W0.astype("float64")) - delta
-        size, gone = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, lost))
-        layer = copy(self.base)
-        layer.W = Parameter(W, requires_grad=False)
-        return layer, gone / size if size else 0.0
-
-class LoRALinear(LoRALayer):
-    """y = W0 x + b + Σ scale · B A x        x: (..., k)   y: (..., d)   equation 3"""
-
-    def forward(self, x: Tensor) -> Tensor:
-        used = self.in_use()
-        if [type(a) for a in used] == [Adapter] and type(self.base) is Linear:  # as one op
-            (a,), W, b = used, self.base.W, self.base.b
-            return ops.lora_linear(x, W, b, a.A, a.B, a.mask(x), scale=a.scale)
-        y: Tensor = self.base(x)
-        for adapter in used:
-            y = y + adapter(x)
-        return y
-
-class LoRAEmbedding(LoRALayer):
-    """W0[ids] + Σ scale · (B A)ᵀ[ids]        A: (r, n)   B: (d, r)
-    One table, one ΔW: a head tied to the table reads W0 + ΔW too, so merging keeps the tie.
+class LoRAEmbedding(LoRALinear):
+    """W0[ids] + scale · (B A)ᵀ[ids]        W0: (n, d)   A: (r, n)   B: (d, r)
+    One table, one ΔW: a head that is tied to the table reads W0 + ΔW too, so merging keeps the tie.
     """
 
+    def __init__(self, layer: Any, *how: Any) -> None:
+        super().__init__(layer, *how)
+        self.dtype = layer.dtype
+
+    def forward(self, inner: Any, ids: Any) -> Tensor:
+        y: Tensor = inner(ids)
+        rows = ops.embedding(self.A.T, ids, dtype=self.dtype)       # (..., r)
+        return y + ops.linear(rows, self.B) * self.scale
+
+    def project(self, inner: Any, x: Tensor) -> Tensor:
+        y: Tensor = inner(x)
+        return y + ops.linear(ops.linear(x, self.B.T), self.A.T) * self.scale
+
     @staticmethod
-    def oriented(delta: Array) -> Array:
-        return delta.T
-    def forward(self, ids: Any) -> Tensor:
-        y: Tensor = self.base(ids)
-        for adapter in self.in_use():
-            rows = ops.embedding(adapter.A.T, ids, dtype=self.base.dtype)
-            y = y + ops.linear(rows, adapter.B) * adapter.scale
-        return y
-    def project(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base.project(x)
-        for adapter in self.in_use():
-            y = y + ops.linear(ops.linear(x, adapter.B.T), adapter.A.T) * adapter.scale
-        return y
+    def sides(layer: Any) -> tuple[int, int]:
+        n, d = layer.W.shape
+        return d, n
+
+    @staticmethod
+    def std(r: int, k: int) -> float:
+        return 1 / math.sqrt(r)

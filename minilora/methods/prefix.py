@@ -1,12 +1,13 @@
 """Tokens that are trained instead of the model (§5.1): `lp` before each prompt, `li` after it.
 
-They are no words of the vocabulary, but take positions, as tokens do, and places in the cache. Of n
-given tokens the model computes lp + n + li, and gives what belongs to the given ones: in a decoder,
-what follows the prompt is read from the last of `li`, which stands behind it. For an encoder the
-prompt is the row without its padding, and each token is read at its own place.
+They are no words of the vocabulary, but they take positions and places in the cache, as words do.
+For n given tokens the model computes lp + n + li, and returns the output for the given ones. In a
+decoder, the token after the prompt is predicted at the last of `li`, which stands behind the
+prompt. In an encoder the prompt is the sequence without its padding, and each token is read at its
+own place.
 
-They start random, N(0, 0.02²), and are there from the first step on. So these methods do not start
-as the base, as all others do.
+The tokens start random, N(0, 0.02²), and take part from the first step on. So these methods do not
+start as the base, as all others do.
 """
 
 from __future__ import annotations
@@ -19,170 +20,192 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..backend import asarray, normal
-from ..backend.settings import telling, told
+from ..adapters import Adapter, Method, context, within
+from ..backend import asarray, normal, xp
 from ..checks import whole
-from ..models.inputs import checked
-from ..nn import Module, Parameter
+from ..nn import Parameter
 from ..tensor import Tensor
-from .applied import Method, wide
+from .bottleneck import own_dtype
 
 
 def prompt(tokens: int | Sequence[int]) -> AbstractContextManager[None]:
-    """Inside, the first `tokens` of what a model is given are the prompt, of all rows or of each.
+    """Inside, the first `tokens` of the model's input are the prompt: of all rows, or of each.
 
-    with methods.prompt(5): generate(model, ids, 20)        only `li` has to know
+    with methods.prompt(5): generate(model, ids, 20)        only `li` depends on it
     """
-    return telling(prompt=np.asarray(tokens))
+    return within(prompt=np.asarray(tokens))
 
 
-class Layout(Module):
-    """Around a decoder's forward: the trained tokens are put among the given ones."""
+class Layout:
+    """Where n given tokens and lp + li trained ones stand, in rows of lp + n + li.
 
-    def __init__(self, who: str, lp: int, li: int) -> None:
-        self.who, self.lp, self.li = who, lp, li
+    ends: (batch,), where each row's prompt ends
+    places: (batch, n), where each given token stands
+    which: (batch, lp + n + li), the number of the trained token at each place; -1: a given token
+    """
 
-    def forward(self, inner: Any, ids: Any, cache: Any = None) -> Tensor:
-        ids = np.asarray(ids)
-        if ids.ndim != 2 or (cache and cache[0].n):  # a wrong shape; or they are in the cache
-            return inner(ids, cache)  # type: ignore[no-any-return]
-        batch, n = ids.shape
-        ends = self.ends(batch, n)
-        places, which = self.places(inner, ids, ends)
-        last = np.arange(n) == ends[:, None] - 1  # the prompt's last token: through the last of li
-        with telling(trained=which, read=places + self.li * last):
-            return inner(among(ids, places, which, 0), cache)  # type: ignore[no-any-return]
+    def __init__(self, ends: np.ndarray, n: int, lp: int, li: int) -> None:
+        self.n, at, batch = n, np.arange(n)[None], len(ends)
+        self.places = lp + at + li * (at >= ends[:, None])
+        self.last = self.places + li * (at == ends[:, None] - 1)  # where each is read in a decoder
+        self.which = np.full((batch, lp + n + li), -1)
+        free = np.ones(self.which.shape, bool)
+        np.put_along_axis(free, self.places, False, 1)
+        self.which[free] = np.tile(np.arange(lp + li), batch)
 
-    def places(
-        self, inner: Any, ids: np.ndarray, ends: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of the given tokens among all, (batch, n); which trained one is where, -1: none."""
-        lp, li, (batch, n) = self.lp, self.li, ids.shape
-        most = inner.__self__.config.n_positions if hasattr(inner, "__self__") else 0
-        if most and n + lp + li > most:
+    def spread(self, given: np.ndarray | None, other: Any) -> np.ndarray | None:
+        """Ids, mask or types (batch, n) at their places; `other` where trained tokens stand."""
+        if given is None:
+            return None
+        out = np.full(self.which.shape, other, given.dtype)
+        np.put_along_axis(out, self.places, given, 1)
+        return out
+
+    def mixed(self, x: Tensor, E: Tensor) -> Tensor:
+        """x (batch, n, d) at the places of the given tokens, E (lp + li, d) at the others."""
+        batch, n, d = x.shape
+        rows = ops.concat(x.reshape(batch * n, d), E, axis=0)
+        own = np.where(self.which < 0, 0, self.which + batch * n)
+        np.put_along_axis(own, self.places, np.arange(batch * n).reshape(batch, n), 1)
+        out: Tensor = ops.embedding(rows, own, dtype=x.dtype)
+        return out
+
+    def put(self, x: Tensor, E: Tensor) -> Tensor:
+        """x (batch, lp + n + li, d) with E at the places of the trained tokens."""
+        ours = asarray((self.which >= 0)[..., None].astype(str(x.dtype)))
+        rows: Tensor = ops.embedding(E, np.maximum(self.which, 0), dtype=x.dtype)
+        return x * (1 - ours) + rows * ours
+
+    @staticmethod
+    def read(x: Tensor, places: np.ndarray) -> Tensor:
+        """x (batch, lp + n + li, d) at these places: (batch, n, d)."""
+        batch, n, d = x.shape
+        return ops.embedding(x.reshape(batch * n, d), places + n * np.arange(batch)[:, None])
+
+
+class Tokens(Adapter):
+    """What both seams need: how many tokens there are, and where they stand."""
+
+    exclusive = "each puts trained tokens beside the prompt: activate one"
+
+    def __init__(self, called: str, lp: int, li: int, positions: int, padding: int | None) -> None:
+        self.called, self.lp, self.li = called, lp, li
+        self.positions = positions  # n_positions of the model
+        self.padding = padding  # an encoder's id for trained tokens; None: a decoder
+
+    def layout(self, batch: int, n: int, mask: Any) -> Layout:
+        """Raises ValueError where the tokens are too many, or the prompt's end is unknown."""
+        if n + self.lp + self.li > self.positions:
             raise ValueError(
-                f"{self.who}: {n} tokens and {lp + li} trained ones are more than n_positions, "
-                f"{most}: give it {most - lp - li} tokens at most"
+                f"{self.called}: {n} tokens and {self.lp + self.li} trained ones are more than "
+                f"n_positions, {self.positions}: give it {self.positions - self.lp - self.li} "
+                "tokens at most"
             )
-        at = np.arange(n)[None]
-        places = lp + at + li * (at >= ends[:, None])
-        which, free = np.full((batch, lp + n + li), -1), np.ones((batch, lp + n + li), bool)
-        np.put_along_axis(free, places, False, 1)
-        which[free] = np.tile(np.arange(lp + li), batch)
-        return places, which
+        if self.padding is None:
+            ends = self.prompts(batch, n)
+        else:
+            ends = np.full(batch, n) if mask is None else n - np.argmax(mask[:, ::-1], 1)
+        return Layout(ends, n, self.lp, self.li)
 
-    def ends(self, batch: int, n: int) -> np.ndarray:
-        """Where each row's prompt ends."""
-        ends = told("prompt")
+    def prompts(self, batch: int, n: int) -> np.ndarray:
+        """Where each row's prompt ends, as `prompt` has said."""
+        ends = context().prompt
         if not self.li:
             return np.full(batch, n)
         if ends is None:
             raise ValueError(
-                f"{self.who}: li={self.li} tokens come after the prompt: say where it ends, as in "
-                "with methods.prompt(tokens): model(ids)"
+                f"{self.called}: li={self.li} tokens come after the prompt: say where it ends, as "
+                "in with methods.prompt(tokens): model(ids)"
             )
         if ends.dtype.kind not in "iu" or ends.shape not in ((), (batch,)):
             raise ValueError(
-                f"{self.who}: a prompt's length is one whole number, or one of each of the {batch} "
+                f"{self.called}: a prompt's length is one integer, or one for each of the {batch} "
                 f"rows, not {ends.dtype} {ends.shape}"
             )
         if not (ends.min() >= 0 and ends.max() <= n):
             raise ValueError(
-                f"{self.who}: prompts of {ends.min()} to {ends.max()} tokens in rows of {n}: the "
-                "first call has to hold them whole"
+                f"{self.called}: prompts of {ends.min()} to {ends.max()} tokens in rows of {n}: "
+                "the first call must contain them entirely"
             )
         return np.broadcast_to(ends, batch)
 
+    def continues(self, state: Any) -> bool:
+        """Does a decoder go on after tokens that are in its cache, the trained ones with them?"""
+        return self.padding is None and bool(state) and state[0].n > 0
+
+
+class AtEmbed(Tokens):
+    """Around `embed`: E: (lp + li, d) stands among the vectors of the given tokens."""
+
+    def __init__(self, *how: Any, d: int, rng: np.random.Generator | None, dtype: Any) -> None:
+        super().__init__(*how)
+        n = self.lp + self.li
+        self.E = None if rng is None else Parameter(normal(rng, (n, d), 0.02, dtype))
+
+    def forward(self, seam: Any, inner: Any, ids: np.ndarray, about: Any = None) -> Tensor:
+        x: Tensor = seam(inner, ids)
+        if self.continues(about):
+            return x
+        batch, n = ids.shape
+        layout = self.layout(batch, n, about)
+        zeros = xp.zeros((self.lp + self.li, x.shape[2]), x.dtype)
+        return layout.mixed(x, Tensor(zeros) if self.E is None else self.E)
+
     def window(self, positions: int, tokens: int) -> int:
-        """See `models.cache.window`."""
         size = positions - self.lp - self.li
         if size < 1 or (self.li and tokens > size):
             raise ValueError(
-                f"{self.who}: {tokens} tokens and {self.lp + self.li} trained ones are more than "
-                f"n_positions, {positions}" + ", and the prompt has to stay" * bool(self.li)
+                f"{self.called}: {tokens} tokens and {self.lp + self.li} trained ones are more "
+                f"than n_positions, {positions}" + ", and the prompt has to stay" * bool(self.li)
             )
         return size
 
 
-class Around(Layout):
-    """Around an encoder's `encode`: the same, and what it says of the given tokens."""
+class AtThrough(Tokens):
+    """Around `through`: the blocks see all tokens; only the given ones' outputs go on."""
 
-    def forward(self, inner: Any, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        model = inner.__self__
-        ids, mask, types = checked(type(model).__name__, model.config, ids, mask, types)
-        batch, n = ids.shape
-        ends = np.full(batch, n) if mask is None else n - np.argmax(mask[:, ::-1], 1)
-        places, which = self.places(inner, ids, ends)
-        no_padding = int(getattr(model.config, "padding_id", 1) == 0)
-        ids, mask, types = (
-            x if x is None else among(x, places, which, other)
-            for x, other in ((ids, no_padding), (mask, True), (types, 0))
-        )
-        with telling(trained=which):
-            return picked(inner(ids, mask, types), places)
-
-
-def among(given: np.ndarray, places: np.ndarray, which: np.ndarray, other: Any) -> np.ndarray:
-    """What is given, at its places in longer rows; `other` where trained tokens are."""
-    out = np.full(which.shape, other, given.dtype)
-    np.put_along_axis(out, places, given, 1)
-    return out
+    def forward(self, seam: Any, inner: Any, x: Tensor, *inputs: Any) -> Tensor:
+        """inputs: a decoder's cache; an encoder's ids, mask and types."""
+        if self.continues(inputs[0]):
+            return seam(inner, x, *inputs)  # type: ignore[no-any-return]
+        mask = inputs[1] if len(inputs) > 1 else None
+        layout = self.layout(x.shape[0], x.shape[1] - self.lp - self.li, mask)
+        if self.padding is not None:
+            others = self.padding, True, 0
+            inputs = tuple(layout.spread(*pair) for pair in zip(inputs, others))
+        with within(layout=layout):
+            y = seam(inner, x, *inputs)
+        return layout.read(y, layout.last if self.padding is None else layout.places)
 
 
-def picked(x: Tensor, at: np.ndarray) -> Tensor:
-    """x[row, at[row]]        x: (batch, tokens, d)   at: (batch, n)   out: (batch, n, d)"""
-    batch, n, d = x.shape
-    return ops.embedding(x.reshape(batch * n, d), at + n * np.arange(batch)[:, None])
-
-
-class Trained(Module):
-    """E: (lp + li, d), what stands at the places of the trained tokens."""
+class Before(Adapter):
+    """Around a block, or the dropout before the first: E replaces the trained tokens' vectors."""
 
     def __init__(self, n: int, d: int, rng: np.random.Generator, dtype: Any) -> None:
-        self.E = Parameter(normal(rng, (n, d), 0.02, dtype))
+        self.E = Parameter(normal(rng, (n, d), 0.02, dtype))        # (lp + li, d)
 
-    def placed(self, x: Tensor) -> Tensor:
-        """x with E at those places; x itself in a call that has none."""
-        which = told("trained")
-        if which is None:
-            return x
-        ours = asarray((which >= 0)[..., None].astype(str(x.dtype)))
-        y: Tensor = (
-            x * (1 - ours) + ops.embedding(self.E, np.maximum(which, 0), dtype=x.dtype) * ours
-        )
-        return y
+    def forward(self, inner: Any, x: Tensor, *inputs: Any, **settings: Any) -> Tensor:
+        layout = context().layout
+        if layout is not None:
+            x = layout.put(x, self.E)
+            if settings.get("context") is not None:  # what DeBERTa's last block looks at again
+                settings["context"] = layout.put(settings["context"], self.E)
+        out: Tensor = inner(x, *inputs, **settings)
+        return out
 
 
-class Read(Module):
-    """Around the last norm: only what the given tokens are read from goes on to the head."""
+class AfterDrop(Before):
+    """Around the dropout before the first block: E is put behind it."""
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
-        read = told("read")
-        return inner(x if read is None else picked(x, read))  # type: ignore[no-any-return]
-
-
-class After(Trained):
-    """Around the table of tokens, or the sum of embeddings: what comes out has them in it."""
-
-    def forward(self, inner: Any, x: Any) -> Tensor:
-        return self.placed(inner(x))
-
-
-class Before(Trained):
-    """Around a block: what came of the trained tokens so far is replaced."""
-
-    def forward(self, inner: Any, *given: Any, **how: Any) -> Tensor:
-        def own(x: Any) -> Any:  # of what has a vector for each token: (batch, tokens, d)
-            return self.placed(x) if isinstance(x, Tensor) and len(x.shape) == 3 else x
-
-        out: Tensor = inner(*map(own, given), **{name: own(x) for name, x in how.items()})
-        return out
+        layout, y = context().layout, inner(x)
+        return y if layout is None else layout.put(y, self.E)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class PreEmbed(Method, called="preembed"):
-    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): what is trained is the embeddings of
-    the lp + li tokens. |Θ| = d (lp + li).
+    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): the embeddings of lp + li tokens are
+    trained. |Θ| = d (lp + li).
 
     lp   how many come before the prompt
     li   how many come after it; then `methods.prompt` has to say where it ends
@@ -197,20 +220,29 @@ class PreEmbed(Method, called="preembed"):
         if not self.lp + self.li:
             raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least: give one of them")
 
-    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
+    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Adapter]:
+        if not (hasattr(model, "embed") and hasattr(model, "through")):
+            raise ValueError(
+                f"{self.called}: this model has no seams `embed` and `through` for trained tokens: "
+                "build them in, as models/gpt2.py does"
+            )
         if self.lp + self.li >= (most := model.config.n_positions):
             raise ValueError(
                 f"{self.called}: lp + li = {self.lp + self.li} of n_positions, {most}: take fewer: "
                 "the prompt takes places, too"
             )
-        lay = self.called, self.lp, self.li
-        decoder: dict[str, Module] = {"forward": Layout(*lay), "ln_f": Read()}
-        parts = decoder if hasattr(model, "new_cache") else {"encode": Around(*lay)}
-        return parts | self.tokens(model.config, rng, wide(model))
+        padding = None
+        if not hasattr(model, "new_cache"):  # an encoder: any id that is no padding
+            padding = int(getattr(model.config, "padding_id", 1) == 0)
+        how = self.called, self.lp, self.li, most, padding
+        return {**self.tokens(model, how, rng), "through": AtThrough(*how)}
 
-    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> dict[str, Module]:
-        """Where their vectors go."""
-        return {"tok": After(self.lp + self.li, c.d_model, rng, dtype)}
+    def tokens(self, model: Any, how: Any, rng: np.random.Generator) -> dict[str, Adapter]:
+        """The adapters with the tokens' vectors."""
+        return {"embed": AtEmbed(*how, d=model.config.d_model, rng=rng, dtype=own_dtype(model))}
+
+    def renamed(self, name: str) -> str:
+        return "embed.E" if name == "tok.E" else name
 
     def count(self, config: Any) -> int:
         return config.d_model * (self.lp + self.li)  # type: ignore[no-any-return]
@@ -218,15 +250,17 @@ class PreEmbed(Method, called="preembed"):
 
 @dataclass(frozen=True)
 class PreLayer(PreEmbed, called="prelayer"):
-    """Prefix-layer tuning, PreLayer (§5.1; tables 3, 4, 15): before every block what came of the
-    lp + li tokens is replaced by trained activations; before the first one, embedding and position.
+    """Prefix-layer tuning, PreLayer (§5.1; tables 3, 4, 15): before every block, trained vectors
+    replace those of the lp + li tokens; before the first one, embedding and position.
     |Θ| = L d (lp + li). For GPT-3 the paper prints more in all five rows of table 15.
     """
 
-    def tokens(self, c: Any, rng: np.random.Generator, dtype: Any) -> dict[str, Module]:
-        n, d = self.lp + self.li, c.d_model
-        parts: dict[str, Module] = {"drop": After(n, d, rng, dtype)}  # the first block's input
-        return parts | {f"blocks.{i}": Before(n, d, rng, dtype) for i in range(1, c.n_layers)}
+    def tokens(self, model: Any, how: Any, rng: np.random.Generator) -> dict[str, Adapter]:
+        c, n, dtype = model.config, self.lp + self.li, own_dtype(model)
+        parts: dict[str, Adapter] = {"drop": AfterDrop(n, c.d_model, rng, dtype)}
+        for i in range(1, c.n_layers):
+            parts[f"blocks.{i}"] = Before(n, c.d_model, rng, dtype)
+        return {**parts, "embed": AtEmbed(*how, d=c.d_model, rng=None, dtype=dtype)}
 
     def count(self, config: Any) -> int:
         return config.n_layers * super().count(config)  # type: ignore[no-any-return]

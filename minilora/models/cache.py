@@ -23,7 +23,8 @@ class Cache:
 
 
 def window(model: Any, tokens: int) -> int:
-    """How many tokens of a text the model sees at once: its positions, but for those that a
-    method's own tokens take. Raises ValueError where `tokens` of them have to be seen together.
+    """How many tokens of a text the model reads at once: its positions, less those of trained
+    tokens. Raises ValueError where `tokens` have to be read together, and are more.
     """
-    return getattr(model.forward, "window", lambda n, _: n)(model.config.n_positions, tokens)  # type: ignore[no-any-return]
+    positions: int = model.embed.window(model.config.n_positions, tokens)
+    return positions

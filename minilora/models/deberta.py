@@ -120,7 +120,7 @@ class Deberta(Encoder):
             self.ln_r = LayerNorm(c.d_model, c.eps, dtype=dtype) if c.norm_rel_ebd else None
         self.conv = Conv(c, rng=rng, dtype=dtype) if c.conv_kernel_size else None
 
-    def through(self, x: Tensor, mask: Given) -> Tensor:
+    def run_blocks(self, x: Tensor, mask: Given) -> Tensor:
         """All blocks; beside the first one a convolution, the last one z_steps times."""
         first, how = x, {"at": distances(x.shape[1], self.config), "mask": mask}
         table = self.table()
@@ -134,11 +134,16 @@ class Deberta(Encoder):
         return x
 
     def table(self) -> list[Tensor]:
-        """[(2 span, d)], a vector for each distance; [] where no score knows it."""
+        """[(1, 2 span, d)], a vector for each distance; [] where no score depends on distance.
+
+        The first axis is the batch: an adapter that differs by row gives each row a table.
+        """
         if self.rel is None:
             return []
-        rows = self.rel(slice(None))
-        return [rows if self.ln_r is None else self.ln_r(rows)]
+        table = self.rel(slice(None))
+        if len(table.shape) == 2:
+            table = table.reshape(1, *table.shape)
+        return [table if self.ln_r is None else self.ln_r(table)]
 
     def rows(self) -> int:
         return self.config.n_positions if self.config.position_biased_input else 0
@@ -185,7 +190,8 @@ def disentangled(
 ) -> Tensor:
     """Attention with the scores above        q, k, v: (batch, n, d)   out: (batch, n, d)
 
-    pos_k, pos_q: (2 span, d), a row for each distance, or None   at: (n, n), which row, on the host
+    pos_k, pos_q: (1 or batch, 2 span, d), a row for each distance, or None
+    at: (n, n), the row for each query and key, on the host
     mask: as in `ops.attention`.
     """
     batch, n, d = q.shape
@@ -193,8 +199,8 @@ def disentangled(
     def by_head(x: Tensor) -> Tensor:  # (batch, tokens, d) -> (batch, heads, tokens, d_head)
         return ops.transpose(x.reshape(*x.shape[:2], heads, d // heads), axes=(0, 2, 1, 3))
 
-    def of_table(x: Tensor) -> Tensor:  # (2 span, d) -> (1, heads, d_head, 2 span)
-        return turned(by_head(x.reshape(1, *x.shape)))
+    def of_table(x: Tensor) -> Tensor:  # (1, 2 span, d) -> (1, heads, d_head, 2 span)
+        return turned(by_head(x))
 
     Q, K, V = by_head(q), by_head(k), by_head(v)
     scores, terms = Q @ turned(K), 1

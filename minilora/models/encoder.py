@@ -16,7 +16,7 @@ from ..tensor import Tensor
 from .config import EncoderConfig
 from .inputs import Given, checked
 from .recompute import recomputed
-from .transformer import MLP, Attention
+from .transformer import MLP, Attention, Seam
 
 
 class Block(Module):
@@ -102,6 +102,7 @@ class Encoder(Module):
             Block(self.attention(rng, dtype), c, rng=rng, dtype=dtype) for _ in range(c.n_layers)
         ]
         self.drop = Dropout(c.dropout, rng=rng)
+        self.embed, self.through = Seam(), Seam()
         self.head: Any = (
             Classifier(c, self.pooling, self.drops_twice, rng=rng, dtype=dtype)
             if c.num_labels
@@ -116,16 +117,20 @@ class Encoder(Module):
         return scores
 
     def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        """What the last block says of each token, (batch, tokens, d_model)."""
+        """The last block's output for each token, (batch, tokens, d_model)."""
         ids, mask, types = checked(type(self).__name__, self.config, ids, mask, types)
-        x = self.tok(ids)
+        x = self.embed(self.tok, ids, about=mask)               # (batch, tokens, d_model)
+        return self.through(self.stack, x, ids, mask, types)    # (batch, tokens, d_model)
+
+    def stack(self, x: Tensor, ids: np.ndarray, mask: Given, types: Given) -> Tensor:
+        """Add positions and types to the tokens' vectors, normalize, then run all blocks."""
         if self.pos is not None:
             x = x + self.pos(self.positions(ids, mask))
         if self.types is not None:
             x = x + self.types(slice(0, 1) if types is None else types)
-        return self.through(self.drop(self.ln_e(x)), mask)
+        return self.run_blocks(self.drop(self.ln_e(x)), mask)
 
-    def through(self, x: Tensor, mask: Given) -> Tensor:
+    def run_blocks(self, x: Tensor, mask: Given) -> Tensor:
         """All blocks, one after the other."""
         for block in self.blocks:
             x = self.run(block, x, mask=mask)

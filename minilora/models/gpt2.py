@@ -14,7 +14,7 @@ from ..tensor import Tensor
 from .cache import Cache
 from .config import ModelConfig
 from .recompute import recomputed
-from .transformer import Block
+from .transformer import Block, Seam
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class GPT2(Module):
             for _ in range(c.n_layers)]
         self.ln_f = LayerNorm(c.d_model, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
+        self.embed, self.through = Seam(), Seam()
 
     def forward(self, ids: Any, cache: Sequence[Cache] | None = None) -> Tensor:
-        """With a `cache` (see `new_cache`), ids continue the tokens that it holds."""
+        """With a `cache` (see `new_cache`), ids continue the tokens that are in it."""
         ids = np.asarray(ids)
         start, most = cache[0].n if cache else 0, self.config.n_positions
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
@@ -57,11 +58,18 @@ class GPT2(Module):
                 f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
                 f"{ids.shape}" + (f" after {start}" if start else "") + ": encode a "
                 "text as model.tokenizer.encode(text)[None]")
-        x = self.drop(self.tok(ids) + self.pos(slice(start, start + ids.shape[1])))
+        x = self.embed(self.tok, ids, about=cache)                  # (batch, tokens, d_model)
+        x = self.through(self.stack, x, cache)                      # (batch, tokens, d_model)
+        return self.tok.project(self.ln_f(x))                       # (batch, tokens, vocab_size)
+
+    def stack(self, x: Tensor, cache: Sequence[Cache] | None = None) -> Tensor:
+        """Add positions to the tokens' vectors, then run all blocks."""
+        start = cache[0].n if cache else 0
+        x = self.drop(x + self.pos(slice(start, start + x.shape[1])))
         caches: Sequence[Any] = cache or [None] * len(self.blocks)
-        for block, held in zip(self.blocks, caches, strict=True):
-            x = recomputed(block, x) if self.recompute and not cache else block(x, held)
-        return self.tok.project(self.ln_f(x))
+        for block, own in zip(self.blocks, caches, strict=True):
+            x = recomputed(block, x) if self.recompute and not cache else block(x, own)
+        return x
 
     def new_cache(self, batch: int) -> list[Cache]:
         """An empty key/value cache for each block."""

@@ -11,6 +11,25 @@ from ..tensor import Tensor
 from .cache import Cache
 
 
+class Seam(Module):
+    """A place in a model's forward pass where an adapter can stand; without one it changes nothing.
+
+    forward(inner, *inputs) = inner(*inputs). Each model has `embed`, around ids -> vectors, and
+    `through`, around vectors -> vectors: the positions and all blocks. about: a decoder's cache or
+    an encoder's mask, for the adapter alone.
+    """
+
+    def forward(self, inner: Any, *inputs: Any, about: Any = None) -> Tensor:
+        out: Tensor = inner(*inputs)
+        return out
+
+    def window(self, positions: int, tokens: int) -> int:
+        """How many of the model's positions are left for given tokens.
+
+        tokens: how many of them have to be seen together; ValueError where they do not fit.
+        """
+        return positions
+
 class Attention(Module):
     """Multi-head attention: o(softmax(q(x) k(x)ᵀ / √d_head) v(x)), four Linears (§4.2's Wq..Wo)."""
 

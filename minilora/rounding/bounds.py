@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters import Adapted, merged
+from ..adapters.places import bare
 from ..backend import Array, asnumpy
-from ..lora.convert import merged
-from ..lora.layers import Adapter, LoRALayer, LoRALinear
 from ..nn import Linear, Module
 from ..tensor import no_grad
 from .roundings import Moved, least, roundings_as_it_is, roundings_merged, twin, unit
@@ -36,39 +36,40 @@ def gamma(terms: int, dtype: Any) -> float:
     return t / (1 - t) if t < 1 else math.inf
 
 
-def parts(layer: Any) -> tuple[Any, list[Adapter]]:
-    """(the layer with W0, the adapters in use) of any layer, adapted or plain."""
-    return (layer.base, layer.in_use()) if isinstance(layer, LoRALayer) else (layer, [])
-
-
-def layer_bound(layer: Linear | LoRALinear, x: Array) -> Array:
-    """What |merged(x) - unmerged(x)| stays under, number by number, at every scale of x, W, A, B.
+def layer_bound(layer: Linear | Adapted, x: Array) -> Array:
+    """The bound on |merged(x) - unmerged(x)|, entry by entry, at every scale of x, W, A and B.
 
     x: (..., k)   out: (..., d), float64. Each side adds up at most k + r + 3 terms per output; the
     merged weight itself is rounded once.
 
-    What is lost below the smallest floats, η / 2 at a time, is counted as η, to have room for what
-    is rounded later. It is lost in k products of W0 x and k of W x; in r of B (A x), and one with
-    s = alpha / r; in k of each number of A x, which come out through |s B|; in an entry of the
-    merged W, which meets x. In half precision A, B and s are themselves rounded to it: A meets x, B
-    and s meet A x. In float64 the products that W is made of may be too small as well.
+    What is lost below the smallest floats, η / 2 at a time, is counted as η, to leave room for
+    later roundings. It is lost in k products of W0 x and k of W x; in r of B (A x), and one with
+    s = alpha / r; in k of each entry of A x, which reach the output through |s B|; in an entry of
+    the merged W, which meets x. In half precision A, B and s are themselves rounded to it: A meets
+    x, B and s meet A x. In float64 the products that W is made of may be too small as well.
     """
-    base, adapters = parts(layer)
-    if odd := [type(a).__name__ for a in adapters if type(a) is not Adapter]:
-        raise ValueError(f"layer_bound: it is for LoRA, not {odd[0]}: lora.verify has bounds of it")
+    base: Any = bare(layer)
+    adapters = [layer.adapters[n] for n in layer.active] if isinstance(layer, Adapted) else []
     x, k, dtype = abs(_wide(x)), base.W.shape[1], base.dtype  # W is widened to it exactly
     size, all_x = x @ abs(_wide(base.W.data)).T, x.sum(axis=-1, keepdims=True)
-    lost, finer = 2 * k + all_x, least("float64") / least(dtype)
+    lost, finer, terms = 2 * k + all_x, least("float64") / least(dtype), k + 1
     for adapter in adapters:
-        r, s, B = adapter.r, abs(adapter.scale), abs(_wide(adapter.B.data)).T
-        narrow = x @ abs(_wide(adapter.A.data)).T
+        factors = adapter.factors() or ()
+        if len(factors) != 1 or adapter.row_scale() is not None:
+            raise ValueError(
+                f"layer_bound: it is for one B A, not for {type(adapter).__name__}: lora.verify "
+                "has bounds for it"
+            )
+        ((scale, B_, A_),) = factors
+        r, s, B = B_.shape[1], abs(scale), abs(_wide(B_.data)).T
+        narrow = x @ abs(_wide(A_.data)).T
         size += narrow @ B * s
         lost = lost + r * (1 + s) + 1 + (k + all_x) * (s * B.sum(axis=0))
         lost = lost + (1 + s) * narrow.sum(axis=-1, keepdims=True) + narrow @ B
         lost = lost + (r + 1) * (1 + s) * all_x * finer
+        terms += r + 3
     if base.b is not None:
         size += abs(_wide(base.b.data))
-    terms = k + sum(adapter.r + 3 for adapter in adapters) + 1
     return size * (2 * gamma(terms, dtype) + gamma(1, dtype)) + lost * least(dtype)
 
 

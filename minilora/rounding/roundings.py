@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from .. import ops
+from ..adapters import Adapted, merged
+from ..adapters.places import adaptable, adapted
+from ..adapters.protocol import row_lengths
 from ..backend import Array, current, xp
-from ..lora.convert import adaptable, layers_of, merged
-from ..nn import Module
+from ..nn import Embedding, Module
 from ..tensor import OPS, Tensor, op
 
 At = tuple[int, ...]
@@ -70,70 +72,80 @@ class Moved:
 
 
 def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
-    """Add all roundings of the adapted model, of which model(ids)[at] is the result.
+    """Add all roundings of the adapted model, whose result is model(ids)[at].
 
-    Each is of a number of its own but three, which every token meets: A, rounded to halves in half
-    precision, B, rounded so and times s = alpha / r, and s itself. So is DoRA's m / |V|.
+    Each rounding is of one number, but for three that every token meets: A, rounded to halves in
+    half precision; B, rounded so and times s = alpha / r; and s itself. So is m / |V|, where rows
+    are scaled.
     """
-    used = [(x, a) for x in layers_of(model).values() for a in x.in_use() if a.scale]
-    for _, a in used:
-        a.requires_grad_()
+    used = [(module, module.adapters[name]) for module in adapted(model).values()
+            for name in module.active]
+    for _, adapter in used:
+        adapter.requires_grad_()
     _run(model, ids, at, moved)
     along = 0.0
-    for layer, a in used:
-        for p in pairs(a):
-            moved.add(p.A.grad, abs(p.A.data), 1, 1)
-            moved.add(p.B.grad, abs(p.B.data), 2, 1 + 1 / abs(a.scale))
-            if p.B.grad is not None:
-                along += (c := abs(current().read((p.B.grad * p.B.data).sum(), 0.0)))
-                moved.lost += c / abs(a.scale)
-        if hasattr(a, "m"):
-            moved.add(a.m.grad, abs(a.m.data) * lengths(layer, a)[1], 1, 1)
+    for module, adapter in used:
+        of_scale = 0.0
+        for scale, B, A in adapter.factors() or ():
+            moved.add(A.grad, abs(A.data), 1, 1)
+            moved.add(B.grad, abs(B.data), 2, 1 + 1 / abs(scale))
+            if B.grad is not None:
+                c = abs(current().read((B.grad * B.data).sum(), 0.0))
+                of_scale += c
+                moved.lost += c / abs(scale)
+        along += of_scale
+        if (m := adapter.row_scale()) is not None:
+            moved.add(m.grad, abs(m.data) * lengths(module, adapter)[1], 1, 1)
     moved.sum, moved.squares = moved.sum + along, moved.squares + along * along
 
 
 def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
-    """Add all roundings of the merged model: a number of W, once rounded, is met by every token."""
-    layers = layers_of(model)
+    """Add all roundings of the merged model: an entry of W, once rounded, is met by every token."""
+    modules = {path: m for path, m in adapted(model).items() if m.active}
     with merged(model):
-        plain = {path: layer.W for path, layer in adaptable(model).items() if path in layers}
-        for W in plain.values():
+        weights = {path: layer.W for path, layer in adaptable(model).items() if path in modules}
+        for W in weights.values():
             W.requires_grad = True
         _run(model, ids, at, moved)
-    for path, W in plain.items():
-        moved.add(W.grad, abs(W.data), 1, 1)
-        for a in layers[path].in_use():  # ΔW is made in float64
-            size, held = layers[path].oriented(added(a)), pairs(a)
-            steps = len(held) * a.r + 1 + len(layers[path].active)
-            if hasattr(a, "m"):  # V, its length, and W0 taken off and added again
-                n, off = lengths(layers[path], a)
-                size = (abs(a.m.data) / n)[:, None] * (abs(layers[path].base.W.data) + size)
+    for path, W in weights.items():
+        module = modules[path]
+        W0 = abs(module.base.W.data)
+        for adapter in (module.adapters[name] for name in module.active):  # ΔW is made in float64
+            size, factors = oriented(module, added(adapter)), adapter.factors() or ()
+            rank = sum(B.shape[1] for _, B, _ in factors)
+            steps, most = rank + 1 + len(module.active), max(abs(s) for s, _, _ in factors)
+            if (m := adapter.row_scale()) is not None:  # V, its length, and W0 off and on again
+                n, off = lengths(module, adapter)
+                size = (abs(m.data) / n)[:, None] * (W0 + size)
                 moved.add(W.grad, abs(W.data) * (off + 2)[:, None] * moved.finer, 1, 1)
-                moved.add(W.grad, abs(layers[path].base.W.data) * moved.finer, 2, 0)
-            moved.add(W.grad, size * moved.finer, steps, steps * (1 + abs(a.scale)) * moved.finest)
+                moved.add(W.grad, W0 * moved.finer, 2, 0)
+            moved.add(W.grad, size * moved.finer, steps, steps * (1 + most) * moved.finest)
+        moved.add(W.grad, abs(W.data), 1, 1)
 
 
-def pairs(a: Any) -> list[Any]:
-    """What holds an A and a B: the adapter; of PiSSA also where it started, which is taken off."""
-    return [a, a.start] if hasattr(a, "start") else [a]
+def oriented(module: Adapted, BA: Array) -> Array:
+    """B A in the shape of W, which is its transpose where W is a table."""
+    return BA.T if isinstance(module.base, Embedding) else BA
 
 
-def added(a: Any) -> Array:
-    """|s| |B| |A|, of PiSSA with |B0| |A0| added: the size of what a product is added up of."""
-    first, *more = (abs(p.B.data) @ abs(p.A.data) for p in pairs(a))
-    return sum(more, first) * abs(a.scale)
+def added(adapter: Any) -> Array:
+    """Σ |s| |B| |A|: the sizes of the terms that a product is the sum of."""
+    terms = [abs(s) * (abs(B.data) @ abs(A.data)) for s, B, A in adapter.factors()]
+    return sum(terms[1:], terms[0])
 
 
-def lengths(layer: Any, a: Any) -> tuple[Array, Array]:
-    """DoRA's (|V|, by how many of its roundings m / |V| is off): each (d,), V = W0 + s B A.
+def lengths(module: Any, adapter: Any) -> tuple[Array, Array]:
+    """(|V|, how many of its roundings m / |V| is off by), each (d,), with V = W0 + Σ s B A.
 
-    V is off by γ(r + 2) of |W0| + |s| |B| |A|, row by row; then k squares, half of their sum's
+    V is off by γ(r + 2) of |W0| + Σ |s| |B| |A|, row by row; then k squares, half of their sum's
     error in the root, and the division.
     """
-    W0 = layer.base.W.data
-    V, size = W0 + a.scale * (a.B.data @ a.A.data), abs(W0) + added(a)
-    n, most = (xp.sqrt((x * x).sum(axis=1)) for x in (V, size))
-    return n, (a.r + 2) * most / n + W0.shape[1] / 2 + 3
+    W0 = module.base.W.data
+    factors = adapter.factors()
+    V = W0 + sum(s * (B.data @ A.data) for s, B, A in factors)
+    rank = sum(B.shape[1] for _, B, _ in factors)
+    n, most = row_lengths(V), xp.sqrt(((abs(W0) + added(adapter)) ** 2).sum(axis=1))
+    return n, (rank + 2) * most / n + W0.shape[1] / 2 + 3
 
 
 def _run(model: Module, ids: Any, at: At, moved: Moved) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters import merged
 from ..backend import asnumpy
-from ..lora.convert import merged
 from ..nn import Module
 from ..tensor import no_grad
 from .bounds import Comparison, compare

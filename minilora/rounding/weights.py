@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters import Adapted, merged
+from ..adapters.places import adapted, parameters
+from ..adapters.registry import state_of
 from ..backend import asnumpy
-from ..lora.convert import adapters_of, layers_of, merged
-from ..lora.layers import LoRAEmbedding, LoRALayer
-from ..nn import Module, Parameter
+from ..nn import Embedding, Module
 from .bounds import gamma
-from .roundings import least, pairs, twin, unit
+from .roundings import least, twin, unit
 
 PIECE = 1 << 15  # entries of W that are looked at together, so that they stay in the cache
-Update = tuple[np.ndarray, np.ndarray, float]  # (n, r), (r, m) and alpha, all in float64
+Update = tuple[np.ndarray, np.ndarray, float]  # (n, r), (r, m) and the scale, all in float64
 
 
 @dataclass(frozen=True)
@@ -33,71 +34,64 @@ class Weight:
 
 
 def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
-    """Merge a twin of the model, and look at every parameter of it: (the furthest entry of each
-    adapted layer's W, by path; the names of the others that are not what they were, bit for bit).
+    """Merge a twin of the model, and compare every parameter with what it should be.
 
-    Nothing that merges is used: no ΔW, scale or r of a layer, only A, B, alpha, and DoRA's m.
+    Returns (the furthest entry of each adapted layer's W, by name; the names of the others that are
+    not what they were, bit for bit). No ΔW that the merge computes is used, only the factors.
     """
-    layers, same, found, odd = layers_of(model), twin(model), dict[str, Weight](), list[str]()
+    modules = {f"{at}.W": m for at, m in adapted(model).items() if m.active}
+    state_of(model)
+    same, found, changed = twin(model), dict[str, Weight](), list[str]()
     with merged(same):
-        plain = {name: asnumpy(p.data) for name, p in same.named_parameters()}
-    for name, p in _without_adapters(model, layers).items():
-        layer, W0, W = layers.get(name.removesuffix(".W")), asnumpy(p.data), plain.pop(name, None)
-        dtype = W0.dtype if layer is None else layer.base.dtype
+        after = {name: asnumpy(p.data) for name, p in same.named_parameters()}
+    seen = set[int]()
+    for name, _, p in parameters(model):
+        if id(p) in seen:
+            continue  # it stands in two places
+        seen.add(id(p))
+        module, W0, W = modules.get(name), asnumpy(p.data), after.pop(name, None)
+        dtype = W0.dtype if module is None else module.base.dtype
         if W is None or (W.shape, W.dtype) != (W0.shape, dtype):
-            odd.append(name)
-        elif layer is not None:
-            held = (layer.adapters.get(name) for name in adapters_of(model).active)
-            active = [a for a in held if a is not None]
-            m = [asnumpy(a.m.data).astype(np.float64) for a in active if hasattr(a, "m")]
-            found[name] = furthest(W, W0, [_update(layer, a) for a in active], *m)
+            changed.append(name)
+        elif module is not None:
+            active = [module.adapters[n] for n in module.active]
+            m = [asnumpy(m.data).astype(np.float64) for a in active
+                 if (m := a.row_scale()) is not None]
+            updates = [_update(module, *factor) for a in active for factor in a.factors() or ()]
+            found[name] = furthest(W, W0, updates, *m)
         elif W.tobytes() != W0.tobytes():
-            odd.append(name)
-    return found, (*odd, *plain)
+            changed.append(name)
+    return found, (*changed, *after)
 
 
-def _without_adapters(model: Module, layers: dict[str, LoRALayer]) -> dict[str, Parameter]:
-    """The model's parameters but for A and B, by the names that they have in the merged model."""
-    adapters = {p for x in layers.values() for a in x.adapters.values() for p in a.parameters()}
-    plain, found = {f"{path}.base": path for path in layers}, {}
-    for name, p in model.named_parameters():
-        above, dot, last = name.rpartition(".")
-        if p not in adapters:
-            found[f"{plain.get(above, above)}{dot}{last}"] = p
-    return found
-
-
-def _update(layer: LoRALayer, adapter: Any) -> Update:
-    """B A, and PiSSA's B A - B0 A0 as [B, -B0] [A; A0], of twice the rank and alpha."""
-    signs = dict(zip(pairs(adapter), (1, -1)))
-    A = np.concatenate([asnumpy(p.A.data).astype(np.float64) for p in signs])
-    B = np.concatenate([s * asnumpy(p.B.data).astype(np.float64) for p, s in signs.items()], 1)
-    left, right = (A.T, B.T) if isinstance(layer, LoRAEmbedding) else (B, A)
-    return left, right, len(signs) * adapter.alpha
+def _update(module: Adapted, scale: float, B: Any, A: Any) -> Update:
+    """scale · B A in W's orientation."""
+    left, right = (asnumpy(p.data).astype(np.float64) for p in (B, A))
+    return (right.T, left.T, scale) if isinstance(module.base, Embedding) else (left, right, scale)
 
 
 def furthest(
     W: np.ndarray, W0: np.ndarray, updates: Sequence[Update], m: np.ndarray | None = None
 ) -> Weight:
-    """The entry of W that is furthest from W0 + Σ (alpha / r) · left right.
+    """The entry of W that is furthest from W0 + Σ scale · left right.
 
     A merge makes the sum in float64 and rounds it once. Before that rounding, an update is off by
-    at most γ(r + n + 1) of |alpha / r| · |left| |right|: r products and sums, alpha / r, the
-    product with it, and sums with the other n - 1 updates; then the sum with W0 by u of itself,
-    which in a float64 model is that one rounding. (One step more for what it is compared with.)
+    at most γ(r + n + 1) of |scale| · |left| |right|: r products and sums, the product with the
+    scale, and sums with the other n - 1 updates; then the sum with W0 by u of itself, which in a
+    float64 model is that one rounding. (One step more for what it is compared with.)
 
     m: DoRA's lengths; V, which is that sum, is then compared as m / |V| · V, row by row.
     """
     worst, share, steps = Weight(0.0, 0.5, (0, 0)), -1.0, len(updates) + 2
     for start in range(0, len(W), rows := max(1, PIECE // W.shape[1])):
         at = slice(start, start + rows)
-        some = [(left[at], right, alpha) for left, right, alpha in updates]
+        some = [(left[at], right, scale) for left, right, scale in updates]
         high, low = _exact(W0[at].astype(np.float64), some)
         size = abs(high)
         last = W.dtype == np.float64 and m is None  # is that sum the one rounding of W?
         room = np.zeros_like(size) if last else size * unit("float64")
-        for left, right, alpha in some:
-            r, s = len(right), abs(alpha) / len(right)
+        for left, right, scale in some:
+            r, s = len(right), abs(scale)
             room += gamma(r + steps, "float64") * s * (abs(left) @ abs(right))
             room += 6 * (r + 1) * (1 + s) * least("float64")  # what is lost below the smallest
         if m is not None:
@@ -135,19 +129,15 @@ def place(size: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _exact(W0: np.ndarray, updates: Sequence[Update]) -> tuple[np.ndarray, np.ndarray]:
-    """W0 + Σ (alpha / r) · left right as the sum of two float64 arrays, to some 2⁻¹⁰⁰ of the terms.
+    """W0 + Σ scale · left right as the sum of two float64 arrays, to some 2⁻¹⁰⁰ of the terms.
 
     Each product and sum is kept with its own rounding error, which is a float (Ogita, Rump and
     Oishi, Accurate sum and dot product, SIAM J. Sci. Comput. 26(6), 2005).
     """
     high, low = W0, np.zeros_like(W0)
-    for left, right, alpha in updates:
-        r = len(right)
-        s = np.float64(alpha / r)
-        again, more = _product(s, np.float64(r))
-        up, rest = _product(s, left)
-        rest = rest + ((alpha - again) - more) / r * left
-        for i in range(r):
+    for left, right, scale in updates:
+        up, rest = _product(np.float64(scale), left)
+        for i in range(len(right)):
             term, error = _product(up[:, i : i + 1], right[i])
             high, lost = _sum(high, term)
             low += error + lost + rest[:, i : i + 1] * right[i]

@@ -1,10 +1,11 @@
-"""Adapters (§5.1): h + U relu(D h + b) + c of what attention or the MLP puts out, h: (..., d).
+"""Bottleneck adapters (§5.1): h + U relu(D h + b) + c        h: (..., d)
 
-It stands before the skip connection adds that up. D: (r, d), b: (r,), U: (d, r), c: (d,); the model
-itself is frozen. U and c start at 0, so at first the model computes exactly what it did.
+h is the output of attention or of the MLP, before the skip connection adds it. D: (r, d), b: (r,),
+U: (d, r), c: (d,); the model itself is frozen. U and c start at 0, so at first the model computes
+exactly what it did.
 
-|Θ| = L_Adpt · (2 d r + r + d) + 2 · L_LN · d, L_Adpt the number of adapters, L_LN of layer norms of
-their own. Tables 2 to 4 and 15 have them, and table 1 the time that they take and LoRA does not.
+|Θ| = L_Adpt · (2 d r + r + d) + 2 · L_LN · d: L_Adpt counts the adapters, L_LN their own layer
+norms. Tables 2 to 4 and 15 list them; table 1 has the time that they add and LoRA does not.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..adapters import Adapter, Method
+from ..adapters.places import bare, walk
 from ..backend import xp
 from ..checks import describe, whole
-from ..nn import LayerNorm, Linear, Module, Parameter
+from ..nn import Embedding, LayerNorm, Linear, Module, Parameter
 from ..tensor import Tensor
-from .applied import Method, wide
 
 
-class Bottleneck(Module):
-    """h + up(relu(down(h))) of what `inner` puts out; with a norm h + up(relu(down(ln(h))))."""
+def own_dtype(model: Module) -> np.dtype[Any]:
+    """The dtype of a method's own parameters: the model's, float32 at least."""
+    layers = (m for _, m in walk(model) if isinstance(bare(m), Linear | Embedding))
+    return np.promote_types(bare(next(layers)).dtype, "float32")
+
+
+class Bottleneck(Adapter):
+    """h + up(relu(down(h))), h the inner module's output; with a norm h + up(relu(down(ln(h))))."""
 
     def __init__(self, d: int, r: int, norm: bool, rng: np.random.Generator, dtype: Any) -> None:
         self.ln = LayerNorm(d, dtype=dtype) if norm else None
@@ -56,8 +64,13 @@ class AdapterP(Method, called="adapter-p"):
         """The blocks that get adapters."""
         return range(n_layers)
 
-    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Module]:
-        c, dtype = model.config, wide(model)
+    def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Adapter]:
+        if not hasattr(getattr(model, "config", None), "n_layers"):
+            raise ValueError(
+                f"{self.called} stands in the blocks of a transformer of minilora, and this model, "
+                f"a {type(model).__name__}, has no config that counts them"
+            )
+        c, dtype = model.config, own_dtype(model)
         return {
             f"blocks.{i}.{x}": Bottleneck(c.d_model, self.r, self.norm, rng, dtype)
             for i in self.chosen(c.n_layers)

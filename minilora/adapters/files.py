@@ -1,0 +1,124 @@
+"""One adapter, one file: its method's settings and what it trains, not a byte of the base."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from ..backend import asnumpy
+from ..files import checkpoint
+from ..nn import Module
+from .registry import (
+    METHODS,
+    Method,
+    _activate,
+    adapters_of,
+    base_of,
+    find,
+    install,
+    state_of,
+    trained_by,
+)
+from .storage import storable, store
+from .transaction import all_or_nothing
+
+KINDS = "adapter", "method"  # version 0.1.0 wrote two kinds of file; both are read
+
+
+def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
+    """Write what one adapter trains (.npz), and its method's settings; return the path.
+
+    name: which one; None where only one is attached. Raises as `checkpoint.write` does.
+    """
+    state = state_of(model, *([] if name is None else [name]))
+    if name is None and len(state.configs) > 1:
+        raise ValueError(f"save: which one? Attached are {sorted(state.configs)}: give its name")
+    name = name or next(iter(state.configs))
+    parts = adapters_of(model, name)
+    method, arrays = state.configs[name].saved(parts, state.copies[name])
+    if METHODS.get(method.called) is not type(method):
+        raise ValueError(
+            f"save: {type(method).__name__} is not registered, and could not be loaded again: "
+            'define it as class MyMethod(Method, called="my-method")'
+        )
+    scales = {at: factors[0][0] for at, part in parts.items() if (factors := part.factors())}
+    meta = {
+        "kind": "adapter", "name": name, "method": method.called,
+        "settings": asdict(method),  # type: ignore[call-overload]
+        "scales": scales, "base": fingerprint(model),
+    }
+    return checkpoint.write(path, {at: asnumpy(array) for at, array in arrays.items()}, meta)
+
+
+@all_or_nothing
+def load(
+    model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
+    base_dtype: Any = None,
+) -> list[str]:
+    """Attach the adapter in a file that `save` wrote, activate it; return the names of its arrays.
+
+    It is frozen unless `trainable`. A base without adapters is frozen too; other adapters keep
+    their flags. All or nothing: names, shapes or numbers that do not fit raise ValueError with the
+    file's name. Warns where the base is not the one that the adapter was trained on: for an adapter
+    that was trained over a base in half precision, give the same `base_dtype` (see `attach`).
+    """
+    fresh = find(model) is None
+    with checkpoint.opened(path, *KINDS) as file, file.blamed():
+        saved_name, method, scales, base = _described(file)
+        name, matrices = name or saved_name, storable(base_of(model), base_dtype)
+        state = install(model, method, name, file.budget())
+        parts, ours = adapters_of(model, name), trained_by(model, name)
+        for at, scale in scales.items():
+            factors = parts[at].factors() if at in parts else None
+            given = factors[0][0] if factors else None
+            if given != scale:
+                raise ValueError(f"the scale of {at} is {scale} in it, and its settings give {given}")
+        written = {at: at for at in ours}  # our name -> the file's
+        if file.kind == "method":
+            written |= {method.renamed(at): at for at in file.shapes}
+        arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
+        checkpoint.fill(
+            {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
+        )
+    store(matrices, state.flags)
+    if fresh:
+        model.requires_grad_(False)
+    for p in ours.values():
+        p.requires_grad = trainable
+    _activate(model, state, [name])
+    if fingerprint(model, parts if "layers" in file.meta else None) != base:
+        warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=3)
+    return [*ours]
+
+
+def _described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str]:
+    """(name, method, path -> scale, fingerprint of the base) of a file, new or of version 0.1.0."""
+    if "layers" in file.meta:  # by lora.save of 0.1.0
+        name, config, layers, copied, base = file.facts(
+            name=str, config=dict, layers=dict, whole=list, base=str)
+        ranks, alphas, scales = dict[str, int](), dict[str, float](), dict[str, float]()
+        for at, layer in layers.items():
+            ranks[at], alphas[at], scales[at] = file.facts(
+                at, layer, r=int, alpha=float, scale=float)
+        config |= {
+            "targets": [*layers], "rank_pattern": ranks, "alpha_pattern": alphas,
+            "trainable": copied, "bias": "none",
+        }
+        return name, METHODS["lora"](**config), scales, base
+    name, called, settings, base = file.facts(name=str, method=str, settings=dict, base=str)
+    if called not in METHODS:
+        raise ValueError(f"unknown method {called!r}: another version of minilora wrote the file")
+    scales = file.facts(scales=dict)[0] if file.kind == "adapter" else {}
+    return name, METHODS[called](**settings), scales, base
+
+
+def fingerprint(model: Module, paths: Iterable[str] | None = None) -> str:
+    """A checksum of the base's parameters; of the weights at these paths alone, if given."""
+    base = base_of(model)
+    if paths is not None:
+        base = {f"{at}.W": base[f"{at}.W"] for at in paths}
+    unique = {id(p): p for _, p in base.values()}
+    return checkpoint.fingerprint(asnumpy(p.data) for p in unique.values())

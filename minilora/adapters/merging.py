@@ -1,0 +1,115 @@
+"""Merging: layers with W0 + ΔW in place of the adapted ones, for good or for a block (§4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+from ..backend import current, xp
+from ..nn import Module, Parameter
+from .places import adapted, swap
+from .protocol import Adapted
+from .registry import Adapters, find, forget, state_of
+from .transaction import all_or_nothing
+
+
+@all_or_nothing
+def merge(model: Module) -> dict[str, float]:
+    """Put layers with W0 + ΔW of the active adapters in place, for good (§4.1: no added latency).
+
+    Returns path -> the share of ΔW that rounding lost. Parameters require a gradient where they did
+    before the first adapter came. Raises ValueError for an adapter that is not active, which would
+    be lost, and for one that is not an update of a weight; FloatingPointError where W0 + ΔW is not
+    finite. A model without adapters is left alone, so merging twice is harmless.
+    """
+    state = find(model)
+    if state is None:
+        return {}
+    if idle := set(state.configs) - set(state.active):
+        raise ValueError(
+            f"merge: {min(idle)!r} is not active and would be lost: activate it, or detach it first"
+        )
+    layers, lost = merged_layers(model, state)
+    for module, layer in layers.items():
+        state.flags[layer.W] = state.flags[module.base.W]
+    swap(model, {id(module): layer for module, layer in layers.items()})
+    forget(model)
+    return lost
+
+
+@contextmanager
+def merged(model: Module) -> Iterator[None]:
+    """Inside, the model is merged. Afterwards W0 and the adapters are back, bit for bit.
+
+    What is written into the model inside would be lost, so loading, attaching and saving raise
+    RuntimeError there. train() and eval() last.
+    """
+    state = state_of(model)
+    layers, _ = merged_layers(model, state)
+    (name,) = [name for name, held in vars(model).items() if held is state]
+
+    def restore() -> None:
+        for _, module in model.named_modules():
+            module.locked = ""
+        for module, layer in layers.items():
+            module.train(layer.training)
+        swap(model, {id(layer): module for module, layer in layers.items()})
+        vars(model)[name] = state
+
+    try:
+        try:
+            swap(model, {id(module): layer for module, layer in layers.items()})
+            del vars(model)[name]
+            for _, module in model.named_modules():
+                module.locked = "the model is merged in this block: leave lora.merged(...) first"
+            yield
+        finally:
+            restore()
+    except BaseException:
+        restore()  # the first call may have been interrupted
+        raise
+
+
+def merged_layers(
+    model: Module, state: Adapters
+) -> tuple[dict[Adapted, Any], dict[str, float]]:
+    """({adapted module: the plain layer for its place}, {path: share of ΔW lost in rounding})."""
+    layers: dict[Adapted, Any] = {}
+    lost: dict[str, float] = {}
+    for path, module in adapted(model).items():
+        for name in module.active:
+            if module.adapters[name].factors() is None:
+                raise ValueError(
+                    f"merge: {name} ({state.configs[name].called}) computes between the layers at "
+                    f"{path or 'the model'}, and no weight can hold that: only updates of a "
+                    "layer's W can be merged"
+                )
+        if module.active:
+            layers[module], lost[path] = merged_layer(path, module)
+        else:
+            layers[module] = module.base
+    return layers, lost
+
+
+def merged_layer(path: str, module: Adapted) -> tuple[Any, float]:
+    """(a layer like the base with W0 + ΔW, the share of ΔW that rounding to its dtype lost).
+
+    The sum is made in float64 and rounded once, to the dtype in which the layer computes: a W0 that
+    is stored narrower is coarser than ΔW. Raises FloatingPointError where the result is not finite.
+    """
+    base, read = module.base, current().read
+    W0, delta, dtype = base.W.data, module.delta(), base.dtype
+    wide = W0.astype("float64") + delta
+    if not read(abs(wide).max(), 0.0) <= float(xp.finfo(dtype).max):  # false for nan, too
+        raise FloatingPointError(
+            f"merge: {path}: W0 + ΔW is not finite in {dtype}; the model is left as it was: look "
+            "at A, B and alpha"
+        )
+    W = wide.astype(dtype)
+    rounding = (W.astype("float64") - W0.astype("float64")) - delta
+    size, gone = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, rounding))
+    layer: Any = copy(base)
+    layer.W = Parameter(W, requires_grad=False)
+    return layer, gone / size if size else 0.0

@@ -1,0 +1,119 @@
+"""What an adapter is, and the module that holds the adapters of one base module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar
+
+from ..backend import Array, xp
+from ..nn import Embedding, Module, Parameter
+from ..tensor import Tensor
+from .context import context
+
+Factors = list[tuple[float, Parameter, Parameter]]  # (scale, B, A), ...
+
+
+class Adapter(Module):
+    """A module that stands around another one, and is called with it: forward(inner, *inputs).
+
+    Without overrides it changes nothing. An adapter that only adds to a layer's weight gives
+    `factors`, and can then be merged, verified and combined.
+    """
+
+    exclusive: ClassVar[str] = ""  # why it cannot be active beside another adapter of its module
+
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        inner, *others = inputs
+        return inner(*others, **settings)
+
+    def project(self, inner: Any, x: Tensor) -> Any:
+        """Around a table that is also the model's head: x (..., d) -> scores (..., n)."""
+        return inner(x)
+
+    def window(self, positions: int, tokens: int) -> int:
+        """How many of the model's positions are left for given tokens. See `Seam.window`."""
+        return positions
+
+    def factors(self) -> Factors | None:
+        """[(scale, B, A), ...] with ΔW = Σ scale · B A, or (Σ scale · B A)ᵀ where W is a table.
+
+        B: (d, r)   A: (r, k). None: the adapter is not an update of W, so it cannot be merged.
+        """
+        return None
+
+    def row_scale(self) -> Parameter | None:
+        """m: (d,), where each row of W0 + ΔW is scaled to the length m (DoRA); None: it is not."""
+        return None
+
+    def trained(self) -> dict[str, Parameter]:
+        """What the adapter trains, by name; a file holds these arrays."""
+        return dict(self.named_parameters())
+
+
+class Adapted(Module):
+    """A base module and its adapters, by name. The active ones stand around it, one around another.
+
+    It takes the base module's place in the model. Other attributes are the base module's.
+    """
+
+    def __init__(self, base: Module) -> None:
+        self.base: Any = base
+        self.training = base.training
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[str, ...] = ()
+
+    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        yield "base", self.base
+        yield from self.adapters.items()
+
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        rows = context().rows
+        if rows is not None and id(self) in rows.modules:
+            return rows.run(self, "forward", *inputs)
+        return self.around(self.base, "forward", self.active)(*inputs, **settings)
+
+    def project(self, x: Tensor) -> Any:
+        rows = context().rows
+        if rows is not None and id(self) in rows.modules:
+            return rows.run(self, "project", x)
+        return self.around(self.base.project, "project", self.active)(x)
+
+    def around(self, run: Any, call: str, names: tuple[str, ...]) -> Any:
+        """The function that the named adapters make of the base's."""
+        for name in names:
+            run = partial(getattr(self.adapters[name], call), run)
+        return run
+
+    def window(self, positions: int, tokens: int) -> int:
+        positions = self.base.window(positions, tokens)
+        for name in self.active:
+            positions = self.adapters[name].window(positions, tokens)
+        return positions
+
+    def delta(self) -> Array:
+        """W - W0 for the active adapters: float64, in W's shape. All must have `factors`."""
+        base = self.base
+        W0 = base.W.data.astype("float64")
+        update, lengths = xp.zeros_like(W0), None
+        for name in self.active:
+            for scale, B, A in self.adapters[name].factors() or ():
+                BA = B.data.astype("float64") @ A.data.astype("float64")
+                update += scale * (BA.T if isinstance(base, Embedding) else BA)
+            if (scale_of_rows := self.adapters[name].row_scale()) is not None:
+                lengths = scale_of_rows
+        if lengths is None:
+            return update
+        V = W0 + update
+        return (lengths.data.astype("float64") / row_lengths(V))[:, None] * V - W0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "base" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+
+def row_lengths(V: Array) -> Array:
+    """The length of each row of V, (d,); 1 for a row of zeros, which can then be divided by it."""
+    lengths = xp.sqrt((V * V).sum(axis=1))
+    return xp.where(lengths == 0, xp.ones_like(lengths), lengths)

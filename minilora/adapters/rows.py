@@ -1,0 +1,89 @@
+"""Another adapter for each row of a batch, in one forward pass.
+
+§4.2 says that this is not straightforward once B A is added into W. Here it is not added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..nn import Module
+from ..tensor import Tensor
+from .context import within
+from .places import adapted
+from .protocol import Adapted
+from .registry import state_of
+
+
+@contextmanager
+def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
+    """Inside, each row of a batch is computed with the adapter named for it; "base": with none.
+
+    with lora.per_row(model, ["poet", "base", "clerk"]): model(ids)      ids: (3, tokens)
+
+    Each row is what it would be alone, in training as in generation, in this thread only. Raises
+    ValueError for adapters that are not updates of a layer's weight, and for names with copies of
+    parameters, which all rows share.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    mine = [name for name in dict.fromkeys(names) if name != "base"]
+    state = state_of(model, *mine)
+    for name in mine:
+        if state.copies[name]:
+            at = next(iter(state.copies[name]))
+            raise ValueError(f"per_row: {name!r} trains a copy of {at}, which all rows share")
+    modules = adapted(model)
+    for path, module in modules.items():
+        for name in mine:
+            if name in module.adapters and module.adapters[name].factors() is None:
+                raise ValueError(
+                    f"per_row: {name!r} ({state.configs[name].called}) stands around {path}, for "
+                    "all rows: it takes adapters of a layer's weight, such as LoRA"
+                )
+    with within(rows=Rows(names, frozenset(map(id, modules.values())))):
+        yield
+
+
+class Rows:
+    """The adapter of each batch row, and the modules (by id) that this is about."""
+
+    def __init__(self, names: tuple[str, ...], modules: frozenset[int]) -> None:
+        self.names, self.modules = names, modules
+
+    def run(self, module: Adapted, call: str, x: Any) -> Any:
+        """The module's output, each row by its own adapter.
+
+        x: (batch, ...); or (1, ...) or a slice of a table, which all rows share: then the output
+        has one entry for each row.
+        """
+        used = [name if name in module.adapters else "" for name in self.names]
+        base: Any = module.base if call == "forward" else module.base.project
+        run = {
+            name: module.around(base, call, (name,) if name else ()) for name in dict.fromkeys(used)
+        }
+        if len(run) == 1:
+            return run[used[0]](x)
+        if isinstance(x, slice) or x.shape[0] == 1:
+            outputs = [each(x) for each in run.values()]
+            outputs = [y.reshape(1, *y.shape) if isinstance(x, slice) else y for y in outputs]
+            entry = np.array([list(run).index(name) for name in used])
+            return taken(ops.concat(*outputs, axis=0), entry)
+        if x.shape[0] != len(used):
+            raise ValueError(f"per_row: {len(used)} names, and the batch is {tuple(x.shape)}")
+        rows = {name: np.flatnonzero([other == name for other in used]) for name in run}
+        outputs = [run[name](taken(x, at)) for name, at in rows.items()]
+        order = np.argsort(np.concatenate([*rows.values()]))
+        return taken(ops.concat(*outputs, axis=0), order)
+
+
+def taken(x: Any, rows: np.ndarray) -> Any:
+    """x[rows] along the first axis, of a Tensor or of ids on the host."""
+    if not isinstance(x, Tensor):
+        return x[rows]
+    flat = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
+    return ops.embedding(flat, rows).reshape(len(rows), *x.shape[1:])

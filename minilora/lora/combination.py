@@ -1,0 +1,111 @@
+"""Several adapters combined into one, by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..adapters.places import adapted
+from ..adapters.registry import _activate, install, state_of
+from ..adapters.transaction import all_or_nothing
+from ..backend import asarray, asnumpy
+from ..checks import choice, real, whole
+from ..nn import Module
+from .config import LoRAConfig
+
+Term = tuple[float, np.ndarray, np.ndarray]  # weight · scale, B, A
+
+
+@all_or_nothing
+def combine(
+    model: Module, weights: Mapping[str, float], how: str = "cat", name: str = "combined",
+    r: int | None = None,
+) -> dict[str, float]:
+    """Attach a new adapter for Σ weight · ΔW of the named ones; activate it, frozen.
+
+    weights   name -> weight w;   ΔW = s B A with s = alpha / r, layer by layer
+    how       "cat": B = [w1 s1 B1, w2 s2 B2, ...], A = [A1; A2; ...]: exactly the sum, of rank Σ r
+              "svd": the nearest matrix of rank r to the sum (Eckart and Young)
+              "linear": B = Σ √(w s) B_i, A = Σ √(w s) A_i: of their common rank, with the cross
+              terms B_i A_j (where w s is negative, B_i gets the sign)
+    r         the rank for "svd"; None: the largest of theirs
+
+    Returns path -> |result - Σ| / |Σ| (Frobenius): how far the result is from the sum. Raises
+    ValueError for adapters that are more than updates B A of a weight, and for "linear" of unlike
+    ranks.
+    """
+    state = state_of(model, *weights)
+    choice("combine", "how", how, tuple(HOW))
+    if r is not None and how != "svd":
+        raise ValueError(f'combine: r is for how="svd": {how!r} has a rank of its own')
+    shares = {n: real("combine", f"weights[{n!r}]", w) for n, w in weights.items()}
+    for n in shares:
+        if state.copies[n]:
+            raise ValueError(f"combine: {n!r} trains a copy of a parameter; only A and B add up")
+    sums: dict[str, list[Term]] = {}
+    for path, module in adapted(model).items():
+        for n, w in shares.items():
+            if n in module.adapters:
+                sums.setdefault(path, []).append(_term(path, n, module.adapters[n], w))
+    if not sums:
+        raise ValueError("combine: it takes at least one adapter, as in {'a': 0.5, 'b': 0.5}")
+    results = {path: HOW[how](path, terms, r) for path, terms in sums.items()}
+    ranks = {path: len(A) for path, (_, A) in results.items()}
+    config = LoRAConfig(  # of scale 1
+        r=max(ranks.values()), alpha=max(ranks.values()), targets=tuple(results),
+        rank_pattern=ranks, alpha_pattern={path: float(rank) for path, rank in ranks.items()},
+    )
+    state = install(model, config, name, np.random.default_rng(0))
+    off = {}
+    for path, (B, A) in results.items():
+        new: Any = adapted(model)[path].adapters[name].requires_grad_(False)
+        for p, x in ((new.B, B), (new.A, A)):
+            p.data[...] = asarray(x.astype(str(p.dtype)))
+        off[path] = _distance(sums[path], asnumpy(new.delta()))
+    _activate(model, state, [name])
+    return off
+
+
+def _term(path: str, name: str, adapter: Any, weight: float) -> Term:
+    factors = adapter.factors()
+    if factors is None or adapter.row_scale() is not None:
+        raise ValueError(
+            f"combine: {name!r} at {path} is a {type(adapter).__name__}, which is more than an "
+            "update B A: only such updates add up"
+        )
+    first = factors[0][0]  # several factors are one of a higher rank
+    B = np.hstack([s / first * asnumpy(B).astype("float64") for s, B, _ in factors])
+    A = np.vstack([asnumpy(A).astype("float64") for _, _, A in factors])
+    return weight * first, B, A
+
+
+def _cat(path: str, terms: list[Term], r: int | None) -> tuple[np.ndarray, np.ndarray]:
+    return np.hstack([s * B for s, B, _ in terms]), np.vstack([A for _, _, A in terms])
+
+
+def _svd(path: str, terms: list[Term], r: int | None) -> tuple[np.ndarray, np.ndarray]:
+    r = whole("combine", "r", max(len(A) for _, _, A in terms) if r is None else r, 1)
+    B, A = _cat(path, terms, r)
+    (Q, R), (P, S) = np.linalg.qr(B), np.linalg.qr(A.T)  # B A = Q (R Sᵀ) Pᵀ, and R Sᵀ is small
+    U, s, V = np.linalg.svd(R @ S.T)
+    root = np.sqrt(s[:r])
+    return Q @ U[:, :r] * root, root[:, None] * (V[:r] @ P.T)
+
+
+def _linear(path: str, terms: list[Term], r: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if len(ranks := {len(A) for _, _, A in terms}) > 1:
+        raise ValueError(f'combine: {path}: "linear" takes one rank, not {sorted(ranks)}')
+    B: Any = sum(np.sign(s) * abs(s) ** 0.5 * B for s, B, _ in terms)
+    A: Any = sum(abs(s) ** 0.5 * A for s, _, A in terms)
+    return B, A
+
+
+HOW: dict[str, Any] = {"cat": _cat, "svd": _svd, "linear": _linear}
+
+
+def _distance(terms: list[Term], result: np.ndarray) -> float:
+    wanted: Any = sum(s * B @ A for s, B, A in terms)
+    size = float(np.linalg.norm(wanted))
+    return float(np.linalg.norm(result - wanted)) / size if size else 0.0
