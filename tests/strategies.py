@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import lora
+from minilora.adapters.places import adapted as adapted_modules
+from minilora.adapters.places import bare, walk
 from minilora.backend import threads
 from minilora.models.families import FAMILIES as MODELS
 from minilora.models.families import build
-from minilora.nn import generators
+from minilora.nn import Embedding, Parameter, generators
 
 sizes = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
@@ -175,27 +177,29 @@ def snapshot(model):
         bits(model),
         list(model.named_modules()),
         [(name, p, p.requires_grad) for name, p in model.named_parameters()],
-        state and (state.active, dict(state.configs), dict(state.base), dict(state.required)),
-        state and {name: dict(held) for name, held in state.whole.items()},
+        [(at, list(m.adapters.items()), m.active) for at, m in model.named_modules()
+         if isinstance(m, lora.Adapted)],
+        state and (state.active, dict(state.configs), dict(state.base), dict(state.flags)),
+        state and {name: dict(copies) for name, copies in state.copies.items()},
         model.locked,
-        _methods_of(model),
+        partition(model),
     )
 
 
-def _methods_of(model):
-    """What is applied to the model, and who counts where."""
-    held, state = vars(model), vars(model).get("methods")
-    wrapped = [(at, list(m.parts.items()), m.active) for at, m in model.named_modules()
-               if hasattr(m, "parts")]
-    kept = state and [
-        (x, dict(value) if isinstance(value, dict) else value) for x, value in vars(state).items()
-    ]
-    return held.get("forward"), wrapped, kept
+def partition(model) -> list[list[str]]:
+    """The names of all parameters and modules of the base, those of one object together."""
+    groups: dict[int, list[str]] = {}
+    for path, module in walk(model):
+        groups.setdefault(id(bare(module)), []).append(f"{path}.")
+        for letter, child in bare(module).children():
+            if isinstance(child, Parameter):
+                groups.setdefault(id(child), []).append(f"{path}.{letter}")
+    return sorted(groups.values())
 
 
 def everything(model, optimizer) -> tuple:
     """Every byte, flag, name and generator that a call which fails has to leave as it was."""
-    copies = vars(model).get("adapters") and model.adapters.whole
+    copies = vars(model).get("adapters") and model.adapters.copies
     return (
         snapshot(model),
         [(name, m.training) for name, m in model.named_modules()],
@@ -203,13 +207,14 @@ def everything(model, optimizer) -> tuple:
          for name, p in model.named_parameters()],
         {name: repr(g.bit_generator.state) for name, g in generators(model).items()},
         [(p.requires_grad, ml.asnumpy(p.data).tobytes())
-         for held in (copies or {}).values() for p in held.values()],
+         for each in (copies or {}).values() for p in each.values()],
         optimizer.t, {n: a.tobytes() for n, a in optimizer.state_dict().items()},
     )
 
 
-def layers(model) -> dict[str, lora.LoRALayer]:
-    return {p: m for p, m in model.named_modules() if isinstance(m, lora.LoRALayer)}
+def layers(model) -> dict[str, lora.Adapted]:
+    """The adapted modules, by their paths in the base model."""
+    return adapted_modules(model)
 
 
 def wide(x) -> np.ndarray:
@@ -221,4 +226,4 @@ def delta(layer, *names: str) -> np.ndarray:
     """Σ alpha / r · B A by the formula, on the host, in W's orientation."""
     held = [layer.adapters[name] for name in names or layer.active]
     total = sum(a.alpha / a.r * (wide(a.B) @ wide(a.A)) for a in held)
-    return total.T if isinstance(layer, lora.LoRAEmbedding) else total
+    return total.T if isinstance(layer.base, Embedding) else total

@@ -75,7 +75,7 @@ def load(
             factors = parts[at].factors() if at in parts else None
             given = factors[0][0] if factors else None
             if given != scale:
-                raise ValueError(f"the scale of {at} is {scale} in it, and its settings give {given}")
+                raise ValueError(f"the scale of {at} is {scale}, and its settings give {given}")
         written = {at: at for at in ours}  # our name -> the file's
         if file.kind == "method":
             written |= {method.renamed(at): at for at in file.shapes}

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def _adapter(student: Student) -> Milestone:
         losses["with your lora_forward"] = evaluate(run.model, held)
     errors, undoing, kept = {}, [], []
     for path, layer in layers.items():
-        W, adapter = layer.base.W, layer.adapters["default"]
+        W, adapter = layer.base.W, cast(lora.LoRALinear, layer.adapters["default"])
         given = [asnumpy(p.data).copy() for p in (W, adapter.A, adapter.B)]
         x = inputs[id(W)].reshape(-1, given[0].shape[1])[-1]
         merged = eight.merge(*given, adapter.alpha)
