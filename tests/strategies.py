@@ -217,6 +217,11 @@ def layers(model) -> dict[str, lora.Adapted]:
     return adapted_modules(model)
 
 
+def in_use(layer) -> list:
+    """The active adapters of an adapted module."""
+    return [layer.adapters[name] for name in layer.active]
+
+
 def wide(x) -> np.ndarray:
     """On the host, in float64."""
     return ml.asnumpy(x).astype(np.float64)

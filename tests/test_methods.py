@@ -27,7 +27,7 @@ from test_transaction import PACKAGE, interrupted
 import minilora as ml
 from minilora import accounting, lora, methods
 from minilora.files import checkpoint
-from minilora.methods.adapters import Bottleneck
+from minilora.methods.bottleneck import Bottleneck
 from minilora.models.families import SHAPES
 from minilora.tensor import Tensor
 
@@ -130,7 +130,7 @@ def test_training_writes_no_byte_of_the_base_and_remove_gives_it_back(called, dt
     assert all(p.data is data and data.tobytes() == b for p, data, b in base)
     assert methods.remove(model) is model
     assert snapshot(model) == before and vars(model) == own
-    assert all(type(m).__module__.startswith("minilora.") and "methods" not in type(m).__module__
+    assert all(type(m).__module__.startswith("minilora.") and "adapters" not in type(m).__module__
                for _, m in model.named_modules())
 
 
@@ -230,7 +230,7 @@ def test_an_adapter_is_its_formula_and_so_is_its_gradient(seed, norm):
         ("adapter-d", ["1.mlp"]),
         ("prelayer", ["1", "drop"]),
         ("lora+prelayer", ["0.attn.q", "0.attn.v", "1", "1.attn.q", "1.attn.v", "drop"]),
-        ("lora+preembed", ["0.attn.q", "0.attn.v", "1.attn.q", "1.attn.v", "tok"]),
+        ("lora+preembed", ["0.attn.q", "0.attn.v", "1.attn.q", "1.attn.v", "embed"]),
     ],
 )
 def test_parts_stand_where_the_paper_has_them(called, where):
@@ -264,7 +264,7 @@ def test_adapters_stand_before_the_skip_connection():
     """Block 1 by hand: x + adapter(attn(ln1(x))), then the same with the MLP."""
     model = applied("adapter-h", model=gpt2(0, n_layers=1))
     block, x = model.blocks[0], Tensor(normal(1, 2, 3, 8))
-    inside = block.attn.parts["default"], block.mlp.parts["default"]
+    inside = block.attn.adapters["default"], block.mlp.adapters["default"]
     y = x + inside[0](lambda z: z, block.attn.base(block.ln1(x)))
     y = y + inside[1](lambda z: z, block.mlp.base(block.ln2(y)))
     np.testing.assert_allclose(ml.asnumpy(block(x)), ml.asnumpy(y), rtol=1e-12, atol=1e-13)
@@ -321,8 +321,8 @@ def test_trained_tokens_and_their_bounds_are_told(called):
     says = {
         "where it ends": (nullcontext(), IDS),
         "7 to 7 tokens in rows of 6": (methods.prompt(7), IDS),
-        "one of each of the 2 rows": (methods.prompt([1, 2, 3]), IDS),
-        "whole number": (methods.prompt(1.5), IDS),
+        "one for each of the 2 rows": (methods.prompt([1, 2, 3]), IDS),
+        "one integer": (methods.prompt(1.5), IDS),
         "12: give it 9 tokens at most": (methods.prompt(3), ids(tokens=10)),
         "is out of range: the table has rows 0 to 10": (methods.prompt(3), IDS + 11),
         r"\(batch, tokens\)": (methods.prompt(3), IDS[0]),
@@ -422,12 +422,12 @@ def test_a_file_holds_what_is_trained_and_nothing_else(numpy_only, tmp_path, cal
     methods.load(other, tmp_path / "m.npz", name="poet")
     assert not other.trainable_parameters()
     if called == "pissa":  # kept as a plain LoRA of twice the rank
-        assert other.methods.methods["poet"] == methods.LoRA(r=4, alpha=10.0)
+        assert other.adapters.configs["poet"] == methods.LoRA(r=4, alpha=10.0)
         np.testing.assert_allclose(logits(other, IDS), said, rtol=1e-11, atol=1e-12)
         return
     assert same_bytes(logits(other, IDS), said)
     assert all(same_bytes(a, ml.asnumpy(trained[name].data)) for name, a in arrays.items())
-    assert other.methods.methods["poet"] == model.methods.methods["default"]
+    assert other.adapters.configs["poet"] == model.adapters.configs["default"]
     methods.remove(other)
     methods.load(other, tmp_path / "m.npz", trainable=True)
     assert list(other.trainable_parameters()) == list(model.trainable_parameters())
@@ -452,11 +452,11 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
     refused("unexpected .*stray", {**arrays, "stray": np.zeros(2)})
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
-    refused("holds an adapter, not a method: lora.load reads it", meta={**meta, "kind": "adapter"})
-    refused("there is no method 'x'", meta={**meta, "method": "x"})
+    refused("holds a model, not an adapter: load_model reads it", meta={**meta, "kind": "model"})
+    refused("unknown method 'x'", meta={**meta, "method": "x"})
     refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
-    assert snapshot(other) == before and "methods" not in vars(other)
+    assert snapshot(other) == before and "adapters" not in vars(other)
 
 
 def test_a_file_for_another_base_warns(numpy_only, tmp_path):
@@ -489,13 +489,13 @@ def test_two_methods_have_one_base(numpy_only, one, two):
     else:
         with pytest.raises(ValueError, match="each have a"):
             methods.activate(model, "one", "two")
-    with pytest.raises(ValueError, match="'two' cannot be the name"):
+    with pytest.raises(ValueError, match="'two' cannot be an adapter's name"):
         methods.apply(model, "full", "two")
-    with pytest.raises(ValueError, match=r"which method\? There are \['one', 'two'\]"):
+    with pytest.raises(ValueError, match=r"which one\? Attached are \['one', 'two'\]"):
         methods.save(model, "never.npz")
     methods.activate(model, "one")
     methods.remove(model, "two")
-    assert [*model.methods.methods] == ["one"] and "two" not in model.methods.copies
+    assert [*model.adapters.configs] == ["one"] and "two" not in model.adapters.copies
     assert same_bytes(logits(model, IDS), said["one"])
     methods.remove(model, "one")
     assert snapshot(model) == before
@@ -520,17 +520,18 @@ def test_an_adapter_of_lora_s_own_counts_as_it_did(called):
 def test_two_prompts_do_not_count_together():
     model = applied("preembed")
     methods.apply(model, "prelayer", "two", rng=0)
-    with pytest.raises(ValueError, match="default and two each put tokens"):
+    says = "default and two cannot be active together: each puts trained tokens"
+    with pytest.raises(ValueError, match=says):
         methods.activate(model, "default", "two")
 
 
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda m: methods.apply(m, "adaptor"), "there is no method 'adaptor': there are"),
-        (lambda m: methods.apply(m, "lora", "a.b"), "'a.b' cannot be the name"),
-        (lambda m: methods.apply(m, "base", "base"), "there is no method"),
-        (lambda m: methods.apply(m, "full", "base"), "'base' cannot be the name"),
+        (lambda m: methods.apply(m, "adaptor"), "unknown method 'adaptor': choose"),
+        (lambda m: methods.apply(m, "lora", "a.b"), "'a.b' cannot be an adapter's name"),
+        (lambda m: methods.apply(m, "base", "base"), "unknown method 'base': choose"),
+        (lambda m: methods.apply(m, "full", "base"), "'base' cannot be an adapter's name"),
         (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be a whole number from 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
         (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: they are"),
@@ -542,8 +543,8 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "lora+preembed", targets="x"), "no layer matches 'x'"),
         (lambda m: methods.apply(m, 3), "it takes a method.s name"),
         (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method.s name"),
-        (lambda m: methods.activate(m), "no method is applied"),
-        (lambda m: methods.remove(m), "no method is applied"),
+        (lambda m: methods.activate(m), "this model has no adapter: attach one first"),
+        (lambda m: methods.remove(m), "this model has no adapter: attach one first"),
         (lambda m: methods.LoRA(targets="tok").count(m.config), "the formula is for targets among"),
     ],
 )
@@ -553,7 +554,7 @@ def test_what_is_refused_changes_nothing(numpy_only, call, says):
     with pytest.raises((ValueError, TypeError), match=says):
         call(model)
     assert (
-        snapshot(model) == before and "methods" not in vars(model) and "forward" not in vars(model)
+        snapshot(model) == before and "adapters" not in vars(model)
     )
 
 
@@ -561,7 +562,6 @@ def test_what_is_refused_changes_nothing(numpy_only, call, says):
 def test_lora_s_own_functions_know_a_method_s_lora(called):
     model = applied(called)
     if not isinstance(make(called), methods.LoRA):
-        assert not hasattr(model, "adapters")
         return
     said = logits(model, IDS)
     with lora.merged(model):

@@ -17,6 +17,7 @@ from strategies import (
     family,
     gpt2,
     ids,
+    in_use,
     leaves,
     lora_of,
     made,
@@ -29,6 +30,7 @@ from strategies import (
 
 import minilora as ml
 from minilora import lora, nn, ops, rounding
+from minilora.adapters import merging as adapter_merging
 from minilora.backend import asarray
 from minilora.rounding import roundings as counted
 from minilora.rounding import weights
@@ -48,7 +50,8 @@ class One(nn.Module):
 
     def forward(self, ids):
         x = ml.Tensor(self.x[asarray(ids)].astype(self.only_dtype()))
-        return self.only.project(x) if hasattr(self.only, "project") else self.only(x)
+        table = isinstance(getattr(self.only, "base", self.only), nn.Embedding)
+        return self.only.project(x) if table else self.only(x)
 
     def only_dtype(self):
         return getattr(self.only, "base", self.only).dtype
@@ -128,7 +131,7 @@ def test_each_way_to_lose_what_is_small_is_in_the_bound(what):
     """It is all the difference that there is, and all of it adds up."""
     dtype, k, r, x, W0, A, B, s = LOSSES[what]
     model = one(0, 2, k, r, dtype)
-    model.only.in_use()[0].alpha = s * r
+    in_use(model.only)[0].alpha = s * r
     for array, number in zip((model.x, *(p.data for p in model.parameters())), (x, W0, 0, A, B)):
         array[...] = number
     bound = wide(rounding.layer_bound(model.only, model.x))
@@ -167,7 +170,7 @@ def test_gamma_knows_nothing_of_too_many_roundings():
 
 def by_hand(model, x: np.ndarray, i: int, dtype: str) -> tuple[float, float]:
     """(Σ|c|, Σc²) of output i of a model of one layer for this x: every rounding, spelled out."""
-    base, (a,) = model.only.base, model.only.in_use()
+    base, (a,) = model.only.base, in_use(model.only)
     A, B = wide(a.A.data), wide(a.B.data)
     if isinstance(base, nn.Embedding):
         A, B = B.T, A.T
@@ -356,7 +359,7 @@ def test_a_right_merge_passes_and_the_model_stays_as_it_was(data, seed):
     assert told.passed, told
     assert snapshot(model) == before
     assert told.apart < 1e-13
-    assert told.weights.keys() == {f"{path}.W" for path in lora.convert.layers_of(model)}
+    assert told.weights.keys() == {f"{path}.W" for path in layers(model)}
     if model.blocks[0].ln1.g.dtype != "float64":
         assert all(weight.off <= 0.5000001 for weight in told.weights.values())
 
@@ -383,46 +386,53 @@ def failed(model) -> set[str]:
 ALL = {"weights", "float64", "rounding"}
 
 
+def merging(monkeypatch, weigh, transposed=True):
+    """Let a merge add Σ weigh(adapter) · B A, and not what it should."""
+
+    def delta(self):
+        total = sum(weigh(a) * (wide(a.B) @ wide(a.A)) for a in in_use(self))
+        return asarray(total.T if transposed and isinstance(self.base, nn.Embedding) else total)
+
+    monkeypatch.setattr(lora.Adapted, "delta", delta)
+
+
 @pytest.mark.parametrize("share", [1.01, 1.001, 0.999, 0.0, -1.0])
 def test_an_update_that_is_merged_wrong_is_caught_by_all(share, monkeypatch):
-    delta = lora.Adapter.delta
-    monkeypatch.setattr(lora.Adapter, "delta", lambda self: delta(self) * share)
+    merging(monkeypatch, lambda a: share * a.scale)
     assert failed(three()) == ALL
 
 
 @dtypes
 def test_0_1_percent_is_caught_in_every_dtype(dtype, monkeypatch):
-    delta = lora.Adapter.delta
-    monkeypatch.setattr(lora.Adapter, "delta", lambda self: delta(self) * 1.001)
+    merging(monkeypatch, lambda a: 1.001 * a.scale)
     assert {"weights", "float64"} <= failed(three(dtype))
 
 
 def test_alpha_for_alpha_over_r_is_caught(monkeypatch):
-    delta = lora.Adapter.delta
     with monkeypatch.context() as patch:
-        patch.setattr(lora.Adapter, "delta", lambda self: delta(self) * self.r)
+        merging(patch, lambda a: a.alpha)
         assert failed(three()) == ALL
-    scale = property(lambda self: self.alpha)  # the forward pass has the same mistake: one sees it
-    monkeypatch.setattr(lora.Adapter, "scale", scale)
-    assert failed(three()) == {"weights"}
+    update = lora.LoRALinear.update  # or where the forward pass has it
+    monkeypatch.setattr(lora.LoRALinear, "update", lambda self, x: update(self, x) * self.r)
+    assert failed(three()) == {"float64", "rounding"}
 
 
-def test_a_scale_that_is_0_1_percent_off_everywhere_is_caught(monkeypatch):
-    monkeypatch.setattr(lora.Adapter, "scale", property(lambda self: 1.001 * self.alpha / self.r))
-    assert failed(three()) == {"weights"}
+def test_a_right_merge_is_not_refused(monkeypatch):
+    merging(monkeypatch, lambda a: a.alpha / a.r)
+    assert failed(three()) == set()
 
 
 def planted(monkeypatch, path, change):
-    """lora.LoRALayer.plain, whose layer at `path` is changed afterwards."""
-    plain = lora.LoRALayer.plain
+    """merged_layer, whose layer at `path` is changed afterwards."""
+    right = adapter_merging.merged_layer
 
-    def wrong(self, at):
-        layer, lost = plain(self, at)
+    def wrong(at, module):
+        layer, lost = right(at, module)
         if at == path:
             change(layer)
         return layer, lost
 
-    monkeypatch.setattr(lora.LoRALayer, "plain", wrong)
+    monkeypatch.setattr(adapter_merging, "merged_layer", wrong)
 
 
 @few
@@ -450,8 +460,8 @@ def test_one_ulp_in_one_entry_is_caught_and_named(dtype, seed, i, j, towards):
 
 @given(st.integers(1, 64), st.integers(1, 4))
 def test_what_a_merge_in_float64_may_lose_is_a_rounding_for_each_of_its_steps(r, adapters):
-    """Of numbers that are all 1, and alpha = r, so that every update is r."""
-    update = np.ones((3, r)), np.ones((r, 2)), float(r)
+    """Of numbers that are all 1, and a scale of 1, so that every update is r."""
+    update = np.ones((3, r)), np.ones((r, 2)), 1.0
     told = weights.furthest(
         np.full((3, 2), 1.0 + adapters * r), np.ones((3, 2)), [update] * adapters
     )
@@ -479,8 +489,7 @@ def test_one_ulp_is_caught_by_the_weights_alone(monkeypatch):
 
 
 def test_a_mistake_that_is_too_small_for_float32_is_caught_in_float64(monkeypatch):
-    delta = lora.Adapter.delta
-    monkeypatch.setattr(lora.Adapter, "delta", lambda self: delta(self) * (1 + 2e-10))
+    merging(monkeypatch, lambda a: a.scale * (1 + 2e-10))
     wrong = failed(three())
     assert "float64" in wrong and "rounding" not in wrong
 
@@ -514,7 +523,7 @@ def test_a_merge_in_another_dtype_or_a_bias_that_moved_is_named(monkeypatch):
 
 
 def test_a_missing_transpose_of_the_embedding_is_caught(monkeypatch):
-    monkeypatch.setattr(lora.LoRAEmbedding, "oriented", staticmethod(lambda delta: delta))
+    merging(monkeypatch, lambda a: a.scale, transposed=False)
     assert failed(three()) == ALL
 
 
@@ -522,24 +531,21 @@ def test_an_adapter_that_is_merged_and_not_used_is_caught(monkeypatch):
     """Each merged W is right then: it takes the logits to see it."""
 
     def forward(self, x):
-        y = self.base(x)
-        for adapter in self.in_use()[:2]:
-            y = y + adapter(x)
-        return y
+        return self.around(self.base, "forward", self.active[:2])(x)
 
-    monkeypatch.setattr(lora.LoRALinear, "forward", forward)
+    monkeypatch.setattr(lora.Adapted, "forward", forward)
     assert failed(three()) == {"float64", "rounding"}
 
 
 def test_an_adapter_that_is_used_and_not_merged_is_caught(monkeypatch):
-    active = lora.LoRALayer.delta
+    active = lora.Adapted.delta
 
     def delta(self):
         some = copy(self)
         some.active = self.active[:2]
         return active(some)
 
-    monkeypatch.setattr(lora.LoRALayer, "delta", delta)
+    monkeypatch.setattr(lora.Adapted, "delta", delta)
     assert failed(three()) == ALL
 
 

@@ -9,6 +9,7 @@ from strategies import (
     dtypes,
     gpt2,
     ids,
+    in_use,
     layers,
     logits,
     normal,
@@ -22,8 +23,8 @@ from strategies import (
 
 import minilora as ml
 from minilora import lora, methods, rounding
-from minilora.methods.dora import DoRALinear
-from minilora.methods.pissa import Principal
+from minilora.adapters.merging import merged_layer
+from minilora.lora.layers import LoRALinear
 from minilora.tensor import Tensor
 
 MERGED = ["lora", "rslora", "pissa", "dora"]
@@ -74,7 +75,7 @@ def test_merged_in_float32_it_is_off_by_its_roundings(called, seed, r, alpha):
     """Sums of k, r and r terms, twice; the size of what is added up, term by term."""
     model = varied(called, seed, "float32", r, alpha)
     for layer in layers(model).values():
-        (a,), k = layer.in_use(), layer.base.W.shape[1]
+        (a,), k = in_use(layer), layer.base.W.shape[1]
         x = normal(seed, 2, 3, k, dtype="float32")
         whole = np.abs(wide(layer.base.W)) + abs(a.scale) * np.abs(wide(a.B)) @ np.abs(wide(a.A))
         if called == "pissa":
@@ -84,7 +85,7 @@ def test_merged_in_float32_it_is_off_by_its_roundings(called, seed, r, alpha):
             whole = whole * (np.abs(wide(a.m)) / np.linalg.norm(V, axis=1))[:, None]
             whole = whole * (1 + k)  # the length's own error counts for the whole of a row
         size = np.abs(x.astype("float64")) @ whole.T + np.abs(wide(layer.base.b))
-        plain, _ = layer.plain("it")
+        plain, _ = merged_layer("it", layer)
         got, wanted = (ml.asnumpy(f(Tensor(x)).data) for f in (plain, layer))
         assert got.dtype == np.float32
         assert_near(got, wanted, roundings(k + 2 * a.r + 6, size, "float32"))
@@ -101,7 +102,7 @@ def test_a_merge_is_verified_by_the_bound_of_lora(called, dtype):
             "dora",
             "float64",
         ):  # lengths so short that W0 is large beside what becomes of it
-            layer.in_use()[0].m.data *= 1e-6
+            in_use(layer)[0].m.data *= 1e-6
     found = lora.verify(model, IDS[:, :4])
     assert found.passed and found.apart < 1e-12, str(found)
     if dtype == "float32":  # no wider than half a unit in the last place, and a little
@@ -109,15 +110,15 @@ def test_a_merge_is_verified_by_the_bound_of_lora(called, dtype):
 
 
 @pytest.mark.parametrize(
-    "kind, mistake", [(Principal, 1.001), (DoRALinear, 1.001), (DoRALinear, 0)]
+    "called, mistake", [("pissa", 1.001), ("dora", 1.001), ("dora", 0)]
 )
-def test_a_wrong_merge_of_pissa_or_dora_is_seen(numpy_only, monkeypatch, kind, mistake):
-    model = varied("pissa" if kind is Principal else "dora", dtype="float32")
-    right = kind.delta
-    monkeypatch.setattr(kind, "delta", lambda self: right(self) * mistake)
+def test_a_wrong_merge_of_pissa_or_dora_is_seen(numpy_only, monkeypatch, called, mistake):
+    model = varied(called, dtype="float32")
+    right = lora.Adapted.delta
+    monkeypatch.setattr(lora.Adapted, "delta", lambda self: right(self) * mistake)
     found = lora.verify(model, IDS[:, :4])
     assert not any(w.right for w in found.weights.values()) and not found.checks["float64"]
-    with pytest.raises(ValueError, match=f"for LoRA, not {'P' if kind is Principal else 'M'}"):
+    with pytest.raises(ValueError, match=r"it is for one B A, not for (PiSSA|DoRA)Linear"):
         rounding.layer_bound(layers(model)["blocks.0.attn.q"], np.zeros((1, 8), "float32"))
 
 
@@ -144,7 +145,7 @@ def test_rslora_is_scaled_by_the_root_of_r(numpy_only, tmp_path_factory, seed, r
     patterns = {"rank_pattern": {"up": 2}, "alpha_pattern": {"o": 3.0}}
     model = varied("rslora", seed, r=r, alpha=alpha, **patterns)
     for path, layer in layers(model).items():
-        (a,) = layer.in_use()
+        (a,) = in_use(layer)
         rank, share = (
             (2, alpha) if path.endswith("up") else (r, 3.0 if path.endswith("o") else alpha)
         )
@@ -167,7 +168,7 @@ def test_pissa_starts_at_the_nearest_matrix_of_rank_r(alpha, seed, r, dtype):
         patch.setattr("warnings.warn", lambda *_, **__: None)  # r = 9 is above the layer's rank
         methods.apply(model, "pissa", r=r, alpha=alpha, targets=("q", "up"), rng=0)
     for layer in layers(model).values():
-        (a,), W0 = layer.in_use(), wide(layer.base.W)
+        (a,), W0 = in_use(layer), wide(layer.base.W)
         BA, s = a.scale * wide(a.B) @ wide(a.A), np.linalg.svd(W0)[1]
         eps = 200 * np.finfo(dtype).eps
         left = np.linalg.svd(W0 - BA)[1]
@@ -184,9 +185,9 @@ def test_pissa_is_kept_as_a_plain_lora_by_either_save(numpy_only, tmp_path):
     lora.save(model, tmp_path / "a.npz")
     other = gpt2(0)
     lora.load(other, tmp_path / "a.npz")
-    assert [type(a) for x in layers(other).values() for a in x.in_use()] == [lora.Adapter] * 6
+    assert [type(a) for x in layers(other).values() for a in in_use(x)] == [LoRALinear] * 6
     assert far(logits(other, IDS), said) < 1e-12
-    assert {x.in_use()[0].r for x in layers(other).values()} == {2, 6}
+    assert {in_use(x)[0].r for x in layers(other).values()} == {2, 6}
     methods.save(model, tmp_path / "b.npz")
     third = gpt2(0)
     methods.load(third, tmp_path / "b.npz")
@@ -196,14 +197,16 @@ def test_pissa_is_kept_as_a_plain_lora_by_either_save(numpy_only, tmp_path):
 def test_pissa_s_dropout_is_of_what_is_trained():
     model = varied("pissa", dropout=0.5)
     layer = layers(model)["blocks.0.attn.q"]
-    (a,), x = layer.in_use(), Tensor(normal(0, 2, 3, 8))
+    (a,), x = in_use(layer), Tensor(normal(0, 2, 3, 8))
     a.rng = np.random.default_rng(7)
     mask = wide(ml.ops.dropout_mask(x.shape, 0.5, np.random.default_rng(7), "float64"))
     z = wide(x)
     wanted = a.scale * (
         (z * mask) @ wide(a.A).T @ wide(a.B).T - z @ wide(a.start.A).T @ wide(a.start.B).T
     )
-    np.testing.assert_allclose(ml.asnumpy(a(x)), wanted, rtol=1e-11, atol=1e-12)
+    zero = Tensor(np.zeros((2, 3, layer.base.W.shape[0])))
+    got = a(lambda _: zero, x)
+    np.testing.assert_allclose(ml.asnumpy(got), wanted, rtol=1e-11, atol=1e-12)
 
 
 # DoRA: direction and length.
@@ -214,13 +217,13 @@ def test_pissa_s_dropout_is_of_what_is_trained():
 def test_dora_is_its_formula_and_its_lengths_are_m(seed, r, alpha):
     model = varied("dora", seed, r=r, alpha=alpha)
     layer = layers(model)["blocks.0.mlp.up"]
-    (a,), x = layer.in_use(), normal(seed, 2, 3, 8)
+    (a,), x = in_use(layer), normal(seed, 2, 3, 8)
     V = wide(layer.base.W) + alpha / r * wide(a.B) @ wide(a.A)
     W = wide(a.m)[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
     np.testing.assert_allclose(
         ml.asnumpy(layer(Tensor(x))), x @ W.T + wide(layer.base.b), rtol=1e-11, atol=1e-12
     )
-    plain, _ = layer.plain("it")
+    plain, _ = merged_layer("it", layer)
     np.testing.assert_allclose(np.linalg.norm(wide(plain.W), axis=1), np.abs(wide(a.m)), rtol=1e-12)
     np.testing.assert_allclose(wide(plain.W), W, rtol=1e-11, atol=1e-13)
 
@@ -228,7 +231,7 @@ def test_dora_is_its_formula_and_its_lengths_are_m(seed, r, alpha):
 def test_dora_s_dropout_is_of_what_A_gets():
     model = varied("dora", dropout=0.5)
     layer, x = layers(model)["blocks.0.mlp.up"], normal(0, 2, 3, 8)
-    (a,) = layer.in_use()
+    (a,) = in_use(layer)
     a.rng = np.random.default_rng(7)
     mask = wide(ml.ops.dropout_mask(x.shape, 0.5, np.random.default_rng(7), "float64"))
     W0, BA = wide(layer.base.W), a.scale * wide(a.B) @ wide(a.A)
@@ -241,7 +244,7 @@ def test_dora_s_dropout_is_of_what_A_gets():
 def test_dora_s_gradient_takes_the_lengths_for_constants():
     model = varied("dora")
     layer, x = layers(model)["blocks.0.mlp.up"], normal(1, 3, 8)
-    (a,) = layer.in_use()
+    (a,) = in_use(layer)
     V = wide(layer.base.W) + a.scale * wide(a.B) @ wide(a.A)
     n = np.linalg.norm(V, axis=1)
     (layer(Tensor(x)) * ml.backend.asarray(g := normal(2, 3, 32))).sum().backward()
@@ -255,11 +258,8 @@ def test_dora_s_gradient_takes_the_lengths_for_constants():
 def test_dora_stands_alone_and_is_no_plain_lora(numpy_only, tmp_path):
     model = varied("dora")
     methods.apply(model, "lora", "two", targets=("q",), rng=0)
-    methods.activate(model, "default", "two")
-    with pytest.raises(ValueError, match=r"dora: .* activate it alone"):
-        model(IDS)
-    with pytest.raises(ValueError, match=r"use methods\.save, or merge it"):
-        lora.save(model, tmp_path / "a.npz", "default")
+    with pytest.raises(ValueError, match=r"default and two cannot be active together: DoRA"):
+        methods.activate(model, "default", "two")
     with pytest.raises(ValueError, match="tok is a table"):
         methods.apply(gpt2(), "dora", targets=("tok",))
     methods.activate(model, "two")
@@ -343,7 +343,7 @@ def test_what_is_combined_is_off_by_what_is_told(how, seed, weights):
     told = lora.combine(model, weights, how, "c")
     assert model.adapters.active == ("c",)
     for path, layer in layers(model).items():
-        (a,) = layer.in_use()
+        (a,) = in_use(layer)
         made = a.alpha / a.r * wide(a.B) @ wide(a.A)
         off = np.linalg.norm(made - wanted[path]) / np.linalg.norm(wanted[path])
         assert abs(off - told[path]) < 1e-12
@@ -418,11 +418,11 @@ def test_pissa_and_a_float32_model_combine(numpy_only):
         ({"weights": {"a": 1}, "how": "mean"}, "how is one of cat, svd, linear"),
         ({"weights": {"a": float("nan")}}, "weights\\['a'\\] must be"),
         ({"weights": {}}, "at least one adapter"),
-        ({"weights": {"a": 1}, "name": "b"}, "'b' cannot be the adapter's name"),
+        ({"weights": {"a": 1}, "name": "b"}, "'b' cannot be an adapter's name"),
         ({"weights": {"a": 1}, "r": 2}, 'r is for how="svd"'),
         ({"weights": {"a": 1}, "how": "svd", "r": 0}, "combine: r must be a whole number from 1"),
-        ({"weights": {"w": 1}}, "'w' has whole parameters"),
-        ({"weights": {"x": 1}}, "there is no adapter 'x'"),
+        ({"weights": {"w": 1}}, "'w' trains a copy of a parameter"),
+        ({"weights": {"x": 1}}, "no adapter is called 'x'"),
     ],
 )
 def test_combine_refuses_and_leaves_the_model_as_it_was(numpy_only, how, says):
@@ -468,7 +468,7 @@ def test_each_row_is_what_it_would_be_alone(names):
         assert (ml.generate(model, row, 9, temperature=0) == got).all()
 
 
-def test_rows_may_be_of_pissa_and_not_of_dora():
+def test_rows_may_be_of_pissa_and_of_dora():
     model, x = varied("pissa"), ids(1, 3, 5)
     lora.attach(model, ml.LoRAConfig(r=2, targets=("q",)), "plain", rng=0)
     shake(model.trainable_parameters().values(), 3, 0.3)
@@ -477,9 +477,16 @@ def test_rows_may_be_of_pissa_and_not_of_dora():
     for row, name in enumerate(("default", None, "plain")):
         lora.activate(model, *[name] if name else [])
         np.testing.assert_allclose(together[row], logits(model, x)[row], rtol=1e-11, atol=1e-12)
+    model = varied("dora")
+    alone = [logits(model, x)[1]]
+    with methods.disabled(model):
+        alone.append(logits(model, x)[2])
+    with lora.per_row(model, ["base", "default", "base"]):
+        np.testing.assert_allclose(logits(model, x)[1:], alone, rtol=1e-11, atol=1e-12)
+    methods.apply(model, "adapter-h", "wide", r=2, rng=0)
     with (
-        pytest.raises(ValueError, match="is a DoRALinear, whose adapter counts for all rows"),
-        lora.per_row(varied("dora"), ["default"]),
+        pytest.raises(ValueError, match=r"'wide' .adapter-h. stands around blocks.0.attn, for all"),
+        lora.per_row(model, ["wide"]),
     ):
         pass
 
@@ -514,15 +521,15 @@ def test_rows_are_of_one_model_in_one_thread():
         assert same_bytes(logits(other, x), said)
         with pytest.raises(ValueError, match="2 names, and the batch is"):
             model(ids(1, 3, 4))
-        with pytest.raises(ValueError, match="merge outside of it"):
-            layers(model)["blocks.0.attn.q"].plain("q")
     with lora.per_row(model, "poet"):  # a name alone is that of the one row
         assert model(x[:1]).shape == (1, 4, 11)
-    with pytest.raises(KeyError, match="no adapter 'x'"), lora.per_row(model, ["x"]):
+    with pytest.raises(KeyError, match="no adapter is called 'x'"), lora.per_row(model, ["x"]):
         pass
     lora.attach(model, ml.LoRAConfig(targets="tok"), "table", rng=0)
-    with pytest.raises(ValueError, match="tok is a LoRAEmbedding"), lora.per_row(model, ["table"]):
-        pass
+    shake(model.trainable_parameters().values(), 1)
+    alone = logits(model, x)
+    with lora.per_row(model, ["poet", "table"]):
+        np.testing.assert_allclose(logits(model, x)[1], alone[1], rtol=1e-11, atol=1e-12)
     lora.attach(model, ml.LoRAConfig(bias="all"), "biased", rng=0)
-    with pytest.raises(ValueError, match="'biased' has whole"), lora.per_row(model, ["biased"]):
+    with pytest.raises(ValueError, match="'biased' trains a copy"), lora.per_row(model, ["biased"]):
         pass

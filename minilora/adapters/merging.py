@@ -31,9 +31,12 @@ def merge(model: Module) -> dict[str, float]:
         raise ValueError(
             f"merge: {min(idle)!r} is not active and would be lost: activate it, or detach it first"
         )
-    layers, lost = merged_layers(model, state)
+    layers, lost = merged_layers(model, state, strict=True)
     for module, layer in layers.items():
         state.flags[layer.W] = state.flags[module.base.W]
+    for name in state.active:
+        for at, copy_ in state.copies[name].items():
+            state.flags[copy_] = state.flags[state.base[at]]
     swap(model, {id(module): layer for module, layer in layers.items()})
     forget(model)
     return lost
@@ -43,11 +46,13 @@ def merge(model: Module) -> dict[str, float]:
 def merged(model: Module) -> Iterator[None]:
     """Inside, the model is merged. Afterwards W0 and the adapters are back, bit for bit.
 
-    What is written into the model inside would be lost, so loading, attaching and saving raise
-    RuntimeError there. train() and eval() last.
+    Adapters that are not updates of a weight stay where they are, such as trained tokens beside
+    LoRA; ValueError where no active adapter can be merged. What is written into the model inside
+    would be lost, so loading, attaching and saving raise RuntimeError there. train() and eval()
+    last.
     """
     state = state_of(model)
-    layers, _ = merged_layers(model, state)
+    layers, _ = merged_layers(model, state, strict=False)
     (name,) = [name for name, held in vars(model).items() if held is state]
 
     def restore() -> None:
@@ -73,23 +78,28 @@ def merged(model: Module) -> Iterator[None]:
 
 
 def merged_layers(
-    model: Module, state: Adapters
+    model: Module, state: Adapters, strict: bool
 ) -> tuple[dict[Adapted, Any], dict[str, float]]:
-    """({adapted module: the plain layer for its place}, {path: share of ΔW lost in rounding})."""
+    """({adapted module: the plain layer for its place}, {path: share of ΔW lost in rounding}).
+
+    strict: all active adapters must be updates of a weight; False: at least one.
+    """
     layers: dict[Adapted, Any] = {}
     lost: dict[str, float] = {}
+    other = ""
     for path, module in adapted(model).items():
-        for name in module.active:
-            if module.adapters[name].factors() is None:
-                raise ValueError(
-                    f"merge: {name} ({state.configs[name].called}) computes between the layers at "
-                    f"{path or 'the model'}, and no weight can hold that: only updates of a "
-                    "layer's W can be merged"
-                )
-        if module.active:
+        names = [name for name in module.active if module.adapters[name].factors() is None]
+        if names:
+            other = other or f"{names[0]} ({state.configs[names[0]].called}) at {path}"
+        elif module.active:
             layers[module], lost[path] = merged_layer(path, module)
         else:
             layers[module] = module.base
+    if other and (strict or not lost):
+        raise ValueError(
+            f"merge: {other} computes between layers, and no weight can hold that: only updates "
+            "of a layer's W can be merged"
+        )
     return layers, lost
 
 

@@ -101,7 +101,8 @@ def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
 
 def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
     """Add all roundings of the merged model: an entry of W, once rounded, is met by every token."""
-    modules = {path: m for path, m in adapted(model).items() if m.active}
+    modules = {path: m for path, m in adapted(model).items()
+               if any(m.adapters[name].factors() for name in m.active)}
     with merged(model):
         weights = {path: layer.W for path, layer in adaptable(model).items() if path in modules}
         for W in weights.values():

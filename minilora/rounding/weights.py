@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..adapters import Adapted, merged
 from ..adapters.places import adapted, parameters
 from ..adapters.registry import state_of
 from ..backend import asnumpy
-from ..nn import Embedding, Module
+from ..nn import Embedding, Module, Parameter
 from .bounds import gamma
 from .roundings import least, twin, unit
 
@@ -39,16 +39,13 @@ def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
     Returns (the furthest entry of each adapted layer's W, by name; the names of the others that are
     not what they were, bit for bit). No ΔW that the merge computes is used, only the factors.
     """
-    modules = {f"{at}.W": m for at, m in adapted(model).items() if m.active}
+    modules = {f"{at}.W": m for at, m in adapted(model).items()
+               if any(m.adapters[name].factors() for name in m.active)}
     state_of(model)
     same, found, changed = twin(model), dict[str, Weight](), list[str]()
     with merged(same):
-        after = {name: asnumpy(p.data) for name, p in same.named_parameters()}
-    seen = set[int]()
-    for name, _, p in parameters(model):
-        if id(p) in seen:
-            continue  # it stands in two places
-        seen.add(id(p))
+        after = {name: asnumpy(p.data) for name, p in _once(same)}
+    for name, p in _once(model):
         module, W0, W = modules.get(name), asnumpy(p.data), after.pop(name, None)
         dtype = W0.dtype if module is None else module.base.dtype
         if W is None or (W.shape, W.dtype) != (W0.shape, dtype):
@@ -62,6 +59,15 @@ def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
         elif W.tobytes() != W0.tobytes():
             changed.append(name)
     return found, (*changed, *after)
+
+
+def _once(model: Module) -> Iterator[tuple[str, Parameter]]:
+    """(name, parameter) of all but the adapters', each once."""
+    seen = set[int]()
+    for name, _, p in parameters(model):
+        if id(p) not in seen:
+            seen.add(id(p))
+            yield name, p
 
 
 def _update(module: Adapted, scale: float, B: Any, A: Any) -> Update:
