@@ -18,6 +18,7 @@ from strategies import (
     gpt2,
     ids,
     in_use,
+    layers,
     leaves,
     lora_of,
     made,
