@@ -6,9 +6,8 @@
 # *Remember:* What the forward pass copies, the backward pass sums.
 #
 # NumPy adds a bias of 3 numbers to a batch of 4 rows and says nothing about it. The gradient of the
-# result has 4 rows, but the bias has only one. How does the gradient get back to one row? This
-# chapter answers that. Many shape errors in training code come from this step. So do mistakes that
-# raise no error at all.
+# result has 4 rows, but the bias has only one. How does the gradient get back to one row? Many
+# shape errors in training code come from this step. So do mistakes that raise no error.
 
 # %%
 import numpy as np
