@@ -48,10 +48,9 @@ with np.errstate(all="ignore"):
 print("with subtraction:   ", softmax(large).round(3))
 
 # %% [markdown]
-# Now "stressed". The features of a token say which letter it is (26 numbers: a single 1, the rest
-# 0) and its place (8 numbers, in the same way). Here we can write the weight matrices by hand. The
-# token at place $i$ looks for place $T - 1 - i$, offers its own place, and gives its letter.
-# `sharpness` sets the size of the scores.
+# The features of a token say which letter of "stressed" it is (26 numbers: a single 1, the rest 0)
+# and its place (8 numbers, in the same way). We write the weight matrices by hand. Token $i$ looks
+# for place $T - 1 - i$, offers its own place, and gives its letter. `sharpness` scales the scores.
 
 # %%
 x = np.concatenate([np.eye(V)[ids], np.eye(T)], axis=1)  # (T, 34)
