@@ -93,11 +93,10 @@ print(f"uniform {uniform:.3f}, unigram {unigram:.3f} (nats a token, held-out tex
 # %% [markdown]
 # ## The model from its parts
 #
-# Each token gets two vectors, one for itself and one for its place; they are added. Blocks of
-# chapter 04 and a layer norm follow. Then the first table is used again: the logit of a token is
-# its vector times the output of the norm (`project`). This **tied head** has no parameters of its
-# own. With width $d$, the table has $V d$ parameters and a block about $12 d^2$ (four small
-# matrices, two large).
+# The model adds a vector for the token and one for its place. Blocks of chapter 04 and a layer norm
+# follow. Then the first table is used again: the logit of a token is its vector times the output of
+# the norm (`project`). This **tied head** has no parameters of its own. With width $d$, the table
+# has $V d$ parameters and a block about $12 d^2$.
 
 
 # %%
