@@ -142,8 +142,7 @@ print(f"Caught: logits off by {off.difference:.0e} pass the bound, {off.bound:.0
 # most half a unit in its last digit. (The worst weight is one where $W_0$ and the update almost
 # cancel: its last digit is tiny.) *float64*: rounding is smaller than in float32 by a factor of
 # $2^{29}$; a mistake stays the same. *Chance*: rounding errors go up and down and mostly cancel. A
-# limit that they exceed once in a million cases is far below the worst case. The library's merge
-# passes all three:
+# limit that they exceed once in a million cases is far lower. The library's merge passes all three:
 
 # %%
 print(lora.verify(model, ids[None]))
