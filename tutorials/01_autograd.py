@@ -40,7 +40,7 @@ print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 # %% [markdown]
 # ## By hand
 #
-# Start at the end, where `dy` is 1, and go up. Each line sends a share to each of its inputs:
+# Start at the end, where `dy` is 1, and go up. Each line sends its inputs a share of the gradient:
 #
 # - $z = u + v$. Move $u$ by a small $e$, and $z$ moves by $e$. So $u$ gets `dz`, and so does $v$.
 # - $z = u\,v$. Move $u$ by $e$, and $z$ moves by $e\,v$. So $u$ gets `dz * v`; $v$ gets `dz * u`.
@@ -138,7 +138,7 @@ for _ in range(10):
 
 # %% [markdown]
 # `send_all` is wrong: when the second share reaches $p$, it sends the first one on again.
-# `send_share` is right, but far too slow: it walks every *path*, and each diamond doubles them.
+# `send_share` is right, but far too slow: it walks every *path*. Each diamond doubles the paths.
 #
 # One idea repairs both: $p$ waits until all its shares are there, and then sends their sum, once.
 # So a node comes after all nodes that use it. This is a *topological order*. One is easy to get:
@@ -175,8 +175,8 @@ print("\nbackward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 # With `Node` we have a complete engine. Nothing in it needs values to be single numbers: an array
 # needs only its own rules. Take $Y = XW$, that is $y_{ij} = \sum_k x_{ik} w_{kj}$, and let $g_{ij}$
 # be the slope of the loss with respect to $y_{ij}$. Move $x_{ik}$ by $e$. Then every $y_{ij}$ in
-# row $i$ moves by $e\,w_{kj}$, and the loss by $e \sum_j g_{ij} w_{kj}$. If we move $w_{kj}$,
-# column $j$ moves. For matrices:
+# row $i$ moves by $e\,w_{kj}$, and the loss by $e \sum_j g_{ij} w_{kj}$. In the same way, $w_{kj}$
+# moves column $j$. For matrices:
 #
 # $$ dX = G\,W^\top, \qquad dW = X^\top G. $$
 #
@@ -245,6 +245,6 @@ for name, walk in mistakes.items():
 # ## What you built, and what is next
 #
 # You did reverse mode on paper, and built an engine that agrees with minilora's. minilora's engine
-# also saves memory: for an input that is not trained it keeps no rule, and no array for this rule.
+# also saves memory: an input that is not trained has no rule, and no arrays are kept for it.
 #
 # **Next:** chapter 02. NumPy stretches a small array to fit a large one; its gradient shrinks back.

@@ -26,14 +26,14 @@ ids = np.array([LETTERS.index(letter) for letter in WORD])  # (T,)
 # ## A head by hand
 #
 # A head computes three vectors for each token. The **query** $q_i$ says what token $i$ looks for.
-# The **key** $k_j$ is what a search compares with. The **value** $v_j$ is what token $j$ gives.
+# The **key** $k_j$ describes token $j$ to the others. The **value** $v_j$ is what token $j$ gives.
 #
 # The score $q_i \cdot k_j$ says how well token $j$ fits the search of token $i$. **Softmax** turns
 # the scores of one query into weights, as chapter 03 turned logits into probabilities. The output
 # is the average of the values with these weights, $y_i = \sum_j w_{ij} v_j$.
 #
 # Softmax first subtracts the largest score $c$. On paper this changes nothing: the factor $e^{-c}$
-# appears above and below the line, and cancels. On a computer it matters:
+# appears above and below the fraction bar, and cancels. On a computer it matters:
 
 
 # %%
@@ -48,9 +48,9 @@ with np.errstate(all="ignore"):
 print("with subtraction:   ", softmax(large).round(3))
 
 # %% [markdown]
-# The features of a token say which letter of "stressed" it is (26 numbers: a single 1, the rest 0)
-# and its place (8 numbers, in the same way). We write the weight matrices by hand. Token $i$ looks
-# for place $T - 1 - i$, offers its own place, and gives its letter. `sharpness` scales the scores.
+# The features of a token say which letter of "stressed" it is (26 numbers, a single 1) and its
+# place (8 numbers, a single 1). We write the weight matrices by hand. The query of token $i$ is
+# place $T - 1 - i$, its key its own place, its value its letter. `sharpness` scales the scores.
 
 # %%
 x = np.concatenate([np.eye(V)[ids], np.eye(T)], axis=1)  # (T, 34)
@@ -91,14 +91,14 @@ for d in (4, 16, 64, 256):
 
 # %% [markdown]
 # Without the division, a wide head starts with one weight near 1, on a random token. This is hard
-# to change: the derivative of a weight $w$ by its own score is $w(1 - w)$, which is near 0 at both
-# ends. After the division by $\sqrt{d_\mathrm{head}}$, all widths start alike.
+# to change: the derivative of a weight $w$ by its own score is $w(1 - w)$, which is near 0 if $w$
+# is near 0 or 1. After the division by $\sqrt{d_\mathrm{head}}$, all widths start alike.
 #
 # ## The mask, several heads, and the engine
 #
 # A model that predicts the next token must not see it. A **causal mask** adds a very large negative
-# number to the scores of all later tokens, right of the diagonal. Their weights become 0. Also, one
-# head has one map. For several maps we cut the features into pieces, one for each head.
+# number to the scores of all later tokens, right of the diagonal. Their weights become 0. A head
+# has only one map. For several maps we cut the features into pieces, one for each head.
 #
 # Now we use Tensors. Both functions consist of the engine's ops, so they need no gradient rules.
 # (`xp` is the array library in use, here NumPy.) The engine's softmax, printed below, is one op.
@@ -217,8 +217,8 @@ for name, trained in (("no mask", model), ("causal", causal)):
 # ## Break it
 #
 # A mask with an error of one hides only tokens that are two or more places later. So each place
-# sees the *next* letter. Two causal models learn to predict the next letter of random strings.
-# Nobody can predict a random letter: the loss of an honest model stays near $\ln 26$.
+# sees the *next* letter. Two models, one with each mask, learn to predict the next letter of random
+# strings. Random letters cannot be predicted: an honest loss is near $\ln 26$.
 
 
 # %%

@@ -71,10 +71,10 @@ for name, start in starts.items():
     print(f"{name:<13}{loss:8.2f}{dA:8.2f}{dB:8.2f}{dA2:13.2f}{dB2:8.2f}{end:19.2f}")
 
 # %% [markdown]
-# If one factor is zero, the layer starts as $W_0$. One gradient is exactly zero, but after one step
-# neither is. If no factor is zero, the layer starts as another function (see its loss). If both are
-# zero, nothing ever changes. LoRA sets $B = 0$ and $A$ random. The pictures show its first two
-# steps on the engine's tape. Each box has its value and, after backward, its gradient.
+# If one factor is zero, the layer starts as $W_0$. One gradient is exactly zero, but only in the
+# first step. If no factor is zero, the layer starts as another function (see its loss). If both are
+# zero, nothing ever changes. LoRA starts with $B = 0$ and a random $A$. The pictures show its first
+# two steps on the engine's tape. Each box has a value and then a gradient.
 
 
 # %%
@@ -113,7 +113,7 @@ viz.show(viz.stepper(frames, title="The first two steps of A and B"))
 #
 # Now write the layer as an op. Its input has a row $x$ for each token, so $W_0 x$ becomes
 # `x @ W.T`. $W_0$ and the bias $b$ are frozen and need no rule. `mask` is for dropout (it sets
-# random inputs to zero), which is off here. `ops.rows` is known from chapter 02.
+# random inputs to zero), which is off here. `ops.rows` is the function of chapter 02.
 
 
 # %%
@@ -212,9 +212,9 @@ for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
 #
 # <details><summary>Answer</summary>
 #
-# Less than 4. Gradients and moments shrink as the trained numbers do. But all weights are still
+# Less than 4. Fewer trained numbers need fewer gradients and moments. But all weights are still
 # there, only frozen. And activations shrink little: to reach the lowest $A$ and $B$, a gradient
-# passes through every frozen layer above. With more tokens in a step, LoRA saves less.
+# passes through every frozen layer above. The more tokens in a step, the smaller the saved share.
 #
 # </details>
 
@@ -230,7 +230,7 @@ viz.show()
 # %% [markdown]
 # The tape shows why. A trained `linear` keeps its input, $k$ numbers for each token, because $dW$
 # needs it. `lora_linear` keeps it for $dA$, and also $Ax$ for $dB$. A frozen layer without an
-# adapter, here the MLP's, keeps nothing. The other ops keep almost as much as before.
+# adapter (here: in the MLP) keeps nothing. The other ops keep almost as much as before.
 
 # %%
 by_ledger = [ledger.activations for ledger in ledgers.values()]  # op -> bytes
@@ -240,8 +240,8 @@ for op in sorted(set().union(*by_ledger)):
     print(f"{op:<14}" + "".join(sizes))
 
 # %% [markdown]
-# Time behaves the same way. Full fine-tuning computes three large products for each layer: $y$,
-# $dx$ and $dW$. LoRA leaves out only $dW$, so it saves at most a third of the time of a step.
+# It is similar for time. Full fine-tuning computes three large products for each layer: $y$, $dx$
+# and $dW$. LoRA leaves out only $dW$, so it saves at most a third of the time of a step.
 #
 # ## What you built, and what is next
 #
