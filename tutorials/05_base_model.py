@@ -54,7 +54,7 @@ for new in range(256, 260):
 assert merges == data.BPE.train(LINE, 260).merges  # the library agrees
 
 # %% [markdown]
-# From a longer text it learns 256 merges. Frequent words are now one token; rare words are pieces.
+# From a longer text we learn 256 merges. Frequent words are now one token; rare words are pieces.
 
 # %%
 V = 512
@@ -193,7 +193,7 @@ viz.show()
 
 # %%
 base = ml.load_base("shakespeare")
-for name, m in (("tiny GPT", model), ("shipped base", base)):
+for name, m in (("tiny GPT", model), ("built-in base", base)):
     tokens = m.tokenizer.encode(rest)
     loss = ml.evaluate(m, data.sequential(tokens, batch=16, tokens=TOKENS))
     n, per_character = sum(p.data.size for p in m.parameters()), loss * len(tokens) / len(rest)
@@ -203,10 +203,10 @@ for name, m in (("tiny GPT", model), ("shipped base", base)):
 # %% [markdown]
 # ## Sampling
 #
-# Sampling draws a token by its probability. Two settings change the probabilities. **Temperature**
-# divides the logits before the softmax: below 1 it makes likely tokens more likely, above 1 less
-# likely. **Top-p** draws only from the most likely tokens that together have the probability $p$.
-# Temperature 0 always takes the most likely one. Then `generate` is this loop:
+# Sampling draws each token with its probability. Two settings change the probabilities.
+# **Temperature** divides the logits before the softmax: below 1 it makes likely tokens more likely,
+# above 1 less likely. **Top-p** draws only from the most likely tokens that together have the
+# probability $p$. Temperature 0 always takes the most likely one. Then `generate` is this loop:
 
 # %%
 written = start = base.tokenizer.encode(PROMPT)
@@ -247,4 +247,4 @@ print(f"Caught: training loss {dream:.3f}, loss on the next token {truth:.3f}")
 #
 # You built a tokenizer and a GPT, compared its loss with two simple models, and drew samples.
 #
-# **Next:** chapter 06 trains all of the shipped base on another text, and measures what changed.
+# **Next:** chapter 06 trains all of the built-in base on another text, and measures what changed.

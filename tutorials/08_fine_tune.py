@@ -87,9 +87,10 @@ for r in ranks:
 #
 # The table shows each rank at its own best rate. There the ranks are close: the differences between
 # them are small compared with the cost of a wrong rate. This agrees with chapter 06, where a few
-# directions did most of the work. We do not find that a larger rank helps, in a few steps. A long
-# training on much text has more to store, and may find it. (We choose the best rate on the same
-# text that we then use to compare. This makes every rank look a little better than it is.)
+# directions did most of the work. Our few steps do not show that a larger rank helps. A long
+# training on much text has more to learn, so there a larger rank may help. (We choose the best rate
+# on the same text that we then use to compare. This makes every rank look a little better than it
+# is.)
 #
 # ## Alpha is a learning rate
 #
@@ -143,8 +144,9 @@ for how in ({"eps": 1e-8}, {"decay": 0.1}):
     print(f"with {how} they differ by {off:.1e} of the norm of ΔW")
 
 # %% [markdown]
-# So we do not need to search both alpha and the learning rate. Keep $\alpha / r$ and search the
-# rate, as §4.1 of [the paper](https://arxiv.org/abs/2106.09685) says in one sentence.
+# So we do not need to search both alpha and the learning rate. §4.1 of
+# [the paper](https://arxiv.org/abs/2106.09685) says the same, and therefore sets $\alpha$ once, to
+# the first $r$ that it tries.
 #
 # ## Which matrices
 #
