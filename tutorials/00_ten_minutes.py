@@ -42,9 +42,10 @@ base = ml.load_base("shakespeare")
 print(base.summary())
 
 # %% [markdown]
-# The model reads a text in pieces, its *tokens*. For each token it computes the probability that
-# this token comes next. To write a text, we draw one token after another. (`temperature` and
-# `top_p` favour likely tokens.) We use the same first words in the entire chapter.
+# The model reads a text in pieces, its *tokens*. For every possible token it computes the
+# probability that this token comes next. To write a text, we draw one token after another.
+# (`temperature` and `top_p` favour likely tokens.) We use the same first words in the entire
+# chapter.
 
 # %%
 PROMPT = "And God said"
@@ -66,8 +67,7 @@ print(before)
 # this part is *held out*. So the loss on it shows what the model has learned, and not what it has
 # memorized. The loss is the mean of $-\ln p$ over all tokens, where $p$ is the probability that the
 # model gave to the token that really came next. A model that is always certain and right has loss
-# 0. The natural logarithm gives the unit of the loss its name, the *nat*. We want a loss below the
-# base's.
+# 0. The unit is the *nat*, from the natural logarithm. We want a loss below the base's.
 
 # %%
 training, rest = (base.tokenizer.encode(text) for text in data.split(data.load_text("kjv")))
@@ -238,8 +238,8 @@ else:
 
 # %% [markdown]
 # The formula for the gradient of $A$ contains $B$, and the formula for the gradient of $B$ contains
-# $A$. If both are zero, both gradients are zero, now and after every step. So exactly one of the
-# two must start at zero.
+# $A$. If both are zero, both gradients are zero, now and after every step. So one of the two must
+# start at zero, and the other must not.
 #
 # ## What you built, and what is next
 #
