@@ -1,4 +1,4 @@
-"""Each chapter runs as a script, in every way there is, and has the parts that a chapter has."""
+"""Each chapter runs as a script, in four ways, and has all parts of a chapter."""
 
 import ast
 import functools
@@ -20,15 +20,15 @@ CHAPTERS = sorted((ROOT / "tutorials").glob("[0-9][0-9]_*.py"))
 NUMBERS = [path.stem[:2] for path in CHAPTERS]
 ALLOWED = {"minilora", "numpy", *sys.stdlib_module_names}
 DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "imshow", "hist"}
-BY_HAND = "03"  # the chapter that earns `fit`: before it, loops are written out
-TWICE = ["script", "bare"]  # on the same ops, so that the numbers are the same; bare: no matplotlib
-LONGER = pytest.mark.thorough  # without matplotlib, on plain ops, on the stand-in for CuPy
+BY_HAND = "03"  # the chapter that introduces `fit`: earlier ones write their loops by hand
+TWICE = ["script", "bare"]  # two runs on the same ops must print the same; bare: no matplotlib
+LONGER = pytest.mark.thorough  # without matplotlib, on plain ops, on the imitation of CuPy
 WAYS = ["script", *(pytest.param(way, marks=LONGER) for way in ("bare", "plain", "strict"))]
 LEFT_OUT = "figure left out"
-CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line that says what a clock said
+CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line with a measured time
 SKIPPED = re.compile(rf"{CLOCK}|{LEFT_OUT}|^\(figure: ")
 
-# Several chapters in one process, as nothing else is worth a new one: a line of JSON for each.
+# Runs several chapters in one process, and prints a line of JSON for each.
 RUN = """
 import contextlib, io, json, runpy, sys, traceback
 import numpy
@@ -47,26 +47,26 @@ if way == "strict":
     ml.use(strict.StrictBackend())
     numpy.seterr(all="ignore")  # CuPy never warns
 for path in paths:
-    said, failed = io.StringIO(), ""
+    output, failed = io.StringIO(), ""
     if way == "strict":
         strict.LOG.asked.clear()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             runpy.run_path(path, run_name="__main__")
             if way == "strict":
                 strict.LOG.no_wrapping()
-                assert strict.LOG.asked, "it asked the stand-in for nothing"
+                assert strict.LOG.asked, "the chapter never used the imitation of CuPy"
         except BaseException:
             failed = traceback.format_exc()
     if plt := sys.modules.get("matplotlib.pyplot"):
         plt.close("all")
-    print(json.dumps([said.getvalue(), failed]), flush=True)
+    print(json.dumps([output.getvalue(), failed]), flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
 def backend():
-    """A chapter runs in a process of its own: most tests of it do so once."""
+    """No backend fixture: a chapter runs in its own process."""
 
 
 @pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
@@ -75,13 +75,13 @@ def chapter(request) -> Path:
 
 
 def cells(path: Path) -> list[tuple[bool, str]]:
-    """(is it markdown?, its text) of each cell."""
+    """Return (is markdown, text) of each cell."""
     parts = re.split(r"^# %%", path.read_text("utf-8"), flags=re.MULTILINE)[1:]
     return [(part.startswith(" [markdown]"), part.partition("\n")[2]) for part in parts]
 
 
 def prose(path: Path) -> str:
-    """The text of the markdown cells."""
+    """Return the text of the markdown cells."""
     texts = [text for markdown, text in cells(path) if markdown]
     return "\n".join(re.sub(r"^# ?", "", text, flags=re.MULTILINE) for text in texts)
 
@@ -90,7 +90,7 @@ def test_there_are_chapters():
     assert CHAPTERS
 
 
-# ---- It runs
+# ---- Running
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,52 +105,52 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    """(way, chapter) -> what it printed, and its traceback; of what is to be tested, two at once.
+    """Run the selected chapters, two at a time; return (way, chapter) -> (output, traceback).
 
-    As a script, each chapter has a process of its own; the other ways have one each.
+    Each script has its own process. Each other way runs all its chapters in one process.
     """
     items = [
         item for item in request.session.items
         if "runs" in item.fixturenames and not item.get_closest_marker("skip")
     ]
-    asked = [
+    selected = [
         (way, item.callspec.params["chapter"])
         for item in items
         for way in ([item.callspec.params["way"]] if "way" in item.callspec.params else TWICE)
     ]
-    folder, chosen = tmp_path_factory.mktemp("chapters"), dict[str, list[Path]]()
-    for way, path in dict.fromkeys(asked):
-        chosen.setdefault(way, []).append(path)
+    folder, by_way = tmp_path_factory.mktemp("chapters"), dict[str, list[Path]]()
+    for way, path in dict.fromkeys(selected):
+        by_way.setdefault(way, []).append(path)
 
     def script(path: Path) -> dict:
         done = start(folder, str(path))
         return {("script", path): (done.stdout, done.stderr)}
 
     def others(way: str) -> dict:
-        done = start(folder, "-c", RUN, way, *map(str, chosen[way]))
-        told = [json.loads(line) for line in done.stdout.splitlines()]
-        assert len(told) == len(chosen[way]), done.stderr
-        return {(way, path): tuple(one) for path, one in zip(chosen[way], told)}
+        done = start(folder, "-c", RUN, way, *map(str, by_way[way]))
+        results = [json.loads(line) for line in done.stdout.splitlines()]
+        assert len(results) == len(by_way[way]), done.stderr
+        return {(way, path): tuple(result) for path, result in zip(by_way[way], results)}
 
     with ThreadPoolExecutor(2) as pool:
-        jobs = [functools.partial(others, way) for way in chosen if way != "script"]
-        jobs += [functools.partial(script, path) for path in chosen.get("script", [])]
-        found = [job.result() for job in [pool.submit(job) for job in jobs]]
-    assert not list(folder.iterdir())  # they leave nothing behind
-    return {key: value for one in found for key, value in one.items()}
+        jobs = [functools.partial(others, way) for way in by_way if way != "script"]
+        jobs += [functools.partial(script, path) for path in by_way.get("script", [])]
+        results = [job.result() for job in [pool.submit(job) for job in jobs]]
+    assert not list(folder.iterdir())  # chapters leave no files behind
+    return {key: value for result in results for key, value in result.items()}
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_it_runs_without_a_warning(chapter, way, runs):
-    said, failed = runs[way, chapter]
+    output, failed = runs[way, chapter]
     assert not failed, failed
-    assert "Caught: " in said
-    assert "Traceback" not in said
+    assert "Caught: " in output
+    assert "Traceback" not in output
 
 
 @LONGER
-def test_one_seed_prints_the_same_numbers_and_figures_say_what_they_need(chapter, runs):
-    """A run without matplotlib is a second run: it prints the same, but for what it lacks."""
+def test_the_same_seed_prints_the_same_numbers_with_and_without_matplotlib(chapter, runs):
+    """The run without matplotlib is a second run: it prints the same, except for the figures."""
     pytest.importorskip("matplotlib")
     script, bare = (runs[way, chapter][0].splitlines() for way in TWICE)
     assert not any(LEFT_OUT in line for line in script)
@@ -158,29 +158,29 @@ def test_one_seed_prints_the_same_numbers_and_figures_say_what_they_need(chapter
     assert first == second
 
 
-# ---- Its parts
+# ---- Parts
 
 
 def header(path: Path) -> dict[str, str]:
-    """What its first lines say: title, then, minutes, needs, remember."""
-    found = re.match(
+    """Return the fields of the header: title, then, minutes, needs, remember."""
+    match = re.match(
         r"\n?# (?P<title>\d\d\. \w[^\n]*)\n\n"
         r"\*The reader can then:\* (?P<then>[^\n]+\.)\n"
         r"\*Time:\* (?P<minutes>\d+) minutes\. \*Needs:\* (?P<needs>[^\n]+)\.\n"
         r"\*Remember:\* (?P<remember>[^\n]+\.)\n(\n|$)",
         prose(path),
     )
-    assert found, "after the title come three lines, as in the other chapters"
-    return found.groupdict()
+    assert match, "after the title come three lines, as in the other chapters"
+    return match.groupdict()
 
 
 def named(text: str) -> list[str]:
-    """The chapters that a text names, by their numbers."""
+    """Return the numbers of the chapters that a text names."""
     lists = re.findall(r"[Cc]hapters?\s+((?:\d\d(?:,?\s+(?:and|or|to)\s+|,\s+)?)+)", text)
     return [number for one in lists for number in re.findall(r"\d\d", one)]
 
 
-def test_its_header_says_what_time_and_what_before(chapter):
+def test_its_header_gives_the_time_and_the_prerequisites(chapter):
     head = header(chapter)
     assert head["title"].startswith(f"{chapter.stem[:2]}. ")
     assert 5 <= int(head["minutes"]) <= 60
@@ -188,11 +188,11 @@ def test_its_header_says_what_time_and_what_before(chapter):
     assert all(number < chapter.stem[:2] for number in named(head["needs"]))
 
 
-def test_the_chapters_that_it_names_are_there(chapter):
+def test_the_chapters_that_it_names_exist(chapter):
     assert set(named(prose(chapter))) <= set(NUMBERS)
 
 
-def test_it_ends_with_the_next_chapter_that_is_there(chapter):
+def test_it_ends_with_the_next_chapter(chapter):
     later = [number for number in NUMBERS if number > chapter.stem[:2]]
     ending = prose(chapter).partition("**Next:**")[2]
     assert named(ending)[:1] == later[:1]
@@ -221,10 +221,10 @@ def test_it_has_a_figure(chapter):
     assert any("viz.show(" in text for markdown, text in cells(chapter) if not markdown)
 
 
-# ---- What it uses
+# ---- Code and prose
 
 
-def test_it_is_short_and_needs_nothing_else(chapter):
+def test_it_is_short_and_imports_only_numpy_and_minilora(chapter):
     source = chapter.read_text("utf-8")
     assert len(source.splitlines()) <= 250
     for node in ast.walk(ast.parse(source)):
@@ -233,24 +233,24 @@ def test_it_is_short_and_needs_nothing_else(chapter):
         assert {name.split(".")[0] for name in names} <= ALLOWED
 
 
-def test_what_it_takes_from_the_library_is_public(chapter):
-    """`from minilora import x`: there, without an underscore, and so is what is taken from x."""
+def test_the_names_it_imports_are_public(chapter):
+    """In `from minilora import x`, x and every x.name exist and have no leading underscore."""
     tree = ast.parse(chapter.read_text("utf-8"))
-    taken = {"ml": ml}
+    imported = {"ml": ml}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minilora":
-            whole = importlib.import_module(node.module)
+            module = importlib.import_module(node.module)
             for alias in node.names:
                 assert not alias.name.startswith("_")
-                taken[alias.asname or alias.name] = getattr(whole, alias.name)
+                imported[alias.asname or alias.name] = getattr(module, alias.name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = taken.get(node.value.id)
+            owner = imported.get(node.value.id)
             assert owner is None or hasattr(owner, node.attr), f"{node.value.id}.{node.attr}"
             assert owner is None or not node.attr.startswith("_")
 
 
-def test_loops_are_written_out_until_fit_is_earned(chapter):
+def test_loops_are_written_by_hand_before_fit_is_introduced(chapter):
     if chapter.stem < BY_HAND:
         assert "fit(" not in "".join(text for markdown, text in cells(chapter) if not markdown)
 
@@ -274,7 +274,7 @@ def test_its_prose_is_plain(chapter):
     assert not re.search(r"\b([Ss]imply|[Oo]bviously|[Tt]rivially|[Jj]ust)\b|—|exercise \d\d", text)
 
 
-def test_the_readme_lists_it_in_the_words_of_its_header(chapter):
+def test_the_readme_lists_it_with_the_words_of_its_header(chapter):
     head = header(chapter)
     line = f"- [{head['title']}](tutorials/{chapter.name}): {head['then']}\n"
     assert line in (ROOT / "README.md").read_text("utf-8")

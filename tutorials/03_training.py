@@ -3,10 +3,10 @@
 #
 # *The reader can then:* write a model, its loss and optimizer and the loop that trains it by hand.
 # *Time:* 25 minutes. *Needs:* chapter 02.
-# *Remember:* Every training loop is four lines: forget the gradients, forward, backward, step.
+# *Remember:* Every training loop has four lines: forget the gradients, forward, backward, step.
 #
-# A small network learns to guess the next letter of a text. We write all of it ourselves, from bare
-# arrays to AdamW. Each part is then replaced by the library's, and the numbers stay the same.
+# A small network learns to predict the next letter of a text. We write all of it ourselves, from
+# arrays to AdamW. Then we replace each part by the library's, and the numbers stay the same.
 
 # %%
 import os
@@ -18,16 +18,16 @@ from minilora import data, nn, ops, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH = (40, 16) if FAST else (1000, 64)
-EVERY, RATE = STEPS // 10, 0.3  # steps between looks at the held-out text; learning rate of SGD
-CONTEXT, D, H = 8, 8, 64  # letters to guess from; numbers for each letter; numbers in the middle
+EVERY, RATE = STEPS // 10, 0.3  # steps between evaluations; SGD's rate
+CONTEXT, D, H = 8, 8, 64  # letters to read; table width; hidden width
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## The task
 #
-# The text is Genesis and Exodus. Its last tenth is *held out*: we measure on it, and never train on
-# it. A letter becomes a number, its place in the list of all letters. An example is 8 letters in a
-# row, and its target is the letter after them. One example stays with us: `And God `, then `s`.
+# The text is Genesis and Exodus. Its last tenth is *held out*: we measure the loss on it, and never
+# train on it. A letter becomes a number, its place in the list of all letters. An example is 8
+# letters in a row; its target is the next letter. We follow one example: `And God `, then `s`.
 
 # %%
 text = data.load_text("kjv")
@@ -36,7 +36,7 @@ V = len(letters)
 
 
 def examples(text, starts):
-    """The letters at each start, as numbers, and the one after them: (n, CONTEXT), (n,)"""
+    """Return inputs (n, CONTEXT) and targets (n,), as numbers."""
     ids = np.array([letters[letter] for letter in text])
     return ids[starts[:, None] + np.arange(CONTEXT)], ids[starts + CONTEXT]
 
@@ -51,16 +51,16 @@ print(f"{V} letters; the example is {example[0]}, its target {target[0]}")
 # %% [markdown]
 # ## A model is a few arrays
 #
-# Each letter picks a row of a table. The rows of all 8 letters, one after the other, go through a
-# layer with `tanh`. A last layer gives a number for every letter that could follow, its *logit*:
-# $e^{\text{logit}}$, divided by the sum of them all, is the probability of that letter.
+# Each letter selects a row of a table. The rows of all 8 letters, side by side, go through a layer
+# with `tanh`. A last layer gives one number for every possible next letter, its *logit*:
+# $e^{\text{logit}}$, divided by the sum of all of these, is the probability of that letter.
 
 # %%
 start = {name: (std * rng.standard_normal(shape)).astype("float32") for name, shape, std in [
     ("table.W", (V, D), 1), ("hidden.W", (H, CONTEXT * D), (CONTEXT * D) ** -0.5),
     ("hidden.b", (H,), 0), ("out.W", (V, H), 0.01), ("out.b", (V,), 0),
 ]}
-w = {name: ml.Tensor(x.copy(), requires_grad=True) for name, x in start.items()}  # start stays
+w = {name: ml.Tensor(x.copy(), requires_grad=True) for name, x in start.items()}
 
 
 def logits(ids):
@@ -72,16 +72,16 @@ def logits(ids):
 # %% [markdown]
 # ## The loss
 #
-# The loss of an example is minus the logarithm of the probability of the right letter: 0 if that
-# is 1, and large if it is small. This is the *cross-entropy*, in nats (natural logarithms). Of many
-# examples we take the mean.
+# The loss of an example is $-\ln p$, where $p$ is the probability of the right letter: 0 if
+# $p = 1$, large if $p$ is small. This is the *cross-entropy*, in nats. For a batch we take the
+# mean.
 #
-# **Predict.** At first, the last layer's weights and all logits are close to 0. What is the loss?
+# **Predict.** At first, all weights of the last layer and all logits are near 0. What is the loss?
 #
 # <details><summary>Answer</summary>
 #
 # About $\ln V$. Equal logits give each of the $V$ letters the probability $1/V$, and
-# $-\ln(1/V) = \ln V$. A new model that starts far above this has a mistake in it.
+# $-\ln(1/V) = \ln V$. If a new model starts far above this, it contains a mistake.
 #
 # </details>
 
@@ -95,7 +95,7 @@ print(f"by hand: {by_hand:.4f}, minilora: {loss:.4f}, ln V: {np.log(V):.4f}")
 # ## The loop
 #
 # A step of *stochastic gradient descent*, SGD, moves each parameter against its slope:
-# $p \leftarrow p - \eta\, g$, with a learning rate $\eta$ (`RATE`). Here is training, all of it:
+# $p \leftarrow p - \eta\, g$, with a learning rate $\eta$ (`RATE`). This is all of training:
 
 # %%
 losses = []
@@ -112,8 +112,8 @@ print(f"loss of the first batch {losses[0]:.3f}, of the last {losses[-1]:.3f}")
 # %% [markdown]
 # ## The same, as a Module
 #
-# A `Module` has parameters and other modules as attributes, and names its parameters by them:
-# `hidden.W` is the `W` of the `Linear` in `self.hidden`. In the summary `*` marks what is trained.
+# A `Module` has parameters and other modules as attributes. Their names become the names of the
+# parameters: `hidden.W` is the `W` of the `Linear` in `self.hidden`. A `*` marks what is trained.
 
 
 # %%
@@ -130,15 +130,15 @@ class Speller(nn.Module):
 
 def fresh():
     model = Speller()
-    model.load_state_dict(start)  # the same numbers as above, by the same names
+    model.load_state_dict(start)  # the numbers from above, by name
     return model
 
 
 print(fresh().summary())
 
 # %% [markdown]
-# An optimizer takes the trained parameters and does both inner loops. Four lines remain, the same
-# for every model; here they give the losses of our own loop, to the last bit:
+# An optimizer gets the trained parameters and does the work of both inner loops. Four lines remain,
+# the same for every model. Here they give exactly the losses of our own loop:
 
 
 # %%
@@ -156,21 +156,21 @@ def train(model, optimizer):
 model = fresh()
 assert train(model, ml.SGD(model.trainable_parameters(), lr=RATE)) == losses
 probability = np.exp(-ops.cross_entropy(model(example), target).item())
-print(f"after 'And God ', s has the probability {probability:.2f}; at the start it had {1 / V:.2f}")
+print(f"P(s after 'And God '): {probability:.2f}, at first {1 / V:.2f}")
 
 # %% [markdown]
 # ## AdamW
 #
-# SGD has one rate for all, and yet some gradients are far larger than others. Adam keeps two means
-# for each number, which run along: $m$ of its gradient, $v$ of the square. It steps by
-# $m / \sqrt{v}$, where the size of the gradient cancels. At step $t$, with constants as below:
+# SGD has one rate for all numbers, but some gradients are far larger than others. Adam keeps two
+# running means for each number: $m$ of its gradient, and $v$ of its squared gradient. It steps by
+# $m / \sqrt{v}$, in which the size of the gradient cancels. At step $t$:
 #
 # $$ m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2,
 #    \quad p \leftarrow p - \eta \lambda p - \eta\,
 #    \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}. $$
 #
-# The means start at 0, so at first they are too small; $1 - \beta^t$ corrects that. The term
-# $\eta \lambda p$ draws weights towards 0: *weight decay*, the W of AdamW. For one matrix, by hand:
+# The means start at 0, so they are too small at first; $1 - \beta^t$ corrects this. The term
+# $\eta \lambda p$ pulls the weights towards 0: *weight decay*, the W of AdamW. Here for one matrix:
 
 # %%
 model = fresh()
@@ -192,13 +192,12 @@ assert np.allclose(ml.asnumpy(model.out.W), p, rtol=0, atol=1e-6)  # float32 aga
 # %% [markdown]
 # ## fit
 #
-# `ml.fit` is our loop with more around it: the loss on held-out examples, progress (its tokens are
-# our letters), files to go on from. It returns a `History`: the loss and the learning rate of each
-# step, `losses` and `lrs`, and pairs (step, held-out loss), `held_out`. From here on we use it. It
-# now tries SGD and AdamW, at three rates each, as each has its own best one. The best loss *in
-# training* decides which rate counts; the held-out text takes no part. (One seed: try others.)
+# `ml.fit` is our loop with additions: the loss on held-out examples, a progress line (its tokens
+# are our letters), and files to continue from. It returns a `History`. `losses` and `lrs` have the
+# loss and the learning rate of each step; `held_out` has pairs (step, held-out loss). Now it tries
+# SGD and AdamW at three rates each. We choose by the loss *in training*, not by the held-out loss.
 #
-# **Check.** At the rate of our own loop, it gives our own losses, to the last bit.
+# **Check.** With the rate of our own loop, `fit` gives exactly the losses of our own loop.
 
 
 # %%
@@ -212,23 +211,24 @@ assert run(ml.SGD, RATE, log_every=STEPS // 4).losses == losses
 
 
 def best(kind, rates):
-    tried = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
-    found = min(tried, key=lambda history: sum(history.losses[-EVERY:]))
-    return f"{kind.__name__} (rate {found.lrs[0]})", found
+    runs = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
+    best_run = min(runs, key=lambda history: sum(history.losses[-EVERY:]))
+    return f"{kind.__name__} (rate {best_run.lrs[0]})", best_run
 
 
 chosen = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
-at = range(EVERY, STEPS + 1, EVERY)  # in training, a point is the mean of the batches before it
-seen = {name: (at, np.reshape(h.losses, (10, EVERY)).mean(axis=1)) for name, h in chosen.items()}
-unseen = {name: (at, [loss for _, loss in h.held_out[1:]]) for name, h in chosen.items()}
-title = f"{min(unseen, key=lambda name: unseen[name][1][-1])} ends lowest on held-out text"
-viz.curves(unseen, None, title, "steps (dotted: in training)", "loss (nats a letter)", dotted=seen)
+at, seen, unseen = range(EVERY, STEPS + 1, EVERY), {}, {}
+for name, h in chosen.items():
+    seen[name] = at, np.reshape(h.losses, (10, EVERY)).mean(axis=1)
+    unseen[name] = at, [loss for _, loss in h.held_out[1:]]
+viz.curves(unseen, None, "SGD and AdamW, each at its best rate",
+           "steps (dotted: in training)", "loss (nats a letter)", dotted=seen)
 viz.show()
 
 # %% [markdown]
 # ## Break it
 #
-# An optimizer that forgets nothing: each step follows the sum of all gradients since the start.
+# This optimizer forgets no gradient: each step follows the sum of all gradients since the start.
 
 
 # %%
@@ -239,12 +239,12 @@ class Forgetful(ml.SGD):
 
 model = fresh()
 wrong = train(model, Forgetful(model.trainable_parameters(), lr=RATE))
-assert wrong[-1] > losses[0] > losses[-1], "this was meant to fail"
-print(f"Caught: the loss began at {wrong[0]:.3f} and ended at {wrong[-1]:.3f}")
+assert wrong[-1] > losses[0] > losses[-1], "this should have failed"
+print(f"Caught: the loss rose from {wrong[0]:.3f} to {wrong[-1]:.3f}")
 
 # %% [markdown]
 # ## What you built, and what is next
 #
-# A model as arrays and as a Module, its loss, SGD, AdamW, and the loop that trains it.
+# You built a model as arrays and as a Module, its loss, SGD, AdamW, and the loop that trains it.
 #
-# **Next:** chapter 04 builds the part that makes a transformer: attention.
+# **Next:** chapter 04 builds attention, the part that makes a model a transformer.

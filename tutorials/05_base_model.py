@@ -3,10 +3,10 @@
 #
 # *The reader can then:* make tokens of a text, pretrain a small GPT on it, read its loss, sample.
 # *Time:* 25 minutes. *Needs:* chapter 04.
-# *Remember:* A language model has one question, what comes next, and every text holds the answers.
+# *Remember:* A language model answers one question, what comes next. Every text has the answers.
 #
-# LoRA adapts a model that somebody has pretrained. This chapter pretrains one, in a few seconds.
-# With `MINILORA_FAST=1` it takes a handful of steps, which is too few to learn anything.
+# LoRA adapts a model that is already pretrained. This chapter pretrains one, in a few seconds.
+# (`MINILORA_FAST=1` trains for too few steps to learn anything.)
 
 # %%
 import os
@@ -23,27 +23,27 @@ from minilora.models.transformer import Block
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, SEED = (10 if FAST else 450), 0
 LINE = "To be, or not to be,--that is the question:--"
-plays, rest = data.split(data.load_text("plays"), held_out=0.05)  # the last 5 % is never trained on
+plays, rest = data.split(data.load_text("plays"), held_out=0.05)
 plays, rest = plays[: 50_000 if FAST else 1_000_000], rest[: 5_000 if FAST else 40_000]
-print(f"{len(plays):,} characters of Shakespeare to train on, {len(rest):,} held out")
+print(f"characters: {len(plays):,} to train on, {len(rest):,} held out")
 
 # %% [markdown]
 # ## From text to numbers
 #
-# A model takes integers. The 256 bytes would do, as any text can be written in them, but then
-# sentences are long. **Byte-pair encoding** gives common pieces a number of their own: count the
-# pairs of neighbours inside words, give the most frequent pair a new number, and repeat.
+# A model takes integers. The 256 bytes can represent any text, but then a sentence becomes long.
+# **Byte-pair encoding** gives common pieces their own numbers: count the pairs of neighbours inside
+# words, give the most frequent pair a new number, and repeat.
 
 # %%
-words = re.findall(r" ?[A-Za-z]+| ?[^\w\s]+", LINE)  # letters or signs, with the space before them
+words = re.findall(r" ?[A-Za-z]+| ?[^\w\s]+", LINE)  # a space joins its word
 words = [list(word.encode()) for word in words]  # as bytes
 spelled, merges = {i: bytes([i]) for i in range(256)}, []
 for new in range(256, 260):
     pairs = Counter(pair for word in words for pair in pairwise(word))
-    a, b = min(pairs, key=lambda pair: (-pairs[pair], pair))  # of equals, the smaller numbers
+    a, b = min(pairs, key=lambda pair: (-pairs[pair], pair))  # first of equals
     merges.append((a, b))
     spelled[new] = spelled[a] + spelled[b]
-    print(f"{new}: {spelled[a]} + {spelled[b]} = {spelled[new]}, seen {pairs[a, b]} times")
+    print(f"{new}: {spelled[a]} + {spelled[b]} = {spelled[new]}, {pairs[a, b]} times")
     for word in words:
         i = 0
         while i + 1 < len(word):
@@ -51,10 +51,10 @@ for new in range(256, 260):
                 word[i : i + 2] = [new]
             i += 1
 
-assert merges == data.BPE.train(LINE, 260).merges  # the library's: the same merges
+assert merges == data.BPE.train(LINE, 260).merges  # the library agrees
 
 # %% [markdown]
-# From a longer text it learns 256 merges: frequent words are one token now, rare ones are pieces.
+# From a longer text we learn 256 merges. Frequent words are now one token; rare words are pieces.
 
 # %%
 V = 512
@@ -64,8 +64,8 @@ print("|".join(tokenizer.decode([i]) for i in tokenizer.encode(LINE)))
 print(f"{len(plays) / len(ids):.2f} characters a token")
 
 # %% [markdown]
-# The question "what comes next?" is asked at every place at once: the target at each place is the
-# token one place later. The causal mask of chapter 04 makes that honest.
+# The question "what comes next?" is asked at every place at the same time: the target at each place
+# is the next token. The causal mask of chapter 04 hides the answers.
 
 # %%
 line = tokenizer.encode(LINE)
@@ -73,30 +73,30 @@ for seen, target in pairwise(line[:5]):
     print(f"{tokenizer.decode([seen])!r:>8} -> {tokenizer.decode([target])!r}")
 
 TOKENS = 64
-batches = data.Windows(ids, batch=16, tokens=TOKENS, seed=SEED)  # random places of the text
+batches = data.Windows(ids, batch=16, tokens=TOKENS, seed=SEED)  # random places
 held_out = data.sequential(held_out_ids, batch=16, tokens=TOKENS)
 inputs, targets = batches[0]
 assert (targets[:, :-1] == inputs[:, 1:]).all()
 
 # %% [markdown]
-# ## What a loss is worth
+# ## What a loss means
 #
-# The loss is the mean of $-\ln p$, where $p$ is the probability that the model gave to the token
-# that came. Two models without any network say what a loss is worth: one gives all $V$ tokens the
-# same probability and has loss $\ln V$; one knows how frequent each token is, and nothing else.
+# The loss is the mean of $-\ln p$, where $p$ is the probability that the model gave to the right
+# token. We compare it with two models without a network. The uniform model gives all $V$ tokens the
+# same probability; its loss is $\ln V$. The unigram model knows only how frequent each token is.
 
 # %%
-frequency = (np.bincount(ids, minlength=V) + 1) / (len(ids) + V)  # + 1: none is impossible
+frequency = (np.bincount(ids, minlength=V) + 1) / (len(ids) + V)  # + 1: never 0
 uniform, unigram = float(np.log(V)), float(-np.log(frequency[held_out_ids]).mean())
 print(f"uniform {uniform:.3f}, unigram {unigram:.3f} (nats a token, held-out text)")
 
 # %% [markdown]
 # ## The model from its parts
 #
-# A vector for what the token is, one for where it stands, a stack of chapter 04's blocks, a layer
-# norm. Then the first table is used again: a token's logit is its own vector times what the blocks
-# made (`project`). This **tied head** has no parameters of its own. With width $d$, the table has
-# $V d$ of them and a block about $12 d^2$: four matrices in attention, and two four times as large.
+# The model adds a vector for the token and one for its place. Blocks of chapter 04 and a layer norm
+# follow. Then the first table is used again: the logit of a token is its vector times the output of
+# the norm (`project`). This **tied head** has no parameters of its own. With width $d$, the table
+# has $V d$ parameters and a block about $12 d^2$.
 
 
 # %%
@@ -126,8 +126,8 @@ for name, p in tiny.named_parameters():
 print({part: f"{n:,}" for part, n in parts.items()}, f"of {parts.total():,} parameters")
 
 # %% [markdown]
-# **Check.** The engine's `GPT2` has the same parts under the same names. With our weights it
-# computes what ours computes. It can also generate, so we go on with it.
+# **Check.** The engine's `GPT2` has the same parts with the same names. With our weights it
+# computes the same numbers as our model. It can also generate text, so we use it from here on.
 
 # %%
 model = ml.GPT2(config, rng=SEED)
@@ -135,13 +135,13 @@ model.load_state_dict(tiny.state_dict())
 assert (ml.asnumpy(model(inputs)) == ml.asnumpy(tiny(inputs))).all()
 
 # %% [markdown]
-# **Predict.** The loss starts at $\ln V$, as in chapter 03. It falls steeply and soon comes to a
-# first halt. At which number, and what has the model learned by then?
+# **Predict.** The loss starts at $\ln V$, as in chapter 03. It falls fast, and soon it slows down
+# for the first time. At which value, and what has the model learned by then?
 #
 # <details><summary>Answer</summary>
 #
-# At the unigram loss. How frequent each token is can be learned without looking at any other token,
-# so it is learned first. See the thin line in the figure. To get below, it has to use the context.
+# At the unigram loss. The model can learn without any context how frequent each token is, so it
+# learns this first (the thin line in the figure). For a lower loss it has to use the context.
 #
 # </details>
 
@@ -155,20 +155,20 @@ def sample(model: ml.GPT2, tokens: int = 40, temperature: float = 0.8, top_p: fl
     return model.tokenizer.decode(out[len(start) :])
 
 
-def tell(line: str) -> None:
-    """What `fit` calls to report: the line that it would print, and what the model writes now."""
+def report(line: str) -> None:
+    """Print the progress line of `fit`, and a sample of the model."""
     text = " ".join(sample(model).split())  # on one line
-    samples.append(text.encode("ascii", "replace").decode())  # ? for bytes that are no letters
+    samples.append(text.encode("ascii", "replace").decode())  # ?: not ASCII
     print(f"{line}\n    To be {samples[-1]}")
 
 
 model.tokenizer = tokenizer
-tell(f"untrained: loss {ml.evaluate(model, held_out):.3f}, uniform {uniform:.3f}")
+report(f"untrained: loss {ml.evaluate(model, held_out):.3f}, uniform {uniform:.3f}")
 optimizer = ml.AdamW(model.trainable_parameters(), betas=(0.9, 0.98), weight_decay=0.1)
-rate = ml.optim.cosine_schedule(4e-3, STEPS, warmup=STEPS // 10)  # up for a tenth, then down to 0
+rate = ml.optim.cosine_schedule(4e-3, STEPS, warmup=STEPS // 10)  # up, then to 0
 history = ml.fit(
-    model, batches, optimizer, STEPS, schedule=rate, max_grad_norm=1.0,  # no gradient longer than 1
-    held_out=held_out[:4], eval_every=STEPS // 5, log_every=STEPS // 5, progress=tell,
+    model, batches, optimizer, STEPS, schedule=rate, max_grad_norm=1.0,
+    held_out=held_out[:4], eval_every=STEPS // 5, log_every=STEPS // 5, progress=report,
 )
 
 # %%
@@ -176,7 +176,7 @@ constant = {f"{name} ({loss:.2f})": ml.History(held_out=[(0, loss), (STEPS, loss
             for name, loss in (("uniform", uniform), ("unigram", unigram))}
 (ax,) = viz.panels(1, 1, (10, 4.5))
 curves = {**constant, "tiny GPT": history}
-viz.loss_curves(curves, ax=ax, title="First how frequent tokens are, then what follows what")
+viz.loss_curves(curves, ax=ax, title="First token frequencies, then the context")
 for i, ((step, loss), text) in enumerate(zip(history.held_out, samples)):
     if ax and step < STEPS:  # ax is None without matplotlib
         at = (step + 4, unigram - 0.27 * i) if step else (40, 0.8 * uniform + 0.2 * unigram)
@@ -187,13 +187,13 @@ viz.show()
 # %% [markdown]
 # ## What more training gives
 #
-# The package brings a base that was pretrained in the same way, on all of the plays but the same
-# last part: more parameters, more tokens to choose from, far more steps. Its loss per *token*
-# cannot be compared with ours, as its tokens are longer. Per *character* it can.
+# The package contains a base that was pretrained in the same way, on all of the plays except the
+# same last part. It has more parameters, more tokens, and far more steps. We cannot compare losses
+# per *token*, because its tokens are longer. Per *character* we can.
 
 # %%
 base = ml.load_base("shakespeare")
-for name, m in (("tiny GPT", model), ("shipped base", base)):
+for name, m in (("tiny GPT", model), ("built-in base", base)):
     tokens = m.tokenizer.encode(rest)
     loss = ml.evaluate(m, data.sequential(tokens, batch=16, tokens=TOKENS))
     n, per_character = sum(p.data.size for p in m.parameters()), loss * len(tokens) / len(rest)
@@ -203,10 +203,10 @@ for name, m in (("tiny GPT", model), ("shipped base", base)):
 # %% [markdown]
 # ## Sampling
 #
-# A model gives a probability to each token, and sampling draws one. Two settings bend the draw.
-# **Temperature** divides the logits before the softmax: below 1 it sharpens, above 1 it flattens.
-# **Top-p** draws among the likeliest tokens that together hold the share $p$, and drops the others.
-# At temperature 0 the likeliest is taken: `generate` is then a loop that we can write out.
+# Sampling draws each token with its probability. Two settings change the probabilities.
+# **Temperature** divides the logits before the softmax: below 1 it makes likely tokens more likely,
+# above 1 less likely. **Top-p** draws only from the most likely tokens that together have the
+# probability $p$. Temperature 0 always takes the most likely one. Then `generate` is this loop:
 
 # %%
 written = start = base.tokenizer.encode(PROMPT)
@@ -219,14 +219,14 @@ for temperature in (0.5, 1.0, 2.0):
     p /= p.sum()
     best = np.argsort(-p)
     top = ", ".join(f"{base.tokenizer.decode([i])!r} {p[i]:.2f}" for i in best[:4])
-    kept = 1 + np.searchsorted(np.cumsum(p[best]), 0.9)
-    print(f"\ntemperature {temperature}: {top}; {kept} tokens hold 90 %")
+    n = 1 + np.searchsorted(np.cumsum(p[best]), 0.9)
+    print(f"\ntemperature {temperature}: {top}; {n} tokens have 90 %")
     print(repr("To be" + sample(base, 15, temperature)))
 
 # %% [markdown]
 # ## Break it
 #
-# Forget to shift: let each token be its own target. Everything runs, and the loss is a dream.
+# Forget the shift: each token is its own target. Everything runs, and the loss looks excellent.
 
 # %%
 broken = ml.GPT2(config, rng=SEED)
@@ -237,14 +237,14 @@ dream = ml.fit(broken, unshifted, optimizer, 40, progress=False).losses[-1]
 truth = ml.evaluate(broken, held_out)
 print("it writes:", repr(PROMPT + sample(broken, tokens=10)))
 assert dream < uniform < truth
-print(f"Caught: loss {dream:.3f} where it was trained, {truth:.3f} on the next token")
+print(f"Caught: training loss {dream:.3f}, loss on the next token {truth:.3f}")
 
 # %% [markdown]
-# It has learned to copy. Look at a batch before training on it, as the cell with the targets did,
-# and distrust a loss that is too good: in far more steps, the honest model came nowhere near.
+# The model has learned to copy its input. Look at a batch before you train on it, as we did above.
+# And do not trust a loss that is too good: the honest model stayed far above it.
 #
 # ## What you built, and what is next
 #
-# A tokenizer; a GPT from its parts; its loss, read against two baselines; its samples.
+# You built a tokenizer and a GPT, compared its loss with two simple models, and drew samples.
 #
-# **Next:** chapter 06 trains all of the shipped base on another text, and measures what changed.
+# **Next:** chapter 06 trains all of the built-in base on another text, and measures what changed.

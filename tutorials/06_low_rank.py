@@ -5,11 +5,12 @@
 # *Time:* 25 minutes. *Needs:* chapter 05.
 # *Remember:* A few directions of the update do most of its work, but not all of it.
 #
-# LoRA writes the change of a weight matrix as a product of two thin ones, so its rank is at most
-# $r$. The paper supposes that a small $r$ is enough (§4.1), encouraged by Aghajanyan et al. (2020,
-# [arXiv 2012.13255](https://arxiv.org/abs/2012.13255)). Here nothing limits the rank: all weights
-# are trained, and we look at what changed. One matrix is followed closely: the one that makes the
-# values of the first block. (`MINILORA_FAST=1` trains for two steps: its numbers say nothing.)
+# LoRA writes the change of a weight matrix as a product of two thin matrices, so the rank of the
+# change is at most $r$. The paper assumes that a small $r$ is enough (§4.1), following Aghajanyan
+# et al. (2020, [arXiv 2012.13255](https://arxiv.org/abs/2012.13255)). Here nothing limits the rank:
+# we train all weights, and then look at what changed. We look most closely at one matrix, which
+# computes the values in the first block. (`MINILORA_FAST=1` trains for two steps: its numbers mean
+# nothing.)
 
 # %%
 import os
@@ -21,14 +22,14 @@ from minilora import data, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH, TOKENS = (2, 2, 32) if FAST else (40, 8, 64)
-RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # the model is 160 wide: 160 is all
+RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # 160 is the full rank
 SEEDS, MATRIX = (0, 1, 2), "blocks.0.attn.v.W"  # (160, 160)
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Directions and their energy
 #
-# The singular value decomposition (SVD) writes any matrix as a sum of simple ones:
+# The singular value decomposition (SVD) writes any matrix as a sum of simple matrices:
 #
 # $$ D = \sum_i \sigma_i\, u_i v_i^\top, \qquad \sigma_1 \ge \sigma_2 \ge \dots \ge 0. $$
 #
@@ -36,51 +37,53 @@ rng = np.random.default_rng(0)
 # $\sigma_i u_i$ times that number. The **rank** is the number of terms with $\sigma_i > 0$. If $B$
 # has $r$ columns and $A$ has $r$ rows, $BA$ is a sum of $r$ terms, so its rank is at most $r$.
 #
-# The $u_i$ have length 1 and are at right angles to each other, and so are the $v_i$. So the sum of
-# the squares of all entries of $D$, the square of its *norm*, is $\sum_i \sigma_i^2$. Call it the
-# **energy** of $D$. How many directions hold it?
+# The $u_i$ have length 1 and are orthogonal to each other, and so are the $v_i$. So the sum of the
+# squares of all entries of $D$ (its *norm*, squared) is $\sum_i \sigma_i^2$. We call it the
+# **energy** of $D$. How many directions contain most of it?
 
 
 # %%
 def sizes(D: np.ndarray) -> np.ndarray:
-    """The singular values, largest first."""
+    """Return the singular values, largest first."""
     return np.linalg.svd(D, compute_uv=False)
 
 
 def share(D: np.ndarray) -> np.ndarray:
-    """The share of the energy that the first 1, 2, 3, ... directions hold: [7] is that of 8."""
+    """Return the energy's share in the first 1, 2, ... directions ([7]: in 8)."""
     energy = sizes(D) ** 2
     return np.cumsum(energy) / energy.sum()
 
 
 def first(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
-    """For each r the sum of the first r terms: no matrix of rank r is nearer to D."""
+    """Return r -> the sum of the first r terms, the best rank-r matrix for D."""
     U, s, Vt = np.linalg.svd(D, full_matrices=False)
     return {r: (U[:, :r] * s[:r]) @ Vt[:r] for r in ranks}
 
 
 # %% [markdown]
-# **Check.** What the first $r$ terms leave out is the energy of the others. And two matrices whose
-# answer is known: one made of 8 directions, and one of independent random numbers.
+# **Check.** The first $r$ terms leave out exactly the energy of the other terms. Then we test two
+# matrices with a known answer: a sum of 8 directions, and independent random numbers.
 
 # %%
 noise = rng.standard_normal((160, 160))
-made = rng.standard_normal((160, 8)) @ rng.standard_normal((8, 160))
+rank_8 = rng.standard_normal((160, 8)) @ rng.standard_normal((8, 160))
 left_out = noise - first(noise, [8])[8]
 assert np.isclose((left_out**2).sum() / (noise**2).sum(), 1 - share(noise)[7])
-assert np.isclose(share(made)[7], 1)
-for name, D in (("made of 8 directions", made), ("random", noise)):
-    print(f"{name}: {share(D)[7]:.0%} in 8 of 160; σ of 7 to 10:", sizes(D)[6:10].round(1))
+assert np.isclose(share(rank_8)[7], 1)
+for name, D in (("sum of 8 directions", rank_8), ("random", noise)):
+    print(f"{name}: {share(D)[7]:.0%} in 8 of 160;", end=" ")
+    print("σ of 7 to 10:", sizes(D)[6:10].round(1))
 
 # %% [markdown]
-# Even of random numbers, the first 8 directions hold more than 8/160: they are the largest. So a
-# share means something only beside that of a random matrix of the same size.
+# Even for random numbers, the first 8 directions contain more than 8/160 of the energy, because
+# they are the largest. So a share means something only if we compare it with a random matrix of the
+# same size.
 #
 # ## Fine-tune everything
 #
-# The base knows Shakespeare's plays. All its weights are trained on Genesis and Exodus, three times
-# over, each time on other batches. We keep $\Delta W = W - W_0$ of every parameter. On the way we
-# print which share of one matrix's energy is in 8 directions.
+# The base knows Shakespeare's plays. We train all its weights on Genesis and Exodus, three times,
+# each time with other batches. We keep $\Delta W = W - W_0$ for every parameter. During training we
+# print, for one matrix, the share of the energy that is in 8 directions.
 
 # %%
 base = ml.load_base("shakespeare")
@@ -89,42 +92,43 @@ training, rest = (base.tokenizer.encode(t) for t in data.split(data.load_text("k
 held_out = data.sequential(rest, batch=BATCH, tokens=2 * TOKENS)[:4]  # as in chapter 00
 base_loss, held_out = ml.evaluate(base, held_out), held_out[: 1 if FAST else 2]
 start = ml.evaluate(base, held_out)
-print(f"held-out loss of the base: {base_loss:.3f}; of the part looked at below: {start:.3f}")
+print(f"held-out loss of the base: {base_loss:.3f}; on the part used below: {start:.3f}")
 
 
 def fine_tune(seed: int) -> tuple[dict[str, np.ndarray], float]:
-    """ΔW by name, and the held-out loss."""
+    """Return name -> ΔW, and the held-out loss."""
     model, shares = ml.load_base("shakespeare"), []
 
-    def tell(line: str) -> None:  # fit calls this ten times on its way
+    def report(line: str) -> None:  # fit calls it ten times
         shares.append(f"{share(model.state_dict()[MATRIX] - W0[MATRIX])[7]:.0%}")
 
     optimizer = ml.AdamW(model.trainable_parameters(), weight_decay=0.0)
     schedule = ml.optim.linear_schedule(1e-3, STEPS, warmup=STEPS // 10)
     ml.fit(
         model, data.Windows(training, BATCH, TOKENS, seed=seed), optimizer, STEPS,
-        schedule=schedule, max_grad_norm=1.0, progress=tell,
+        schedule=schedule, max_grad_norm=1.0, progress=report,
     )
     loss = ml.evaluate(model, held_out)
-    print(f"held-out loss {start:.2f} -> {loss:.2f}; share on the way:", *shares)
+    print(f"held-out loss {start:.2f} -> {loss:.2f}; shares:", *shares)
     return {name: W - W0[name] for name, W in model.state_dict().items()}, loss
 
 
 updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
 
 # %% [markdown]
-# **Predict.** How many of the 160 directions hold 90 % of the energy of a $\Delta W$ of attention:
-# about 8, about 30, or about 80?
+# **Predict.** How many of the 160 directions contain 90 % of the energy of a $\Delta W$ in
+# attention: about 8, about 30, or about 80?
 #
 # <details><summary>Answer</summary>
 #
-# The middle one. The last one is what a random matrix needs, so the update is far from random. But
-# a matrix of rank 8 it is not.
+# The middle one. A random matrix needs as many as the last answer says, so the update is far from
+# random. But it is not a matrix of rank 8 either.
 #
 # </details>
 
 # %%
-print("energy in the first 8 directions | how many hold 90 % (mean over layers and seeds)")
+print("energy in the first 8 directions | directions with 90 % of the energy")
+print("(means over layers and seeds)")
 print(f"{'':16} {'ΔW':>13} {'W0':>13} {'random':>13}")
 for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
     names = [name for name in W0 if name.endswith(f"{kind}.W")]
@@ -136,23 +140,23 @@ for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
     print(f"{kind:8} {shape[0]}x{shape[1]}", *cells)
 
 # %% [markdown]
-# ## Does the work sit in the first directions?
+# ## Are the first directions the useful ones?
 #
-# Training is not after energy but after loss. So cut every $\Delta W$, those of the two tables too,
-# down to its first $r$ directions, put $W_0$ and that into the model, and read the held-out loss.
-# Biases and layer norms are vectors: they keep their whole change, and at $r = 0$ that is all.
-# For comparison, $r$ directions picked at random.
+# Training does not aim at energy, but at a low loss. So we cut every $\Delta W$, also those of the
+# two tables, down to its first $r$ directions. We add the result to $W_0$, and evaluate the
+# held-out loss. Biases and layer norms are vectors: they keep their entire change, and at $r = 0$
+# only they change. For comparison, we also take $r$ random directions.
 
 
 # %%
 def at_random(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
-    """For each r what of D passes through r random directions, on the side of D that is 160."""
-    Q = {r: np.linalg.qr(rng.standard_normal((160, r)))[0] for r in ranks}  # orthogonal columns
+    """Return r -> D projected on r random directions, on its side of size 160."""
+    Q = {r: np.linalg.qr(rng.standard_normal((160, r)))[0] for r in ranks}
     return {r: Q[r] @ (Q[r].T @ D) if len(D) == 160 else D @ Q[r] @ Q[r].T for r in ranks}
 
 
 def losses(update: dict[str, np.ndarray], cut) -> dict[int, float]:
-    """r -> held-out loss with W0 and what `cut` leaves of each ΔW; r = 0: vectors alone."""
+    """Return r -> held-out loss of W0 + cut ΔW (r = 0: vectors alone)."""
     parts = {name: cut(D, (0, *RANKS)) for name, D in update.items() if D.ndim == 2}
     model, result = ml.load_base("shakespeare"), {}
     for r in (0, *RANKS):
@@ -163,10 +167,11 @@ def losses(update: dict[str, np.ndarray], cut) -> dict[int, float]:
 
 
 sweeps = {}
-for label, cut in (("full ΔW, first r directions", first), ("r directions at random", at_random)):
-    found = [losses(update, cut) for update in updates]
-    sweeps[label] = {r: [by_rank[r] for by_rank in found] for r in (0, *RANKS)}
-print("r, and the share of the gain in loss: first directions, at random")
+cuts = {"full ΔW, first r directions": first, "r random directions": at_random}
+for label, cut in cuts.items():
+    by_seed = [losses(update, cut) for update in updates]
+    sweeps[label] = {r: [by_rank[r] for by_rank in by_seed] for r in (0, *RANKS)}
+print("r, and the share of the gain in loss: first, random directions")
 for r in (0, *RANKS):
     gains = [start - np.median(sweep[r]) for sweep in sweeps.values()]
     print(f"{r:3}", *(f"{gain / (start - np.median(tuned)):8.0%}" for gain in gains))
@@ -179,47 +184,49 @@ spectra = {
     "W0, scaled to that norm": sizes(W0[MATRIX]) * norm / np.linalg.norm(W0[MATRIX]),
     "random, of that norm": sizes(noise) * norm / np.linalg.norm(noise),
 }
-viz.spectrum(spectra, ax=top, title="Directions shrink faster than by chance, without a clear end")
+viz.spectrum(spectra, ax=top, title="σ falls faster than by chance, without a clear end")
 vectors = np.median([sweep.pop(0) for sweep in sweeps.values()])
 levels = {
     "frozen base": start,
     "biases and layer norms alone": vectors,
-    "full: all of it": np.median(tuned),
+    "full: entire ΔW": np.median(tuned),
 }
 viz.rank_sweep(sweeps, ax=bottom, levels=levels, title="A few directions do most of the work")
 viz.show()
 
 # %% [markdown]
-# ## Found, and not found
+# ## What we found, and what we did not find
 #
-# **Found:** the energy of $\Delta W$ sits in fewer directions than by chance, and in fewer than the
-# energy of $W_0$ does. In loss it is more pronounced: most of the gain comes with the first few
-# directions, and far less with as many random ones. A part of it comes with the vectors alone.
+# **Found:** the energy of $\Delta W$ is in fewer directions than by chance, and in fewer than the
+# energy of $W_0$. For the loss the effect is stronger: the first few directions give most of the
+# gain, and as many random directions give far less. The vectors alone give a part of it.
 #
-# **Not found:** a rank. The singular values come to no stop, the loss has no step where it could be
-# said to end, and the last part of the gain takes tens of directions. The share on the way fell as
-# training went on: longer training might spread the update further, and we did not measure how far.
-# We cut *after* training; whether training *within* rank $r$ gets as far is another question, for
-# the next chapters. And this is one small model, one pair of texts, one optimizer.
+# **Not found:** a rank. The singular values do not stop at some number, nor does the gain, and the
+# last part of the gain takes tens of directions. During training the share in 8 directions fell. In
+# a longer training it might fall further; we did not measure that. We also cut *after* training. Is
+# training *within* rank $r$ as good? The next chapters ask that. And this is one small model, one
+# pair of texts, and one optimizer.
 #
 # ## Break it
 #
-# Two ways to find a low rank that is not there. One is circular: train $\Delta W = BA$ with $r = 8$
-# and "discover" rank 8. `made` above had it before any training. The other is a slip: forget to
-# subtract $W_0$. It shows on a *control*, an update of which we know that it is random.
+# There are two ways to "find" a low rank that is not there. The first is circular: train
+# $\Delta W = BA$ with $r = 8$ and "discover" rank 8. The matrix `rank_8` above had rank 8 without
+# any training. The second is a mistake: forget to subtract $W_0$. We show it on a *control*, an
+# update that we know is random.
 
 # %%
-control = W0[MATRIX] + noise * norm / np.linalg.norm(noise)  # W0 and a random ΔW of the same norm
+control = W0[MATRIX] + noise * norm / np.linalg.norm(noise)  # a random ΔW
 chance = share(noise)[7]
 for name, D in (("W - W0", control - W0[MATRIX]), ("W alone", control)):
-    print(f"{name}: {share(D)[7]:.0%} in 8 directions; a random update has {chance:.0%}")
+    print(f"{name}: {share(D)[7]:.0%} in 8 directions; random: {chance:.0%}")
 assert np.isclose(share(control - W0[MATRIX])[7], chance, rtol=1e-3)
 assert share(control)[7] > 1.2 * chance
-print("Caught: without the subtraction, even a random update looks like one of few directions")
+print("Caught: without the subtraction, even a random update looks low rank")
 
 # %% [markdown]
 # ## What you built, and what is next
 #
-# A measure of rank beside its random baseline, and what it says of one real fine-tuning.
+# You built a measure of rank, with a random matrix for comparison, and applied it to a real
+# fine-tuning.
 #
 # **Next:** chapter 07 builds the layer that trains only $r$ directions from the start.
