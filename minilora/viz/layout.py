@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from .palette import COLOURS, meant
-
-if TYPE_CHECKING:
-    from .tape import Box, Graph
 
 LETTER, LINE, FONT = 7.9, 17.0, 13  # px: width of a letter, height of a line, size of the letters
 PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # in a box, below it, beside it, all around
@@ -17,8 +16,39 @@ TIP = 8.0  # length of an arrow's head
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
+Sizes = Sequence[tuple[float, float]]  # (width, height)
+Routes = dict[tuple[int, int, int], list[tuple[float, float]]]  # (from, to, which input) -> points
+
+
+@dataclass(frozen=True)
+class Box:
+    """One step of the tape, a trained leaf, or a frozen input."""
+
+    name: str  # the reader's name for it, or ""
+    op: str  # the op that computed it; "" for a leaf
+    inputs: tuple[int, ...]  # the boxes it was computed from, in order
+    shape: tuple[int, ...]
+    frozen: bool
+    value: str = ""
+    grad: str = ""
+
+    @property
+    def title(self) -> str:
+        """The first line: "u = mul", "mul" or "x"."""
+        return " = ".join(filter(None, (self.name, self.op))) or self.value or str(self.shape)
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines of text in the box."""
+        rows = [str(self.shape) if self.shape else "",
+                f"value {self.value}" if self.value else "",
+                f"grad {self.grad}" if self.grad else ""]
+        repeated = "", self.title, f"value {self.title}"  # an unnamed constant's title is its value
+        return [self.title, *(row for row in rows if row not in repeated)]
+
+
 class Place(NamedTuple):
-    """A box, or a point that an edge passes through: left, middle, width, height."""
+    """A box, or a point on an edge: left, middle, width, height."""
 
     x: float
     y: float
@@ -26,37 +56,39 @@ class Place(NamedTuple):
     h: float
 
 
-def draw(graph: Graph) -> str:
-    """The graph as one <svg>, complete in itself, and without ids: many can share a page."""
-    places, routes = arrange(graph)
+def draw(
+    boxes: Sequence[Box], label: str, now: int | None = None,
+    active: Collection[tuple[int, int]] = (), sizes: Sizes = (),
+) -> str:
+    """Return the boxes and edges as one <svg>, self-contained and without ids.
+
+    label: the picture in words. now: the box to highlight; active: edges (from, to) to draw
+    thick and pointing back; sizes: the size of each box (empty: as its text needs).
+    """
+    places, routes = arrange(boxes, sizes)
     width = max(p.x + p.w for p in places) + MARGIN
     height = max(p.y + p.h / 2 for p in places) + MARGIN
-    parts = [_edge(points, (a, b) in graph.active) for (a, b, _), points in routes.items()]
-    parts += [_box(box, at, i == graph.now) for i, (box, at) in enumerate(zip(graph.boxes, places))]
-    told = "; ".join(" ".join(row.split()) for row in graph.text.splitlines())
+    parts = [_edge(points, (a, b) in active) for (a, b, _), points in routes.items()]
+    parts += [_box(box, at, i == now) for i, (box, at) in enumerate(zip(boxes, places))]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(told)}" '
+        f'aria-label="{escape(label)}" '
         f'font-family="{MONO}" font-size="{FONT}" text-anchor="middle" fill="currentColor" '
         f'style="max-width:100%;min-width:{0.7 * width:.0f}px;height:auto">{"".join(parts)}</svg>'
     )
 
 
-def sizes(boxes: tuple[Box, ...]) -> tuple[tuple[float, float], ...]:
-    """(width, height) that the text of each box needs."""
-    return tuple(
+def text_sizes(boxes: Sequence[Box]) -> Sizes:
+    """Return the (width, height) that the text of each box needs."""
+    return [
         (2 * PAD + LETTER * max(map(len, box.lines)), PAD + LINE * len(box.lines)) for box in boxes
-    )
+    ]
 
 
-Routes = dict[tuple[int, int, int], list[tuple[float, float]]]  # (from, to, which input) -> points
-
-
-def arrange(graph: Graph) -> tuple[list[Place], Routes]:
-    """Where each box stands, and through which points each edge goes."""
-    boxes, layer = graph.boxes, _layers(graph.boxes)
-    size = list(graph.sizes or sizes(boxes))
+def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Routes]:
+    """Return the place of each box and the points that each edge passes through."""
+    layer, size = _layers(boxes), [*(sizes or text_sizes(boxes))]
     chains: dict[tuple[int, int, int], list[int]] = {}
     for i, box in enumerate(boxes):  # a long edge gets a place of its own in each layer it passes
         for k, j in enumerate(box.inputs):
@@ -93,7 +125,7 @@ def arrange(graph: Graph) -> tuple[list[Place], Routes]:
     return places[: len(boxes)], routes
 
 
-def _layers(boxes: tuple[Box, ...]) -> list[int]:
+def _layers(boxes: Sequence[Box]) -> list[int]:
     """The column of each box: after all its inputs; what was not computed, just before its use."""
     layer: list[int] = []
     for box in boxes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import asnumpy
 from ..tensor import Node, Tensor, unbroadcast
-from .layout import sizes
+from .layout import Box, text_sizes
 from .tape import Graph, Seen, boxes_of, short
 
 Visit = tuple[Node, np.ndarray, list[tuple[Any, np.ndarray]]]  # a node, its gradient, what it gives
@@ -60,7 +60,7 @@ def backward_steps(
         frames.append((caption, replace(drawn, boxes=boxes, now=now, active=active)))
     fit = tuple(
         (max(w for w, _ in box), max(h for _, h in box))
-        for box in zip(*(sizes(graph.boxes) for _, graph in frames))
+        for box in zip(*(text_sizes(graph.boxes) for _, graph in frames))
     )
     return [(caption, replace(graph, sizes=fit)) for caption, graph in frames]
 
@@ -97,7 +97,7 @@ def _noting(node: Node, targets: Any, rule: Any, visits: list[Visit]) -> Any:
 def _with_grads(
     graph: Graph, arrived: Mapping[int, list[np.ndarray]], expected: Mapping[int, int],
     on_tape: set[int],
-) -> tuple[Any, ...]:
+) -> tuple[Box, ...]:
     """The boxes with what has arrived: "2 + …" while more is to come, "2 + 3 = 5" when all is."""
     boxes = []
     for i, box in enumerate(graph.boxes):

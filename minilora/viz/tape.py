@@ -13,36 +13,9 @@ from ..backend import asnumpy
 from ..backend.settings import own
 from ..ops import replaced
 from ..tensor import OPS, Node, Tensor
-from .layout import draw
+from .layout import Box, draw
 
 Made = tuple[str, Tensor, list[Tensor]]  # the op's name, its output, its inputs
-
-
-@dataclass(frozen=True)
-class Box:
-    """One step of the tape, or what goes in: a leaf that is trained, or something frozen."""
-
-    name: str  # what the reader calls it, or ""
-    op: str  # what computed it; "" for what was not computed
-    inputs: tuple[int, ...]  # the boxes that it was computed from, in order
-    shape: tuple[int, ...]
-    frozen: bool
-    value: str = ""
-    grad: str = ""
-
-    @property
-    def title(self) -> str:
-        """What is written on top: "u = mul", "mul", "x"."""
-        return " = ".join(filter(None, (self.name, self.op))) or self.value or str(self.shape)
-
-    @property
-    def lines(self) -> list[str]:
-        """What is written in the box."""
-        rows = [str(self.shape) if self.shape else "",
-                f"value {self.value}" if self.value else "",
-                f"grad {self.grad}" if self.grad else ""]
-        told = "", self.title, f"value {self.title}"  # the title of what has no name
-        return [self.title, *(row for row in rows if row not in told)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,31 +60,8 @@ class Graph:
     @property
     def svg(self) -> str:
         """The picture: from left to right, in the colours of the page that it stands on."""
-        return draw(self)
-
-    @property
-    def mermaid(self) -> str:
-        """The graph for Mermaid, which many places that show Markdown draw."""
-        boxes = []
-        for i, box in enumerate(self.boxes):
-            text, (left, right) = "<br/>".join(box.lines), ("[]" if box.op else "()")
-            boxes.append(f'  n{i}{left}"{text}"{right}')
-        return "\n".join(["graph LR", *boxes, *(f"  n{j} --> n{i}" for j, i in self.edges)])
-
-    @property
-    def dot(self) -> str:
-        """The graph for Graphviz."""
-        boxes = []
-        for i, box in enumerate(self.boxes):
-            text, shape = "\\n".join(box.lines), "box" if box.op else "oval"
-            boxes.append(f'  n{i} [label="{text}", shape={shape}];')
-        edges = [f"  n{j} -> n{i};" for j, i in self.edges]
-        return "\n".join(["digraph {", "  rankdir=LR;", *boxes, *edges, "}"])
-
-    @property
-    def edges(self) -> list[tuple[int, int]]:
-        """(from, to) of every input of every box."""
-        return [(j, i) for i, box in enumerate(self.boxes) for j in box.inputs]
+        label = "; ".join(" ".join(row.split()) for row in self.text.splitlines())
+        return draw(self.boxes, label, self.now, self.active, self.sizes)
 
     def __repr__(self) -> str:
         return self.text
