@@ -51,23 +51,15 @@ MEASURED = {
 HISTORY = History([4.0, 3.0], [0.1, 0.1], [(0, 4.5), (2, 3.5)])
 TOKENS = ["<s>", "And", " God", " said", "\n"]
 SWEEP = {1: [3.2, 3.0, 3.1], 4: [2.8, 2.7, 2.9], 16: [2.5, 2.6, 2.8, 2.4]}
-POINTS = {  # close together, at every edge, with long names
-    "full fine-tuning": (1_442_240, 3.0), "LoRA, r = 8": (92_160, 3.1), "adapters": (90_000, 3.11),
-    "biases": (89_000, 3.105), "prefixes": (93_000, 3.09), "nothing": (100, 3.6),
-}
 DRAWN = {  # each function on what a chapter might give it
     "loss_curves": {"frozen base": [3.5, 3.5], "LoRA": HISTORY, "full fine-tuning": HISTORY},
     "parameter_bars": {"full fine-tuning": 175_000_000_000, "LoRA, r = 4": 18_874_368, "none": 0},
     "memory_bars": {"full": ledger(0, 9 << 20, 9, 9, 1), "LoRA": ledger(5, 4, 3, 2, 1)},
     "merge_error": {"float16": ([1e-4, 0], [1e-3, 2e-3], 1e-4), "bfloat16": ([2e-2], [1e-2], 1)},
     "rank_sweep": {"attention only": SWEEP, "all layers": {2: [2.0], 8: [1.0]}},
-    "quality_vs_parameters": POINTS,
     "spectrum": {"W0": [3, 2, 1], "full fine-tuning": np.geomspace(1, 1e-9, 64)},
     "curves": {"float16": ([1, 2], [3, 4]), "bfloat16": [1, 2, 3]},
-    "latency_bars": {"base": [0.003, 0.004], "unmerged": [0.004, 0.9], "merged": [0.003] * 3},
     "bench_bars": MEASURED,
-    "heatmaps": {"W0": np.eye(3), "BA": -np.eye(3), "W0 + BA": np.zeros((3, 4)), "rest": np.eye(2)},
-    "subspace_similarity": np.linspace(0, 1, 8 * 64).reshape(8, 64),
     "unbroadcast": np.arange(3.0),
 }
 MORE = {
@@ -76,39 +68,32 @@ MORE = {
     "curves": {"xlabel": "size", "ylabel": "share", "log": "xy", "dotted": {"float16": ([1], [1])}},
     "unbroadcast": {"g": np.ones((2, 3))},
 }
-COUNT = {"heatmaps": 4, "delta_heatmap": 3}  # functions that draw on so many axes
-
-
 def drawn(name, ax=None, **more):
-    """What the function of this name makes of its sample, the first axes, and its figure."""
+    """The axes on which the function of this name draws its sample, and their figure."""
     settings = MORE.get(name, {}) | more
     if name == "attention_map":
-        made = viz.attention_map(np.eye(5)[::-1], TOKENS, ax=ax, **settings)
-    elif name == "delta_heatmap":
-        made = viz.delta_heatmap(np.eye(4), -np.eye(4), ax=ax, **settings)
+        ax = viz.attention_map(np.eye(5)[::-1], TOKENS, ax=ax, **settings)
     else:
-        made = getattr(viz, name)(DRAWN[name], ax=ax, **settings)
-    first = made[0] if name in COUNT else made
-    return made, first, first.figure
+        ax = getattr(viz, name)(DRAWN[name], ax=ax, **settings)
+    return ax, ax.figure
 
 
-every = pytest.mark.parametrize("name", [*DRAWN, "attention_map", "delta_heatmap"])
+every = pytest.mark.parametrize("name", [*DRAWN, "attention_map"])
 
 
 @every
 def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name):
-    given = viz.panels(1, COUNT.get(name, 1), (4 * COUNT.get(name, 1), 3))
+    (given,) = viz.panels(1, 1, (4, 3))
     before = plt.get_fignums()
-    given = given if name in COUNT else given[0]
-    assert drawn(name, ax=given)[0] == given
+    assert drawn(name, ax=given)[0] is given
     assert plt.get_fignums() == before
-    assert drawn(name)[0] != given
+    assert drawn(name)[0] is not given
     assert len(plt.get_fignums()) == len(before) + 1
 
 
 @every
 def test_a_figure_names_its_quantities_and_can_be_told_in_words(name):
-    _, ax, figure = drawn(name, title="What it shows")
+    ax, figure = drawn(name, title="What it shows")
     assert ax.get_xlabel()
     assert ax.get_ylabel() or all(tick.get_text() for tick in ax.get_yticklabels())
     words = viz.alt(figure)
@@ -133,7 +118,7 @@ def texts(figure):
 
 @every
 def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
-    figure = drawn(name, title="A long title, which states the point of what is drawn below it")[2]
+    figure = drawn(name, title="A long title, which states the point of what is drawn below it")[1]
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
     whole, inside = figure.get_tightbbox(), figure.get_size_inches()
@@ -153,7 +138,7 @@ def test_every_mark_has_a_colour_of_the_palette_or_is_grey(name):
     from matplotlib.colors import to_hex
 
     known = {tint.upper() for tint in (*COLOURS.values(), *OTHERS, *ROWS.values())}
-    for ax in drawn(name)[2].axes:
+    for ax in drawn(name)[1].axes:
         marks = [line.get_markeredgecolor() if line.get_linestyle() == "None" else line.get_color()
                  for line in ax.lines]
         marks += [part for patch in ax.patches for part in [patch.get_facecolor()[:3]]]
@@ -343,18 +328,6 @@ def test_fewer_than_three_seeds_make_dots_and_no_band():
     assert [y for line in ax.lines[1:] for y in line.get_ydata()] == [3.0, 3.2, 2.0, 2.1]
 
 
-def test_every_name_stands_at_its_own_dot():
-    ax = viz.quality_vs_parameters(POINTS)
-    dots = {tuple(map(float, np.ravel(line.get_data()))) for line in ax.lines}
-    assert {text.get_text(): text.xy for text in ax.texts} == POINTS
-    assert dots == set(POINTS.values())
-    ax.figure.canvas.draw()
-    for text in ax.texts:
-        box = text.get_window_extent()
-        for xy in POINTS.values():  # no name lies on a dot
-            assert not box.contains(*ax.transData.transform(xy))
-
-
 def test_a_spectrum_falls_from_the_first():
     ax = viz.spectrum({"W0": [1.0, 3.0, 2.0]}, log="")
     assert lines(ax)["W0"].tolist() == [[1, 2, 3], [3.0, 2.0, 1.0]]
@@ -371,36 +344,6 @@ def test_curves_and_what_belongs_to_them_share_a_colour():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
 
 
-def test_latency_bars_are_medians_in_ms_beside_the_first():
-    ax = viz.latency_bars({"base": [0.002, 0.001, 0.009], "merged": [0.004]})
-    assert [bar.get_width() for bar in ax.patches] == [2, 4]
-    assert [text.get_text() for text in ax.texts] == ["2 ms", "4 ms  (2.00 ×)"]
-    low, high = ax.containers[1].lines[2][0].get_segments()[0][:, 0]
-    assert (low, high) == (1.5, 5.5)  # the middle half
-    assert to_rgb(viz.COLOURS["frozen"]) == ax.patches[0].get_facecolor()[:3]
-    assert "half of 1 turn\n(in brackets: base = 1)" in ax.get_xlabel()
-
-
-def test_the_panels_of_an_update_share_a_scale_in_which_zero_is_white():
-    W0, BA = np.array([[1.0, 0.0], [0.0, -0.5]]), np.array([[1.0, 0.0], [0.0, 0.0]])
-    grid = viz.delta_heatmap(W0, BA)
-    images = [ax.images[0] for ax in grid]
-    shown = [image.get_array().tolist() for image in images]
-    assert shown == [W0.tolist(), BA.tolist(), (W0 + BA).tolist()]
-    assert {image.get_clim() for image in images} == {(-2, 2)}
-    assert images[0].to_rgba(0.0)[:3] == pytest.approx((1, 1, 1), abs=0.01)
-    titles = [ax.get_title() for ax in grid]
-    assert titles[1] == "BA\nnorm 1 (89% of W0)" and "%" not in titles[0]
-    assert len(viz.heatmaps({"only": np.zeros((2, 2))})) == 1
-
-
-def test_similarity_has_one_scale_in_every_figure_and_counts_from_1():
-    ax = viz.subspace_similarity(np.full((2, 3), 0.2))
-    assert ax.images[0].get_clim() == (0, 1)
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3"]
-    assert ax.get_ylim()[0] < ax.get_ylim()[1]  # the first at the bottom
-
-
 def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
     ax = viz.attention_map([[0.25, 0.75]], [" a"], keys=["b", ""])
     assert ax.images[0].get_array().tolist() == [[0.25, 0.75]]
@@ -410,9 +353,9 @@ def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
         viz.attention_map([[0.25, 0.75]], ["a", "b"])
 
 
-@pytest.mark.parametrize("name", ["parameter_bars", "memory_bars", "latency_bars", "bench_bars"])
+@pytest.mark.parametrize("name", ["parameter_bars", "memory_bars", "bench_bars"])
 def test_the_numbers_at_bars_stand_inside_the_axes(name):
-    ax = drawn(name)[1]
+    ax = drawn(name)[0]
     ax.figure.canvas.draw()
     for text in ax.texts:
         assert text.get_window_extent().x1 <= ax.get_window_extent().x1
@@ -432,7 +375,7 @@ from minilora import cli, viz
 assert not viz.available()
 assert viz.panels(1, 2) == [None, None]
 assert viz.loss_curves({"LoRA": [1.0]}, ax=None, title="a") is None
-assert viz.delta_heatmap([[1.0]], [[1.0]]) is None
+assert viz.attention_map([[1.0]], ["a"]) is None
 x = ml.Tensor(3.0, requires_grad=True)
 viz.show(viz.stepper([("a caption", viz.parameter_bars({"LoRA": 1})), ("b", viz.graph(x * x))]))
 viz.source(ml.ops.neg)

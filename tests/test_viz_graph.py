@@ -374,7 +374,7 @@ def test_a_figure_becomes_an_image_that_is_told_in_words_and_is_closed(backend):
 
     def frames():
         yield "losses", viz.loss_curves({"LoRA": [3.0, 2.0]}, title='"Down"')
-        yield "an update", viz.delta_heatmap(np.eye(2), np.eye(2))
+        yield "a list of axes", [viz.spectrum({"W0": [3.0, 2.0, 1.0]})]
         big = viz.loss_curves({"LoRA": np.random.default_rng(0).random(9000)})
         yield "long", big.figure
 

@@ -4,6 +4,7 @@ A figure function draws on `ax` (None: a new figure) and returns it; without mat
 one line and returns None. `graph`, `stepper` and `source` need nothing. `show()` ends a cell.
 """
 
+from .attention import attention_map
 from .axes import alt, available, need, panels
 from .copies import unbroadcast
 from .figures import (
@@ -12,22 +13,19 @@ from .figures import (
     memory_bars,
     merge_error,
     parameter_bars,
-    quality_vs_parameters,
     rank_sweep,
     spectrum,
 )
-from .matrices import attention_map, delta_heatmap, heatmaps, subspace_similarity
 from .notebook import show, source
 from .palette import COLOURS, OTHERS, colour
 from .slider import stepper
 from .steps import backward_steps
 from .tape import graph, watching
-from .timing import bench_bars, bench_page, latency_bars
+from .timing import bench_bars, bench_page
 
 __all__ = [
     "COLOURS", "OTHERS", "alt", "attention_map", "available", "backward_steps", "bench_bars",
-    "bench_page", "colour", "curves", "delta_heatmap", "graph", "heatmaps", "latency_bars",
-    "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
-    "quality_vs_parameters", "rank_sweep", "show", "source", "spectrum", "stepper",
-    "subspace_similarity", "unbroadcast", "watching",
+    "bench_page", "colour", "curves", "graph", "loss_curves", "memory_bars", "merge_error", "need",
+    "panels", "parameter_bars", "rank_sweep", "show", "source", "spectrum", "stepper",
+    "unbroadcast", "watching",
 ]

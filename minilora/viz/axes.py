@@ -42,10 +42,9 @@ def figure(draw: Callable[Given, Axes]) -> Callable[Given, Axes]:
         if not available():
             print(LEFT_OUT)
             return None
-        made = draw(*args, **settings)
-        if not isinstance(made, list):
-            break_title(made)
-        return made
+        ax = draw(*args, **settings)
+        break_title(ax)
+        return ax
 
     return drawn
 

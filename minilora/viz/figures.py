@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,25 +161,6 @@ def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "")
 
 
 @figure
-def quality_vs_parameters(
-    points: Mapping[str, tuple[float, float]], ax: Axes = None, title: str = "",
-    xlabel: str = "trained parameters", ylabel: str = "held-out loss (nats a token)",
-) -> Axes:
-    """name -> (trained parameters, quality): a dot each with its name beside it, on a log axis."""
-    ax = axes(ax, title)
-    for i, (name, (count, quality)) in enumerate(points.items()):
-        ax.plot(count, quality, "o", color=colour(name, i), ms=7)
-    ax.set_xscale("log")
-    ax.margins(0.25, 0.2)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.figure.draw_without_rendering()  # the layout, from which places are found
-    taken = [_around(ax.transData.transform(xy)) for xy in points.values()]
-    for name, xy in points.items():
-        _write(ax, name, xy, taken)
-    return ax
-
-
-@figure
 def merge_error(
     errors: Mapping[str, tuple[Any, ...]], ax: Axes = None, title: str = "",
     bounds: Sequence[str] = ("bound",),
@@ -244,35 +225,3 @@ def _whole(most: int) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(most, integer=True)
-
-
-def _around(xy: Any, size: float = 12.0) -> Any:
-    """The box of a dot at these pixels."""
-    from matplotlib.transforms import Bbox
-
-    return Bbox.from_bounds(xy[0] - size / 2, xy[1] - size / 2, size, size)
-
-
-def _places() -> Iterator[tuple[int, int, str, str]]:
-    """Where a name may stand beside its dot, nearest first: shift in points, alignment."""
-    for far in (9, 18, 30, 44):
-        yield from ((far, 0, "left", "center"), (-far, 0, "right", "center"))
-        yield from ((0, far, "center", "bottom"), (0, -far, "center", "top"))
-        yield from ((far, far, "left", "bottom"), (far, -far, "left", "top"))
-        yield from ((-far, far, "right", "bottom"), (-far, -far, "right", "top"))
-
-
-def _write(ax: Axes, name: str, xy: tuple[float, float], taken: list[Any]) -> None:
-    """Write a name beside its dot where nothing stands yet, with a line to it where that is far."""
-    inside = ax.get_window_extent()
-    for dx, dy, ha, va in _places():
-        line = {"arrowstyle": "-", "lw": 0.6, "color": "0.5"} if max(abs(dx), abs(dy)) > 9 else None
-        text = ax.annotate(
-            name, xy, (dx, dy), textcoords="offset points", ha=ha, va=va, arrowprops=line
-        )
-        box = text.get_window_extent()
-        free = not any(box.overlaps(other) for other in taken)
-        if free and inside.x0 <= box.x0 and box.x1 <= inside.x1:
-            break
-        text.remove()
-    taken.append(box)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .axes import Axes, axes, figure, need
-from .palette import COLOURS, OTHERS, colour
+from .palette import COLOURS, OTHERS
 
 _ENGINES = {
     **dict.fromkeys(("minilora", "minilora recompute", "minilora float16"), COLOURS["LoRA"]),
@@ -22,35 +20,6 @@ _ENGINES = {
     "decode": COLOURS["merged"],  # it decodes with the merged weights
 }
 _NOT_SHAPES = ("threads", "rounds", "missing", "growth")  # what else `bench` returns
-
-
-@figure
-def latency_bars(
-    times: Mapping[str, Sequence[float]], ax: Axes = None, title: str = "", what: str = "a call"
-) -> Axes:
-    """name -> seconds of each turn: the median as a bar, the middle half of the turns as a line.
-
-    At each bar its milliseconds, and how many times as long as the first, which is on top.
-    """
-    ax = axes(ax, title, (6.8, 1.1 + 0.5 * len(times)))
-    names = list(times)
-    low, middle, high = (
-        np.array([np.quantile(t, (0.25, 0.5, 0.75)) for t in times.values()]).T * 1e3
-    )
-    ax.barh(names, middle, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
-    ax.errorbar(
-        middle, names, xerr=[middle - low, high - middle], fmt="none", ecolor="0.35", lw=1.5
-    )
-    for i, (name, ms) in enumerate(zip(names, middle)):
-        ratio = f"  ({ms / middle[0]:.2f} ×)" * (i > 0)
-        ax.annotate(f"{_digits(ms)} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
-                    va="center")
-    ax.set_xlim(0, 1.6 * high.max())  # room for the numbers
-    ax.invert_yaxis()
-    turns = min(map(len, times.values()))
-    told = f"ms {what}: median, and the middle half of {turns} turn{'s' * (turns > 1)}"
-    ax.set(xlabel=told + f"\n(in brackets: {names[0]} = 1)" * (len(names) > 1))
-    return ax
 
 
 @figure
@@ -79,10 +48,6 @@ def bench_bars(
     compared = any(ratio is not None for ratio in ratios)
     ax.set(xlabel=told + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
     return ax
-
-
-def _digits(ms: float) -> str:
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def bench_page(result: Mapping[str, Any]) -> Any:
