@@ -1,7 +1,5 @@
 """The bench measures what it says: engines agree, every number is there. No time is asserted."""
 
-import functools
-import importlib
 import json
 import re
 import subprocess
@@ -11,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from benchmarks import growth, habits
 
 import minilora as ml
 from minilora import cli, ops
@@ -57,8 +56,8 @@ def test_an_engine_that_disagrees_is_refused(monkeypatch):
             np.savez(path, **grads())
             return loss
 
-    with pytest.raises(RuntimeError, match=r"autograd and minilora disagree by 1\.0e-03"):
-        bench._agree([Honest(), Liar()])
+    with pytest.raises(RuntimeError, match=r"autograd and minilora differ by 1\.0e-03"):
+        bench.agreement([Honest(), Liar()])
 
 
 @pytest.mark.oracle
@@ -163,14 +162,14 @@ def square(tokens):
 
 
 def test_attention_beyond_512_tokens_needs_memory_for_its_tokens_not_for_their_square():
-    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
+    peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
     assert peaks[2048] < 2.1 * peaks[1024] and peaks[4096] < 2.1 * peaks[2048]
     assert peaks[4096] < square(4096) / 2  # all arrays at once: so no single one, either
 
 
 def test_that_would_be_seen(monkeypatch):
     monkeypatch.setattr(ml.backend.Backend, "queries", 4096)
-    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048)}
+    peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048)}
     assert peaks[2048] > 2.1 * peaks[1024] and peaks[2048] > square(2048)
 
 
@@ -192,46 +191,55 @@ ASKED = {}
 
 
 def test_growth_is_of_medians_by_the_token_and_of_whole_squares(monkeypatch):
-    monkeypatch.setattr(bench, "Worker", Slow)
-    monkeypatch.setattr(bench, "TOKENS", (16,))
-    told = bench.growth("tiny", rounds=2, say=lambda line: None)
+    monkeypatch.setattr(growth, "Worker", Slow)
+    monkeypatch.setattr(growth, "TOKENS", (16,))
+    result = growth.growth("tiny", rounds=2, say=lambda line: None)
     turn = [("step", 1), ("step", 3)]
-    assert ASKED[f"tiny:{bench.BATCHES[-1]}"] == [("step", 2), *turn, *turn, "closed"]
-    assert told["batch"][2] == {"ms": [4.0, 4.0], "us_a_token": 4000 / (2 * 16)}
-    assert told["attention"][16]["squares"] == bench.HEADS * square(16)
+    assert ASKED[f"tiny:{growth.BATCHES[-1]}"] == [("step", 2), *turn, *turn, "closed"]
+    assert result["batch"][2] == {"ms": [4.0, 4.0], "us_a_token": 4000 / (2 * 16)}
+    assert result["attention"][16]["squares"] == growth.HEADS * square(16)
 
 
 def test_a_look_at_attentions_memory_leaves_the_library_in_use():
     with ml.using("shapes") as library:
-        assert bench.attention_peak(16) > 0 and ml.current() is library
+        assert growth.attention_peak(16) > 0 and ml.current() is library
 
 
 def test_a_gap_is_relative_to_ours():
     grads, theirs = {"A": np.array([3.0, 4.0])}, {"A": np.array([3.0, 3.0]), "C": np.ones(2)}
-    assert bench.apart(2.0, {}, 3.0, {}) == 0.5 and bench.apart(1.0, grads, 1.1, theirs) == 0.2
-    assert np.isnan(bench.apart(1.0, grads, float("nan"), theirs))
-    assert bench.apart(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
+    assert bench.difference(2.0, {}, 3.0, {}) == 0.5
+    assert bench.difference(1.0, grads, 1.1, theirs) == 0.2
+    assert np.isnan(bench.difference(1.0, grads, float("nan"), theirs))
+    assert bench.difference(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
 
 
 def test_a_whole_run_reads_how_many_steps_and_has_to_end_well(monkeypatch):
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "assert input() == 'step 7'"))
-    assert bench._whole("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
+    assert bench.full_runs("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "raise SystemExit(3)"))
     with pytest.raises(subprocess.CalledProcessError):
-        bench._whole("tiny", ["a"], 1, "numpy", 7)
+        bench.full_runs("tiny", ["a"], 1, "numpy", 7)
 
 
-def test_growth_is_told_for_every_batch_and_every_length(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "BATCHES", (1, 2))
-    monkeypatch.setattr(bench, "TOKENS", (16, 32))
-    monkeypatch.setattr(bench, "growth", functools.partial(bench.growth, "tiny"))
-    assert cli.main(["bench", "--shapes", "", "--growth", "--rounds", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["growth"]
-    assert list(told["batch"]) == ["1", "2"] and list(told["attention"]) == ["16", "32"]
-    for row in told["batch"].values():
+def test_growth_measures_every_batch_and_every_length(capsys, monkeypatch):
+    monkeypatch.setattr(growth, "BATCHES", (1, 2))
+    monkeypatch.setattr(growth, "TOKENS", (16, 32))
+    result = growth.growth("tiny", rounds=1)
+    assert list(result["batch"]) == [1, 2] and list(result["attention"]) == [16, 32]
+    for row in result["batch"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["us_a_token"] > 0
-    for tokens, row in told["attention"].items():
-        assert row["peak"] == row["bytes_a_token"] * int(tokens) > 0
+    for tokens, row in result["attention"].items():
+        assert row["peak"] == row["bytes_a_token"] * tokens > 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1] == " "]
+    assert rows == ["batch", "1", "2", "tokens", "16", "32"]
+
+
+def test_the_growth_script_passes_its_options_on(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(growth, "growth", lambda shape, **how: asked.update(how, shape=shape))
+    monkeypatch.setattr("sys.argv", ["growth.py", "--rounds", "3", "--shape", "tiny"])
+    growth.main()
+    assert (asked["shape"], asked["rounds"], asked["threads"]) == ("tiny", 3, 2)
 
 
 def test_the_floor_leaves_threads_to_blas_and_the_one_in_blocks_does_not(monkeypatch):
@@ -245,7 +253,7 @@ def test_the_floor_leaves_threads_to_blas_and_the_one_in_blocks_does_not(monkeyp
 
 def test_an_engine_that_died_is_named(capfd):
     worker = bench.Worker("abacus", "tiny", 1)
-    with pytest.raises(RuntimeError, match="bench: abacus died, see above"):
+    with pytest.raises(RuntimeError, match="bench: the process of abacus ended, see the output"):
         worker.ask("step", 1)
     worker.close()
     assert "KeyError: 'abacus'" in capfd.readouterr().err
@@ -258,7 +266,7 @@ def test_a_shape_may_name_its_batch():
 
 @pytest.mark.parametrize("shape", ["", "round", "tiny:", "tiny:0", "tiny:-1", "tiny:x", "tiny:1.5"])
 def test_a_shape_that_there_is_not_is_told_with_those_that_are(shape):
-    with pytest.raises(ValueError, match=f"no shape '{shape}': there are classroom, long, gpt2-sm"):
+    with pytest.raises(ValueError, match=f"unknown shape '{shape}': choose classroom, long, gpt2-"):
         engines.sizes(shape)
 
 
@@ -267,7 +275,7 @@ def nothing_measured(monkeypatch):
     """No engine runs; gives those that would."""
     asked = []
     monkeypatch.setattr(
-        bench, "_one", lambda shape, names, *how: asked.append((shape, names)) or {}
+        bench, "measure_shape", lambda shape, names, *how: asked.append((shape, names)) or {}
     )
     return asked
 
@@ -302,9 +310,9 @@ def test_where_nothing_is_compared_no_agreement_is_told():
             return loss
 
     for names in ([], ["decode"], ["minilora"], ["autograd"], ["autograd", "torch+peft"]):
-        assert "no losses and gradients to compare" in bench._agree([*map(Alone, names)])
-    both = bench._agree([Alone("minilora"), Alone("autograd")])
-    assert both == "losses and gradients agree: within 0.0e+00 (minilora, autograd)"
+        assert "losses and gradients are not compared" in bench.agreement([*map(Alone, names)])
+    both = bench.agreement([Alone("minilora"), Alone("autograd")])
+    assert both == "losses and gradients agree within 0.0e+00 (minilora, autograd)"
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
@@ -326,26 +334,20 @@ def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
     assert f"--rounds ROUNDS turns of three steps each ({asked['rounds']})" in " ".join(
         capsys.readouterr().out.split()
     )
-    assert asked["threads"] == 2 and asked["whole"] and not asked["grow"]
+    assert asked["threads"] == 2 and asked["whole"]
 
 
 def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
     pytest.importorskip("matplotlib")
-    assert cli.main(["bench", "--shapes", "", "--growth", "--chart", "a.png"]) == 2
-    assert "needs a shape" in capsys.readouterr().err
+    assert cli.main(["bench", "--shapes", "", "--chart", "a.png"]) == 2
+    assert "leaves nothing to measure" in capsys.readouterr().err
 
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-@pytest.fixture
-def habits(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("habits")
-
-
 @pytest.mark.thorough
-def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes(habits):
+def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes():
     lines, names = [], list(habits.HABITS)
     told = habits.table(names, ["tiny"], rounds=1, say=lines.append)
     rows = [told[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
@@ -360,11 +362,11 @@ def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_n
         assert line.startswith(f"{name:<14}{habits.HABITS[name].title} "), line
 
 
-def test_every_kernel_is_a_habit(habits):
+def test_every_kernel_is_a_habit():
     assert {op.__name__ for op in ml.kernels.TABLE} < set(habits.HABITS)
 
 
-def test_what_a_habit_swaps_in_is_what_runs(habits, monkeypatch):
+def test_what_a_habit_swaps_in_is_what_runs(monkeypatch):
     swapped, called = set(), set()
 
     def object(owner, name, value):
@@ -391,7 +393,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_twin_that_is_another_computation_is_refused(habits, kind, monkeypatch):
+def test_a_twin_that_is_another_computation_is_refused(kind, monkeypatch):
     wrong = habits.Habit("wrong", habits.swap(WRONG[kind]))
     monkeypatch.setitem(habits.HABITS, "wrong", wrong)
     with pytest.raises(RuntimeError, match="wrong: the twin is another computation"):

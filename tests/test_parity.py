@@ -1,4 +1,4 @@
-"""bench --parity: a device that is right agrees, one that is wrong does not, and all is told."""
+"""benchmarks/parity.py: a correct device agrees with the host, a wrong one does not."""
 
 import io
 import json
@@ -7,20 +7,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from benchmarks import parity
 from strict import LOG, StrictBackend
 from test_cli import put_in_use
 
 import minilora as ml
 from minilora import cli, ops
 from minilora.bench import __main__ as worker
-from minilora.bench import engines, parity
+from minilora.bench import engines
 from minilora.bench import turns as bench
 
 
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
     """The host, with the stand-in as the device, and a suite that has passed."""
-    monkeypatch.setattr(parity, "suite", lambda: {"passed": True, "told": "1 passed"})
+    monkeypatch.setattr(parity, "suite", lambda: {"passed": True, "summary": "1 passed"})
     before = ml.use("numpy")
     yield
     ml.use(before)
@@ -47,7 +48,7 @@ def test_a_device_that_computes_the_same_agrees_and_all_is_told(device):
     assert abs(gap) < 0.1  # blocks of 512 bytes, at a tiny size
     assert json.loads(json.dumps(told)) == told
     text = "\n".join(lines)
-    assert "the device agrees" in text and "1 passed" in text and "pool, by now" in text
+    assert "the device agrees" in text and "1 passed" in text and "pool, so far" in text
 
 
 WRONG = {
@@ -118,12 +119,12 @@ def test_the_first_steps_are_not_in_the_median(device, monkeypatch):
 
 def test_a_gradient_that_is_not_a_number_disagrees():
     exact = {"a": np.ones(3), "b": np.ones(2)}
-    assert parity._apart(exact, {"a": np.ones(3), "b": np.ones(2) * 2}) == pytest.approx(0.4**0.5)
-    assert not parity._apart(exact, {"a": np.ones(3), "b": np.full(2, np.nan)}) <= 1e9
+    assert bench.distance(exact, {"a": np.ones(3), "b": np.ones(2) * 2}) == pytest.approx(0.4**0.5)
+    assert not bench.distance(exact, {"a": np.ones(3), "b": np.full(2, np.nan)}) <= 1e9
 
 
 def test_a_suite_that_failed_is_not_passed(device, monkeypatch):
-    monkeypatch.setattr(parity, "suite", lambda: {"passed": False, "told": "1 failed"})
+    monkeypatch.setattr(parity, "suite", lambda: {"passed": False, "summary": "1 failed"})
     told = parity.parity(["tiny"], steps=1, say=lambda line: None)
     assert told["tiny"]["agrees"] and not told["passed"]
 
@@ -133,56 +134,49 @@ RUNS = {"pass": (True, "1 passed"), "pytest.skip('no GPU')": (False, "1 skipped"
 
 @pytest.mark.parametrize("does", RUNS)
 def test_the_suite_is_run_and_skipping_is_not_passing(tmp_path, monkeypatch, does):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(parity, "__file__", str(tmp_path / "package" / "bench" / "parity.py"))
-    assert SUITE() == {"passed": None, "told": "not at hand: run this in a checkout of the project"}
+    monkeypatch.setattr(parity, "TESTS", tmp_path / "tests")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\naddopts = -q")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_gpu.py").write_text(
         f"import pytest\n@pytest.mark.gpu\ndef test_a():\n    {does}\ndef test_b(): pass\n"
     )
-    told, (passed, words) = SUITE(), RUNS[does]
-    assert told["passed"] is passed and f"{words}, 1 deselected" in told["told"], told
+    result, (passed, words) = SUITE(), RUNS[does]
+    assert result["passed"] is passed and f"{words}, 1 deselected" in result["summary"], result
 
 
-def test_the_host_has_nothing_to_be_compared_with(capsys):
-    assert cli.main(["bench", "--parity"]) == 2
-    assert "give --backend cupy" in capsys.readouterr().err
+def test_the_host_is_not_compared_with_itself():
+    with pytest.raises(ValueError, match="give --backend cupy"):
+        parity.main(["--backend", "numpy"])
 
 
-def test_growth_is_the_hosts(monkeypatch, capsys, device):
-    put_in_use(device, monkeypatch)
-    assert cli.main(["bench", "--backend", "cupy", "--growth"]) == 2
-    assert "--growth measures the host" in capsys.readouterr().err
-
-
-def test_the_command_prints_json_and_fails_where_the_device_disagrees(monkeypatch, capsys, device):
-    put_in_use(device, monkeypatch)
-    line = ["bench", "--backend", "cupy", "--parity", "--shapes", "tiny", "--json"]
-    assert cli.main(line) == 0 and json.loads(capsys.readouterr().out)["passed"]
+def test_the_script_prints_json_and_fails_where_the_device_disagrees(monkeypatch, capsys, device):
+    use = parity.use
+    monkeypatch.setattr(parity, "use", lambda name: name if name == "cupy" else use(name))
+    line = ["--backend", "cupy", "--shapes", "tiny", "--steps", "2", "--json"]
+    assert parity.main(line) == 0 and json.loads(capsys.readouterr().out)["passed"]
     monkeypatch.setattr(parity, "TIMES", 0.0)
-    assert cli.main(line) == 1 and not json.loads(capsys.readouterr().out)["passed"]
+    assert parity.main(line) == 1 and not json.loads(capsys.readouterr().out)["passed"]
 
 
 def test_the_float64_run_starts_from_the_same_numbers():
-    narrow, wide = (parity._model("tiny", dtype) for dtype in ("float32", "float64"))
+    narrow, wide = (parity.prepared_model("tiny", dtype) for dtype in ("float32", "float64"))
     for (name, a), (_, b) in zip(narrow.named_parameters(), wide.named_parameters()):
         assert str(b.dtype) == "float64" and np.array_equal(a.data, b.data), name
 
 
 def test_on_a_device_only_its_own_engines_run(device):
     told = {name: engines.missing(name) for name in engines.ENGINES}
-    assert {name for name, why in told.items() if why == "it runs on the host alone"} == {
+    assert {name for name, why in told.items() if why == "it runs on the host only"} == {
         "torch+peft", "torch", "torch decode", "autograd", "floor", "floor in blocks",
     }
     assert not told["minilora"] and not told["minilora half"]
 
 
 def test_half_precision_is_a_devices_engine():
-    assert engines.missing("minilora half") == "in half precision only a device is fast"
+    assert engines.missing("minilora half") == "half precision is fast on a device only"
     loss, grads = engines.ours("tiny", dtype="float16")()
     whole, theirs = engines.ours("tiny")()
-    assert abs(loss - whole) < 0.01 and bench.apart(whole, theirs(), loss, grads()) < 0.05
+    assert abs(loss - whole) < 0.01 and bench.difference(whole, theirs(), loss, grads()) < 0.05
 
 
 def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, capsys):
@@ -231,7 +225,7 @@ def test_the_command_hands_its_device_to_every_worker(monkeypatch):
         raise Stop
 
     monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: commands.append(command))
-    bench._whole("tiny", ["minilora"], 1, "cupy:1")
+    bench.full_runs("tiny", ["minilora"], 1, "cupy:1")
     monkeypatch.setattr(bench.subprocess, "Popen", start)
     with pytest.raises(Stop):
         bench.bench(["tiny"], ["minilora"], device="cupy:1", say=lambda line: None)

@@ -19,7 +19,7 @@ _ENGINES = {
     "merged forward": COLOURS["merged"],
     "decode": COLOURS["merged"],  # it decodes with the merged weights
 }
-_NOT_SHAPES = ("threads", "rounds", "missing", "growth")  # what else `bench` returns
+_NOT_SHAPES = ("threads", "rounds", "missing")  # the other keys of a result of `bench`
 
 
 @figure

@@ -27,7 +27,6 @@ import numpy as np
 from minilora import backend, ops, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
-from minilora.bench import parity
 from minilora.bench import turns as bench
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
@@ -188,7 +187,7 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
                 loss, grads = step()
             told += [loss, grads()]
         loss, grads, other, theirs = told
-        apart = max(abs(loss - other) / loss, parity._apart(grads, theirs))
+        apart = max(abs(loss - other) / loss, bench.distance(grads, theirs))
         if not apart <= bench.TOLERANCE:
             raise RuntimeError(f"{name}: the twin is another computation, {apart:.1e} apart")
         del grads, theirs, told
@@ -215,7 +214,7 @@ def memory_kept(shape: str, rounds: int, count: int) -> Measured:
     programs = (bench.PROGRAM, ("-c", tell_nothing))
     workers = [bench.Worker("minilora", shape, count, program) for program in programs]
     try:
-        kept, returned = bench._turns(workers, rounds)
+        kept, returned = bench.time_in_turns(workers, rounds)
         peaks = [worker.ask("peak") for worker in workers]
     finally:
         for worker in workers:
