@@ -90,7 +90,7 @@ def test_nothing_is_cut_off():
 
 
 def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ValueError, match="two axes can be drawn, not 3"):
+    with pytest.raises(ValueError, match=r"g \(2, 4, 3\) has 3 axes: give at most two"):
         viz.unbroadcast(ROW, np.ones((2, 4, 3)))
     with pytest.raises(ValueError, match="broadcast"):
         viz.unbroadcast(np.ones(2), G)

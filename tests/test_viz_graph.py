@@ -13,6 +13,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
+import picture
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,7 +141,7 @@ def test_what_is_frozen_is_on_no_tape_and_is_drawn_where_it_was_seen():
 def test_a_consumed_tape_is_drawn_where_it_was_seen_and_has_gradients():
     loss, names, seen = diamond()
     loss.backward()
-    with pytest.raises(ValueError, match=r"backward\(\) has consumed the tape behind mul"):
+    with pytest.raises(ValueError, match=r"backward\(\) has consumed the tape of mul"):
         viz.graph(loss, names)
     assert rows(viz.graph(loss, names, seen=seen).text)[0] == "x : leaf value 3 grad 72"
     with pytest.raises(ValueError, match="nothing is recorded"):
@@ -212,7 +213,7 @@ def test_gradients_appear_node_by_node_and_wait_where_paths_meet():
     assert [step["x"] for step in grads] == ["?", "?", "?", "12 + …", "12 + 60 = 72"]
     assert [graph.boxes[graph.now].name for _, graph in frames] == ["loss", "loss", "", "v", "u"]
     assert frames[2][0] == (
-        "mul has its whole gradient, 2: it gives 18 to u and 12 to v. u waits for 1 more."
+        "mul has its full gradient, 2, and sends 18 to u and 12 to v. u waits for 1 more."
     )
     assert names["x"].grad == 72 and names["y"].grad == 90
     assert len({pictured(graph.svg)[0] for _, graph in frames}) == 1  # nothing jumps
@@ -229,7 +230,7 @@ def test_the_steps_of_arrays_are_told_by_their_norms():
     *_, (caption, graph) = viz.backward_steps((x * row).sum(), {"x": x, "row": row})
     assert graph.boxes[1].grad == "[6, 6, 6, 6]"  # summed over the rows that it was copied to
     assert graph.boxes[0].grad == "norm 9.49"
-    assert caption == "mul has its whole gradient, norm 3.46: it gives norm 9.49 to x and " \
+    assert caption == "mul has its full gradient, norm 3.46, and sends norm 9.49 to x and " \
                       "[6, 6, 6, 6] to row."
     row.grad = None
     frames = viz.backward_steps(((row * row) * (row * 1.5)).sum(), {"row": row})
@@ -358,10 +359,10 @@ def test_what_a_frame_can_be(backend):
         "[1/3] a & b\n1 < 2\n\n[2/3] html\n\n[3/3] left out\n(figure left out)"
     )
     assert str(viz.stepper([("a", "b")], "T")) == "T\n\n[1/1] a\nb"
-    with pytest.raises(TypeError, match="'seven' is a int"):
+    with pytest.raises(TypeError, match="the content of 'seven' is a int: give"):
         viz.stepper([("seven", 7)])
     for frames, start in (([], 0), ([("a", "b")], 1), ([("a", "b")], -2)):
-        with pytest.raises(ValueError, match=f"start is {start}, and there are {len(frames)} fr"):
+        with pytest.raises(ValueError, match=f"start {start} is out of range for {len(frames)} fr"):
             viz.stepper(frames, start=start)
 
 
@@ -468,13 +469,11 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
 
 
 def test_the_readme_shows_the_picture_that_its_command_prints():
-    from minilora.viz.__main__ import picture
-
-    drawn = picture()
+    drawn = picture.picture()
     assert (ROOT / "tutorials" / "lora.svg").read_text("utf-8") == drawn + "\n"
     ET.fromstring(drawn)
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert "](tutorials/lora.svg)" in readme and "python -m minilora.viz" in readme
+    assert "](tutorials/lora.svg)" in readme and "python tests/picture.py" in readme
 
 
 @pytest.mark.parametrize("screen", [False, True])

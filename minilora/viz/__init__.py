@@ -1,7 +1,8 @@
-"""Every picture: figures, the autograd graph, a slider through steps. Matplotlib is optional.
+"""Figures, the autograd graph, and a slider through steps.
 
-A figure function draws on `ax` (None: a new figure) and returns it; without matplotlib it prints
-one line and returns None. `graph`, `stepper` and `source` need nothing. `show()` ends a cell.
+A figure function draws on `ax` (None: a new figure) and returns it. Without matplotlib it prints
+one line and returns None. `graph`, `stepper` and `source` work without matplotlib. `show()` shows
+the open figures.
 """
 
 from .attention import attention_map

@@ -1,4 +1,4 @@
-"""Boxes and edges as SVG: layers from left to right, text that fits, the page's own colours."""
+"""Boxes and edges as SVG: columns from left to right, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-from .palette import COLOURS, meant
+from .palette import COLOURS, meaning
 
-LETTER, LINE, FONT = 7.9, 17.0, 13  # px: width of a letter, height of a line, size of the letters
-PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # in a box, below it, beside it, all around
-TIP = 8.0  # length of an arrow's head
+LETTER, LINE, FONT = 7.9, 17.0, 13  # px: letter width, line height, font size
+PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # px: in, below, beside a box; around all
+TIP = 8.0  # px: length of an arrowhead
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
@@ -90,7 +90,7 @@ def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Route
     """Return the place of each box and the points that each edge passes through."""
     layer, size = _layers(boxes), [*(sizes or text_sizes(boxes))]
     chains: dict[tuple[int, int, int], list[int]] = {}
-    for i, box in enumerate(boxes):  # a long edge gets a place of its own in each layer it passes
+    for i, box in enumerate(boxes):  # a long edge gets a place in each layer that it passes
         for k, j in enumerate(box.inputs):
             passed = range(layer[j] + 1, layer[i])
             chains[j, i, k] = [j, *range(len(layer), len(layer) + len(passed)), i]
@@ -104,7 +104,7 @@ def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Route
     columns = [[i for i, at in enumerate(layer) if at == n] for n in range(max(layer) + 1)]
     y = _heights(columns, layer, beside, [h for _, h in size])
     places, x = [Place(0, 0, 0, 0)] * len(layer), MARGIN
-    edge = [(0.0, 0.0)] * len(layer)  # of its column: left, right
+    edge = [(0.0, 0.0)] * len(layer)  # left and right of the column
     for column in columns:
         widest = max(size[i][0] for i in column)
         for i in column:
@@ -112,12 +112,12 @@ def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Route
             edge[i] = x, x + widest
         x += widest + BETWEEN
     ports: dict[tuple[int, int], float] = {}
-    for i, box in enumerate(boxes):  # edges enter from top to bottom as they come, without crossing
+    for i, box in enumerate(boxes):  # enter in order of heights: no crossing
         come = sorted(range(len(box.inputs)), key=lambda k: y[chains[box.inputs[k], i, k][-2]])
         for n, k in enumerate(come):
             ports[i, k] = y[i] + places[i].h * ((n + 1) / (len(come) + 1) - 0.5)
     routes = {}
-    for (a, b, k), chain in chains.items():  # level through a column, curved from one to the next
+    for (a, b, k), chain in chains.items():  # straight within a column, curved between columns
         points = [(places[a].x + places[a].w, y[a]), (edge[a][1], y[a])]
         for i in chain[1:-1]:
             points += [(edge[i][0], y[i]), (edge[i][1], y[i])]
@@ -126,7 +126,7 @@ def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Route
 
 
 def _layers(boxes: Sequence[Box]) -> list[int]:
-    """The column of each box: after all its inputs; what was not computed, just before its use."""
+    """Return the column of each box: after all its inputs; a leaf just before its first use."""
     layer: list[int] = []
     for box in boxes:
         layer.append(1 + max((layer[j] for j in box.inputs), default=-1))
@@ -140,7 +140,7 @@ def _layers(boxes: Sequence[Box]) -> list[int]:
 def _heights(
     columns: list[list[int]], layer: list[int], beside: list[list[int]], h: list[float]
 ) -> list[float]:
-    """The middle of each place: near its neighbours, over no other."""
+    """Return the middle height of each place: near its neighbours, without overlaps."""
     y = [0.0] * len(layer)
     for column in columns:
         for a, b in pairwise(column):
@@ -168,7 +168,7 @@ def _heights(
 
 
 def _edge(points: list[tuple[float, float]], active: bool) -> str:
-    """A smooth line through the points, with its head at the end; an active one points back."""
+    """Return a smooth line through the points with an arrowhead; an active one points back."""
     (x, y), (u, v) = points[0], points[-1]
     shaft = [(x + TIP, y), *points[1:]] if active else [*points[:-1], (u - TIP, v)]
     path = f"M{shaft[0][0]:.0f} {shaft[0][1]:.0f}"
@@ -185,7 +185,7 @@ def _edge(points: list[tuple[float, float]], active: bool) -> str:
 
 
 def _box(box: Box, at: Place, now: bool) -> str:
-    name = "frozen" if box.frozen else meant(box.name)
+    name = "frozen" if box.frozen else meaning(box.name)
     tint = f"var(--viz-{name}, {COLOURS[name]})" if name not in ("", "full") else "currentColor"
     top, middle = at.y - at.h / 2, at.x + at.w / 2
     rect = (
