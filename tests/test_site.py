@@ -27,8 +27,7 @@ import pytest
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import cache as kept
-from minilora.site import contents, cover, folder, names, publish
+from minilora.site import cache, contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -165,13 +164,13 @@ def test_a_chapter_is_found_by_number_and_name(monkeypatch, tmp_path):
     monkeypatch.setattr(contents, "folder", lambda: tmp_path)
     assert {site.chapter(w).number for w in ("3", "03", "03_name")} == {"03"}
     for odd in ("", "5", "33", "3_name", "_name"):
-        with pytest.raises(ValueError, match=r"there is no chapter .*: there are 03, 04"):
+        with pytest.raises(ValueError, match=r"unknown chapter .*: choose 03, 04"):
             site.chapter(odd)
 
 
 def test_the_chapters_are_in_the_package_or_beside_it(monkeypatch, tmp_path):
     monkeypatch.setattr(contents, "PACKAGE", tmp_path / "lib" / "minilora")
-    with pytest.raises(ValueError, match=r"there are no tutorials in .*minilora nor beside it"):
+    with pytest.raises(ValueError, match=r"no tutorials in .*minilora or beside it"):
         contents.folder()
     for place in (tmp_path / "lib" / "tutorials", tmp_path / "lib" / "minilora" / "tutorials"):
         place.mkdir(parents=True)
@@ -215,11 +214,11 @@ def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
     "tutorials run 03 -o x": "tutorials run takes no --out: see",
     "tutorials build --port 1": "tutorials build takes no --port: see",
     "tutorials run": "tutorials run needs a chapter: tutorials run 07",
-    "tutorials run 99": "there is no chapter 99: there are 03, 04",
-    "tutorials notebook 99": "there is no chapter 99: there are 03, 04",
+    "tutorials run 99": "unknown chapter 99: choose 03, 04",
+    "tutorials notebook 99": "unknown chapter 99: choose 03, 04",
     "tutorials notebook 03 -o x.txt": "x.txt: give a name that ends in .ipynb, such as x.ipynb",
     "tutorials build --plain": "tutorials build takes no --plain: tutorials run 07 --plain does",
-    "tutorials build -o full": "full is there, and holds no site: give another name, or remove it",
+    "tutorials build -o full": "full exists and is not a site: give another name, or remove it",
     "tutorials build -o full/file": "full/file is a file: give the name of a folder",
     "tutorials build -o no/out": "no/out: no is not a folder: create it first, or give another",
     "tutorials build -o": "--out needs a value",
@@ -310,11 +309,11 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
 
 @builds
 def test_an_error_without_a_line_of_its_own_is_told_at_its_cell():
-    from minilora.site import execution as running
+    from minilora.site import execution
 
     chapter = SimpleNamespace(number="03", source="a = 1\n\nb = 2\n", path=Path("03_x.py"))
     error = SimpleNamespace(ename="KeyError", evalue="'x'")
-    told = running._told(chapter, "b = 2", error)
+    told = execution._failure(chapter, "b = 2", error)
     assert told == "chapter 03 fails at 03_x.py, line 3: KeyError: 'x'"
 
 
@@ -338,7 +337,7 @@ def levels(png, palette=False):
 
 def test_the_cover_is_an_update_and_what_each_rank_keeps_of_it(monkeypatch):
     monkeypatch.setenv("MINILORA_FAST", "1")
-    told = cover._computed()
+    told = cover._compute()
     assert len(told["losses"]) == len(told["left"]) == len(cover.RANKS)
     assert told["left"][0] < 1 and told["left"] == sorted(told["left"], reverse=True)
     pictures = {name: base64.b64decode(png) for name, png in told["pictures"].items()}
@@ -364,48 +363,48 @@ def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
 def test_the_share_of_the_way_is_0_at_the_base_and_all_of_it_at_the_whole_update():
     told = {"shape": (4, 3), "losses": [5.0, 4.0, 3.0], "left": [0.9, 0.5, 0.1]}
     shares = [publish._rank(told | {"before": 5.0, "after": 3.0}, r) for r in (1, 2, 3)]
-    assert [re.search("come (.*) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
+    assert [re.search(r"(\d+%) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
 
 
 def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
     pytest.importorskip("ipykernel")
-    first = kept.key("a")
-    assert first == kept.key("a") != kept.key("b")
+    first = cache.key("a")
+    assert first == cache.key("a") != cache.key("b")
     monkeypatch.setenv("MINILORA_FAST", "0")
-    assert kept.key("a") != first
+    assert cache.key("a") != first
     monkeypatch.setenv("MINILORA_FAST", "1")
-    monkeypatch.setattr(kept, "_package", lambda: "another")
-    assert kept.key("a") != first
+    monkeypatch.setattr(cache, "_package", lambda: "another")
+    assert cache.key("a") != first
     monkeypatch.undo()
-    monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0")
-    assert kept.key("a") != first
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "0")
+    assert cache.key("a") != first
 
 
 def test_the_package_is_all_that_chapters_use_of_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(kept, "PACKAGE", tmp_path)
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
     digests = []
-    for name in ("ops.py", "data/text.txt", "site/running.py", "site/cover.py"):
+    for name in ("ops.py", "data/text.txt", "site/execution.py", "site/cover.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
-        digests.append(kept._package.__wrapped__())
+        digests.append(cache._package.__wrapped__())
     assert len({*digests}) == 4
     for name in ("site/pages.py", "tutorials/01_a.py", "__pycache__/ops.pyc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
-        assert kept._package.__wrapped__() == digests[-1]
+        assert cache._package.__wrapped__() == digests[-1]
 
 
 def test_what_nobody_asks_for_is_forgotten(tmp_path, monkeypatch):
     for name in ("old", "used"):
-        kept.put(name, "é")
-        os.utime(kept._folder() / name, (0, 0))
-    assert kept.get("used") == "é" and kept.get("none") is None
-    kept.put("new", "1")
-    assert {path.name for path in kept._folder().iterdir()} == {"used", "new"}
+        cache.put(name, "é")
+        os.utime(cache._folder() / name, (0, 0))
+    assert cache.get("used") == "é" and cache.get("none") is None
+    cache.put("new", "1")
+    assert {path.name for path in cache._folder().iterdir()} == {"used", "new"}
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(kept, "_folder", lambda: tmp_path / "file" / "cache")
-    kept.put("new", "1")  # it cannot, and that is no reason to stop
-    assert kept.get("new") is None
+    monkeypatch.setattr(cache, "_folder", lambda: tmp_path / "file" / "cache")
+    cache.put("new", "1")  # it cannot, and that is no reason to stop
+    assert cache.get("new") is None
 
 
 def test_a_site_replaces_a_site_and_nothing_else(tmp_path):
@@ -423,7 +422,7 @@ def test_a_site_replaces_a_site_and_nothing_else(tmp_path):
     assert (out / "index.html").read_bytes() == page
     assert {p.name for p in tmp_path.iterdir()} <= {"out", "link"}  # nothing is left beside it
     (out / "index.html").write_bytes(b"another's")
-    with pytest.raises(ValueError, match="holds no site"):
+    with pytest.raises(ValueError, match="exists and is not a site"):
         folder.write(out, {"index.html": page})
     assert not folder.is_site(tmp_path / "none")
 
@@ -450,17 +449,17 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("code", "told"), [
     ("x = 1\n\n\ndef f():\n    assert x == 2, 'x is   not 2'\n\n\nf()",
      "line 16: AssertionError: x is not 2"),
-    ("import os\nos._exit(3)", "line 9: its process died"),
+    ("import os\nos._exit(3)", "line 9: its process ended"),
     ("while True:\n    pass", "line 9: a cell took more than 2 s"),
 ])
 def test_a_chapter_that_fails_is_told_and_the_old_site_stays(code, told, tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.site.cover._computed", lambda: pytest.fail("nobody needs it"))
+    monkeypatch.setattr("minilora.site.cover._compute", lambda: pytest.fail("nobody needs it"))
     folder.write(tmp_path / "out", {"index.html": folder.MARK.encode()})
     bad = SECOND.replace('print("MINILORA" + "_FAST")', code)
     slow = SECOND.replace("04.", "05.") + "import time; time.sleep(60)"
     told_of = chapters_in(tmp_path, bad, slow)
     if "while" in code:
-        monkeypatch.setattr("minilora.site.running.PATIENCE", 2)
+        monkeypatch.setattr("minilora.site.execution.PATIENCE", 2)
         told_of.pop()
     began = time.monotonic()
     with pytest.raises(RuntimeError) as error:
@@ -473,7 +472,7 @@ def test_a_chapter_that_fails_is_told_and_the_old_site_stays(code, told, tmp_pat
 
 @builds
 def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.site.cover._computed", lambda: COVER)
+    monkeypatch.setattr("minilora.site.cover._compute", lambda: COVER)
     lines = []
     told = chapters_in(tmp_path, SECOND)
     site.build(tmp_path / "out", lines.append, told)
@@ -481,7 +480,7 @@ def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, 
     assert "<pre>MINILORA_FAST\n</pre>" in page
     site.build(tmp_path / "out", lines.append, told)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
-        "04 Two: ", "04 Two: kept"
+        "04 Two: ", "04 Two: from the cache"
     ]
     assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
     for formula in (r"\left( x", r"\foo{x}"):
@@ -631,7 +630,7 @@ def test_a_page_has_what_those_need_who_cannot_see_it(built):
         assert heads[0] == 1 and heads.count(1) == 1
         assert all(after <= before + 1 for before, after in pairwise(heads))
         text = path.read_text("utf-8")
-        assert 'aria-label="A warning"' not in text, path.name
+        assert 'aria-label="Warning"' not in text, path.name
         assert not re.search(r"\$[^$<]*\\[a-z]", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
 
 
@@ -648,7 +647,7 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
-    assert 'href="api.html#data"' not in page and "fmt:" not in page
+    assert 'href="api.html#data"' not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
     api = (built / "api.html").read_text("utf-8")
     used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
@@ -760,11 +759,11 @@ def test_axe_finds_nothing(width, scheme, tab, built):
 @marked
 def test_the_cover_is_moved_by_arrow_keys(tab):
     page = tab()
-    before = page.locator("#rank-told").inner_text()
+    before = page.locator("#rank-text").inner_text()
     page.locator("#rank").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("#rank-now").inner_text() == str(publish.START + 1)
-    after = page.locator("#rank-told").inner_text()
+    after = page.locator("#rank-text").inner_text()
     assert before != after and "numbers instead of" in after
     moved = page.locator(".panels image").evaluate_all("all => all.map(i => i.getAttribute('y'))")
     high = page.locator(".panels image").first.get_attribute("height")
@@ -811,7 +810,7 @@ def test_search_finds_and_leads_there(tab, built):
     assert "API: ops.softmax" in page.locator("#found a").all_inner_texts()
     assert page.locator("#found mark").first.inner_text().lower() == "softmax"
     page.locator("#search input").fill("zzzzz")
-    assert page.locator("#found [role=status]").inner_text() == "Nothing found."
+    assert page.locator("#found [role=status]").inner_text() == "No results."
     page.locator("#search input").fill(heading)
     page.keyboard.press("Enter")
     first = page.evaluate("document.activeElement.getAttribute('href')")
@@ -899,7 +898,6 @@ def test_code_is_copied_as_it_stands(tab, built):
     first.locator("button", has_text="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     script = (built / "get" / f"{chapter.stem}.py").read_text("utf-8")
-    script = re.sub(r"\s*# fmt: \w+", "", script)
     assert copied.strip() and copied.strip() in re.sub(r"\n{3,}", "\n\n", script)
 
 
