@@ -108,8 +108,7 @@ def test_torch_without_adapters_trains_q_and_v_whole():
         assert abs(step()[0] / loss.item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("in_blocks", [False, True])
-def test_the_floor_is_the_products_of_a_step_and_no_more(in_blocks, monkeypatch):
+def test_the_floor_is_the_products_of_a_step_and_no_more(monkeypatch):
     """The plain op makes g B twice, for x and for A: that can be avoided."""
     products = []
 
@@ -124,29 +123,11 @@ def test_the_floor_is_the_products_of_a_step_and_no_more(in_blocks, monkeypatch)
 
     monkeypatch.setattr(peers, "np", Counting())
     s = engines.sizes("tiny")
-    peers.floor("tiny", in_blocks)()
+    peers.floor("tiny")()
     config = ml.GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads)
     planned = plan(config, r=ours.R, targets=("q", "v"), batch=s.batch, plain=True)
     twice = 2 * (s.layers - 1) * 2 * s.batch * s.tokens * s.d_model * ours.R
     assert sum(products) == planned.forward.products + planned.backward.products - twice
-
-
-def test_the_floor_in_blocks_leaves_out_what_no_query_sees(monkeypatch):
-    monkeypatch.setitem(engines.SHAPES, "two blocks", engines.Shape(1, 8, 2, 100, 1, 9))
-    seen = []
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(np, name)
-
-        def matmul(self, x, y, out):
-            if x.ndim == 3:
-                seen.append((x.shape, y.shape))
-
-    monkeypatch.setattr(peers, "np", Counting())
-    peers.floor("two blocks", in_blocks=True)()
-    scores = {(x[1], y[2]) for x, y in seen if x[2] == 4}
-    assert scores == {(64, 64), (36, 100)}, "queries, and the keys up to the last of them"
 
 
 def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
@@ -242,13 +223,9 @@ def test_the_growth_script_passes_its_options_on(monkeypatch):
     assert (asked["shape"], asked["rounds"], asked["threads"]) == ("tiny", 3, 2)
 
 
-def test_the_floor_leaves_threads_to_blas_and_the_one_in_blocks_does_not(monkeypatch):
-    shared = []
-    monkeypatch.setattr(ml.backend.threads, "share", lambda task, *sizes: shared.append(sizes))
+def test_the_floor_leaves_threads_to_blas(monkeypatch):
+    monkeypatch.setattr(ml.backend.threads, "share", lambda *sizes: pytest.fail("it shared work"))
     engines.ENGINES["floor"]("tiny")()
-    assert not shared
-    engines.ENGINES["floor in blocks"]("tiny")()
-    assert shared
 
 
 def test_an_engine_that_died_is_named(capfd):

@@ -167,7 +167,7 @@ def test_the_float64_run_starts_from_the_same_numbers():
 def test_on_a_device_only_its_own_engines_run(device):
     told = {name: engines.missing(name) for name in engines.ENGINES}
     assert {name for name, why in told.items() if why == "it runs on the host only"} == {
-        "torch+peft", "torch", "torch decode", "autograd", "floor", "floor in blocks",
+        "torch+peft", "torch", "torch decode", "autograd", "floor",
     }
     assert not told["minilora"] and not told["minilora half"]
 

@@ -21,7 +21,6 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "torch": lambda shape: peers.torch_step(shape, adapters=False),
     "autograd": peers.hips_autograd,
     "floor": peers.floor,
-    "floor in blocks": lambda shape: peers.floor(shape, in_blocks=True),
     "base forward": lambda shape: forward(shape, merge=False),
     "merged forward": lambda shape: forward(shape, merge=True),
     "decode": decode,
@@ -37,7 +36,7 @@ AGAINST = {
 }  # engine -> minilora's engine that does the same work (default: "minilora")
 NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
          "autograd": ("autograd",)}
-HOST_ONLY = (*NEEDS, "floor", "floor in blocks")
+HOST_ONLY = (*NEEDS, "floor")
 
 
 def missing(name: str) -> str:

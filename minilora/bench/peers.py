@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
 from ..training import optim
 from .ours import ALPHA, LR, PROMPT, Grads, R, Step, build, sizes, tokens
 
@@ -177,52 +176,31 @@ def hips_autograd(shape: str) -> Step:
     return step
 
 
-def floor(shape: str, in_blocks: bool = False) -> Step:
+def floor(shape: str) -> Step:
     """Return the matrix products that a LoRA step cannot avoid, into preallocated arrays.
 
     Forward through every layer; backward down to the first block's attention, as no gradient is
-    needed below it. By default BLAS uses its own threads, and attention is the full square. With
-    `in_blocks`: minilora's threads, and blocks of 64 queries with only the keys that they see.
+    needed below it. BLAS uses its own threads, and attention computes the full square.
     """
-    s = sizes(shape)
+    s, matmul = sizes(shape), np.matmul
     n, d, each = s.batch * s.tokens, s.d_model, s.d_model // s.heads
     draw = np.random.default_rng(0).standard_normal
 
     def f32(*sizes: int) -> np.ndarray:
         return draw(sizes).astype("float32")
 
-    def share(part: Callable[[slice], None], n: int, size: int) -> None:
-        if in_blocks:
-            backend.current().share(part, n, size)
-        else:
-            part(slice(0, n))
-
-    def matmul(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-        def part(some: slice) -> None:
-            np.matmul(x[some], y, out=out[some])
-
-        share(part, len(x), out.size * x.shape[1])
-
     x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
     W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
     A, B, narrow, dA, dB = f32(R, d), f32(d, R), f32(n, R), f32(R, d), f32(d, R)
     q = f32(s.batch * s.heads, s.tokens, each)
     y, keys, out = f32(n, d), f32(len(q), each, s.tokens), np.empty_like(q)
-    side = min(64, s.tokens) if in_blocks else s.tokens
-    square = f32(len(q), side, s.tokens)
-    blocks = [slice(i, min(i + side, s.tokens)) for i in range(0, s.tokens, side)]
+    p = f32(len(q), s.tokens, s.tokens)
 
     def attention(gradients: int) -> None:
-        def part(some: slice) -> None:
-            for i in blocks:
-                j = slice(0, i.stop)
-                p = square[some, : i.stop - i.start, j]
-                np.matmul(q[some, i], keys[some, :, j], out=p)  # q kᵀ, or the gradient of p
-                np.matmul(p, q[some, j], out=out[some, i])  # p v, or the gradient of q
-                for _ in range(gradients):  # of v and, except in the first block, of k
-                    np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
-
-        share(part, len(q), q.size * s.tokens)
+        matmul(q, keys, p)  # q kᵀ, or the gradient of p
+        matmul(p, q, out)  # p v, or the gradient of q
+        for _ in range(gradients):  # of v and, except in the first block, of k
+            matmul(p.swapaxes(-1, -2), q, out)
 
     def step() -> None:
         for layer in range(s.layers):

@@ -8,10 +8,9 @@ the loss is that of the base with each ΔW replaced by its BA.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -102,21 +101,16 @@ def _host(array: Any) -> Matrix:
 
 def _png(matrices: list[Matrix], strongest: float) -> bytes:
     """Return a PNG of the matrices one below the other: negative blue, positive brown."""
+    from PIL import Image  # comes with matplotlib
+
     shades = np.concatenate(matrices) / strongest
     levels = np.clip(np.rint(shades * LEVELS), -LEVELS, LEVELS).astype(np.int64) + LEVELS
-    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in levels)
     ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (BELOW, ZERO, ABOVE)]
     palette = [
         ends[1] + (ends[0 if n < 0 else 2] - ends[1]) * abs(n) / LEVELS
         for n in range(-LEVELS, LEVELS + 1)
     ]
-    height, width = levels.shape
-    return b"\x89PNG\r\n\x1a\n" + b"".join([
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        _chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes()),
-        _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""),
-    ])
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    picture, file = Image.fromarray(levels.astype(np.uint8)), io.BytesIO()
+    picture.putpalette(np.rint(palette).astype(np.uint8).tobytes())
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()
