@@ -373,7 +373,7 @@ WRONG = {
 def test_a_twin_that_is_another_computation_is_refused(kind, monkeypatch):
     wrong = habits.Habit("wrong", habits.swap(WRONG[kind]))
     monkeypatch.setitem(habits.HABITS, "wrong", wrong)
-    with pytest.raises(RuntimeError, match="wrong: the twin is another computation"):
+    with pytest.raises(RuntimeError, match="wrong: the twin computes something else"):
         habits.measure("wrong", "tiny")
 
 
