@@ -1,4 +1,4 @@
-"""The bench measures what it says: engines agree, every number is there. No time is asserted."""
+"""The bench: engines agree and every number is reported. No time is asserted."""
 
 import json
 import re
@@ -30,15 +30,15 @@ def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     code = cli.main(["bench", "--json", "--shapes", "tiny", "--rounds", "2", "--no-whole",
                      "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])
     out, _ = capsys.readouterr()
-    told = json.loads(out)
-    assert code == 0 and set(told["tiny"]) == set(names) and not told["missing"]
-    for row in told["tiny"].values():
+    result = json.loads(out)
+    assert code == 0 and set(result["tiny"]) == set(names) and not result["missing"]
+    for row in result["tiny"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["peak"] > 1 << 20 and row["ratio"] > 0
-    assert told["tiny"]["minilora"]["ratio"] == told["tiny"]["merged forward"]["ratio"] == 1
+    assert result["tiny"]["minilora"]["ratio"] == result["tiny"]["merged forward"]["ratio"] == 1
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_engine_that_disagrees_is_refused(monkeypatch):
+def test_an_engine_that_disagrees_is_an_error(monkeypatch):
     class Liar:
         engine = "autograd"
 
@@ -68,31 +68,31 @@ def test_engines_agree_after_updates_too(name):
     steps = [engines.ENGINES[n]("tiny") for n in ("minilora", name)]
     losses = [[step()[0] for _ in range(5)] for step in steps]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    assert abs(losses[0][4] - losses[0][0]) > 1e-4 * losses[0][0], "or it would prove little"
+    assert abs(losses[0][4] - losses[0][0]) > 1e-4 * losses[0][0], "the updates must matter"
 
 
 @pytest.mark.oracle
-def test_torch_decodes_the_tokens_that_we_decode(monkeypatch):
+def test_torch_decodes_the_same_tokens(monkeypatch):
     pytest.importorskip("torch")
-    said, make = [], peers.torch_model
+    chosen, make = [], peers.torch_model
 
     def spy(shape, adapters):
         assert not adapters  # they are merged
-        made = make(shape, adapters)
-        hear = lambda model, inputs, out: said.append(int(out[0, -1].argmax()))  # noqa: E731
-        made[0].register_forward_hook(hear)
-        return made
+        result = make(shape, adapters)
+        hear = lambda model, inputs, out: chosen.append(int(out[0, -1].argmax()))  # noqa: E731
+        result[0].register_forward_hook(hear)
+        return result
 
     monkeypatch.setattr(peers, "torch_model", spy)
     engines.ENGINES["torch decode"]("tiny")()
     model, (ids, _) = ours.build("tiny")
     ml.lora.detach(model)
     wanted = ml.generate(model, ids[:1, : ours.PROMPT], 8, temperature=0)[0, ours.PROMPT :]
-    assert said == wanted.tolist()
+    assert chosen == wanted.tolist()
 
 
 @pytest.mark.oracle
-def test_torch_without_adapters_trains_q_and_v_whole():
+def test_torch_without_adapters_trains_the_full_q_and_v():
     pytest.importorskip("torch")
     mine, (ids, targets) = ours.build("tiny")
     ml.lora.detach(mine)
@@ -108,8 +108,8 @@ def test_torch_without_adapters_trains_q_and_v_whole():
         assert abs(step()[0] / loss.item() - 1) < 1e-5
 
 
-def test_the_floor_is_the_products_of_a_step_and_no_more(monkeypatch):
-    """The plain op makes g B twice, for x and for A: that can be avoided."""
+def test_the_floor_has_exactly_the_products_of_a_step(monkeypatch):
+    """The plain op computes g B twice, for x and for A; the floor computes it once."""
     products = []
 
     class Counting:
@@ -130,7 +130,7 @@ def test_the_floor_is_the_products_of_a_step_and_no_more(monkeypatch):
     assert sum(products) == planned.forward.products + planned.backward.products - twice
 
 
-def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
+def test_the_shape_gpt2_small_has_the_sizes_of_gpt2_small():
     small, ours_ = ml.GPT2Config(), engines.sizes("gpt2-small")
     assert (ours_.layers, ours_.d_model, ours_.heads) == (
         small.n_layers, small.d_model, small.n_heads,
@@ -138,24 +138,24 @@ def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
 
 
 def square(tokens):
-    """Bytes of one tokens x tokens array."""
+    """Return the bytes of one tokens x tokens array."""
     return 4 * tokens**2
 
 
-def test_attention_beyond_512_tokens_needs_memory_for_its_tokens_not_for_their_square():
+def test_attention_memory_beyond_512_tokens_is_linear_in_the_tokens():
     peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
     assert peaks[2048] < 2.1 * peaks[1024] and peaks[4096] < 2.1 * peaks[2048]
-    assert peaks[4096] < square(4096) / 2  # all arrays at once: so no single one, either
+    assert peaks[4096] < square(4096) / 2  # all arrays together, so no single array is a square
 
 
-def test_that_would_be_seen(monkeypatch):
+def test_a_quadratic_attention_memory_would_be_detected(monkeypatch):
     monkeypatch.setattr(ml.backend.Backend, "queries", 4096)
     peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048)}
     assert peaks[2048] > 2.1 * peaks[1024] and peaks[2048] > square(2048)
 
 
 class Slow:
-    """A worker of which every step takes 4 ms."""
+    """A worker whose steps take 4 ms."""
 
     def __init__(self, engine, shape, threads, **how):
         self.asked = ASKED[shape] = []
@@ -171,7 +171,7 @@ class Slow:
 ASKED = {}
 
 
-def test_growth_is_of_medians_by_the_token_and_of_whole_squares(monkeypatch):
+def test_growth_reports_medians_per_token_and_full_squares(monkeypatch):
     monkeypatch.setattr(growth, "Worker", Slow)
     monkeypatch.setattr(growth, "TOKENS", (16,))
     result = growth.growth("tiny", rounds=2, say=lambda line: None)
@@ -181,12 +181,12 @@ def test_growth_is_of_medians_by_the_token_and_of_whole_squares(monkeypatch):
     assert result["attention"][16]["squares"] == growth.HEADS * square(16)
 
 
-def test_a_look_at_attentions_memory_leaves_the_library_in_use():
+def test_measuring_attention_memory_restores_the_backend():
     with ml.using("shapes") as library:
         assert growth.attention_peak(16) > 0 and ml.current() is library
 
 
-def test_a_gap_is_relative_to_ours():
+def test_a_difference_is_relative_to_ours():
     grads, theirs = {"A": np.array([3.0, 4.0])}, {"A": np.array([3.0, 3.0]), "C": np.ones(2)}
     assert bench.difference(2.0, {}, 3.0, {}) == 0.5
     assert bench.difference(1.0, grads, 1.1, theirs) == 0.2
@@ -194,7 +194,7 @@ def test_a_gap_is_relative_to_ours():
     assert bench.difference(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
 
 
-def test_a_whole_run_reads_how_many_steps_and_has_to_end_well(monkeypatch):
+def test_a_full_run_gets_its_number_of_steps_and_must_succeed(monkeypatch):
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "assert input() == 'step 7'"))
     assert bench.full_runs("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "raise SystemExit(3)"))
@@ -242,14 +242,14 @@ def test_a_shape_may_name_its_batch():
 
 
 @pytest.mark.parametrize("shape", ["", "round", "tiny:", "tiny:0", "tiny:-1", "tiny:x", "tiny:1.5"])
-def test_a_shape_that_there_is_not_is_told_with_those_that_are(shape):
+def test_an_unknown_shape_is_an_error_that_lists_the_shapes(shape):
     with pytest.raises(ValueError, match=f"unknown shape '{shape}': choose classroom, long, gpt2-"):
         engines.sizes(shape)
 
 
 @pytest.fixture
 def nothing_measured(monkeypatch):
-    """No engine runs; gives those that would."""
+    """Run no engine; return the list of (shape, engines) that would run."""
     asked = []
     monkeypatch.setattr(
         bench, "measure_shape", lambda shape, names, *how: asked.append((shape, names)) or {}
@@ -257,14 +257,14 @@ def nothing_measured(monkeypatch):
     return asked
 
 
-def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_where_not(
+def test_an_engine_that_cannot_run_is_an_error_if_named_and_skipped_if_not(
     monkeypatch, capsys, nothing_measured
 ):
     monkeypatch.setattr(engines, "NEEDS", {"torch": ("numpy", "no_such_library")})
     lines = []
-    told = bench.bench(["tiny"], say=lines.append)
+    result = bench.bench(["tiny"], say=lines.append)
     without = [name for name in engines.ENGINES if name not in ("torch", "minilora half")]
-    assert nothing_measured == [("tiny", without)] and list(told["missing"]) == [
+    assert nothing_measured == [("tiny", without)] and list(result["missing"]) == [
         "minilora half", "torch",
     ]
     assert "torch is skipped: not installed: pip install no_such_library" in lines
@@ -276,7 +276,7 @@ def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_wh
     assert nothing_measured[1:] == [("tiny", ["minilora", "decode"])]
 
 
-def test_where_nothing_is_compared_no_agreement_is_told():
+def test_agreement_is_reported_only_after_a_comparison():
     class Alone:
         def __init__(self, engine):
             self.engine = engine
@@ -293,7 +293,7 @@ def test_where_nothing_is_compared_no_agreement_is_told():
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
-def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monkeypatch, capsys):
+def test_a_chart_has_the_format_of_its_suffix(name, begins, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib").use("agg")
     row = {"ms": [1.0, 2.0], "peak": 1 << 20, "ratio": 1.0, "memory_ratio": 1.0, "tokens_s": 9.0}
     monkeypatch.setattr(commands, "bench", lambda *_, **how: {"tiny": {"minilora": row}})
@@ -302,7 +302,7 @@ def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monke
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
+def test_the_defaults_of_the_bench_are_those_in_its_help(monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(commands, "bench", lambda *_, **how: asked.update(how) or {})
     assert cli.main(["bench"]) == 0
@@ -314,7 +314,7 @@ def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
     assert asked["threads"] == 2 and asked["whole"]
 
 
-def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
+def test_a_chart_of_nothing_is_an_error_before_the_work(capsys):
     pytest.importorskip("matplotlib")
     assert cli.main(["bench", "--shapes", "", "--chart", "a.png"]) == 2
     assert "leaves nothing to measure" in capsys.readouterr().err
@@ -326,15 +326,15 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 @pytest.mark.thorough
 def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes():
     lines, names = [], list(habits.HABITS)
-    told = habits.table(names, ["tiny"], rounds=1, say=lines.append)
-    rows = [told[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
+    results = habits.table(names, ["tiny"], rounds=1, say=lines.append)
+    rows = [results[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
     assert [line.split()[0] for line in lines[-len(names) :]] == names
     for row in rows:
         assert row.apart <= bench.TOLERANCE and min(row.ms) > 0 < row.ratio and row.memory > 0
     notes = (BENCHMARKS / "README.md").read_text("utf-8")
     for name, habit in habits.HABITS.items():
         assert f"- `{name}`: **{habit.title}" in " ".join(notes.split()), name
-    for line in re.findall(r"^\w+ +.*\d\.\d\d$", notes, re.MULTILINE):  # a table, pasted in
+    for line in re.findall(r"^\w+ +.*\d\.\d\d$", notes, re.MULTILINE):  # the rows of a table
         name = line.split()[0]
         assert line.startswith(f"{name:<14}{habits.HABITS[name].title} "), line
 
@@ -343,7 +343,7 @@ def test_every_kernel_is_a_habit():
     assert {op.__name__ for op in ml.kernels.TABLE} < set(habits.HABITS)
 
 
-def test_what_a_habit_swaps_in_is_what_runs(monkeypatch):
+def test_the_replacement_of_a_habit_runs(monkeypatch):
     swapped, called = set(), set()
 
     def object(owner, name, value):
@@ -370,7 +370,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_twin_that_is_another_computation_is_refused(kind, monkeypatch):
+def test_a_twin_that_computes_something_else_is_an_error(kind, monkeypatch):
     wrong = habits.Habit("wrong", habits.swap(WRONG[kind]))
     monkeypatch.setitem(habits.HABITS, "wrong", wrong)
     with pytest.raises(RuntimeError, match="wrong: the twin computes something else"):

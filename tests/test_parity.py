@@ -20,7 +20,7 @@ from minilora.bench import turns as bench
 
 @pytest.fixture(autouse=True)
 def backend(monkeypatch):
-    """The host, with the stand-in as the device, and a suite that has passed."""
+    """The host, and a test suite that passes."""
     monkeypatch.setattr(parity, "suite", lambda: {"passed": True, "summary": "1 passed"})
     before = ml.use("numpy")
     yield
@@ -35,18 +35,18 @@ def device(backend):
     ml.use(before)
 
 
-def test_a_device_that_computes_the_same_agrees_and_all_is_told(device):
+def test_a_correct_device_agrees_and_all_numbers_are_reported(device):
     lines = []
-    told = parity.parity(["tiny"], say=lines.append)
-    row = told["tiny"]
-    assert told["passed"] and row["agrees"] and ml.current() is device
-    assert told["device"].startswith("strict 14 on device 0") and "numpy" in told["host"]
+    result = parity.parity(["tiny"], say=lines.append)
+    row = result["tiny"]
+    assert result["passed"] and row["agrees"] and ml.current() is device
+    assert result["device"].startswith("strict 14 on device 0") and "numpy" in result["host"]
     assert len(row["losses"]) == parity.STEPS
     assert 0 < max(row["loss"]) < 1e-5 and 0 < max(row["gradient"]) < 1e-3
     assert row["pool"] == LOG.peak >= row["memory"]["peak"]["measured"] > 0
     gap = row["memory"]["peak"]["predicted"] / row["memory"]["peak"]["measured"] - 1
-    assert abs(gap) < 0.1  # blocks of 512 bytes, at a tiny size
-    assert json.loads(json.dumps(told)) == told
+    assert abs(gap) < 0.1  # the pool's blocks of 512 bytes matter at this size
+    assert json.loads(json.dumps(result)) == result
     text = "\n".join(lines)
     assert "the device agrees" in text and "1 passed" in text and "pool, so far" in text
 
@@ -68,12 +68,12 @@ def test_a_device_that_computes_something_else_disagrees(how, device, monkeypatc
 
     monkeypatch.setattr(ops, "gelu", gelu)
     lines = []
-    told = parity.parity(["tiny"], steps=2, say=lines.append)
-    assert not told["passed"] and not told["tiny"]["agrees"]
+    result = parity.parity(["tiny"], steps=2, say=lines.append)
+    assert not result["passed"] and not result["tiny"]["agrees"]
     assert "THE DEVICE DISAGREES" in "\n".join(lines)
 
 
-def test_one_step_gone_wrong_is_enough(device, monkeypatch):
+def test_one_wrong_step_is_enough(device, monkeypatch):
     losses = iter(range(1000))
     plain = ops.cross_entropy
 
@@ -86,7 +86,7 @@ def test_one_step_gone_wrong_is_enough(device, monkeypatch):
     assert not parity.parity(["tiny"], say=lambda line: None)["passed"]
 
 
-def test_one_gradient_gone_wrong_is_enough(device, monkeypatch):
+def test_one_wrong_gradient_is_enough(device, monkeypatch):
     calls, plain = iter(range(1000)), ops.cross_entropy
 
     def once(*args):
@@ -98,17 +98,17 @@ def test_one_gradient_gone_wrong_is_enough(device, monkeypatch):
         return loss
 
     monkeypatch.setattr(ops, "cross_entropy", once)
-    told = parity.parity(["tiny"], steps=6, say=lambda line: None)["tiny"]
-    assert not told["agrees"] and told["loss"][1] < 1e-5 < told["gradient"][1]
+    result = parity.parity(["tiny"], steps=6, say=lambda line: None)["tiny"]
+    assert not result["agrees"] and result["loss"][1] < 1e-5 < result["gradient"][1]
 
 
-def test_the_device_is_waited_for_before_each_look_at_the_clock(device, monkeypatch):
-    told = []
-    clock = SimpleNamespace(perf_counter=lambda: told.append("clock") or len(told))
+def test_the_device_is_synchronized_before_the_clock_is_read(device, monkeypatch):
+    events = []
+    clock = SimpleNamespace(perf_counter=lambda: events.append("clock") or len(events))
     monkeypatch.setattr(parity, "time", clock)
-    monkeypatch.setattr(type(device.device), "synchronize", lambda self: told.append("wait"))
+    monkeypatch.setattr(type(device.device), "synchronize", lambda self: events.append("wait"))
     parity.run("tiny", device, 2, "float32")
-    assert told == ["wait", "clock"] * 4
+    assert events == ["wait", "clock"] * 4
 
 
 def test_the_first_steps_are_not_in_the_median(device, monkeypatch):
@@ -123,10 +123,10 @@ def test_a_gradient_that_is_not_a_number_disagrees():
     assert not bench.distance(exact, {"a": np.ones(3), "b": np.full(2, np.nan)}) <= 1e9
 
 
-def test_a_suite_that_failed_is_not_passed(device, monkeypatch):
+def test_a_failed_suite_fails_the_comparison(device, monkeypatch):
     monkeypatch.setattr(parity, "suite", lambda: {"passed": False, "summary": "1 failed"})
-    told = parity.parity(["tiny"], steps=1, say=lambda line: None)
-    assert told["tiny"]["agrees"] and not told["passed"]
+    result = parity.parity(["tiny"], steps=1, say=lambda line: None)
+    assert result["tiny"]["agrees"] and not result["passed"]
 
 
 RUNS = {"pass": (True, "1 passed"), "pytest.skip('no GPU')": (False, "1 skipped")}
@@ -165,21 +165,21 @@ def test_the_float64_run_starts_from_the_same_numbers():
 
 
 def test_on_a_device_only_its_own_engines_run(device):
-    told = {name: engines.missing(name) for name in engines.ENGINES}
-    assert {name for name, why in told.items() if why == "it runs on the host only"} == {
+    reasons = {name: engines.missing(name) for name in engines.ENGINES}
+    assert {name for name, why in reasons.items() if why == "it runs on the host only"} == {
         "torch+peft", "torch", "torch decode", "autograd", "floor",
     }
-    assert not told["minilora"] and not told["minilora half"]
+    assert not reasons["minilora"] and not reasons["minilora half"]
 
 
-def test_half_precision_is_a_devices_engine():
+def test_the_half_precision_engine_needs_a_device():
     assert engines.missing("minilora half") == "half precision is fast on a device only"
     loss, grads = engines.ours("tiny", dtype="float16")()
-    whole, theirs = engines.ours("tiny")()
-    assert abs(loss - whole) < 0.01 and bench.difference(whole, theirs(), loss, grads()) < 0.05
+    full, theirs = engines.ours("tiny")()
+    assert abs(loss - full) < 0.01 and bench.difference(full, theirs(), loss, grads()) < 0.05
 
 
-def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, capsys):
+def test_an_engine_runs_on_its_device_and_waits_for_it(device, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(worker.backend, "use", asked.append)
     monkeypatch.setattr(worker.sys, "stdin", io.StringIO("step 2\npeak\n"))
@@ -192,7 +192,7 @@ def test_an_engine_serves_on_its_device_and_waits_for_it(device, monkeypatch, ca
 
 
 @pytest.mark.parametrize("name", ["minilora", "floor", "autograd 1", "torch+"])
-def test_a_worker_takes_its_steps_and_tells_their_milliseconds(name, monkeypatch, capsys):
+def test_a_worker_does_its_steps_and_returns_their_milliseconds(name, monkeypatch, capsys):
     clock, did = iter(range(100)), []
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock) / 2)
     monkeypatch.setattr(worker, "use_threads", lambda n: did.append(f"{n} threads"))
@@ -207,18 +207,18 @@ def test_a_worker_takes_its_steps_and_tells_their_milliseconds(name, monkeypatch
     assert json.loads(capsys.readouterr().out) == [500.0] * 3
 
 
-def test_the_half_engine_is_half(monkeypatch):
-    told = {}
-    monkeypatch.setattr(engines, "ours", lambda shape, **settings: told.update(settings))
+def test_the_half_precision_engine_uses_float16(monkeypatch):
+    settings_used = {}
+    monkeypatch.setattr(engines, "ours", lambda shape, **settings: settings_used.update(settings))
     engines.ENGINES["minilora half"]("tiny")
-    assert told == {"dtype": "float16"}
+    assert settings_used == {"dtype": "float16"}
 
 
-def test_the_command_hands_its_device_to_every_worker(monkeypatch):
+def test_the_command_passes_its_device_to_every_worker(monkeypatch):
     class Stop(Exception):
         pass
 
-    commands, told = [], {}
+    commands, used = [], {}
 
     def start(command, **_):
         commands.append(command)
@@ -231,9 +231,9 @@ def test_the_command_hands_its_device_to_every_worker(monkeypatch):
         bench.bench(["tiny"], ["minilora"], device="cupy:1", say=lambda line: None)
     assert len(commands) == 4 and all(command[-1] == "cupy:1" for command in commands)
     put_in_use(ml.current(), monkeypatch)
-    monkeypatch.setattr(cli.commands, "bench", lambda *_, **settings: told.update(settings) or {})
+    monkeypatch.setattr(cli.commands, "bench", lambda *_, **settings: used.update(settings) or {})
     assert cli.main(["bench", "--backend", "cupy:1", "--shapes", "tiny"]) == 0
-    assert told["device"] == "cupy:1"
+    assert used["device"] == "cupy:1"
 
 
 def test_a_run_is_timed_in_milliseconds(monkeypatch):
@@ -242,7 +242,7 @@ def test_a_run_is_timed_in_milliseconds(monkeypatch):
     assert parity.run("tiny", ml.current(), 2, "float32").ms == [500.0] * 2
 
 
-def test_a_worker_is_told_its_device():
+def test_a_worker_gets_its_device():
     worker = bench.Worker("minilora", "tiny", 1, ("-c", "import sys; input(); print(sys.argv[4:])"),
                           device="cupy:1")
     print("go", file=worker.process.stdin, flush=True)

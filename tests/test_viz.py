@@ -1,4 +1,4 @@
-"""What the figures show, read from the axes and not from pixels."""
+"""The contents of the figures, read from their axes, not from pixels."""
 
 import subprocess
 import sys
@@ -23,15 +23,15 @@ from minilora.viz.palette import COLOURS, OTHERS, ROWS  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def backend():
-    """Figures are drawn from numbers on the host."""
+    """The backend does not matter here."""
     yield
     plt.close("all")
 
 
 def lines(ax):
-    """label -> (x, y) of the curves that the legend names and that have points."""
-    found = {line.get_label(): np.array(line.get_data()) for line in ax.lines}
-    return {label: xy for label, xy in found.items() if label[0] != "_" and xy.size}
+    """Return label -> (x, y) of the labelled curves that have points."""
+    curves = {line.get_label(): np.array(line.get_data()) for line in ax.lines}
+    return {label: xy for label, xy in curves.items() if label[0] != "_" and xy.size}
 
 
 def legend(ax):
@@ -46,12 +46,12 @@ def ledger(*sizes):
 MEASURED = {
     "minilora": {"ms": [8.0, 10.0], "peak": 100 << 20, "ratio": 1.0, "memory_ratio": 1.0},
     "torch+peft": {"ms": [9.0, 1250.0], "peak": 400 << 20, "ratio": 0.5, "memory_ratio": 0.25},
-    "merged forward": {"ms": [4.0, 5.0], "peak": 80 << 20},  # what it compares with was not there
+    "merged forward": {"ms": [4.0, 5.0], "peak": 80 << 20},  # its counterpart was not measured
 }
 HISTORY = History([4.0, 3.0], [0.1, 0.1], [(0, 4.5), (2, 3.5)])
 TOKENS = ["<s>", "And", " God", " said", "\n"]
 SWEEP = {1: [3.2, 3.0, 3.1], 4: [2.8, 2.7, 2.9], 16: [2.5, 2.6, 2.8, 2.4]}
-DRAWN = {  # each function on what a chapter might give it
+DRAWN = {  # sample arguments for each function
     "loss_curves": {"frozen base": [3.5, 3.5], "LoRA": HISTORY, "full fine-tuning": HISTORY},
     "parameter_bars": {"full fine-tuning": 175_000_000_000, "LoRA, r = 4": 18_874_368, "none": 0},
     "memory_bars": {"full": ledger(0, 9 << 20, 9, 9, 1), "LoRA": ledger(5, 4, 3, 2, 1)},
@@ -68,7 +68,7 @@ MORE = {
     "unbroadcast": {"g": np.ones((2, 3))},
 }
 def drawn(name, ax=None, **more):
-    """The axes on which the function of this name draws its sample, and their figure."""
+    """Call the function of this name on its sample; return the axes and the figure."""
     settings = MORE.get(name, {}) | more
     if name == "attention_map":
         ax = viz.attention_map(np.eye(5)[::-1], TOKENS, ax=ax, **settings)
@@ -81,7 +81,7 @@ every = pytest.mark.parametrize("name", [*DRAWN, "attention_map"])
 
 
 @every
-def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name):
+def test_a_figure_draws_on_the_given_axes_and_returns_them(name):
     (given,) = viz.panels(1, 1, (4, 3))
     before = plt.get_fignums()
     assert drawn(name, ax=given)[0] is given
@@ -91,7 +91,7 @@ def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name):
 
 
 @every
-def test_a_figure_names_its_quantities_and_can_be_told_in_words(name):
+def test_a_figure_names_its_quantities_and_has_an_alt_text(name):
     ax, figure = drawn(name, title="What it shows")
     assert ax.get_xlabel()
     assert ax.get_ylabel() or all(tick.get_text() for tick in ax.get_yticklabels())
@@ -101,27 +101,27 @@ def test_a_figure_names_its_quantities_and_can_be_told_in_words(name):
 
 
 def texts(figure):
-    """Every text that is seen, with its box in pixels."""
-    found = [*figure.texts, figure._suptitle] if figure._suptitle else [*figure.texts]
+    """Return every visible text with its box in pixels."""
+    candidates = [*figure.texts, figure._suptitle] if figure._suptitle else [*figure.texts]
     for ax in figure.axes:
-        found += [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-        found += ax.get_legend().get_texts() if ax.get_legend() else []
+        candidates += [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        candidates += ax.get_legend().get_texts() if ax.get_legend() else []
         for axis, low, high in ((ax.xaxis, *ax.get_xlim()), (ax.yaxis, *ax.get_ylim())):
             low, high = sorted((low, high))
             ticks = axis.get_major_ticks() + axis.get_minor_ticks()
-            found += [t for tick in ticks if low <= tick.get_loc() <= high
+            candidates += [t for tick in ticks if low <= tick.get_loc() <= high
                       for t in (tick.label1, tick.label2)]
-    seen = {id(t): t for t in found if t.get_visible() and t.get_text().strip()}
+    seen = {id(t): t for t in candidates if t.get_visible() and t.get_text().strip()}
     return [(t.get_text(), t.get_window_extent()) for t in seen.values()]
 
 
 @every
-def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
+def test_nothing_is_cut_off_and_no_texts_overlap(name):
     figure = drawn(name, title="A long title, which states the point of what is drawn below it")[1]
     figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
-    whole, inside = figure.get_tightbbox(), figure.get_size_inches()
-    assert whole.x0 >= 0 and whole.y0 >= 0 and whole.x1 <= inside[0] and whole.y1 <= inside[1]
+    box, inside = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= inside[0] and box.y1 <= inside[1]
     boxes = texts(figure)
     assert len(boxes) > 2
     for text, box in boxes:
@@ -133,7 +133,7 @@ def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
 
 @every
 def test_every_mark_has_a_colour_of_the_palette_or_is_grey(name):
-    """Not one of matplotlib's, which mean nothing here."""
+    """No default colours of matplotlib."""
     from matplotlib.colors import to_hex
 
     known = {tint.upper() for tint in (*COLOURS.values(), *OTHERS, *ROWS.values())}
@@ -151,7 +151,7 @@ def test_a_sequence_of_losses_is_drawn_as_it_is():
     assert seen["LoRA"].tolist() == [[0, 1, 2], [3.0, 2.0, 1.5]]
 
 
-def test_of_a_history_the_held_out_losses_carry_the_label():
+def test_the_held_out_losses_of_a_history_have_the_label():
     history = History([4.0, 3.0], [0.1, 0.1], [(0, 4.5), (2, 3.5)])
     ax = viz.loss_curves({"LoRA": history})
     assert lines(ax)["LoRA"].tolist() == [[0, 2], [4.5, 3.5]]
@@ -175,16 +175,16 @@ def test_a_history_without_held_out_losses_shows_those_of_its_batches():
     assert legend(ax) == ["LoRA"]
 
 
-def test_a_colour_means_the_same_wherever_its_word_stands():
+def test_a_colour_depends_on_the_word_not_on_its_place():
     assert viz.colour("LoRA, r = 8") == viz.colour("with LoRA") == viz.COLOURS["LoRA"]
     assert viz.colour("full fine-tuning") == viz.COLOURS["full"]
     assert viz.colour("frozen base") == viz.COLOURS["frozen"]
     assert viz.colour("another") == viz.OTHERS[0]
-    assert viz.colour("fullness", 1) == viz.OTHERS[1]  # a word, not a part of one
+    assert viz.colour("fullness", 1) == viz.OTHERS[1]  # a full word only
 
 
 def test_the_colours_differ_in_lightness_or_are_far_apart_for_every_eye():
-    """Machado et al. 2009: what protanopes and deuteranopes see of linear RGB."""
+    """Linear RGB as protanopes and deuteranopes see it, from Machado et al. 2009."""
     names = ("frozen", "A", "B", "merged", "full", "wrong")
     rgb = np.array([to_rgb(viz.COLOURS[name]) for name in names])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -248,9 +248,9 @@ def test_bench_bars_of_peak_memory_have_no_mark():
     assert not ax.lines and "MiB" in ax.get_xlabel()
 
 
-def test_a_page_of_the_bench_has_time_and_memory_of_every_shape_and_cuts_nothing_off():
-    told = {"threads": 2, "rounds": 1, "missing": {}}
-    figure = viz.bench_page({**told, "tiny": MEASURED, "long": MEASURED})
+def test_a_page_of_the_bench_has_time_and_memory_of_every_shape_uncut():
+    empty = {"threads": 2, "rounds": 1, "missing": {}}
+    figure = viz.bench_page({**empty, "tiny": MEASURED, "long": MEASURED})
     figure.canvas.draw()
     assert [ax.get_title("left") for ax in figure.axes] == ["tiny", "", "long", ""]
     assert all(len(ax.patches) == len(MEASURED) for ax in figure.axes)
@@ -261,7 +261,7 @@ def test_a_page_of_the_bench_has_time_and_memory_of_every_shape_and_cuts_nothing
     box, inside = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= inside[0] and box.y1 <= inside[1]
     with pytest.raises(ValueError, match="no shape"):
-        viz.bench_page(told)
+        viz.bench_page(empty)
 
 
 def test_merge_error_draws_every_number_and_its_own_bound():
@@ -277,7 +277,7 @@ def test_merge_error_draws_every_number_and_its_own_bound():
     assert ax.get_yscale() == "log"
 
 
-def test_merge_error_marks_what_is_above_its_bound_and_what_is_not_a_number():
+def test_merge_error_marks_errors_above_the_bound_and_nan():
     ax = viz.merge_error({"a": ([1e-7], [1e-6]), "b": ([1e-3, np.nan], [1e-6, 1e-6])})
     crosses = ax.lines[4]
     assert crosses.get_marker() == "x"
@@ -286,13 +286,13 @@ def test_merge_error_marks_what_is_above_its_bound_and_what_is_not_a_number():
 
 
 def band(ax):
-    """(x, lowest, highest) of the one band."""
+    """Return (x, lowest, highest) of the band."""
     (path,) = ax.collections[0].get_paths()
     xs = sorted(set(path.vertices[:, 0]))
     return [(x, *(f(path.vertices[path.vertices[:, 0] == x, 1]) for f in (min, max))) for x in xs]
 
 
-def test_a_sweep_is_a_median_with_a_band_from_the_smallest_to_the_largest():
+def test_a_sweep_is_a_median_with_a_min_max_band():
     ax = viz.rank_sweep(SWEEP, levels={"full fine-tuning": 2.3})
     assert lines(ax)["LoRA"].tolist() == [[1, 4, 16], [3.1, 2.8, 2.55]]
     assert band(ax) == [(1, 3.0, 3.2), (4, 2.7, 2.9), (16, 2.4, 2.8)]
@@ -304,7 +304,7 @@ def test_a_sweep_is_a_median_with_a_band_from_the_smallest_to_the_largest():
 
 
 @pytest.mark.parametrize("least", [0, 1])
-def test_a_sweep_shows_every_place_and_0_has_none_on_a_log_axis(least):
+def test_a_sweep_with_0_has_a_linear_axis(least):
     ax = viz.rank_sweep({least: [3.0] * 3, 4: [2.0] * 3, 16: [1.0] * 3})
     ax.figure.canvas.draw()
     assert ax.get_xscale() == ("log" if least else "linear")
@@ -324,7 +324,7 @@ def test_a_spectrum_falls_from_the_first():
     assert viz.spectrum({"W0": [1.0, 3.0]}).get_yscale() == "log"
 
 
-def test_curves_and_what_belongs_to_them_share_a_colour():
+def test_a_curve_and_its_dotted_line_share_a_colour():
     ax = viz.curves({"a": [1, 2], "b": ([5, 6], [3, 4])}, dotted={"b": ([5, 6], [1, 1])}, log="x")
     a, b, dotted = ax.lines
     assert np.array(a.get_data()).tolist() == [[0, 1], [1, 2]]
@@ -333,7 +333,7 @@ def test_curves_and_what_belongs_to_them_share_a_colour():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
 
 
-def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
+def test_an_attention_map_has_queries_as_rows_and_keys_as_columns():
     ax = viz.attention_map([[0.25, 0.75]], [" a"], keys=["b", ""])
     assert ax.images[0].get_array().tolist() == [[0.25, 0.75]]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["·a"]
@@ -343,7 +343,7 @@ def test_an_attention_map_has_rows_that_look_and_columns_looked_at():
 
 
 @pytest.mark.parametrize("name", ["parameter_bars", "memory_bars", "bench_bars"])
-def test_the_numbers_at_bars_stand_inside_the_axes(name):
+def test_the_numbers_at_bars_are_inside_the_axes(name):
     ax = drawn(name)[0]
     ax.figure.canvas.draw()
     for text in ax.texts:

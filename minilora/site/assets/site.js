@@ -23,7 +23,7 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
 
 // Search: the index is search.js, loaded as a script when the box is first used.
 {
-  const form = one("#search"), box = one("input", form), results = one("#found");
+  const form = one("#search"), box = one("input", form), results = one("#results");
   const list = one("ol", results), message = one("p", results), MOST = 20;
   const load = () => {
     if (one("script[data-words]")) return;
