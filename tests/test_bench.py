@@ -1,7 +1,5 @@
-"""The bench measures what it says: engines agree, every number is there. No time is asserted."""
+"""The bench: engines agree and every number is reported. No time is asserted."""
 
-import functools
-import importlib
 import json
 import re
 import subprocess
@@ -11,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from benchmarks import growth, habits
 
 import minilora as ml
 from minilora import cli, ops
@@ -31,15 +30,15 @@ def test_a_bench_of_the_tiny_shape_is_complete(capsys, tmp_path):
     code = cli.main(["bench", "--json", "--shapes", "tiny", "--rounds", "2", "--no-whole",
                      "--engines", ",".join(names), "--chart", str(tmp_path / "a.png")])
     out, _ = capsys.readouterr()
-    told = json.loads(out)
-    assert code == 0 and set(told["tiny"]) == set(names) and not told["missing"]
-    for row in told["tiny"].values():
+    result = json.loads(out)
+    assert code == 0 and set(result["tiny"]) == set(names) and not result["missing"]
+    for row in result["tiny"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["peak"] > 1 << 20 and row["ratio"] > 0
-    assert told["tiny"]["minilora"]["ratio"] == told["tiny"]["merged forward"]["ratio"] == 1
+    assert result["tiny"]["minilora"]["ratio"] == result["tiny"]["merged forward"]["ratio"] == 1
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_engine_that_disagrees_is_refused(monkeypatch):
+def test_an_engine_that_disagrees_is_an_error(monkeypatch):
     class Liar:
         engine = "autograd"
 
@@ -57,8 +56,8 @@ def test_an_engine_that_disagrees_is_refused(monkeypatch):
             np.savez(path, **grads())
             return loss
 
-    with pytest.raises(RuntimeError, match=r"autograd and minilora disagree by 1\.0e-03"):
-        bench._agree([Honest(), Liar()])
+    with pytest.raises(RuntimeError, match=r"autograd and minilora differ by 1\.0e-03"):
+        bench.agreement([Honest(), Liar()])
 
 
 @pytest.mark.oracle
@@ -69,31 +68,31 @@ def test_engines_agree_after_updates_too(name):
     steps = [engines.ENGINES[n]("tiny") for n in ("minilora", name)]
     losses = [[step()[0] for _ in range(5)] for step in steps]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    assert abs(losses[0][4] - losses[0][0]) > 1e-4 * losses[0][0], "or it would prove little"
+    assert abs(losses[0][4] - losses[0][0]) > 1e-4 * losses[0][0], "the updates must matter"
 
 
 @pytest.mark.oracle
-def test_torch_decodes_the_tokens_that_we_decode(monkeypatch):
+def test_torch_decodes_the_same_tokens(monkeypatch):
     pytest.importorskip("torch")
-    said, make = [], peers.torch_model
+    chosen, make = [], peers.torch_model
 
     def spy(shape, adapters):
         assert not adapters  # they are merged
-        made = make(shape, adapters)
-        hear = lambda model, inputs, out: said.append(int(out[0, -1].argmax()))  # noqa: E731
-        made[0].register_forward_hook(hear)
-        return made
+        result = make(shape, adapters)
+        hear = lambda model, inputs, out: chosen.append(int(out[0, -1].argmax()))  # noqa: E731
+        result[0].register_forward_hook(hear)
+        return result
 
     monkeypatch.setattr(peers, "torch_model", spy)
     engines.ENGINES["torch decode"]("tiny")()
     model, (ids, _) = ours.build("tiny")
     ml.lora.detach(model)
     wanted = ml.generate(model, ids[:1, : ours.PROMPT], 8, temperature=0)[0, ours.PROMPT :]
-    assert said == wanted.tolist()
+    assert chosen == wanted.tolist()
 
 
 @pytest.mark.oracle
-def test_torch_without_adapters_trains_q_and_v_whole():
+def test_torch_without_adapters_trains_the_full_q_and_v():
     pytest.importorskip("torch")
     mine, (ids, targets) = ours.build("tiny")
     ml.lora.detach(mine)
@@ -109,9 +108,8 @@ def test_torch_without_adapters_trains_q_and_v_whole():
         assert abs(step()[0] / loss.item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("in_blocks", [False, True])
-def test_the_floor_is_the_products_of_a_step_and_no_more(in_blocks, monkeypatch):
-    """The plain op makes g B twice, for x and for A: that can be avoided."""
+def test_the_floor_has_exactly_the_products_of_a_step(monkeypatch):
+    """The plain op computes g B twice, for x and for A; the floor computes it once."""
     products = []
 
     class Counting:
@@ -125,32 +123,14 @@ def test_the_floor_is_the_products_of_a_step_and_no_more(in_blocks, monkeypatch)
 
     monkeypatch.setattr(peers, "np", Counting())
     s = engines.sizes("tiny")
-    peers.floor("tiny", in_blocks)()
+    peers.floor("tiny")()
     config = ml.GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads)
     planned = plan(config, r=ours.R, targets=("q", "v"), batch=s.batch, plain=True)
     twice = 2 * (s.layers - 1) * 2 * s.batch * s.tokens * s.d_model * ours.R
     assert sum(products) == planned.forward.products + planned.backward.products - twice
 
 
-def test_the_floor_in_blocks_leaves_out_what_no_query_sees(monkeypatch):
-    monkeypatch.setitem(engines.SHAPES, "two blocks", engines.Shape(1, 8, 2, 100, 1, 9))
-    seen = []
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(np, name)
-
-        def matmul(self, x, y, out):
-            if x.ndim == 3:
-                seen.append((x.shape, y.shape))
-
-    monkeypatch.setattr(peers, "np", Counting())
-    peers.floor("two blocks", in_blocks=True)()
-    scores = {(x[1], y[2]) for x, y in seen if x[2] == 4}
-    assert scores == {(64, 64), (36, 100)}, "queries, and the keys up to the last of them"
-
-
-def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
+def test_the_shape_gpt2_small_has_the_sizes_of_gpt2_small():
     small, ours_ = ml.GPT2Config(), engines.sizes("gpt2-small")
     assert (ours_.layers, ours_.d_model, ours_.heads) == (
         small.n_layers, small.d_model, small.n_heads,
@@ -158,24 +138,24 @@ def test_sizes_of_the_bench_are_gpt2s_where_they_are_called_so():
 
 
 def square(tokens):
-    """Bytes of one tokens x tokens array."""
+    """Return the bytes of one tokens x tokens array."""
     return 4 * tokens**2
 
 
-def test_attention_beyond_512_tokens_needs_memory_for_its_tokens_not_for_their_square():
-    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
+def test_attention_memory_beyond_512_tokens_is_linear_in_the_tokens():
+    peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048, 4096)}
     assert peaks[2048] < 2.1 * peaks[1024] and peaks[4096] < 2.1 * peaks[2048]
-    assert peaks[4096] < square(4096) / 2  # all arrays at once: so no single one, either
+    assert peaks[4096] < square(4096) / 2  # all arrays together, so no single array is a square
 
 
-def test_that_would_be_seen(monkeypatch):
+def test_a_quadratic_attention_memory_would_be_detected(monkeypatch):
     monkeypatch.setattr(ml.backend.Backend, "queries", 4096)
-    peaks = {tokens: bench.attention_peak(tokens) for tokens in (1024, 2048)}
+    peaks = {tokens: growth.attention_peak(tokens) for tokens in (1024, 2048)}
     assert peaks[2048] > 2.1 * peaks[1024] and peaks[2048] > square(2048)
 
 
 class Slow:
-    """A worker of which every step takes 4 ms."""
+    """A worker whose steps take 4 ms."""
 
     def __init__(self, engine, shape, threads, **how):
         self.asked = ASKED[shape] = []
@@ -191,61 +171,66 @@ class Slow:
 ASKED = {}
 
 
-def test_growth_is_of_medians_by_the_token_and_of_whole_squares(monkeypatch):
-    monkeypatch.setattr(bench, "Worker", Slow)
-    monkeypatch.setattr(bench, "TOKENS", (16,))
-    told = bench.growth("tiny", rounds=2, say=lambda line: None)
+def test_growth_reports_medians_per_token_and_full_squares(monkeypatch):
+    monkeypatch.setattr(growth, "Worker", Slow)
+    monkeypatch.setattr(growth, "TOKENS", (16,))
+    result = growth.growth("tiny", rounds=2, say=lambda line: None)
     turn = [("step", 1), ("step", 3)]
-    assert ASKED[f"tiny:{bench.BATCHES[-1]}"] == [("step", 2), *turn, *turn, "closed"]
-    assert told["batch"][2] == {"ms": [4.0, 4.0], "us_a_token": 4000 / (2 * 16)}
-    assert told["attention"][16]["squares"] == bench.HEADS * square(16)
+    assert ASKED[f"tiny:{growth.BATCHES[-1]}"] == [("step", 2), *turn, *turn, "closed"]
+    assert result["batch"][2] == {"ms": [4.0, 4.0], "us_a_token": 4000 / (2 * 16)}
+    assert result["attention"][16]["squares"] == growth.HEADS * square(16)
 
 
-def test_a_look_at_attentions_memory_leaves_the_library_in_use():
+def test_measuring_attention_memory_restores_the_backend():
     with ml.using("shapes") as library:
-        assert bench.attention_peak(16) > 0 and ml.current() is library
+        assert growth.attention_peak(16) > 0 and ml.current() is library
 
 
-def test_a_gap_is_relative_to_ours():
+def test_a_difference_is_relative_to_ours():
     grads, theirs = {"A": np.array([3.0, 4.0])}, {"A": np.array([3.0, 3.0]), "C": np.ones(2)}
-    assert bench.apart(2.0, {}, 3.0, {}) == 0.5 and bench.apart(1.0, grads, 1.1, theirs) == 0.2
-    assert np.isnan(bench.apart(1.0, grads, float("nan"), theirs))
-    assert bench.apart(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
+    assert bench.difference(2.0, {}, 3.0, {}) == 0.5
+    assert bench.difference(1.0, grads, 1.1, theirs) == 0.2
+    assert np.isnan(bench.difference(1.0, grads, float("nan"), theirs))
+    assert bench.difference(1.0, {"A": np.zeros(2)}, 1.0, {"A": np.zeros(2)}) == 0
 
 
-def test_a_whole_run_reads_how_many_steps_and_has_to_end_well(monkeypatch):
+def test_a_full_run_gets_its_number_of_steps_and_must_succeed(monkeypatch):
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "assert input() == 'step 7'"))
-    assert bench._whole("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
+    assert bench.full_runs("tiny", ["a", "b"], 1, "numpy", 7).keys() == {"a", "b"}
     monkeypatch.setattr(bench, "PROGRAM", ("-c", "raise SystemExit(3)"))
     with pytest.raises(subprocess.CalledProcessError):
-        bench._whole("tiny", ["a"], 1, "numpy", 7)
+        bench.full_runs("tiny", ["a"], 1, "numpy", 7)
 
 
-def test_growth_is_told_for_every_batch_and_every_length(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "BATCHES", (1, 2))
-    monkeypatch.setattr(bench, "TOKENS", (16, 32))
-    monkeypatch.setattr(bench, "growth", functools.partial(bench.growth, "tiny"))
-    assert cli.main(["bench", "--shapes", "", "--growth", "--rounds", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["growth"]
-    assert list(told["batch"]) == ["1", "2"] and list(told["attention"]) == ["16", "32"]
-    for row in told["batch"].values():
+def test_growth_measures_every_batch_and_every_length(capsys, monkeypatch):
+    monkeypatch.setattr(growth, "BATCHES", (1, 2))
+    monkeypatch.setattr(growth, "TOKENS", (16, 32))
+    result = growth.growth("tiny", rounds=1)
+    assert list(result["batch"]) == [1, 2] and list(result["attention"]) == [16, 32]
+    for row in result["batch"].values():
         assert 0 < row["ms"][0] <= row["ms"][1] and row["us_a_token"] > 0
-    for tokens, row in told["attention"].items():
-        assert row["peak"] == row["bytes_a_token"] * int(tokens) > 0
+    for tokens, row in result["attention"].items():
+        assert row["peak"] == row["bytes_a_token"] * tokens > 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1] == " "]
+    assert rows == ["batch", "1", "2", "tokens", "16", "32"]
 
 
-def test_the_floor_leaves_threads_to_blas_and_the_one_in_blocks_does_not(monkeypatch):
-    shared = []
-    monkeypatch.setattr(ml.backend.threads, "share", lambda task, *sizes: shared.append(sizes))
+def test_the_growth_script_passes_its_options_on(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(growth, "growth", lambda shape, **how: asked.update(how, shape=shape))
+    monkeypatch.setattr("sys.argv", ["growth.py", "--rounds", "3", "--shape", "tiny"])
+    growth.main()
+    assert (asked["shape"], asked["rounds"], asked["threads"]) == ("tiny", 3, 2)
+
+
+def test_the_floor_leaves_threads_to_blas(monkeypatch):
+    monkeypatch.setattr(ml.backend.threads, "share", lambda *sizes: pytest.fail("it shared work"))
     engines.ENGINES["floor"]("tiny")()
-    assert not shared
-    engines.ENGINES["floor in blocks"]("tiny")()
-    assert shared
 
 
 def test_an_engine_that_died_is_named(capfd):
     worker = bench.Worker("abacus", "tiny", 1)
-    with pytest.raises(RuntimeError, match="bench: abacus died, see above"):
+    with pytest.raises(RuntimeError, match="bench: the process of abacus ended, see the output"):
         worker.ask("step", 1)
     worker.close()
     assert "KeyError: 'abacus'" in capfd.readouterr().err
@@ -257,29 +242,29 @@ def test_a_shape_may_name_its_batch():
 
 
 @pytest.mark.parametrize("shape", ["", "round", "tiny:", "tiny:0", "tiny:-1", "tiny:x", "tiny:1.5"])
-def test_a_shape_that_there_is_not_is_told_with_those_that_are(shape):
-    with pytest.raises(ValueError, match=f"no shape '{shape}': there are classroom, long, gpt2-sm"):
+def test_an_unknown_shape_is_an_error_that_lists_the_shapes(shape):
+    with pytest.raises(ValueError, match=f"unknown shape '{shape}': choose classroom, long, gpt2-"):
         engines.sizes(shape)
 
 
 @pytest.fixture
 def nothing_measured(monkeypatch):
-    """No engine runs; gives those that would."""
+    """Run no engine; return the list of (shape, engines) that would run."""
     asked = []
     monkeypatch.setattr(
-        bench, "_one", lambda shape, names, *how: asked.append((shape, names)) or {}
+        bench, "measure_shape", lambda shape, names, *how: asked.append((shape, names)) or {}
     )
     return asked
 
 
-def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_where_not(
+def test_an_engine_that_cannot_run_is_an_error_if_named_and_skipped_if_not(
     monkeypatch, capsys, nothing_measured
 ):
     monkeypatch.setattr(engines, "NEEDS", {"torch": ("numpy", "no_such_library")})
     lines = []
-    told = bench.bench(["tiny"], say=lines.append)
+    result = bench.bench(["tiny"], say=lines.append)
     without = [name for name in engines.ENGINES if name not in ("torch", "minilora half")]
-    assert nothing_measured == [("tiny", without)] and list(told["missing"]) == [
+    assert nothing_measured == [("tiny", without)] and list(result["missing"]) == [
         "minilora half", "torch",
     ]
     assert "torch is skipped: not installed: pip install no_such_library" in lines
@@ -291,7 +276,7 @@ def test_an_engine_that_cannot_run_is_an_error_where_it_is_named_and_left_out_wh
     assert nothing_measured[1:] == [("tiny", ["minilora", "decode"])]
 
 
-def test_where_nothing_is_compared_no_agreement_is_told():
+def test_agreement_is_reported_only_after_a_comparison():
     class Alone:
         def __init__(self, engine):
             self.engine = engine
@@ -302,13 +287,13 @@ def test_where_nothing_is_compared_no_agreement_is_told():
             return loss
 
     for names in ([], ["decode"], ["minilora"], ["autograd"], ["autograd", "torch+peft"]):
-        assert "no losses and gradients to compare" in bench._agree([*map(Alone, names)])
-    both = bench._agree([Alone("minilora"), Alone("autograd")])
-    assert both == "losses and gradients agree: within 0.0e+00 (minilora, autograd)"
+        assert "losses and gradients are not compared" in bench.agreement([*map(Alone, names)])
+    both = bench.agreement([Alone("minilora"), Alone("autograd")])
+    assert both == "losses and gradients agree within 0.0e+00 (minilora, autograd)"
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
-def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monkeypatch, capsys):
+def test_a_chart_has_the_format_of_its_suffix(name, begins, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib").use("agg")
     row = {"ms": [1.0, 2.0], "peak": 1 << 20, "ratio": 1.0, "memory_ratio": 1.0, "tokens_s": 9.0}
     monkeypatch.setattr(commands, "bench", lambda *_, **how: {"tiny": {"minilora": row}})
@@ -317,7 +302,7 @@ def test_a_chart_is_of_the_kind_that_its_name_says(name, begins, tmp_path, monke
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
+def test_the_defaults_of_the_bench_are_those_in_its_help(monkeypatch, capsys):
     asked = {}
     monkeypatch.setattr(commands, "bench", lambda *_, **how: asked.update(how) or {})
     assert cli.main(["bench"]) == 0
@@ -326,45 +311,39 @@ def test_without_options_the_bench_does_what_its_help_says(monkeypatch, capsys):
     assert f"--rounds ROUNDS turns of three steps each ({asked['rounds']})" in " ".join(
         capsys.readouterr().out.split()
     )
-    assert asked["threads"] == 2 and asked["whole"] and not asked["grow"]
+    assert asked["threads"] == 2 and asked["whole"]
 
 
-def test_a_chart_of_nothing_is_refused_before_the_work(capsys):
+def test_a_chart_of_nothing_is_an_error_before_the_work(capsys):
     pytest.importorskip("matplotlib")
-    assert cli.main(["bench", "--shapes", "", "--growth", "--chart", "a.png"]) == 2
-    assert "needs a shape" in capsys.readouterr().err
+    assert cli.main(["bench", "--shapes", "", "--chart", "a.png"]) == 2
+    assert "leaves nothing to measure" in capsys.readouterr().err
 
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-@pytest.fixture
-def habits(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("habits")
-
-
 @pytest.mark.thorough
-def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes(habits):
+def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_notes():
     lines, names = [], list(habits.HABITS)
-    told = habits.table(names, ["tiny"], rounds=1, say=lines.append)
-    rows = [told[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
+    results = habits.table(names, ["tiny"], rounds=1, say=lines.append)
+    rows = [results[name].get("tiny") or habits.measure(name, "tiny", rounds=1) for name in names]
     assert [line.split()[0] for line in lines[-len(names) :]] == names
     for row in rows:
         assert row.apart <= bench.TOLERANCE and min(row.ms) > 0 < row.ratio and row.memory > 0
     notes = (BENCHMARKS / "README.md").read_text("utf-8")
     for name, habit in habits.HABITS.items():
         assert f"- `{name}`: **{habit.title}" in " ".join(notes.split()), name
-    for line in re.findall(r"^\w+ +.*\d\.\d\d$", notes, re.MULTILINE):  # a table, pasted in
+    for line in re.findall(r"^\w+ +.*\d\.\d\d$", notes, re.MULTILINE):  # the rows of a table
         name = line.split()[0]
         assert line.startswith(f"{name:<14}{habits.HABITS[name].title} "), line
 
 
-def test_every_kernel_is_a_habit(habits):
+def test_every_kernel_is_a_habit():
     assert {op.__name__ for op in ml.kernels.TABLE} < set(habits.HABITS)
 
 
-def test_what_a_habit_swaps_in_is_what_runs(habits, monkeypatch):
+def test_the_replacement_of_a_habit_runs(monkeypatch):
     swapped, called = set(), set()
 
     def object(owner, name, value):
@@ -391,10 +370,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_twin_that_is_another_computation_is_refused(habits, kind, monkeypatch):
+def test_a_twin_that_computes_something_else_is_an_error(kind, monkeypatch):
     wrong = habits.Habit("wrong", habits.swap(WRONG[kind]))
     monkeypatch.setitem(habits.HABITS, "wrong", wrong)
-    with pytest.raises(RuntimeError, match="wrong: the twin is another computation"):
+    with pytest.raises(RuntimeError, match="wrong: the twin computes something else"):
         habits.measure("wrong", "tiny")
 
 

@@ -19,7 +19,7 @@ from minilora.data import BPE, TEXTS, Windows, load_text, sequential, split
 from minilora.data.tokenizer import LETTERS, ROOM, WORD
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
-few_letters = st.one_of(  # where pairs repeat and so are merged
+few_letters = st.one_of(  # so that pairs repeat and are merged
     st.text("abc ", max_size=80), st.text("ab 'A1.\n\té", max_size=80)
 )
 sizes = st.integers(1, 6)
@@ -78,7 +78,7 @@ def test_merges_never_cross_words(text: str, other: str) -> None:
 
 
 def _naive_merges(text: str, count: int) -> list[tuple[int, int]]:
-    """The merges of algorithm 1 of Sennrich et al., everything counted anew each time."""
+    """Return the merges of algorithm 1 of Sennrich et al., counting everything again each time."""
     words = Counter(tuple(word.encode()) for word in WORD.findall(text))
     merges: list[tuple[int, int]] = []
     while len(merges) < count:
@@ -113,7 +113,7 @@ def test_training_words_are_encoded_as_training_left_them(text: str, count: int)
     bpe = BPE.train(text, 256 + count)
     for word in WORD.findall(text):
         ids = list(word.encode())
-        for i, (a, b) in enumerate(bpe.merges):  # one merge after another, over the whole word
+        for i, (a, b) in enumerate(bpe.merges):  # one merge after another, over the full word
             at = 0
             while at < len(ids) - 1:
                 if ids[at : at + 2] == [a, b]:
@@ -123,13 +123,13 @@ def test_training_words_are_encoded_as_training_left_them(text: str, count: int)
 
 
 def _encoded_in_rounds(bpe: BPE, word: str) -> list[int]:
-    """The ids of a word, each merge found and made anew over all of it: simple and quadratic."""
+    """Return the ids of a word, one merge at a time over the full word: simple and quadratic."""
     ids = list(word.encode())
-    while found := [i for i, pair in enumerate(bpe.merges) if pair in set(pairwise(ids))]:
+    while possible := [i for i, pair in enumerate(bpe.merges) if pair in set(pairwise(ids))]:
         out: list[int] = []
         for i in ids:
-            if out and (out[-1], i) == bpe.merges[found[0]]:
-                out[-1] = 256 + found[0]
+            if out and (out[-1], i) == bpe.merges[possible[0]]:
+                out[-1] = 256 + possible[0]
             else:
                 out.append(i)
         ids = out
@@ -138,17 +138,17 @@ def _encoded_in_rounds(bpe: BPE, word: str) -> list[int]:
 
 @st.composite
 def merges(draw: st.DrawFn) -> list[tuple[int, int]]:
-    """Merges that nobody trained, over few letters, so that they meet."""
-    made: dict[tuple[int, int], None] = {}
+    """Draw untrained merges of few letters, so that they interact."""
+    merges: dict[tuple[int, int], None] = {}
     for _ in range(draw(st.integers(0, 12))):
-        known = st.sampled_from([*b"ab", *range(256, 256 + len(made))])
-        made[draw(known), draw(known)] = None
-    return list(made)
+        known = st.sampled_from([*b"ab", *range(256, 256 + len(merges))])
+        merges[draw(known), draw(known)] = None
+    return list(merges)
 
 
 @given(merges(), st.text("ab", max_size=40))
-def test_a_word_is_encoded_as_in_rounds(made: list[tuple[int, int]], word: str) -> None:
-    bpe = BPE(made)
+def test_a_word_is_encoded_as_in_rounds(merges: list[tuple[int, int]], word: str) -> None:
+    bpe = BPE(merges)
     assert bpe.encode(word).tolist() == _encoded_in_rounds(bpe, word)
     assert bpe.decode(bpe.encode(word)) == word
 
@@ -161,7 +161,7 @@ def test_any_text_is_encoded_as_in_rounds(text: str, count: int, other: str) -> 
 
 
 def _calls(work: object) -> int:
-    """How many functions are called by work()."""
+    """Return how many functions work() calls."""
     count = 0
 
     def called(frame: object, event: str, argument: object) -> None:
@@ -186,7 +186,7 @@ def test_the_work_for_a_long_word_does_not_grow_with_the_merges_that_it_takes() 
     assert _calls(lambda: BPE.train(word, 656)) < 3 * _calls(lambda: BPE.train(word, 296))
 
 
-def test_only_short_words_are_remembered_and_not_without_end(
+def test_only_short_words_are_cached_and_the_cache_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("minilora.data.tokenizer.WORDS", 3)
@@ -270,7 +270,7 @@ def test_bpe_errors() -> None:
     assert SMALL.decode([]) == "" and SMALL.decode([0xFF]) == "\ufffd"
     for take in (SMALL.encode, lambda text: BPE.train(text, 300)):
         for text in (b"a", None, ["a"]):
-            with pytest.raises(TypeError, match=r"^BPE\.(encode|train): takes a text, not "):
+            with pytest.raises(TypeError, match=r"^BPE\.(encode|train): text must be a str, not "):
                 take(text)  # type: ignore[arg-type]
 
 
@@ -280,7 +280,7 @@ def test_a_merge_joins_ids_defined_before_it(bad: object, side: int) -> None:
     pair = [97, 97]
     pair[side] = bad  # type: ignore[call-overload]
     with pytest.raises(
-        ValueError, match=r"^BPE: each id that token 257 joins .* from 0 to 256, not"
+        ValueError, match=r"^BPE: each id of token 257 .* from 0 to 256, not"
     ):
         BPE([(97, 98), pair])  # type: ignore[list-item]
     assert BPE([(97, 98), (256, 256)]).vocab_size == 258
@@ -289,19 +289,19 @@ def test_a_merge_joins_ids_defined_before_it(bad: object, side: int) -> None:
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ([(97, 98), 5], "token 257 joins a pair of ids, not 5"),
-        ([(97, 98, 99)], "token 256 joins a pair of ids, not the tuple"),
-        (["ab"], "token 256 joins a pair of ids, not the str 'ab'"),
-        ([{97, 98}], "token 256 joins a pair of ids, not the set"),
-        (7, "merges are pairs of ids, not 7"),
-        (None, "merges are pairs of ids, not None"),
-        (np.zeros((2, 3), int), "token 256 joins a pair of ids, not the list"),
-        (np.zeros((2, 2)), "each id that token 256 joins .* not 0.0"),
-        (np.zeros((2, 2), int), r"token 257 joins \(0, 0\), as 256 does"),
-        ([(97, 98), (98, 97), (97, 98)], r"token 258 joins \(97, 98\), as 256 does"),
+        ([(97, 98), 5], "token 257 must join a pair of ids, not 5"),
+        ([(97, 98, 99)], "token 256 must join a pair of ids, not the tuple"),
+        (["ab"], "token 256 must join a pair of ids, not the str 'ab'"),
+        ([{97, 98}], "token 256 must join a pair of ids, not the set"),
+        (7, "merges must be pairs of ids, not 7"),
+        (None, "merges must be pairs of ids, not None"),
+        (np.zeros((2, 3), int), "token 256 must join a pair of ids, not the list"),
+        (np.zeros((2, 2)), "each id of token 256 .* not 0.0"),
+        (np.zeros((2, 2), int), r"tokens 256 and 257 both join \(0, 0\)"),
+        ([(97, 98), (98, 97), (97, 98)], r"tokens 256 and 258 both join \(97, 98\)"),
     ],
 )
-def test_what_are_no_merges_is_refused(bad: object, words: str) -> None:
+def test_invalid_merges_are_an_error(bad: object, words: str) -> None:
     with pytest.raises(ValueError, match=f"^BPE: {words}"):
         BPE(bad)  # type: ignore[arg-type]
 
@@ -312,17 +312,18 @@ def test_merges_may_be_an_array() -> None:
     assert BPE(np.zeros((0, 2), int)).merges == []
 
 
-def test_merges_that_make_long_tokens_are_refused_before_they_are_made() -> None:
+def test_merges_of_long_tokens_are_an_error_before_they_take_memory() -> None:
     doubling = [(97, 97), *((i, i) for i in range(256, 296))]
     fan = [*doubling[:16], *((271, i) for i in range(256)), *((i, 271) for i in range(250))]
     tracemalloc.start()
-    for made in (doubling, fan):
-        with pytest.raises(ValueError, match=rf"^BPE: the tokens up to \d+ .* {ROOM} bytes in all"):
-            BPE(made)
+    for merges in (doubling, fan):
+        words = rf"^BPE: the tokens up to \d+ have .* {ROOM} bytes in total"
+        with pytest.raises(ValueError, match=words):
+            BPE(merges)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.25 * ROOM < 25e6
-    full = BPE([*doubling[:23], (98, 98)])  # what fits is taken, to the last byte
+    full = BPE([*doubling[:23], (98, 98)])  # the limit is inclusive
     assert sum(len(full._bytes[i]) for i in range(256, full.vocab_size)) == ROOM
     with pytest.raises(ValueError, match="the tokens up to 280 "):
         BPE([*full.merges, (99, 99)])
@@ -384,18 +385,18 @@ def test_sequential_predicts_each_token_once(n: int, batch: int, tokens: int) ->
 
 
 @pytest.mark.parametrize("make", [Windows, sequential])
-def test_streams_that_hold_no_window(make: type[Windows]) -> None:
+def test_streams_without_a_window(make: type[Windows]) -> None:
     with pytest.raises(ValueError, match=r"8 ids .* 8 tokens.* 9: .*at most 7"):
         make(np.arange(8), 2, 8)
     with pytest.raises(ValueError, match=r"0 ids"):
         make(np.arange(0), 2, 8)
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: ids .*, not float64 \(20,\)"):
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: ids must be .*, not float64 \(20,\)"):
         make(np.ones(20), 2, 8)
     with pytest.raises(ValueError, match=r"tokenizer\.encode\(text\) .*, not the str 'To be'"):
         make("To be", 2, 8)
-    with pytest.raises(ValueError, match=r": 0 ids hold no .* takes 9: use a longer text$"):
+    with pytest.raises(ValueError, match=r": 0 ids are too few .* needs 9: use a longer text$"):
         make([], 2, 8)
-    with pytest.raises(ValueError, match=r": 1 ids hold no .* takes 2: use a longer text$"):
+    with pytest.raises(ValueError, match=r": 1 ids are too few .* needs 2: use a longer text$"):
         make([5], 2, 1)
     with pytest.raises(ValueError, match=r"\(4, 5\)"):
         make(np.ones((4, 5), int), 2, 3)
@@ -407,7 +408,7 @@ def test_streams_that_hold_no_window(make: type[Windows]) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, True])
-def test_a_seed_of_windows_is_a_whole_number(seed: int) -> None:
+def test_a_seed_of_windows_is_an_integer(seed: int) -> None:
     with pytest.raises(
         ValueError, match=f"^Windows: seed must be a whole number from 0, not .*{seed}"
     ):
@@ -419,14 +420,14 @@ def test_a_seed_of_windows_is_a_whole_number(seed: int) -> None:
 
 @given(st.text("ab\n", min_size=2, max_size=60), st.floats(0.01, 0.99))
 def test_split_is_a_partition(text: str, held_out: float) -> None:
-    kept, held = split(text, held_out)
-    assert kept + held == text and kept and held
-    assert len(held) >= int(held_out * len(text))
+    first, last = split(text, held_out)
+    assert first + last == text and first and last
+    assert len(last) >= int(held_out * len(text))
     at = max(int(len(text) * (1 - held_out)), 1)
     if "\n" in text[:at]:
-        assert kept.endswith("\n") and "\n" not in text[len(kept) : at]
+        assert first.endswith("\n") and "\n" not in text[len(first) : at]
     else:
-        assert len(kept) == min(at, len(text) - 1)
+        assert len(first) == min(at, len(text) - 1)
 
 
 def test_split_errors() -> None:
@@ -435,7 +436,7 @@ def test_split_errors() -> None:
             ValueError, match=rf"split: held_out must be in \(0, 1\), not {fraction}"
         ):
             split("some text", fraction)
-    with pytest.raises(TypeError, match="split: takes a text, not None"):
+    with pytest.raises(TypeError, match="split: text must be a str, not None"):
         split(None)  # type: ignore[arg-type]
     for text in ("", "a"):
         with pytest.raises(ValueError, match=f"{len(text)} characters"):
@@ -458,8 +459,8 @@ def test_text_is_clean(name: str) -> None:
     for mark in MARKS:
         assert mark not in text.lower(), mark
     assert sum(c.isalpha() or c in " \n" for c in text) > 0.9 * len(text)
-    _, held = split(text)
-    assert 0.09 < len(held) / len(text) < 0.15
+    _, last = split(text)
+    assert 0.09 < len(last) / len(text) < 0.15
 
 
 @pytest.mark.parametrize(
@@ -478,12 +479,12 @@ def test_text_is_clean(name: str) -> None:
         ("devil", ["\n\nCYNIC, n. A blackguard whose faulty vision sees things as they are"]),
     ],
 )
-def test_text_holds(name: str, passages: list[str]) -> None:
+def test_text_has(name: str, passages: list[str]) -> None:
     for passage in passages:
         assert passage in load_text(name)
 
 
-def test_plays_are_laid_out_alike() -> None:
+def test_plays_have_the_same_layout() -> None:
     text = load_text("plays")
     assert text.count("\n\nACT I.\n") == 37
     assert text.count("[") == text.count("]") > 5000

@@ -1,7 +1,7 @@
-"""The site: chapters found and read, built whole or not at all, and looked at in a real browser.
+"""The site: reading the chapters, building all pages or none, and the pages in a real browser.
 
-A small site of two chapters is built here. With MINILORA_SITE=folder the same tests look at the
-site that `minilora tutorials build` has made there; `pytest -m browser` runs those that open it.
+The tests build a small site of two chapters. With MINILORA_SITE=folder they check the site that
+`minilora tutorials build` wrote there. `pytest -m browser` runs the tests in a browser.
 """
 
 import ast
@@ -27,8 +27,7 @@ import pytest
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import cache as kept
-from minilora.site import contents, cover, folder, names, publish
+from minilora.site import cache, contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
 builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
@@ -103,12 +102,12 @@ print("MINILORA" + "_FAST")
 
 @pytest.fixture(autouse=True)
 def backend():
-    """It is about pages: once is enough."""
+    """The backend does not matter here."""
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """What is kept is kept in a folder of the test."""
+    """Use a cache folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setenv("MINILORA_FAST", "1")
@@ -116,7 +115,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """The site that is looked at."""
+    """The folder of the site to check."""
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
     if not BUILDS:
@@ -146,16 +145,16 @@ def test_a_header_is_read(tmp_path):
     assert two.remember == "the word is `x`." and two.source == SECOND
 
 
-@pytest.mark.parametrize(("line", "told"), [
+@pytest.mark.parametrize(("line", "message"), [
     ("# # 03. One <b>", "its first line must be the title, '# 03. ...'"),
     ("The reader can then", "no line that begins '*The reader can then:*'"),
     ("Time", "no line that begins '*Time:*'"), ("Needs", "no line that begins '*"),
     ("Remember", "no line that begins '*Remember:*'"),
 ])
-def test_a_header_without_a_line_is_refused(line, told, tmp_path):
+def test_a_header_without_a_line_is_an_error(line, message, tmp_path):
     path = tmp_path / "03_name.py"
-    path.write_text(FIRST.replace(line, "# # 3. X" if line[0] == "#" else "Odd"), "utf-8")
-    with pytest.raises(ValueError, match=re.escape(told)) as error:
+    path.write_text(FIRST.replace(line, "# # 3. X" if line[0] == "#" else "Other"), "utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         contents.read(path)
     assert str(error.value).startswith("03_name.py: ")
 
@@ -164,14 +163,14 @@ def test_a_chapter_is_found_by_number_and_name(monkeypatch, tmp_path):
     chapters_in(tmp_path, FIRST, SECOND)
     monkeypatch.setattr(contents, "folder", lambda: tmp_path)
     assert {site.chapter(w).number for w in ("3", "03", "03_name")} == {"03"}
-    for odd in ("", "5", "33", "3_name", "_name"):
-        with pytest.raises(ValueError, match=r"there is no chapter .*: there are 03, 04"):
-            site.chapter(odd)
+    for unknown in ("", "5", "33", "3_name", "_name"):
+        with pytest.raises(ValueError, match=r"unknown chapter .*: choose 03, 04"):
+            site.chapter(unknown)
 
 
 def test_the_chapters_are_in_the_package_or_beside_it(monkeypatch, tmp_path):
     monkeypatch.setattr(contents, "PACKAGE", tmp_path / "lib" / "minilora")
-    with pytest.raises(ValueError, match=r"there are no tutorials in .*minilora nor beside it"):
+    with pytest.raises(ValueError, match=r"no tutorials in .*minilora or beside it"):
         contents.folder()
     for place in (tmp_path / "lib" / "tutorials", tmp_path / "lib" / "minilora" / "tutorials"):
         place.mkdir(parents=True)
@@ -179,13 +178,13 @@ def test_the_chapters_are_in_the_package_or_beside_it(monkeypatch, tmp_path):
         assert contents.folder() == place
 
 
-def test_every_chapter_that_is_there_can_be_listed(capsys):
+def test_the_command_lists_every_chapter(capsys):
     assert cli.main(["tutorials", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:2] for line in lines] == [c.number for c in site.chapters()]
     assert cli.main(["tutorials", "list", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["chapters"]
-    assert all(c["can"] and c["time"].endswith("minutes") and c["needs"] for c in told)
+    chapters = json.loads(capsys.readouterr().out)["chapters"]
+    assert all(c["can"] and c["time"].endswith("minutes") and c["needs"] for c in chapters)
 
 
 @builds
@@ -208,25 +207,25 @@ def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
 # The command line.
 
 
-@pytest.mark.parametrize(("line", "told"), {
+@pytest.mark.parametrize(("line", "message"), {
     "tutorials": "tutorials needs to know what: list, run, build, notebook, serve",
     "tutorials lits": "what lits: give list or run or build or notebook or serve",
     "tutorials list 03": "tutorials list takes no '03': see `minilora tutorials --help`",
     "tutorials run 03 -o x": "tutorials run takes no --out: see",
     "tutorials build --port 1": "tutorials build takes no --port: see",
     "tutorials run": "tutorials run needs a chapter: tutorials run 07",
-    "tutorials run 99": "there is no chapter 99: there are 03, 04",
-    "tutorials notebook 99": "there is no chapter 99: there are 03, 04",
+    "tutorials run 99": "unknown chapter 99: choose 03, 04",
+    "tutorials notebook 99": "unknown chapter 99: choose 03, 04",
     "tutorials notebook 03 -o x.txt": "x.txt: give a name that ends in .ipynb, such as x.ipynb",
     "tutorials build --plain": "tutorials build takes no --plain: tutorials run 07 --plain does",
-    "tutorials build -o full": "full is there, and holds no site: give another name, or remove it",
+    "tutorials build -o full": "full exists and is not a site: give another name, or remove it",
     "tutorials build -o full/file": "full/file is a file: give the name of a folder",
     "tutorials build -o no/out": "no/out: no is not a folder: create it first, or give another",
     "tutorials build -o": "--out needs a value",
     "tutorials serve -o full": "full holds no site: minilora tutorials build -o full makes it",
     "tutorials serve --port 65536": "--port 65536: give 65,535 or less",
 }.items())
-def test_a_mistake_is_told_before_any_work(line, told, tmp_path, monkeypatch, capsys):
+def test_a_wrong_command_line_fails_before_any_work(line, message, tmp_path, monkeypatch, capsys):
     place = tmp_path / "chapters"
     place.mkdir()
     chapters_in(place, FIRST, SECOND)
@@ -238,12 +237,12 @@ def test_a_mistake_is_told_before_any_work(line, told, tmp_path, monkeypatch, ca
     before = sorted(tmp_path.rglob("*"))
     assert cli.main(line.split()) == 2
     out, err = capsys.readouterr()
-    assert not out and err.startswith(f"minilora: {told}") and err.count("\n") == 1
+    assert not out and err.startswith(f"minilora: {message}") and err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("line", ["build", "notebook 03"])
-def test_what_is_missing_is_told_before_any_work(line, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_fails_before_any_work(line, tmp_path, monkeypatch, capsys):
     chapters_in(tmp_path, FIRST)
     monkeypatch.setattr(contents, "folder", lambda: tmp_path)
     monkeypatch.setattr(publish, "find_spec", lambda name: None if name == "jupytext" else 1)
@@ -254,18 +253,18 @@ def test_what_is_missing_is_told_before_any_work(line, tmp_path, monkeypatch, ca
     )
 
 
-def test_a_chapter_runs_as_a_script_and_where_it_fails_is_told(tmp_path, monkeypatch, capsys):
+def test_a_chapter_runs_as_a_script_and_a_failure_names_its_line(tmp_path, monkeypatch, capsys):
     bad = SECOND.replace("04.", "05.") + "\n\ndef f():\n    1 / 0\n\n\nf()\n"
     chapters_in(tmp_path, SECOND, bad)
     monkeypatch.setattr(contents, "folder", lambda: tmp_path)
     assert cli.main(["tutorials", "run", "4"]) == 0
     tasks = [one.number for one in book.exercises() if one.chapter == "04"]
-    told = f"To try it yourself: exercise {', '.join(tasks)}, after minilora ex init\n"
-    assert capsys.readouterr().out == f"MINILORA_FAST\n\n{told}"
+    hint = f"To try it yourself: exercise {', '.join(tasks)}, after minilora ex init\n"
+    assert capsys.readouterr().out == f"MINILORA_FAST\n\n{hint}"
     assert cli.main(["tutorials", "run", "4", "--json"]) == 0
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert found["chapter"] == "04" and found["exercises"] == tasks != []
+    result = json.loads(out)
+    assert result["chapter"] == "04" and result["exercises"] == tasks != []
     assert err.startswith("MINILORA_FAST\n")
     assert cli.main(["tutorials", "run", "5"]) == 2
     err = capsys.readouterr().err
@@ -295,7 +294,7 @@ def test_a_site_is_served_on_this_machine(tmp_path):
             server.kill()
 
 
-def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, capsys):
+def test_the_default_port_is_the_one_in_the_help(tmp_path, monkeypatch, capsys):
     def taken(address, handler):
         raise OSError(errno.EADDRINUSE, f"{address[1]}")
 
@@ -309,20 +308,20 @@ def test_without_a_port_it_is_the_one_that_help_tells(tmp_path, monkeypatch, cap
 
 
 @builds
-def test_an_error_without_a_line_of_its_own_is_told_at_its_cell():
-    from minilora.site import execution as running
+def test_an_error_without_a_line_is_reported_at_its_cell():
+    from minilora.site import execution
 
     chapter = SimpleNamespace(number="03", source="a = 1\n\nb = 2\n", path=Path("03_x.py"))
     error = SimpleNamespace(ename="KeyError", evalue="'x'")
-    told = running._told(chapter, "b = 2", error)
-    assert told == "chapter 03 fails at 03_x.py, line 3: KeyError: 'x'"
+    message = execution._failure(chapter, "b = 2", error)
+    assert message == "chapter 03 fails at 03_x.py, line 3: KeyError: 'x'"
 
 
-# What is kept, and what is put in place.
+# The cover, the cache and the folder.
 
 
 def levels(png, palette=False):
-    """The shades in a picture of the cover, as whole numbers, below 0 to above; or its colours."""
+    """Return the signed shades in a picture of the cover, or its colours."""
     chunks, at = {}, 8
     while at < len(png):
         size = int.from_bytes(png[at : at + 4], "big")
@@ -336,21 +335,21 @@ def levels(png, palette=False):
     return rows[:, 1:].astype(int) - cover.LEVELS
 
 
-def test_the_cover_is_an_update_and_what_each_rank_keeps_of_it(monkeypatch):
+def test_the_cover_shows_an_update_and_the_share_that_each_rank_keeps(monkeypatch):
     monkeypatch.setenv("MINILORA_FAST", "1")
-    told = cover._computed()
-    assert len(told["losses"]) == len(told["left"]) == len(cover.RANKS)
-    assert told["left"][0] < 1 and told["left"] == sorted(told["left"], reverse=True)
-    pictures = {name: base64.b64decode(png) for name, png in told["pictures"].items()}
-    kept, left = (levels(pictures[n]).reshape(-1, cover.DRAWN, cover.DRAWN) for n in ("BA", "left"))
-    inside = (abs(kept) < cover.LEVELS) & (abs(left) < cover.LEVELS)
-    for r, both in enumerate(inside):  # whatever the rank, the two are the update
+    result = cover._compute()
+    assert len(result["losses"]) == len(result["left"]) == len(cover.RANKS)
+    assert result["left"][0] < 1 and result["left"] == sorted(result["left"], reverse=True)
+    pictures = {name: base64.b64decode(png) for name, png in result["pictures"].items()}
+    BA, left = (levels(pictures[n]).reshape(-1, cover.DRAWN, cover.DRAWN) for n in ("BA", "left"))
+    inside = (abs(BA) < cover.LEVELS) & (abs(left) < cover.LEVELS)
+    for r, both in enumerate(inside):  # BA + error = update, at every rank
         both &= inside[-1]
-        assert both.mean() > 0.5 and (abs((kept + left)[r] - (kept + left)[-1])[both] <= 2).all()
+        assert both.mean() > 0.5 and (abs((BA + left)[r] - (BA + left)[-1])[both] <= 2).all()
     assert levels(pictures["W0"]).shape == (cover.DRAWN, cover.DRAWN)
 
 
-def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
+def test_a_picture_is_blue_below_0_white_at_0_and_brown_above():
     png = cover._png([np.array([[-1.0, 0.0, 1.0], [-9.0, 0.5, 9.0]])], 1.0)
     n = cover.LEVELS
     assert levels(png).tolist() == [[-n, 0, n], [-n, n // 2, n]]
@@ -361,54 +360,54 @@ def test_a_picture_is_blue_below_0_white_at_it_and_brown_above():
     assert lightness[n:] == sorted(lightness[n:], reverse=True)
 
 
-def test_the_share_of_the_way_is_0_at_the_base_and_all_of_it_at_the_whole_update():
-    told = {"shape": (4, 3), "losses": [5.0, 4.0, 3.0], "left": [0.9, 0.5, 0.1]}
-    shares = [publish._rank(told | {"before": 5.0, "after": 3.0}, r) for r in (1, 2, 3)]
-    assert [re.search("come (.*) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
+def test_the_share_of_the_way_is_0_at_the_base_and_1_at_the_full_update():
+    data = {"shape": (4, 3), "losses": [5.0, 4.0, 3.0], "left": [0.9, 0.5, 0.1]}
+    shares = [publish._rank(data | {"before": 5.0, "after": 3.0}, r) for r in (1, 2, 3)]
+    assert [re.search(r"(\d+%) of the way", text)[1] for text in shares] == ["0%", "50%", "100%"]
 
 
-def test_what_is_kept_depends_on_all_that_makes_it(monkeypatch):
+def test_the_cache_key_depends_on_everything_that_affects_a_result(monkeypatch):
     pytest.importorskip("ipykernel")
-    first = kept.key("a")
-    assert first == kept.key("a") != kept.key("b")
+    first = cache.key("a")
+    assert first == cache.key("a") != cache.key("b")
     monkeypatch.setenv("MINILORA_FAST", "0")
-    assert kept.key("a") != first
+    assert cache.key("a") != first
     monkeypatch.setenv("MINILORA_FAST", "1")
-    monkeypatch.setattr(kept, "_package", lambda: "another")
-    assert kept.key("a") != first
+    monkeypatch.setattr(cache, "_package", lambda: "another")
+    assert cache.key("a") != first
     monkeypatch.undo()
-    monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0")
-    assert kept.key("a") != first
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "0")
+    assert cache.key("a") != first
 
 
-def test_the_package_is_all_that_chapters_use_of_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(kept, "PACKAGE", tmp_path)
+def test_the_digest_covers_the_files_that_chapters_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
     digests = []
-    for name in ("ops.py", "data/text.txt", "site/running.py", "site/cover.py"):
+    for name in ("ops.py", "data/text.txt", "site/execution.py", "site/cover.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
-        digests.append(kept._package.__wrapped__())
+        digests.append(cache._package.__wrapped__())
     assert len({*digests}) == 4
     for name in ("site/pages.py", "tutorials/01_a.py", "__pycache__/ops.pyc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
-        assert kept._package.__wrapped__() == digests[-1]
+        assert cache._package.__wrapped__() == digests[-1]
 
 
-def test_what_nobody_asks_for_is_forgotten(tmp_path, monkeypatch):
+def test_old_cache_entries_are_removed(tmp_path, monkeypatch):
     for name in ("old", "used"):
-        kept.put(name, "é")
-        os.utime(kept._folder() / name, (0, 0))
-    assert kept.get("used") == "é" and kept.get("none") is None
-    kept.put("new", "1")
-    assert {path.name for path in kept._folder().iterdir()} == {"used", "new"}
+        cache.put(name, "é")
+        os.utime(cache._folder() / name, (0, 0))
+    assert cache.get("used") == "é" and cache.get("none") is None
+    cache.put("new", "1")
+    assert {path.name for path in cache._folder().iterdir()} == {"used", "new"}
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(kept, "_folder", lambda: tmp_path / "file" / "cache")
-    kept.put("new", "1")  # it cannot, and that is no reason to stop
-    assert kept.get("new") is None
+    monkeypatch.setattr(cache, "_folder", lambda: tmp_path / "file" / "cache")
+    cache.put("new", "1")  # a folder that cannot be written is ignored
+    assert cache.get("new") is None
 
 
-def test_a_site_replaces_a_site_and_nothing_else(tmp_path):
+def test_a_site_replaces_only_a_site(tmp_path):
     out, page = tmp_path / "out", f"<html>{folder.MARK}".encode()
     folder.write(out, {"index.html": page, "a/b.txt": b"1"})
     assert (out / "a" / "b.txt").read_bytes() == b"1" and folder.is_site(out)
@@ -421,9 +420,9 @@ def test_a_site_replaces_a_site_and_nothing_else(tmp_path):
     with pytest.raises(TypeError):
         folder.write(out, {"index.html": b"new", "d.txt": None})
     assert (out / "index.html").read_bytes() == page
-    assert {p.name for p in tmp_path.iterdir()} <= {"out", "link"}  # nothing is left beside it
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "link"}  # no temporary files
     (out / "index.html").write_bytes(b"another's")
-    with pytest.raises(ValueError, match="holds no site"):
+    with pytest.raises(ValueError, match="exists and is not a site"):
         folder.write(out, {"index.html": page})
     assert not folder.is_site(tmp_path / "none")
 
@@ -434,7 +433,7 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     move = os.replace
 
     def fails(source, target):
-        for path in map(Path, (source, target)):  # on one disk, where a move is one step
+        for path in map(Path, (source, target)):  # on one disk a move is atomic
             assert path.is_relative_to(tmp_path)
         if Path(source).name == "new":
             raise PermissionError(13, "Permission denied", str(target))
@@ -447,47 +446,47 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
 
 
 @builds
-@pytest.mark.parametrize(("code", "told"), [
+@pytest.mark.parametrize(("code", "message"), [
     ("x = 1\n\n\ndef f():\n    assert x == 2, 'x is   not 2'\n\n\nf()",
      "line 16: AssertionError: x is not 2"),
-    ("import os\nos._exit(3)", "line 9: its process died"),
+    ("import os\nos._exit(3)", "line 9: its process ended"),
     ("while True:\n    pass", "line 9: a cell took more than 2 s"),
 ])
-def test_a_chapter_that_fails_is_told_and_the_old_site_stays(code, told, tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.site.cover._computed", lambda: pytest.fail("nobody needs it"))
+def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("minilora.site.cover._compute", lambda: pytest.fail("not needed"))
     folder.write(tmp_path / "out", {"index.html": folder.MARK.encode()})
     bad = SECOND.replace('print("MINILORA" + "_FAST")', code)
     slow = SECOND.replace("04.", "05.") + "import time; time.sleep(60)"
     told_of = chapters_in(tmp_path, bad, slow)
     if "while" in code:
-        monkeypatch.setattr("minilora.site.running.PATIENCE", 2)
+        monkeypatch.setattr("minilora.site.execution.PATIENCE", 2)
         told_of.pop()
     began = time.monotonic()
     with pytest.raises(RuntimeError) as error:
         site.build(tmp_path / "out", lambda line: None, told_of)
-    assert str(error.value) == f"chapter 04 fails at 04_name.py, {told}"
-    assert time.monotonic() - began < 30  # nobody waits for the other one
+    assert str(error.value) == f"chapter 04 fails at 04_name.py, {message}"
+    assert time.monotonic() - began < 30  # the other chapter is stopped
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
     assert not (tmp_path / "cache").exists()
 
 
 @builds
-def test_a_chapter_is_run_once_and_its_formula_is_named_if_it_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.site.cover._computed", lambda: COVER)
+def test_a_chapter_runs_once_and_an_invalid_formula_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("minilora.site.cover._compute", lambda: COVER)
     lines = []
-    told = chapters_in(tmp_path, SECOND)
-    site.build(tmp_path / "out", lines.append, told)
+    chapters = chapters_in(tmp_path, SECOND)
+    site.build(tmp_path / "out", lines.append, chapters)
     page = (tmp_path / "out" / "04_name.html").read_text("utf-8")
     assert "<pre>MINILORA_FAST\n</pre>" in page
-    site.build(tmp_path / "out", lines.append, told)
+    site.build(tmp_path / "out", lines.append, chapters)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
-        "04 Two: ", "04 Two: kept"
+        "04 Two: ", "04 Two: from the cache"
     ]
     assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
     for formula in (r"\left( x", r"\foo{x}"):
-        odd = SECOND.replace("# # 04. Two\n", f"# # 04. Two\n#\n# ${formula}$\n")
+        broken = SECOND.replace("# # 04. Two\n", f"# # 04. Two\n#\n# ${formula}$\n")
         with pytest.raises(ValueError, match=re.escape(f"04_name.py: the formula ${formula}$ can")):
-            site.build(tmp_path / "out", lines.append, chapters_in(tmp_path, odd))
+            site.build(tmp_path / "out", lines.append, chapters_in(tmp_path, broken))
     assert (tmp_path / "out" / "04_name.html").read_text("utf-8") == page
 
 
@@ -500,7 +499,7 @@ COVER = {
 # Names and prose.
 
 
-def test_every_public_name_has_its_place():
+def test_every_public_name_has_a_place_on_the_api_page():
     import minilora
 
     places = names.places()
@@ -516,8 +515,8 @@ def test_every_public_name_has_its_place():
     methods = [m for e in entries for m in e.methods]
     assert methods and not [m.anchor for m in methods if m.name[0] == "_" or not m.signature]
     assert not [e.name for e in entries if " at 0x" in e.doc + e.signature or "<" in e.signature]
-    for told in (part.signature for e in entries for part in (e, *e.methods)):
-        assert " ".join(names.parameters(told)) == told
+    for signature in (part.signature for e in entries for part in (e, *e.methods)):
+        assert " ".join(names.parameters(signature)) == signature
     assert names.parameters("(a: dict[str, int] = {}, *, b) -> (x, y)") == [
         "(a: dict[str, int] = {},", "*,", "b) -> (x, y)"
     ]
@@ -525,7 +524,7 @@ def test_every_public_name_has_its_place():
     assert names.parameters(history.signature)[0] == "(losses: list[float] = [],"
 
 
-def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
+def test_names_come_from_imports_unless_the_script_redefines_them():
     known = names.known_in("import minilora as m\nfrom minilora import ops, data\ndata = ops.x\n")
     assert known == {"m": "minilora", "ops": "minilora.ops"}
     assert names.place("m.lora.attach.x", known) == ("m.lora.attach", "api.html#lora.attach")
@@ -535,7 +534,7 @@ def test_a_name_is_known_by_its_imports_and_not_where_the_script_takes_it():
 
 
 @builds
-def test_prose_links_names_and_chapters_that_are_there():
+def test_prose_links_existing_names_and_chapters():
     from minilora.site.prose import Prose, docstring
 
     prose = Prose({"ml": "minilora"}, {"attach": "minilora.lora.attach"}, {"03": "03_x.html"})
@@ -551,7 +550,7 @@ def test_prose_links_names_and_chapters_that_are_there():
     assert prose.line("chapters 02 and 03, year 03") == (
         'chapters 02 and <a href="03_x.html">03</a>, year 03'
     )
-    assert not re.search("<(?!/?span)", prose.code("x = 1"))  # it stands in a block already
+    assert not re.search("<(?!/?span)", prose.code("x = 1"))  # the caller adds the block
     assert 'href="api.html#ml.fit"' in prose.code("ml.fit(x)") and "href" not in prose.code(
         "x.ml.fit(ml=1); attach(fit)"
     )
@@ -578,7 +577,7 @@ def test_prose_links_names_and_chapters_that_are_there():
 
 
 class Read(HTMLParser):
-    """What a page has: ids, links, images, landmarks, headings."""
+    """The tags of a page with their attributes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -589,7 +588,7 @@ class Read(HTMLParser):
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def all(self, attribute, *tags):
-        return [told[attribute] for tag, told in self.tags if attribute in told
+        return [attributes[attribute] for tag, attributes in self.tags if attribute in attributes
                 and (tag in tags or not tags)]
 
 
@@ -597,10 +596,10 @@ def test_every_link_and_anchor_leads_somewhere(built):
     pages = {path.name: Read(path) for path in built.glob("*.html")}
     assert len(pages) >= 4
     search = (built / "search.js").read_text("utf-8")
-    found = [address for _, _, address, _ in json.loads(search.removeprefix("SEARCH = "))]
+    addresses = [address for _, _, address, _ in json.loads(search.removeprefix("SEARCH = "))]
     links = [(name, link) for name, page in pages.items()
              for link in page.all("href") + page.all("src")]
-    for name, link in [*links, *(("", address) for address in found)]:
+    for name, link in [*links, *(("", address) for address in addresses)]:
         if link.startswith("http"):
             assert re.match(r"https://(arxiv\.org|github\.com)/", link), link
             continue
@@ -616,26 +615,26 @@ def test_every_link_and_anchor_leads_somewhere(built):
     }
 
 
-def test_a_page_has_what_those_need_who_cannot_see_it(built):
+def test_a_page_has_landmarks_headings_and_alt_texts(built):
     for path in built.glob("*.html"):
         page = Read(path)
         assert ("html", {"lang": "en"}) in page.tags
         assert {"header", "main", "footer", "nav"} <= {tag for tag, _ in page.tags}
         ids = page.all("id")
         assert len(ids) == len({*ids})
-        assert all(told.get("id") for tag, told in page.tags if re.fullmatch("h[1-6]", tag))
-        for tag, told in page.tags:
+        assert all(attrs.get("id") for tag, attrs in page.tags if re.fullmatch("h[1-6]", tag))
+        for tag, attrs in page.tags:
             if tag == "img":
-                assert len(told["alt"]) > 15 and "object" not in told["alt"], (path.name, told)
+                assert len(attrs["alt"]) > 15 and "object" not in attrs["alt"], (path.name, attrs)
         heads = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
         assert heads[0] == 1 and heads.count(1) == 1
         assert all(after <= before + 1 for before, after in pairwise(heads))
         text = path.read_text("utf-8")
-        assert 'aria-label="A warning"' not in text, path.name
+        assert 'aria-label="Warning"' not in text, path.name
         assert not re.search(r"\$[^$<]*\\[a-z]", re.sub(r"<pre.*?</pre>", "", text, flags=re.S))
 
 
-@pytest.mark.skipif("MINILORA_SITE" in os.environ, reason="it is about the small site")
+@pytest.mark.skipif("MINILORA_SITE" in os.environ, reason="checks the small site")
 def test_the_small_site_has_what_its_chapters_say(built):
     page = (built / "03_name.html").read_text("utf-8")
     assert "03. One &lt;b&gt;" in page and '<a href="04_name.html">04</a>' in page
@@ -643,12 +642,12 @@ def test_the_small_site_has_what_its_chapters_say(built):
     assert '<a href="api.html#lora.merge"><code>lora.merge(model)</code></a>' in page
     assert page.count('<span class="nd">@op</span>') == 1  # viz.source, highlighted
     assert "</strong> The word is" in page
-    assert "language-python" not in page  # the code alone
+    assert "language-python" not in page  # no block inside the block
     assert 'id="a-formula-its-code"' in page and 'href="#a-formula-its-code-"' in page
     assert "*Time:*" not in page and page.count('minilora-stepper" ') == 1
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
-    assert 'href="api.html#data"' not in page and "fmt:" not in page
+    assert 'href="api.html#data"' not in page
     assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
     api = (built / "api.html").read_text("utf-8")
     used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
@@ -671,12 +670,12 @@ def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
         assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
 
 
-def test_a_statement_flows_but_for_what_is_laid_out():
+def test_a_statement_wraps_except_indented_blocks():
     pytest.importorskip("latex2mathml")
     from minilora.site import prose
 
-    told = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
-    assert told == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
+    html_text = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
+    assert html_text == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
 
 
 # The pages in a browser.
@@ -684,7 +683,7 @@ def test_a_statement_flows_but_for_what_is_laid_out():
 
 @pytest.fixture(scope="module")
 def chromium(built):
-    """A real browser; the site is built before, as playwright keeps a loop of its own running."""
+    """A real browser. The site is built first, as playwright keeps an event loop running."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -695,18 +694,18 @@ def chromium(built):
 
 @pytest.fixture
 def tab(chromium, built):
-    """tab(page, width=..., scheme=...) opens it; afterwards nothing was complained of."""
-    contexts, odd = {}, []
+    """tab(page, width=..., scheme=...) opens a page; the browser must report no errors."""
+    contexts, complaints = {}, []
 
     def context_of(settings):
-        made = chromium.new_context(**settings)
-        made.on("console", lambda said: odd.append(f"{said.page.url}: {said.text}"))
-        made.on("weberror", lambda error: odd.append(f"{error.page.url}: {error.error}"))
-        made.on("requestfailed", lambda asked: asked.failure == "net::ERR_ABORTED"  # a page is left
-                or odd.append(f"no {asked.url}"))
-        made.on("request", lambda asked: asked.url.startswith((built.as_uri(), "data:"))
-                or odd.append(f"{asked.url} is asked for"))
-        return made
+        context = chromium.new_context(**settings)
+        context.on("console", lambda line: complaints.append(f"{line.page.url}: {line.text}"))
+        context.on("weberror", lambda error: complaints.append(f"{error.page.url}: {error.error}"))
+        context.on("requestfailed", lambda request: request.failure == "net::ERR_ABORTED"
+                or complaints.append(f"no {request.url}"))
+        context.on("request", lambda request: request.url.startswith((built.as_uri(), "data:"))
+                or complaints.append(f"{request.url} is request for"))
+        return context
 
     def opened(name="index.html", width=1280, scheme="light", **settings):
         settings["color_scheme"] = scheme
@@ -720,11 +719,11 @@ def tab(chromium, built):
     yield opened
     for context in contexts.values():
         context.close()
-    assert not odd
+    assert not complaints
 
 
 def marked(tests):
-    """Each of these opens a browser."""
+    """Mark tests that open a browser."""
     for mark in browser:
         tests = mark(tests)
     return tests
@@ -751,20 +750,20 @@ def test_axe_finds_nothing(width, scheme, tab, built):
         page = tab(path.name, width, scheme)
         page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         page.evaluate(axe.read_text("utf-8"))
-        found = page.evaluate("axe.run(document, {preload: false})")["violations"]
-        told = [(rule["id"], [node["target"] for node in rule["nodes"]][:4]) for rule in found]
-        assert not told, path.name
+        violations = page.evaluate("axe.run(document, {preload: false})")["violations"]
+        broken = [(v["id"], [node["target"] for node in v["nodes"]][:4]) for v in violations]
+        assert not broken, path.name
         page.close()
 
 
 @marked
 def test_the_cover_is_moved_by_arrow_keys(tab):
     page = tab()
-    before = page.locator("#rank-told").inner_text()
+    before = page.locator("#rank-text").inner_text()
     page.locator("#rank").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("#rank-now").inner_text() == str(publish.START + 1)
-    after = page.locator("#rank-told").inner_text()
+    after = page.locator("#rank-text").inner_text()
     assert before != after and "numbers instead of" in after
     moved = page.locator(".panels image").evaluate_all("all => all.map(i => i.getAttribute('y'))")
     high = page.locator(".panels image").first.get_attribute("height")
@@ -798,7 +797,7 @@ def test_every_stepper_is_moved_by_arrow_keys(tab, built):
 
 
 @marked
-def test_search_finds_and_leads_there(tab, built):
+def test_search_finds_entries_and_links_to_them(tab, built):
     entries = json.loads((built / "search.js").read_text("utf-8").removeprefix("SEARCH = "))
     titles = [title for _, title, _, _ in entries]
     assert "ops.softmax" in titles and not [title for title in titles if "(" in title]
@@ -806,28 +805,28 @@ def test_search_finds_and_leads_there(tab, built):
     page = tab("api.html")
     page.keyboard.press("/")
     page.keyboard.type("softMAX")
-    page.wait_for_selector("#found a")
-    assert "ops.softmax" in page.locator("#found").inner_text()
-    assert "API: ops.softmax" in page.locator("#found a").all_inner_texts()
-    assert page.locator("#found mark").first.inner_text().lower() == "softmax"
+    page.wait_for_selector("#results a")
+    assert "ops.softmax" in page.locator("#results").inner_text()
+    assert "API: ops.softmax" in page.locator("#results a").all_inner_texts()
+    assert page.locator("#results mark").first.inner_text().lower() == "softmax"
     page.locator("#search input").fill("zzzzz")
-    assert page.locator("#found [role=status]").inner_text() == "Nothing found."
+    assert page.locator("#results [role=status]").inner_text() == "No results."
     page.locator("#search input").fill(heading)
     page.keyboard.press("Enter")
     first = page.evaluate("document.activeElement.getAttribute('href')")
     assert first in [where for _, title, where, _ in entries if title == heading]
     page.keyboard.press("Escape")
-    assert not page.locator("#found").is_visible()
+    assert not page.locator("#results").is_visible()
     page.locator("#search input").fill(heading)
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/{first}")
     page.locator("#search input").fill("<img src=x> onerror")
-    assert page.locator("#found img").count() == 0
+    assert page.locator("#results img").count() == 0
 
 
 @marked
-def test_the_list_of_names_shows_the_one_that_is_looked_at(tab):
+def test_the_list_of_names_scrolls_to_the_current_one(tab):
     page = tab("api.html#viz.stepper", width=1440)
     for name in ("viz.stepper", "ml.GPT2", "ops.softmax"):
         page.evaluate(f"location.hash = '{name}'")
@@ -857,7 +856,7 @@ def test_the_theme_is_remembered_from_page_to_page(tab):
 
 
 @marked
-def test_figures_are_turned_over_in_the_dark_and_laid_on_the_page(tab, built):
+def test_figures_are_inverted_in_the_dark_and_blend_with_the_page(tab, built):
     chapter = next(p for p in sorted(built.glob("[0-9]*.html")) if "<figure><a" in p.read_text())
     look = "e => [getComputedStyle(e).filter, getComputedStyle(e).mixBlendMode]"
     looks = {"light": ["none", "multiply"], "dark": ["invert(1) hue-rotate(180deg)", "screen"]}
@@ -874,7 +873,7 @@ def test_figures_are_turned_over_in_the_dark_and_laid_on_the_page(tab, built):
 
 
 @marked
-def test_no_answer_stands_beside_its_question(tab, built):
+def test_no_answer_is_beside_its_question(tab, built):
     seen = 0
     for path in sorted(built.glob("[0-9]*.html")):
         page = tab(path.name, width=1440)
@@ -890,7 +889,7 @@ def test_no_answer_stands_beside_its_question(tab, built):
 
 
 @marked
-def test_code_is_copied_as_it_stands(tab, built):
+def test_code_is_copied_unchanged(tab, built):
     chapter = next(path for path in sorted(built.glob("[0-9]*.html")))
     page = tab(chapter.name, permissions=["clipboard-read", "clipboard-write"])
     first = page.locator(".input").first
@@ -899,7 +898,6 @@ def test_code_is_copied_as_it_stands(tab, built):
     first.locator("button", has_text="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     script = (built / "get" / f"{chapter.stem}.py").read_text("utf-8")
-    script = re.sub(r"\s*# fmt: \w+", "", script)
     assert copied.strip() and copied.strip() in re.sub(r"\n{3,}", "\n\n", script)
 
 
@@ -918,7 +916,7 @@ def test_the_keyboard_is_enough(tab, built):
 
 
 @marked
-def test_on_paper_and_without_a_script_nothing_is_hidden(tab, built):
+def test_in_print_and_without_javascript_nothing_is_hidden(tab, built):
     for path in sorted(built.glob("*.html")):
         page = tab(path.name)
         page.emulate_media(media="print")
@@ -933,7 +931,7 @@ def test_on_paper_and_without_a_script_nothing_is_hidden(tab, built):
 
 
 @marked
-def test_pictures_are_there_and_steps_lead_through_the_chapters(tab, built):
+def test_images_load_and_next_links_lead_through_the_chapters(tab, built):
     for path in sorted(built.glob("*.html")):
         page = tab(path.name)
         page.evaluate("document.querySelectorAll('img').forEach((i) => { i.loading = 'eager'; })")

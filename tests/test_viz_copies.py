@@ -1,4 +1,4 @@
-"""The figure of broadcasting, read from its cells and not from pixels."""
+"""The figure of broadcasting, read from its cells, not from pixels."""
 
 from itertools import pairwise
 
@@ -18,13 +18,13 @@ COLUMN, ROW = np.array([[1.0], [2.0], [3.0], [4.0]]), np.array([10.0, 20.0, 30.0
 
 @pytest.fixture(autouse=True)
 def backend():
-    """Figures are drawn from numbers on the host."""
+    """The backend does not matter here."""
     yield
     plt.close("all")
 
 
 def cells(ax, many):
-    """The four grids of a figure, each a list of (number, colour); many: cells of x and of g."""
+    """Return the four grids, each a list of (number, colour); many: numbers of cells of x and g."""
     numbers = [float(t.get_text()) for t in ax.texts if t.get_text().replace(".", "").isdigit()]
     colours = [patch.get_facecolor() for patch in ax.patches if isinstance(patch, plt.Rectangle)]
     assert len(numbers) == len(colours)
@@ -48,13 +48,13 @@ def test_a_number_and_all_its_copies_and_their_sum_have_one_colour(x, axis):
     assert [colour for _, colour in arrived] == [colour for _, colour in copies]
 
 
-def test_it_draws_on_the_axes_that_it_is_given_with_title_and_name():
+def test_it_draws_on_the_given_axes_with_title_and_name():
     ax = plt.subplots()[1]
     assert viz.unbroadcast(ROW, G, ax, "down the rows", name="b") is ax
     assert ax.get_title() == "down the rows"
     assert "of b" in ax.get_xlabel()
-    told = " ".join(text.get_text() for text in ax.texts)
-    assert "b (3,)" in told and "(4, 3)" in told and "copy" in told and "sum" in told
+    texts = " ".join(text.get_text() for text in ax.texts)
+    assert "b (3,)" in texts and "(4, 3)" in texts and "copy" in texts and "sum" in texts
 
 
 def test_arrows_lead_to_the_copies_and_back():
@@ -65,7 +65,7 @@ def test_arrows_lead_to_the_copies_and_back():
 
 
 @pytest.mark.parametrize("x", [COLUMN, ROW], ids=["column", "row"])
-def test_numbers_stand_in_the_middle_of_their_cells_and_x_in_the_middle_beside_its_arrow(x):
+def test_numbers_are_centred_in_their_cells_and_x_is_centred_at_its_arrow(x):
     ax = viz.unbroadcast(x, G)
     ax.figure.canvas.draw()
     boxes = [patch.get_window_extent() for patch in ax.patches if isinstance(patch, plt.Rectangle)]
@@ -89,8 +89,8 @@ def test_nothing_is_cut_off():
         assert page.y0 <= box.y0 and box.y1 <= page.y1
 
 
-def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ValueError, match="two axes can be drawn, not 3"):
+def test_arrays_that_cannot_be_drawn_are_an_error():
+    with pytest.raises(ValueError, match=r"g \(2, 4, 3\) has 3 axes: give at most two"):
         viz.unbroadcast(ROW, np.ones((2, 4, 3)))
     with pytest.raises(ValueError, match="broadcast"):
         viz.unbroadcast(np.ones(2), G)

@@ -1,4 +1,4 @@
-"""The graph of a tape, the backward pass in steps, the slider, and how they show themselves."""
+"""The computation graph, the backward pass in steps, the slider, and how they are displayed."""
 
 import base64
 import dataclasses
@@ -13,6 +13,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
+import picture
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ def rows(text):
 
 
 def pictured(svg):
-    """(width, height), [(x0, y0, x1, y1, texts with their middle and baseline)], heads of arrows"""
+    """Return (width, height), [(x0, y0, x1, y1, texts with middle and baseline)], arrow tips."""
     root = ET.fromstring(svg)
     boxes = []
     for group in root.findall(f"{SVG}g"):
@@ -62,7 +63,7 @@ def pictured(svg):
 
 
 def fits(svg):
-    """Every box is in the picture and over no other, every text in its box, every tip at one."""
+    """Check that boxes are in the picture and apart, texts in their boxes, arrow tips at boxes."""
     (width, height), boxes, tips = pictured(svg)
     for x0, y0, x1, y1, texts in boxes:
         assert x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height
@@ -79,11 +80,11 @@ def fits(svg):
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_an_edge_is_level_at_its_boxes_and_reaches_both(active):
-    """Also one that passes by a box; an active one points back."""
+def test_an_edge_is_horizontal_at_its_boxes_and_reaches_both(active):
+    """This includes an edge that passes a box; an active edge points back."""
     loss, names, _ = diamond()
     graph = viz.graph(loss, names)
-    places, routes = arrange(graph)
+    places, routes = arrange(graph.boxes)
     for (a, b, _), points in routes.items():
         text = ET.fromstring(layout._edge(points, active)).find("path").get("d")
         ways = re.findall(r"([MLC])([-\d ]+)", text)
@@ -109,45 +110,45 @@ def test_the_tape_of_a_diamond_as_text():
     assert "value" not in bare.text + bare.svg and rows(bare.text)[2] == "u = mul(x, y)"
 
 
-def test_names_are_those_of_tensors_and_what_a_notebook_calls_underscore_is_none():
+def test_only_tensors_have_names_and_names_with_an_underscore_are_ignored():
     x = leaf(3.0)
     out = x * x
     graph = viz.graph(out, {"_": x, "n": 3, "x": x, "again": x, "_1": out})
     assert rows(graph.text) == ["x : leaf value 3", "%1 = mul(x, x) value 9"]
     (_, boxes, tips) = pictured(graph.svg)
     assert [box[-1][0][0] for box in boxes] == ["x", "mul"]
-    assert len({y for _, y in tips}) == 2  # both edges are seen
+    assert len({y for _, y in tips}) == 2  # both edges are visible
 
 
-def test_what_is_frozen_is_on_no_tape_and_is_drawn_where_it_was_seen():
+def test_frozen_inputs_are_not_on_the_tape_and_are_drawn_if_recorded():
     x, W0, A = ml.Tensor(np.ones((2, 3))), ml.Tensor(np.ones((4, 3))), leaf(np.ones((4, 3)))
     with viz.watching() as seen:
         y = ops.linear(x, W0) + ops.linear(x, A)
     names = {"x": x, "W0": W0, "A": A, "y": y}
-    tape, whole = viz.graph(y, names), viz.graph(y, names, seen=seen)
+    tape, full = viz.graph(y, names), viz.graph(y, names, seen=seen)
     assert [box.title for box in tape.boxes] == ["A", "linear", "y = add"]
-    assert [(box.title, box.frozen) for box in whole.boxes] == [
+    assert [(box.title, box.frozen) for box in full.boxes] == [
         ("x", True), ("W0", True), ("linear", True), ("A", False), ("linear", False),
         ("y = add", False),
     ]
-    assert rows(whole.text)[1] == "W0 : frozen (4, 3) value norm 3.46"
-    assert whole.svg.count('stroke-dasharray="5 3"') == 3
-    assert viz.COLOURS["A"] in whole.svg and viz.COLOURS["frozen"] in whole.svg
+    assert rows(full.text)[1] == "W0 : frozen (4, 3) value norm 3.46"
+    assert full.svg.count('stroke-dasharray="5 3"') == 3
+    assert viz.COLOURS["A"] in full.svg and viz.COLOURS["frozen"] in full.svg
     assert viz.COLOURS["frozen"] not in tape.svg
-    fits(whole.svg)
+    fits(full.svg)
 
 
-def test_a_consumed_tape_is_drawn_where_it_was_seen_and_has_gradients():
+def test_a_consumed_tape_is_drawn_if_recorded_and_has_gradients():
     loss, names, seen = diamond()
     loss.backward()
-    with pytest.raises(ValueError, match=r"backward\(\) has consumed the tape behind mul"):
+    with pytest.raises(ValueError, match=r"backward\(\) has consumed the tape of mul"):
         viz.graph(loss, names)
     assert rows(viz.graph(loss, names, seen=seen).text)[0] == "x : leaf value 3 grad 72"
     with pytest.raises(ValueError, match="nothing is recorded"):
         viz.graph(ml.Tensor(np.ones(2)))
 
 
-def test_an_op_of_the_readers_own_is_run_and_seen():
+def test_a_custom_op_is_run_and_recorded():
     @ml.op
     def twice(x):
         def dx(g):
@@ -165,13 +166,13 @@ def test_an_op_of_the_readers_own_is_run_and_seen():
     with ops.replaced(exp=lambda x: twice(x * 1.5)), viz.watching() as seen:
         y = ops.exp(x)
     names = [box.op for box in viz.graph(y, seen=seen).boxes]
-    assert names == ["", "", "mul", "twice"]  # as the tape has it, not as it was called
+    assert names == ["", "", "mul", "twice"]  # the name on the tape, not that of the call
     assert [caption.split()[0] for caption, _ in viz.backward_steps(y, seen=seen)[1:]] == [
         "twice", "mul",
     ]
 
 
-def test_of_ops_that_are_made_of_others_those_are_drawn_frozen_or_not():
+def test_a_composed_op_is_drawn_as_its_inner_ops():
     frozen, x = (ml.Tensor(np.ones((1, 2, 4))) for _ in range(2))
     x.requires_grad = True
     for q, first in ((frozen, True), (x, False)):
@@ -182,37 +183,25 @@ def test_of_ops_that_are_made_of_others_those_are_drawn_frozen_or_not():
         assert not any(box.op == "attention" for box in boxes)
 
 
-def test_a_box_says_each_thing_once_and_stands_just_before_its_use():
+def test_a_box_repeats_nothing_and_is_just_before_its_use():
     loss, names, seen = diamond()
     graph = viz.graph(loss, {"a < b": names["x"]}, seen=seen)
     assert [box.lines for box in graph.boxes[:2]] == [["a < b", "value 3"], ["2"]]
     assert "a < b" in [box[-1][0][0] for box in pictured(graph.svg)[1]]
     (two,) = (i for i, box in enumerate(graph.boxes) if box.frozen)
-    places = arrange(graph)[0]
-    assert places[two].x > places[two - 2].x  # beside what else it goes into the last one with
+    places = arrange(graph.boxes)[0]
+    assert places[two].x > places[two - 2].x  # in the column before its use
 
 
-def test_a_whole_model_fits_its_picture():
+def test_a_full_model_fits_its_picture():
     sizes = {"vocab_size": 16, "n_positions": 8, "d_model": 8, "n_layers": 2, "n_heads": 2}
     model, ids = ml.GPT2(ml.GPT2Config(**sizes), rng=0), np.arange(4)[None]
     with viz.watching() as seen:
         loss = ops.cross_entropy(model(ids), ids)
     graph = viz.graph(loss, dict(model.named_parameters()), seen=seen)
     assert {box.name for box in graph.boxes} >= {name for name, _ in model.named_parameters()}
-    assert "blocks.1.mlp.up.W" in graph.svg and "cross_entropy" in graph.mermaid
+    assert "blocks.1.mlp.up.W" in graph.svg and "cross_entropy" in graph.svg
     fits(graph.svg)
-
-
-def test_mermaid_and_dot_have_every_box_and_every_edge():
-    loss, names, seen = diamond()
-    graph = viz.graph(loss, names, seen=seen)
-    mermaid, dot = graph.mermaid.splitlines(), graph.dot.splitlines()
-    assert mermaid[0] == "graph LR" and dot[0] == "digraph {" and dot[-1] == "}"
-    assert '  n0("x<br/>value 3")' in mermaid and '  n2["u = mul<br/>value 6"]' in mermaid
-    assert '  n2 [label="u = mul\\nvalue 6", shape=box];' in dot
-    edges = [(0, 2), (1, 2), (2, 3), (0, 3), (2, 4), (3, 4), (4, 6), (5, 6)]
-    assert [row for row in mermaid if "-->" in row] == [f"  n{a} --> n{b}" for a, b in edges]
-    assert [row for row in dot if "->" in row] == [f"  n{a} -> n{b};" for a, b in edges]
 
 
 def test_gradients_appear_node_by_node_and_wait_where_paths_meet():
@@ -224,10 +213,10 @@ def test_gradients_appear_node_by_node_and_wait_where_paths_meet():
     assert [step["x"] for step in grads] == ["?", "?", "?", "12 + …", "12 + 60 = 72"]
     assert [graph.boxes[graph.now].name for _, graph in frames] == ["loss", "loss", "", "v", "u"]
     assert frames[2][0] == (
-        "mul has its whole gradient, 2: it gives 18 to u and 12 to v. u waits for 1 more."
+        "mul has its full gradient, 2, and sends 18 to u and 12 to v. u waits for 1 more."
     )
     assert names["x"].grad == 72 and names["y"].grad == 90
-    assert len({pictured(graph.svg)[0] for _, graph in frames}) == 1  # nothing jumps
+    assert len({pictured(graph.svg)[0] for _, graph in frames}) == 1  # all frames have one size
     for _, graph in frames:
         fits(graph.svg)
         assert graph.svg.count('stroke-width="2.5"') == len(graph.active)
@@ -235,17 +224,17 @@ def test_gradients_appear_node_by_node_and_wait_where_paths_meet():
         viz.backward_steps(loss, names)
 
 
-def test_the_steps_of_arrays_are_told_by_their_norms():
+def test_the_steps_show_arrays_by_their_norms():
     x = leaf(np.full((3, 4), 2.0))
     row = leaf([1.0, 2.0, 3.0, 4.0])
     *_, (caption, graph) = viz.backward_steps((x * row).sum(), {"x": x, "row": row})
-    assert graph.boxes[1].grad == "[6, 6, 6, 6]"  # summed over the rows that it was copied to
+    assert graph.boxes[1].grad == "[6, 6, 6, 6]"  # summed over the rows of its copies
     assert graph.boxes[0].grad == "norm 9.49"
-    assert caption == "mul has its whole gradient, norm 3.46: it gives norm 9.49 to x and " \
+    assert caption == "mul has its full gradient, norm 3.46, and sends norm 9.49 to x and " \
                       "[6, 6, 6, 6] to row."
     row.grad = None
     frames = viz.backward_steps(((row * row) * (row * 1.5)).sum(), {"row": row})
-    parts, total = frames[-1][1].boxes[0].grad.split(" = ")  # a sum that the engine made in place
+    parts, total = frames[-1][1].boxes[0].grad.split(" = ")  # the engine sums in place
     shares = np.array([re.findall(r"[-\d.]+", part) for part in parts.split(" + ")], float)
     assert len(shares) == 3 and shares.sum(axis=0).tolist() == ml.asnumpy(row.grad).tolist()
     assert total == viz.tape.short(row.grad)
@@ -255,57 +244,58 @@ def test_the_steps_of_arrays_are_told_by_their_norms():
 
 @st.composite
 def programs(draw):
-    """Which two earlier values each step takes, and by which op."""
+    """Draw for each step an op and two earlier values."""
     steps = draw(st.integers(1, 9))
     pick = st.tuples(st.sampled_from(("add", "mul", "sub")), st.integers(0, 99), st.integers(0, 99))
     return [draw(pick) for _ in range(steps)]
 
 
 @given(programs())
-def test_any_expression_fits_and_is_walked_as_backward_walks_it(program):
+def test_any_expression_fits_and_follows_the_order_of_backward(program):
     def run():
-        made = [leaf(1.5), leaf(-0.5), ml.Tensor(np.float64(0.25))]
+        values = [leaf(1.5), leaf(-0.5), ml.Tensor(np.float64(0.25))]
         for name, a, b in program:
-            made.append(getattr(ops, name)(made[-1 - a % len(made)], made[-1 - b % len(made)]))
-        return made
+            pair = (values[-1 - i % len(values)] for i in (a, b))
+            values.append(getattr(ops, name)(*pair))
+        return values
 
     with viz.watching() as seen:
-        made = run()
-    if not made[-1].requires_grad:
+        values = run()
+    if not values[-1].requires_grad:
         return
-    names = {f"t{i}": x for i, x in enumerate(made)}
-    fits(viz.graph(made[-1]).svg)
-    graph = viz.graph(made[-1], names, seen=seen)
+    names = {f"t{i}": x for i, x in enumerate(values)}
+    fits(viz.graph(values[-1]).svg)
+    graph = viz.graph(values[-1], names, seen=seen)
     fits(graph.svg)
-    places, routes = arrange(graph)
+    places, routes = arrange(graph.boxes)
     assert len(routes) == sum(len(box.inputs) for box in graph.boxes)
     for (a, b, _), points in routes.items():
         assert points[0] == (places[a].x + places[a].w, places[a].y)
-        assert all(p[0] <= q[0] for p, q in pairwise(points))  # it never turns back
-        for (u, v), (w, _) in zip(points[2:-2:2], points[3:-2:2]):  # where it passes a column
+        assert all(p[0] <= q[0] for p, q in pairwise(points))  # always to the right
+        for (u, v), (w, _) in zip(points[2:-2:2], points[3:-2:2]):  # in the columns between
             assert not any(p.x < w and u < p.x + p.w and abs(p.y - v) <= p.h / 2 for p in places)
         assert points[-1][0] == places[b].x
     for box in graph.boxes:
         assert box.value == f"{names[box.name].item():.4g}"
 
-    frames = viz.backward_steps(made[-1], names, seen)
+    frames = viz.backward_steps(values[-1], names, seen)
     again = run()
     again[-1].backward()
-    for mine, theirs in zip(made[:2], again[:2]):
+    for mine, theirs in zip(values[:2], again[:2]):
         assert (mine.grad is None) == (theirs.grad is None)
         assert mine.grad is None or mine.grad == theirs.grad
     order = [graph.now for _, graph in frames[1:]]
     trained = [i for i, box in enumerate(frames[-1][1].boxes) if box.grad]
     on_tape = [i for i in trained if graph.boxes[i].op]
     assert sorted(order) == on_tape
-    for n, i in enumerate(order):  # whatever was computed from it came before
+    for n, i in enumerate(order):  # its users came before it
         assert all(j in order[:n] for j in on_tape if i in graph.boxes[j].inputs)
     for i in trained:
-        told = frames[-1][1].boxes[i].grad.split(" = ")[-1]
-        assert "…" not in told and "?" not in told
+        total = frames[-1][1].boxes[i].grad.split(" = ")[-1]
+        assert "…" not in total and "?" not in total
 
 
-def test_a_node_that_backward_never_reaches_is_not_waited_for_by_the_engine():
+def test_a_node_that_backward_never_reaches_is_not_waited_for():
     x = leaf(2.0)
     aside, out = x * 3.0, x * x
     frames = viz.backward_steps(out, {"x": x, "aside": aside})
@@ -314,15 +304,15 @@ def test_a_node_that_backward_never_reaches_is_not_waited_for_by_the_engine():
 
 
 class Page(HTMLParser):
-    """(tag, attributes) of each element, the texts of captions."""
+    """The (tag, attributes) of each element, and the texts of captions."""
 
     def __init__(self, html):
         super().__init__()
-        self.found, self.within, self.captions = [], [], []
+        self.elements, self.within, self.captions = [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
         if tag not in ("input", "img", "meta"):
             self.within.append(tag)
         if tag == "figcaption":
@@ -336,7 +326,7 @@ class Page(HTMLParser):
             self.captions[-1] += data
 
     def all(self, tag):
-        return [attrs for name, attrs in self.found if name == tag]
+        return [attrs for name, attrs in self.elements if name == tag]
 
 
 def test_a_stepper_is_one_piece_of_html_with_all_frames_in_it():
@@ -351,56 +341,56 @@ def test_a_stepper_is_one_piece_of_html_with_all_frames_in_it():
     assert slider["value"] == str(len(frames) - 1)
     assert slider["aria-label"] == "A diamond < backward"
     assert [b["aria-label"] for b in page.all("button")] == ["previous step", "next step"]
-    assert any(attrs.get("aria-live") == "polite" for _, attrs in page.found)
+    assert any(attrs.get("aria-live") == "polite" for _, attrs in page.elements)
     assert len(page.all("svg")) == len(frames)
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
-    assert not any("id" in attrs for _, attrs in page.found)  # two may share a page
+    assert not any("id" in attrs for _, attrs in page.elements)  # two may share a page
     outside = html.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|//|@import|url\(", outside)
     script = re.search(r"<script>\n(.*)\n</script>", html, re.S)[1]
     assert len(script.splitlines()) <= 25
 
 
-def test_what_a_frame_can_be(backend):
+def test_the_kinds_of_frames(backend):
     html = '<table class="t"><tr><td>1</td></tr></table>'
-    told = viz.stepper([("a & b", "1 < 2"), ("html", html), ("left out", None)])
-    page = told._repr_html_()
+    stepper = viz.stepper([("a & b", "1 < 2"), ("html", html), ("left out", None)])
+    page = stepper._repr_html_()
     assert "<pre>1 &lt; 2</pre>" in page and html in page and "a &amp; b" in page
-    assert str(told) == (
+    assert str(stepper) == (
         "[1/3] a & b\n1 < 2\n\n[2/3] html\n\n[3/3] left out\n(figure left out)"
     )
     assert str(viz.stepper([("a", "b")], "T")) == "T\n\n[1/1] a\nb"
-    with pytest.raises(TypeError, match="'seven' is a int"):
+    with pytest.raises(TypeError, match="the content of 'seven' is a int: give"):
         viz.stepper([("seven", 7)])
     for frames, start in (([], 0), ([("a", "b")], 1), ([("a", "b")], -2)):
-        with pytest.raises(ValueError, match=f"start is {start}, and there are {len(frames)} fr"):
+        with pytest.raises(ValueError, match=f"start {start} is out of range for {len(frames)} fr"):
             viz.stepper(frames, start=start)
 
 
-def test_a_figure_becomes_an_image_that_is_told_in_words_and_is_closed(backend):
+def test_a_figure_becomes_an_image_with_alt_text_and_is_closed(backend):
     if backend.name != "numpy":
-        pytest.skip("figures are drawn from numbers on the host")
+        pytest.skip("the backend does not matter here")
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("agg")
     before = plt.get_fignums()
 
     def frames():
         yield "losses", viz.loss_curves({"LoRA": [3.0, 2.0]}, title='"Down"')
-        yield "an update", viz.delta_heatmap(np.eye(2), np.eye(2))
+        yield "a list of axes", [viz.spectrum({"W0": [3.0, 2.0, 1.0]})]
         big = viz.loss_curves({"LoRA": np.random.default_rng(0).random(9000)})
         yield "long", big.figure
 
-    told = viz.stepper([*frames()])
+    stepper = viz.stepper([*frames()])
     assert plt.get_fignums() == before
-    images = Page(told._repr_html_()).all("img")
+    images = Page(stepper._repr_html_()).all("img")
     assert images[0]["alt"] == '"Down": loss (nats a token) against steps: LoRA'
     kinds = [re.match(r"data:image/(svg\+xml|png);base64,(.*)", image["src"]) for image in images]
     assert [kind[1] for kind in kinds] == ["svg+xml", "svg+xml", "png"]
     assert ET.fromstring(base64.b64decode(kinds[0][2])).tag == f"{SVG}svg"
     assert base64.b64decode(kinds[2][2]).startswith(b"\x89PNG")
-    assert "(figure: \"Down\": loss" in str(told)
+    assert "(figure: \"Down\": loss" in str(stepper)
     again = viz.stepper([next(frames())])
-    assert again.frames[0] == told.frames[0]  # the same bytes at every build
+    assert again.frames[0] == stepper.frames[0]  # the same bytes at every build
 
 
 MOVED = """
@@ -435,7 +425,7 @@ def test_in_a_browser_each_stepper_moves_alone(backend, tmp_path):
         assert f"<output>{at + 1} / 4</output>" in dom
 
 
-def test_the_source_is_what_stands_in_ops(capsys):
+def test_the_source_is_the_text_in_ops(capsys):
     assert viz.source(ops.softmax) is None
     printed = capsys.readouterr().out
     file = Path(ops.softmax.formula.__code__.co_filename)
@@ -455,7 +445,7 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
 
     shown = []
     ipython = types.ModuleType("IPython")
-    ipython.version_info = (9, 0)  # which matplotlib asks when it opens its first figure
+    ipython.version_info = (9, 0)  # read by matplotlib for its first figure
     ipython.display = types.ModuleType("IPython.display")
     ipython.display.display = shown.append
     ipython.display.Image = lambda data, **how: (data[:4], how)
@@ -480,17 +470,15 @@ def test_show_prints_in_a_script_and_displays_in_a_notebook(capsys, monkeypatch)
 
 
 def test_the_readme_shows_the_picture_that_its_command_prints():
-    from minilora.viz.__main__ import picture
-
-    drawn = picture()
+    drawn = picture.picture()
     assert (ROOT / "tutorials" / "lora.svg").read_text("utf-8") == drawn + "\n"
     ET.fromstring(drawn)
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert "](tutorials/lora.svg)" in readme and "python -m minilora.viz" in readme
+    assert "](tutorials/lora.svg)" in readme and "python tests/picture.py" in readme
 
 
 @pytest.mark.parametrize("screen", [False, True])
-def test_in_a_script_figures_come_in_windows_where_there_is_a_screen(screen, monkeypatch):
+def test_in_a_script_figures_open_in_windows_if_there_is_a_screen(screen, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     opened = []
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg" if screen else "Agg")
@@ -499,7 +487,7 @@ def test_in_a_script_figures_come_in_windows_where_there_is_a_screen(screen, mon
     assert opened == [True] * screen
 
 
-def test_what_is_shown_cannot_be_changed_afterwards():
+def test_graphs_and_steppers_are_immutable():
     loss, names, _ = diamond()
     graph = viz.graph(loss, names)
     for thing, field in ((graph, "text"), (viz.stepper([("once", graph)]), "frames")):

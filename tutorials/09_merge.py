@@ -130,8 +130,8 @@ print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
 
 
 # %%
-right = lora.LoRALinear.delta  # what the library adds to W0; in the block below, 1 % more
-with mock.patch.object(lora.LoRALinear, "delta", lambda layer: 1.01 * right(layer)):
+right = lora.Adapted.delta  # ΔW, which the library adds to W0; below, 1 % more
+with mock.patch.object(lora.Adapted, "delta", lambda layer: 1.01 * right(layer)):
     proof = lora.verify(model, ids[None])
 off = proof.logits
 assert off.difference <= off.bound and not proof.passed

@@ -1,4 +1,5 @@
-"""minilora beside other engines (engines.py): turns.py takes their time, parity.py that of a GPU.
+"""Time and memory of a minilora training step beside other engines (`minilora bench`).
 
-ours.py has minilora's steps, peers.py those of PyTorch, PEFT, autograd and of bare products.
+engines.py lists the engines: minilora's own steps (ours.py), and PyTorch, PEFT, autograd and bare
+matrix products (peers.py). turns.py measures them in turns.
 """

@@ -1,6 +1,7 @@
-"""python -m minilora.bench ENGINE SHAPE THREADS [BACKEND]: one engine, in a process of its own.
+"""python -m minilora.bench ENGINE SHAPE THREADS [BACKEND]: serve one engine in its own process.
 
-It reads "check FILE", "step N" and "peak" from its input, and answers each with a line of JSON.
+Commands arrive on standard input, one a line; each is answered with a line of JSON:
+check FILE (one step; its loss, gradients to FILE), step N (N times in ms), peak (bytes).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .engines import ENGINES
 
 
 def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
-    """Serve one engine."""
+    """Read commands from standard input and answer them until it is closed."""
     backend.use(device)
     own = name != "floor" and not name.startswith(("torch", "autograd"))
     if name.startswith("torch"):
@@ -29,16 +30,17 @@ def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
     if own:
         use_threads(int(threads))
     else:
-        host.keep_freed_memory()  # the same for all
+        host.keep_freed_memory()  # as minilora does, for a fair comparison
     step = ENGINES[name](shape)
     for line in sys.stdin:
         word, *rest = line.split(maxsplit=1)
         answer: Any = None
         if word == "check":
-            done = step()
-            if done is not None:
-                answer = done[0]
-                np.savez(rest[0].strip(), **done[1]())
+            result = step()
+            if result is not None:
+                loss, gradients = result
+                answer = loss
+                np.savez(rest[0].strip(), **gradients())
         elif word == "step":
             answer = []
             for _ in range(int(rest[0])):

@@ -1,4 +1,4 @@
-"""What `minilora bench` compares: each engine's step on the same weights and the same batch."""
+"""The engines of `minilora bench`: each makes a step on the same weights and the same batch."""
 
 from __future__ import annotations
 
@@ -21,31 +21,30 @@ ENGINES: dict[str, Callable[[str], Step]] = {
     "torch": lambda shape: peers.torch_step(shape, adapters=False),
     "autograd": peers.hips_autograd,
     "floor": peers.floor,
-    "floor in blocks": lambda shape: peers.floor(shape, in_blocks=True),
     "base forward": lambda shape: forward(shape, merge=False),
     "merged forward": lambda shape: forward(shape, merge=True),
     "decode": decode,
     "torch decode": peers.torch_decode,
 }
-# those whose loss and gradients must be equal
+# Their losses and gradients must agree.
 SAME = ("minilora", "minilora recompute", "torch+peft", "autograd")
 AGAINST = {
     "merged forward": "merged forward",
     "base forward": "merged forward",
     "decode": "decode",
     "torch decode": "decode",
-}  # ours of the same work; else "minilora"
+}  # engine -> minilora's engine that does the same work (default: "minilora")
 NEEDS = {"torch+peft": ("torch", "peft"), "torch": ("torch",), "torch decode": ("torch",),
          "autograd": ("autograd",)}
-HOST_ALONE = (*NEEDS, "floor", "floor in blocks")
+HOST_ONLY = (*NEEDS, "floor")
 
 
 def missing(name: str) -> str:
-    """Why an engine cannot run here, or nothing."""
+    """Return why an engine cannot run here, or "" if it can."""
     device = not backend.current().on_host
-    if device and name in HOST_ALONE:
-        return "it runs on the host alone"
+    if device and name in HOST_ONLY:
+        return "it runs on the host only"
     if name == "minilora half" and not device:
-        return "in half precision only a device is fast"
+        return "half precision is fast on a device only"
     absent = [p for p in NEEDS.get(name, ()) if importlib.util.find_spec(p) is None]
     return f"not installed: pip install {' '.join(absent)}" if absent else ""

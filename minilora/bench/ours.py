@@ -1,4 +1,4 @@
-"""minilora's own steps for `minilora bench`, and the sizes at which all engines are compared."""
+"""minilora's own steps for `minilora bench`, and the model sizes that all engines share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ..training import optim
 from ..training.loss_scale import LossScale
 
 Grads = dict[str, Any]
-Step = Callable[[], tuple[float, Callable[[], Grads]] | None]  # loss, how to get gradients by name
+# A step returns its loss and a function that returns the gradients by name; or None.
+Step = Callable[[], tuple[float, Callable[[], Grads]] | None]
 
 
 class Shape(NamedTuple):
-    """Sizes of a model and its batch."""
+    """The sizes of a model and its batch."""
 
     layers: int
     d_model: int
@@ -37,25 +38,25 @@ SHAPES = {
     "tiny": Shape(2, 32, 2, 16, 2, 50),
 }
 R, ALPHA, LR = 8, 16.0, 1e-3
-PROMPT = 8  # tokens that decoding starts from
+PROMPT = 8  # tokens before decoding starts
 
 
 def sizes(shape: str) -> Shape:
-    """The shape of that name; "classroom:32" is the classroom's with a batch of 32.
+    """Return the shape of this name; "classroom:32" is classroom with a batch of 32.
 
-    Raises ValueError for a name that there is not, and for what is no batch.
+    Raises ValueError for an unknown name or an invalid batch.
     """
     name, colon, batch = shape.partition(":")
     if name not in SHAPES or (colon and not re.fullmatch(r"[1-9]\d{0,8}", batch)):
         raise ValueError(
-            f"there is no shape {shape!r}: there are {', '.join(SHAPES)}, and with a batch "
-            "of 32 it is classroom:32"
+            f"unknown shape {shape!r}: choose {', '.join(SHAPES)}; classroom:32 is classroom "
+            "with a batch of 32"
         )
     return SHAPES[name]._replace(batch=int(batch)) if batch else SHAPES[name]
 
 
 def tokens(name: str, shape: str) -> int:
-    """How many tokens an engine's step is about."""
+    """Return how many tokens one step of an engine processes."""
     s = sizes(shape)
     return s.tokens - PROMPT if name.endswith("decode") else s.batch * s.tokens
 
@@ -63,7 +64,7 @@ def tokens(name: str, shape: str) -> int:
 def build(
     shape: str, base_dtype: str | None = None, dtype: str = "float32"
 ) -> tuple[GPT2, np.ndarray]:
-    """The model with its adapters, B ≠ 0, and the batch: ids and targets, (2, batch, tokens)."""
+    """Return (the model with adapters, B ≠ 0; ids and targets: (2, batch, tokens))."""
     s = sizes(shape)
     model = GPT2(
         GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0, dtype=dtype
@@ -80,8 +81,11 @@ def ours(
     shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None,
     dtype: str = "float32",
 ) -> Step:
-    """minilora: LoRA, or full fine-tuning; activations kept or made again; a base, or all that is
-    frozen and computed, in halves, with a loss that is scaled."""
+    """Return a training step: LoRA, or full fine-tuning with `full`.
+
+    recompute: recompute activations in the backward pass. base_dtype: storage of the frozen
+    weights. dtype "float16": compute in half precision with a scaled loss.
+    """
     model, (ids, targets) = build(shape, base_dtype, dtype)
     model.recompute = recompute
     scale = LossScale(2.0**10) if dtype == "float16" else None
@@ -105,7 +109,7 @@ def ours(
 
 
 def forward(shape: str, merge: bool) -> Step:
-    """The forward pass alone: of the base, or merged."""
+    """Return a forward pass of the merged model, or of the base."""
     model, (ids, _) = build(shape)
     (lora.merge if merge else lora.detach)(model)
 
@@ -117,7 +121,7 @@ def forward(shape: str, merge: bool) -> Step:
 
 
 def decode(shape: str) -> Step:
-    """Greedy decoding with the cache: the rest of the window after the prompt."""
+    """Return greedy decoding with a cache, from the prompt to the end of the window."""
     model, (ids, _) = build(shape)
     lora.merge(model)
 

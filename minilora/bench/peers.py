@@ -1,4 +1,4 @@
-"""What minilora is compared with: PyTorch with and without PEFT, HIPS autograd, bare products."""
+"""The other engines: PyTorch with and without PEFT, HIPS autograd, bare matrix products."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import backend
 from ..training import optim
 from .ours import ALPHA, LR, PROMPT, Grads, R, Step, build, sizes, tokens
 
 
 def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.ndarray]:
-    """(a PyTorch GPT-2 of the same weights, its A and B by minilora's names, the batch)"""
+    """Return (a PyTorch GPT-2 with our weights, its A and B by minilora's names, the batch)."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -78,7 +77,7 @@ def torch_model(shape: str, adapters: bool) -> tuple[Any, dict[str, Any], np.nda
 
 
 def torch_step(shape: str, adapters: bool) -> Step:
-    """PyTorch eager: with PEFT's adapters, or with q and v trained whole and no adapter at all."""
+    """Return a step in PyTorch eager: with PEFT's adapters, or with the full q and v trained."""
     import torch
 
     model, pairs, (ids, targets) = torch_model(shape, adapters)
@@ -100,7 +99,7 @@ def torch_step(shape: str, adapters: bool) -> Step:
 
 
 def torch_decode(shape: str) -> Step:
-    """PyTorch eager, greedy, with a cache of keys and values."""
+    """Return greedy decoding in PyTorch eager with a cache of keys and values."""
     import torch
 
     model, _, (ids, _) = torch_model(shape, adapters=False)
@@ -117,7 +116,7 @@ def torch_decode(shape: str) -> Step:
 
 
 def hips_autograd(shape: str) -> Step:
-    """HIPS autograd on NumPy: the same model, gradients of A and B alone."""
+    """Return a step in HIPS autograd on NumPy: the same model, gradients of A and B only."""
     import autograd
     import autograd.numpy as anp
 
@@ -177,52 +176,31 @@ def hips_autograd(shape: str) -> Step:
     return step
 
 
-def floor(shape: str, in_blocks: bool = False) -> Step:
-    """Only the matrix products that a LoRA step cannot avoid, into arrays that are there already.
+def floor(shape: str) -> Step:
+    """Return the matrix products that a LoRA step cannot avoid, into preallocated arrays.
 
-    Forward through every layer; backward to the input of all but the first block's norm. As it
-    stands in NumPy: BLAS's own threads, the whole square of attention. Or `in_blocks`: with all
-    that minilora knows, its threads, and blocks of 64 queries with the keys that they may see.
+    Forward through every layer; backward down to the first block's attention, as no gradient is
+    needed below it. BLAS uses its own threads, and attention computes the full square.
     """
-    s = sizes(shape)
+    s, matmul = sizes(shape), np.matmul
     n, d, each = s.batch * s.tokens, s.d_model, s.d_model // s.heads
     draw = np.random.default_rng(0).standard_normal
 
     def f32(*sizes: int) -> np.ndarray:
         return draw(sizes).astype("float32")
 
-    def share(part: Callable[[slice], None], n: int, size: int) -> None:
-        if in_blocks:
-            backend.current().share(part, n, size)
-        else:
-            part(slice(0, n))
-
-    def matmul(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
-        def part(some: slice) -> None:
-            np.matmul(x[some], y, out=out[some])
-
-        share(part, len(x), out.size * x.shape[1])
-
     x, wide, logits = f32(n, d), f32(n, 4 * d), f32(n, s.vocabulary)
     W, up, down, head = f32(d, d), f32(4 * d, d), f32(d, 4 * d), f32(s.vocabulary, d)
     A, B, narrow, dA, dB = f32(R, d), f32(d, R), f32(n, R), f32(R, d), f32(d, R)
     q = f32(s.batch * s.heads, s.tokens, each)
-    y, turned, out = f32(n, d), f32(len(q), each, s.tokens), np.empty_like(q)
-    side = min(64, s.tokens) if in_blocks else s.tokens
-    square = f32(len(q), side, s.tokens)
-    blocks = [slice(i, min(i + side, s.tokens)) for i in range(0, s.tokens, side)]
+    y, keys, out = f32(n, d), f32(len(q), each, s.tokens), np.empty_like(q)
+    p = f32(len(q), s.tokens, s.tokens)
 
-    def attention(turned_back: int) -> None:
-        def part(some: slice) -> None:
-            for i in blocks:
-                j = slice(0, i.stop)
-                p = square[some, : i.stop - i.start, j]
-                np.matmul(q[some, i], turned[some, :, j], out=p)  # q kᵀ, or the gradient of p
-                np.matmul(p, q[some, j], out=out[some, i])  # p v, or the gradient of q
-                for _ in range(turned_back):  # the gradients of v and, but in the first block, k
-                    np.matmul(p.swapaxes(-1, -2), q[some, i], out=out[some, j])
-
-        share(part, len(q), q.size * s.tokens)
+    def attention(gradients: int) -> None:
+        matmul(q, keys, p)  # q kᵀ, or the gradient of p
+        matmul(p, q, out)  # p v, or the gradient of q
+        for _ in range(gradients):  # of v and, except in the first block, of k
+            matmul(p.swapaxes(-1, -2), q, out)
 
     def step() -> None:
         for layer in range(s.layers):

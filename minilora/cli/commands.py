@@ -191,27 +191,15 @@ def measure(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     for name in args.engines or ():
         if name not in ENGINES:
             raise ValueError(f"--engines {name}: there are {', '.join(ENGINES)}")
-    if not (args.shapes or args.growth):
-        raise ValueError("--shapes '' leaves nothing to measure: give one, or --growth")
-    if args.growth and args.backend != "numpy":
-        raise ValueError("--growth measures the host: leave --backend out")
-    if args.parity:
-        odd = [name for name in ("engines", "rounds", "growth", "no_whole", "chart")
-               if getattr(args, name)]
-        if odd:
-            raise ValueError(f"--parity measures otherwise: leave --{odd[0].replace('_', '-')} out")
-        from ..bench.parity import parity
-
-        return parity(args.shapes, say=say)
+    if not args.shapes:
+        raise ValueError("--shapes '' leaves nothing to measure: give one")
     if args.chart:
         from .. import viz
 
-        viz.need()  # what is missing is told before the work, not after it
-        if not args.shapes:
-            raise ValueError(f"--chart {args.chart} needs a shape to draw: give --shapes")
+        viz.need()  # fail before the work, not after it
     result = bench(
         args.shapes, args.engines, rounds=args.rounds or 10, threads=args.threads or 2,
-        whole=not args.no_whole, grow=args.growth, device=args.backend, say=say,
+        whole=not args.no_whole, device=args.backend, say=say,
     )
     if args.chart:
         with atomic.writing(args.chart) as file:

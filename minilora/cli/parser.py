@@ -318,21 +318,13 @@ def parser() -> tuple[Parser, dict[str, Parser]]:
     sub = command("bench", commands.measure)
     sub.add_argument(
         "--shapes", type=names, default="classroom,long,gpt2-small",
-        help=f"of {', '.join(SHAPES)}; classroom:4 has a batch of 4; '' is none",
+        help=f"of {', '.join(SHAPES)}; classroom:4 has a batch of 4",
     )
     sub.add_argument(
         "--engines", type=some_names, help=f"of {', '.join(ENGINES)} (all that are there)"
     )
     sub.add_argument("--rounds", type=whole(1), help="turns of three steps each (10)")
     sub.add_argument("--no-whole", action="store_true", help="leave out start, 50 steps, exit")
-    sub.add_argument(
-        "--growth", action="store_true",
-        help="also a step's time for batches of 1 to 32, attention's memory for 512 to 4096 tokens",
-    )
-    sub.add_argument(
-        "--parity", action="store_true",
-        help="instead: losses, gradients, time, memory of a GPU (--backend cupy) and the host",
-    )
     sub.add_argument(
         "--chart", type=to_write(".png", ".svg", ".pdf"),
         help="draw time and memory into this file, .png, .svg or .pdf",

@@ -1,4 +1,4 @@
-"""The built-in texts, and how a stream of tokens becomes batches."""
+"""The built-in texts, and batches of windows from a stream of token ids."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FILES = {"plays": "plays.txt.gz", "kjv": "kjv.txt", "devil": "devil.txt"}
 
 
 def load_text(name: str) -> str:
-    """The built-in text of this name (see TEXTS). Raises a ValueError that lists the names."""
+    """Return the built-in text of this name (see TEXTS). Raises ValueError for an unknown name."""
     if name not in TEXTS:
-        raise ValueError(f"load_text: there is no text {name!r}; there are {', '.join(TEXTS)}")
+        raise ValueError(f"load_text: unknown text {name!r}: choose {', '.join(TEXTS)}")
     import gzip
     from importlib.resources import files
 
@@ -31,17 +31,16 @@ def load_text(name: str) -> str:
 
 
 def split(text: str, held_out: float = 0.1) -> tuple[str, str]:
-    """(first part, held-out last part): together the text, cut after a newline where there is one.
+    """Return (first part, held-out last part) of a text, cut after a newline if possible.
 
-    The cut is the last newline that leaves at least the fraction held_out, or, in a text without
-    such a newline, the character at that place. Raises a ValueError on a text too short to cut
-    and on a fraction outside (0, 1).
+    The held-out part is at least the fraction `held_out` of the text. Raises ValueError for a
+    text shorter than two characters, or a fraction outside (0, 1).
     """
     real("split", "held_out", held_out, "(0, 1)")
     if not isinstance(text, str):
-        raise TypeError(f"split: takes a text, not {describe(text)}")
+        raise TypeError(f"split: text must be a str, not {describe(text)}")
     if len(text) < 2:
-        raise ValueError(f"split: a text of {len(text)} characters cannot be cut in two")
+        raise ValueError(f"split: a text of {len(text)} characters is too short: give at least 2")
     at = min(max(int(len(text) * (1 - held_out)), 1), len(text) - 1)
     newline = text.rfind("\n", 0, at)
     at = newline + 1 if newline >= 0 else at
@@ -49,30 +48,30 @@ def split(text: str, held_out: float = 0.1) -> tuple[str, str]:
 
 
 class Windows:
-    """windows[i] is batch i of random windows: inputs and targets, the targets one token later.
+    """windows[i] is batch i of random windows: (inputs, targets), the targets one token later.
 
-    Batch i depends on the seed and on i alone, so a run that was interrupted goes on at any step
-    with the batches that it would have seen. There is no last batch and hence no length.
-    ids: (n,) integers with n > tokens        a batch: two arrays of (batch, tokens) int64
+    ids: (n,) integers, n > tokens        inputs, targets: (batch, tokens) int64
+    Batch i depends only on the seed and i, so an interrupted run can continue at any step with
+    the same batches. There is no last batch, so there is no length.
     """
 
     def __init__(self, ids: ArrayLike, batch: int, tokens: int, seed: int = 0) -> None:
-        """The windows of ids, which are kept by reference. Raises where none fits."""
+        """Use ids without a copy. Raises ValueError if no window fits."""
         self.ids = _stream(ids, batch, tokens, "Windows")
         self.batch, self.tokens = batch, tokens
         self.seed = whole("Windows", "seed", seed)
 
     def __getitem__(self, i: int) -> Batch:
-        """Batch i >= 0, the same one each time: default_rng([seed, i]) draws its starts."""
+        """Return batch i >= 0; default_rng([seed, i]) draws the starts of its windows."""
         try:
             i = operator.index(i)
         except TypeError:
             raise TypeError(
-                f"Windows: a batch is asked for by its number, not by {type(i).__name__}; "
-                "for several, write [windows[i] for i in range(n)]"
+                f"Windows: the index of a batch must be an integer, not {type(i).__name__}; "
+                "for several batches, write [windows[i] for i in range(n)]"
             ) from None
         if i < 0:
-            raise IndexError(f"Windows: no batch {i}; there is no last batch to count back from")
+            raise IndexError(f"Windows: index {i} is negative, and there is no last batch")
         starts = np.random.default_rng([self.seed, i]).integers(
             0, len(self.ids) - self.tokens, size=self.batch
         )
@@ -80,10 +79,10 @@ class Windows:
 
 
 def sequential(ids: ArrayLike, batch: int, tokens: int) -> list[Batch]:
-    """Each full window once, in order, for evaluation: every target is predicted exactly once.
+    """Return all full windows in order, for evaluation: every target is predicted exactly once.
 
     Window k predicts ids[k * tokens + 1 : (k + 1) * tokens + 1]. The last batch may have fewer
-    rows; targets at the end that fill no window are left out.
+    sequences; targets after the last full window are dropped.
     """
     stream = _stream(ids, batch, tokens, "sequential")
     starts = np.arange(0, len(stream) - tokens, tokens)
@@ -91,26 +90,26 @@ def sequential(ids: ArrayLike, batch: int, tokens: int) -> list[Batch]:
 
 
 def _windows(ids: NDArray[np.integer], starts: NDArray[np.integer], tokens: int) -> Batch:
-    """Inputs ids[start : start + tokens] of each start, and the targets one token later."""
+    """Return (ids[start : start + tokens] for each start, the same one token later)."""
     places = starts[:, None] + np.arange(tokens + 1)  # (batch, tokens + 1)
-    drawn = ids[places].astype(np.int64)
-    return drawn[:, :-1], drawn[:, 1:]
+    windows = ids[places].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]
 
 
 def _stream(ids: ArrayLike, batch: int, tokens: int, who: str) -> NDArray[np.integer]:
-    """ids as an array, once it is certain that a window of tokens + 1 fits into it."""
+    """Return ids as an array. Raises ValueError if it has no window of tokens + 1 integers."""
     whole(who, "batch", batch, 1)
     whole(who, "tokens", tokens, 1)
     stream = np.asarray(ids)
     if stream.ndim != 1 or (stream.size and not np.issubdtype(stream.dtype, np.integer)):
         raise ValueError(
-            f"{who}: ids are one stream of integers (n,), as tokenizer.encode(text) gives them, "
+            f"{who}: ids must be integers (n,), as tokenizer.encode(text) returns them, "
             f"not {describe(ids) if isinstance(ids, str) else f'{stream.dtype} {stream.shape}'}"
         )
     if len(stream) <= tokens:
         fewer = f" or at most {len(stream) - 1} tokens" if len(stream) > 1 else ""
         raise ValueError(
-            f"{who}: {len(stream)} ids hold no window of {tokens} tokens and their targets, which "
-            f"takes {tokens + 1}: use a longer text{fewer}"
+            f"{who}: {len(stream)} ids are too few for a window of {tokens} tokens and their "
+            f"targets, which needs {tokens + 1}: use a longer text{fewer}"
         )
     return stream

@@ -1,12 +1,12 @@
-"""The tutorials: which there are, as notebooks, and as a site that needs no server.
+"""The tutorials: a list, as notebooks, and as a static site.
 
-contents.py finds them and reads their headers. running.py executes them, and kept.py keeps what
-they showed. prose.py turns text and code into HTML, pages.py a whole chapter, names.py the
-docstrings; cover.py computes what rank is worth. publish.py makes all pages, words.py the index to
-search in, and folder.py puts them in place. assets/ has the templates, the style and the script.
+contents.py finds the chapters and reads their headers. execution.py runs them, and cache.py stores
+the results. prose.py renders text and code as HTML, pages.py a chapter, names.py the public names;
+cover.py computes the cover's figures. publish.py makes all pages, words.py the search index, and
+folder.py writes the site. assets/ has the templates, the style sheet and the script.
 
-Where the chapters are: `tutorials/` beside the package, in a checkout and in an editable
-installation; in a wheel they are packaged as `minilora/tutorials/` (pyproject.toml says so).
+The chapters are in `tutorials/` beside the package (a checkout, an editable installation), or in
+`minilora/tutorials/` (a wheel).
 """
 
 from .contents import Chapter, chapter, chapters, notebook, notebook_text

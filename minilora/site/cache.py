@@ -1,4 +1,4 @@
-"""What a chapter showed, kept under what it was made from: the next build need not run it."""
+"""A cache of chapter results in the user's cache folder, so the next build need not run them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from pathlib import Path
 from ..files import atomic
 from .contents import PACKAGE
 
-WITH = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")
-RUNS = ("running.py", "cover.py")  # what of this folder decides on a result
+PACKAGES = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")
+RUNS = ("execution.py", "cover.py")  # the files of this folder that affect results
 DAYS = 30
 
 
 def key(source: str) -> str:
-    """A digest of all that a result of `source` depends on: it, the package, and the versions."""
+    """Return a digest of everything that a result of `source` depends on."""
     fast = os.environ.get("MINILORA_FAST", "")
     parts = [source, fast, _package(), sys.version, platform.platform()]
-    parts += [f"{name} {importlib.metadata.version(name)}" for name in WITH]
+    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def get(name: str) -> str | None:
-    """What was put under this name, if it is still there."""
+    """Return the text stored under this name, or None."""
     path = _folder() / name
     try:
-        os.utime(path)  # so that what is used stays
+        os.utime(path)  # keeps entries that are in use
         return path.read_text("utf-8")
     except OSError:
         return None
 
 
 def put(name: str, text: str) -> None:
-    """Keep it, and forget what nobody asked for in a month. A folder that is full or closed to us
-    only means that the next build runs the chapter again.
+    """Store a text, and remove entries not used for a month.
+
+    A folder that cannot be written is ignored: the next build runs the chapter again.
     """
     try:
         _folder().mkdir(parents=True, exist_ok=True)
@@ -53,13 +54,13 @@ def put(name: str, text: str) -> None:
 
 
 def _folder() -> Path:
-    own = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return (Path(own) if own else Path.home() / ".cache") / "minilora" / "site"
+    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return (Path(place) if place else Path.home() / ".cache") / "minilora" / "site"
 
 
 @functools.cache
 def _package() -> str:
-    """A digest of the package's code and data; of this folder, only of what runs chapters."""
+    """Return a digest of the package's code and data; of this folder, only RUNS count."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         inside = path.relative_to(PACKAGE)

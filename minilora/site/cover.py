@@ -1,17 +1,16 @@
-"""What the cover shows: an update as full fine-tuning makes it, and how much of it rank r keeps.
+"""The figures of the cover: an update by full fine-tuning, and how much of it rank r keeps.
 
-Every weight matrix of the base's blocks is trained on another text, and nothing else. What each has
-gained is its ΔW. BA is the best matrix of rank r for it (its r largest singular values), and the
-loss is that of the base with each ΔW replaced by its BA.
+All weight matrices of the base's blocks, and nothing else, are trained on another text. ΔW is the
+change of one of them. BA is the best matrix of rank r for ΔW (its r largest singular values), and
+the loss is that of the base with each ΔW replaced by its BA.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,29 +22,29 @@ from ..models.pretrained import load_base
 from ..training import optim
 from ..training.fit import evaluate, fit
 from ..viz.palette import ABOVE, BELOW, ZERO
-from . import cache as kept
+from . import cache
 
 RANKS = range(1, 17)
-SHOWN = "blocks.0.attn.v.W"
-DRAWN = 40  # rows and columns of it that are drawn
+MATRIX = "blocks.0.attn.v.W"  # the one in the pictures
+DRAWN = 40  # rows and columns of it in the pictures
 LEVELS = 32  # shades from zero to the strongest colour
 
 Matrix = npt.NDArray[np.float64]
 
 
 def cover(say: Callable[[str], None]) -> dict[str, Any]:
-    """Numbers and pictures (base64 of PNGs), computed or kept."""
-    name = f"cover-{kept.key('')}.json"
-    text = kept.get(name)
+    """Return numbers and pictures (PNGs in base64), computed or from the cache."""
+    name = f"cover-{cache.key('')}.json"
+    text = cache.get(name)
     if text is None:
-        say("the cover: an update is trained")
-        text = json.dumps(_computed())
-        kept.put(name, text)
-    told: dict[str, Any] = json.loads(text)
-    return told
+        say("the cover: training an update")
+        text = json.dumps(_compute())
+        cache.put(name, text)
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
-def _computed() -> dict[str, Any]:
+def _compute() -> dict[str, Any]:
     fast = os.environ.get("MINILORA_FAST") == "1"
     steps, batch, tokens = (4, 2, 32) if fast else (60, 8, 64)
     model = load_base("shakespeare")
@@ -74,13 +73,13 @@ def _computed() -> dict[str, Any]:
             u, sizes, v = factors[n]
             BA = (u[:, :r] * sizes[:r]) @ v[:r]
             p.data[...] = start[n] + backend.asarray(BA, p.data.dtype)
-            if n == SHOWN:
+            if n == MATRIX:
                 best[r] = BA
         losses.append(evaluate(model, held_out))
-    W0, delta = _host(start[SHOWN]), deltas[SHOWN]
-    left = [float(np.linalg.norm(delta - BA) / np.linalg.norm(delta)) for BA in best.values()]
+    W0, delta = _host(start[MATRIX]), deltas[MATRIX]
+    errors = [float(np.linalg.norm(delta - BA) / np.linalg.norm(delta)) for BA in best.values()]
     strong, weak = (float(np.quantile(abs(m), 0.99)) for m in (W0, delta))
-    u, _, v = factors[SHOWN]  # in the order of its first direction an update shows its shape
+    u, _, v = factors[MATRIX]  # sorting by the first direction shows the structure of the update
     rows, columns = np.argsort(u[:, 0]), np.argsort(v[0])
     order = np.ix_(*(at[:: len(at) // DRAWN][:DRAWN] for at in (rows, columns)))
     pictures = {
@@ -90,8 +89,8 @@ def _computed() -> dict[str, Any]:
         "left": _png([(delta - BA)[order] for BA in best.values()], weak),
     }
     return {
-        "shape": W0.shape, "left": left, "losses": losses, "before": before, "after": after,
-        "matrix": SHOWN, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
+        "shape": W0.shape, "left": errors, "losses": losses, "before": before, "after": after,
+        "matrix": MATRIX, "stronger": strong / weak, "steps": steps, "drawn": DRAWN,
         "pictures": {name: base64.b64encode(png).decode() for name, png in pictures.items()},
     }
 
@@ -101,22 +100,17 @@ def _host(array: Any) -> Matrix:
 
 
 def _png(matrices: list[Matrix], strongest: float) -> bytes:
-    """The matrices one below the other: negative blue, zero white, positive brown."""
+    """Return a PNG of the matrices one below the other: negative blue, positive brown."""
+    from PIL import Image  # comes with matplotlib
+
     shades = np.concatenate(matrices) / strongest
     levels = np.clip(np.rint(shades * LEVELS), -LEVELS, LEVELS).astype(np.int64) + LEVELS
-    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in levels)
     ends = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (BELOW, ZERO, ABOVE)]
     palette = [
         ends[1] + (ends[0 if n < 0 else 2] - ends[1]) * abs(n) / LEVELS
         for n in range(-LEVELS, LEVELS + 1)
     ]
-    height, width = levels.shape
-    return b"\x89PNG\r\n\x1a\n" + b"".join([
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        _chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes()),
-        _chunk(b"IDAT", zlib.compress(rows, 9)), _chunk(b"IEND", b""),
-    ])
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    picture, file = Image.fromarray(levels.astype(np.uint8)), io.BytesIO()
+    picture.putpalette(np.rint(palette).astype(np.uint8).tobytes())
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()

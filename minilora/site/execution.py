@@ -1,4 +1,4 @@
-"""Chapters executed in kernels of this interpreter, two at a time; or what is kept of them."""
+"""Run chapters as notebooks, two at a time, in kernels of this interpreter."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import cache as kept
+from . import cache
 from .contents import PACKAGE, Chapter, notebook
 
 TOGETHER = 2  # kernels at a time
-PATIENCE = 300  # seconds for one cell: a chapter takes 20
+PATIENCE = 300  # seconds for one cell; a chapter takes about 20
 
 
 def executed(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[Any]:
-    """Each chapter as a notebook with what its cells print and draw.
+    """Return each chapter as a notebook with outputs, run or from the cache.
 
-    Raises RuntimeError where one fails: which cell, which line, and why.
+    Raises RuntimeError if a chapter fails, with the line and the reason.
     """
     return asyncio.run(_all(chapters, say))
 
@@ -36,7 +36,7 @@ async def _all(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[
     tasks = [asyncio.create_task(one(chapter)) for chapter in chapters]
     try:
         return await asyncio.gather(*tasks)
-    finally:  # one has failed: nobody waits for the others
+    finally:  # if one has failed, stop the others
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -46,15 +46,15 @@ async def _one(chapter: Chapter, say: Callable[[str], None]) -> Any:
     import nbformat
 
     source = chapter.source
-    name = f"{chapter.name}-{kept.key(source)}.ipynb"
-    text = kept.get(name)
+    name = f"{chapter.name}-{cache.key(source)}.ipynb"
+    text = cache.get(name)
     if text is not None:
-        say(f"{chapter.number} {chapter.title}: kept")
+        say(f"{chapter.number} {chapter.title}: from the cache")
         return nbformat.reads(text, as_version=4)
     began = time.monotonic()
     book = await _run(chapter, notebook(source))
     say(f"{chapter.number} {chapter.title}: ran in {time.monotonic() - began:.1f} s")
-    kept.put(name, nbformat.writes(book))
+    cache.put(name, nbformat.writes(book))
     return book
 
 
@@ -66,7 +66,7 @@ async def _run(chapter: Chapter, book: Any) -> Any:
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
     class Here(KernelSpecManager):
-        """Whatever kernels are registered: the interpreter that runs now."""
+        """A kernel of this interpreter, whichever kernels are registered."""
 
         def get_kernel_spec(self, kernel_name: str) -> Any:
             return KernelSpec(**get_kernel_dict())
@@ -77,17 +77,17 @@ async def _run(chapter: Chapter, book: Any) -> Any:
             connection_file=os.path.join(folder, "kernel.json"),
         )
         paths = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
-        own = {
-            "MPLBACKEND": "Agg",  # viz.show() shows what there is
-            "OPENBLAS_NUM_THREADS": "1",  # two kernels, two cores
-            # Idle lanes of a BLAS kernel may raise this flag; wrong values fail a chapter's check.
+        variables = {
+            "MPLBACKEND": "Agg",  # figures appear as images, not in windows
+            "OPENBLAS_NUM_THREADS": "1",  # two kernels run at a time
+            # Unused lanes of a BLAS kernel may raise this flag; the chapters check the values.
             "PYTHONWARNINGS": "ignore:invalid value encountered in matmul:RuntimeWarning",
             "IPYTHONDIR": folder, "PYTHONPATH": os.pathsep.join(paths),
         }
         client = NotebookClient(book, kernel, timeout=PATIENCE, coalesce_streams=True)
-        try:  # cell by cell: `execute` would take the signals of this process for itself
+        try:  # cell by cell, as `execute` installs signal handlers of its own
             await kernel.start_kernel(
-                env={**os.environ, **own}, cwd=folder, stderr=subprocess.DEVNULL
+                env={**os.environ, **variables}, cwd=folder, stderr=subprocess.DEVNULL
             )
             client.kc = kernel.client()
             client.kc.start_channels()
@@ -96,23 +96,23 @@ async def _run(chapter: Chapter, book: Any) -> Any:
                 try:
                     await client.async_execute_cell(cell, i)
                 except (CellControlSignal, DeadKernelError) as error:
-                    raise RuntimeError(_told(chapter, cell.source, error)) from error
+                    raise RuntimeError(_failure(chapter, cell.source, error)) from error
         finally:
             if client.kc is not None:
                 client.kc.stop_channels()
             await kernel.shutdown_kernel(now=True)
     for cell in book.cells:
-        cell.metadata.pop("execution", None)  # when it ran
+        cell.metadata.pop("execution", None)  # times, which differ in every run
     return book
 
 
-def _told(chapter: Chapter, cell: str, error: Any) -> str:
-    """Where it stopped, and why."""
+def _failure(chapter: Chapter, cell: str, error: Any) -> str:
+    """Return the chapter, the line and the reason of a failure."""
     line = chapter.source[: max(0, chapter.source.find(cell))].count("\n") + 1
     if isinstance(error, TimeoutError):
         why = f"a cell took more than {PATIENCE} s"
     elif not hasattr(error, "ename"):
-        why = "its process died"
+        why = "its process ended"
     else:
         why = " ".join(f"{error.ename}: {error.evalue}".split()).removesuffix(":")
         plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))

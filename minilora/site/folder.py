@@ -1,4 +1,4 @@
-"""A folder that is a site when it is whole: made beside the old one, which stays if that fails."""
+"""Write the site to a folder: all files or none. An old site stays if that fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARK = '<meta name="generator" content="minilora">'
 
 
 def is_site(folder: Path) -> bool:
-    """Was it built by us?"""
+    """Return whether the folder is a site that minilora built."""
     try:
         return MARK in (folder / "index.html").read_text("utf-8")[:2000]
     except (OSError, UnicodeDecodeError):
@@ -21,28 +21,28 @@ def is_site(folder: Path) -> bool:
 
 
 def check(out: Path) -> None:
-    """Raise ValueError, with the remedy, if no site can be written to `out`: before the work."""
+    """Raise ValueError, with the remedy, if no site can be written to `out`."""
     if out.is_dir() and any(out.iterdir()) and not is_site(out):
         raise ValueError(
-            f"{out} is there, and holds no site: give another name, or remove it first"
+            f"{out} exists and is not a site: give another name, or remove it first"
         )
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give the name of a folder")
     parent = _real(out).parent
     if not parent.is_dir():
-        told = parent if out.is_symlink() else out.parent
-        raise ValueError(f"{out}: {told} is not a folder: create it first, or give another")
+        missing = parent if out.is_symlink() else out.parent
+        raise ValueError(f"{out}: {missing} is not a folder: create it first, or give another")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".site-", dir=parent))
     except OSError as error:
         raise ValueError(
-            f"{out} cannot be written ({said(error)}): give another name, or a folder that you may "
-            "write in"
+            f"{out} cannot be written ({said(error)}): give another name, or a folder where you "
+            "may write"
         ) from error
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with these files at `out`, in place of the site that was there."""
+    """Write these files (name -> bytes) to the folder `out`, replacing an old site."""
     check(out)
     target = _real(out)
     with tempfile.TemporaryDirectory(

@@ -1,4 +1,4 @@
-"""The public names: what their docstrings say, and where the API page says it."""
+"""The public names: their docstrings and signatures, and their places on the API page."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Any
 ROOT = "minilora"
 PAGE = "api.html"
 BARE = re.compile(r"minilora\.(lora\.)?\w+")
-ALSO = ("rounding", "viz")  # modules that chapters use, beside those that public.py names
+ALSO = ("rounding", "viz")  # further modules that chapters use, not in public.py
 
 
 @dataclass(frozen=True)
 class Entry:
     """One name of the API page."""
 
-    name: str  # as it is written: "lora.attach", "ml.fit"
+    name: str  # as in code: "lora.attach", "ml.fit"
     anchor: str
     signature: str
     doc: str
-    source: str  # of an op: its plain formula
+    source: str  # of an op: its plain definition
     methods: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A module: what it is for, its entries, and names that stand in another section."""
+    """A module: its docstring, its entries, and names whose entry is in another section."""
 
     name: str
     doc: str
@@ -43,51 +43,51 @@ class Section:
 
 @functools.cache
 def sections() -> tuple[Section, ...]:
-    """Every public name, in the modules that public.py names; each object stands in one place."""
+    """Return every public name by module; each object has one entry."""
     public = importlib.import_module(f"{ROOT}.public").__all__
     package = importlib.import_module(ROOT)
     modules = [n for n in public if isinstance(getattr(package, n), types.ModuleType)]
-    found: dict[int, str] = {}  # an object's id -> its anchor
-    told = []
+    anchors: dict[int, str] = {}  # an object's id -> its anchor
+    result = []
     for module in ["", *modules, *(name for name in ALSO if name not in modules)]:
         home = importlib.import_module(f"{ROOT}.{module}") if module else package
         names = [n for n in public if n not in modules] if not module else _names(home)
         entries, elsewhere = [], []
         for name in names:
             thing = getattr(home, name)
-            if id(thing) in found:
-                elsewhere.append((name, found[id(thing)]))
+            if id(thing) in anchors:
+                elsewhere.append((name, anchors[id(thing)]))
                 continue
             entries.append(_entry(thing, f"{module or 'ml'}.{name}"))
-            found[id(thing)] = entries[-1].anchor
+            anchors[id(thing)] = entries[-1].anchor
         doc = inspect.getdoc(home) or ""
-        told.append(Section(module or ROOT, doc, tuple(entries), tuple(elsewhere)))
-    return tuple(told)
+        result.append(Section(module or ROOT, doc, tuple(entries), tuple(elsewhere)))
+    return tuple(result)
 
 
 @functools.cache
 def places() -> dict[str, str]:
-    """Full dotted name -> where the API page tells it."""
-    found = {}
+    """Return full dotted name -> address on the API page."""
+    addresses = {}
     for section in sections():
         inside = "" if section.name == ROOT else f".{section.name}"
         if inside:
-            found[ROOT + inside] = f"{PAGE}#{section.name}"
+            addresses[ROOT + inside] = f"{PAGE}#{section.name}"
         for entry in section.entries:
-            found[f"{ROOT}{inside}.{entry.name.partition('.')[2]}"] = f"{PAGE}#{entry.anchor}"
+            addresses[f"{ROOT}{inside}.{entry.name.partition('.')[2]}"] = f"{PAGE}#{entry.anchor}"
         for name, anchor in section.elsewhere:
-            found[f"{ROOT}{inside}.{name}"] = f"{PAGE}#{anchor}"
-    return found
+            addresses[f"{ROOT}{inside}.{name}"] = f"{PAGE}#{anchor}"
+    return addresses
 
 
 def usual() -> dict[str, str]:
-    """What prose calls things: the modules that it names, and names that stand for themselves."""
+    """Return the names that prose uses without an import -> full dotted names."""
     bare = {full.rpartition(".")[2]: full for full in places() if BARE.fullmatch(full)}
     return {**bare, "ml": ROOT, ROOT: ROOT, "lora": f"{ROOT}.lora", "ops": f"{ROOT}.ops"}
 
 
 def known_in(source: str) -> dict[str, str]:
-    """What a script calls the package and its modules, and the names that it imports from them."""
+    """Return the names that a script imports from the package -> full dotted names."""
     tree = ast.parse(source)
     known: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -99,7 +99,7 @@ def known_in(source: str) -> dict[str, str]:
 
 
 def bound(tree: ast.AST) -> set[str]:
-    """The names that a script defines itself."""
+    """Return the names that a script defines."""
     nodes = [*ast.walk(tree)]
     own = {
         node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
@@ -108,21 +108,21 @@ def bound(tree: ast.AST) -> set[str]:
 
 
 def place(chain: str, known: Mapping[str, str]) -> tuple[str, str] | None:
-    """(the part of "ops.softmax.formula" that is a public name, where it is told), or None."""
+    """Return (the public name that "ops.softmax.formula" starts with, its address), or None."""
     first, _, rest = chain.partition(".")
     full = known.get(first)
     if full is None:
         return None
     parts = rest.split(".") if rest else []
     for n in range(len(parts), -1, -1):
-        where = places().get(".".join([full, *parts[:n]]))
-        if where:
-            return ".".join([first, *parts[:n]]), where
+        address = places().get(".".join([full, *parts[:n]]))
+        if address:
+            return ".".join([first, *parts[:n]]), address
     return None
 
 
 def _names(module: Any) -> list[str]:
-    """A module's public names."""
+    """Return a module's public names."""
     if hasattr(module, "__all__"):
         return [*module.__all__]
     return [
@@ -133,13 +133,13 @@ def _names(module: Any) -> list[str]:
 
 def _entry(thing: Any, name: str) -> Entry:
     formula = getattr(thing, "formula", None)
-    told = inspect.unwrap(formula or thing) if callable(thing) else thing
-    doc = inspect.getdoc(told if callable(thing) else type(thing)) or ""
+    target = inspect.unwrap(formula or thing) if callable(thing) else thing
+    doc = inspect.getdoc(target if callable(thing) else type(thing)) or ""
     if type(thing).__module__ == "builtins" and not callable(thing):
         doc = reprlib.repr(thing)
-    source = inspect.getsource(told) if formula else ""
+    source = inspect.getsource(target) if formula else ""
     methods = tuple(_methods(thing, name)) if isinstance(thing, type) else ()
-    return Entry(name, name, _signature(told), doc, source, methods)
+    return Entry(name, name, _signature(target), doc, source, methods)
 
 
 def _methods(thing: type, name: str) -> Iterator[Entry]:
@@ -153,37 +153,38 @@ def _methods(thing: type, name: str) -> Iterator[Entry]:
 
 
 class _Bare(str):
-    """An annotation as it was written."""
+    """An annotation as in the source."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def _signature(thing: Any) -> str:
-    """Its parameters, as the source has them; "" for what cannot be called."""
+    """Return the parameters as in the source; "" if `thing` cannot be called."""
     try:
-        whole = inspect.signature(thing)
+        signature = inspect.signature(thing)
     except (TypeError, ValueError):
         return ""
     fields = getattr(thing, "__dataclass_fields__", {})
     bare = [
-        p.replace(annotation=_bare(p.annotation), default=_made(p.default, fields.get(p.name)))
-        for p in whole.parameters.values()
+        p.replace(annotation=_bare(p.annotation), default=_default(p.default, fields.get(p.name)))
+        for p in signature.parameters.values()
         if p.name != "self"
     ]
-    text = str(whole.replace(parameters=bare, return_annotation=_bare(whole.return_annotation)))
+    returned = _bare(signature.return_annotation)
+    text = str(signature.replace(parameters=bare, return_annotation=returned))
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text.removesuffix(" -> None"))
     return re.sub(r"\b(collections\.abc|minilora(\.\w+)*)\.(?=\w)", "", text)
 
 
-def _made(default: Any, field: Any) -> Any:
-    """A default; where a dataclass makes one for each object, such a one."""
-    makes = getattr(field, "default_factory", MISSING)
-    return default if makes is MISSING else makes()
+def _default(default: Any, field: Any) -> Any:
+    """Return a default; for a dataclass field with a factory, its result."""
+    factory = getattr(field, "default_factory", MISSING)
+    return default if factory is MISSING else factory()
 
 
 def parameters(signature: str) -> list[str]:
-    """A signature cut after each parameter."""
+    """Split a signature after each parameter."""
     parts, depth, closed = [""], 0, False
     for letter in signature:
         depth += (letter in "([{") - (letter in ")]}")

@@ -1,4 +1,4 @@
-"""A chapter that has run, as the inside of a page, and its figures as files."""
+"""A chapter with its outputs as the body of a page, and its figures as files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ ASSETS = Path(__file__).parent / "assets"
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
 WIDE = 104  # letters
-WIDE_PICTURE = 820  # pixels: panels beside each other, too small on a phone
-FORMAT = re.compile(r"^\s*# fmt: \w+\n|[ ]*# fmt: \w+$", re.MULTILINE)
-BLANK = re.compile(r"\n{3,}")
+WIDE_PICTURE = 820  # pixels; a wider one would be too small on a phone
 TITLE = re.compile(r"\A# .+\n")
 
 
 class Page:
-    """A chapter's HTML, and the files that go with it."""
+    """A chapter's HTML, and its files."""
 
     def __init__(self, chapter: Chapter, book: Any, pages: Mapping[str, str]) -> None:
         self.chapter = chapter
@@ -39,33 +37,34 @@ class Page:
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
             filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
-                     "figure": self._figure, "live": self._live, "long": _long},
+                     "figure": self._figure, "own_html": self._own_html, "long": _long},
         )
         try:
-            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_laid_out(book)))
+            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_without_header(book)))
         except ValueError as error:
             raise ValueError(f"{chapter.path.name}: {error}") from error
         self.headings = HEADING.findall(self.body)
 
     def _code(self, source: str, **_: Any) -> str:
-        """A cell's code without what is there for the formatter alone."""
-        return self.prose.code(BLANK.sub("\n\n", FORMAT.sub("", source).strip()))
+        """Return a cell's code as HTML, with at most one blank line in a row."""
+        return self.prose.code(re.sub(r"\n{3,}", "\n\n", source.strip()))
 
     def _figure(self, output: Any) -> str:
-        """A file beside the page, and an image whose alternative text says what it shows."""
+        """Store the figure as a file, and return an image with alt text."""
         kind = "image/svg+xml" if "image/svg+xml" in output.data else "image/png"
         data, about = output.data[kind], output.metadata.get(kind, {})
         name = f"figures/{self.chapter.name}-{len(self.files) + 1}.{kind[6:9]}"
         self.files[name] = base64.b64decode(data) if kind == "image/png" else data.encode()
-        told = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
-        size = "".join(f' {way}="{told[way]:.0f}"' for way in ("width", "height") if way in told)
-        alt = html.escape(" ".join(told["alt"].split()))
-        wide = ' class="wide"' if told.get("width", 0) > WIDE_PICTURE else ""
+        settings = {"alt": about.get("alt") or output.data.get("text/plain", ""), **about}
+        sizes = {way: settings[way] for way in ("width", "height") if way in settings}
+        size = "".join(f' {way}="{pixels:.0f}"' for way, pixels in sizes.items())
+        alt = html.escape(" ".join(settings["alt"].split()))
+        wide = ' class="wide"' if settings.get("width", 0) > WIDE_PICTURE else ""
         image = f'<img src="{name}" alt="{alt}"{size}{wide} loading="lazy">'
         return f'<figure><a href="{name}">{image}</a></figure>'
 
-    def _live(self, inside: str) -> str:
-        """What brings its own HTML; source code is highlighted like a cell."""
+    def _own_html(self, inside: str) -> str:
+        """Return an output that is HTML; source code is highlighted like a cell."""
         code = SOURCE.fullmatch(inside)
         if code:
             marked = self.prose.code(html.unescape(code[1]))
@@ -75,13 +74,14 @@ class Page:
 
 
 def _long(text: str) -> str:
-    """A line that no column is wide enough for is prose, and may be broken; a table may not."""
+    """Return the class of output with very long lines: prose, which may wrap, unlike a table."""
     return ' class="long"' if max(map(len, text.splitlines()), default=0) > WIDE else ""
 
 
-def _laid_out(book: Any) -> Any:
-    """Without what the page shows by itself: title and machine-read lines; and with a cell of its
-    own for each heading, so that code stands beside the text that it belongs to.
+def _without_header(book: Any) -> Any:
+    """Return the notebook without its title and header lines, which the page shows itself.
+
+    Each heading starts a new cell, so that code is beside the text that it belongs to.
     """
     first, cells = book.cells[0], []
     paragraphs = re.split(r"\n\s*\n", TITLE.sub("", first.source))

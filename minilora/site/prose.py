@@ -1,6 +1,4 @@
-"""Markdown, formulas and code as HTML that needs nothing but itself; headings have anchors, public
-names and chapters are links.
-"""
+"""Markdown, formulas and code as static HTML, with links to headings, public names and chapters."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ from pygments.lexers import PythonLexer
 from . import names
 
 CHAPTERS = re.compile(r"\b[Cc]hapters?\s\d\d(?:(?:,|\sand|,\sand|\sto)\s\d\d)*")
-ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line in which spaces have a meaning
-FULL = 70  # letters of a docstring's line that has no room for another word
+ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line that is aligned with spaces
+FULL = 70  # letters of a docstring's line that is full
 BARS = re.compile(r'<mo(?: fence="false")? stretchy="false">(&#x0007C;|&#x02016;)</mo>')
 FUNCTIONS = re.compile(r"(<mi>(?:ln|log|exp|sin|cos|tanh|max|min)</mi>)(?=<(?!/|mo))")
 WORD = r'<span class="n\w?">\w+</span>'
@@ -32,53 +30,53 @@ CHAIN = re.compile(  # not after a dot, and no keyword argument
 
 
 class Prose:
-    """Turns text into HTML, knowing what the text calls things.
+    """Renders text as HTML, with links.
 
-    known: name in code -> full dotted name of the package   usual: the same, of names that prose
-    uses besides   pages: chapter number -> its page
+    known: name in code -> full dotted name   usual: further names in prose -> full dotted name
+    pages: chapter number -> its page
     """
 
     def __init__(
         self, known: Mapping[str, str], usual: Mapping[str, str], pages: Mapping[str, str]
     ) -> None:
         self.known, self.pages = known, pages
-        self.told = {**usual, **known}
+        self.in_prose = {**usual, **known}
         self.anchors: set[str] = set()
 
     def markdown(self, text: str) -> str:
-        """A markdown cell."""
+        """Return a markdown cell as HTML."""
         renderer = _Renderer(self)
         return str(MarkdownWithMath(renderer=renderer).render(text))
 
     def line(self, text: str) -> str:
-        """One line of markdown, without a paragraph around it."""
+        """Return one line of markdown as HTML, without a paragraph."""
         return self.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
 
     def code(self, source: str) -> str:
-        """Python, highlighted; public names are links."""
+        """Return highlighted Python, with links at public names."""
         marked = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip("\n")
-        return CHAIN.sub(lambda found: self._linked(found[0]), marked)
+        return CHAIN.sub(lambda match: self._linked(match[0]), marked)
 
     def _linked(self, spans: str) -> str:
         chain = re.sub(r"<[^>]+>", "", spans)
-        found = names.place(chain, self.known)
-        if found is None:
+        place = names.place(chain, self.known)
+        if place is None:
             return spans
         ends = [at.end() for at in re.finditer(WORD, spans)]
-        end = ends[found[0].count(".")]
-        return f'<a href="{found[1]}">{spans[:end]}</a>{spans[end:]}'
+        end = ends[place[0].count(".")]
+        return f'<a href="{place[1]}">{spans[:end]}</a>{spans[end:]}'
 
     def name(self, text: str) -> str:
-        """Code inside prose: a link if it is a public name, called or not."""
+        """Return code in prose as HTML: a link if it is a public name or a call of one."""
         inside = html.escape(text, quote=False)
-        found = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", text)
-        place = names.place(found[1], self.told) if found else None
-        if place is None or (found and place[0] != found[1]):
+        match = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", text)
+        place = names.place(match[1], self.in_prose) if match else None
+        if place is None or (match and place[0] != match[1]):
             return f"<code>{inside}</code>"
         return f'<a href="{place[1]}"><code>{inside}</code></a>'
 
     def anchor(self, heading: str) -> str:
-        """A name for a heading that no other has."""
+        """Return a unique anchor for a heading."""
         plain = html.unescape(re.sub(r"<annotation.*?</annotation>|<[^>]+>", "", heading))
         name = "-".join(re.findall(r"\w+", plain.lower())) or "section"
         while name in self.anchors:
@@ -113,8 +111,8 @@ class _Renderer(IPythonRenderer):
     def block_text(self, text: str) -> str:
         return str(super().block_text(CHAPTERS.sub(self._chapters, text)))
 
-    def _chapters(self, found: re.Match[str]) -> str:
-        return re.sub(r"\d\d", lambda m: self._page(m[0]), found[0])
+    def _chapters(self, match: re.Match[str]) -> str:
+        return re.sub(r"\d\d", lambda m: self._page(m[0]), match[0])
 
     def _page(self, number: str) -> str:
         page = self.prose.pages.get(number)
@@ -124,38 +122,38 @@ class _Renderer(IPythonRenderer):
         return formula(body, "inline")
 
     def block_math(self, body: str) -> str:
-        parts = re.split(r"\\q?quad", body)  # these may stand below each other where it is narrow
+        parts = re.split(r"\\q?quad", body)  # separate formulas, so that a narrow page can wrap
         if any(part.count("{") != part.count("}") or r"\begin" in part for part in parts):
             parts = [body]
-        made = "".join(formula(part, "block") for part in parts)
-        return f'<div class="formula">{made}</div>'
+        formulas = "".join(formula(part, "block") for part in parts)
+        return f'<div class="formula">{formulas}</div>'
 
 
 def formula(body: str, display: str) -> str:
-    """LaTeX as MathML. Raises ValueError for what is no formula."""
+    """Return LaTeX as MathML. Raises ValueError for invalid LaTeX."""
     try:
-        made = str(convert(" ".join(body.split()), display=display))
+        mathml = str(convert(" ".join(body.split()), display=display))
     except Exception as error:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read ({error!r})") from error
-    unknown = re.search(r"\\\w+", made)
+    unknown = re.search(r"\\\w+", mathml)
     if unknown:
         raise ValueError(f"the formula ${body.strip()}$ cannot be read: {unknown[0]} is unknown")
-    made = BARS.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', made)
-    return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', made)
+    mathml = BARS.sub(r'<mo lspace="0" rspace="0" stretchy="false">\1</mo>', mathml)
+    return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', mathml)
 
 
 def statement(text: str) -> str:
-    """An exercise's statement as HTML: what is indented stays as it is laid out, the rest flows."""
-    told = ""
+    """Return an exercise's statement as HTML: indented blocks keep their lines, others wrap."""
+    result = ""
     for block in re.findall(r"(?:^ +.*\n|^\n(?= ))+|(?:^\S.*\n)+", text.strip("\n") + "\n", re.M):
         safe = html.escape(textwrap.dedent(block).strip("\n"), quote=False)
-        told += f"<pre>{safe}</pre>" if block.lstrip("\n").startswith(" ") else f"<p>{safe}</p>"
-    return told
+        result += f"<pre>{safe}</pre>" if block.lstrip("\n").startswith(" ") else f"<p>{safe}</p>"
+    return result
 
 
 def docstring(prose: Prose, text: str) -> str:
-    """A docstring as HTML: its paragraphs flow; what lines say of names, after a colon or a gap, is
-    a list; other lines that align things with spaces stay lines.
+    """Return a docstring as HTML: paragraphs wrap, lines "name: text" or "name   text" become a
+    list, and other lines aligned with spaces stay lines.
     """
     mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
     parts: list[list[str]] = []
@@ -163,34 +161,34 @@ def docstring(prose: Prose, text: str) -> str:
     for i, line in enumerate(text.splitlines()):
         before, laid_out = laid_out, i > 0 and bool(ALIGNED.search(line))
         last = parts[-1][-1] if parts and parts[-1] else ""
-        broken = len(last) > FULL and last[-1] not in ".:" and not laid_out  # in mid-sentence
+        broken = len(last) > FULL and last[-1] not in ".:" and not laid_out  # the sentence goes on
         if line and last and (broken or (i > 1 and before == laid_out)):
             parts[-1].append(line)
         else:
             parts.append([line] if line else [])
-    told = ""
+    result = ""
     for lines in filter(None, parts):
         safe = [html.escape(line, quote=False) for line in lines]
         aligned = len(lines) > 1 and all(map(ALIGNED.search, lines))
         pairs = _named(safe, r"(\w+) {2,}(.+)", "  ") if aligned else _named(safe, r"(\w+): (.+)")
         if not aligned and len(pairs) < 2:
-            told += f"<p>{mark(' '.join(safe))}</p>"
+            result += f"<p>{mark(' '.join(safe))}</p>"
         elif pairs:
             inside = "".join(f"<dt><code>{n}</code></dt><dd>{mark(t)}</dd>" for n, t in pairs)
-            told += f"<dl>{inside}</dl>"
+            result += f"<dl>{inside}</dl>"
         else:
-            told += "<pre>" + mark("\n".join(safe)) + "</pre>"
-    return told
+            result += "<pre>" + mark("\n".join(safe)) + "</pre>"
+    return result
 
 
-def _named(lines: list[str], pattern: str, on: str = "") -> list[list[str]]:
-    """[name, what it is] of lines that begin so, or go on, indented by `on`; [] of others."""
+def _named(lines: list[str], pattern: str, indent: str = "") -> list[list[str]]:
+    """Return [name, text] of lines that match, with continuation lines; [] for other lines."""
     pairs: list[list[str]] = []
     for line in lines:
-        found = re.fullmatch(pattern, line)
-        if found:
-            pairs.append([found[1], found[2]])
-        elif pairs and line.startswith(on):
+        match = re.fullmatch(pattern, line)
+        if match:
+            pairs.append([match[1], match[2]])
+        elif pairs and line.startswith(indent):
             pairs[-1][1] += " " + line.strip()
         else:
             return []

@@ -1,4 +1,4 @@
-"""The whole site: everything is made first, and then put in place."""
+"""Build the site: make all files in memory, then write them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .contents import Chapter, chapters, notebook_text
 ASSETS = Path(__file__).parent / "assets"
 NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib",
          "hypothesis")
-START = 4  # the rank that the cover shows first
+START = 4  # the first rank on the cover
 
 
 def need(*names: str) -> None:
-    """Raise ImportError, with the remedy, where one of these (none: of all) is not installed."""
+    """Raise ImportError, with the remedy, if one of these packages (none: NEEDS) is missing."""
     missing = [name for name in names or NEEDS if find_spec(name) is None]
     if missing:
         raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
@@ -31,12 +31,12 @@ def need(*names: str) -> None:
 def build(
     out: Path, say: Callable[[str], None] = print, of: Sequence[Chapter] | None = None
 ) -> dict[str, Any]:
-    """Write the site to the folder `out`; of: these chapters (None: all). Returns what was made.
+    """Write the site of these chapters (None: all) to the folder `out`; return its size.
 
-    The site that was there is replaced when everything is made; if a chapter fails, it stays.
+    An old site is replaced only after all pages are made.
 
-    Raises ImportError where something is missing, ValueError where `out` cannot be written or a
-    chapter cannot be read, RuntimeError where one fails.
+    Raises ImportError if a package is missing, ValueError if `out` cannot be written or a chapter
+    cannot be read, RuntimeError if a chapter fails.
     """
     began = time.monotonic()
     need()
@@ -49,8 +49,8 @@ def build(
     return {"site": str(out), "files": len(files), "bytes": size, "seconds": took}
 
 
-def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
-    """Everything that the site consists of, by its name."""
+def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
+    """Return all files of the site, name -> bytes."""
     import jinja2
 
     from ..exercises.book import exercises
@@ -59,9 +59,9 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
     from .execution import executed
     from .words import words
 
-    books = executed(told, say)
+    books = executed(chapters, say)
     data = cover(say)
-    links = {chapter.number: f"{chapter.name}.html" for chapter in told}
+    links = {chapter.number: f"{chapter.name}.html" for chapter in chapters}
     plain = prose.Prose({}, names.usual(), links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
@@ -75,48 +75,50 @@ def _files(told: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, byt
         return text.encode()
 
     tasks = exercises()
-    used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> who uses it
-    facts = {chapter.number: _facts(chapter, plain) for chapter in told}
+    used: dict[str, list[tuple[str, str]]] = {}  # name on the API page -> chapters that use it
+    facts = {chapter.number: _facts(chapter, plain) for chapter in chapters}
     files = {
         f"figures/cover-{name}.png": base64.b64decode(png) for name, png in data["pictures"].items()
     }
-    for i, (chapter, book) in enumerate(zip(told, books)):
-        made = pages.Page(chapter, book, links)
+    for i, (chapter, book) in enumerate(zip(chapters, books)):
+        lesson = pages.Page(chapter, book, links)
         heading = f"{chapter.number}. {chapter.title}"
         files[f"{chapter.name}.html"] = page(
-            "lesson.html.j2", kind="chapter", title=f"{heading} - minilora", told=chapter.can,
-            heading=heading, facts=facts[chapter.number], name=chapter.name, body=_html(made.body),
-            headings=[(anchor, _html(text)) for anchor, text in made.headings],
+            "lesson.html.j2", kind="chapter", title=f"{heading} - minilora",
+            description=chapter.can, heading=heading, facts=facts[chapter.number],
+            name=chapter.name, body=_html(lesson.body),
+            headings=[(anchor, _html(text)) for anchor, text in lesson.headings],
             tasks=[task for task in tasks if task.chapter == chapter.number],
-            before=told[i - 1] if i else None, after=told[i + 1] if i + 1 < len(told) else None,
+            before=chapters[i - 1] if i else None,
+            after=chapters[i + 1] if i + 1 < len(chapters) else None,
         )
-        files |= made.files
-        for anchor in dict.fromkeys(re.findall(rf'href="{names.PAGE}#([^"]+)"', made.body)):
+        files |= lesson.files
+        for anchor in dict.fromkeys(re.findall(rf'href="{names.PAGE}#([^"]+)"', lesson.body)):
             used.setdefault(anchor, []).append((links[chapter.number], chapter.number))
         files[f"get/{chapter.name}.py"] = chapter.source.encode()
         files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
     ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
     files["index.html"] = page(
         "cover.html.j2", kind="index", title="minilora: LoRA on NumPy", c=data, start=START,
-        told="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
+        description="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
         ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
-        chapters=[*facts.values()], first=told[0] if told else None,
+        chapters=[*facts.values()], first=chapters[0] if chapters else None,
     )
     files["api.html"] = page(
-        "api.html.j2", kind="api", title="API - minilora", told="Every public name of minilora",
-        sections=names.sections(), used=used,
+        "api.html.j2", kind="api", title="API - minilora",
+        description="Every public name of minilora", sections=names.sections(), used=used,
     )
     files["exercises.html"] = page(
         "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
-        told="Functions to write, each checked by properties", exercises=tasks,
+        description="Functions to write, each checked by properties", exercises=tasks,
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
-    found = [
+    entries = [
         entry for name in files if name.endswith(".html") for entry in words(name, files[name])
     ]
-    files["search.js"] = f"SEARCH = {json.dumps(found, ensure_ascii=False)}\n".encode()
+    files["search.js"] = f"SEARCH = {json.dumps(entries, ensure_ascii=False)}\n".encode()
     return files
 
 
@@ -127,7 +129,7 @@ def _html(text: str) -> Any:
 
 
 def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
-    """What the header says, as HTML; "chapter 03" is a link."""
+    """Return the fields of a chapter's header as HTML."""
     return {
         "name": chapter.name, "number": chapter.number, "title": chapter.title,
         "time": chapter.time,
@@ -137,12 +139,12 @@ def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
 
 
 def _rank(data: dict[str, Any], r: int) -> str:
-    """What the cover says of a rank."""
+    """Return the cover's sentence about a rank."""
     (d, k), loss = data["shape"], data["losses"][r - 1]
     gained = (data["before"] - loss) / (data["before"] - data["after"])
     return (
-        f"{r * (d + k):,} numbers instead of {d * k:,}. The error that remains has "
-        f"{data['left'][r - 1]:.0%} of the size of the whole update, and yet the loss has come "
-        f"{gained:.0%} of the way: {loss:.2f}, from {data['before']:.2f} without an update to "
-        f"{data['after']:.2f} with the whole of it."
+        f"{r * (d + k):,} numbers instead of {d * k:,}. The norm of the error is "
+        f"{data['left'][r - 1]:.0%} of the norm of the update. The loss is {loss:.2f}: "
+        f"{gained:.0%} of the way from {data['before']:.2f} (no update) to {data['after']:.2f} "
+        "(full update)."
     )

@@ -1,9 +1,11 @@
-"""Every picture: figures, the autograd graph, a slider through steps. Matplotlib is optional.
+"""Figures, the autograd graph, and a slider through steps.
 
-A figure function draws on `ax` (None: a new figure) and returns it; without matplotlib it prints
-one line and returns None. `graph`, `stepper` and `source` need nothing. `show()` ends a cell.
+A figure function draws on `ax` (None: a new figure) and returns it. Without matplotlib it prints
+one line and returns None. `graph`, `stepper` and `source` work without matplotlib. `show()` shows
+the open figures.
 """
 
+from .attention import attention_map
 from .axes import alt, available, need, panels
 from .copies import unbroadcast
 from .figures import (
@@ -12,22 +14,19 @@ from .figures import (
     memory_bars,
     merge_error,
     parameter_bars,
-    quality_vs_parameters,
     rank_sweep,
     spectrum,
 )
-from .matrices import attention_map, delta_heatmap, heatmaps, subspace_similarity
 from .notebook import show, source
 from .palette import COLOURS, OTHERS, colour
 from .slider import stepper
 from .steps import backward_steps
 from .tape import graph, watching
-from .timing import bench_bars, bench_page, latency_bars
+from .timing import bench_bars, bench_page
 
 __all__ = [
     "COLOURS", "OTHERS", "alt", "attention_map", "available", "backward_steps", "bench_bars",
-    "bench_page", "colour", "curves", "delta_heatmap", "graph", "heatmaps", "latency_bars",
-    "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
-    "quality_vs_parameters", "rank_sweep", "show", "source", "spectrum", "stepper",
-    "subspace_similarity", "unbroadcast", "watching",
+    "bench_page", "colour", "curves", "graph", "loss_curves", "memory_bars", "merge_error", "need",
+    "panels", "parameter_bars", "rank_sweep", "show", "source", "spectrum", "stepper",
+    "unbroadcast", "watching",
 ]

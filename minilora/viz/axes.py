@@ -1,4 +1,4 @@
-"""What every figure needs: matplotlib where it is, axes with a title, words for who cannot see."""
+"""What all figures share: importing matplotlib, axes with a title, a description in words."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 Axes = Any  # a matplotlib.axes.Axes
-Given = ParamSpec("Given")
+P = ParamSpec("P")
 
 LEFT_OUT = "figure left out: pip install 'minilora[viz]'"
-SHORT = 16  # letters of a title that need no care
+SHORT = 16  # letters of a title that always fits
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
 
 
 def need() -> Any:
-    """matplotlib.pyplot; raises an ImportError that says what to install where it is missing."""
+    """Return matplotlib.pyplot. Raises ImportError, with the command to install it."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        told = f"figures need matplotlib: pip install 'minilora[viz]' ({error})"
-        raise ImportError(told) from error
+        message = f"figures need matplotlib: pip install 'minilora[viz]' ({error})"
+        raise ImportError(message) from error
     return plt
 
 
 def available() -> bool:
-    """Can figures be drawn here, that is, is matplotlib installed?"""
+    """Return whether matplotlib is installed, so that figures can be drawn."""
     try:
         need()
     except ImportError:
@@ -34,24 +34,23 @@ def available() -> bool:
     return True
 
 
-def figure(draw: Callable[Given, Axes]) -> Callable[Given, Axes]:
-    """A function that draws; without matplotlib it prints one line instead and returns None."""
+def figure(draw: Callable[P, Axes]) -> Callable[P, Axes]:
+    """Decorate a function that draws: without matplotlib it prints one line and returns None."""
 
     @functools.wraps(draw)
-    def drawn(*args: Given.args, **settings: Given.kwargs) -> Axes:
+    def draw_or_skip(*args: P.args, **settings: P.kwargs) -> Axes:
         if not available():
             print(LEFT_OUT)
             return None
-        made = draw(*args, **settings)
-        if not isinstance(made, list):
-            break_title(made)
-        return made
+        ax = draw(*args, **settings)
+        break_title(ax)
+        return ax
 
-    return drawn
+    return draw_or_skip
 
 
 def axes(ax: Axes, title: str = "", size: tuple[float, float] = (7.2, 4.0)) -> Axes:
-    """`ax`, or the axes of a new figure; without the two spines that say nothing."""
+    """Return `ax`, or the axes of a new figure, without the top and right spines."""
     if ax is None:
         _, ax = need().subplots(figsize=size, layout="constrained")
     ax.spines[["top", "right"]].set_visible(False)
@@ -61,11 +60,11 @@ def axes(ax: Axes, title: str = "", size: tuple[float, float] = (7.2, 4.0)) -> A
 
 
 def break_title(ax: Axes) -> None:
-    """Break a title that is too long for its place in the figure into lines."""
+    """Break a title that is wider than its cell of the figure into lines."""
     page, place, words = ax.figure, ax.get_subplotspec(), ax.get_title()
     if len(words) < SHORT or place is None:
         return
-    page.draw_without_rendering()  # the layout, from which the room is found
+    page.draw_without_rendering()  # computes the layout
     columns, cell = place.get_gridspec().ncols, page.bbox.width
     left, right = (cell * n / columns for n in (place.colspan.start, place.colspan.stop))
     middle = ax.get_window_extent().x0 + ax.get_window_extent().width / 2
@@ -75,9 +74,10 @@ def break_title(ax: Axes) -> None:
 
 
 def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> list[Axes]:
-    """The axes of a new figure of rows x columns panels, in reading order; size in inches.
+    """Return the axes of a new figure of rows x columns panels, in reading order.
 
-    Without matplotlib as many None, which every figure function takes.
+    size: (width, height) in inches. Without matplotlib it returns as many None, which every
+    figure function accepts.
     """
     if not available():
         return [None] * (rows * columns)
@@ -88,16 +88,16 @@ def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = N
 
 
 def alt(figure: Any) -> str:
-    """A figure in words, from its titles, axes and names: for those who cannot see it."""
-    told = [figure.get_suptitle()]
+    """Return a description of a figure for readers who cannot see it: titles, axes, names."""
+    sentences = [figure.get_suptitle()]
     for ax in figure.axes:
-        x, y, written = ax.get_xlabel(), ax.get_ylabel(), [text.get_text() for text in ax.texts]
+        x, y, texts = ax.get_xlabel(), ax.get_ylabel(), [text.get_text() for text in ax.texts]
         ticks = [tick.get_text() for tick in ax.get_yticklabels()]
-        if len(ticks) == len(written):
-            written = [f"{tick} {text}" for tick, text in zip(ticks, written)]
+        if len(ticks) == len(texts):
+            texts = [f"{tick} {text}" for tick, text in zip(ticks, texts)]
         if ax.get_legend():
-            written += [text.get_text() for text in ax.get_legend().get_texts()]
+            texts += [text.get_text() for text in ax.get_legend().get_texts()]
         title = ax.get_title() or ax.get_title("left")
-        parts = [title, f"{y} against {x}" if x and y else x or y, ", ".join(written)]
-        told.append(": ".join(filter(None, parts)))
-    return ". ".join(" ".join(words.split()) for words in told if words) or "figure"
+        parts = [title, f"{y} against {x}" if x and y else x or y, ", ".join(texts)]
+        sentences.append(": ".join(filter(None, parts)))
+    return ". ".join(" ".join(words.split()) for words in sentences if words) or "figure"

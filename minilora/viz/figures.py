@@ -1,8 +1,8 @@
-"""Figures of training: losses, parameters, memory, what merging rounds, what a choice does."""
+"""Figures of losses, parameters, memory, singular values, sweeps and merge errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ from ..training.fit import History
 from .axes import BESIDE, Axes, axes, figure
 from .palette import COLOURS, OTHERS, ROWS, colour
 
-FEWEST = 3  # seeds that make a band
-_LIMITS: list[dict[str, Any]] = [{"lw": 1.5}, {"ls": "", "marker": "_", "ms": 4, "mew": 1.2}]
+FEWEST = 3  # seeds for a band
 
 
 @figure
@@ -21,9 +20,9 @@ def curves(
     series: Mapping[str, Any], ax: Axes = None, title: str = "", xlabel: str = "",
     ylabel: str = "", log: str = "", dotted: Mapping[str, Any] | None = None,
 ) -> Axes:
-    """Lines by name: y, or (x, y). log: the axes that are logarithmic, "x", "y" or "xy".
+    """Draw lines, name -> y or (x, y). log: the logarithmic axes, "x", "y" or "xy".
 
-    dotted: what belongs to the line of the same name, such as its bound, in its colour.
+    dotted: name -> a dotted line in the colour of the line of that name, such as its bound.
     """
     ax = axes(ax, title)
     for i, (name, line) in enumerate(series.items()):
@@ -41,7 +40,7 @@ def spectrum(
     values: Mapping[str, Any], ax: Axes = None, title: str = "", log: str = "y",
     ylabel: str = "singular value",
 ) -> Axes:
-    """Singular values by the name of their matrix, the largest first, counted from 1."""
+    """Draw singular values, name of the matrix -> values, the largest first, counted from 1."""
     ax = axes(ax, title)
     for i, (name, sizes) in enumerate(values.items()):
         sizes = np.sort(np.ravel(sizes))[::-1]
@@ -58,8 +57,9 @@ def loss_curves(
     histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = "",
     ylabel: str = "",
 ) -> Axes:
-    """Loss against steps done. A `History`: held out as a line with dots, each batch's as a thin
-    line; a sequence: loss i before step i.
+    """Draw losses against steps, name -> a `History` or a sequence (loss i is before step i).
+
+    A `History` has the held-out losses as a line with dots, the batch losses as a thin line.
     """
     ax = axes(ax, title)
     kinds = set()
@@ -78,9 +78,9 @@ def loss_curves(
     if len(kinds) > 1:
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
-    ax.xaxis.set_major_locator(_whole(8))
-    which = "held-out loss" if kinds == {"held out"} else "loss"
-    ax.set(xlabel="steps", ylabel=ylabel or f"{which} (nats a token)")
+    ax.xaxis.set_major_locator(_integer_ticks(8))
+    quantity = "held-out loss" if kinds == {"held out"} else "loss"
+    ax.set(xlabel="steps", ylabel=ylabel or f"{quantity} (nats a token)")
     ax.legend(**BESIDE)
     return ax
 
@@ -90,9 +90,10 @@ def rank_sweep(
     results: Mapping[Any, Any], ax: Axes = None, title: str = "", xlabel: str = "rank r",
     ylabel: str = "held-out loss (nats a token)", levels: Mapping[str, float] | None = None,
 ) -> Axes:
-    """{x: losses, one a seed}, or such by name: the median as a line, smallest to largest a band.
+    """Draw {x: losses, one for each seed}, or name -> such: the median with a min-max band.
 
-    Fewer than three seeds make no band: each is a dot. levels: horizontal lines by name.
+    With fewer than three seeds there is no band, and each loss is a dot. levels: name -> height
+    of a horizontal line.
     """
     ax = axes(ax, title)
     by_name = results if isinstance(next(iter(results.values())), Mapping) else {"LoRA": results}
@@ -114,9 +115,9 @@ def rank_sweep(
         ax.set_xscale("log", base=2)
     ax.set_xticks(at, [f"{x:g}" for x in at])
     ax.minorticks_off()
-    many = "–".join(str(n) for n in sorted({min(seeds), max(seeds)}))
-    band = f"median of {many} seeds, band: smallest to largest" if min(seeds) >= FEWEST else (
-        f"{many} seed{'s' * (max(seeds) > 1)}: no band")
+    count = "–".join(str(n) for n in sorted({min(seeds), max(seeds)}))
+    band = f"median of {count} seeds, band: minimum to maximum" if min(seeds) >= FEWEST else (
+        f"{count} seed{'s' * (max(seeds) > 1)}: no band")
     ax.set(xlabel=f"{xlabel}\n({band})", ylabel=ylabel)
     ax.legend(**BESIDE)
     return ax
@@ -124,18 +125,18 @@ def rank_sweep(
 
 @figure
 def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") -> Axes:
-    """Numbers of parameters as lengths from 0; at each bar its number and its share of the largest.
+    """Draw numbers of parameters as bars on a linear axis, the first name on top.
 
-    The first name is on top. The axis is linear: half as long is half as many.
+    Each bar has its number and its share of the largest.
     """
     ax = axes(ax, title, (6.4, 0.9 + 0.5 * len(counts)))
     names, values, most = list(counts), list(counts.values()), max([1, *counts.values()])
     bars = ax.barh(names, values, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
     ax.bar_label(bars, texts, padding=4)
-    ax.set_xlim(0, 1.35 * most)  # room for the numbers
-    ax.xaxis.set_major_locator(_whole(4))
-    ax.xaxis.set_major_formatter(lambda x, _: _in_words(x, most))
+    ax.set_xlim(0, 1.35 * most)  # space for the numbers
+    ax.xaxis.set_major_locator(_integer_ticks(4))
+    ax.xaxis.set_major_formatter(lambda x, _: _with_unit(x, most))
     ax.invert_yaxis()
     ax.set(xlabel="parameters")
     return ax
@@ -143,7 +144,7 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
 
 @figure
 def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "") -> Axes:
-    """The measured bytes of one training step, stacked by kind, the total written at the end."""
+    """Draw the measured memory of one training step: stacked by kind, with the total."""
     ax = axes(ax, title, (7.2, 1.6 + 0.5 * len(ledgers)))
     names = list(ledgers)
     left = np.zeros(len(names))
@@ -161,59 +162,33 @@ def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "")
 
 
 @figure
-def quality_vs_parameters(
-    points: Mapping[str, tuple[float, float]], ax: Axes = None, title: str = "",
-    xlabel: str = "trained parameters", ylabel: str = "held-out loss (nats a token)",
-) -> Axes:
-    """name -> (trained parameters, quality): a dot each with its name beside it, on a log axis."""
-    ax = axes(ax, title)
-    for i, (name, (count, quality)) in enumerate(points.items()):
-        ax.plot(count, quality, "o", color=colour(name, i), ms=7)
-    ax.set_xscale("log")
-    ax.margins(0.25, 0.2)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.figure.draw_without_rendering()  # the layout, from which places are found
-    taken = [_around(ax.transData.transform(xy)) for xy in points.values()]
-    for name, xy in points.items():
-        _write(ax, name, xy, taken)
-    return ax
-
-
-@figure
 def merge_error(
-    errors: Mapping[str, tuple[Any, ...]], ax: Axes = None, title: str = "",
-    bounds: Sequence[str] = ("bound",),
+    errors: Mapping[str, tuple[Any, Any]], ax: Axes = None, title: str = ""
 ) -> Axes:
-    """name -> (|merged - unmerged|, its bound, ...), output by output: dots, and bounds as lines.
+    """Draw name -> (|merged - unmerged|, its bound) of each output: dots, and the bound as a line.
 
-    One column a name; in it the outputs stand in order of their (first) bounds, on a log axis. An
-    output above a bound is a cross. Exact zeros have no place on the axis: the tick says how many
-    there are. bounds: what each is called, at most two: the first is a line, the second marks.
+    Each name is a column with the outputs in order of their bounds, on a log axis. An output above
+    its bound is a cross. Exact zeros cannot be drawn on a log axis; the tick counts them.
     """
     ax = axes(ax, title)
     ticks, above = [], False
-    for i, (name, given) in enumerate(errors.items()):
-        error, *limits = (np.ravel(part).astype(np.float64) for part in given)
-        limits = [np.broadcast_to(limit, error.shape) for limit in limits]
-        order = np.argsort(limits[0], kind="stable")
-        at, error = i + np.linspace(-0.36, 0.36, len(order)), error[order]
-        limits = [limit[order] for limit in limits]
-        over = ~np.all([error <= limit for limit in limits], axis=0)  # nan is over, too
+    for i, (name, (error, bound)) in enumerate(errors.items()):
+        error = np.ravel(error).astype(np.float64)
+        bound = np.broadcast_to(np.ravel(bound).astype(np.float64), error.shape)
+        order = np.argsort(bound, kind="stable")
+        at, error, bound = i + np.linspace(-0.36, 0.36, len(order)), error[order], bound[order]
+        over = ~(error <= bound)  # true for nan, too
         under = (error > 0) & ~over
         ax.plot(at[under], error[under], ".", color=COLOURS["merged"], ms=4)
         ax.plot(at[over], error[over], "x", color=COLOURS["wrong"], ms=5)
-        for limit, look in zip(limits, _LIMITS):
-            ax.plot(at, limit, color=COLOURS["full"], **look)
+        ax.plot(at, bound, color=COLOURS["full"], lw=1.5)
         above = above or bool(over.any())
         zeros = int((error == 0).sum())
         ticks.append(f"{name}\n{zeros} equal" if zeros else name)
     ax.set_yscale("log")
     ax.set_xticks(range(len(ticks)), ticks)
-    ax.set(
-        xlabel="each column: its outputs, in order of their bounds", ylabel="|merged − unmerged|"
-    )
-    for bound, look in zip(bounds, _LIMITS):
-        ax.plot([], [], color=COLOURS["full"], label=bound, **look)
+    ax.set(xlabel="each column: its outputs in order of their bounds", ylabel="|merged − unmerged|")
+    ax.plot([], [], color=COLOURS["full"], label="bound", lw=1.5)
     ax.plot([], [], ".", color=COLOURS["merged"], label="an output")
     if above:
         ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
@@ -221,9 +196,9 @@ def merge_error(
     return ax
 
 
-def _line(given: Any) -> tuple[Any, Any]:
-    """(x, y) of what is (x, y) already, or only y."""
-    pair = given if isinstance(given, tuple) and len(given) == 2 else (range(len(given)), given)
+def _line(line: Any) -> tuple[Any, Any]:
+    """Return (x, y) of a line given as (x, y) or y."""
+    pair = line if isinstance(line, tuple) and len(line) == 2 else (range(len(line)), line)
     return pair[0], pair[1]
 
 
@@ -232,47 +207,15 @@ def _log(ax: Axes, which: str) -> None:
         ax.set(**{f"{axis}scale": "log"})
 
 
-def _in_words(x: float, most: float) -> str:
-    """A number on an axis that goes up to `most`: 1.5 million."""
+def _with_unit(x: float, most: float) -> str:
+    """Return a tick label on an axis up to `most`: "1.5 million"."""
     units = {1e9: " billion", 1e6: " million", 1e3: " thousand"}
     size = next((size for size in units if most >= size), 1.0)
     return f"{x / size:g}{units.get(size, '')}" if x else "0"
 
 
-def _whole(most: int) -> Any:
-    """Ticks at whole numbers, so many at most."""
+def _integer_ticks(most: int) -> Any:
+    """Return a locator of at most `most` integer ticks."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(most, integer=True)
-
-
-def _around(xy: Any, size: float = 12.0) -> Any:
-    """The box of a dot at these pixels."""
-    from matplotlib.transforms import Bbox
-
-    return Bbox.from_bounds(xy[0] - size / 2, xy[1] - size / 2, size, size)
-
-
-def _places() -> Iterator[tuple[int, int, str, str]]:
-    """Where a name may stand beside its dot, nearest first: shift in points, alignment."""
-    for far in (9, 18, 30, 44):
-        yield from ((far, 0, "left", "center"), (-far, 0, "right", "center"))
-        yield from ((0, far, "center", "bottom"), (0, -far, "center", "top"))
-        yield from ((far, far, "left", "bottom"), (far, -far, "left", "top"))
-        yield from ((-far, far, "right", "bottom"), (-far, -far, "right", "top"))
-
-
-def _write(ax: Axes, name: str, xy: tuple[float, float], taken: list[Any]) -> None:
-    """Write a name beside its dot where nothing stands yet, with a line to it where that is far."""
-    inside = ax.get_window_extent()
-    for dx, dy, ha, va in _places():
-        line = {"arrowstyle": "-", "lw": 0.6, "color": "0.5"} if max(abs(dx), abs(dy)) > 9 else None
-        text = ax.annotate(
-            name, xy, (dx, dy), textcoords="offset points", ha=ha, va=va, arrowprops=line
-        )
-        box = text.get_window_extent()
-        free = not any(box.overlaps(other) for other in taken)
-        if free and inside.x0 <= box.x0 and box.x1 <= inside.x1:
-            break
-        text.remove()
-    taken.append(box)

@@ -1,24 +1,54 @@
-"""Boxes and edges as SVG: layers from left to right, text that fits, the page's own colours."""
+"""Boxes and edges as SVG: columns from left to right, in the colours of the page."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from .palette import COLOURS, meant
+from .palette import COLOURS, meaning
 
-if TYPE_CHECKING:
-    from .tape import Box, Graph
-
-LETTER, LINE, FONT = 7.9, 17.0, 13  # px: width of a letter, height of a line, size of the letters
-PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # in a box, below it, beside it, all around
-TIP = 8.0  # length of an arrow's head
+LETTER, LINE, FONT = 7.9, 17.0, 13  # px: letter width, line height, font size
+PAD, GAP, BETWEEN, MARGIN = 10.0, 18.0, 46.0, 8.0  # px: in, below, beside a box; around all
+TIP = 8.0  # px: length of an arrowhead
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
+Sizes = Sequence[tuple[float, float]]  # (width, height)
+Routes = dict[tuple[int, int, int], list[tuple[float, float]]]  # (from, to, which input) -> points
+
+
+@dataclass(frozen=True)
+class Box:
+    """One step of the tape, a trained leaf, or a frozen input."""
+
+    name: str  # the reader's name for it, or ""
+    op: str  # the op that computed it; "" for a leaf
+    inputs: tuple[int, ...]  # the boxes it was computed from, in order
+    shape: tuple[int, ...]
+    frozen: bool
+    value: str = ""
+    grad: str = ""
+
+    @property
+    def title(self) -> str:
+        """The first line: "u = mul", "mul" or "x"."""
+        return " = ".join(filter(None, (self.name, self.op))) or self.value or str(self.shape)
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines of text in the box."""
+        rows = [str(self.shape) if self.shape else "",
+                f"value {self.value}" if self.value else "",
+                f"grad {self.grad}" if self.grad else ""]
+        repeated = "", self.title, f"value {self.title}"  # an unnamed constant's title is its value
+        return [self.title, *(row for row in rows if row not in repeated)]
+
+
 class Place(NamedTuple):
-    """A box, or a point that an edge passes through: left, middle, width, height."""
+    """A box, or a point on an edge: left, middle, width, height."""
 
     x: float
     y: float
@@ -26,39 +56,41 @@ class Place(NamedTuple):
     h: float
 
 
-def draw(graph: Graph) -> str:
-    """The graph as one <svg>, complete in itself, and without ids: many can share a page."""
-    places, routes = arrange(graph)
+def draw(
+    boxes: Sequence[Box], label: str, now: int | None = None,
+    active: Collection[tuple[int, int]] = (), sizes: Sizes = (),
+) -> str:
+    """Return the boxes and edges as one <svg>, self-contained and without ids.
+
+    label: the picture in words. now: the box to highlight; active: edges (from, to) to draw
+    thick and pointing back; sizes: the size of each box (empty: as its text needs).
+    """
+    places, routes = arrange(boxes, sizes)
     width = max(p.x + p.w for p in places) + MARGIN
     height = max(p.y + p.h / 2 for p in places) + MARGIN
-    parts = [_edge(points, (a, b) in graph.active) for (a, b, _), points in routes.items()]
-    parts += [_box(box, at, i == graph.now) for i, (box, at) in enumerate(zip(graph.boxes, places))]
-    told = "; ".join(" ".join(row.split()) for row in graph.text.splitlines())
+    parts = [_edge(points, (a, b) in active) for (a, b, _), points in routes.items()]
+    parts += [_box(box, at, i == now) for i, (box, at) in enumerate(zip(boxes, places))]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" '
-        f'aria-label="{escape(told)}" '
+        f'aria-label="{escape(label)}" '
         f'font-family="{MONO}" font-size="{FONT}" text-anchor="middle" fill="currentColor" '
         f'style="max-width:100%;min-width:{0.7 * width:.0f}px;height:auto">{"".join(parts)}</svg>'
     )
 
 
-def sizes(boxes: tuple[Box, ...]) -> tuple[tuple[float, float], ...]:
-    """(width, height) that the text of each box needs."""
-    return tuple(
+def text_sizes(boxes: Sequence[Box]) -> Sizes:
+    """Return the (width, height) that the text of each box needs."""
+    return [
         (2 * PAD + LETTER * max(map(len, box.lines)), PAD + LINE * len(box.lines)) for box in boxes
-    )
+    ]
 
 
-Routes = dict[tuple[int, int, int], list[tuple[float, float]]]  # (from, to, which input) -> points
-
-
-def arrange(graph: Graph) -> tuple[list[Place], Routes]:
-    """Where each box stands, and through which points each edge goes."""
-    boxes, layer = graph.boxes, _layers(graph.boxes)
-    size = list(graph.sizes or sizes(boxes))
+def arrange(boxes: Sequence[Box], sizes: Sizes = ()) -> tuple[list[Place], Routes]:
+    """Return the place of each box and the points that each edge passes through."""
+    layer, size = _layers(boxes), [*(sizes or text_sizes(boxes))]
     chains: dict[tuple[int, int, int], list[int]] = {}
-    for i, box in enumerate(boxes):  # a long edge gets a place of its own in each layer it passes
+    for i, box in enumerate(boxes):  # a long edge gets a place in each layer that it passes
         for k, j in enumerate(box.inputs):
             passed = range(layer[j] + 1, layer[i])
             chains[j, i, k] = [j, *range(len(layer), len(layer) + len(passed)), i]
@@ -72,7 +104,7 @@ def arrange(graph: Graph) -> tuple[list[Place], Routes]:
     columns = [[i for i, at in enumerate(layer) if at == n] for n in range(max(layer) + 1)]
     y = _heights(columns, layer, beside, [h for _, h in size])
     places, x = [Place(0, 0, 0, 0)] * len(layer), MARGIN
-    edge = [(0.0, 0.0)] * len(layer)  # of its column: left, right
+    edge = [(0.0, 0.0)] * len(layer)  # left and right of the column
     for column in columns:
         widest = max(size[i][0] for i in column)
         for i in column:
@@ -80,12 +112,12 @@ def arrange(graph: Graph) -> tuple[list[Place], Routes]:
             edge[i] = x, x + widest
         x += widest + BETWEEN
     ports: dict[tuple[int, int], float] = {}
-    for i, box in enumerate(boxes):  # edges enter from top to bottom as they come, without crossing
+    for i, box in enumerate(boxes):  # enter in order of heights: no crossing
         come = sorted(range(len(box.inputs)), key=lambda k: y[chains[box.inputs[k], i, k][-2]])
         for n, k in enumerate(come):
             ports[i, k] = y[i] + places[i].h * ((n + 1) / (len(come) + 1) - 0.5)
     routes = {}
-    for (a, b, k), chain in chains.items():  # level through a column, curved from one to the next
+    for (a, b, k), chain in chains.items():  # straight within a column, curved between columns
         points = [(places[a].x + places[a].w, y[a]), (edge[a][1], y[a])]
         for i in chain[1:-1]:
             points += [(edge[i][0], y[i]), (edge[i][1], y[i])]
@@ -93,8 +125,8 @@ def arrange(graph: Graph) -> tuple[list[Place], Routes]:
     return places[: len(boxes)], routes
 
 
-def _layers(boxes: tuple[Box, ...]) -> list[int]:
-    """The column of each box: after all its inputs; what was not computed, just before its use."""
+def _layers(boxes: Sequence[Box]) -> list[int]:
+    """Return the column of each box: after all its inputs; a leaf just before its first use."""
     layer: list[int] = []
     for box in boxes:
         layer.append(1 + max((layer[j] for j in box.inputs), default=-1))
@@ -108,7 +140,7 @@ def _layers(boxes: tuple[Box, ...]) -> list[int]:
 def _heights(
     columns: list[list[int]], layer: list[int], beside: list[list[int]], h: list[float]
 ) -> list[float]:
-    """The middle of each place: near its neighbours, over no other."""
+    """Return the middle height of each place: near its neighbours, without overlaps."""
     y = [0.0] * len(layer)
     for column in columns:
         for a, b in pairwise(column):
@@ -136,7 +168,7 @@ def _heights(
 
 
 def _edge(points: list[tuple[float, float]], active: bool) -> str:
-    """A smooth line through the points, with its head at the end; an active one points back."""
+    """Return a smooth line through the points with an arrowhead; an active one points back."""
     (x, y), (u, v) = points[0], points[-1]
     shaft = [(x + TIP, y), *points[1:]] if active else [*points[:-1], (u - TIP, v)]
     path = f"M{shaft[0][0]:.0f} {shaft[0][1]:.0f}"
@@ -153,7 +185,7 @@ def _edge(points: list[tuple[float, float]], active: bool) -> str:
 
 
 def _box(box: Box, at: Place, now: bool) -> str:
-    name = "frozen" if box.frozen else meant(box.name)
+    name = "frozen" if box.frozen else meaning(box.name)
     tint = f"var(--viz-{name}, {COLOURS[name]})" if name not in ("", "full") else "currentColor"
     top, middle = at.y - at.h / 2, at.x + at.w / 2
     rect = (

@@ -1,4 +1,4 @@
-"""Showing: in a notebook as a picture, in a plain script as text."""
+"""Showing pictures: as images in a notebook, as text in a script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .axes import alt, available, need
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """Python source: str() is the text, a notebook shows it as code."""
+    """Python source; a notebook shows it as code."""
 
     text: str
 
@@ -27,15 +27,15 @@ class Source:
 
 
 def source(op: Any) -> None:
-    """Show the source of an op as it stands in ops/, formula and rules; or that of anything."""
+    """Show the source of an op (formula and gradient rules), or of any function or class."""
     show(Source(textwrap.dedent(inspect.getsource(op)).rstrip()))
 
 
 def show(*things: Any) -> None:
-    """Show these, as `graph`, `stepper` made them; or, of none, the figures that are open.
+    """Show the given graphs and steppers; without arguments, all open figures.
 
-    In a notebook as pictures, which carry a description in words; in a script a graph or stepper
-    is printed as text, and figures come in windows where there is a screen for them.
+    A notebook shows images with alt text. A script prints graphs and steppers as text, and opens
+    figures in windows if matplotlib can.
     """
     display = _display()
     for thing in things:
@@ -57,7 +57,7 @@ def show(*things: Any) -> None:
 
 
 def _display() -> Any:
-    """IPython's display where a notebook runs this, else None."""
+    """Return IPython's display function in a notebook, else None."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return ipython.display.display if ipython and getattr(shell, "kernel", None) else None

@@ -1,20 +1,20 @@
-"""One palette, safe for the colour-blind, with one meaning everywhere."""
+"""One colour-blind-safe palette; each colour has the same meaning everywhere."""
 
 from __future__ import annotations
 
 import re
 
 COLOURS = {
-    "frozen": "#7890A8",  # W0, and a model that is only W0
+    "frozen": "#7890A8",  # W0, and the base model
     "A": "#E08A00",
     "B": "#009E73",
     "LoRA": "#E08A00",  # a model that trains A and B
     "merged": "#7B3FA0",  # W0 + ΔW in one array
-    "full": "#111111",  # all of W trained
-    "wrong": "#C2262E",  # what a check catches; never told by colour alone
+    "full": "#111111",  # full fine-tuning
+    "wrong": "#C2262E",  # a failed check; always marked by more than colour
 }
-OTHERS = ("#0072B2", "#CC79A7", "#8C6D31", "#56B4E9")  # for names without a meaning of their own
-ROWS = {  # of memory: frozen and activations are grey, what is trained and what that costs orange
+OTHERS = ("#0072B2", "#CC79A7", "#8C6D31", "#56B4E9")  # for other names
+ROWS = {  # of memory: frozen and activations grey; trained, gradients and moments orange
     "frozen weights": COLOURS["frozen"],
     "trained weights": "#A35F00",
     "gradients": "#E08A00",
@@ -22,15 +22,15 @@ ROWS = {  # of memory: frozen and activations are grey, what is trained and what
     "activations": "#D9DCE0",
 }
 _SAME = {"W0": "frozen", "base": "frozen", "unmerged": "LoRA", "adapted": "LoRA"}
-BELOW, ZERO, ABOVE = "#1B4F8A", "#FFFFFF", "#8C4A00"  # numbers: negative blue, positive brown
+BELOW, ZERO, ABOVE = "#1B4F8A", "#FFFFFF", "#8C4A00"  # negative blue, positive brown
 
 
-def meant(label: str) -> str:
-    """The meaning of the first word of `label` that has one; "" where there is none."""
+def meaning(label: str) -> str:
+    """Return the key of COLOURS that the first known word of `label` stands for, or ""."""
     words = (_SAME.get(word, word) for word in re.findall("W0|[A-Za-z]+", label))
     return next((word for word in words if word in COLOURS), "")
 
 
 def colour(label: str, i: int = 0) -> str:
-    """The colour of the first word of `label` that has a meaning, else the i-th of the others."""
-    return COLOURS[name] if (name := meant(label)) else OTHERS[i % len(OTHERS)]
+    """Return the colour for the first known word of `label`, else the i-th of OTHERS."""
+    return COLOURS[name] if (name := meaning(label)) else OTHERS[i % len(OTHERS)]

@@ -1,4 +1,4 @@
-"""A slider through a few pictures: one piece of HTML that needs no server and no other file."""
+"""A slider through pictures, as self-contained HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from .axes import alt, need
 
-MOST = 120_000  # letters of a figure as SVG; a longer one becomes a PNG
+MOST = 120_000  # bytes of an SVG figure; a larger one becomes a PNG
 
 STYLE = """<style>
 .minilora-stepper { margin: 1em 0; }
@@ -20,7 +20,7 @@ STYLE = """<style>
 .minilora-stepper button { font: inherit; padding: .1em .7em; }
 .minilora-stepper figure { margin: .5em 0; overflow-x: auto; }
 .minilora-stepper img { max-width: max(100%, 30em); height: auto; }
-.minilora-stepper .said { min-height: 3em; margin: .5em 0; }
+.minilora-stepper .caption { min-height: 3em; margin: .5em 0; }
 .minilora-stepper [hidden] { display: none; }
 </style>"""
 
@@ -28,23 +28,23 @@ SCRIPT = """<script>
 for (const root of document.querySelectorAll(".minilora-stepper:not([data-ready])")) {
   root.dataset.ready = "";
   const frames = [...root.querySelectorAll("figure")];
-  const steps = root.querySelector(".steps"), said = root.querySelector(".said");
-  const range = steps.querySelector("input"), [back, on] = steps.querySelectorAll("button");
+  const steps = root.querySelector(".steps"), caption = root.querySelector(".caption");
+  const range = steps.querySelector("input"), [back, next] = steps.querySelectorAll("button");
   const show = () => {
     const i = Number(range.value);
     frames.forEach((frame, j) => { frame.hidden = i !== j; });
-    said.textContent = frames[i].querySelector("figcaption").textContent;
+    caption.textContent = frames[i].querySelector("figcaption").textContent;
     range.setAttribute("aria-valuetext", `${i + 1} of ${frames.length}`);
     steps.querySelector("output").textContent = `${i + 1} / ${frames.length}`;
     back.disabled = i === 0;
-    on.disabled = i === frames.length - 1;
+    next.disabled = i === frames.length - 1;
   };
   const move = (by) => { range.value = Number(range.value) + by; show(); };
   range.addEventListener("input", show);
   back.addEventListener("click", () => move(-1));
-  on.addEventListener("click", () => move(1));
+  next.addEventListener("click", () => move(1));
   frames.forEach((frame) => { frame.querySelector("figcaption").hidden = true; });
-  steps.hidden = said.hidden = false;
+  steps.hidden = caption.hidden = false;
   show();
 }
 </script>"""
@@ -52,17 +52,17 @@ for (const root of document.querySelectorAll(".minilora-stepper:not([data-ready]
 
 @dataclass(frozen=True, repr=False)
 class Stepper:
-    """Frames (caption, content) behind a slider; str() is all of them as text."""
+    """Frames behind a slider; str() is all of them as text."""
 
     frames: tuple[tuple[str, str, str], ...]  # caption, HTML, text
     title: str
     start: int
 
     def __repr__(self) -> str:
-        many, told = len(self.frames), [self.title] if self.title else []
+        count, parts = len(self.frames), [self.title] if self.title else []
         for i, (caption, _, text) in enumerate(self.frames):
-            told.append(f"[{i + 1}/{many}] {caption}" + (f"\n{text}" if text else ""))
-        return "\n\n".join(told)
+            parts.append(f"[{i + 1}/{count}] {caption}" + (f"\n{text}" if text else ""))
+        return "\n\n".join(parts)
 
     def _repr_html_(self) -> str:
         title = escape(self.title or "steps")
@@ -80,44 +80,44 @@ class Stepper:
 <button type="button" aria-label="next step">→</button>
 <output></output>
 </div>
-<p class="said" aria-live="polite" hidden></p>
+<p class="caption" aria-live="polite" hidden></p>
 {figures}
 </div>
 {SCRIPT}"""
 
 
 def stepper(frames: Sequence[tuple[str, Any]], title: str = "", start: int = 0) -> Stepper:
-    """A slider through frames (caption, content), of which frame `start` is seen first.
+    """Return a slider through frames (caption, content) that shows frame `start` first.
 
-    content: a `Graph`, a Stepper's like with `.svg`, HTML or SVG (a string that begins with "<"),
-    text, or the axes or figure of matplotlib, which is closed. Without JavaScript all frames are
-    seen, one below the other. Raises ValueError where there are none, or `start` is not one.
+    content: a graph, HTML or SVG (a string that begins with "<"), text, or matplotlib axes or a
+    figure, which is closed. Without JavaScript all frames are shown, one below the other.
+    Raises ValueError if there are no frames or `start` is out of range.
     """
     if not -len(frames) <= start < len(frames):
-        raise ValueError(f"stepper: start is {start}, and there are {len(frames)} frames")
-    made = tuple((caption, *_frame(caption, content)) for caption, content in frames)
-    return Stepper(made, title, start % len(made))
+        raise ValueError(f"stepper: start {start} is out of range for {len(frames)} frames")
+    rendered = tuple((caption, *_frame(caption, content)) for caption, content in frames)
+    return Stepper(rendered, title, start % len(rendered))
 
 
 def _frame(caption: str, content: Any) -> tuple[str, str]:
-    """(HTML, text)"""
+    """Return the content as (HTML, text)."""
     if hasattr(content, "svg"):
         return content.svg, str(content)
     if content is None or isinstance(content, str):
         text = content or "(figure left out)"
         return (text, "") if text.lstrip().startswith("<") else (f"<pre>{escape(text)}</pre>", text)
-    if isinstance(content, list):  # of axes, all in one figure
+    if isinstance(content, list):  # axes of one figure
         content = content[0]
     figure = getattr(content, "figure", content)
     if not hasattr(figure, "savefig"):
-        raise TypeError(f"stepper: a frame is (caption, picture or text), and the content of "
-                        f"{caption!r} is a {type(content).__name__}")
+        raise TypeError(f"stepper: the content of {caption!r} is a {type(content).__name__}: "
+                        "give a graph, a figure or text")
     words = alt(figure)
     return f'<img alt="{escape(words)}" src="{_embedded(figure)}">', f"(figure: {words})"
 
 
 def _embedded(figure: Any) -> str:
-    """The figure as the address of an image that holds it; the figure is closed."""
+    """Return the figure as a data URL, and close it."""
     plt, file = need(), io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "minilora"}):
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The backward pass, seen one node at a time."""
+"""The backward pass, one node at a time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from ..backend import asnumpy
 from ..tensor import Node, Tensor, unbroadcast
-from .layout import sizes
+from .layout import Box, text_sizes
 from .tape import Graph, Seen, boxes_of, short
 
-Visit = tuple[Node, np.ndarray, list[tuple[Any, np.ndarray]]]  # a node, its gradient, what it gives
+Visit = tuple[Node, np.ndarray, list[tuple[Any, np.ndarray]]]  # a node, its gradient, what it sends
 
 
 def backward_steps(
     t: Tensor, names: Mapping[str, Any] | None = None, seen: Seen | None = None
 ) -> list[tuple[str, Graph]]:
-    """Run t.backward(), and return (what happens, the graph) before it and after each node.
+    """Run t.backward(); return (caption, graph) before it and after each node.
 
-    The nodes come in the order in which the engine visits them; what it adds to the leaves' .grad
-    is there afterwards, and the tape is consumed. names, seen: as for `graph`.
+    The nodes come in the engine's order. Afterwards the leaves have their .grad and the tape is
+    consumed, as after any backward(). names, seen: as for `graph`.
     """
     drawn, number = boxes_of(t, names, True, seen)
     nodes, visits = _nodes(t), list[Visit]()
@@ -32,7 +32,7 @@ def backward_steps(
             for target in targets:
                 if target is not None:
                     expected[number[id(target)]] += 1
-        node.edges = [(targets, _noting(node, targets, rule, visits))
+        node.edges = [(targets, _recorded(node, targets, rule, visits))
                       for targets, rule in node.edges or ()]
     t.backward()
 
@@ -40,65 +40,65 @@ def backward_steps(
     on_tape = {number[id(node)] for node in nodes} | {i for i, n in expected.items() if n}
     arrived: dict[int, list[np.ndarray]] = {len(drawn.boxes) - 1: [np.ones(t.shape)]}
     boxes = _with_grads(drawn, arrived, expected, on_tape)
-    start = f"Forward is done: every value is there. The gradient of {labels[-1]} with respect to "
+    start = f"The forward pass is done. The gradient of {labels[-1]} with respect to "
     frames = [(f"{start}itself is 1.", replace(drawn, boxes=boxes, now=len(boxes) - 1))]
-    for node, g, given in visits:
+    for node, g, sent in visits:
         now = number[id(node)]
-        told = []
-        for target, grad in reversed(given):
+        shares = []
+        for target, grad in reversed(sent):
             to = number[id(target)]
             arrived.setdefault(to, []).append(grad)
-            told.append(f"{short(grad)} to {labels[to]}")
-        waiting = {number[id(target)] for target, _ in given}
+            shares.append(f"{short(grad)} to {labels[to]}")
+        waiting = {number[id(target)] for target, _ in sent}
         waiting = {i for i in waiting if len(arrived[i]) < expected[i]}
-        caption = f"{labels[now]} has its whole gradient, {short(g)}: it gives {_list(told)}."
+        caption = f"{labels[now]} has its full gradient, {short(g)}, and sends {_list(shares)}."
         caption += "".join(
             f" {labels[i]} waits for {expected[i] - len(arrived[i])} more." for i in sorted(waiting)
         )
         boxes = _with_grads(drawn, arrived, expected, on_tape)
-        active = tuple((number[id(target)], now) for target, _ in given)
+        active = tuple((number[id(target)], now) for target, _ in sent)
         frames.append((caption, replace(drawn, boxes=boxes, now=now, active=active)))
     fit = tuple(
         (max(w for w, _ in box), max(h for _, h in box))
-        for box in zip(*(sizes(graph.boxes) for _, graph in frames))
+        for box in zip(*(text_sizes(graph.boxes) for _, graph in frames))
     )
     return [(caption, replace(graph, sizes=fit)) for caption, graph in frames]
 
 
 def _nodes(t: Tensor) -> list[Node]:
-    """All nodes of the tape behind t, each once."""
-    found: dict[int, Node] = {}
+    """Return all nodes of the tape of t, each once."""
+    nodes: dict[int, Node] = {}
     things: list[Any] = [t._node]
     while things:
         thing = things.pop()
-        if isinstance(thing, Node) and id(thing) not in found:
-            found[id(thing)] = thing
+        if isinstance(thing, Node) and id(thing) not in nodes:
+            nodes[id(thing)] = thing
             things += [target for targets, _ in thing.edges or () for target in targets]
-    return [*found.values()]
+    return [*nodes.values()]
 
 
-def _noting(node: Node, targets: Any, rule: Any, visits: list[Visit]) -> Any:
-    """The rule, which also notes what it got and what it gave."""
+def _recorded(node: Node, targets: Any, rule: Any, visits: list[Visit]) -> Any:
+    """Return the rule wrapped so that it records its gradient and its results."""
 
-    def noted(g: Any) -> Any:
-        made = rule(g)
+    def wrapped(g: Any) -> Any:
+        result = rule(g)
         if not visits or visits[-1][0] is not node:
             visits.append((node, asnumpy(g), []))
-        for target, grad in zip(targets, made if isinstance(made, tuple) else (made,)):
+        for target, grad in zip(targets, result if isinstance(result, tuple) else (result,)):
             if target is not None and hasattr(grad, "shape"):
-                given = asnumpy(grad).copy()  # the engine adds others to it in place
-                given = unbroadcast(given, target.shape, node.name)
-                visits[-1][2].append((target, given))
-        return made
+                share = asnumpy(grad).copy()  # the engine adds to it in place
+                share = unbroadcast(share, target.shape, node.name)
+                visits[-1][2].append((target, share))
+        return result
 
-    return noted
+    return wrapped
 
 
 def _with_grads(
     graph: Graph, arrived: Mapping[int, list[np.ndarray]], expected: Mapping[int, int],
     on_tape: set[int],
-) -> tuple[Any, ...]:
-    """The boxes with what has arrived: "2 + …" while more is to come, "2 + 3 = 5" when all is."""
+) -> tuple[Box, ...]:
+    """Return the boxes with their gradients so far: "2 + …", and "2 + 3 = 5" when complete."""
     boxes = []
     for i, box in enumerate(graph.boxes):
         parts, grad = arrived.get(i, []), ""

@@ -1,14 +1,12 @@
-"""Figures of time: what a call takes, what `minilora bench` found."""
+"""The figures of `minilora bench`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .axes import Axes, axes, figure, need
-from .palette import COLOURS, OTHERS, colour
+from .palette import COLOURS, OTHERS
 
 _ENGINES = {
     **dict.fromkeys(("minilora", "minilora recompute", "minilora float16"), COLOURS["LoRA"]),
@@ -19,47 +17,19 @@ _ENGINES = {
     "autograd": OTHERS[2],
     "base forward": COLOURS["frozen"],
     "merged forward": COLOURS["merged"],
-    "decode": COLOURS["merged"],  # it decodes with the merged weights
+    "decode": COLOURS["merged"],  # decodes with merged weights
 }
-_NOT_SHAPES = ("threads", "rounds", "missing", "growth")  # what else `bench` returns
-
-
-@figure
-def latency_bars(
-    times: Mapping[str, Sequence[float]], ax: Axes = None, title: str = "", what: str = "a call"
-) -> Axes:
-    """name -> seconds of each turn: the median as a bar, the middle half of the turns as a line.
-
-    At each bar its milliseconds, and how many times as long as the first, which is on top.
-    """
-    ax = axes(ax, title, (6.8, 1.1 + 0.5 * len(times)))
-    names = list(times)
-    low, middle, high = (
-        np.array([np.quantile(t, (0.25, 0.5, 0.75)) for t in times.values()]).T * 1e3
-    )
-    ax.barh(names, middle, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
-    ax.errorbar(
-        middle, names, xerr=[middle - low, high - middle], fmt="none", ecolor="0.35", lw=1.5
-    )
-    for i, (name, ms) in enumerate(zip(names, middle)):
-        ratio = f"  ({ms / middle[0]:.2f} ×)" * (i > 0)
-        ax.annotate(f"{_digits(ms)} ms{ratio}", (high[i], name), (6, 0), textcoords="offset points",
-                    va="center")
-    ax.set_xlim(0, 1.6 * high.max())  # room for the numbers
-    ax.invert_yaxis()
-    turns = min(map(len, times.values()))
-    told = f"ms {what}: median, and the middle half of {turns} turn{'s' * (turns > 1)}"
-    ax.set(xlabel=told + f"\n(in brackets: {names[0]} = 1)" * (len(names) > 1))
-    return ax
+_NOT_SHAPES = ("threads", "rounds", "missing")  # the other keys of a result of `bench`
 
 
 @figure
 def bench_bars(
     table: Mapping[str, Mapping[str, Any]], ax: Axes = None, title: str = "", of: str = "ms"
 ) -> Axes:
-    """One shape of `minilora bench`: engine -> numbers, as bars of the median `of` "ms", the
-    fastest turn as a mark, or of "peak" memory. At each bar its number, and minilora's at the same
-    work divided by it, where that was measured.
+    """Draw the engines of one shape of `bench()` as bars: time (of="ms") or memory (of="peak").
+
+    A time bar is the median, with a mark at the fastest turn. Each bar has its number and, in
+    brackets, minilora's at the same work divided by it.
     """
     ax = axes(ax, title, (7.2, 1.2 + 0.4 * len(table)))
     time = of == "ms"
@@ -73,23 +43,19 @@ def bench_bars(
     if time:
         best = [row["ms"][0] for row in table.values()]
         ax.plot(best, list(table), "D", ms=4, mfc="white", mec="0.2", label="fastest turn")
-    ax.set_xlim(0, 1.4 * max(values))  # room for the numbers
+    ax.set_xlim(0, 1.4 * max(values))  # space for the numbers
     ax.invert_yaxis()
-    told = "ms a step: median, ◇ fastest turn" if time else "peak memory of the process, MiB"
+    label = "ms a step: median, ◇ fastest turn" if time else "peak memory of the process, MiB"
     compared = any(ratio is not None for ratio in ratios)
-    ax.set(xlabel=told + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
+    ax.set(xlabel=label + "\n(in brackets: minilora's at the same work, divided by it)" * compared)
     return ax
 
 
-def _digits(ms: float) -> str:
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
-
-
 def bench_page(result: Mapping[str, Any]) -> Any:
-    """A figure of all that `bench()` returned: a line for each shape, time and memory in it."""
+    """Return a figure of a result of `bench()`: a row for each shape, with time and memory."""
     tables = {shape: result[shape] for shape in result if shape not in _NOT_SHAPES}
     if not tables:
-        raise ValueError("bench_page: there is no shape in this result, so nothing to draw")
+        raise ValueError("bench_page: no shape to draw: give bench() at least one")
     heights = [1.3 + 0.32 * len(table) for table in tables.values()]
     page, grid = need().subplots(
         len(tables), 2, figsize=(12, sum(heights)), layout="constrained", squeeze=False,
@@ -100,6 +66,6 @@ def bench_page(result: Mapping[str, Any]) -> Any:
         bench_bars(table, right, of="peak")
         left.set_title(shape, loc="left", fontweight="bold")
         left.tick_params(axis="y", length=0)
-        right.set_yticks([])  # the names stand at the left
+        right.set_yticks([])  # the names are on the left
         right.set_ylim(left.get_ylim())
     return page

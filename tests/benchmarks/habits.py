@@ -1,10 +1,10 @@
-"""What each optimisation brings: a training step with it, and with its plain twin in its place.
+"""Measure what each optimisation gains: time a training step with it and without it.
 
     python tests/benchmarks/habits.py [--rounds N] [--shapes classroom,long] [--threads N] [names]
 
-Of a kernel the twin is the plain op; inside kernels, engine and back end it is a constant or a
-function that is swapped. Turns go A B A B in one process, and before any timing the twin's loss and
-gradients must be those of the step as it is. README.md beside this file says why each one pays.
+Without it means with its plain twin: for a kernel the plain op, elsewhere another constant or
+function. The turns go A B A B in one process. Before any timing, the loss and gradients of both
+must agree. README.md in this folder explains each optimisation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import numpy as np
 from minilora import backend, ops, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
-from minilora.bench import parity
 from minilora.bench import turns as bench
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
@@ -35,31 +34,31 @@ from minilora.training import optim
 
 Twin = Callable[[], AbstractContextManager[Any]]
 HUGE = 1 << 40
-PATIENCE = 40  # seconds: the rounds of one habit on one shape end early after that
+PATIENCE = 40  # seconds: no new round of one habit on one shape after that
 
 
 class Habit(NamedTuple):
     """One optimisation."""
 
     title: str
-    twin: Twin  # inside what it returns, the plain way is in use
+    twin: Twin  # returns a context in which the plain way is used
     step: Callable[[str], Step] = ours
-    plain: Callable[[str], Step] | None = None  # the twin's step, if it is another one
+    plain: Callable[[str], Step] | None = None  # the twin's step, if it differs
     matters: Callable[[Shape], bool] = lambda shape: True
 
 
 class Measured(NamedTuple):
-    """One habit on one shape. Ratios: without it, divided by with it."""
+    """One habit on one shape. Ratios are without it / with it."""
 
     apart: float  # relative difference of the second step's losses and gradients
     ms: tuple[float, float]  # with, without: medians over the rounds
-    ratio: float  # of times, the median over the rounds
-    cpu: float | None  # of the cores' time, all threads together
-    memory: float  # of peaks
+    ratio: float  # of the times, median over the rounds
+    cpu: float | None  # ratio of CPU time, all threads together
+    memory: float  # ratio of the peaks
 
 
 def swap(*changes: tuple[Any, str, Any]) -> Twin:
-    """A twin that has other values at (owner, name, value)."""
+    """Return a twin that replaces the attributes (owner, name, value)."""
 
     @contextmanager
     def twin() -> Iterator[None]:
@@ -72,12 +71,12 @@ def swap(*changes: tuple[Any, str, Any]) -> Twin:
 
 
 def all_differentiated(shape: str) -> Step:
-    """A LoRA step that computes every weight's gradient, and uses those of A and B."""
+    """Return a LoRA step that computes the gradients of all weights, and uses those of A and B."""
     model, (ids, targets) = own.build(shape)
     optimizer = optim.AdamW(model.trainable_parameters(), own.LR)
 
     def step() -> Any:
-        model.requires_grad_()  # and forget its gradients
+        model.requires_grad_()  # also clears all gradients
         loss = ops.cross_entropy(model(ids), targets)
         loss.backward()
         grads = {name: p.grad for name, p in optimizer.parameters.items()}
@@ -89,16 +88,16 @@ def all_differentiated(shape: str) -> Step:
 
 def embedding_with_a_gradient(*inputs: Any, **settings: Any) -> Any:
     out = _embedding(*inputs, **settings)
-    out.requires_grad = True  # so the blocks below the lowest adapter have one to hand down
+    out.requires_grad = True  # so gradients flow below the lowest adapter
     return out
 
 
-def every_sum_new(held: dict[int, Any], key: int, grad: Any, owned: bool) -> None:
-    held[key] = held[key][0] + grad if key in held else grad, False
+def every_sum_new(sums: dict[int, Any], key: int, grad: Any, owned: bool) -> None:
+    sums[key] = sums[key][0] + grad if key in sums else grad, False
 
 
 def left_to_blas(task: threads.Task, n: int, size: int, piece: int = 0) -> None:
-    """The same pieces one after the other, and BLAS's own threads in each."""
+    """Run the same pieces one after the other, each with BLAS's own threads."""
     for at in threads.pieces(n, size, piece):
         task(at)
 
@@ -108,7 +107,7 @@ def always_shift(Q: Any, K: Any, scale: float, causal: bool) -> Any:
 
 
 def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
-    """Attention's work in as many tasks as there are threads."""
+    """Return attention's work in as many tasks as there are threads."""
     count = threads.threads()
     n = batch if batch >= count else heads
     cuts = [slice(a, b) for a, b in pairwise(n * i // count for i in range(count + 1)) if a < b]
@@ -122,9 +121,9 @@ def one_by_one(g: Any, B: Any, h: Any, z: Any) -> Any:
 
 
 class Column:
-    """x @ this reduces each row of x: without BLAS."""
+    """x @ this reduces each row of x without BLAS."""
 
-    __array_ufunc__ = None  # so that NumPy asks here, and does not multiply
+    __array_ufunc__ = None  # so that NumPy calls __rmatmul__
 
     def __init__(self, reduce: Callable[..., Any]) -> None:
         self.reduce = reduce
@@ -143,14 +142,14 @@ _embedding = ops.embedding
 HABITS: dict[str, Habit] = {
     "nothing": Habit("nothing: the noise of this table", nullcontext),
     "frozen": Habit("a frozen W is not differentiated", nullcontext, plain=all_differentiated),
-    "below": Habit("nor what lies below the lowest adapter",
+    "below": Habit("no gradient below the lowest adapter",
                    swap((ops, "embedding", embedding_with_a_gradient))),
     "sums": Habit("gradients added in place", swap((tensor, "_add", every_sum_new))),
     "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
     "blas": Habit("own threads instead of BLAS's", swap((threads, "share", left_to_blas))),
     "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
-    "memory": Habit("freed memory is kept", nullcontext),  # needs processes: see `memory_kept`
-    "kernels": Habit("every kernel, not the plain op", tensor.plain),
+    "memory": Habit("freed memory is kept", nullcontext),  # needs two processes: see `memory_kept`
+    "kernels": Habit("all kernels instead of plain ops", tensor.plain),
     **{f.__name__: Habit(f"the kernel of {f.__name__}", swap((f, "kernel", None)),
                          STEPS.get(f.__name__, ours)) for f in TABLE},
     "pass": Habit("LoRA's gradients in one pass over g", swap((products, "_thin", one_by_one))),
@@ -162,7 +161,7 @@ HABITS: dict[str, Habit] = {
     "shift": Habit("softmax without a shift where safe", swap((attention, "_small", always_shift))),
     "keep": Habit("attention's weights kept, to 512 tokens", swap((attention, "KEEP", 0)),
                   matters=lambda shape: shape.tokens <= 512),
-    "again": Habit("... and made again beyond", swap((attention, "KEEP", HUGE)),
+    "again": Habit("... and recomputed beyond that", swap((attention, "KEEP", HUGE)),
                    matters=lambda shape: shape.tokens > 512),
     "means": Habit("sums of rows as products with ones",
                    swap((rowwise, "xp", REDUCING), (attention, "xp", REDUCING))),
@@ -175,23 +174,23 @@ HABITS: dict[str, Habit] = {
 
 
 def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured:
-    """One habit on one shape, with `count` threads; raises RuntimeError where the twin differs."""
+    """Measure one habit on one shape. Raises RuntimeError if the twin computes something else."""
     if name == "memory":
         return memory_kept(shape, rounds, count)
     habit = HABITS[name]
     with swap((threads, "_count", count))():
         both = [(habit.step(shape), nullcontext), ((habit.plain or habit.step)(shape), habit.twin)]
-        told: list[Any] = []
+        results: list[Any] = []
         for step, twin in both:
             with twin():
-                step()  # so that the optimizer's work shows in the next one
+                step()  # the next loss then depends on the optimizer
                 loss, grads = step()
-            told += [loss, grads()]
-        loss, grads, other, theirs = told
-        apart = max(abs(loss - other) / loss, parity._apart(grads, theirs))
+            results += [loss, grads()]
+        loss, grads, other, theirs = results
+        apart = max(abs(loss - other) / loss, bench.distance(grads, theirs))
         if not apart <= bench.TOLERANCE:
-            raise RuntimeError(f"{name}: the twin is another computation, {apart:.1e} apart")
-        del grads, theirs, told
+            raise RuntimeError(f"{name}: the twin computes something else, {apart:.1e} apart")
+        del grads, theirs, results
         gc.collect()
         peaks = [peak(*one) for one in both]
         times: list[list[tuple[float, float]]] = [[], []]
@@ -199,7 +198,7 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
         while len(times[0]) < rounds and (not times[0] or time.perf_counter() < began + PATIENCE):
             for (step, twin), each in zip(both, times):
                 with twin():
-                    step()  # not counted
+                    step()  # not counted: warms the caches
                     each.append(clocked(step))
     (ours, cpu), (theirs, their_cpu) = (list(zip(*each)) for each in times)
     ms = statistics.median(ours), statistics.median(theirs)
@@ -207,21 +206,21 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
 
 
 def memory_kept(shape: str, rounds: int, count: int) -> Measured:
-    """The C library is told once and for all, so each way has a process of its own."""
-    tell_nothing = (
+    """Measure the habit "memory", in two processes: the setting of the C library is final."""
+    unchanged = (
         "import sys; from minilora.backend import host; host.keep_freed_memory = lambda: None; "
         "from minilora.bench.__main__ import main; main(*sys.argv[1:])"
     )
-    programs = (bench.PROGRAM, ("-c", tell_nothing))
+    programs = (bench.PROGRAM, ("-c", unchanged))
     workers = [bench.Worker("minilora", shape, count, program) for program in programs]
     try:
-        kept, returned = bench._turns(workers, rounds)
+        ours, plain = bench.time_in_turns(workers, rounds)
         peaks = [worker.ask("peak") for worker in workers]
     finally:
         for worker in workers:
             worker.close()
-    ms = statistics.median(kept), statistics.median(returned)
-    return Measured(0.0, ms, _ratio(kept, returned), None, peaks[1] / peaks[0])
+    ms = statistics.median(ours), statistics.median(plain)
+    return Measured(0.0, ms, _ratio(ours, plain), None, peaks[1] / peaks[0])
 
 
 def _ratio(ours: Sequence[float], plain: Sequence[float]) -> float:
@@ -229,7 +228,7 @@ def _ratio(ours: Sequence[float], plain: Sequence[float]) -> float:
 
 
 def clocked(step: Callable[[], Any]) -> tuple[float, float]:
-    """Milliseconds of a step, the mean of two: by the clock, and of all cores together."""
+    """Return the milliseconds of a step, the mean of two: wall time and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     step()
@@ -237,7 +236,7 @@ def clocked(step: Callable[[], Any]) -> tuple[float, float]:
 
 
 def peak(step: Callable[[], Any], twin: Twin) -> int:
-    """The most bytes of arrays alive at once among those that a step makes."""
+    """Return the peak bytes of the arrays that a step allocates."""
     tracemalloc.start()
     try:
         with twin():
@@ -251,9 +250,9 @@ def table(
     names: Sequence[str], shapes: Sequence[str], rounds: int, count: int = 2,
     say: Callable[[str], Any] = print,
 ) -> dict[str, dict[str, Measured]]:
-    """Measure and say, line by line; name -> shape -> what was measured, where it matters."""
+    """Measure and print line by line; return name -> shape -> result, where the habit matters."""
     result: dict[str, dict[str, Measured]] = {}
-    say(f"without it / with it: step by the clock, by the cores' time, peak memory; "
+    say(f"without it / with it: step by wall time, by CPU time, peak memory; "
         f"{rounds} rounds, {count} threads")
     say(f"{'':<58}" + "".join(f"{shape:>28}" for shape in shapes))
     say(f"{'name':<14}{'':<44}" + f"{'ms with':>9}{'step':>6}{'cpu':>6}{'memory':>7}" * len(shapes))
@@ -279,8 +278,8 @@ def main() -> None:
     parser.add_argument("--shapes", default="classroom,long", help=", ".join(SHAPES))
     parser.add_argument("--threads", type=int, default=2, help="(2)")
     args = parser.parse_args()
-    if odd := [name for name in args.names if name not in HABITS]:
-        parser.error(f"there is no {odd[0]}: there are {', '.join(HABITS)}")
+    if unknown := [name for name in args.names if name not in HABITS]:
+        parser.error(f"unknown name {unknown[0]}: choose {', '.join(HABITS)}")
     names, say = args.names or list(HABITS), partial(print, flush=True)
     table(names, args.shapes.split(","), args.rounds, args.threads, say)
 

@@ -1,10 +1,10 @@
-// The theme, the search, copying code, the cover's slider. Without it every page is still whole.
+// The theme, the search, the copy buttons, the cover's slider. Every page works without it.
 "use strict";
 
 const one = (selector, root = document) => root.querySelector(selector);
 const make = (tag, text = "") => Object.assign(document.createElement(tag), { textContent: text });
 
-// Light or dark: as the system has it until a reader chooses, then as they chose.
+// Light or dark: the system's setting until the reader chooses.
 {
   const root = document.documentElement, button = one("#theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -13,7 +13,7 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
   button.setAttribute("title", "Light or dark page");
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
-    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* not remembered */ }
+    try { localStorage.setItem("theme", root.dataset.theme); } catch { /* the choice lasts for this page only */ }
     name();
   });
   system.addEventListener("change", name);
@@ -21,10 +21,10 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
   button.hidden = false;
 }
 
-// Search: the words lie in search.js, which is fetched as a script when the box is first used.
+// Search: the index is search.js, loaded as a script when the box is first used.
 {
-  const form = one("#search"), box = one("input", form), found = one("#found");
-  const list = one("ol", found), told = one("p", found), MOST = 20;
+  const form = one("#search"), box = one("input", form), results = one("#results");
+  const list = one("ol", results), message = one("p", results), MOST = 20;
   const load = () => {
     if (one("script[data-words]")) return;
     const script = make("script");
@@ -59,12 +59,12 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
   };
   const search = () => {
     const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
-    found.hidden = !words.length;
+    results.hidden = !words.length;
     if (!words.length || typeof SEARCH === "undefined") return;
     const hits = SEARCH.map((entry) => [score(entry, words), entry]).filter(([n]) => n);
     hits.sort(([n], [m]) => m - n);
-    told.textContent = hits.length > MOST ? `${hits.length} places, the first ${MOST} of them:`
-      : hits.length ? `${hits.length} ${hits.length === 1 ? "place" : "places"}:` : "Nothing found.";
+    message.textContent = hits.length > MOST ? `${hits.length} results, the first ${MOST}:`
+      : hits.length ? `${hits.length} ${hits.length === 1 ? "result" : "results"}:` : "No results.";
     list.replaceChildren(...hits.slice(0, MOST).map(([, [page, heading, address, text]]) => {
       const item = make("li"), link = make("a"), small = make("small");
       link.href = address;
@@ -74,7 +74,7 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
       return item;
     }));
   };
-  const shut = () => { found.hidden = true; };
+  const shut = () => { results.hidden = true; };
   box.addEventListener("focus", load);
   box.addEventListener("input", search);
   list.addEventListener("click", shut);
@@ -91,14 +91,14 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
       event.preventDefault();
       box.focus();
     }
-    if (event.key === "Escape" && !found.hidden) {
+    if (event.key === "Escape" && !results.hidden) {
       shut();
       box.focus();
     }
   });
 }
 
-// A button at each piece of code that copies it.
+// A copy button at each block of code.
 for (const input of document.querySelectorAll(".input")) {
   const button = make("button", "Copy"), code = one("code", input);
   button.type = "button";
@@ -106,7 +106,7 @@ for (const input of document.querySelectorAll(".input")) {
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(code.textContent);
-    } catch { // an old browser, or a page from a disk
+    } catch { // an old browser, or a page opened from a file
       getSelection().selectAllChildren(code);
       document.execCommand("copy");
     }
@@ -116,16 +116,16 @@ for (const input of document.querySelectorAll(".input")) {
   input.append(button);
 }
 
-// What scrolls sideways can be scrolled with the keyboard.
-const watched = new ResizeObserver((entries) => {
+// Boxes that scroll sideways can also be scrolled with the keyboard.
+const scrollers = new ResizeObserver((entries) => {
   for (const { target } of entries) {
     if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }
 });
-document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) => watched.observe(box));
+document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) => scrollers.observe(box));
 
-// The list of names beside the API page shows the one that is looked at.
+// The list of names on the API page scrolls to the current one.
 {
   const names = one(".all .contents");
   const follow = () => {
@@ -136,14 +136,14 @@ document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) =
   follow();
 }
 
-// On paper every answer is open.
+// Printed pages show all answers.
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
 
-// The cover's slider: one tall picture for each panel, moved up by one frame a rank.
+// The cover's slider: each panel is one tall picture with a frame for each rank.
 if (one("#rank")) {
-  const rank = one("#rank"), told = JSON.parse(one("#ranks").textContent);
+  const rank = one("#rank"), texts = JSON.parse(one("#ranks").textContent);
   const moving = [...document.querySelectorAll(".panels image")];
   const show = () => {
     const r = Number(rank.value);
@@ -157,7 +157,7 @@ if (one("#rank")) {
       one(selector).setAttribute(size, thick);
     }
     one("#rank-now").textContent = r;
-    one("#rank-told").textContent = told[r - 1];
+    one("#rank-text").textContent = texts[r - 1];
   };
   rank.addEventListener("input", show);
   show();

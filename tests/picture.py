@@ -1,15 +1,14 @@
-"""README's picture: python -m minilora.viz > tutorials/lora.svg"""
+"""Draw README's picture: python tests/picture.py > tutorials/lora.svg"""
 
-from ..backend import xp
-from ..ops import linear
-from ..tensor import Tensor
-from .tape import graph, watching
+from minilora import Tensor, xp
+from minilora.ops import linear
+from minilora.viz import graph, watching
 
 STYLE = "<style>svg{color:#1d1f23}@media(prefers-color-scheme:dark){svg{color:#e4e4e1}}</style>"
 
 
 def picture() -> str:
-    """A LoRA layer as the engine records it: W0 is frozen, A and B are trained."""
+    """Return a LoRA layer as the engine records it: W0 is frozen, A and B are trained."""
     x, W0 = (Tensor(xp.zeros(shape)) for shape in ((1, 160), (160, 160)))
     A, B = (Tensor(xp.zeros(shape), requires_grad=True) for shape in ((8, 160), (160, 8)))
     with watching() as seen:
