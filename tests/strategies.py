@@ -12,6 +12,7 @@ import minilora as ml
 from minilora import lora
 from minilora.adapters.places import adapted as adapted_modules
 from minilora.adapters.places import bare, walk
+from minilora.adapters.registry import Adapters
 from minilora.backend import threads
 from minilora.models.families import FAMILIES as MODELS
 from minilora.models.families import build
@@ -172,7 +173,7 @@ def train(model, steps: int = 3, make=ml.AdamW, **how) -> None:
 
 def snapshot(model):
     """All that a call which fails has to leave alone."""
-    state = vars(model).get("adapters")
+    state = registry_of(model)
     return (
         bits(model),
         list(model.named_modules()),
@@ -184,6 +185,11 @@ def snapshot(model):
         model.locked,
         partition(model),
     )
+
+
+def registry_of(model):
+    """The model's registry, locked or not; None: it has none."""
+    return next((held for held in vars(model).values() if isinstance(held, Adapters)), None)
 
 
 def partition(model) -> list[list[str]]:
@@ -199,7 +205,8 @@ def partition(model) -> list[list[str]]:
 
 def everything(model, optimizer) -> tuple:
     """Every byte, flag, name and generator that a call which fails has to leave as it was."""
-    copies = vars(model).get("adapters") and model.adapters.copies
+    state = registry_of(model)
+    copies = state and state.copies
     return (
         snapshot(model),
         [(name, m.training) for name, m in model.named_modules()],

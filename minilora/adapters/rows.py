@@ -33,10 +33,12 @@ def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     names = (names,) if isinstance(names, str) else tuple(names)
     mine = [name for name in dict.fromkeys(names) if name != "base"]
     state = state_of(model, *mine)
-    for name in mine:
-        if state.copies[name]:
-            at = next(iter(state.copies[name]))
-            raise ValueError(f"per_row: {name!r} trains a copy of {at}, which all rows share")
+    for name in dict.fromkeys([*mine, *state.active]):
+        for at in state.copies[name]:
+            raise ValueError(
+                f"per_row: {name!r} trains a copy of {at}, which all rows would share: name others, "
+                "and activate none that copies"
+            )
     modules = adapted(model)
     for path, module in modules.items():
         for name in mine:
