@@ -25,7 +25,7 @@ from strategies import (
 
 import minilora as ml
 from minilora import Tensor, ops
-from minilora.backend import settings as choices
+from minilora.backend import settings
 from minilora.tensor import OPS, Node, op, recording, unbroadcast
 
 numbers = st.integers(-4, 4).map(float)
@@ -598,14 +598,17 @@ def test_a_rule_that_gives_nothing_is_named():
 
     (x,) = leaves(np.ones(2))
     with pytest.raises(
-        TypeError, match=r"^forgetful: a rule for one input gave nothing: does it end in return\?"
+        TypeError, match=r"^forgetful: a rule for 1 input returned None: is a return missing\?"
     ):
         forgetful(x).sum().backward()
     assert x.grad is None
 
 
 def test_a_rule_that_gives_a_number_or_several_arrays_is_named():
-    for made, told in ((1.0, "a rule gave a float, no array"), ((1, 2), "one input gave 2 arrays")):
+    for made, told in (
+        (1.0, "a rule returned a float, not an array"),
+        ((1, 2), "a rule for 1 input returned 2 arrays"),
+    ):
 
         @op
         def loose(x, made=None, *, of=made):
@@ -670,7 +673,7 @@ def met():
     MET.clear()
     yield MET
     assert ops.softmax(Tensor([1.0])) is not None
-    assert not choices.own.replaced, "all is as it was"
+    assert not settings.thread_settings.replaced, "all is as it was"
 
 
 def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
@@ -748,15 +751,15 @@ def test_replaced_nests_and_ends_after_an_exception(met):
 
 @pytest.mark.parametrize("name", ["softmx", "Tensor", "dropout_mask", "replaced", "rows", ""])
 def test_replaced_refuses_a_name_that_no_op_has(name):
-    told = f"^replaced: there is no op '{name}': there are add, attention, .*transpose"
+    told = f"^replaced: unknown op '{name}': choose from add, attention, .*transpose"
     with pytest.raises(ValueError, match=told), ops.replaced(**{name: my_softmax}):
         pass
-    assert not choices.own.replaced
+    assert not settings.thread_settings.replaced
 
 
 @pytest.mark.parametrize("given", [np.ones(2), 1.0, None, (Tensor([1.0]),)])
 def test_what_replaces_an_op_gives_a_tensor(given):
-    told = rf"^softmax: what replaces it gave a {type(given).__name__}: .* make it an @op"
+    told = rf"^softmax: its replacement returned a {type(given).__name__}, .* make it an @op"
     with pytest.raises(TypeError, match=told), ops.replaced(softmax=lambda x: given):
         ops.softmax(Tensor([1.0]))
 
@@ -768,14 +771,14 @@ def test_what_is_replaced_in_one_thread_is_not_in_another(met):
         inside.wait(10)
         ops.softmax(Tensor([1.0]))
         with ops.plain():
-            told.extend([recording(), choices.is_plain(), list(met)])
+            told.extend([recording(), settings.is_plain(), list(met)])
 
     thread = threading.Thread(target=other)
     thread.start()
     with ops.replaced(softmax=my_softmax), ml.no_grad():
         inside.set()
         thread.join(10)
-        assert told == [True, True, []] and not choices.is_plain() and not recording()
+        assert told == [True, True, []] and not settings.is_plain() and not recording()
         ops.softmax(Tensor([1.0]))
     assert met == ["softmax"]
 
@@ -836,7 +839,7 @@ def test_a_formula_without_op_is_refused_in_the_place_of_one():
         return x * 2.0, (identity,)
 
     model, _ = adapted()
-    told = r"^gelu: what replaces it gave a tuple: .* make it an @op"
+    told = r"^gelu: its replacement returned a tuple, .* make it an @op"
     with pytest.raises(TypeError, match=told), ops.replaced(gelu=formula):
         model(ids(0))
 

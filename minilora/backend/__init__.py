@@ -70,7 +70,7 @@ def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
 
 def asarray(x: Any, dtype: Any = None) -> Array:
     """x as an array of the library in use."""
-    return _current.asarray(x, dtype)
+    return xp.asarray(x, dtype=dtype)
 
 def asnumpy(x: Any) -> np.ndarray:
     """x (array or Tensor) as a NumPy array on the host; shares memory where that is possible."""

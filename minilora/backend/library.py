@@ -37,10 +37,6 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all that was asked for is done: before a clock is read. Here it always is."""
 
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """x as an array of this library; copies only where it must."""
-        return self.module.asarray(x, dtype=dtype)
-
     def asnumpy(self, x: Any) -> np.ndarray:
         """x as a NumPy array on the host."""
         return np.asarray(x)
