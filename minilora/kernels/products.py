@@ -17,7 +17,8 @@ def product(x: Array, W: Array, add: Callable[..., None] | None = None) -> Array
     x in half precision, W is rounded to that.
     """
     lead, (k, d) = x.shape[:-1], W.shape
-    dtype = x.dtype if x.dtype.itemsize == 2 else xp.result_type(x, W)
+    half = x.dtype.itemsize == 2
+    dtype = x.dtype if half or x.dtype == W.dtype else xp.result_type(x, W)
     out, x, W = xp.empty((*lead, d), dtype), rows(x), widened(W, dtype)
     n, y = len(x), out.reshape(len(x), d)
 
@@ -37,7 +38,9 @@ def widened(W: Array, dtype: Any) -> Array:
     NumPy casts halves one by one. All at once is several times as fast: in the place of a float32's
     bits, a half's exponent is 112 too small. By way of 2¹²⁸, what is not finite stays so.
     """
-    if W.dtype == dtype or W.dtype != "float16" or not current().on_host:
+    if W.dtype == dtype:
+        return W
+    if W.dtype != "float16" or not current().on_host:
         return W.astype(dtype, copy=False)
     bits = W.view("int16").astype("int32")
     bits <<= 13
