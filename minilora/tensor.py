@@ -17,7 +17,7 @@ from typing import Any
 
 from . import display
 from .backend import Array, asarray, asnumpy, current, xp
-from .backend.settings import kernel_of, no_grad, plain, recording, substitute_for, thread_settings
+from .backend.settings import choose, is_plain, no_grad, plain, recording, thread_settings
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
 
@@ -210,8 +210,37 @@ def composed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     return _with_slot(apply, function)
 
+def has_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function of arrays, which is not an op, a slot for a kernel."""
+    @functools.wraps(function)
+    def apply(*args: Any, **settings: Any) -> Any:
+        return (kernel_of(apply) or function)(*args, **settings)
+
+    apply.kernel = None  # type: ignore[attr-defined]
+    return apply
+
+def kernel_of(op: Any) -> Any:
+    """Return the kernel in an op's slot; None if the slot is empty, or while ops run plain."""
+    return None if op.kernel is None or is_plain() else op.kernel
+
+def substitute_for(op: Any) -> Callable[..., Any] | None:
+    """Return what `ops.replaced` put in an op's place, or None. It may call the original op."""
+    if op not in thread_settings.replaced:
+        return None
+    substitute = thread_settings.replaced[op]
+
+    def call(*inputs: Any, **settings: Any) -> Any:
+        with choose(replaced={key: f for key, f in thread_settings.replaced.items() if key != op}):
+            out = substitute(*inputs, **settings)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{op.__name__}: its replacement returned a {type(out).__name__}, not "
+                            "a Tensor: make it an @op, or compose it of ops")
+        return out
+
+    return call
+
 def _with_slot(apply: Any, formula: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Set what `_run` reads of an op: its formula, the names of its arrays, and an empty slot."""
+    """Set what `_run` reads of an op: an empty slot, its formula and the names of its arrays."""
     apply.kernel, apply.formula, apply.signature = None, formula, inspect.signature(formula)
     apply.arrays = [name for name, p in apply.signature.parameters.items()
                     if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -220,7 +249,7 @@ def _with_slot(apply: Any, formula: Callable[..., Any]) -> Callable[..., Tensor]
 def _run(op: Any, kernel: Any, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
     """Compute an op, by its kernel if there is one, and record its rules."""
     if settings:
-        inputs, settings = _sorted(op, inputs, settings)
+        inputs, settings = _bound(op, inputs, settings)
     arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
     needs = _needs(inputs, len(op.arrays))
     try:
@@ -248,8 +277,8 @@ def _record(out: Tensor, name: str, inputs: Sequence[Any], needs: list[bool], ru
         edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]
     out.requires_grad, out._node = True, Node(name, out.shape, edges)
 
-def _sorted(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
-    """Return (inputs, settings), with the arrays that were passed by name among the inputs."""
+def _bound(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
+    """Return (inputs, settings) with arrays that were passed by name moved to the inputs."""
     if not settings.keys().isdisjoint(op.arrays):
         bound = op.signature.bind(*inputs, **settings)
         bound.apply_defaults()
@@ -260,12 +289,12 @@ def _sorted(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> An
                 f"{op.__name__}: {name} is a setting, not an array: it takes no Tensor")
     return inputs, settings
 
-def _needs(inputs: Sequence[Any], least: int) -> list[bool]:
-    """Return which inputs require a gradient; optional ones that were left out do not."""
+def _needs(inputs: Sequence[Any], count: int) -> list[bool]:
+    """Return which of an op's `count` arrays require a gradient; the last may be left out."""
     if not thread_settings.recording:
-        return [False] * max(least, len(inputs))
+        return [False] * max(count, len(inputs))
     needs = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
-    return needs if len(needs) >= least else needs + [False] * (least - len(needs))
+    return needs if len(needs) >= count else needs + [False] * (count - len(needs))
 
 def _checked(op: Any, result: Any, needs: list[bool]) -> Any:
     """Return (value, rules) of a formula; raise TypeError unless it has one rule per array."""
@@ -273,11 +302,11 @@ def _checked(op: Any, result: Any, needs: list[bool]) -> Any:
     if type(rules) in (tuple, list) and len(rules) == len(needs) and all(compress(rules, needs)):
         return result
     given = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
-    raise TypeError(f"{op.__name__}: its arrays are {', '.join(_names(op, len(needs)))}; of their "
-                    f"rules there are {given}: return value, (a rule for each), in a tuple")
+    raise TypeError(f"{op.__name__}: return value, (one rule for each of "
+                    f"{', '.join(_names(op, len(needs)))}); the rules given are {given}")
 
 def _names(op: Any, count: int) -> list[str]:
-    """Return the names of an op's arrays; "input 0" and so on for those of `*parts`."""
+    """Return the names of an op's arrays, for an error message; "input 0" for one of `*parts`."""
     return [*op.arrays, *(f"input {i}" for i in range(len(op.arrays), count))]
 
 def _shapes(op: Any, arrays: list[Any]) -> str:

@@ -607,7 +607,7 @@ def test_the_hooks_answer_for_numbers_that_are_not_there(shapes):
 
 
 def test_what_a_library_is_called():
-    with pytest.raises(ValueError, match="shapes:numpy and shapes:cupy"):
+    with pytest.raises(ValueError, match="choose shapes:numpy or shapes:cupy"):
         ml.use("shapes:torch")
     for name, on_host in (("shapes", True), ("shapes:numpy", True), ("shapes:cupy", False)):
         with backends.using(name) as library:

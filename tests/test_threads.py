@@ -136,7 +136,7 @@ def test_large_work_is_really_shared(blas):
 @pytest.mark.parametrize("n", [-1, 1.5, True, "2"])
 def test_the_number_of_threads_is_a_whole_number(n):
     before = ml.threads()
-    with pytest.raises(ValueError, match=r"threads: n must be a whole number, 0 for one per core"):
+    with pytest.raises(ValueError, match=r"threads: n must be an integer, 0 for one per core"):
         ml.threads(n)
     assert ml.threads() == before
 

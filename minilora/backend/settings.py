@@ -5,7 +5,6 @@ They belong to the thread, not to the process, because two threads may train at 
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -72,39 +71,3 @@ def as_now() -> Callable[[], AbstractContextManager[None]]:
         "plain": is_plain(), "replaced": thread_settings.replaced, "said": thread_settings.said,
     }
     return lambda: choose(recording=True, **then)
-
-
-def substitute_for(op: Any) -> Callable[..., Any] | None:
-    """Return what replaces an op, or None. While the substitute runs, the op is not replaced."""
-    if op not in thread_settings.replaced:
-        return None
-    substitute = thread_settings.replaced[op]
-
-    def call(*inputs: Any, **settings: Any) -> Any:
-        others = {key: f for key, f in thread_settings.replaced.items() if key is not op}
-        with choose(replaced=others):
-            out = substitute(*inputs, **settings)
-        if not hasattr(out, "requires_grad"):
-            raise TypeError(
-                f"{op.__name__}: its replacement returned a {type(out).__name__}, not a Tensor: "
-                "make it an @op, or compose it of ops"
-            )
-        return out
-
-    return call
-
-
-def kernel_of(op: Any) -> Any:
-    """Return the kernel in an op's slot, `op.kernel`; None if it is empty or plain ops run."""
-    return None if op.kernel is None or is_plain() else op.kernel
-
-
-def has_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function of arrays, which is not an op, a slot for a kernel."""
-
-    @functools.wraps(function)
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        return (kernel_of(apply) or function)(*args, **kwargs)
-
-    apply.kernel = None  # type: ignore[attr-defined]
-    return apply
