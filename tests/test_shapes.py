@@ -730,4 +730,4 @@ def test_shapes_count_for_themselves():
 def test_a_limit_of_address_space_is_told_with_the_way_out():
     limited = f"ulimit -v 4000000; '{sys.executable}' -m minilora account gpt2"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "lift its limit of address space" in done.stderr
+    assert done.returncode == 2 and "lift the limit of this process's address space" in done.stderr

@@ -26,7 +26,8 @@ class Shapes(Backend):
 
     def __init__(self, like: str = "numpy") -> None:
         if like not in ("", "numpy", "cupy"):
-            raise ValueError(f"shapes: unknown library {like!r}: choose shapes:numpy or shapes:cupy")
+            raise ValueError(
+                f"shapes: unknown library {like!r}: choose shapes:numpy or shapes:cupy")
         if like == "cupy":
             self.on_host = False
             self.piece, self.queries = CupyBackend.piece, CupyBackend.queries
