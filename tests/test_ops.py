@@ -1052,7 +1052,7 @@ def test_iteration_over_a_tensor_ends():
 
 
 def test_the_mean_of_nothing_raises():
-    with pytest.raises(ValueError, match=r"mean: x is \(0, 3\): the mean of nothing"):
+    with pytest.raises(ValueError, match=r"mean: x is \(0, 3\): the mean of an empty array"):
         ops.mean(Tensor(np.zeros((0, 3))))
 
 

@@ -130,7 +130,7 @@ def test_ids_that_nobody_checked_are_caught_after_the_step(monkeypatch):
         return ids if isinstance(ids, slice) else ml.backend.asarray(ids)
 
     model, _ = adapted(0, "float32")
-    monkeypatch.setattr(ml.ops.shape, "_rows_of", unchecked)
+    monkeypatch.setattr(ml.ops.shape, "_checked", unchecked)
     model(np.array([[0, 11]]))  # the table has 11 rows
     with pytest.raises(NotPortable, match="index 11 of axis 0, which has 11, wraps to 0"):
         LOG.no_wrapping()

@@ -1,7 +1,8 @@
-"""Every differentiable rule: what is computed, and under it how its gradient flows.
+"""The ops: each with its formula, and below it the gradient of each input.
 
-These are the textbook's formulas, and every one of them runs as it stands under `plain()`. Where a
-fast version pays, minilora/kernels has one with the same contract, and that runs otherwise.
+They are the formulas of a textbook, and under `plain()` they run as they are printed. An op has a
+slot, `op.kernel`, for a fast version. This package leaves all slots empty: minilora/kernels fills
+them, and the package face (minilora/__init__.py) loads it as soon as the ops are loaded.
 """
 
 from collections.abc import Callable, Iterator
