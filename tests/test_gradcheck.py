@@ -143,6 +143,6 @@ def test_a_difference_that_is_not_a_number_never_passes():
 def test_a_function_that_gives_no_tensor_is_told():
     for out, told in ((3.0, "float"), (np.ones(2), "ndarray"), (None, "NoneType")):
         with pytest.raises(
-            TypeError, match=f"^gradcheck: f gave a {told}, and has to give a Tensor"
+            TypeError, match=f"^gradcheck: f returned a {told}: it must return a Tensor"
         ):
             ml.gradcheck(lambda x, out=out: out, np.ones(2))
