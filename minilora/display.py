@@ -9,7 +9,7 @@ import numpy as np
 
 
 def line(tensor: Any, x: np.ndarray) -> str:
-    """Return one line for a tensor and its numbers x: dtype, shape, statistics or values, origin."""
+    """Return one line for a tensor with numbers x: dtype, shape, statistics or values, origin."""
     parts = [f"{x.dtype.kind}{8 * x.itemsize} {x.shape}"]
     if x.size <= 8:
         parts.append(str(x.tolist()))

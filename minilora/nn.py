@@ -81,7 +81,7 @@ class Module:
         return {name: np.array(asnumpy(p.data)) for name, p in self.named_parameters()}
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays into the parameters of the same name, all of them or none.
-        Raises KeyError for missing or unexpected names (unless strict=False), ValueError for shapes.
+        Raises KeyError for missing or unexpected names unless strict=False, ValueError for shapes.
         """
         if self.locked:
             raise RuntimeError(f"load_state_dict: {self.locked}")
@@ -92,7 +92,7 @@ class Module:
         """Return text for this module's line in the tree, such as r and alpha."""
         return ""
     def __repr__(self) -> str:
-        """Return the tree: `*` trained, `.` frozen, shapes, counts; equal neighbours on one line."""
+        """Return the tree: `*` trained, `.` frozen, shapes, counts; equal neighbours merged."""
         return display.tree(self)
     def summary(self) -> str:
         """Return the tree, the number of trained parameters, and the bytes that training needs."""
