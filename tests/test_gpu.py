@@ -1,6 +1,6 @@
-"""What only a real GPU can show: `pytest -m gpu`, which also takes every other test on CuPy.
+"""Tests that need a real GPU: `pytest -m gpu`, which also runs every other test on CuPy.
 
-Skipped where no CUDA device answers. Whether and where it last ran is told in README.md.
+They are skipped without a CUDA device. README.md says whether and where they last ran.
 """
 
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def backend():
-    """CuPy, on the device that it chooses."""
+    """CuPy, on its default device."""
     try:
         before = ml.use("cupy")
     except (ImportError, RuntimeError) as error:

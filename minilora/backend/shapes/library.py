@@ -127,8 +127,8 @@ class Shapes(Backend):
         for buffer, depth in before.items():
             after[buffer] = max(after.get(buffer, 0), buffer.depth)
             buffer.depth = depth
-        kept = self.counts.live != live
-        return None if kept else [b - a for a, b in zip(cost[:4], self.counts.cost)]
+        an_array_stays = self.counts.live != live
+        return None if an_array_stays else [b - a for a, b in zip(cost[:4], self.counts.cost)]
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """On a device a formula is one call, and its temporary arrays stay in registers."""
