@@ -35,9 +35,9 @@ class Node:
         self.serial = next(_serials)      # greater than that of every node it flows to
 
 class Tensor:
-    """An array, and how it was computed if anything that it was computed from is trained.
+    """An array that may require a gradient.
     .data the array   .grad its gradient (same shape, or None)   .requires_grad is it trained?
-    Only leaves, the tensors that were not computed, receive `.grad`.
+    Only leaves, which are not the output of an op, receive `.grad`.
     """
     __slots__ = ("_node", "data", "grad", "requires_grad")
 
@@ -65,14 +65,15 @@ class Tensor:
         """Add d self / d leaf to the `.grad` of every leaf that requires one; consume the tape.
         Raises ValueError for a non-scalar, RuntimeError if there is no tape (nothing requires a
         gradient, or the tape was consumed) and FloatingPointError for a gradient that is not finite
-        (then no `.grad` changes). On a device, which would have to be waited for, nothing is raised
-        for a gradient that is not finite: this tensor becomes nan.
+        (then no `.grad` changes). On a device, to avoid waiting for it, a gradient that is not
+        finite makes this tensor nan instead.
         """
         if self.data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
-            raise RuntimeError("backward: nothing that this was computed from requires a gradient: "
-                               "leave no_grad(), model.requires_grad_(), lora.set_adapter(...)")
+            raise RuntimeError(
+                "backward: this tensor depends on nothing that requires a gradient: leave "
+                "no_grad(), or call model.requires_grad_() or lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:
@@ -172,11 +173,11 @@ def _add(sums: dict[int, tuple[Array, bool]], key: int, grad: Array, owned: bool
     sums[key] = grad, owned
 
 def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> Array:
-    """Sum g down to `shape`, along every axis that broadcasting stretched: its gradient."""
+    """Return the gradient of broadcasting: g, summed along every axis that was stretched."""
     extra = g.ndim - len(shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:])):
-        raise ValueError(f"{name}: an input is {shape}, and its rule gave a gradient "
-                         f"{tuple(g.shape)}: it must be {shape}, or what {shape} broadcasts to")
+        raise ValueError(f"{name}: an input is {shape}, and its rule returned a gradient "
+                         f"{tuple(g.shape)}: return {shape}, or a shape it broadcasts to")
     stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1]
     axes = tuple(range(extra)) + tuple(stretched)
     return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
