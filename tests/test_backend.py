@@ -47,7 +47,7 @@ def other(backend):
     ml.use(backend)
 
 
-def test_use_returns_the_backend_left_and_switches_back(backend):
+def test_use_returns_the_previous_backend_and_switches_back(backend):
     other = Other()
     assert ml.use(other) is backend and ml.current() is other
     assert ml.use(backend) is other and ml.current() is backend
@@ -93,7 +93,7 @@ def test_equal_ids_add_up_in_their_order_whatever_stands_between(seed, n):
         assert same_bytes(alone[0], together[i])
 
 
-def test_the_most_memory_held_is_told_in_bytes(backend, monkeypatch):
+def test_peak_memory_is_in_bytes(backend, monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
     assert host.reserved() == 5 * 1024

@@ -78,7 +78,7 @@ def test_half_precision_learns_and_a_step_that_overflows_is_left_out():
     assert 1 < float(ml.asnumpy(scale.scale)) < 2.0**30
 
 
-def test_a_gradient_that_is_not_finite_is_told_when_the_losses_are_read():
+def test_a_gradient_that_is_not_finite_raises_when_the_losses_are_read():
     model, _ = adapted(0, "float32")
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)

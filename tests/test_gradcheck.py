@@ -140,7 +140,7 @@ def test_a_difference_that_is_not_a_number_never_passes():
         ml.gradcheck(ops.sqrt, np.array([1e-6]))
 
 
-def test_a_function_that_gives_no_tensor_is_told():
+def test_a_function_that_returns_no_tensor_is_refused():
     for out, name in ((3.0, "float"), (np.ones(2), "ndarray"), (None, "NoneType")):
         with pytest.raises(
             TypeError, match=f"^gradcheck: f returned a {name}: it must return a Tensor"

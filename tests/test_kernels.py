@@ -208,7 +208,7 @@ def test_every_entry_of_the_table_has_a_case():
 
 
 @pytest.mark.parametrize("plain", TABLE, ids=lambda plain: plain.__name__)
-def test_a_kernel_has_the_signature_of_what_it_stands_for(plain):
+def test_a_kernel_has_the_signature_of_its_op(plain):
     def parameters(f):
         given = inspect.signature(f).parameters.values()
         return [(p.name, p.kind, p.default) for p in given if p.name != "needs"]
@@ -459,7 +459,7 @@ def test_what_one_sequence_and_one_head_give_does_not_depend_on_the_others(grown
     assert all(map(same_bytes, *runs))
 
 
-def test_a_half_meets_an_adapter_as_halves():
+def test_with_an_input_in_halves_the_adapter_is_used_in_halves():
     shapes = [(6, 5), (4, 5), (2, 5), (4, 2)]
     x, W, A, B = (normal(i, *shape, dtype="float16") for i, shape in enumerate(shapes))
     needs, g = [True, False, False, True, True, False], normal(9, 6, 4, dtype="float16")

@@ -805,7 +805,7 @@ def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
         ((), (5, 1), "x has 0 features, W takes 1"),
     ],
 )
-def test_linear_layers_refuse_what_does_not_meet(x, W, message, plain):
+def test_linear_layers_refuse_shapes_that_do_not_fit(x, W, message, plain):
     x, W, A, B = (Tensor(np.ones(shape)) for shape in (x, W, (2, 3), (5, 2)))
     with ops.plain(plain):
         with pytest.raises(ValueError, match=f"^linear: x is .*{message}"):
@@ -815,7 +815,7 @@ def test_linear_layers_refuse_what_does_not_meet(x, W, message, plain):
 
 
 @pytest.mark.parametrize("shapes", [((3,), (3, 2)), ((2, 3), (3,)), ((), (1, 1)), ((2, 3), (2, 3))])
-def test_matmul_refuses_vectors_and_what_does_not_meet(shapes):
+def test_matmul_refuses_vectors_and_shapes_that_do_not_fit(shapes):
     with pytest.raises(ValueError, match=r"^matmul: x is .* needs \(\.\.\., n, k\) and"):
         ops.matmul(*(Tensor(np.ones(shape)) for shape in shapes))
 

@@ -319,7 +319,7 @@ def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
 
 
 @pytest.mark.parametrize("a, b", [((2, 3), (2, 3)), ((3,), (2, 3)), ((2, 3), (4,)), ((), (3, 3))])
-def test_matrices_that_do_not_meet_have_no_product(a, b, shapes):
+def test_matrices_that_do_not_fit_have_no_product(a, b, shapes):
     for kind in (np.ones, xp.ones):
         with pytest.raises(ValueError, match="matmul"):
             kind(a) @ kind(b)
@@ -551,7 +551,7 @@ def test_pieces_do_not_wait_for_each_other_and_what_follows_waits_for_all(shapes
     assert shapes.counts.cost.depth == 5
 
 
-def test_a_numpy_array_is_counted_once_while_it_is_held(shapes):
+def test_a_numpy_array_is_counted_once_while_it_is_alive(shapes):
     there = np.zeros((4, 4))
     x, y, z = xp.asarray(there), xp.asarray(there[1:]), xp.asarray(there, "float32")
     assert shapes.counts.read() == (128 + 64, 128 + 64)
@@ -658,7 +658,7 @@ def test_a_device_copies_factors_that_are_turned(device):
     assert device.counts.peak - device.counts.live == 512
 
 
-def test_a_device_is_told_all_at_once_and_looks_at_no_gradient(device):
+def test_a_device_gets_one_task_and_checks_no_gradient(device):
     ran = []
     device.share(ran.append, 10, 1 << 20, 2)
     device.share(ran.append, 0, 1 << 20, 2)
@@ -727,7 +727,7 @@ def test_shapes_count_for_themselves():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no ulimit")
-def test_a_limit_of_address_space_is_told_with_the_way_out():
+def test_a_limit_of_address_space_is_named_with_the_remedy():
     limited = f"ulimit -v 4000000; '{sys.executable}' -m minilora account gpt2"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "lift the limit of this process's address space" in done.stderr

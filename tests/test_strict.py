@@ -125,7 +125,7 @@ def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
         step(model)()
 
 
-def test_ids_that_nobody_checked_are_caught_after_the_step(monkeypatch):
+def test_unchecked_ids_are_caught_after_the_step(monkeypatch):
     def unchecked(W, ids):
         return ids if isinstance(ids, slice) else ml.backend.asarray(ids)
 
@@ -232,7 +232,7 @@ def test_the_device_is_chosen_by_its_index():
     ml.use(before)
 
 
-def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
+def test_devices_are_listed_or_the_reason_why_there_are_none(monkeypatch):
     monkeypatch.setattr(gpu, "CupyBackend", StrictBackend)
     assert gpu.devices() == "cupy:0 the host, cupy:1 the host, once more"
 
@@ -243,7 +243,7 @@ def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
     assert "pip install 'minilora[gpu]' (no module named cupy)" in gpu.devices()
 
 
-def test_a_device_that_takes_nobody_in_is_told(monkeypatch):
+def test_a_device_that_cannot_be_used_is_named(monkeypatch):
     second = StrictBackend("1")
 
     def full(self):
@@ -447,7 +447,7 @@ def test_clipping_brings_nothing_back():
     assert seen == [] and float(norm) > 1e-3
 
 
-def test_float64_made_in_a_float32_step_is_caught_and_named():
+def test_float64_in_a_float32_step_is_caught_and_named():
     model, _ = adapted(0, "float32")
     with LOG.narrow():
         step(model)()
@@ -520,7 +520,7 @@ def test_a_meters_peak_is_the_most_at_any_time():
     assert ml.current().reserved() == LOG.peak > LOG.used
 
 
-def test_a_loss_keeps_its_dtype_though_it_is_made_nan_or_not():
+def test_a_loss_keeps_its_dtype_whether_it_becomes_nan_or_not():
     x = ml.Tensor(device(3, dtype="float16"), requires_grad=True)
     loss = (x * 2.0).sum()
     loss.backward()

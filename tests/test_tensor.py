@@ -249,7 +249,8 @@ def test_backward_takes_any_shape_of_one_number(shape):
 
 def test_backward_without_a_tape_says_so():
     for loss in (Tensor([1.0]) * 2.0, (Tensor([1.0], requires_grad=True) * 2.0).detach()):
-        with pytest.raises(RuntimeError, match=r"on nothing that .*requires_grad_.*lora\.set_adapter"):
+        message = r"depends on nothing that .*requires_grad_.*lora\.set_adapter"
+        with pytest.raises(RuntimeError, match=message):
             loss.backward()
 
 
@@ -677,7 +678,7 @@ def met():
     assert not settings.thread_settings.replaced, "all is as it was"
 
 
-def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
+def test_a_replacement_runs_in_the_ops_place_and_so_do_its_rules(met):
     x = normal(0, 2, 3)
     with ops.replaced(softmax=my_softmax, gelu=my_gelu):
         assert ml.gradcheck(lambda t: ops.softmax(t) + ops.gelu(t), x) <= 1e-6
@@ -695,7 +696,7 @@ def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
     assert met == []
 
 
-def test_operators_and_methods_meet_it_too(met):
+def test_operators_and_methods_call_the_replacement_too(met):
     def doubled(x, y):
         met.append("mul")
         return x * y * 2.0
@@ -759,7 +760,7 @@ def test_replaced_refuses_a_name_that_no_op_has(name):
 
 
 @pytest.mark.parametrize("given", [np.ones(2), 1.0, None, (Tensor([1.0]),)])
-def test_what_replaces_an_op_gives_a_tensor(given):
+def test_a_replacement_returns_a_tensor(given):
     message = rf"^softmax: its replacement returned a {type(given).__name__}, .* make it an @op"
     with pytest.raises(TypeError, match=message), ops.replaced(softmax=lambda x: given):
         ops.softmax(Tensor([1.0]))
@@ -824,7 +825,7 @@ def in_two(x, W, b, A, B, mask=None, *, scale):
     ],
     ids=["softmax", "attention", "both", "lora_linear"],
 )
-def test_a_model_meets_it(mine, calls, recompute, met):
+def test_a_model_calls_the_replacement(mine, calls, recompute, met):
     """Also deep inside: softmax in attention, attention in a block, a recomputed block."""
     wanted = step(recompute, {})
     assert met == []

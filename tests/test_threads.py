@@ -141,14 +141,14 @@ def test_the_number_of_threads_is_a_whole_number(n):
     assert ml.threads() == before
 
 
-def test_the_number_of_threads_is_told_and_set():
+def test_the_number_of_threads_is_returned_and_set():
     first = ml.threads(3)
     assert ml.threads() == 3 and ml.threads(1) == 3 and ml.threads(0) == 1
     assert ml.threads(first) == threads.cores() >= 1, "0 is one per core"
 
 
 @pytest.mark.parametrize(("allowed", "blas_has", "expected"), [(7, 4, 4), (3, 4, 3), (5, 0, 5)])
-def test_there_are_as_many_threads_as_cores_unless_blas_was_told_fewer(
+def test_there_are_as_many_threads_as_cores_unless_blas_is_limited_to_fewer(
     allowed, blas_has, expected, monkeypatch
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(allowed), raising=False)
@@ -241,7 +241,7 @@ def test_what_a_kernel_raises_in_a_worker_reaches_the_caller(shared, monkeypatch
 
 
 @pytest.mark.parametrize("among", [1, 3])
-def test_what_numpy_is_told_of_errors_holds_in_every_thread(among):
+def test_numpys_errstate_holds_in_every_thread(among):
     large, by = np.full(4, 1e300), []
 
     def task(at):
@@ -299,7 +299,7 @@ def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_othe
     assert counts == [1] * 4 and blas() == 2
 
 
-def test_small_attention_has_the_same_bits_whatever_blas_is_told(blas):
+def test_small_attention_has_the_same_bits_for_any_number_of_blas_threads(blas):
     q, k, v = (normal(i, 1, 61, 498, dtype="float32") for i in range(3))
     seen = []
     for n in (1, 2):
@@ -357,7 +357,7 @@ def test_what_one_thread_does_not_record_another_does():
     assert evaluated and trained == train(2, steps=2) and ml.tensor.recording()
 
 
-def test_an_error_in_one_thread_is_not_told_to_another(shared):
+def test_an_error_in_one_thread_is_not_raised_in_another(shared):
     def fails():
         def task(at):
             raise ZeroDivisionError
