@@ -1,6 +1,6 @@
 """minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting.
 
-The public names are those of public.py. A module is loaded when something in it is asked for.
+The public names are listed in public.py. A module is loaded when one of its names is first used.
 """
 
 import importlib
@@ -15,10 +15,10 @@ __version__ = "0.1.0"
 
 
 class _Package(ModuleType):
-    """Python sets each module as an attribute here when it has loaded it.
+    """The package as a module. Python sets each submodule as an attribute after loading it.
 
-    `generate` and `gradcheck` are functions here, though modules of these names hold them. Whoever
-    loads the ops loads their kernels too, which fill the ops' slots from above.
+    `generate` and `gradcheck` are the functions, not the modules of the same names. After `ops`,
+    `kernels` is loaded, which fills the ops' slots. So ops never import kernels.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -41,17 +41,17 @@ def _verify(name: str) -> Any:
 def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         try:
-            importlib.import_module(f".{name}", __name__)  # which makes it an attribute
+            importlib.import_module(f".{name}", __name__)  # this sets the attribute
             return globals()[name]
         except ModuleNotFoundError as error:
             if error.name != f"{__name__}.{name}":
-                raise  # it is there, and lacks something
+                raise  # the module exists, but it needs one that is not installed
         public = importlib.import_module(".public", __name__)
         if hasattr(public, name):
-            return globals().setdefault(name, getattr(public, name))  # and found there from now on
+            return globals().setdefault(name, getattr(public, name))  # next time it is an attribute
     if name == "__all__":
         return importlib.import_module(".public", __name__).__all__
-    raise AttributeError(f"minilora has no {name!r}: dir(minilora) lists what it has")
+    raise AttributeError(f"minilora has no {name!r}: see dir(minilora)")
 
 
 def __dir__() -> list[str]:

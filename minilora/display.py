@@ -1,4 +1,4 @@
-"""How a tensor and a module show themselves: a line, the tree, and what training takes."""
+"""Text for a tensor and a module: one line, the tree of parameters, the cost of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def line(tensor: Any, x: np.ndarray) -> str:
-    """A tensor whose numbers are x, on one line: dtype, shape, statistics or values, origin."""
+    """Return one line for a tensor with numbers x: dtype, shape, statistics or values, origin."""
     parts = [f"{x.dtype.kind}{8 * x.itemsize} {x.shape}"]
     if x.size <= 8:
         parts.append(str(x.tolist()))
@@ -24,16 +24,16 @@ def line(tensor: Any, x: np.ndarray) -> str:
 
 
 def tree(module: Any) -> str:
-    """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
+    """Return the tree: `*` trained, `.` frozen, shapes, counts; equal neighbours share a line."""
     return "\n".join([type(module).__name__ + module.extra_repr(), *_below(module, "  ")])
 
 
 def summary(module: Any) -> str:
-    """The tree, then how many parameters are trained and what training them takes in bytes."""
+    """Return the tree, the number of trained parameters, and the bytes that training needs."""
     sizes = [(p.data.size, p.data.nbytes, p.requires_grad) for p in module.parameters()]
     total, weights = sum(n for n, _, _ in sizes), sum(nbytes for _, nbytes, _ in sizes)
-    trained = sum(n for n, _, on in sizes if on)
-    grads = sum(nbytes for _, nbytes, on in sizes if on)
+    trained = sum(n for n, _, is_trained in sizes if is_trained)
+    grads = sum(nbytes for _, nbytes, is_trained in sizes if is_trained)
     return (
         f"{module!r}\n"
         f"trainable params: {trained:,} || all params: {total:,} || "
@@ -43,6 +43,7 @@ def summary(module: Any) -> str:
 
 
 def _below(module: Any, indent: str) -> list[str]:
+    """Return the lines of the tree below a module."""
     rows = [(name, _row(child, indent)) for name, child in module.children()]
     lines = []
     for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
@@ -53,7 +54,7 @@ def _below(module: Any, indent: str) -> list[str]:
 
 
 def _row(child: Any, indent: str) -> list[str]:
-    """What stands behind the name of a parameter (*768x768) or module, and the lines below it."""
+    """Return the text after the name of a parameter (*768x768) or module, and the lines below."""
     if _is_parameter(child):
         return [f"{'*' if child.requires_grad else '.'}{'x'.join(map(str, child.shape))}"]
     below = list(child.children())

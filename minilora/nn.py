@@ -1,4 +1,4 @@
-"""Modules: plain objects that hold parameters. No registration, no base `__init__`, no hooks."""
+"""Modules: plain objects with parameters. No registration, no base `__init__`, no hooks."""
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +17,7 @@ from .tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A Tensor that a module owns; it is trained unless `requires_grad` is set to False."""
+    """A Tensor that belongs to a module. It is trained unless `requires_grad` is False."""
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
@@ -26,12 +26,12 @@ class Parameter(Tensor):
             self.data = self.data.copy(order="C")
 
 class Module:
-    """Attributes, lists and dicts are walked in order of assignment, and that names everything."""
+    """Parameters and modules in attributes, lists and dicts, named in order of assignment."""
     training = True
 
     @property
     def locked(self) -> str:
-        """Why nothing may be loaded into it now; "": it may. A copy is never locked."""
+        """Why no state can be loaded now; "": it can. A copy is never locked."""
         return _LOCKED.get(self, "")
     @locked.setter
     def locked(self, why: str) -> None:
@@ -42,21 +42,21 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.forward(*args, **kwargs)
     def children(self) -> Iterator[tuple[str, Module | Parameter]]:
-        """(name, module or parameter) directly below, such as ("blocks.0", Block)."""
+        """Yield (name, module or parameter) directly below, such as ("blocks.0", Block)."""
         for name, value in vars(self).items():
             for path, item in _flat(name, value):
                 if isinstance(item, Module | Parameter):
                     yield path, item
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """("", self), then every module below with its path."""
+        """Yield ("", self), then every module below with its path."""
         yield prefix, self
         for name, child in self.children():
             if isinstance(child, Module):
                 yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """("blocks.0.attn.q.W", parameter), each parameter once, in order of assignment."""
+        """Yield ("blocks.0.attn.q.W", parameter), each parameter once, in order of assignment."""
         seen: set[Parameter] = set()
         for name, child in self.children():
             below = [("", child)] if isinstance(child, Parameter) else child.named_parameters()
@@ -68,16 +68,16 @@ class Module:
     def parameters(self) -> list[Parameter]:
         return [p for _, p in self.named_parameters()]
     def trainable_parameters(self) -> dict[str, Parameter]:
-        """The parameters that require a gradient, by name: what an optimizer takes."""
+        """Return the parameters that require a gradient, by name, for an optimizer."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
     def requires_grad_(self, flag: bool = True) -> Self:
-        """Train all of it, or (False) freeze all of it."""
+        """Train all parameters, or freeze them (False)."""
         for p in self.parameters():
             p.requires_grad, p.grad = flag, None
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Switch dropout on (off) here and below. Nothing else depends on it."""
+        """Switch dropout on or off, here and below. Nothing else depends on the mode."""
         for _, module in self.named_modules():
             module.training = mode
         return self
@@ -85,11 +85,11 @@ class Module:
     def eval(self) -> Self:
         return self.train(False)
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter, by name, on the host."""
+        """Return a copy of every parameter, by name, on the host."""
         return {name: np.array(asnumpy(p.data)) for name, p in self.named_parameters()}
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays into the parameters of the same name, all of them or none.
-        Raises KeyError for missing or unexpected names (unless strict=False), ValueError for sizes.
+        Raises KeyError for missing or unexpected names unless strict=False, ValueError for shapes.
         """
         if self.locked:
             raise RuntimeError(f"load_state_dict: {self.locked}")
@@ -97,13 +97,13 @@ class Module:
         checkpoint.fill(own, state, "load_state_dict", strict)
 
     def extra_repr(self) -> str:
-        """What the tree says of this module beside its name, such as r and alpha."""
+        """Return text for this module's line in the tree, such as r and alpha."""
         return ""
     def __repr__(self) -> str:
-        """The tree: `*` trained, `.` frozen, shapes, counts; equal neighbours are shown once."""
+        """Return the tree: `*` trained, `.` frozen, shapes, counts; equal neighbours merged."""
         return display.tree(self)
     def summary(self) -> str:
-        """The tree, then how many parameters are trained and what training them takes in bytes."""
+        """Return the tree, the number of trained parameters, and the bytes that training needs."""
         return display.summary(self)
 
 _LOCKED: WeakKeyDictionary[Module, str] = WeakKeyDictionary()
@@ -117,7 +117,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 class Linear(Module):
     """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None
-    dtype: what it computes in; a frozen W may be stored narrower.
+    dtype: of the computation; a frozen W may be stored in a narrower one.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Linear(Module):
 
 class Embedding(Module):
     """W[ids]        ids: (...) integers on the host   W: (n, d)   out: (..., d)
-    dtype: of what it puts out; a frozen W may be stored narrower.
+    dtype: of the output; a frozen W may be stored in a narrower one.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Embedding(Module):
     def forward(self, ids: Any) -> Tensor:
         return ops.embedding(self.W, ids, dtype=self.dtype)
     def project(self, x: Tensor) -> Tensor:
-        """x Wᵀ, the tied head: one score per row of the table. x: (..., d) -> (..., n)"""
+        """x Wᵀ, the tied head: one score per row of the table        x: (..., d) -> (..., n)"""
         return ops.linear(x, self.W)
 
 class LayerNorm(Module):
@@ -156,7 +156,7 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.g, self.b, eps=self.eps)
 
 class Dropout(Module):
-    """In training, each number is 0 with probability `rate`, else x / (1 - rate); else x itself."""
+    """In training, 0 with probability `rate`, else x / (1 - rate), number by number; else x."""
 
     def __init__(self, rate: float, *, rng: Rng = None) -> None:
         self.rate, self.rng = real("Dropout", "rate", rate, "[0, 1)"), generator(rng)
@@ -167,7 +167,7 @@ class Dropout(Module):
 
 @contextlib.contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """Inside, dropout is off in all of the model; afterwards each module is as it was."""
+    """Switch dropout off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     try:
@@ -176,8 +176,7 @@ def evaluating(model: Module) -> Iterator[None]:
         for module, mode in before:
             module.training = mode
 
-
 def generators(model: Module) -> dict[str, np.random.Generator]:
-    """The generators that the model draws dropout from, by the path of their module."""
-    held = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
-    return {path: rng for path, rng in held if isinstance(rng, np.random.Generator)}
+    """Return the generators that dropout draws from, by the path of their module."""
+    pairs = ((path, getattr(module, "rng", None)) for path, module in model.named_modules())
+    return {path: rng for path, rng in pairs if isinstance(rng, np.random.Generator)}

@@ -17,7 +17,7 @@ from .training.fit import History, evaluate, fit, train_step
 from .training.loss_scale import LossScale
 from .training.optim import SGD, Adam, AdamW
 
-if TYPE_CHECKING:  # the package loads them when they are asked for
+if TYPE_CHECKING:  # the package loads these modules when they are first used
     from . import accounting, backend, data, kernels, lora, methods, nn, ops, optim
 
 __all__ = [

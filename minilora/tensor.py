@@ -1,48 +1,48 @@
 """The engine: `Tensor`, `@op`, `backward`, `no_grad`.
 
-A Tensor is an array plus, if it was computed from something that is trained, a `Node` on the tape.
-A node holds no value: it holds, per input that needs a gradient, one rule (a function from the
-gradient of the output to the gradient of that input) and the node that the result flows to. The
-arrays that those rules close over are the only activations that stay alive. A frozen input has no
-rule, so what only its rule would have needed is freed at once: that is where LoRA saves memory.
+A Tensor is an array. If it was computed from something that requires a gradient, it also has a
+`Node` on the tape. A node stores no value. For each input that requires a gradient it stores one
+rule (a function from the output's gradient to that input's gradient) and where the result flows to.
+The arrays that these rules close over are the only activations that stay alive. A frozen input has
+no rule, so the arrays that only its rule would use are freed at once: LoRA saves memory here.
 """
 from __future__ import annotations
 
 import functools
 import heapq
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, count, zip_longest
 from typing import Any
 
 from . import display
 from .backend import Array, asarray, asnumpy, current, xp
-from .backend.settings import kernel_of, no_grad, own, plain, recording, stand_in
+from .backend.settings import choose, is_plain, no_grad, plain, recording, thread_settings
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
 
 OPS: dict[str, Callable[..., Tensor]] = {}  # the ops of minilora.ops, by name
-Edges = list[tuple[Sequence[Any], Any]]  # a rule: the output's gradient -> that of its targets
+Edges = list[tuple[Sequence[Any], Any]]     # (targets, rule): rule(g) is a gradient per target
 _serials = count()
 
 class Node:
-    """One step of the tape. edges: (where gradients flow to, the rule that makes them)."""
+    """One step of the tape. edges: (where gradients flow to, the rule that computes them)."""
     __slots__ = ("edges", "name", "serial", "shape")
 
     def __init__(self, name: str, shape: tuple[int, ...], edges: Edges) -> None:
         self.name, self.shape = name, shape
-        self.edges: Edges | None = edges  # None once backward has passed
-        self.serial = next(_serials)      # younger than every node it flows to
+        self.edges: Edges | None = edges  # None after a backward pass
+        self.serial = next(_serials)      # greater than that of every node it flows to
 
 class Tensor:
-    """An array that may want a gradient.
+    """An array that may require a gradient.
     .data the array   .grad its gradient (same shape, or None)   .requires_grad is it trained?
-    Only leaves, the tensors that were not computed, receive `.grad`.
+    Only leaves, which are not the output of an op, receive `.grad`.
     """
     __slots__ = ("_node", "data", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self.data: Array = data.data if isinstance(data, Tensor) else asarray(data)
+        self.data: Array = data.data if isinstance(data, Tensor) else xp.asarray(data)
         self.grad: Array | None = None
         self.requires_grad = requires_grad
         self._node: Node | None = None
@@ -56,22 +56,24 @@ class Tensor:
     def dtype(self) -> Any:
         return self.data.dtype
     def item(self) -> float:
-        """The one number in this tensor, on the host."""
+        """Return the only number of this tensor, on the host."""
         return float(asnumpy(self.data).reshape(()))
     def detach(self) -> Tensor:
-        """The same array without its history."""
+        """Return a tensor of the same array, off the tape."""
         return Tensor(self.data)
     def backward(self) -> None:
-        """Add d self / d leaf to the `.grad` of every leaf that requires one; consumes the tape.
-        Raises ValueError for a non-scalar, RuntimeError where there is no tape (nothing requires a
-        gradient, or it was consumed already), FloatingPointError for a gradient that is not finite
-        (no `.grad` is touched then). A device is not waited for: there, this becomes nan instead.
+        """Add d self / d leaf to the `.grad` of every leaf that requires one; consume the tape.
+        Raises ValueError for a non-scalar, RuntimeError if there is no tape (nothing requires a
+        gradient, or the tape was consumed) and FloatingPointError for a gradient that is not finite
+        (then no `.grad` changes). On a device, to avoid waiting for it, a gradient that is not
+        finite makes this tensor nan instead.
         """
         if self.data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
-            raise RuntimeError("backward: nothing that this was computed from requires a gradient: "
-                               "leave no_grad(), model.requires_grad_(), lora.set_adapter(...)")
+            raise RuntimeError(
+                "backward: this tensor depends on nothing that requires a gradient: leave "
+                "no_grad(), or call model.requires_grad_() or lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
         while arrived:
@@ -81,7 +83,7 @@ class Tensor:
             else:
                 leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
 
-    # Operators and the commonest ops as methods: all of them are the ops of minilora.ops.
+    # Operators, and the most common ops as methods. Each of them is an op of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)
     def __radd__(self, other: Any) -> Tensor: return OPS["add"](other, self)
     def __sub__(self, other: Any) -> Tensor: return OPS["sub"](self, other)
@@ -99,24 +101,24 @@ class Tensor:
     def reshape(self, *shape: int) -> Tensor: return OPS["reshape"](self, shape=shape)
     @property
     def T(self) -> Tensor: return OPS["transpose"](self)
-    __array_ufunc__ = None  # so that ndarray + Tensor comes to Tensor.__radd__
+    __array_ufunc__ = None  # so that ndarray + Tensor calls Tensor.__radd__
 
     def __len__(self) -> int:
         return len(self.data)
     def __repr__(self) -> str:
-        """One line: dtype, shape, statistics (or the values, when few), and what it is."""
+        """Return one line: dtype, shape, statistics (or the values, if few), and origin."""
         return display.line(self, asnumpy(self.data))
 
 def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
-    """(leaf, its gradient, may it be written to?) of all leaves, if g arrives at `node`.
-    Consumes the tape. Every node is younger than the nodes it flows to: from the youngest to the
-    oldest is a topological order; a heap of the nodes reached so far is all the search it takes.
+    """Return (leaf, its gradient, may it be written to?) of all leaves, if g arrives at `node`.
+    Consumes the tape. Every node has a greater serial than the nodes it flows to, so descending
+    serials are a topological order, and a heap of the nodes reached so far gives the next one.
     """
-    nodes, youngest = {node.serial: node}, [-node.serial]
+    nodes, heap = {node.serial: node}, [-node.serial]
     flowing: dict[int, tuple[Array, bool]] = {node.serial: (g, False)}
     arrived, leaves = dict[int, tuple[Array, bool]](), dict[int, Tensor]()
-    while youngest:
-        node = nodes.pop(-heapq.heappop(youngest))
+    while heap:
+        node = nodes.pop(-heapq.heappop(heap))
         g, _ = flowing.pop(node.serial)
         if node.edges is None:
             raise RuntimeError(
@@ -125,16 +127,12 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
         edges, node.edges = node.edges, None
         while edges:
             targets, rule = edges.pop()
-            made = rule(g)
-            made = made if isinstance(made, tuple) or made is None else (made,)
-            if made is None or len(made) != len(targets):
-                told = "nothing: does it end in return?" if made is None else f"{len(made)} arrays"
-                raise TypeError(f"{node.name}: a rule for one input gave {told}")
-            for target, grad in zip(targets, made):
+            for target, grad in zip(targets, _results(rule(g), len(targets), node.name)):
                 if target is None or grad is None:
-                    continue  # frozen, or not used after all
+                    continue  # frozen, or without influence
                 if not hasattr(grad, "shape"):
-                    raise TypeError(f"{node.name}: a rule gave a {type(grad).__name__}, no array")
+                    raise TypeError(f"{node.name}: a rule returned a {type(grad).__name__}, "
+                                    "not an array")
                 owned = grad is not g and grad.base is None
                 if grad.shape != target.shape:
                     grad, owned = unbroadcast(grad, target.shape, node.name), True
@@ -144,104 +142,175 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
                     continue
                 if target.serial not in nodes:
                     nodes[target.serial] = target
-                    heapq.heappush(youngest, -target.serial)
+                    heapq.heappush(heap, -target.serial)
                 _add(flowing, target.serial, grad, owned)
-            del made, grad, rule
+            del grad, rule  # free what the rule used before the next one runs
         del g
     return [(leaf, *arrived.pop(key)) for key, leaf in leaves.items()]
 
-def _add(held: dict[int, tuple[Array, bool]], key: int, grad: Array, owned: bool) -> None:
-    """The first gradient is held as it came, the second makes a sum of its own, later ones are
-    added in place: never into an array that belongs to somebody else."""
-    if key in held:
-        sofar, ours = held[key]
-        if ours:
-            sofar += grad
+def _results(result: Any, count: int, name: str) -> tuple[Any, ...]:
+    """Return a rule's result as a tuple; raise TypeError unless it has one item per target."""
+    results = result if isinstance(result, tuple) else (result,)
+    if result is None or len(results) != count:
+        number = "None: is a return missing?" if result is None else f"{len(results)} arrays"
+        raise TypeError(f"{name}: a rule for {count} input{'s' * (count > 1)} returned {number}")
+    return results
+
+def _add(sums: dict[int, tuple[Array, bool]], key: int, grad: Array, owned: bool) -> None:
+    """Add a gradient to a sum. The first one is stored by reference, the second allocates the sum,
+    later ones are added in place. An array that is not `owned` may belong to others: it is never
+    written to."""
+    if key in sums:
+        total, writable = sums[key]
+        if writable:
+            total += grad
         elif owned:
-            grad += sofar
-            sofar = grad
+            grad += total
+            total = grad
         else:
-            sofar = sofar + grad
-        grad, owned = sofar, True
-    held[key] = grad, owned
+            total = total + grad
+        grad, owned = total, True
+    sums[key] = grad, owned
 
 def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> Array:
-    """Sum g down to `shape`: the gradient of broadcasting, along every axis that it stretched."""
+    """Return the gradient of broadcasting: g, summed along every axis that was stretched."""
     extra = g.ndim - len(shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, g.shape[extra:])):
-        raise ValueError(f"{name}: an input is {shape}, and its rule gave a gradient "
-                         f"{tuple(g.shape)}: it must be {shape}, or what {shape} broadcasts to")
+        raise ValueError(f"{name}: an input is {shape}, and its rule returned a gradient "
+                         f"{tuple(g.shape)}: return {shape}, or a shape it broadcasts to")
     stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1]
     axes = tuple(range(extra)) + tuple(stretched)
     return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
 
 def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Make a differentiable op of `formula(*arrays, **settings) -> value, (a rule per array)`.
-    Arrays are positional (Tensor, array, number or None), settings are keywords. A rule is kept
-    only for inputs that require a gradient; None stands for what has none, such as integers. A
-    ValueError gets the op's name and the shapes. Where the table of minilora/kernels has a fast
-    version, that runs instead: it is told besides which arrays `needs` say want a gradient, and
-    gives one function from the gradient of the output to a tuple of theirs. TypeError for a rule
-    too few or too many, or a Tensor among the settings.
+    """Make a differentiable op of `formula(*arrays, **settings) -> value, (one rule per array)`.
+    Arrays are positional (Tensor, array, number or None), settings are keywords. The rule of an
+    array without a gradient, such as integers, is None. A ValueError gets the op's name and the
+    shapes. Raises TypeError for too few or too many rules, or a Tensor among the settings.
+    The op has a slot, `op.kernel`, for a fast version: kernel(*arrays, needs=needs, **settings) ->
+    value, rule. needs: which inputs require a gradient; the rule returns a tuple of theirs.
     """
-    name, signature = formula.__name__, inspect.signature(formula)
-    names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-
     @functools.wraps(formula)
     def apply(*inputs: Any, **settings: Any) -> Tensor:
-        if own.replaced and (mine := stand_in(apply)):
-            return mine(*inputs, **settings)  # type: ignore[no-any-return]
-        if settings:
-            if not settings.keys().isdisjoint(names):  # an array by its name
-                bound = signature.bind(*inputs, **settings)
-                bound.apply_defaults()
-                inputs, settings = bound.args, bound.kwargs
-            if odd := [key for key, x in settings.items() if isinstance(x, Tensor)]:
-                raise TypeError(f"{name}: {odd[0]} is a setting, not an array: it takes no Tensor")
-        arrays, keep = [x.data if isinstance(x, Tensor) else x for x in inputs], own.recording
-        needs = [keep and isinstance(x, Tensor) and x.requires_grad for x in inputs]
-        needs += [False] * (len(names) - len(needs))
-        kernel, called = kernel_of(apply), names or [f"input {i}" for i in range(len(inputs))]
-        try:
-            made = (kernel(*arrays, needs=needs, **settings) if kernel else
-                    formula(*arrays, **settings))
-        except (ValueError, IndexError) as error:
-            if str(error).startswith(f"{name}:"): raise
-            shapes = ((n, tuple(x.shape)) for n, x in zip(called, arrays) if hasattr(x, "shape"))
-            has = ", ".join(f"{n} is {shape}" for n, shape in shapes)
-            raise type(error)(f"{name}: {has}: {error}") from error
-        value, rules = made if type(made) is tuple and len(made) == 2 else (made, ())
-        if not kernel and (type(rules) not in (tuple, list) or len(rules) != len(called)
-                           or not all(compress(rules, needs))):
-            there = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
-            raise TypeError(f"{name}: its arrays are {', '.join(called)}; of their rules there "
-                            f"are {there}: return value, (a rule for each), in a tuple")
-        out = Tensor(value)
-        if any(needs):
-            out.requires_grad = True
-            targets = [x._node or x if need else None for x, need in zip_longest(inputs, needs)]
-            edges: Edges = [(targets, rules)]
-            if not kernel:
-                edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]
-            out._node = Node(name, out.shape, edges)
-        return out
+        if thread_settings.replaced and (substitute := substitute_for(apply)):
+            return substitute(*inputs, **settings)  # type: ignore[no-any-return]
+        return _run(apply, kernel_of(apply), inputs, settings)
 
-    apply.kernel, apply.formula = None, formula  # type: ignore[attr-defined]
-    return apply
+    return _with_slot(apply, formula)
 
 def composed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An op that is written in other ops, with no rule of its own. Its kernel, if it has one, runs
-    where nothing is replaced, so that what stands in for an op is met inside of others."""
-    whole = op(functools.wraps(function)(lambda *arrays, **settings: (None, ())))  # kernel alone
-
+    """Make an op of a function of other ops: it has no rule of its own, but it may have a kernel.
+    The kernel does not run while any op is replaced, so that a replaced op also counts in here."""
     @functools.wraps(function)
     def apply(*inputs: Any, **settings: Any) -> Tensor:
-        if own.replaced and (mine := stand_in(apply)):
-            return mine(*inputs, **settings)  # type: ignore[no-any-return]
-        if own.replaced or not (kernel := kernel_of(apply)):
-            return function(*inputs, **settings)
-        whole.kernel = kernel  # type: ignore[attr-defined]
-        return whole(*inputs, **settings)
+        if thread_settings.replaced:
+            return (substitute_for(apply) or function)(*inputs, **settings)
+        if kernel := kernel_of(apply):
+            return _run(apply, kernel, inputs, settings)
+        return function(*inputs, **settings)
 
-    apply.kernel, apply.formula = None, function  # type: ignore[attr-defined]
+    return _with_slot(apply, function)
+
+def has_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function of arrays, which is not an op, a slot for a kernel."""
+    @functools.wraps(function)
+    def apply(*args: Any, **settings: Any) -> Any:
+        return (kernel_of(apply) or function)(*args, **settings)
+
+    apply.kernel = None  # type: ignore[attr-defined]
     return apply
+
+def kernel_of(op: Any) -> Any:
+    """Return the kernel in an op's slot; None if the slot is empty, or while ops run plain."""
+    return None if op.kernel is None or is_plain() else op.kernel
+
+def substitute_for(op: Any) -> Callable[..., Any] | None:
+    """Return what `ops.replaced` put in an op's place, or None. It may call the original op."""
+    if op not in thread_settings.replaced:
+        return None
+    substitute = thread_settings.replaced[op]
+
+    def call(*inputs: Any, **settings: Any) -> Any:
+        with choose(replaced={key: f for key, f in thread_settings.replaced.items() if key != op}):
+            out = substitute(*inputs, **settings)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{op.__name__}: its replacement returned a {type(out).__name__}, not "
+                            "a Tensor: make it an @op, or compose it of ops")
+        return out
+
+    return call
+
+def _with_slot(apply: Any, formula: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Set what `_run` reads of an op: an empty slot, its formula and the names of its arrays."""
+    apply.kernel, apply.formula, apply.signature = None, formula, inspect.signature(formula)
+    apply.arrays = [name for name, p in apply.signature.parameters.items()
+                    if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return apply  # type: ignore[no-any-return]
+
+def _run(op: Any, kernel: Any, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
+    """Compute an op, by its kernel if there is one, and record its rules."""
+    if settings:
+        inputs, settings = _bound(op, inputs, settings)
+    arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
+    needs = _needs(inputs, len(op.arrays))
+    try:
+        result = (kernel(*arrays, needs=needs, **settings) if kernel else
+                  op.formula(*arrays, **settings))
+    except (ValueError, IndexError) as error:
+        if str(error).startswith(f"{op.__name__}:"):
+            raise
+        raise type(error)(f"{op.__name__}: {_shapes(op, arrays)}: {error}") from error
+    value, rules = result if kernel else _checked(op, result, needs)
+    out = Tensor(value)
+    if any(needs):
+        _record(out, op.__name__, inputs, needs, rules)
+    return out
+
+def _record(out: Tensor, name: str, inputs: Sequence[Any], needs: list[bool], rules: Any) -> None:
+    """Put `out` on the tape: a rule is kept only for inputs that require a gradient.
+    The other rules are dropped, and with them the arrays that only they would use.
+    """
+    targets = [x._node or x if need else None for x, need in zip_longest(inputs, needs)]
+    edges: Edges
+    if callable(rules):  # a kernel's: one rule for all inputs
+        edges = [(targets, rules)]
+    else:
+        edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]
+    out.requires_grad, out._node = True, Node(name, out.shape, edges)
+
+def _bound(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
+    """Return (inputs, settings) with arrays that were passed by name moved to the inputs."""
+    if not settings.keys().isdisjoint(op.arrays):
+        bound = op.signature.bind(*inputs, **settings)
+        bound.apply_defaults()
+        inputs, settings = bound.args, bound.kwargs
+    for name, value in settings.items():
+        if isinstance(value, Tensor):
+            raise TypeError(
+                f"{op.__name__}: {name} is a setting, not an array: it takes no Tensor")
+    return inputs, settings
+
+def _needs(inputs: Sequence[Any], count: int) -> list[bool]:
+    """Return which of an op's `count` arrays require a gradient; the last may be left out."""
+    if not thread_settings.recording:
+        return [False] * max(count, len(inputs))
+    needs = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    return needs if len(needs) >= count else needs + [False] * (count - len(needs))
+
+def _checked(op: Any, result: Any, needs: list[bool]) -> Any:
+    """Return (value, rules) of a formula; raise TypeError unless it has one rule per array."""
+    rules = result[1] if type(result) is tuple and len(result) == 2 else ()
+    if type(rules) in (tuple, list) and len(rules) == len(needs) and all(compress(rules, needs)):
+        return result
+    given = [bool(rule) for rule in rules] if isinstance(rules, tuple | list) else []
+    raise TypeError(f"{op.__name__}: return value, (one rule for each of "
+                    f"{', '.join(_names(op, len(needs)))}); the rules given are {given}")
+
+def _names(op: Any, count: int) -> list[str]:
+    """Return the names of an op's arrays, for an error message; "input 0" for one of `*parts`."""
+    return [*op.arrays, *(f"input {i}" for i in range(len(op.arrays), count))]
+
+def _shapes(op: Any, arrays: list[Any]) -> str:
+    """Return "x is (2, 3), W is (4, 5)": the shapes of the arrays, for an error message."""
+    pairs = zip(_names(op, len(arrays)), arrays)
+    return ", ".join(f"{name} is {tuple(x.shape)}" for name, x in pairs if hasattr(x, "shape"))

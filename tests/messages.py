@@ -29,7 +29,7 @@ PYTHON = {
     "ops.linear(ml.Tensor(np.ones((2, 3))), ml.Tensor(np.ones((4, 5))))": "linear: x is (2, 3)",
     "ops.softmax(ml.Tensor(np.ones(3)), axis=4)": "softmax",
     "ops.cross_entropy(model(ids), ids + 90)": "target",
-    "ops.replaced(sofmax=None).__enter__()": "there is no op 'sofmax'",
+    "ops.replaced(sofmax=None).__enter__()": "unknown op 'sofmax'",
     "wrong_shape(ml.Tensor(np.ones(3), requires_grad=True)).sum().backward()": "gradient",
     "model(ids).backward()": "scalar",
     "two = model(ids).sum(); two.backward(); two.backward()": "consumed",

@@ -1,12 +1,12 @@
-"""A stand-in for CuPy 14 where there is no GPU: an array module with CuPy's manners.
+"""A stand-in for CuPy 14 without a GPU: an array module that behaves like CuPy.
 
-Its arrays are computed by NumPy, but they are of a type of their own that becomes a NumPy array
-only where it is asked to (`asnumpy`, `.get()`, `float()`), which is counted as a copy from the
-device. It knows the names, keywords and dtypes below and no others; `test_contract.py` holds these
-tables against the real package. What is not portable raises `NotPortable`, which says what CuPy
-would do; an index out of range wraps, as it does there, and is put on record (`LOG.wrapped`).
+NumPy computes its arrays, but they have a type of their own. They become NumPy arrays only by an
+explicit call (`asnumpy`, `.get()`, `float()`), which is counted as a copy from the device. Only the
+names, keywords and dtypes below are known; `test_contract.py` compares these tables with the real
+package. Code that is not portable raises `NotPortable`, which says what CuPy would do. An index out
+of range wraps, as in CuPy, and is recorded (`LOG.wrapped`).
 
-It proves nothing of a GPU's numbers, speed or memory.
+It proves nothing about the numbers, speed or memory of a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from minilora.backend import threads
 from minilora.backend.gpu import CupyBackend
 
-TOLD = pytest.StashKey[str]()  # what the contract test covered, for the summary of the run
+TOLD = pytest.StashKey[str]()  # what the contract test covered, for the summary at the end
 
 # CuPy 14's own signatures (the contract test compares them, parameter by parameter).
 FUNCTIONS = """
@@ -143,8 +143,8 @@ UFUNCS = _words(
 )
 UFUNC_KEYWORDS = {"out", "dtype", "casting"}  # of each; CuPy documents no others
 MAKES_NO_ARRAY = {"finfo", "iinfo", "result_type", "shape", "ndim"}
-WAITS = {"nonzero", "flatnonzero", "unique"}  # the size of the result has to come to the host
-# What NumPy has and CuPy 14 lacks; a name that is neither here nor above is simply not known.
+WAITS = {"nonzero", "flatnonzero", "unique"}  # the size of the result comes to the host
+# Names that NumPy has and CuPy 14 lacks. A name that is neither here nor above is unknown.
 LACKS = _words(
     """block einsum_path emath errstate frompyfunc fromregex geomspace insert matvec memmap
     nanpercentile nanquantile ndenumerate nditer nested_iters object_ polyder polydiv polyint
@@ -168,7 +168,7 @@ Scalar = bool | int | float | complex
 
 
 class NotPortable(TypeError):
-    """This works on NumPy, and would fail, differ or wait on CuPy."""
+    """The code works on NumPy, but on CuPy it would fail, differ or wait."""
 
 
 class Lacks(NotPortable, AttributeError):
@@ -176,12 +176,12 @@ class Lacks(NotPortable, AttributeError):
 
 
 def _table(text):
-    """name -> its inspect.Signature, of lines such as `sum(a, axis=None)`."""
-    made = {}
+    """Return name -> inspect.Signature, from lines such as `sum(a, axis=None)`."""
+    signatures = {}
     for line in text.strip().splitlines():
         name, rest = line.split("(", 1)
-        made[name] = inspect.signature(eval(f"lambda {rest[:-1]}: 0"))
-    return made
+        signatures[name] = inspect.signature(eval(f"lambda {rest[:-1]}: 0"))
+    return signatures
 
 
 SIGNATURES = _table(FUNCTIONS)
@@ -189,20 +189,20 @@ METHOD_SIGNATURES = _table(METHODS)
 
 
 class Log:
-    """What was asked of the module, and what went between host and device."""
+    """The calls of the module, and the copies between host and device."""
 
     def __init__(self):
         self.asked = {}  # (name, number of arguments, keywords, kinds) -> (arguments, keywords)
-        self.fresh = None  # the latest of them, if it was the first of its kind
+        self.fresh = None  # the key of the latest call, if it was the first of its kind
         self.copies = Counter()  # "to device" and "to host" -> how many
-        self.watching = []  # lists that get each copy's description
+        self.watching = []  # lists that receive a description of each copy
         self.wrapped = []  # descriptions of indices that were out of range
-        self.widest = 8  # bytes of the widest float that may be made
-        self.used = self.peak = 0  # bytes of the arrays that are alive, and the most there were
-        self.hooks = []  # what is told of each block of memory that is handed out or taken back
+        self.widest = 8  # bytes of the widest float that is allowed
+        self.used = self.peak = 0  # bytes of the arrays that are alive, and their peak
+        self.hooks = []  # memory hooks: called for each block that is allocated or freed
         self.fused = {}  # (formula, kinds of its arguments) -> arguments
-        self.calls = 0  # of functions, operators, kernels: what Python hands to the device
-        self.waits = 0  # how often the device was waited for
+        self.calls = 0  # of functions, operators, kernels: the launches on a device
+        self.waits = 0  # how often the host waited for the device
         self.fusing = None  # the formula that is being fused, and its arguments
 
     def copied(self, way, what):
@@ -211,7 +211,7 @@ class Log:
             seen.append(f"{way}: {what}")
 
     def works(self, f, *args):
-        """f(*args); a call that fails on NumPy too (of shapes that do not fit) is not on record."""
+        """Return f(*args); a call that fails on NumPy too (wrong shapes) is not recorded."""
         fresh = self.fresh
         try:
             return f(*args)
@@ -221,7 +221,7 @@ class Log:
 
     @contextmanager
     def watch(self):
-        """Inside, a list of all copies between host and device."""
+        """Yield a list of all copies between host and device in the block."""
         seen = []
         self.watching.append(seen)
         try:
@@ -231,7 +231,7 @@ class Log:
 
     @contextmanager
     def narrow(self, widest=4):
-        """Inside, an array of floats with more bytes each than this is refused."""
+        """Refuse arrays of floats with more bytes than this in the block."""
         before, self.widest = self.widest, widest
         try:
             yield
@@ -239,7 +239,7 @@ class Log:
             self.widest = before
 
     def no_wrapping(self):
-        """Raise where an index was out of range since the last time this was asked."""
+        """Raise NotPortable if an index was out of range since the last call."""
         wrapped, self.wrapped = self.wrapped, []
         if wrapped:
             raise NotPortable(wrapped[0])
@@ -249,7 +249,7 @@ LOG = Log()
 
 
 def _kind(x):
-    """What one argument is like, so far as a signature or a check may depend on it."""
+    """Return the kind of an argument: all that a signature or a check may depend on."""
     if isinstance(x, StrictArray):
         return x._host.dtype.char, x._host.ndim, x._host.flags.c_contiguous
     if isinstance(x, (tuple, list)):
@@ -258,7 +258,7 @@ def _kind(x):
 
 
 def _example(x):
-    """The argument, arrays replaced by what is needed to make one like it."""
+    """Return the argument, its arrays replaced by a `Like`."""
     if isinstance(x, StrictArray):
         return Like(x._host.dtype.str, x._host.shape, x._host.strides)
     if isinstance(x, (tuple, list)):
@@ -276,7 +276,7 @@ class Like:
 
 
 def _record(name, args, kwargs, check=None):
-    """Put a call on record; at the first of its kind, check names of keywords (and the like)."""
+    """Record a call; check its arguments if it is the first of its kind."""
     LOG.calls += not LOG.fusing
     kinds = tuple(map(_kind, args)), tuple((k, _kind(v)) for k, v in kwargs.items())
     key = name, kinds
@@ -295,7 +295,7 @@ def _record(name, args, kwargs, check=None):
 
 
 def _elementwise(name):
-    """May it stand in a formula that CuPy fuses?"""
+    """May a formula that CuPy fuses call it?"""
     owner, _, last = name.rpartition(".")
     if owner == "ndarray":
         return last.startswith("__") and last.strip("_") not in ("getitem", "setitem", "matmul",
@@ -304,7 +304,7 @@ def _elementwise(name):
 
 
 class Number:
-    """A Python number inside a fused formula: an operand of arrays, and nothing else."""
+    """A Python number inside a fused formula: it may only be an operand of arrays."""
 
     def __init__(self, value):
         self.value = value
@@ -324,7 +324,7 @@ for _name in _words(
     def _refusing(self, *others):
         for other in others:
             if isinstance(other, StrictArray):
-                return NotImplemented  # it is asked next
+                return NotImplemented  # the array computes it
         return self._refuse()
 
     setattr(Number, f"__{_name}__", _refusing)
@@ -332,7 +332,7 @@ Number.__hash__ = object.__hash__
 
 
 def _written(x, name):
-    """An argument of a fused formula is written to: each thread of the kernel writes a number."""
+    """Check a write to an argument of a fused formula: each thread must write its own number."""
     if LOG.fusing and any(x is given for given in LOG.fusing[1]):
         arrays = [given for given in LOG.fusing[1] if isinstance(given, StrictArray)]
         full = np.broadcast_shapes(*(array.shape for array in arrays))
@@ -364,7 +364,7 @@ def _allowed(dtype):
 
 
 def _bare(x, name):
-    """The argument as NumPy takes it; refuses what CuPy would not take."""
+    """Return the argument for NumPy; refuse it if CuPy would."""
     if isinstance(x, StrictArray):
         return x._host
     if isinstance(x, Number):
@@ -380,7 +380,7 @@ def _bare(x, name):
 
 
 def _narrow_scalars(name, args):
-    """A NumPy float64 times a float32 array is float64, for NumPy and CuPy alike: refuse it."""
+    """Refuse a NumPy float64 with a float32 array: NumPy and CuPy would return float64."""
     widths = [x._host.dtype.itemsize for x in args
               if isinstance(x, StrictArray) and x._host.dtype.kind == "f"]
     for x in args:
@@ -409,9 +409,9 @@ def _compute(name, function, args, kwargs):
 
 
 def _run(name, function, args, kwargs):
-    held = _copied_by_matmul(args) if "matmul" in name else None
+    copies = _copied_by_matmul(args) if "matmul" in name else None
     result = LOG.works(_compute, name, function, args, kwargs)
-    del held
+    del copies
     if isinstance(result, np.ndarray) and not result.flags.c_contiguous and _elementwise(name):
         result = np.ascontiguousarray(result)  # CuPy keeps no other order
     out = kwargs.get("out")
@@ -422,14 +422,14 @@ def _run(name, function, args, kwargs):
 
 
 def _copied_by_matmul(args):
-    """What CuPy's product of stacks of matrices holds meanwhile: a copy of each factor that is not
-    contiguous, and for halves all in float32, in which it computes them."""
+    """Return the temporary arrays of CuPy's product of stacks of matrices: a copy of each factor
+    that is not contiguous; for halves, all factors and the result in float32."""
     arrays = [x for x in args if isinstance(x, StrictArray)]
     if max((x.ndim for x in arrays), default=0) <= 2:
         return []
     half = all(x.dtype == "float16" for x in arrays)
-    held = [x for x in arrays if half or not x._host.flags.c_contiguous]
-    shapes = [x.shape for x in held]
+    copied = [x for x in arrays if half or not x._host.flags.c_contiguous]
+    shapes = [x.shape for x in copied]
     if half:
         a, b = arrays
         shapes.append((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]))
@@ -443,7 +443,7 @@ def _wrap(result, sources=(), name=""):
         return type(result)(_wrap(item, sources, name) for item in result)
     if not isinstance(result, (np.ndarray, np.generic, bool)):
         return result
-    host = np.asarray(result)  # what NumPy gives as a number is a 0-d array on the device
+    host = np.asarray(result)  # NumPy's scalars are 0-d arrays on the device
     for source in sources:
         if isinstance(source, StrictArray) and host is source._host:
             return source
@@ -468,7 +468,7 @@ class _Flags:
 
 
 class StrictArray:
-    """An array on the device, so to speak."""
+    """An array that behaves as if it were on a device."""
 
     __slots__ = ("__weakref__", "_block", "_host", "base")
     __hash__ = None
@@ -480,7 +480,7 @@ class StrictArray:
         if host.dtype.kind == "f" and host.dtype.itemsize > LOG.widest:
             raise NotPortable(
                 f"cupy.{name}: float64 creeps in: it makes an array {host.shape} of {host.dtype}, "
-                "where all should be narrower: a GPU computes it many times slower"
+                "but all should be narrower: a GPU computes it many times slower"
             )
         self.base = base
         if base is None and not LOG.fusing:  # inside a kernel there are no arrays, only registers
@@ -498,7 +498,7 @@ class StrictArray:
             for hook in LOG.hooks:
                 hook.free_postprocess(device_id=0, mem_size=self._block, mem_ptr=0, pmem_id=0)
 
-    # What costs nothing.
+    # Attributes, which cost nothing.
     shape = property(lambda self: self._host.shape)
     strides = property(lambda self: self._host.strides)
     dtype = property(lambda self: self._host.dtype)
@@ -522,7 +522,7 @@ class StrictArray:
         raise NotPortable("`in` on a device array: CuPy has no __contains__, it would compare one "
                           "number after the other and wait for each")
 
-    # What NumPy asks of an array that is not its own.
+    # NumPy's protocols for arrays of other libraries.
     def __array__(self, *args, **kwargs):
         raise NotPortable(
             "implicit conversion of a device array to a NumPy array is not allowed in CuPy: "
@@ -546,7 +546,7 @@ class StrictArray:
             f"xp.{ufunc.__name__} belongs: CuPy raises TypeError (Unsupported type numpy.ndarray)"
         )
 
-    # What brings numbers to the host.
+    # Copies to the host.
     def _to_host(self, how):
         LOG.copied("to host", f"{how} of {self.dtype} {self.shape}")
         return self._host
@@ -619,8 +619,8 @@ class StrictArray:
         self._host[key] = _bare(value, "__setitem__")
 
     def _key(self, key, name):
-        """(the key for NumPy, does it gather by number?); wraps what is out of range."""
-        parts, made, axis, gathered = key if isinstance(key, tuple) else (key,), [], 0, False
+        """Return (the key for NumPy, does it gather by number?); indices out of range wrap."""
+        parts, indices, axis, gathered = key if isinstance(key, tuple) else (key,), [], 0, False
         if all(isinstance(p, int) or p is Ellipsis or _is_plain(p) for p in parts):
             return key, False
         taken = sum(_axes(part) for part in parts)
@@ -644,11 +644,11 @@ class StrictArray:
                     host = _into_range(host, self.shape[axis], axis)
                 else:
                     raise NotPortable(f"an index of {host.dtype}: CuPy raises IndexError")
-                made.append(host)
+                indices.append(host)
             else:
-                made.append(part)
+                indices.append(part)
             axis += self.ndim - taken if part is Ellipsis else _axes(part)
-        return tuple(made) if isinstance(key, tuple) else made[0], gathered
+        return tuple(indices) if isinstance(key, tuple) else indices[0], gathered
 
     def __getattr__(self, name):
         raise Lacks(f"cupy.ndarray has no attribute {name!r}, as far as tests/strict.py knows")
@@ -666,7 +666,7 @@ def _rounded(nbytes):
 
 
 def _axes(part):
-    """How many axes one part of an index takes."""
+    """Return how many axes one part of an index uses."""
     if part is None or part is Ellipsis:
         return 0
     return part.ndim if isinstance(part, StrictArray) and part.dtype.kind == "b" else 1
@@ -736,7 +736,7 @@ for _name in _words("add sub mul truediv floordiv mod pow and or xor lshift rshi
     _function = getattr(operator, _plain)
     setattr(StrictArray, f"__{_name}__", _operator(f"__{_name}__", _function))
     setattr(StrictArray, f"__r{_name}__", _operator(f"__r{_name}__", _function, reflected=True))
-    if _name != "matmul":  # CuPy has no __imatmul__: x @= y makes a new array
+    if _name != "matmul":  # CuPy has no __imatmul__: x @= y allocates a new array
         setattr(
             StrictArray, f"__i{_name}__", _inplace(f"__i{_name}__", getattr(operator, f"i{_name}"))
         )
@@ -752,7 +752,7 @@ for _name in ("neg", "pos", "abs", "invert"):
 
 
 class Ufunc:
-    """A ufunc with CuPy's keywords and the methods that CuPy gives this one."""
+    """A ufunc with the keywords and methods that it has in CuPy."""
 
     def __init__(self, name):
         self.name, self.function = name, getattr(np, name)
@@ -761,10 +761,10 @@ class Ufunc:
         return _call(self.name, self.function, args, kwargs, self._fits)
 
     def _fits(self, args, kwargs):
-        odd = kwargs.keys() - UFUNC_KEYWORDS
-        if odd:
+        unknown = kwargs.keys() - UFUNC_KEYWORDS
+        if unknown:
             raise NotPortable(
-                f"cupy.{self.name}: {min(odd)}=: CuPy's ufuncs take {sorted(UFUNC_KEYWORDS)} only"
+                f"cupy.{self.name}: {min(unknown)}=: CuPy's ufuncs take {sorted(UFUNC_KEYWORDS)}"
             )
         if any(isinstance(x, list) for x in args):
             raise NotPortable(f"cupy.{self.name}: a list: CuPy takes only its own arrays")
@@ -791,7 +791,7 @@ class Ufunc:
 
 
 class Generator:
-    """A device generator; this package draws on the host."""
+    """A generator on the device; this package draws on the host."""
 
     def __init__(self, seed=None):
         self._rng = np.random.default_rng(seed)
@@ -811,7 +811,7 @@ class _Random:
 
 
 class _Pool:
-    """The memory pool's counts; in it, blocks are multiples of 512 bytes."""
+    """The counts of the memory pool, whose blocks are multiples of 512 bytes."""
 
     def used_bytes(self):
         return LOG.used
@@ -824,7 +824,7 @@ class _Pool:
 
 
 class MemoryHook:
-    """Is told of each block while it is entered."""
+    """Its methods are called for each block while it is entered."""
 
     def __enter__(self):
         LOG.hooks.append(self)
@@ -835,7 +835,7 @@ class MemoryHook:
 
 
 class Device:
-    """One of the two devices that there are, so to speak."""
+    """One of two imitated devices."""
 
     using = 0
 
@@ -862,7 +862,7 @@ class _Cuda:
 
 
 class Module:
-    """The names of CuPy that are known here, made when they are first asked for."""
+    """The known names of CuPy; each is created when it is first used."""
 
     __name__, __version__ = "strict", "14"
     random, pi, e, inf, nan, newaxis = _Random(), math.pi, math.e, math.inf, math.nan, None
@@ -898,8 +898,8 @@ class Module:
         return StrictArray(host, name="asarray")
 
     def array(self, obj, dtype=None, copy=True, **kwargs):
-        made = self.asarray(obj, dtype)
-        return made.copy() if made is obj and copy else made
+        result = self.asarray(obj, dtype)
+        return result.copy() if result is obj and copy else result
 
     def asnumpy(self, a, stream=None, order="C", out=None, *, blocking=True):
         return a.get() if isinstance(a, StrictArray) else np.asarray(a)
@@ -915,11 +915,11 @@ class Module:
         return _Pool()
 
     def fuse(self, formula):
-        """The formula as it stands, held to what `cupy.fuse` can make a kernel of."""
+        """Return the formula, with checks of what `cupy.fuse` can compile."""
         if formula.__closure__:
             raise NotPortable(
-                f"cupy.fuse: {formula.__name__} captures {formula.__code__.co_freevars}: what its "
-                "first call finds there stays in the kernel for good: make it an argument"
+                f"cupy.fuse: {formula.__name__} captures {formula.__code__.co_freevars}: their "
+                "values at its first call stay in the kernel for good: make them arguments"
             )
 
         @functools.wraps(formula)
@@ -939,7 +939,7 @@ class Module:
             LOG.fusing = formula, inside
             try:
                 if formula(*inside) is not None:
-                    raise NotPortable(f"cupy.fuse: {formula.__name__} gives something back")
+                    raise NotPortable(f"cupy.fuse: {formula.__name__} returns a value")
             finally:
                 LOG.fusing = None
 
@@ -984,7 +984,7 @@ class _Special:
 
 
 class StrictBackend(CupyBackend):
-    """CuPy's own hooks, on the stand-in: all of `CupyBackend` that needs no device runs."""
+    """CuPy's hooks on the stand-in: all of `CupyBackend` that needs no device runs."""
 
     name = "strict"
 
@@ -992,10 +992,10 @@ class StrictBackend(CupyBackend):
         return MODULE, _Special()
 
     def share(self, task, n, size, piece=0):
-        with threads._quiet:  # BLAS's own threads are slow where something else uses the cores
+        with threads._quiet:  # BLAS's own threads are slow on busy cores
             return super().share(task, n, size, piece)
 
 
 def named(name):
-    """What `ml.use` takes for one of the tests' backends."""
+    """Return the argument of `ml.use` for one of the tests' backends."""
     return StrictBackend() if name == "strict" else name

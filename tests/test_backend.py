@@ -1,4 +1,4 @@
-"""The array library in use, and the hooks in which libraries differ (minilora.backend)."""
+"""The array library in use, and its hooks (minilora.backend)."""
 
 import ctypes
 import math
@@ -16,11 +16,12 @@ from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds
 import minilora as ml
 from minilora import Tensor
 from minilora.backend import gpu, host, threads
-from minilora.backend.settings import has_kernel, is_plain
+from minilora.backend.settings import is_plain
+from minilora.tensor import has_kernel
 
 
 class Counting:
-    """NumPy under another name, that counts what is asked of it."""
+    """NumPy under another name; it counts the names that are looked up."""
 
     def __init__(self):
         self.asked = []
@@ -39,17 +40,17 @@ class Other(ml.backend.Backend):
 
 @pytest.fixture
 def other(backend):
-    """Another backend, in use; the fixture `backend` switches back in any case."""
-    made = Other()
-    ml.use(made)
-    yield made
+    """Another backend, in use; the fixture `backend` switches back."""
+    counting = Other()
+    ml.use(counting)
+    yield counting
     ml.use(backend)
 
 
-def test_use_returns_the_backend_left_and_switches_back(backend):
-    made = Other()
-    assert ml.use(made) is backend and ml.current() is made
-    assert ml.use(backend) is made and ml.current() is backend
+def test_use_returns_the_previous_backend_and_switches_back(backend):
+    other = Other()
+    assert ml.use(other) is backend and ml.current() is other
+    assert ml.use(backend) is other and ml.current() is backend
 
 
 def test_use_takes_a_name(backend):
@@ -68,7 +69,7 @@ def test_using_gives_the_backend_back_even_after_an_error(backend):
 
 
 def test_a_backend_may_be_asked_for_plain(backend, monkeypatch):
-    ml.ops.gelu(Tensor([1.0]))  # the first op reads the table of kernels
+    ml.ops.gelu(Tensor([1.0]))  # an op, so that the kernels are loaded
     monkeypatch.setattr(ml.ops.gelu, "kernel", lambda *arrays, **settings: 1 / 0)
     with ml.using("numpy", plain=True):
         assert is_plain()
@@ -92,7 +93,7 @@ def test_equal_ids_add_up_in_their_order_whatever_stands_between(seed, n):
         assert same_bytes(alone[0], together[i])
 
 
-def test_the_most_memory_held_is_told_in_bytes(backend, monkeypatch):
+def test_peak_memory_is_in_bytes(backend, monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
     assert host.reserved() == 5 * 1024
@@ -102,8 +103,8 @@ def test_work_is_not_cut_unless_it_is_asked_for(backend):
     cuts = []
     backend.share(cuts.append, 5, 5)
     backend.share(cuts.append, 5, 5, 2)
-    whole, *pieces = cuts
-    assert whole == slice(0, 5)
+    first, *pieces = cuts
+    assert first == slice(0, 5)
     assert [i for at in pieces for i in range(5)[at]] == list(range(5))
 
 
@@ -118,14 +119,14 @@ def test_numbers_are_read(backend):
 
 
 def test_an_unknown_backend_lists_those_there_are(backend):
-    with pytest.raises(ValueError, match="no backend 'torch': there are numpy, cupy"):
+    with pytest.raises(ValueError, match="unknown backend 'torch': choose numpy, cupy"):
         ml.use("torch")
     assert ml.current() is backend
 
 
 @pytest.mark.parametrize("name", ["numpy:0", "numpy:", "torch:0", "", ":1"])
 def test_only_cupy_has_devices(backend, name):
-    with pytest.raises(ValueError, match=f"no backend '{name}': there are numpy, cupy, cupy:1"):
+    with pytest.raises(ValueError, match=f"unknown backend '{name}': choose numpy, cupy, cupy:1"):
         ml.use(name)
     assert ml.current() is backend
 
@@ -142,8 +143,8 @@ def test_a_backend_that_cannot_be_entered_leaves_the_one_in_use(backend):
 
 def test_a_device_goes_to_cupys_backend(monkeypatch, backend):
     asked = []
-    made = lambda device="": asked.append(device) or Other()  # noqa: E731
-    monkeypatch.setattr(gpu, "LIBRARY", made)
+    create = lambda device="": asked.append(device) or Other()  # noqa: E731
+    monkeypatch.setattr(gpu, "LIBRARY", create)
     for name in ("cupy", "cupy:1"):
         ml.use(name)
     ml.use(backend)
@@ -199,7 +200,7 @@ def test_scatter_add_equals_add_at(seed, n, m, d, ids, dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
 def test_scatter_add_takes_unsigned_indices(dtype):
-    # ordered[0] - 1 would overflow with a warning where the smallest index is 0
+    # ordered[0] - 1 would overflow with a warning if the smallest index is 0
     target = ml.backend.asarray(np.zeros((2, 1)))
     index = ml.backend.asarray(np.array([1, 0, 1], dtype))
     ml.backend.scatter_add(target, index, ml.backend.asarray(np.ones((3, 1))))
@@ -258,13 +259,13 @@ def test_float32_and_float64_models_start_from_the_same_numbers():
 
 
 def test_describe_is_one_line_with_the_name():
-    told = ml.current().describe()
-    assert told.startswith(ml.current().name) and "\n" not in told
+    line = ml.current().describe()
+    assert line.startswith(ml.current().name) and "\n" not in line
 
 
 @pytest.fixture
 def nothing_computed_yet():
-    """A process that has not looked for its BLAS."""
+    """A process that has not searched for its BLAS yet."""
     threads._blas.cache_clear()
     yield
     threads._blas.cache_clear()
@@ -291,18 +292,18 @@ def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, nothing_co
 
 def test_what_a_meter_takes_itself_is_not_its_peak():
     with host.Traced() as meter:
-        held = [np.ones(3) for _ in range(5000)]
+        arrays = [np.ones(3) for _ in range(5000)]
         meter.reset()
         now = tracemalloc.get_traced_memory()[0]
-        assert meter.read()[1] - now < 10_000 < len(held) * held[0].nbytes
+        assert meter.read()[1] - now < 10_000 < len(arrays) * arrays[0].nbytes
 
 
 def test_a_meter_counts_bytes_in_use_and_their_peak(backend):
     with backend.meter() as meter:
         before, _ = meter.read()
         x = ml.xp.ones(100_000)
-        held, peak = meter.read()
-        assert held - before >= x.nbytes and peak >= held
+        in_use, peak = meter.read()
+        assert in_use - before >= x.nbytes and peak >= in_use
         del x
         meter.reset()
         left, later = meter.read()

@@ -35,18 +35,18 @@ def _devices() -> int:
 
 pytestmark = pytest.mark.skipif(_devices() > 0, reason="never over a fake pointer on a real GPU")
 NOT_FOUND = re.compile("Failure finding|CUDA|nvrtc|cannot open shared object", re.I)
-START = 1 << 30  # where the arrays over nothing lie
+START = 1 << 30  # address of the arrays without memory
 
 
 @pytest.fixture(autouse=True)
 def backend():
-    """Not one of the array libraries: this file is about two of them."""
+    """Not run on each array library: this file compares two of them."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cublas():
-    """Its constants, which products look at first, in place of a library that is not here: so that
-    their arguments are checked like all others'."""
+    """Replace the library's constants, which products read first: the library is not installed
+    here, and this way the arguments of products are checked, too."""
     names = ("CUBLAS_COMPUTE_32F", "CUBLAS_COMPUTE_32F_PEDANTIC", "CUBLAS_COMPUTE_32F_FAST_TF32",
              "CUBLAS_COMPUTE_64F", "CUBLAS_COMPUTE_64F_PEDANTIC", "CUBLAS_GEMM_DEFAULT",
              "CUBLAS_GEMM_DEFAULT_TENSOR_OP")
@@ -57,7 +57,7 @@ def cublas():
 
 @pytest.fixture(scope="module", autouse=True)
 def asked():
-    """All that was asked for by now, a rehearsal included."""
+    """Return all calls so far, those of a rehearsal included."""
     before = ml.use(strict.StrictBackend())
     try:
         rehearse()
@@ -67,7 +67,7 @@ def asked():
 
 
 def rehearse() -> None:
-    """Train, adapt, merge, generate: what a user does; with kernels and plain, whole and half."""
+    """Train, adapt, merge and generate as a user does; plain and not, in single and half."""
     model, _ = adapted(0, "float32", dropout=0.1, targets=("q", "v", "tok"))
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)
@@ -90,7 +90,7 @@ def rehearse() -> None:
 
 
 def near(text: str) -> inspect.Signature:
-    """The signature in the first line of a Cython docstring."""
+    """Return the signature in the first line of a Cython docstring."""
     inside = re.match(r"_ndarray_base\.\w+\(self(?:, )?(.*?)\)( -> .*)?$", text.strip())[1]
     plain = re.sub("_ndarray_base |Py_ssize_t |int ", "", inside)
     return inspect.signature(eval(f"lambda {plain}: 0"))
@@ -122,11 +122,11 @@ def test_the_stand_ins_methods_have_cupys_signatures(name):
 def test_the_stand_ins_ufuncs_are_cupys():
     for name in sorted(strict.UFUNCS):
         ufunc = getattr(cupy, name)
-        told = ufunc.__doc__.split("\n")[0]
-        assert "out=None" in told, name
-        if name != "matmul":  # a generalized one, of another type
+        signature = ufunc.__doc__.split("\n")[0]
+        assert "out=None" in signature, name
+        if name != "matmul":  # a generalized ufunc, of another type
             assert isinstance(ufunc, cupy.ufunc), name
-            assert all(f"{keyword}=" in told for keyword in strict.UFUNC_KEYWORDS), name
+            assert all(f"{keyword}=" in signature for keyword in strict.UFUNC_KEYWORDS), name
 
 
 def test_the_stand_in_refuses_what_cupy_lacks_and_offers_what_it_has():
@@ -145,7 +145,7 @@ def test_the_stand_in_refuses_what_cupy_lacks_and_offers_what_it_has():
 def test_dtypes_that_the_stand_in_refuses(dtype):
     with pytest.raises(strict.NotPortable):
         strict._allowed(np.dtype(dtype))
-    if dtype != ">f4":  # CuPy makes it, and computes nothing with it
+    if dtype != ">f4":  # CuPy can create it, but compute nothing with it
         with pytest.raises((ValueError, TypeError)):
             cupy.empty(2, np.dtype(dtype))
 
@@ -156,14 +156,14 @@ def test_dtypes_that_the_stand_in_takes(char):
 
 
 def over_nothing(like: Like):
-    """A real CuPy array of this dtype, shape and strides, over a pointer that points nowhere."""
+    """Return a real CuPy array of this dtype, shape and strides, at an invalid address."""
     memory = cupy.cuda.UnownedMemory(START, START, None, 0)
     pointer = cupy.cuda.MemoryPointer(memory, START // 2)
     return cupy.ndarray(like.shape, np.dtype(like.dtype), pointer, strides=like.strides)
 
 
 def real(x):
-    """The argument again, with CuPy's arrays where the stand-in's were."""
+    """Return the argument with CuPy's arrays in place of the stand-in's."""
     if isinstance(x, Like):
         return np.zeros(x.shape, x.dtype) if x.strides is None else over_nothing(x)
     return type(x)(map(real, x)) if isinstance(x, (tuple, list)) else x
@@ -185,8 +185,8 @@ def replay(name: str, args: tuple, kwargs: dict) -> None:
 
 
 def reaches_the_device(error: Exception) -> bool:
-    """Is this the end of every call that is right, here: no driver, or none of its libraries?"""
-    error = error.__cause__ or error  # what is told of in other words
+    """Is this the error of every correct call here: no driver, or one of its libraries missing?"""
+    error = error.__cause__ or error  # the original error
     if isinstance(error, cupy.cuda.runtime.CUDARuntimeError):
         return True
     return isinstance(error, (ImportError, RuntimeError)) and bool(NOT_FOUND.search(str(error)))
@@ -208,7 +208,7 @@ def test_every_call_that_was_asked_for_gets_as_far_as_the_device(asked, request)
         f"{len(keywords)} keywords, {len(asked)} kinds of call, of which {device} end at the "
         f"missing device and {len(asked) - device} are done without one"
     )
-    assert not failed, "\n".join(f"{key}: {told}" for key, told in failed.items())
+    assert not failed, "\n".join(f"{key}: {message}" for key, message in failed.items())
 
 
 def test_every_name_and_keyword_fits_its_signature(asked):
@@ -250,13 +250,13 @@ def test_a_tensor_on_the_right_of_a_device_array_is_asked_first():
 
 
 def metered(backend, x):
-    """A meter on the real memory hook, told what CuPy tells it."""
-    made = gpu._counting(cupy.cuda.MemoryHook)(0)
-    told = {"device_id": 0, "mem_ptr": 0, "pmem_id": 0}
-    with made as meter:
-        meter.malloc_postprocess(size=1, mem_size=512, **told)
-        meter.malloc_postprocess(size=600, mem_size=1024, **told)
-        meter.free_postprocess(mem_size=512, **told)
+    """A meter on the real memory hook, called as CuPy calls it."""
+    meter_class = gpu._counting(cupy.cuda.MemoryHook)(0)
+    others = {"device_id": 0, "mem_ptr": 0, "pmem_id": 0}
+    with meter_class as meter:
+        meter.malloc_postprocess(size=1, mem_size=512, **others)
+        meter.malloc_postprocess(size=600, mem_size=1024, **others)
+        meter.free_postprocess(mem_size=512, **others)
         assert meter.read() == (1024, 1536)
         meter.reset()
         assert meter.read() == (1024, 1024)
@@ -264,7 +264,7 @@ def metered(backend, x):
 
 
 @pytest.mark.parametrize("hook", [
-    lambda b, x: b.asnumpy(x), lambda b, x: b.asarray(np.ones(3)), lambda b, x: b.erf(x),
+    lambda b, x: b.asnumpy(x), lambda b, x: b.module.asarray(np.ones(3)), lambda b, x: b.erf(x),
     lambda b, x: b.scatter_add(x, over_nothing(Like("int64", (4,), (8,))), x),
     lambda b, x: b.describe(), lambda b, x: b.synchronize(), lambda b, x: b.enter(), metered,
     lambda b, x: b.read(x.sum(), 0.0), lambda b, x: b.finite(x.sum(), [x]),

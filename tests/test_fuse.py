@@ -23,18 +23,18 @@ import minilora as ml
 from minilora.backend import gpu
 from minilora.kernels import rowwise
 
-__all__ = ["pytestmark"]  # skipped where there is a GPU
+__all__ = ["pytestmark"]  # skipped on a GPU
 LETTERS = {"f": "float", "d": "double", "e": "float16", "I": "unsigned int"}
 LIKE = Like("float32", (4,), (4,))
-POSITIVE = {"variance", "v"}  # arguments whose root is taken
+POSITIVE = {"variance", "v"}  # arguments of a square root
 
 
 class Kernel(NamedTuple):
-    """A formula, arguments of one kind that it met, and what CuPy made of it."""
+    """A formula, arguments of one kind that it was called with, and CuPy's kernel for them."""
 
     formula: object
     args: tuple
-    made: object  # cupy's ElementwiseKernel: its parameters, its preamble, its text
+    compiled: object  # cupy's ElementwiseKernel: its parameters, its preamble, its text
 
     @property
     def name(self):
@@ -49,19 +49,19 @@ class Kernel(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def backend():
-    """Not one of the array libraries in turn: this is about two of them."""
+    """Not run on each array library: this compares two of them."""
 
 
 @pytest.fixture(scope="module")
 def kernels():
-    """One kernel for each formula and kind of arguments that was asked for by now."""
+    """Return one kernel per formula and kind of arguments that was called so far."""
     before = ml.use(StrictBackend())
     rehearse()
     cuda = object.__new__(gpu.CupyBackend)
     cuda.module, cuda._special, cuda._kernels = cupy, special, {}
     cuda.enter = lambda: None
     ml.use(cuda)
-    made = {}
+    latest = {}
     try:
         for (formula, _), args in LOG.fused.items():
             kernel = cuda.fuse(formula)
@@ -70,14 +70,14 @@ def kernels():
             except Exception as error:
                 assert reaches_the_device(error), f"{formula.__name__}: {error}"
             key, (last, _) = next(reversed(kernel._memo.items()))
-            made.setdefault((formula, key), Kernel(formula, args, last))
+            latest.setdefault((formula, key), Kernel(formula, args, last))
     finally:
         ml.use(before)
-    return list(made.values())
+    return list(latest.values())
 
 
 def test_every_formula_was_asked_for(kernels):
-    """Those of the package that carry the mark, and no others."""
+    """All formulas of the package with the decorator, and no others."""
     marked = set()
     for path in glob.glob(os.path.join(os.path.dirname(ml.__file__), "**", "*.py"), recursive=True):
         with open(path, encoding="utf-8") as file:
@@ -87,41 +87,41 @@ def test_every_formula_was_asked_for(kernels):
 
 def test_each_computes_in_the_precision_of_its_arrays(kernels):
     for kernel in kernels:
-        text = kernel.made.operation
+        text = kernel.compiled.operation
         own = re.findall(r"^(?!const)(double|float16|float) v", text, re.M)
         assert set(own) <= {LETTERS[letter] for letter in kernel.letters}, kernel.name
 
 
 def test_that_would_be_seen():
-    """Two numbers that meet become a half: the reason for a rule of `fused`."""
+    """Two numbers become a half when they meet: the reason for a rule of `fused`."""
 
     def mistake(x, y, number):
         x += y * (1 - number)
 
-    made = cupy.fuse(mistake)
+    kernel_of = cupy.fuse(mistake)
     one = real((LIKE, LIKE))
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
-        made(*one, 0.1)
-    ((kernel, _),) = made._memo.values()
+        kernel_of(*one, 0.1)
+    ((kernel, _),) = kernel_of._memo.values()
     assert "float16 v" in kernel.operation
 
 
 def pointers(kernel) -> str:
-    """The kernel's parameters: a pointer for each array, a value for each number."""
+    """Return the kernel's parameters: a pointer per array, a value per number."""
     return ", ".join(
         f"{p.ctype} *_{p.name}" if hasattr(given, "dtype") else f"{p.ctype} {p.name}"
-        for p, given in zip(kernel.made.in_params, kernel.args)
+        for p, given in zip(kernel.compiled.in_params, kernel.args)
     )
 
 
 def body(kernel) -> str:
-    """One turn of its loop: what the names in its text stand for, and the text."""
+    """Return one iteration of its loop: definitions of the names in its text, and the text."""
     names = [
         f"{p.ctype} &{p.name} = _{p.name}[i];"
-        for p, given in zip(kernel.made.in_params, kernel.args)
+        for p, given in zip(kernel.compiled.in_params, kernel.args)
         if hasattr(given, "dtype")
     ]
-    return "\n".join([*names, kernel.made.operation])
+    return "\n".join([*names, kernel.compiled.operation])
 
 
 def test_nvidias_compiler_takes_each_of_them(kernels):
@@ -134,7 +134,7 @@ def test_nvidias_compiler_takes_each_of_them(kernels):
     options = [f"-I{folder}" for folder in (ours, f"{ours}/cupy/_cccl/libcudacxx", *headers)]
     for kernel in kernels:
         source = (
-            f"#include <cupy/float16.cuh>\n{kernel.made.preamble}\n"
+            f"#include <cupy/float16.cuh>\n{kernel.compiled.preamble}\n"
             f'extern "C" __global__ void run({pointers(kernel)}) {{\n'
             f"long long i = blockIdx.x * blockDim.x + threadIdx.x;\n{body(kernel)}\n}}"
         )
@@ -154,14 +154,14 @@ def test_nvidias_compiler_takes_each_of_them(kernels):
 
 @pytest.fixture(scope="module")
 def compiled(kernels, tmp_path_factory):
-    """The kernels' own text, compiled for the host: those of whole and of double precision."""
+    """Compile the kernels' text for the host: those in single and in double precision."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     chosen = [kernel for kernel in kernels if "e" not in kernel.letters]
     parts = ["#include <algorithm>\n#include <cmath>\nusing namespace std;\n#define __device__\n"]
     for at, kernel in enumerate(chosen):
-        preamble = re.sub(r'#include "cupy/float16.cuh"', "", kernel.made.preamble)
+        preamble = re.sub(r'#include "cupy/float16.cuh"', "", kernel.compiled.preamble)
         parts.append(
             f"namespace kernel{at} {{\n{preamble}\n"
             f'extern "C" void run{at}(long long n, {pointers(kernel)}) {{\n'
@@ -177,7 +177,7 @@ def compiled(kernels, tmp_path_factory):
 
 
 def given_to(kernel, seed=0):
-    """Arguments of the kernel's kind, arrays of numbers that its formula is made for."""
+    """Return arguments of the kernel's kind, with numbers in the domain of its formula."""
     rng = np.random.default_rng(seed)
     names = kernel.formula.__code__.co_varnames
     for name, example in zip(names, kernel.args):
@@ -191,7 +191,7 @@ def given_to(kernel, seed=0):
 
 
 def call(run, kernel, args):
-    """Run it on full arrays, as CuPy's loop would; the arrays, written to."""
+    """Run it on full arrays, as CuPy's loop would; return the arrays after it."""
     full = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, np.ndarray)))
     passed = [
         np.broadcast_to(a, full).copy(order="C") if isinstance(a, np.ndarray) else a for a in args
@@ -199,7 +199,7 @@ def call(run, kernel, args):
     kinds = {"double": ctypes.c_double, "long long": ctypes.c_longlong}
     run(ctypes.c_longlong(int(np.prod(full))), *(
         a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else kinds[p.ctype](a)
-        for p, a in zip(kernel.made.in_params, passed)
+        for p, a in zip(kernel.compiled.in_params, passed)
     ))
     return passed
 
@@ -222,8 +222,8 @@ def test_their_text_run_on_the_host_is_what_numpy_makes_of_the_formula(compiled)
 
 
 def test_a_kernel_may_write_where_it_reads(compiled):
-    """Attention's weights are shifted in place: input and output are one array."""
-    wanted = rowwise.exp_shifted  # the mark around the formula
+    """Attention shifts its scores in place: input and output are one array."""
+    wanted = rowwise.exp_shifted  # the decorated formula
     ran = 0
     for kernel, run in compiled:
         if kernel.formula.__name__ != "exp_shifted":

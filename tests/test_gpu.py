@@ -1,6 +1,6 @@
-"""What only a real GPU can show: `pytest -m gpu`, which also takes every other test on CuPy.
+"""Tests that need a real GPU: `pytest -m gpu`, which also runs every other test on CuPy.
 
-Skipped where no CUDA device answers. Whether and where it last ran is told in README.md.
+They are skipped without a CUDA device. README.md says whether and where they last ran.
 """
 
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def backend():
-    """CuPy, on the device that it chooses."""
+    """CuPy, on its default device."""
     try:
         before = ml.use("cupy")
     except (ImportError, RuntimeError) as error:
@@ -78,7 +78,7 @@ def test_half_precision_learns_and_a_step_that_overflows_is_left_out():
     assert 1 < float(ml.asnumpy(scale.scale)) < 2.0**30
 
 
-def test_a_gradient_that_is_not_finite_is_told_when_the_losses_are_read():
+def test_a_gradient_that_is_not_finite_raises_when_the_losses_are_read():
     model, _ = adapted(0, "float32")
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)

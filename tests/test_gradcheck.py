@@ -1,4 +1,4 @@
-"""Finite differences find what is wrong, and say where (minilora.gradcheck)."""
+"""Finite differences find a wrong gradient, and say where (minilora.gradcheck)."""
 
 import numpy as np
 import pytest
@@ -47,8 +47,8 @@ def test_one_wrong_entry_is_named_by_input_and_index(seed, n, data):
     which, at = data.draw(st.integers(0, 1)), (data.draw(st.integers(0, n - 1)), 1)
     spoils = [fine, fine]
     spoils[which] = lambda g: spoilt(g, at, 0.01)
-    told = rf"input {which}, index \({at[0]}, 1\): the rule gives .*, central differences"
-    with pytest.raises(AssertionError, match=told):
+    message = rf"input {which}, index \({at[0]}, 1\): the rule gives .*, central differences"
+    with pytest.raises(AssertionError, match=message):
         ml.gradcheck(
             lambda a, b: crooked(a, b, spoil_x=spoils[0], spoil_y=spoils[1]),
             normal(seed, n, 2),
@@ -135,14 +135,14 @@ def test_numbers_and_arrays_of_the_device_are_inputs_too():
 
 
 def test_a_difference_that_is_not_a_number_never_passes():
-    # Python's max(0.0, nan) is 0.0, so that the nan is dropped and 0.0 returned
+    # Python's max(0.0, nan) is 0.0: it would drop the nan
     with np.errstate(invalid="ignore"), pytest.raises((AssertionError, FloatingPointError)):
         ml.gradcheck(ops.sqrt, np.array([1e-6]))
 
 
-def test_a_function_that_gives_no_tensor_is_told():
-    for out, told in ((3.0, "float"), (np.ones(2), "ndarray"), (None, "NoneType")):
+def test_a_function_that_returns_no_tensor_is_refused():
+    for out, name in ((3.0, "float"), (np.ones(2), "ndarray"), (None, "NoneType")):
         with pytest.raises(
-            TypeError, match=f"^gradcheck: f gave a {told}, and has to give a Tensor"
+            TypeError, match=f"^gradcheck: f returned a {name}: it must return a Tensor"
         ):
             ml.gradcheck(lambda x, out=out: out, np.ones(2))

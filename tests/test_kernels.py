@@ -1,4 +1,4 @@
-"""Every kernel of the table is its plain op: value and gradients, however its work is cut."""
+"""Every kernel of the table equals its plain op: value and gradients, for any cut of its work."""
 
 import inspect
 import itertools
@@ -35,14 +35,14 @@ DTYPES = st.sampled_from(["float16", "float32", "float64"])
 
 
 class Case(NamedTuple):
-    """An op's arrays and settings, and how far two correct results may lie apart.
+    """An op's arrays and settings, and the allowed distance of two correct results.
 
     allowed(arrays, g), all of them in float64: (roundings of the inputs' dtype that the kernel may
     make where that is a half, roundings of its sums, sizes of the value and of each gradient).
     """
 
     op: Callable
-    arrays: list  # floats of the host, None, integers
+    arrays: list  # host arrays of floats, None, integers
     settings: dict
     allowed: Callable
 
@@ -52,12 +52,12 @@ def biggest(x: np.ndarray) -> float:
 
 
 def rows_of(draw) -> tuple[int, ...]:
-    """Leading axes; now and then with more rows than there are in a block of a thin product."""
+    """Draw leading axes, sometimes with more rows than a block of a thin product has."""
     return draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=4) | st.just((300,)))
 
 
 def sums(op, settings, steps, halves):
-    """`allowed` for sums of products: sizes are the same op run on absolute values."""
+    """Return `allowed` for sums of products: the sizes are the same op on absolute values."""
 
     def allowed(arrays, g):
         value, grads = plain(op, [x if x is None else abs(x) for x in arrays], settings, abs(g))
@@ -135,7 +135,7 @@ def attention(draw):
     mask = None
     if draw(st.booleans()):
         mask = np.random.default_rng(seed).random((batch, n)) < 0.6
-        mask[:, 0] = True  # every query sees something
+        mask[:, 0] = True  # every query sees a key
     arrays = [normal(seed + i, batch, t, heads * width) * size for i, t in enumerate([m, n, n])]
 
     def allowed(arrays, g):
@@ -157,7 +157,7 @@ CASES = {
     ops.cross_entropy: cross_entropy,
     ops.attention: attention,
 }
-FUNCTIONS = {adam}  # of arrays, no ops: they have tests of their own
+FUNCTIONS = {adam}  # functions of arrays, not ops: they have their own tests
 cuts = st.fixed_dictionaries(
     {"piece": st.sampled_from([1, 7, 1 << 18]), "queries": st.sampled_from([1, 3, 64])}
 )
@@ -168,12 +168,12 @@ def floating(arrays) -> list[bool]:
 
 
 def trainable(op, arrays) -> list[bool]:
-    """Which of the arrays may want a gradient: a mask is none of them."""
+    """Return which of the arrays may require a gradient: a mask may not."""
     return [f and (op, i) != (ops.lora_linear, 5) for i, f in enumerate(floating(arrays))]
 
 
 def plain(op, arrays, settings, g, needs=None):
-    """(value, gradients) of the op as it is printed; None where no gradient is needed."""
+    """Return (value, gradients) of the plain op; None where no gradient is needed."""
     floats, needs = floating(arrays), trainable(op, arrays) if needs is None else needs
     inputs = [Tensor(x, need) if f else x for x, need, f in zip(arrays, needs, floats)]
     with ops.plain():
@@ -185,15 +185,15 @@ def plain(op, arrays, settings, g, needs=None):
 
 
 def fast(op, arrays, settings, g, needs):
-    """The same of its kernel, called as the engine calls it."""
+    """Return the same for its kernel, called as the engine calls it."""
     there = [ml.backend.asarray(x) if f else x for x, f in zip(arrays, floating(arrays))]
     value, gradients = op.kernel(*there, needs=needs, **settings)
-    held = ml.asnumpy(value).copy()
-    made = gradients(ml.backend.asarray(g)) if any(needs) else [None] * len(arrays)
-    assert len(made) == len(arrays)
-    assert same_bytes(ml.asnumpy(value), held), "the backward pass leaves the value alone"
+    before = ml.asnumpy(value).copy()
+    grads = gradients(ml.backend.asarray(g)) if any(needs) else [None] * len(arrays)
+    assert len(grads) == len(arrays)
+    assert same_bytes(ml.asnumpy(value), before), "the backward pass leaves the value alone"
     assert all(map(unchanged, there, arrays)), "and a kernel all that it was given"
-    return held, [x if x is None else ml.asnumpy(x) for x in made]
+    return before, [x if x is None else ml.asnumpy(x) for x in grads]
 
 
 def unchanged(there, here) -> bool:
@@ -208,10 +208,10 @@ def test_every_entry_of_the_table_has_a_case():
 
 
 @pytest.mark.parametrize("plain", TABLE, ids=lambda plain: plain.__name__)
-def test_a_kernel_has_the_signature_of_what_it_stands_for(plain):
+def test_a_kernel_has_the_signature_of_its_op(plain):
     def parameters(f):
-        found = inspect.signature(f).parameters.values()
-        return [(p.name, p.kind, p.default) for p in found if p.name != "needs"]
+        given = inspect.signature(f).parameters.values()
+        return [(p.name, p.kind, p.default) for p in given if p.name != "needs"]
 
     kernel = TABLE[plain]
     assert parameters(kernel) == parameters(plain) and kernel.__name__ == plain.__name__
@@ -247,7 +247,7 @@ def test_a_kernel_is_its_plain_op(op, data, dtype, cut, keep):
     assert same_bytes(unneeded[0], value), "the value does not depend on what is trained"
     assert [x is not None for x in grads] == needs
 
-    given = wide if half else arrays  # of halves, the plain op computes too coarsely
+    given = wide if half else arrays  # in halves, the plain op is too coarse
     wanted, wanted_grads = plain(op, given, settings, g.astype("float64") if half else g, needs)
     coarse, steps, bounds = allowed(wide, g.astype("float64"))
     assert value.dtype == out
@@ -266,7 +266,7 @@ def same_bytes_or_none(a, b) -> bool:
 
 @pytest.mark.parametrize("op", CASES, ids=lambda op: op.__name__)
 def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
-    """Or the property above would prove little; a device shares by itself."""
+    """Otherwise the property above would prove little. A device shares by itself."""
     met, together = [], threads._together
     spy = lambda task, cuts, crew: met.append(len(cuts)) or together(task, cuts, crew)  # noqa: E731
     monkeypatch.setattr(threads, "_together", spy)
@@ -290,11 +290,11 @@ def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
     assert all(cuts > 1 for cuts in met)
 
 
-# The two that are functions of arrays
+# Two functions of arrays
 
 
 def step(update, arrays, settings):
-    """p, m and v after one step of Adam; the gradient is read only."""
+    """Return p, m and v after one step of Adam; the gradient is read-only."""
     there = [ml.backend.asarray(x.copy()) for x in arrays]
     update(*there, **settings)
     p, g, m, v = map(ml.asnumpy, there)
@@ -352,15 +352,15 @@ def test_adams_kernel_moves_what_does_not_lie_row_by_row_in_memory(turned):
 def test_a_dropout_mask_has_the_same_bits_on_every_library(seed, shape, rate, dtype):
     def mask():
         rng = np.random.default_rng(seed)
-        made = ml.asnumpy(ops.dropout_mask(shape, rate, rng, np.dtype(dtype)))
-        return made, rng.random()  # that it takes as many numbers from its generator, too
+        factors = ml.asnumpy(ops.dropout_mask(shape, rate, rng, np.dtype(dtype)))
+        return factors, rng.random()  # it draws as many numbers, too
 
-    made, after = mask()
-    assert made.dtype == dtype and made.shape == shape
-    assert set(made.ravel().tolist()) <= {0, float(np.dtype(dtype).type(1 / (1 - rate)))}
+    factors, after = mask()
+    assert factors.dtype == dtype and factors.shape == shape
+    assert set(factors.ravel().tolist()) <= {0, float(np.dtype(dtype).type(1 / (1 - rate)))}
     with ml.using("numpy"):
         other, at = mask()
-    assert same_bytes(other, made) and at == after
+    assert same_bytes(other, factors) and at == after
 
 
 # All of them together
@@ -369,7 +369,7 @@ def test_a_dropout_mask_has_the_same_bits_on_every_library(seed, shape, rate, dt
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_models_step_is_the_same_without_kernels(recompute):
     """Loss and gradients, dropout included: the masks are the same."""
-    told = []
+    results = []
     for flag in (False, True):
         model, _ = adapted(targets=("q", "v", "up"), dropout=0.2, sizes={"dropout": 0.1})
         model.recompute = recompute
@@ -377,8 +377,8 @@ def test_a_models_step_is_the_same_without_kernels(recompute):
             loss = ops.cross_entropy(model(ids(0)), ids(1))
         loss.backward()
         grads = [p.grad for p in model.trainable_parameters().values()]
-        told.append([ml.asnumpy(x) for x in (loss, *grads)])
-    for fast, plain in zip(*told):  # some 10 sums of up to 100 terms, one after the other
+        results.append([ml.asnumpy(x) for x in (loss, *grads)])
+    for fast, plain in zip(*results):  # some 10 sums of up to 100 terms, one after the other
         assert_near(fast, plain, roundings(1e3, biggest(plain), "float64"))
 
 
@@ -387,7 +387,7 @@ def test_a_models_step_is_the_same_without_kernels(recompute):
 
 @pytest.mark.parametrize("shape", [(200, 768, 256, 64), (40, 300, 64, 64)])
 def test_threads_do_not_write_what_others_read(shape, backend):
-    """With more columns than rows, each thread makes x Aᵀ: at this size, by several passes."""
+    """With more columns than rows, each thread computes x Aᵀ, at this size in several passes."""
     n, d, k, r = shape
     x, W, A, B = (
         normal(i, *s, dtype="float32") for i, s in enumerate([(n, k), (d, k), (r, k), (d, r)])
@@ -406,7 +406,7 @@ def test_threads_do_not_write_what_others_read(shape, backend):
 @pytest.mark.parametrize("keep", [0, 512])
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_in_blocks_of_its_own_size(causal, keep, monkeypatch):
-    """More queries than a block has, and not a multiple; two of three sequences in a task."""
+    """More queries than a block has, and not a multiple of it; two of three sequences in a task."""
     monkeypatch.setattr(kernels.attention, "KEEP", keep)
     m, n, d = 130, 150, 4
     q, k, v = (normal(i, 3, t, d) for i, t in enumerate([m, n, n]))
@@ -426,27 +426,27 @@ def test_attention_in_blocks_of_its_own_size(causal, keep, monkeypatch):
 def test_attentions_weights_are_kept_up_to_keep_tokens_and_for_a_backward_pass_only(
     wanted, monkeypatch
 ):
-    """What is alive between the passes: with the weights, tokens × tokens numbers."""
-    made, exp_shifted = [], kernels.attention.exp_shifted
+    """The weights, tokens × tokens numbers, are alive between the passes, or not."""
+    weights, exp_shifted = [], kernels.attention.exp_shifted
 
     def spy(x, top, out):
-        made.append(weakref.ref(out))
+        weights.append(weakref.ref(out))
         exp_shifted(x, top, out)
 
     monkeypatch.setattr(kernels.attention, "exp_shifted", spy)
     monkeypatch.setattr(kernels.attention, "KEEP", 8)
     for tokens in (8, 9):
-        made.clear()
+        weights.clear()
         x = Tensor(normal(0, 1, tokens, 2) * 40, requires_grad=wanted)  # e^x needs its shift
         out = ops.attention(x, x, x, heads=1)
-        assert made and any(E() is not None for E in made) == (wanted and tokens == 8)
+        assert weights and any(E() is not None for E in weights) == (wanted and tokens == 8)
         del out
 
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("grown", [np.s_[1:], np.s_[:, :, 2:]], ids=["a sequence", "a head"])
 def test_what_one_sequence_and_one_head_give_does_not_depend_on_the_others(grown, causal):
-    """Not by a bit: whether scores need a shift is decided for each by itself."""
+    """Not in a single bit: each decides alone whether its scores need a shift."""
     q, k, v = (normal(i, 2, 5, 4) for i in range(3))
     others = np.zeros(v.shape, bool)
     others[grown] = True
@@ -459,7 +459,7 @@ def test_what_one_sequence_and_one_head_give_does_not_depend_on_the_others(grown
     assert all(map(same_bytes, *runs))
 
 
-def test_a_half_meets_an_adapter_as_halves():
+def test_with_an_input_in_halves_the_adapter_is_used_in_halves():
     shapes = [(6, 5), (4, 5), (2, 5), (4, 2)]
     x, W, A, B = (normal(i, *shape, dtype="float16") for i, shape in enumerate(shapes))
     needs, g = [True, False, False, True, True, False], normal(9, 6, 4, dtype="float16")
@@ -477,13 +477,13 @@ def test_attention_keeps_of_q_k_v_and_its_output_what_the_wanted_gradients_use(
 ):
     monkeypatch.setattr(kernels.attention, "KEEP", keep)
     arrays = [ml.backend.asarray(normal(i, 1, 5, 4)) for i in range(3)]
-    held = [weakref.ref(x) for x in arrays]
+    references = [weakref.ref(x) for x in arrays]
     y, back = ops.attention.kernel(*arrays, heads=2, needs=[*needs])
-    held, kept = [*held, weakref.ref(y)], back
+    references, rule = [*references, weakref.ref(y)], back
     del arrays, y, back
     need_q, need_k, _ = needs
     uses = [need_k or not keep, need_q or not keep, *[need_q or need_k] * 2]  # E again is of q, k
-    assert [x() is not None for x in held] == uses and kept is not None
+    assert [x() is not None for x in references] == uses and rule is not None
 
 
 @pytest.mark.parametrize("op", [ops.linear, ops.lora_linear, ops.layer_norm])
@@ -500,7 +500,7 @@ def test_halves_are_summed_in_float32(op):
     assert grads[2].tolist() == [4096, 4096]
 
 
-# W stored in half precision: the op of the same W, widened
+# W stored in half precision: the op on the same W, widened
 
 
 HALVES = np.arange(1 << 16, dtype="uint16").view("float16")

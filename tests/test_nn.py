@@ -1,4 +1,4 @@
-"""nn: every parameter has one name, state goes in and out whole, modes mean dropout only."""
+"""nn: every parameter has one name, state is copied in full or not at all, modes set dropout."""
 
 import math
 
@@ -22,7 +22,7 @@ BLOCK = [
 
 
 class Nest(nn.Module):
-    """A parameter, lists in lists, a tuple, a dict, and one layer that is there twice."""
+    """A parameter, nested lists, a tuple, a dict, and one layer that occurs twice."""
 
     def __init__(self, seed: int = 0, dtype: str = "float64") -> None:
         def layer(d_in: int) -> nn.Linear:
@@ -99,16 +99,16 @@ def test_a_call_hands_everything_on_to_forward():
 @given(seeds, dtypes)
 def test_state_dict_round_trips_and_is_a_copy(seed, dtype):
     model, other = Nest(seed, dtype), Nest(seed + 1, dtype)
-    held = model.state_dict()
-    before = {name: array.copy() for name, array in held.items()}
-    assert same(held, state(model)) and all(type(a) is np.ndarray for a in held.values())
+    copies = model.state_dict()
+    before = {name: array.copy() for name, array in copies.items()}
+    assert same(copies, state(model)) and all(type(a) is np.ndarray for a in copies.values())
     arrays = [p.data for p in other.parameters()]
-    other.load_state_dict(held)
+    other.load_state_dict(copies)
     assert same(state(other), before)
     assert all(p.data is array for p, array in zip(other.parameters(), arrays)), "in place"
     shake(model.parameters(), seed)
-    assert same(held, before), "the model's arrays are not the state's"
-    for array in held.values():
+    assert same(copies, before), "the model's arrays are not the state's"
+    for array in copies.values():
         array += 1
     assert same(state(other), before), "the state's arrays are not the model's"
 
@@ -204,13 +204,13 @@ def test_requires_grad_freezes_all_and_forgets_gradients():
 def test_a_linear_is_x_times_w_transposed_plus_b(rows, d_in, d_out, bias, dtype, seed):
     layer = nn.Linear(d_in, d_out, bias, rng=seed, dtype=dtype)
     shake(layer.parameters(), seed)
-    x, held = normal(seed, 2, rows, d_in, dtype=dtype), layer.state_dict()
-    assert list(held) == ["W", "b"][: 1 + bias] and held["W"].shape == (d_out, d_in)
+    x, weights = normal(seed, 2, rows, d_in, dtype=dtype), layer.state_dict()
+    assert list(weights) == ["W", "b"][: 1 + bias] and weights["W"].shape == (d_out, d_in)
     y = layer(ml.Tensor(x))
-    exact = x.astype("float64") @ held["W"].T.astype("float64") + held.get("b", 0.0)
+    exact = x.astype("float64") @ weights["W"].T.astype("float64") + weights.get("b", 0.0)
     assert y.shape == (2, rows, d_out) and str(y.dtype) == dtype
     bound = (d_in + 2) * np.finfo(dtype).eps
-    scale = np.abs(x).astype("float64") @ np.abs(held["W"]).T + np.abs(held.get("b", 0.0))
+    scale = np.abs(x).astype("float64") @ np.abs(weights["W"]).T + np.abs(weights.get("b", 0.0))
     assert np.all(np.abs(ml.asnumpy(y.data) - exact) <= bound * scale)
 
 
@@ -249,11 +249,11 @@ def test_a_layer_norm_centres_and_scales_each_row(d, seed):
     x = normal(seed, 4, d) * 3 + 2
     norm = nn.LayerNorm(d, eps=1e-3, dtype="float64")
     shake(norm.parameters(), seed)
-    held = norm.state_dict()
+    weights = norm.state_dict()
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-    expected = (x - mean) / np.sqrt(variance + 1e-3) * held["g"] + held["b"]
+    expected = (x - mean) / np.sqrt(variance + 1e-3) * weights["g"] + weights["b"]
     np.testing.assert_allclose(ml.asnumpy(norm(ml.Tensor(x)).data), expected, rtol=0, atol=1e-12)
-    assert nn.LayerNorm(d).eps == 1e-5  # as PyTorch and GPT-2 have it
+    assert nn.LayerNorm(d).eps == 1e-5  # as in PyTorch and GPT-2
     fresh = nn.LayerNorm(d).state_dict()
     assert fresh["g"].dtype == "float32" and np.all(fresh["g"] == 1) and np.all(fresh["b"] == 0)
 
@@ -261,12 +261,12 @@ def test_a_layer_norm_centres_and_scales_each_row(d, seed):
 def test_the_first_weights_have_the_spread_asked_for_and_biases_are_0():
     rows = 200
     for d_in, std in ((50, None), (50, 0.3)):
-        held = nn.Linear(d_in, rows, std=std, rng=0).state_dict()
+        weights = nn.Linear(d_in, rows, std=std, rng=0).state_dict()
         expected, n = std or 1 / math.sqrt(d_in), d_in * rows
-        # the standard error of a sample's spread is σ / √(2n); six of them
-        assert abs(held["W"].std() / expected - 1) < 6 / math.sqrt(2 * n)
-        assert abs(held["W"].mean()) < 6 * expected / math.sqrt(n)
-        assert not held["b"].any()
+        # the standard error of a sample's spread is σ / √(2n); allow six of them
+        assert abs(weights["W"].std() / expected - 1) < 6 / math.sqrt(2 * n)
+        assert abs(weights["W"].mean()) < 6 * expected / math.sqrt(n)
+        assert not weights["b"].any()
     assert abs(nn.Embedding(rows, 50, rng=0).state_dict()["W"].std() / 0.02 - 1) < 0.05
 
 
@@ -332,11 +332,11 @@ def test_a_module_says_of_itself_what_it_likes():
 @given(st.sets(st.sampled_from(NEST)), dtypes)
 def test_the_summary_counts_parameters_and_bytes(trained, dtype):
     model = Nest(0, dtype)
-    held = dict(model.named_parameters())
-    for name, p in held.items():
+    parameters = dict(model.named_parameters())
+    for name, p in parameters.items():
         p.requires_grad = name in trained
-    total = sum(p.data.size for p in held.values())
-    on = sum(held[name].data.size for name in trained)
+    total = sum(p.data.size for p in parameters.values())
+    on = sum(parameters[name].data.size for name in trained)
     size = np.dtype(dtype).itemsize
     tree, known, nbytes = model.summary().rsplit("\n", 2)
     assert tree == repr(model)

@@ -1,4 +1,4 @@
-"""Every op, as it is printed and as a kernel: its gradient, dtypes, manners and formula."""
+"""Every op, plain and as a kernel: its gradient, dtypes, behaviour and formula."""
 
 import math
 import re
@@ -32,12 +32,12 @@ forms = st.sampled_from(["tanh", "none"])
 
 
 def on_device(x: np.ndarray, like: Tensor):
-    """A constant next to `like`: same library, same dtype."""
+    """Return a constant of the library and dtype of `like`."""
     return ml.backend.asarray(x.astype(np.dtype(str(like.dtype))))
 
 
 def apart(x: np.ndarray, by: float = 0.5) -> np.ndarray:
-    """x moved away from 0."""
+    """Return x, moved away from 0."""
     return x + np.copysign(by, x)
 
 
@@ -177,7 +177,7 @@ def attention(draw):
 
 
 def seen(seed: int, batch: int, n: int) -> np.ndarray:
-    """A mask with holes; the first key is there, so that no query sees nothing at all."""
+    """Draw a mask with holes; the first key is visible, so every query sees a key."""
     mask = np.random.default_rng(seed).random((batch, n)) < 0.6
     mask[:, 0] = True
     return mask
@@ -353,7 +353,7 @@ def test_an_empty_batch_has_an_empty_result_and_no_gradient(f, shapes, wanted, p
     assert all(not grad.any() for grad in grads)
 
 
-# The op against its formula. Of each twin, the error is bounded by (roundings) · eps · (sizes).
+# The op against its formula. The error of each is bounded by (roundings) · eps · (sizes).
 
 
 @given(seeds, solid, dtypes)
@@ -464,8 +464,8 @@ def test_gelu_in_half_precision_far_from_zero_is_x_or_nothing():
 
 @both_ways
 def test_gelu_has_two_forms(plain):
-    told = r'gelu: x is \(2,\): approximate must be "tanh" or "none", not \'exact\''
-    with pytest.raises(ValueError, match=told), ops.plain(plain):
+    message = r'gelu: x is \(2,\): approximate must be "tanh" or "none", not \'exact\''
+    with pytest.raises(ValueError, match=message), ops.plain(plain):
         ops.gelu(Tensor([1.0, 2.0]), approximate="exact")
 
 
@@ -478,11 +478,11 @@ def test_cross_entropy_is_the_mean_over_what_is_not_ignored(
     logits, d = normal(seed, *shape, dtype=dtype), shape[-1]
     targets = rng.integers(0, d, shape[:-1]).astype("int64" if wide else "int16")
     targets = np.where(rng.random(shape[:-1]) < 0.3, np.array(ignored, targets.dtype), targets)
-    kept = targets != ignored
-    if not kept.any():
+    counted = targets != ignored
+    if not counted.any():
         return
-    one_hot = (np.arange(d) == targets[..., None]) & kept[..., None]
-    share = one_hot / kept.sum()
+    one_hot = (np.arange(d) == targets[..., None]) & counted[..., None]
+    share = one_hot / counted.sum()
 
     def twin(z):
         total = ops.exp(z).sum(axis=-1).reshape(*shape[:-1], 1)
@@ -496,7 +496,7 @@ def test_cross_entropy_is_the_mean_over_what_is_not_ignored(
     steps = 2 * top + 2 * d + rows + 8
     assert_near(value, wanted, roundings(steps, 1 + 2 * top + math.log(d), dtype))
     assert_near(grad, wanted_grad, roundings(steps, 2 * g, dtype))
-    assert not grad[~kept].any()
+    assert not grad[~counted].any()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "int32", "uint64"])
@@ -515,7 +515,7 @@ def test_cross_entropy_of_huge_logits_is_finite_and_of_one_class_zero():
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "message"),
     [
         ([0, 3], "target 3 is not one of the 3 classes"),
         ([0, -1], "target -1 is not one of the 3 classes"),
@@ -524,8 +524,8 @@ def test_cross_entropy_of_huge_logits_is_finite_and_of_one_class_zero():
         ([[0, 1]], r"targets must be \(2,\), not \(1, 2\)"),
     ],
 )
-def test_cross_entropy_names_what_is_wrong_with_its_targets(targets, told):
-    with pytest.raises(ValueError, match=f"cross_entropy: .*{told}"):
+def test_cross_entropy_names_what_is_wrong_with_its_targets(targets, message):
+    with pytest.raises(ValueError, match=f"cross_entropy: .*{message}"):
         ops.cross_entropy(Tensor(normal(0, 2, 3)), targets)
 
 
@@ -538,7 +538,7 @@ def test_cross_entropy_refuses_targets_that_are_not_integers():
 
 
 def attended(q, k, v, heads, causal, mask):
-    """softmax(q kᵀ / √d_head) v in float64; what is hidden has a score of -∞."""
+    """softmax(q kᵀ / √d_head) v in float64; a hidden key has the score -∞."""
     (batch, m, d), n = q.shape, k.shape[1]
     Q, K, V = (x.astype("float64").reshape(batch, -1, heads, d // heads) for x in (q, k, v))
     scores = np.einsum("bihd,bjhd->bhij", Q, K) / math.sqrt(d // heads)
@@ -587,11 +587,11 @@ def test_the_future_never_changes_the_past(plain, tokens, seed, data, masked):
     assert not grad[:, at:].any()
 
 
-# Padding: keys that nobody sees. That of a query which sees no key at all is of no meaning.
+# Padding: keys that no query sees. The output of a query that sees no key has no meaning.
 
 
 def padded(data, seed, causal):
-    """(q, k, v, mask) in which some keys are padding, the first never."""
+    """Return (q, k, v, mask); some keys are padding, the first never is."""
     batch, m, past, width = (data.draw(sizes) for _ in range(4))
     n = m + past - 1
     q, k, v = (normal(seed + i, batch, t, 2 * width) for i, t in enumerate([m, n, n]))
@@ -682,8 +682,9 @@ def test_each_sequence_has_its_own_row_of_the_mask(plain, data, seed, causal):
 )
 def test_attention_refuses_a_mask_that_does_not_fit(mask, plain):
     x = Tensor(normal(0, 2, 3, 4))
-    told = rf"attention: mask is {re.escape(str(mask.shape))}: it must be \(2, 3\), with a true in"
-    with pytest.raises(ValueError, match=told), ops.plain(plain):
+    shape = re.escape(str(mask.shape))
+    message = rf"attention: mask is {shape}: it must be \(2, 3\), with a true in"
+    with pytest.raises(ValueError, match=message), ops.plain(plain):
         ops.attention(x, x, x, heads=2, mask=mask)
 
 
@@ -702,7 +703,7 @@ def test_a_query_that_sees_nothing_is_finite(plain, seed, dtype):
 @both_ways
 def test_attention_of_huge_scores_is_finite_and_picks_the_largest(plain):
     q = np.full((1, 1, 1), 1e3)
-    k = np.array([[[0.0], [1e3], [-1e3]]])  # the first alone would need no shift
+    k = np.array([[[0.0], [1e3], [-1e3]]])  # the first one alone would need no shift
     v = np.array([[[1.0], [2.0], [3.0]]])
     with ops.plain(plain):
         value, grads = value_and_grads(lambda *qkv: ops.attention(*qkv, heads=1), q, k, v)
@@ -723,8 +724,8 @@ def test_attention_of_huge_scores_is_finite_and_picks_the_largest(plain):
 )
 def test_attention_refuses_shapes_that_do_not_fit(shapes, heads, causal, plain):
     q, k, v = (Tensor(np.zeros(shape)) for shape in shapes)
-    told = "attention: q is .* m at most n" if causal else "attention: q is .* a multiple of"
-    with pytest.raises(ValueError, match=told), ops.plain(plain):
+    message = "attention: q is .* m at most n" if causal else "attention: q is .* a multiple of"
+    with pytest.raises(ValueError, match=message), ops.plain(plain):
         ops.attention(q, k, v, heads=heads, causal=causal)
 
 
@@ -735,7 +736,7 @@ def test_attention_to_no_key_at_all_is_refused(plain):
         ops.attention(q, none, none, heads=2, causal=False)
 
 
-# Linear layers: sums of products, so the sizes are the same graph run on absolute values
+# Linear layers: sums of products, so the sizes are the same op on absolute values
 
 
 @given(st.data(), seeds, dtypes, st.booleans(), st.booleans(), st.floats(0.25, 3))
@@ -774,7 +775,7 @@ def test_lora_linear_computes_with_no_memory_that_nothing_was_written_to(trained
 
     wanted, full = run(), ml.xp.full
     monkeypatch.setattr(ml.xp, "empty", lambda shape, dtype: full(shape, 1.7e308, dtype))
-    assert same_bytes(run(), wanted)  # an overflow on the way is a warning, and a warning an error
+    assert same_bytes(run(), wanted)  # an overflow would be a warning, and warnings are errors
 
 
 @given(linear_case=st.data(), dtype=dtypes)
@@ -796,7 +797,7 @@ def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
 
 @both_ways
 @pytest.mark.parametrize(
-    ("x", "W", "told"),
+    ("x", "W", "message"),
     [
         ((2, 3), (5, 4), "x has 3 features, W takes 4"),
         ((2, 3), (3,), "x has 3 features, W takes 3"),
@@ -804,17 +805,17 @@ def test_linear_equals_a_product_with_the_transpose(linear_case, dtype):
         ((), (5, 1), "x has 0 features, W takes 1"),
     ],
 )
-def test_linear_layers_refuse_what_does_not_meet(x, W, told, plain):
+def test_linear_layers_refuse_shapes_that_do_not_fit(x, W, message, plain):
     x, W, A, B = (Tensor(np.ones(shape)) for shape in (x, W, (2, 3), (5, 2)))
     with ops.plain(plain):
-        with pytest.raises(ValueError, match=f"^linear: x is .*{told}"):
+        with pytest.raises(ValueError, match=f"^linear: x is .*{message}"):
             ops.linear(x, W)
-        with pytest.raises(ValueError, match=f"^lora_linear: x is .*{told}"):
+        with pytest.raises(ValueError, match=f"^lora_linear: x is .*{message}"):
             ops.lora_linear(x, W, None, A, B, scale=1.0)
 
 
 @pytest.mark.parametrize("shapes", [((3,), (3, 2)), ((2, 3), (3,)), ((), (1, 1)), ((2, 3), (2, 3))])
-def test_matmul_refuses_vectors_and_what_does_not_meet(shapes):
+def test_matmul_refuses_vectors_and_shapes_that_do_not_fit(shapes):
     with pytest.raises(ValueError, match=r"^matmul: x is .* needs \(\.\.\., n, k\) and"):
         ops.matmul(*(Tensor(np.ones(shape)) for shape in shapes))
 
@@ -929,8 +930,8 @@ def test_a_mask_is_the_hash_that_it_says():
         i ^= i >> 16
         return i * 0x85EBCA6B % 2**32 >= round(0.3 * 2**32)
 
-    made = mask(np.random.default_rng(5), 500, 0.3)
-    assert (made > 0).tolist() == [fate(i) for i in range(500)]
+    factors = mask(np.random.default_rng(5), 500, 0.3)
+    assert (factors > 0).tolist() == [fate(i) for i in range(500)]
 
 
 @pytest.mark.parametrize("rows", [
@@ -978,20 +979,20 @@ def mask(rng, n=1 << 16, rate=0.5, dtype="float32"):
 
 
 def sigmas(x: np.ndarray) -> float:
-    """How many standard deviations the sum of independent ±1 is from 0."""
+    """Return the distance of the sum of independent ±1 from 0, in standard deviations."""
     return abs(float(x.sum())) / math.sqrt(x.size)
 
 
 def test_masks_are_as_good_as_random():
     rng = np.random.default_rng(0)
-    signs = [mask(rng) - 1 for _ in range(40)]  # ±1 each, as likely
+    signs = [mask(rng) - 1 for _ in range(40)]  # ±1, equally likely
     assert max(map(sigmas, signs)) < 4
     for step in (1, 2, 3, 8, 64, 256, 4096):  # a number and its neighbours, in every direction
         assert max(sigmas(s[:-step] * s[step:]) for s in signs) < 4
     assert max(sigmas(a * b) for i, a in enumerate(signs) for b in signs[:i]) < 5
     for rate in (0.01, 0.1, 0.9):
-        kept = np.mean([mask(rng, rate=rate) > 0 for _ in range(20)])
-        assert abs(kept - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / (20 << 16))
+        share = np.mean([mask(rng, rate=rate) > 0 for _ in range(20)])
+        assert abs(share - (1 - rate)) < 4 * math.sqrt(rate * (1 - rate) / (20 << 16))
 
 
 def test_a_mask_takes_two_numbers_from_its_generator(rng):
@@ -1052,7 +1053,7 @@ def test_iteration_over_a_tensor_ends():
 
 
 def test_the_mean_of_nothing_raises():
-    with pytest.raises(ValueError, match=r"mean: x is \(0, 3\): the mean of nothing"):
+    with pytest.raises(ValueError, match=r"mean: x is \(0, 3\): the mean of an empty array"):
         ops.mean(Tensor(np.zeros((0, 3))))
 
 
@@ -1073,7 +1074,7 @@ def test_unsigned_targets_are_those_of_signed_ones(dtype, ignored, plain):
 @both_ways
 def test_an_ignored_target_is_ignored_where_logits_are_minus_infinity(plain):
     z = normal(0, 2, 3)
-    z[1, [0, 2]] = -np.inf  # whichever class stands in for the one that is ignored
+    z[1, [0, 2]] = -np.inf  # whichever class replaces the ignored one
     with ops.plain(plain), np.errstate(all="ignore"):
         value, (grad,) = value_and_grads(lambda t: ops.cross_entropy(t, [1, -100]), z)
         wanted, (slope,) = value_and_grads(lambda t: ops.cross_entropy(t, [1]), z[:1])
@@ -1081,11 +1082,11 @@ def test_an_ignored_target_is_ignored_where_logits_are_minus_infinity(plain):
     assert_near(grad, np.vstack([slope, np.zeros((1, 3))]), roundings(9, 9, "float64"))
 
 
-# What the tape keeps: only what the rules of trained inputs close over
+# The tape keeps only the arrays that the rules of trained inputs close over
 
 
 def kept_alive(f, rows: int = 2) -> bool:
-    """Does the tape behind f(h) hold on to h's array, once h itself is gone?"""
+    """Does the tape behind f(h) keep h's array alive after h itself is deleted?"""
     h = Tensor(normal(0, rows, 3), requires_grad=True) + 1.0
     array = weakref.ref(h.data)
     out = f(h)
@@ -1099,7 +1100,7 @@ W, b, A, B = normal(1, 3, 3), normal(2, 3), normal(3, 2, 3), normal(4, 3, 2)
 
 @both_ways
 @pytest.mark.parametrize(
-    ("f", "kept"),
+    ("f", "expected"),
     [
         (lambda h: ops.linear(h, Tensor(W), Tensor(b)), False),
         (lambda h: ops.linear(h, Tensor(W, True)), True),
@@ -1134,9 +1135,9 @@ W, b, A, B = normal(1, 3, 3), normal(2, 3), normal(3, 2, 3), normal(4, 3, 2)
         (ops.log, True),
     ],
 )
-def test_the_tape_keeps_an_input_only_where_a_rule_needs_it(f, kept, plain):
+def test_the_tape_keeps_an_input_only_where_a_rule_needs_it(f, expected, plain):
     with ops.plain(plain):
-        assert kept_alive(f) == (plain if kept == "as it is printed" else kept)
+        assert kept_alive(f) == (plain if expected == "as it is printed" else expected)
 
 
 @both_ways
@@ -1167,7 +1168,7 @@ def test_the_bias_alone_keeps_nothing(plain):
 
 @pytest.mark.parametrize("size", [30, 45, 100, 200, 3000])
 def test_attention_of_any_scores_is_its_formula_in_single_precision(size):
-    # above 40 a shift is needed, below it is left out: both must be right, and where they meet
+    # above 40 the scores are shifted, below they are not: test both sides, and near 40
     q, k, v = (normal(i, 1, 6, 4, dtype="float32") for i in range(3))
     norms = [np.sqrt((x * x).sum(-1)).max() for x in (q, k)]
     q *= np.float32(size * 2 / (norms[0] * norms[1]))  # the largest |q·k| / √d is about size

@@ -10,10 +10,10 @@ from strategies import adapted, families, gpt2, ids, made, normal, same_bytes, s
 
 import minilora as ml
 from minilora import lora, nn, ops
-from minilora.backend.settings import is_plain, kernel_of
+from minilora.backend.settings import is_plain
 from minilora.models.recompute import recomputed
 from minilora.nn import generators
-from minilora.tensor import Node, op
+from minilora.tensor import Node, kernel_of, op
 
 METHODS = {
     "lora": lambda model: lora.attach(model, lora.LoRAConfig(r=2, dropout=0.3), rng=1),

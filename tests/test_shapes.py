@@ -1,4 +1,4 @@
-"""backend/shapes: whatever NumPy says of an array but its numbers, an array of shapes says too."""
+"""backend/shapes: an array of shapes has all properties of NumPy's array but the numbers."""
 
 import copy
 import operator
@@ -46,14 +46,14 @@ def device():
 
 @st.composite
 def layouts(draw, shape=None):
-    """(dtype, shape in memory, axes, steps): an array, then transposed and sliced."""
+    """Draw (dtype, shape in memory, axes, steps): an array that is transposed and sliced."""
     shape = tuple(draw(st.lists(SIDES, max_size=4))) if shape is None else shape
     axes = draw(st.permutations(range(len(shape))))
     steps = draw(st.tuples(*[st.sampled_from([1, 1, 2]) for _ in shape]))
-    whole = [0] * len(shape)
+    memory = [0] * len(shape)
     for i, axis in enumerate(axes):
-        whole[axis] = shape[i] * steps[i]
-    return draw(DTYPES), tuple(whole), tuple(axes), steps
+        memory[axis] = shape[i] * steps[i]
+    return draw(DTYPES), tuple(memory), tuple(axes), steps
 
 
 def build(module, layout):
@@ -70,25 +70,25 @@ def owner(array):
     return array
 
 
-def assert_alike(real, made, *inputs):
-    """Shape, dtype, order, ownership; returns the bytes that the result has of its own."""
-    assert (made.shape, made.dtype) == (real.shape, real.dtype)
-    assert made.nbytes == real.nbytes and made.ndim == real.ndim and made.size == real.size
+def assert_alike(real, array, *inputs):
+    """Compare shape, dtype, order and ownership; return the bytes that the result owns."""
+    assert (array.shape, array.dtype) == (real.shape, real.dtype)
+    assert array.nbytes == real.nbytes and array.ndim == real.ndim and array.size == real.size
     if real.size and all(x.size for x in inputs):
         for flag in ("c_contiguous", "f_contiguous"):
-            assert getattr(made.flags, flag) == getattr(real.flags, flag), flag
+            assert getattr(array.flags, flag) == getattr(real.flags, flag), flag
         sides = [i for i, n in enumerate(real.shape) if n > 1]
-        assert [made.strides[i] for i in sides] == [real.strides[i] for i in sides]
-    assert made.is_number == isinstance(real, np.generic)
+        assert [array.strides[i] for i in sides] == [real.strides[i] for i in sides]
+    assert array.is_number == isinstance(real, np.generic)
     if isinstance(real, np.generic):
         return 0
-    assert (made.base is None) == (real.base is None)
-    assert made.base is None or made.base.base is None
+    assert (array.base is None) == (real.base is None)
+    assert array.base is None or array.base.base is None
     return 0 if any(owner(real) is owner(x) for x in inputs) else owner(real).nbytes or 1
 
 
 def result(f, module, arrays):
-    """f's result, or None where it is refused."""
+    """Return f's result, or None if f raises."""
     try:
         return f(module, *arrays)
     except REFUSALS:
@@ -96,22 +96,22 @@ def result(f, module, arrays):
 
 
 def check(f, *layouts):
-    """f(module, *arrays) is alike on NumPy and on shapes, its bytes are counted, and given back.
+    """Check that f(module, *arrays) is alike on NumPy and shapes, and its bytes are counted.
 
     Is there a result? What NumPy refuses, shapes refuse.
     """
     with backends.using("shapes") as library, np.errstate(all="ignore"), catch_warnings():
-        simplefilter("ignore")  # such as: the mean of nothing
+        simplefilter("ignore")  # such as the mean of an empty array
         reals, mades = ([build(m, layout) for layout in layouts] for m in (np, xp))
         before = library.counts.live
         assert before == sum(x.buffer.nbytes for x in mades)
-        real, made = result(f, np, reals), result(f, xp, mades)
+        real, array = result(f, np, reals), result(f, xp, mades)
         if real is None:
-            assert made is None
+            assert array is None
         else:
-            own = assert_alike(real, made, *reals)
+            own = assert_alike(real, array, *reals)
             assert library.counts.live == before + own
-            del made
+            del array
         assert library.counts.live == before
         del mades
         assert library.counts.live == 0
@@ -240,13 +240,13 @@ def test_a_function_of_two_arrays_is_alike(name, both, data):
 
 @pytest.mark.parametrize("name", ONE)
 def test_every_function_of_one_array_has_results(name):
-    made = [
+    results = [
         check(ONE[name], (dtype, shape, tuple(range(len(shape)))[::way], (1,) * len(shape)))
         for shape in ((3, 4), (2, 1, 4), (4,), (1,), ())
         for way in (1, -1)
         for dtype in ("float32", "int64")
     ]
-    assert any(made)
+    assert any(results)
 
 
 @settings(max_examples=100)
@@ -302,10 +302,10 @@ def test_adding_to_chosen_numbers_reads_and_writes_them(shapes):
     x[rows, rows] += 1
     assert shapes.counts.cost.calls == 3 and shapes.counts.read()[0] == 48 + 16
     shapes.counts.reset()
-    x[:2] += 1  # the view is written to, and then put where it is already
+    x[:2] += 1  # the view is written to, and then assigned to its own place
     assert shapes.counts.cost == Cost(0, 8, 64, 1, 1)
     shapes.counts.reset()
-    x[:2] = x[1:]  # as large, but elsewhere
+    x[:2] = x[1:]  # the same size, another place
     assert shapes.counts.cost == Cost(0, 0, 64, 1, 1)
     x[:2] = x[:1]
     assert shapes.counts.cost.calls == 2
@@ -319,7 +319,7 @@ def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
 
 
 @pytest.mark.parametrize("a, b", [((2, 3), (2, 3)), ((3,), (2, 3)), ((2, 3), (4,)), ((), (3, 3))])
-def test_matrices_that_do_not_meet_have_no_product(a, b, shapes):
+def test_matrices_that_do_not_fit_have_no_product(a, b, shapes):
     for kind in (np.ones, xp.ones):
         with pytest.raises(ValueError, match="matmul"):
             kind(a) @ kind(b)
@@ -503,7 +503,7 @@ def test_depth_is_the_longest_chain(program):
 
 @given(st.integers(1, 200), st.integers(0, 20), st.booleans())
 def test_pieces_that_are_alike_are_counted_and_not_run(n, piece, keeps):
-    ran, kept = [], []
+    ran, stays = [], []
     with backends.using("shapes") as library:
         x, y = xp.zeros((n, 1 << 15)), xp.zeros((n, 1 << 15))
 
@@ -512,7 +512,7 @@ def test_pieces_that_are_alike_are_counted_and_not_run(n, piece, keeps):
             xp.exp(x[at], out=y[at])
             work = x[at] * 2
             if keeps:
-                kept.append(work)
+                stays.append(work)
 
         library.counts.reset()
         library.share(task, n, x.size, piece)
@@ -541,7 +541,7 @@ def test_pieces_do_not_wait_for_each_other_and_what_follows_waits_for_all(shapes
         part = x[at]
         for _ in range(3):
             part = -part
-        out[at] += part  # out was there: it waits for the part, and for no other piece
+        out[at] += part  # out existed before: it depends on this part, and on no other piece
 
     shapes.share(task, 6, 1 << 20, 1)
     assert shapes.counts.cost.depth == 4
@@ -551,7 +551,7 @@ def test_pieces_do_not_wait_for_each_other_and_what_follows_waits_for_all(shapes
     assert shapes.counts.cost.depth == 5
 
 
-def test_a_numpy_array_is_counted_once_while_it_is_held(shapes):
+def test_a_numpy_array_is_counted_once_while_it_is_alive(shapes):
     there = np.zeros((4, 4))
     x, y, z = xp.asarray(there), xp.asarray(there[1:]), xp.asarray(there, "float32")
     assert shapes.counts.read() == (128 + 64, 128 + 64)
@@ -607,7 +607,7 @@ def test_the_hooks_answer_for_numbers_that_are_not_there(shapes):
 
 
 def test_what_a_library_is_called():
-    with pytest.raises(ValueError, match="shapes:numpy and shapes:cupy"):
+    with pytest.raises(ValueError, match="choose shapes:numpy or shapes:cupy"):
         ml.use("shapes:torch")
     for name, on_host in (("shapes", True), ("shapes:numpy", True), ("shapes:cupy", False)):
         with backends.using(name) as library:
@@ -615,7 +615,7 @@ def test_what_a_library_is_called():
     assert ml.current().name == "numpy"
 
 
-# CuPy's manners.
+# Behaviour of CuPy.
 
 
 def test_a_device_hands_out_blocks(device):
@@ -624,7 +624,7 @@ def test_a_device_hands_out_blocks(device):
     y = x.T + 1
     assert y.flags.c_contiguous and device.counts.live == 1024
     total = y.sum()
-    assert total.shape == () and device.counts.live == 1536  # not a number: an array
+    assert total.shape == () and device.counts.live == 1536  # an array, not a scalar
     copy = x.T.reshape(-1)
     assert copy.base is None and x.T[:, xp.asarray(np.array([0, 1]))].flags.c_contiguous
     assert asarray(np.zeros(200)).buffer.nbytes == 2048
@@ -658,7 +658,7 @@ def test_a_device_copies_factors_that_are_turned(device):
     assert device.counts.peak - device.counts.live == 512
 
 
-def test_a_device_is_told_all_at_once_and_looks_at_no_gradient(device):
+def test_a_device_gets_one_task_and_checks_no_gradient(device):
     ran = []
     device.share(ran.append, 10, 1 << 20, 2)
     device.share(ran.append, 0, 1 << 20, 2)
@@ -706,10 +706,10 @@ def test_the_engine_runs_as_it_is(data):
             loss = ml.ops.cross_entropy(model(ids(0)), ids(1))
             loss.backward()
             optimizer.step()
-            held = {"loss": loss.data, **dict(arrays_of(model, optimizer))}
+            arrays = {"loss": loss.data, **dict(arrays_of(model, optimizer))}
             return {
                 name: array is not None and (array.shape, array.dtype, array.flags.c_contiguous)
-                for name, array in held.items()
+                for name, array in arrays.items()
             }
 
     assert facts("numpy") == facts("shapes")
@@ -727,7 +727,7 @@ def test_shapes_count_for_themselves():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there is no ulimit")
-def test_a_limit_of_address_space_is_told_with_the_way_out():
+def test_a_limit_of_address_space_is_named_with_the_remedy():
     limited = f"ulimit -v 4000000; '{sys.executable}' -m minilora account gpt2"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "lift its limit of address space" in done.stderr
+    assert done.returncode == 2 and "lift the limit of this process's address space" in done.stderr

@@ -1,4 +1,4 @@
-"""The stand-in for CuPy: a mistake of each kind is caught, and told as what CuPy would do."""
+"""The stand-in for CuPy: it catches a mistake of each kind, and says what CuPy would do."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from minilora.backend import gpu
 
 @pytest.fixture(autouse=True)
 def backend():
-    """This file is about the stand-in alone; what it asks for by mistake is not the package's."""
+    """This file tests only the stand-in; its mistaken calls are not recorded as the package's."""
     before, fused = ml.use(StrictBackend()), dict(LOG.fused)
     with np.errstate(all="ignore"):
         yield ml.current()
@@ -32,7 +32,7 @@ def numbers(*values):
 
 
 def step(model, spoil=lambda: None):
-    """One training step as in `fit`, and in its middle what `spoil` does."""
+    """Return one training step as in `fit`, with a call of `spoil` in its middle."""
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     x = ids(0, tokens=8)
 
@@ -47,7 +47,7 @@ def step(model, spoil=lambda: None):
     return run
 
 
-PLANTED = {  # kind: what is planted, what is said of it
+PLANTED = {  # kind: (the planted mistake, the message)
     "mixing, on the right": (lambda x: x + np.ones(3, "f4"), "mixes a NumPy array"),
     "mixing, on the left": (lambda x: np.ones(3, "f4") + x, "mixes a NumPy array"),
     "mixing, in place": (lambda x: x.__iadd__(np.ones(3, "f4")), "mixes a NumPy array"),
@@ -92,14 +92,14 @@ def spread(x):
 
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_planted_mistake_is_caught_and_named(kind):
-    mistake, told = PLANTED[kind]
-    with pytest.raises(TypeError if "missing" not in kind else Exception, match=told) as raised:
+    mistake, message = PLANTED[kind]
+    with pytest.raises(TypeError if "missing" not in kind else Exception, match=message) as raised:
         mistake(device(4, 3))
     builtin = kind in ("implicit conversion, index", "implicit conversion, range")
     assert builtin or isinstance(raised.value, NotPortable)
 
 
-KINDS = {  # the kinds that no line of the package may have: one of each
+KINDS = {  # the kinds that no line of the package may have: one example of each
     "mixing": "mixing, in a call",
     "where=": "where=",
     "implicit conversion": "implicit conversion",
@@ -111,7 +111,7 @@ KINDS = {  # the kinds that no line of the package may have: one of each
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
-    mistake, told = PLANTED[KINDS[kind]]
+    mistake, message = PLANTED[KINDS[kind]]
     plain = ml.ops.gelu
 
     def gelu(x, approximate):
@@ -121,16 +121,16 @@ def test_a_mistake_planted_in_an_op_stops_a_training_step(kind, monkeypatch):
     model, _ = adapted(0, "float32")
     step(model)()
     monkeypatch.setattr(ml.ops, "gelu", gelu)
-    with pytest.raises(NotPortable, match=told):
+    with pytest.raises(NotPortable, match=message):
         step(model)()
 
 
-def test_ids_that_nobody_checked_are_caught_after_the_step(monkeypatch):
+def test_unchecked_ids_are_caught_after_the_step(monkeypatch):
     def unchecked(W, ids):
         return ids if isinstance(ids, slice) else ml.backend.asarray(ids)
 
     model, _ = adapted(0, "float32")
-    monkeypatch.setattr(ml.ops.shape, "_rows_of", unchecked)
+    monkeypatch.setattr(ml.ops.shape, "_checked", unchecked)
     model(np.array([[0, 11]]))  # the table has 11 rows
     with pytest.raises(NotPortable, match="index 11 of axis 0, which has 11, wraps to 0"):
         LOG.no_wrapping()
@@ -190,7 +190,7 @@ FUSED = {
     "a branch": (looked_at, (3, 0.1), "or one is looked at"),
     "several threads": (narrow, (3, 1), r"narrow writes \(__imul__\) to .* shape \(1,\)"),
     "several threads, out=": (narrow_out, (3, 1), r"narrow_out writes \(exp\) to an argument"),
-    "a result": (gives, (3,), "gives gives something back"),
+    "a result": (gives, (3,), "gives returns a value"),
     "what it captures": (capturing(2.0), (3,), r"captures captures \('factor',\)"),
     "a NumPy scalar": (two_numbers, (3, np.float64(0.1)), "float64 creeps in.*use float"),
     "a host array": (summed, (3, np.ones(3)), "mixes a NumPy array"),
@@ -200,9 +200,9 @@ FUSED = {
 
 @pytest.mark.parametrize("kind", FUSED)
 def test_a_mistake_in_a_fused_formula_is_caught_and_named(kind):
-    formula, sizes, told = FUSED[kind]
+    formula, sizes, message = FUSED[kind]
     args = [device(n) if isinstance(n, int) else n for n in sizes]
-    with pytest.raises(NotPortable, match=told):
+    with pytest.raises(NotPortable, match=message):
         fuse(formula)(*args)
     assert LOG.fusing is None
 
@@ -232,7 +232,7 @@ def test_the_device_is_chosen_by_its_index():
     ml.use(before)
 
 
-def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
+def test_devices_are_listed_or_the_reason_why_there_are_none(monkeypatch):
     monkeypatch.setattr(gpu, "CupyBackend", StrictBackend)
     assert gpu.devices() == "cupy:0 the host, cupy:1 the host, once more"
 
@@ -243,17 +243,17 @@ def test_the_devices_are_told_or_why_there_are_none(monkeypatch):
     assert "pip install 'minilora[gpu]' (no module named cupy)" in gpu.devices()
 
 
-def test_a_device_that_takes_nobody_in_is_told(monkeypatch):
-    made = StrictBackend("1")
+def test_a_device_that_cannot_be_used_is_named(monkeypatch):
+    second = StrictBackend("1")
 
     def full(self):
         raise OSError("cudaErrorDevicesUnavailable")
 
-    monkeypatch.setattr(type(made.device), "use", full)
+    monkeypatch.setattr(type(second.device), "use", full)
     with pytest.raises(
         RuntimeError, match=r"CUDA device 1 cannot be used: .*Unavailable: is it full"
     ):
-        ml.use(made)
+        ml.use(second)
 
 
 @pytest.mark.parametrize("device", ["2", "-1", "one", "1.0"])
@@ -271,11 +271,11 @@ def test_a_missing_name_is_an_attribute_error_too():
 
 def test_an_index_out_of_range_wraps_and_is_put_on_record():
     table = device(4, 3)
-    row = table[numbers(5)]  # as if nobody had checked
+    row = table[numbers(5)]  # without the check
     assert np.array_equal(ml.asnumpy(row)[0], ml.asnumpy(table)[1])
     with pytest.raises(NotPortable, match="index 5 of axis 0, which has 4, wraps to 1"):
         LOG.no_wrapping()
-    LOG.no_wrapping()  # said once
+    LOG.no_wrapping()  # raised only once
 
 
 @pytest.mark.parametrize("bad", [-5, 4])
@@ -284,7 +284,7 @@ def test_wrapping_looks_at_both_ends_and_take(bad):
     MODULE.take(device(4, 3), numbers(bad), axis=0)
     assert len(LOG.wrapped) == 2
     with pytest.raises(IndexError):
-        device(4, 3)[bad]  # one number is checked by CuPy, too
+        device(4, 3)[bad]  # CuPy checks a single number, too
 
 
 def test_a_wrap_behind_an_ellipsis_names_its_axis():
@@ -353,13 +353,13 @@ def test_fit_brings_the_losses_back_when_it_prints_them_and_nothing_else():
         ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, log_every=3, progress=lines.append)
     back = [i for i, what in enumerate(seen) if what.startswith("to host")]
     assert len(lines) == 2 and len(seen) == 6 * 2 + 6 + 2
-    # after the third step's copies in, and the sixth's: three losses, and are all parameters finite
+    # after the copies of steps 3 and 6: three losses, and whether all parameters are finite
     assert back == [6, 7, 8, 9, 16, 17, 18, 19]
 
 
 @pytest.fixture(params=["to the host", "from the host"])
 def ways(request, backend):
-    """Two array libraries: where a file is written, and where it is read."""
+    """Two array libraries: one writes a file, the other reads it."""
     both = [backend, ml.backend.Backend()]
     return both if request.param == "to the host" else both[::-1]
 
@@ -371,17 +371,17 @@ def test_a_file_of_one_library_is_read_on_the_other(ways, tmp_path):
     adapter = ml.lora.save(model, tmp_path / "adapter.npz")
     trained = {name: ml.asnumpy(p.data) for name, p in model.trainable_parameters().items()}
     ml.lora.merge(model)
-    whole, merged = ml.save_model(model, tmp_path / "model.npz"), model.state_dict()
+    path, merged = ml.save_model(model, tmp_path / "model.npz"), model.state_dict()
     ml.use(read)
-    back = ml.load_model(whole).state_dict()
+    back = ml.load_model(path).state_dict()
     assert back.keys() == merged.keys()
     assert all(np.array_equal(array, merged[name]) for name, array in back.items())
     other, _ = adapted(0, "float32")
     ml.lora.detach(other)
     assert ml.lora.load(other, adapter, trainable=True) == paths
-    held = {name: ml.asnumpy(p.data) for name, p in other.trainable_parameters().items()}
-    assert held.keys() == trained.keys()
-    assert all(np.array_equal(array, trained[name]) for name, array in held.items())
+    loaded = {name: ml.asnumpy(p.data) for name, p in other.trainable_parameters().items()}
+    assert loaded.keys() == trained.keys()
+    assert all(np.array_equal(array, trained[name]) for name, array in loaded.items())
 
 
 def test_a_run_that_was_interrupted_on_one_library_is_another_run_on_the_other(ways, tmp_path):
@@ -409,13 +409,13 @@ def test_a_run_that_was_interrupted_on_one_library_is_another_run_on_the_other(w
     with pytest.raises(ValueError, match=names):  # its sums are in another order
         run(checkpoint=tmp_path / "run.npz")
     ml.use(write)
-    (losses, state), (wanted, whole) = run(checkpoint=tmp_path / "run.npz"), run()
+    (losses, state), (wanted, uninterrupted) = run(checkpoint=tmp_path / "run.npz"), run()
     assert losses == wanted
-    assert all(np.array_equal(array, whole[name]) for name, array in state.items())
+    assert all(np.array_equal(array, uninterrupted[name]) for name, array in state.items())
 
 
 def calls(batch: int, tokens: int, **settings) -> int:
-    """How much Python hands to the device in a step of so many tokens."""
+    """Return the number of launches in a step of so many tokens."""
     sizes = {"n_positions": tokens}
     model, _ = adapted(0, "float32", targets=("q", "v", "up"), sizes=sizes, **settings)
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
@@ -435,7 +435,7 @@ def calls(batch: int, tokens: int, **settings) -> int:
 
 def test_a_step_of_more_tokens_is_not_more_calls():
     assert calls(1, 4) == calls(2, 500) == calls(40, 16)
-    assert calls(1, 600) == calls(2, 1000)  # beyond 512, attention's weights are made again
+    assert calls(1, 600) == calls(2, 1000)  # beyond 512, attention's weights are recomputed
     assert calls(1, 4, dropout=0.1) == calls(9, 200, dropout=0.1)
 
 
@@ -447,13 +447,13 @@ def test_clipping_brings_nothing_back():
     assert seen == [] and float(norm) > 1e-3
 
 
-def test_float64_made_in_a_float32_step_is_caught_and_named():
+def test_float64_in_a_float32_step_is_caught_and_named():
     model, _ = adapted(0, "float32")
     with LOG.narrow():
         step(model)()
     with LOG.narrow(), pytest.raises(NotPortable, match="float64 creeps in: it makes an array"):
         step(model, lambda: ml.xp.zeros(3))()
-    step(model, lambda: ml.xp.zeros(3))()  # elsewhere it is allowed
+    step(model, lambda: ml.xp.zeros(3))()  # outside the block it is allowed
 
 
 def test_narrow_and_wide_scalars():
@@ -507,9 +507,9 @@ def test_the_pool_counts_in_blocks_while_arrays_live():
 
 
 def test_a_meters_peak_is_the_most_at_any_time():
-    kept = ml.xp.zeros(300)
+    array = ml.xp.zeros(300)
     with ml.current().meter() as meter:
-        assert meter.read()[0] == LOG.used >= kept.nbytes
+        assert meter.read()[0] == LOG.used >= array.nbytes
         a, b = ml.xp.zeros(1000), ml.xp.zeros(1000)
         top = LOG.used
         del a, b
@@ -520,7 +520,7 @@ def test_a_meters_peak_is_the_most_at_any_time():
     assert ml.current().reserved() == LOG.peak > LOG.used
 
 
-def test_a_loss_keeps_its_dtype_though_it_is_made_nan_or_not():
+def test_a_loss_keeps_its_dtype_whether_it_becomes_nan_or_not():
     x = ml.Tensor(device(3, dtype="float16"), requires_grad=True)
     loss = (x * 2.0).sum()
     loss.backward()
@@ -528,12 +528,12 @@ def test_a_loss_keeps_its_dtype_though_it_is_made_nan_or_not():
 
 
 def test_rows_are_added_to_a_table_in_its_own_dtype(monkeypatch, backend):
-    told = []
-    monkeypatch.setattr(type(backend), "scatter_add", lambda self, *arrays: told.append(arrays))
+    calls = []
+    monkeypatch.setattr(type(backend), "scatter_add", lambda self, *arrays: calls.append(arrays))
     W = ml.Tensor(device(4, 3), requires_grad=True)
     out = ml.ops.embedding(W, np.array([0, 2]), dtype="float16")
     out.sum().backward()
-    assert [str(a.dtype) for a in told[0]] == ["float32", "int64", "float32"]
+    assert [str(a.dtype) for a in calls[0]] == ["float32", "int64", "float32"]
 
 
 def test_erf_is_that_of_math():

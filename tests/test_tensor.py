@@ -1,4 +1,4 @@
-"""The engine: the tape, what flows along it, and what stays alive (minilora.tensor)."""
+"""The engine: the tape, the gradients along it, the arrays that stay alive (minilora.tensor)."""
 
 import gc
 import math
@@ -25,7 +25,7 @@ from strategies import (
 
 import minilora as ml
 from minilora import Tensor, ops
-from minilora.backend import settings as choices
+from minilora.backend import settings
 from minilora.tensor import OPS, Node, op, recording, unbroadcast
 
 numbers = st.integers(-4, 4).map(float)
@@ -40,26 +40,26 @@ def grad(t: Tensor) -> np.ndarray:
 
 @given(st.data(), seeds)
 def test_any_graph_of_sums_and_products_passes_gradcheck(data, seed):
-    """Random reuse: diamonds, an input used twice, sums of what was passed by reference."""
+    """Random reuse: diamonds, an input used twice, sums of gradients passed by reference."""
     count = data.draw(st.integers(1, 3))
     steps = data.draw(st.lists(st.tuples(st.sampled_from("+-*nr"), *[st.integers(0, 99)] * 2)))
 
     def f(*inputs):
-        made = list(inputs)
+        values = list(inputs)
         for kind, i, j in steps[:8]:
-            x, y = made[i % len(made)], made[j % len(made)]
+            x, y = values[i % len(values)], values[j % len(values)]
             match kind:
                 case "+":
-                    made.append(x + y)
+                    values.append(x + y)
                 case "-":
-                    made.append(x - y)
+                    values.append(x - y)
                 case "*":
-                    made.append(x * y * 0.5)
+                    values.append(x * y * 0.5)
                 case "n":
-                    made.append(-x)
+                    values.append(-x)
                 case "r":
-                    made.append(ops.transpose(x.reshape(2, 1)).reshape(2))
-        return sum(made, 0.0)
+                    values.append(ops.transpose(x.reshape(2, 1)).reshape(2))
+        return sum(values, 0.0)
 
     arrays = [normal(seed + i, 2) * 0.7 for i in range(count)]
     assert ml.gradcheck(f, *arrays, tolerance=1e-5) <= 1e-5
@@ -121,7 +121,7 @@ def test_a_gradient_is_an_array_that_can_be_written_to():
 
 @pytest.mark.parametrize("f", [lambda x: x * 1.0, lambda x: (x + 1) * 2, lambda x: -x + x * x])
 def test_the_gradient_of_a_number_is_an_array(f):
-    # of 0-d arrays, NumPy makes scalars, which optimizers could not write into
+    # NumPy's results for 0-d arrays are scalars, which optimizers could not write into
     x = Tensor(3.0, requires_grad=True)
     f(x).backward()
     assert isinstance(x.grad, type(x.data)) and x.grad.shape == ()
@@ -161,7 +161,7 @@ def test_a_chain_of_100_000_nodes_runs_and_is_freed(numpy_only):
     y = x
     for _ in range(length):
         y = y + 1.0
-    del y  # never run backward: freeing it must not recurse either
+    del y  # backward never runs: freeing it must not recurse either
 
 
 def test_a_ladder_with_2_to_the_60_paths_is_walked_once():
@@ -175,14 +175,14 @@ def test_a_ladder_with_2_to_the_60_paths_is_walked_once():
 
 @pytest.mark.parametrize("order", ["o", "oo", "ob", "oob", "boo", "obob", "bboo"])
 def test_no_gradient_is_copied_where_one_of_the_arrays_that_arrived_can_hold_the_sum(order):
-    """o: a rule makes an array of its own, b: it passes on what it was given."""
-    made = []
+    """o: the rule returns a new array; b: it returns the gradient that it received."""
+    results = []
 
     @op
     def own(x):
         def dx(g):
-            made.append(g * 1.0)
-            return made[-1]
+            results.append(g * 1.0)
+            return results[-1]
 
         return x * 1.0, (dx,)
 
@@ -195,7 +195,7 @@ def test_no_gradient_is_copied_where_one_of_the_arrays_that_arrived_can_hold_the
 
     (x,) = leaves(np.ones(2))
     ops.concat(*({"o": own, "b": lent}[kind](x) for kind in order)).sum().backward()
-    assert any(x.grad is array for array in made) and grad(x).tolist() == [len(order)] * 2
+    assert any(x.grad is array for array in results) and grad(x).tolist() == [len(order)] * 2
 
 
 # Broadcasting
@@ -205,11 +205,11 @@ def test_no_gradient_is_copied_where_one_of_the_arrays_that_arrived_can_hold_the
 def test_unbroadcast_is_the_adjoint_of_broadcast(seed, data):
     two = hnp.mutually_broadcastable_shapes(num_shapes=1, base_shape=(2, 1, 3), max_dims=4)
     drawn = data.draw(two)
-    (shape,), whole = drawn.input_shapes, drawn.result_shape
-    x, g = normal(seed, *shape), normal(seed + 1, *whole)
+    (shape,), broadcast = drawn.input_shapes, drawn.result_shape
+    x, g = normal(seed, *shape), normal(seed + 1, *broadcast)
     back = ml.asnumpy(unbroadcast(ml.backend.asarray(g), shape))
     assert back.shape == shape
-    left, right = (g * np.broadcast_to(x, whole)).sum(), (back * x).sum()
+    left, right = (g * np.broadcast_to(x, broadcast)).sum(), (back * x).sum()
     assert abs(left - right) <= roundings(g.size + 1, np.abs(g).sum() * np.abs(x).max(), "f8")
 
 
@@ -230,7 +230,7 @@ def test_an_empty_broadcast_gives_a_gradient_of_zeros():
     assert grad(x).tolist() == [[0, 0, 0]]
 
 
-# What backward refuses
+# Errors of backward
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2), (0,)])
@@ -248,9 +248,10 @@ def test_backward_takes_any_shape_of_one_number(shape):
 
 
 def test_backward_without_a_tape_says_so():
-    for made in (Tensor([1.0]) * 2.0, (Tensor([1.0], requires_grad=True) * 2.0).detach()):
-        with pytest.raises(RuntimeError, match=r"nothing that .*requires_grad_.*lora\.set_adapter"):
-            made.backward()
+    for loss in (Tensor([1.0]) * 2.0, (Tensor([1.0], requires_grad=True) * 2.0).detach()):
+        message = r"depends on nothing that .*requires_grad_.*lora\.set_adapter"
+        with pytest.raises(RuntimeError, match=message):
+            loss.backward()
 
 
 def test_a_second_backward_says_why_it_cannot():
@@ -278,18 +279,18 @@ def test_a_second_backward_through_what_is_shared_says_why_it_cannot():
 def test_a_gradient_that_is_not_finite_raises_and_leaves_every_gradient_alone(bad, at, backend):
     x, y = leaves(np.ones(3), np.ones(2))
     (x.sum() + y.sum()).backward()
-    kept = grad(x).copy(), grad(y).copy()
+    before = grad(x).copy(), grad(y).copy()
     weights = [ml.backend.asarray(np.array([1.0] * n)) for n in (3, 2)]
     weights[at][1] = bad
     loss = (x * weights[0]).sum() + (y * weights[1]).sum()
-    if not backend.on_host:  # it would have to wait for the device: the loss tells later
+    if not backend.on_host:  # it does not wait for the device: the loss becomes nan
         loss.backward()
         assert math.isnan(loss.item()) and loss.dtype == "float64" and loss.shape == ()
         return
     shape = r"\(3,\)" if at == 0 else r"\(2,\)"
     with pytest.raises(FloatingPointError, match=f"tensor of shape {shape} is not finite"):
         loss.backward()
-    assert same_bytes(grad(x), kept[0]) and same_bytes(grad(y), kept[1])
+    assert same_bytes(grad(x), before[0]) and same_bytes(grad(y), before[1])
 
 
 def test_a_finite_half_precision_gradient_with_a_large_sum_is_finite():
@@ -305,12 +306,12 @@ def test_only_floating_point_tensors_can_be_trained(data):
         Tensor(data, requires_grad=True)
 
 
-# Frozen inputs, and what stays alive
+# Frozen inputs, and the arrays that stay alive
 
 
 @op
 def watched(x, y, *, calls):
-    """x + y with a note of each rule that ran."""
+    """x + y, with a record of each rule that ran."""
 
     def dx(g):
         calls.append("x")
@@ -389,17 +390,17 @@ def test_gradients_on_their_way_are_freed_as_backward_goes():
     for _ in range(10):
         y = link(y)
     y.sum().backward()
-    assert max(alive) == 1  # the one that the rule is given
+    assert max(alive) == 1  # the one that the rule receives
 
 
 def test_what_a_gradient_was_summed_from_is_freed():
-    whole, alive = [], []
+    outputs, alive = [], []
 
     @op
     def stretched(x):
         def dx(g):
             out = g * 1.0
-            whole.append(weakref.ref(out))
+            outputs.append(weakref.ref(out))
             return out
 
         return x + ml.xp.zeros((5, 1)), (dx,)
@@ -407,7 +408,7 @@ def test_what_a_gradient_was_summed_from_is_freed():
     @op
     def link(x):
         def dx(g):
-            alive.extend(a() is not None for a in whole)
+            alive.extend(a() is not None for a in outputs)
             return g
 
         return x * 1.0, (dx,)
@@ -456,7 +457,7 @@ def test_a_forward_pass_without_backward_leaves_no_reference_cycle():
         gc.enable()
 
 
-# Ops of the reader's own
+# Ops that a reader defines
 
 
 def test_an_op_of_the_readers_own_changes_none_of_the_engines():
@@ -495,13 +496,13 @@ def test_an_op_may_take_none_numbers_and_arrays_by_name():
 
     x, W, b = leaves(*(normal(i, 3) for i in range(3)))
     wanted = 2 * normal(0, 3) * normal(1, 3) + normal(2, 3)
-    for made in (
+    for result in (
         affine(x, W, b, by=2.0),
         affine(x, W=W, b=b, by=2.0),
         affine(b=b, W=W, x=x, by=2.0),
         affine(x, W, b=ml.backend.asarray(normal(2, 3)), by=2.0),
     ):
-        assert_near(ml.asnumpy(made), wanted, roundings(3, np.abs(wanted) + 9, "float64"))
+        assert_near(ml.asnumpy(result), wanted, roundings(3, np.abs(wanted) + 9, "float64"))
     assert ml.gradcheck(lambda x, W, b: affine(b=b, W=W, x=x, by=2.0), *map(ml.asnumpy, (x, W, b)))
     affine(x, W=W).sum().backward()
     assert b.grad is None and grad(x).tolist() == ml.asnumpy(W).tolist()
@@ -510,7 +511,7 @@ def test_an_op_may_take_none_numbers_and_arrays_by_name():
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_engines_ops_take_arrays_by_name(plain):
     x, W, b, g = normal(0, 4, 3), normal(1, 2, 3), normal(2, 2), normal(3, 4, 2)
-    found = []
+    results = []
     with ops.plain(plain):
         for call in (
             lambda x, W, b: ops.linear(x, W, b),
@@ -520,22 +521,22 @@ def test_the_engines_ops_take_arrays_by_name(plain):
             tensors = leaves(x, W, b)
             y = call(*tensors)
             (y * ml.backend.asarray(g)).sum().backward()
-            found.append([ml.asnumpy(y), *map(grad, tensors)])
-    for other in found[1:]:
-        assert all(map(same_bytes, found[0], other))
+            results.append([ml.asnumpy(y), *map(grad, tensors)])
+    for other in results[1:]:
+        assert all(map(same_bytes, results[0], other))
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_tensor_among_the_settings_is_refused(plain):
-    # it would be used without a gradient, silently
+    # otherwise it would be used without a gradient, silently
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     for call, name in (
         (lambda: ops.lora_linear(x, x, None, x, x.T, scale=Tensor(2.0)), "lora_linear: scale"),
         (lambda: ops.sum(x, axis=Tensor(0)), "sum: axis"),
         (lambda: watched(x, x, calls=Tensor(0)), "watched: calls"),
     ):
-        told = f"^{name} is a setting, not an array: it takes no Tensor"
-        with pytest.raises(TypeError, match=told), ops.plain(plain):
+        message = f"^{name} is a setting, not an array: it takes no Tensor"
+        with pytest.raises(TypeError, match=message), ops.plain(plain):
             call()
 
 
@@ -560,10 +561,10 @@ def test_an_op_with_rules_too_few_or_too_many_says_so(rules, given):
     def product(x, y):
         return x * y, rules
 
-    told = rf"^product: its arrays are x, y; of their rules there are {re.escape(str(given))}: ret"
-    with pytest.raises(TypeError, match=told):
+    message = rf"^product: return value, \(one rule for each of x, y\); .* {re.escape(str(given))}$"
+    with pytest.raises(TypeError, match=message):
         product(*leaves(np.ones(2), np.ones(2)))
-    if len(rules) == 2:  # what is not trained needs no rule
+    if len(rules) == 2:  # a frozen input needs no rule
         trained = [bool(rule) for rule in rules]
         product(*(Tensor(np.ones(2), requires_grad=flag) for flag in trained)).sum().backward()
 
@@ -572,7 +573,7 @@ def test_an_op_with_rules_too_few_or_too_many_says_so(rules, given):
 def test_an_op_that_gives_its_value_alone_says_so(value):
     bare = op(value)
     with pytest.raises(
-        TypeError, match=r"^<lambda>: its arrays are x; of their rules .* \[\]: ret"
+        TypeError, match=r"^<lambda>: return value, \(one rule for each of x\); the rules .* \[\]$"
     ):
         bare(*leaves(np.ones(2)))
 
@@ -584,7 +585,7 @@ def test_an_op_of_any_number_of_arrays_has_a_rule_for_each():
 
     x, y = leaves(np.ones(2), np.ones(2))
     total(x, y, times=0)
-    with pytest.raises(TypeError, match=r"^total: its arrays are input 0, input 1; of .* \[True\]"):
+    with pytest.raises(TypeError, match=r"^total: return .* of input 0, input 1\); .* \[True\]$"):
         total(x, y, times=1)
 
 
@@ -598,20 +599,23 @@ def test_a_rule_that_gives_nothing_is_named():
 
     (x,) = leaves(np.ones(2))
     with pytest.raises(
-        TypeError, match=r"^forgetful: a rule for one input gave nothing: does it end in return\?"
+        TypeError, match=r"^forgetful: a rule for 1 input returned None: is a return missing\?"
     ):
         forgetful(x).sum().backward()
     assert x.grad is None
 
 
 def test_a_rule_that_gives_a_number_or_several_arrays_is_named():
-    for made, told in ((1.0, "a rule gave a float, no array"), ((1, 2), "one input gave 2 arrays")):
+    for result, message in (
+        (1.0, "a rule returned a float, not an array"),
+        ((1, 2), "a rule for 1 input returned 2 arrays"),
+    ):
 
         @op
-        def loose(x, made=None, *, of=made):
+        def loose(x, result=None, *, of=result):
             return x * 1, (lambda g: of, None)
 
-        with pytest.raises(TypeError, match=f"^loose: .*{told}"):
+        with pytest.raises(TypeError, match=f"^loose: .*{message}"):
             loose(Tensor(np.ones(2), requires_grad=True)).sum().backward()
 
 
@@ -625,9 +629,10 @@ def test_a_gradient_of_a_wrong_shape_is_named(shape):
         return x * 1, (dx,)
 
     x = Tensor(np.ones((2, 3)), requires_grad=True)
-    told = rf"^crooked: an input is \(2, 3\), and its rule gave a gradient {re.escape(str(shape))}"
-    told += r": it must be \(2, 3\), or what \(2, 3\) broadcasts to$"
-    with pytest.raises(ValueError, match=told):
+    wrong = re.escape(str(shape))
+    message = rf"^crooked: an input is \(2, 3\), and its rule returned a gradient {wrong}"
+    message += r": return \(2, 3\), or a shape it broadcasts to$"
+    with pytest.raises(ValueError, match=message):
         crooked(x).sum().backward()
 
 
@@ -640,12 +645,12 @@ def test_an_error_inside_an_op_of_the_readers_own_names_it_and_its_arrays():
         fussy(Tensor(np.ones(2)), W=Tensor(np.ones((3, 1))))
 
 
-# ops.replaced: the reader's own in the place of the engine's
+# ops.replaced
 
 
 @op
 def my_softmax(x, *, axis=-1):
-    """The formula, with a note of each call."""
+    """The formula, with a record of each call."""
     MET.append("softmax")
     e = ml.xp.exp(x - x.max(axis=axis, keepdims=True))
     y = e / e.sum(axis=axis, keepdims=True)
@@ -657,7 +662,7 @@ def my_softmax(x, *, axis=-1):
 
 
 def my_gelu(x, *, approximate="tanh"):
-    """Composed of the engine's ops, itself among them."""
+    """A function of the engine's ops, among them the replaced one."""
     MET.append(approximate)
     return ops.gelu(x * 2.0, approximate=approximate) * 0.5
 
@@ -670,10 +675,10 @@ def met():
     MET.clear()
     yield MET
     assert ops.softmax(Tensor([1.0])) is not None
-    assert not choices.own.replaced, "all is as it was"
+    assert not settings.thread_settings.replaced, "all is as it was"
 
 
-def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
+def test_a_replacement_runs_in_the_ops_place_and_so_do_its_rules(met):
     x = normal(0, 2, 3)
     with ops.replaced(softmax=my_softmax, gelu=my_gelu):
         assert ml.gradcheck(lambda t: ops.softmax(t) + ops.gelu(t), x) <= 1e-6
@@ -691,7 +696,7 @@ def test_what_the_reader_puts_in_an_ops_place_runs_there_and_its_rules_too(met):
     assert met == []
 
 
-def test_operators_and_methods_meet_it_too(met):
+def test_operators_and_methods_call_the_replacement_too(met):
     def doubled(x, y):
         met.append("mul")
         return x * y * 2.0
@@ -748,62 +753,62 @@ def test_replaced_nests_and_ends_after_an_exception(met):
 
 @pytest.mark.parametrize("name", ["softmx", "Tensor", "dropout_mask", "replaced", "rows", ""])
 def test_replaced_refuses_a_name_that_no_op_has(name):
-    told = f"^replaced: there is no op '{name}': there are add, attention, .*transpose"
-    with pytest.raises(ValueError, match=told), ops.replaced(**{name: my_softmax}):
+    message = f"^replaced: unknown op '{name}': choose from add, attention, .*transpose"
+    with pytest.raises(ValueError, match=message), ops.replaced(**{name: my_softmax}):
         pass
-    assert not choices.own.replaced
+    assert not settings.thread_settings.replaced
 
 
 @pytest.mark.parametrize("given", [np.ones(2), 1.0, None, (Tensor([1.0]),)])
-def test_what_replaces_an_op_gives_a_tensor(given):
-    told = rf"^softmax: what replaces it gave a {type(given).__name__}: .* make it an @op"
-    with pytest.raises(TypeError, match=told), ops.replaced(softmax=lambda x: given):
+def test_a_replacement_returns_a_tensor(given):
+    message = rf"^softmax: its replacement returned a {type(given).__name__}, .* make it an @op"
+    with pytest.raises(TypeError, match=message), ops.replaced(softmax=lambda x: given):
         ops.softmax(Tensor([1.0]))
 
 
 def test_what_is_replaced_in_one_thread_is_not_in_another(met):
-    inside, told = threading.Event(), []
+    inside, seen = threading.Event(), []
 
     def other():
         inside.wait(10)
         ops.softmax(Tensor([1.0]))
         with ops.plain():
-            told.extend([recording(), choices.is_plain(), list(met)])
+            seen.extend([recording(), settings.is_plain(), list(met)])
 
     thread = threading.Thread(target=other)
     thread.start()
     with ops.replaced(softmax=my_softmax), ml.no_grad():
         inside.set()
         thread.join(10)
-        assert told == [True, True, []] and not choices.is_plain() and not recording()
+        assert seen == [True, True, []] and not settings.is_plain() and not recording()
         ops.softmax(Tensor([1.0]))
     assert met == ["softmax"]
 
 
 def step(recompute, mine):
-    """The loss and the gradients of one step, its forward pass with `mine` in place."""
+    """Return the loss and the gradients of one step; in its forward pass `mine` replaces ops."""
     model, _ = adapted(targets=("q", "v", "up"), dropout=0.2)
     model.recompute = recompute
     with ops.replaced(**mine):
         loss = ops.cross_entropy(model(ids(0)), ids(1))
-    loss.backward()  # outside: with the tape goes what made it
+    loss.backward()  # outside the block: the tape remembers its settings
     return [ml.asnumpy(x) for x in (loss, *(p.grad for p in model.trainable_parameters().values()))]
 
 
 def by_hand(q, k, v, *, heads, causal=True, mask=None):
-    """Attention of one head after the other, from the engine's ops."""
+    """Attention, one head after the other, by the engine's ops."""
     MET.append("attention")
-    width, made = q.shape[-1] // heads, []
+    width, outputs = q.shape[-1] // heads, []
     for h in range(heads):
         Q, K, V = (x[:, :, h * width : (h + 1) * width] for x in (q, k, v))
         scores = Q @ ops.transpose(K, axes=(0, 2, 1)) * (1 / math.sqrt(width))
         later = np.triu(np.full(scores.shape[1:], -1e9), 1)
-        made.append(ops.softmax(scores + ml.backend.asarray(later)) @ V)
-    return ops.concat(*made, axis=2)
+        outputs.append(ops.softmax(scores + ml.backend.asarray(later)) @ V)
+    return ops.concat(*outputs, axis=2)
 
 
 def in_two(x, W, b, A, B, mask=None, *, scale):
-    """A layer, and its update beside it."""
+    """The layer plus its update."""
     MET.append("lora_linear")
     into = x if mask is None else x * mask
     return ops.linear(x, W, b) + ops.linear(ops.linear(into, A), B) * scale
@@ -820,14 +825,14 @@ def in_two(x, W, b, A, B, mask=None, *, scale):
     ],
     ids=["softmax", "attention", "both", "lora_linear"],
 )
-def test_a_model_meets_it(mine, calls, recompute, met):
-    """Also deep inside: softmax in attention, attention in a block, a block that runs again."""
+def test_a_model_calls_the_replacement(mine, calls, recompute, met):
+    """Also deep inside: softmax in attention, attention in a block, a recomputed block."""
     wanted = step(recompute, {})
     assert met == []
-    found = step(recompute, mine)
+    results = step(recompute, mine)
     runs = 2 if recompute else 1
     assert {name: met.count(name) for name in met} == {n: c * runs for n, c in calls.items()}
-    for got, want in zip(found, wanted):  # some 10 sums of up to 100 terms, one after the other
+    for got, want in zip(results, wanted):  # some 10 sums of up to 100 terms, one after the other
         assert_near(got, want, roundings(1e3, np.abs(want).max(), "float64"))
 
 
@@ -836,8 +841,8 @@ def test_a_formula_without_op_is_refused_in_the_place_of_one():
         return x * 2.0, (identity,)
 
     model, _ = adapted()
-    told = r"^gelu: what replaces it gave a tuple: .* make it an @op"
-    with pytest.raises(TypeError, match=told), ops.replaced(gelu=formula):
+    message = r"^gelu: its replacement returned a tuple, .* make it an @op"
+    with pytest.raises(TypeError, match=message), ops.replaced(gelu=formula):
         model(ids(0))
 
 
@@ -890,8 +895,8 @@ def test_operators_take_numbers_on_either_side(a, b, sign, dtype):
          "/": lambda x, y: x / y}[sign]
     x, y = (Tensor(np.array([v], dtype)) for v in (a, b))
     wanted = np.array([f(np.dtype(dtype).type(a), np.dtype(dtype).type(b))], dtype)
-    for made in (f(x, y), f(x, b), f(a, y)):
-        assert isinstance(made, Tensor) and same_bytes(ml.asnumpy(made), wanted)
+    for result in (f(x, y), f(x, b), f(a, y)):
+        assert isinstance(result, Tensor) and same_bytes(ml.asnumpy(result), wanted)
 
 
 @pytest.mark.parametrize("sign", "+-*/")
@@ -901,15 +906,15 @@ def test_operators_take_arrays_on_either_side(sign, left):
          "/": lambda x, y: x / y}[sign]
     a, b = normal(0, 2, 3), normal(1, 2, 3)
     pair = (ml.backend.asarray(a), Tensor(b)) if left else (Tensor(a), ml.backend.asarray(b))
-    made = f(*pair)
-    assert isinstance(made, Tensor) and same_bytes(ml.asnumpy(made), f(a, b))
+    result = f(*pair)
+    assert isinstance(result, Tensor) and same_bytes(ml.asnumpy(result), f(a, b))
 
 
 def test_a_matrix_product_takes_an_array_on_either_side():
     a, b = normal(0, 2, 3), normal(1, 3, 2)
-    for made in (Tensor(a) @ ml.backend.asarray(b), ml.backend.asarray(a) @ Tensor(b)):
-        assert isinstance(made, Tensor)
-        assert_near(ml.asnumpy(made), a @ b, roundings(4, np.abs(a) @ np.abs(b), "float64"))
+    for result in (Tensor(a) @ ml.backend.asarray(b), ml.backend.asarray(a) @ Tensor(b)):
+        assert isinstance(result, Tensor)
+        assert_near(ml.asnumpy(result), a @ b, roundings(4, np.abs(a) @ np.abs(b), "float64"))
 
 
 def test_methods_are_the_ops():
@@ -926,8 +931,8 @@ def test_methods_are_the_ops():
 
 def test_an_error_names_the_op_both_shapes_and_the_remedy():
     x, W = Tensor(np.zeros((32, 64))), Tensor(np.zeros((10, 48)))
-    told = r"^linear: x is \(32, 64\), W is \(10, 48\): x has 64 features, W takes 48"
-    with pytest.raises(ValueError, match=told):
+    message = r"^linear: x is \(32, 64\), W is \(10, 48\): x has 64 features, W takes 48"
+    with pytest.raises(ValueError, match=message):
         ops.linear(x, W)
     with pytest.raises(ValueError, match=r"^add: x is \(32, 64\), y is \(10, 48\): "):
         x + W
@@ -963,13 +968,13 @@ def test_an_error_names_each_input_by_its_own_name():
     x, W, A = (Tensor(np.zeros(s)) for s in [(2, 3), (3, 4), (5, 4)])
     with pytest.raises(ValueError, match=r"A is \(5, 4\)"):
         ops.lora_linear(x, W, None, A, A, scale=1.0)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as raised:
         ops.concat(x, W)
-    assert "(2, 3)" in str(told.value) and "axis is" not in str(told.value)
+    assert "(2, 3)" in str(raised.value) and "axis is" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "text"),
     [
         (lambda: Tensor([1.0, 2.5]), "Tensor(f64 (2,), [1.0, 2.5])"),
         (lambda: Tensor(np.float32(2)), "Tensor(f32 (), 2.0)"),
@@ -985,8 +990,8 @@ def test_an_error_names_each_input_by_its_own_name():
         (lambda: Tensor(np.zeros((4, 100), "int32")), "Tensor(i32 (4, 100))"),
     ],
 )
-def test_repr_tells_dtype_shape_and_what_it_is(make, told):
-    assert repr(make()) == told
+def test_repr_tells_dtype_shape_and_what_it_is(make, text):
+    assert repr(make()) == text
 
 
 @given(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6), dtypes)

@@ -1,4 +1,4 @@
-"""Shared work is the same work: covered once, the same bits, errors told, BLAS as it was."""
+"""Shared work: every row once, the same bits, errors are raised, BLAS's threads are restored."""
 
 import os
 import select
@@ -17,26 +17,26 @@ import minilora as ml
 from minilora import lora, ops
 from minilora.backend import threads
 
-PATIENCE = 20  # seconds after which something hangs
+PATIENCE = 20  # seconds: what takes longer hangs
 
 
 @pytest.fixture(autouse=True)
 def backend():
-    """The host alone: a device shares by itself."""
+    """Only the host: a device shares by itself."""
     with ml.using("numpy") as host:
         yield host
 
 
 @pytest.fixture
 def shared():
-    """Whatever its size, work is shared by three threads, in small pieces."""
+    """Three threads share work of any size, in small pieces."""
     with in_pieces():
         yield
 
 
 @pytest.fixture
 def blas():
-    """OpenBLAS's functions, with two threads for now."""
+    """Return OpenBLAS's function that gets its number of threads, which is two for now."""
     set_threads, get_threads = threads._blas()
     if set_threads is None:
         pytest.skip("this NumPy's BLAS cannot be told how many threads to use")
@@ -47,7 +47,7 @@ def blas():
 
 
 def train(seed=0, steps=4, dropout=0.2):
-    """A few steps of a small model: its losses, and every bit of it afterwards."""
+    """Train a small model for a few steps; return its losses and all its arrays."""
     model, _ = adapted(seed, targets=("q", "v", "o", "up"), dropout=dropout)
     optimizer = ml.AdamW(model.trainable_parameters(), 1e-2)
     history = ml.fit(model, [(ids(seed), ids(seed + 1))], optimizer, steps, progress=False)
@@ -55,7 +55,7 @@ def train(seed=0, steps=4, dropout=0.2):
 
 
 def in_threads(*tasks):
-    """What each of them gives, done at the same time by Python threads; raises where one does."""
+    """Run the tasks in Python threads at the same time; return their results, or raise."""
     given, start = [None] * len(tasks), threading.Barrier(len(tasks), timeout=PATIENCE)
 
     def run(i, task):
@@ -65,10 +65,10 @@ def in_threads(*tasks):
         except BaseException as error:
             given[i] = error
 
-    made = [threading.Thread(target=run, args=at, daemon=True) for at in enumerate(tasks)]
-    for thread in made:
+    workers = [threading.Thread(target=run, args=at, daemon=True) for at in enumerate(tasks)]
+    for thread in workers:
         thread.start()
-    for thread in made:
+    for thread in workers:
         thread.join(PATIENCE)
         assert not thread.is_alive(), "it hangs"
     for result in given:
@@ -115,15 +115,15 @@ def test_every_row_is_done_once_whatever_the_number_of_threads(n, size, piece):
 
 
 def test_small_work_stays_in_its_thread_and_in_one_of_blas(blas):
-    told = []
-    task = lambda at: told.append((threading.current_thread(), blas(), at))  # noqa: E731
-    threads.share(task, 9, threads.WORTH - 1)  # not worth sharing; but its bits are to be the same
-    assert told == [(threading.current_thread(), 1, slice(0, 9))]
+    seen = []
+    task = lambda at: seen.append((threading.current_thread(), blas(), at))  # noqa: E731
+    threads.share(task, 9, threads.WORTH - 1)  # too small, but the same bits
+    assert seen == [(threading.current_thread(), 1, slice(0, 9))]
     assert blas() == 2
 
 
 def test_large_work_is_really_shared(blas):
-    """By as many threads as there are to be, and no more: all of them are inside at one time."""
+    """By exactly the number of threads that was set: all of them are inside at the same time."""
     before, together, who = ml.threads(3), threading.Barrier(3, timeout=PATIENCE), set()
     try:
         threads.share(lambda at: together.wait(), 3, threads.WORTH, 1)
@@ -136,25 +136,25 @@ def test_large_work_is_really_shared(blas):
 @pytest.mark.parametrize("n", [-1, 1.5, True, "2"])
 def test_the_number_of_threads_is_a_whole_number(n):
     before = ml.threads()
-    with pytest.raises(ValueError, match=r"threads: n must be a whole number, 0 for one per core"):
+    with pytest.raises(ValueError, match=r"threads: n must be an integer, 0 for one per core"):
         ml.threads(n)
     assert ml.threads() == before
 
 
-def test_the_number_of_threads_is_told_and_set():
+def test_the_number_of_threads_is_returned_and_set():
     first = ml.threads(3)
     assert ml.threads() == 3 and ml.threads(1) == 3 and ml.threads(0) == 1
     assert ml.threads(first) == threads.cores() >= 1, "0 is one per core"
 
 
-@pytest.mark.parametrize(("allowed", "blas_has", "told"), [(7, 4, 4), (3, 4, 3), (5, 0, 5)])
-def test_there_are_as_many_threads_as_cores_unless_blas_was_told_fewer(
-    allowed, blas_has, told, monkeypatch
+@pytest.mark.parametrize(("allowed", "blas_has", "expected"), [(7, 4, 4), (3, 4, 3), (5, 0, 5)])
+def test_there_are_as_many_threads_as_cores_unless_blas_is_limited_to_fewer(
+    allowed, blas_has, expected, monkeypatch
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(allowed), raising=False)
     monkeypatch.setattr(threads, "_blas", lambda: (None, lambda: 9))
     monkeypatch.setattr(threads._quiet, "before", blas_has)
-    assert threads.cores() == told
+    assert threads.cores() == expected
 
 
 # The same bits
@@ -169,7 +169,7 @@ def test_the_bits_of_a_run_do_not_depend_on_the_number_of_threads():
 
 
 def test_nor_at_sizes_at_which_it_is_shared_anyway():
-    """Without a patch: products, norms and attention of a model that is large enough."""
+    """Without patches: products, norms and attention of a model that is large enough."""
 
     def run():
         sizes = {"d_model": 64, "n_positions": 64, "vocab_size": 97}
@@ -178,15 +178,15 @@ def test_nor_at_sizes_at_which_it_is_shared_anyway():
         loss.backward()
         return [loss.item(), *(ml.asnumpy(p.grad) for p in model.trainable_parameters().values())]
 
-    before, told = ml.threads(1), []
+    before, results = ml.threads(1), []
     try:
         for among in (1, 2, 3):
             ml.threads(among)
-            told.append(run())
+            results.append(run())
     finally:
         ml.threads(before)
-    for other in told[1:]:
-        assert all(map(np.array_equal, other, told[0]))
+    for other in results[1:]:
+        assert all(map(np.array_equal, other, results[0]))
 
 
 def test_loss_and_gradients_are_the_same_cut_and_whole():
@@ -199,7 +199,7 @@ def test_loss_and_gradients_are_the_same_cut_and_whole():
     alone = run()
     with in_pieces():
         together = run()
-    for a, b in zip(alone, together):  # the same sums, cut at other rows
+    for a, b in zip(alone, together):  # the same sums, other cuts
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
@@ -241,11 +241,11 @@ def test_what_a_kernel_raises_in_a_worker_reaches_the_caller(shared, monkeypatch
 
 
 @pytest.mark.parametrize("among", [1, 3])
-def test_what_numpy_is_told_of_errors_holds_in_every_thread(among):
+def test_numpys_errstate_holds_in_every_thread(among):
     large, by = np.full(4, 1e300), []
 
     def task(at):
-        if at.start == 3:  # the last piece: another thread's, where there is one
+        if at.start == 3:  # the last piece: in another thread, if there is one
             by.append(threading.current_thread())
             large[at] * large[at]
 
@@ -262,17 +262,17 @@ def test_what_numpy_is_told_of_errors_holds_in_every_thread(among):
 
 
 def test_blas_has_one_thread_inside_and_its_own_afterwards_even_after_an_error(shared, blas):
-    told = []
-    threads.share(lambda at: told.append(blas()), 4, 4, 1)
-    assert told == [1] * 4 and blas() == 2
+    counts = []
+    threads.share(lambda at: counts.append(blas()), 4, 4, 1)
+    assert counts == [1] * 4 and blas() == 2
 
     def task(at):
-        threads.share(lambda at: told.append(blas()), 4, 4, 1)
+        threads.share(lambda at: counts.append(blas()), 4, 4, 1)
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
         in_threads(lambda: threads.share(task, 4, 4, 1))
-    assert set(told) == {1} and blas() == 2
+    assert set(counts) == {1} and blas() == 2
 
 
 def test_a_users_numpy_keeps_the_threads_of_its_blas(blas):
@@ -283,7 +283,7 @@ def test_a_users_numpy_keeps_the_threads_of_its_blas(blas):
 
 
 def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_other(shared, blas):
-    inside, leave, told = threading.Event(), threading.Event(), []
+    inside, leave, counts = threading.Event(), threading.Event(), []
 
     def first(at):
         inside.set()
@@ -292,14 +292,14 @@ def test_blas_has_its_threads_back_when_two_who_compute_leave_one_after_the_othe
     thread = threading.Thread(target=lambda: threads.share(first, 1, 1))
     thread.start()
     assert inside.wait(PATIENCE)
-    threads.share(lambda at: told.append(blas()), 4, 4, 1)
+    threads.share(lambda at: counts.append(blas()), 4, 4, 1)
     assert blas() == 1, "somebody is still inside"
     leave.set()
     thread.join(PATIENCE)
-    assert told == [1] * 4 and blas() == 2
+    assert counts == [1] * 4 and blas() == 2
 
 
-def test_small_attention_has_the_same_bits_whatever_blas_is_told(blas):
+def test_small_attention_has_the_same_bits_for_any_number_of_blas_threads(blas):
     q, k, v = (normal(i, 1, 61, 498, dtype="float32") for i in range(3))
     seen = []
     for n in (1, 2):
@@ -312,7 +312,7 @@ def test_small_attention_has_the_same_bits_whatever_blas_is_told(blas):
     assert all(map(np.array_equal, *seen))
 
 
-# Work that shares again, and two who share at once
+# Nested sharing, and two threads that share at the same time
 
 
 def test_a_task_that_shares_again_does_that_by_itself(shared):
@@ -336,7 +336,7 @@ def test_two_models_trained_at_once_are_those_trained_one_after_the_other(among)
 
 
 def test_what_one_thread_does_not_record_another_does():
-    """no_grad, plain and stand-ins belong to a thread; so does one thread's error inside them."""
+    """no_grad, plain and replaced ops belong to a thread, and so does an error inside them."""
     inside, done = threading.Event(), threading.Event()
 
     def evaluates():
@@ -357,7 +357,7 @@ def test_what_one_thread_does_not_record_another_does():
     assert evaluated and trained == train(2, steps=2) and ml.tensor.recording()
 
 
-def test_an_error_in_one_thread_is_not_told_to_another(shared):
+def test_an_error_in_one_thread_is_not_raised_in_another(shared):
     def fails():
         def task(at):
             raise ZeroDivisionError
@@ -375,11 +375,11 @@ def test_an_error_in_one_thread_is_not_told_to_another(shared):
     assert in_threads(fails, works)[1] == sorted([*range(4)] * 50)
 
 
-# A fork, as multiprocessing makes it
+# A fork, as multiprocessing does it
 
 
 def forked(child) -> int:
-    """The exit status of a child that does this and leaves; a child that hangs fails."""
+    """Run this in a forked child; return its exit status. A child that hangs fails."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -393,7 +393,7 @@ def forked(child) -> int:
         finally:
             os._exit(status)
     os.close(write)
-    hangs = not select.select([read], [], [], PATIENCE)[0]  # closed when the child is gone
+    hangs = not select.select([read], [], [], PATIENCE)[0]  # closed when the child has ended
     os.close(read)
     if hangs:
         os.kill(pid, signal.SIGKILL)
@@ -403,7 +403,7 @@ def forked(child) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # it has to work
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # it must work
 @pytest.mark.parametrize("where", ["outside", "while another thread computes", "in shared work"])
 def test_a_child_of_a_fork_computes_and_leaves(where, blas):
     x, W = normal(0, 300, 40), normal(1, 30, 40)
@@ -414,21 +414,21 @@ def test_a_child_of_a_fork_computes_and_leaves(where, blas):
         return ml.asnumpy(y)
 
     with in_pieces():
-        wanted = product()  # the threads live
+        wanted = product()  # the threads are alive
 
         def child():
             assert blas() == 2, "not what shared work had set"
             assert np.array_equal(product(), wanted) and blas() == 2
-            together, told = threading.Barrier(3, timeout=PATIENCE / 2), []
-            threads.share(lambda at: told.append(together.wait() * 0 + blas()), 3, 3, 1)
-            assert told == [1, 1, 1], "shared again, and BLAS is quiet"
+            together, results = threading.Barrier(3, timeout=PATIENCE / 2), []
+            threads.share(lambda at: results.append(together.wait() * 0 + blas()), 3, 3, 1)
+            assert results == [1, 1, 1], "work is shared again, and BLAS uses one thread"
 
         if where == "outside":
             assert forked(child) == 0
         elif where == "in shared work":
-            told = []
-            threads.share(lambda at: at.start or told.append(forked(child)), 3, 3, 1)
-            assert told == [0]
+            results = []
+            threads.share(lambda at: at.start or results.append(forked(child)), 3, 3, 1)
+            assert results == [0]
         else:
             stop = threading.Event()
 

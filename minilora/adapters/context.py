@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.settings import choose, own
+from ..backend.settings import choose, thread_settings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ EMPTY = Context()
 
 def context() -> Context:
     """The context of this thread."""
-    found: Context = own.context or EMPTY
+    found: Context = thread_settings.context or EMPTY
     return found
 
 

@@ -1,9 +1,13 @@
-"""The array library in use: `xp`, and the few hooks in which array libraries differ.
+"""The array library in use: `xp`, and hooks for the few places where array libraries differ.
 
-Everything else says `from .backend import xp` and writes what NumPy and CuPy share. library.py has
-the hooks; behind them stand host.py, what NumPy lacks; threads.py, work shared by the cores;
-gpu.py, the only file that knows CuPy; and shapes/, arrays without numbers. choices.py is what a
-Python thread has chosen.
+All other code says `from .backend import xp` and writes what NumPy and CuPy have in common. The
+backend knows no Tensor, no op and no kernel.
+
+library.py    the hooks, and NumPy behind them
+host.py       functions that NumPy lacks      threads.py   work shared by the cores
+gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
+shapes/       arrays without numbers, whose bytes and operations are counted
+settings.py   the settings of a Python thread: recording, plain ops, replaced ops
 """
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from .library import Rng as Rng
 
 
 class _Namespace:
-    """Forwards to the module in use; each name is looked up there once, then as fast as its own."""
+    """Forwards to the module in use. A name is looked up there once, and stored here after that."""
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(_current.module, name)
@@ -32,18 +36,18 @@ _current: Backend = Backend()
 xp: Any = _Namespace()
 
 def use(backend: str | Backend, *, plain: bool = False) -> Backend:
-    """Switch the array library: "numpy", "cupy", "cupy:1" (that device), "shapes", or a `Backend`.
-    plain: every op as it is printed in ops/, without the kernels. Returns the one left. Arrays that
-    exist already stay where they are: switch first, then build the model. Raises ImportError where
-    the library is missing, RuntimeError where no device answers, ValueError for a name or a device
-    that there is not.
+    """Switch the array library; return the previous one.
+    backend: "numpy", "cupy", "cupy:1" (that device), "shapes", or a `Backend`. plain: run every op
+    as it is printed in ops/, without its kernel. Existing arrays stay in their library, so switch
+    first, then build the model. Raises ImportError if the library is not installed, RuntimeError if
+    no device answers, ValueError for an unknown name or device.
     """
     global _current
     if isinstance(backend, str):
         name, colon, device = backend.partition(":")
         if name not in LIBRARIES or (colon and name == "numpy"):
-            raise ValueError(f"no backend {backend!r}: there are numpy, cupy, cupy:1 (a device), "
-                             "shapes")
+            raise ValueError(f"unknown backend {backend!r}: choose numpy, cupy, cupy:1 (a device) "
+                             "or shapes")
         file = LIBRARIES[name]
         library = import_module(f".{file}", __package__).LIBRARY if file else Backend
         backend = library(*[device] * bool(colon))
@@ -56,12 +60,12 @@ def use(backend: str | Backend, *, plain: bool = False) -> Backend:
     return previous
 
 def current() -> Backend:
-    """The backend in use."""
+    """Return the backend in use."""
     return _current
 
 @contextmanager
 def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
-    """Inside, this array library is in use; afterwards the one that was."""
+    """Use this array library in the block, and the previous one again after it."""
     before = use(backend, plain=plain)
     try:
         yield _current
@@ -69,15 +73,15 @@ def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
         use(before)
 
 def asarray(x: Any, dtype: Any = None) -> Array:
-    """x as an array of the library in use."""
-    return _current.asarray(x, dtype)
+    """Return x as an array of the library in use; copy only if necessary."""
+    return xp.asarray(x, dtype=dtype)
 
 def asnumpy(x: Any) -> np.ndarray:
-    """x (array or Tensor) as a NumPy array on the host; shares memory where that is possible."""
+    """Return x (array or Tensor) as a NumPy array on the host; it shares memory if possible."""
     return _current.asnumpy(getattr(x, "data", x) if hasattr(x, "requires_grad") else x)
 
 def scatter_add(target: Array, index: Array, rows: Array) -> None:
-    """target[index[i]] += rows[i], repeated indices included; in place."""
+    """target[index[i]] += rows[i], in place; repeated indices add up."""
     _current.scatter_add(target, index, rows)
 
 def erf(x: Array) -> Array:
@@ -85,9 +89,10 @@ def erf(x: Array) -> Array:
     return _current.erf(x)
 
 def generator(rng: Rng) -> np.random.Generator:
-    """The host generator behind `rng`: None (fresh), an int seed, or a Generator as it is."""
+    """Return the generator, on the host, for `rng`: None (fresh), a seed, or a Generator."""
     return _current.generator(rng)
 
 def normal(rng: np.random.Generator, shape: Sequence[int], std: float, dtype: Any) -> Array:
-    """Gaussian numbers of mean 0, drawn in float64 on the host, so that one seed is one model."""
+    """Draw Gaussian numbers of mean 0. They are drawn in float64 on the host, so that a seed gives
+    the same model in every library and dtype."""
     return asarray((rng.standard_normal(shape) * std).astype(dtype))

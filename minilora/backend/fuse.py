@@ -8,11 +8,12 @@ from . import current
 
 
 def fused(formula: Callable[..., None]) -> Callable[..., None]:
-    """An elementwise formula, in place: one kernel on a device, and on the host what it says.
+    """Make one kernel of an elementwise in-place formula on a device; on the host it runs as is.
 
-    It may use operators, ufuncs and `out=`, on its arguments (arrays that broadcast to the largest,
-    Python numbers) and on constants of its module; every array that it writes to is an argument of
-    the full shape. What changes from call to call is an argument, and two of its numbers never
-    meet without an array between them: CuPy would compute that in half precision.
+    The formula may use operators, ufuncs and `out=`. Its operands are its arguments (arrays that
+    broadcast to the largest one, Python numbers) and constants of its module. Every array that it
+    writes to is an argument of the full shape. A value that changes between calls is an argument.
+    Two numbers that are arguments never meet without an array between them, because CuPy would
+    compute that in half precision.
     """
     return lambda *arguments: current().fuse(formula)(*arguments)

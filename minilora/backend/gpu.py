@@ -15,13 +15,13 @@ from .library import Array, Backend
 class CupyBackend(Backend):
     """CuPy 14.
 
-    device: a CUDA device's index, as text; "" for the one that the thread uses. Raises ImportError
-    without CuPy, RuntimeError where no device answers, ValueError for one that there is not.
+    device: a CUDA device's index, as text; "" for the device that the thread uses. Raises
+    ImportError without CuPy, RuntimeError if no device answers, ValueError for an unknown device.
     """
 
     name = "cupy"
     on_host = False
-    piece, queries = 1 << 26, 1 << 10  # no such cache: it is told all at once
+    piece, queries = 1 << 26, 1 << 10  # large, because every call costs a launch
 
     def __init__(self, device: str = "") -> None:
         try:
@@ -38,26 +38,26 @@ class CupyBackend(Backend):
         self._kernels: dict[Callable[..., None], Callable[..., None]] = {}
 
     def libraries(self) -> tuple[Any, Any]:
-        """CuPy, and where it has erf."""
+        """Return CuPy, and the module that has its erf."""
         return importlib.import_module("cupy"), importlib.import_module("cupyx.scipy.special")
 
     def enter(self) -> None:
-        """Make it the device of this thread; RuntimeError where it takes nobody in."""
+        """Make it the device of this thread; RuntimeError if it cannot be used."""
         try:
             self.device.use()
         except Exception as error:
             raise RuntimeError(
-                f"CUDA device {self.device.id} cannot be used: {error}: is it full, or another's? "
-                "Free it, or name another one: cupy:1, cupy:2"
+                f"CUDA device {self.device.id} cannot be used: {error}: is it full, or in use "
+                "by another process? Free it, or choose another one: cupy:1, cupy:2"
             ) from error
 
     def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
-        """The device shares by itself: it is told all at once."""
+        """Run all of it as one task: the device shares the work by itself."""
         if n:
             task(slice(0, n))
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
-        """`cupy.fuse` makes a kernel of a formula for each combination of dtypes it meets."""
+        """Return `cupy.fuse` of the formula, which compiles a kernel per combination of dtypes."""
         if formula not in self._kernels:
             self._kernels[formula] = self.module.fuse(formula)
         return self._kernels[formula]
@@ -72,26 +72,26 @@ class CupyBackend(Backend):
         return otherwise
 
     def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
-        """loss + 0 · Σ of all their numbers: nan where one is not finite."""
+        """Return loss + 0 · Σ of all gradients: nan if any number is not finite."""
         total: Any = 0.0
         for g in gradients:
             total = total + g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")
         return loss + (total * 0).astype(loss.dtype) if gradients else loss
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
-        """Rows of one index are added as they come: the last bits may differ from run to run."""
+        """Rows of one index are added in no fixed order: the last bits may differ between runs."""
         self.module.add.at(target, index, rows)
 
     def erf(self, x: Array) -> Array:
         return self._special.erf(x)
 
     def reserved(self) -> int:
-        """Bytes that the memory pool has taken from the device, and keeps."""
+        """Return the bytes that the memory pool has taken from the device."""
         return int(self.module.get_default_memory_pool().total_bytes())
 
     def meter(self) -> Any:
-        """Counts each block, of 512 bytes or a multiple, that the pool hands out or gets back, in
-        this thread; one meter at a time."""
+        """Count the blocks (multiples of 512 bytes) that the pool hands out and takes back in this
+        thread. Only one meter at a time."""
         used = self.module.get_default_memory_pool().used_bytes()
         return _counting(self.module.cuda.MemoryHook)(used)
 
@@ -100,7 +100,7 @@ class CupyBackend(Backend):
         return f"{self.name} {version} on device {self.device.id}, {self.named(self.device.id)}"
 
     def named(self, device: int) -> str:
-        """What the maker calls that device."""
+        """Return the manufacturer's name of that device."""
         return str(self.module.cuda.runtime.getDeviceProperties(device)["name"].decode())
 
 
@@ -108,17 +108,17 @@ LIBRARY = CupyBackend
 
 
 def devices() -> str:
-    """What `use("cupy")` would find here, in one line."""
+    """Return one line that names the devices for `use("cupy")`, or says why there is none."""
     try:
-        found = CupyBackend()
+        backend = CupyBackend()
     except (ImportError, RuntimeError) as error:
         return str(error)
-    count = found.module.cuda.runtime.getDeviceCount()
-    return ", ".join(f"cupy:{i} {found.named(i)}" for i in range(count))
+    count = backend.module.cuda.runtime.getDeviceCount()
+    return ", ".join(f"cupy:{i} {backend.named(i)}" for i in range(count))
 
 
 def _counting(hook: type[Any]) -> type[Any]:
-    """A meter made of CuPy's memory hook."""
+    """Return a meter, a subclass of CuPy's memory hook."""
 
     class Counter(hook):  # type: ignore[misc]
         name = "minilora"
@@ -126,11 +126,11 @@ def _counting(hook: type[Any]) -> type[Any]:
         def __init__(self, used: int) -> None:
             self.used = self.peak = used
 
-        def malloc_postprocess(self, *, mem_size: int, **told: Any) -> None:
+        def malloc_postprocess(self, *, mem_size: int, **_: Any) -> None:
             self.used += mem_size
             self.peak = max(self.peak, self.used)
 
-        def free_postprocess(self, *, mem_size: int, **told: Any) -> None:
+        def free_postprocess(self, *, mem_size: int, **_: Any) -> None:
             self.used -= mem_size
 
         def read(self) -> tuple[int, int]:

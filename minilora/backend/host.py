@@ -1,4 +1,4 @@
-"""What NumPy lacks on the host: erf, a fast scatter, freed memory kept, bytes counted."""
+"""Functions that NumPy lacks: erf, a fast scatter-add, a hash, memory that is kept, a meter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, to 1e-15, from a Chebyshev fit of what `math.erfc` knows."""
-    # erfc(x) = t exp(P(t) - x²) with t = 2 / (2 + x): P is smooth, a short polynomial holds it
+    """The error function, to 1e-15, by a Chebyshev series that is fitted to `math.erfc`."""
+    # erfc(x) = t exp(P(t) - x²) with t = 2 / (2 + x): P is smooth, so a short polynomial fits it
     size = np.minimum(np.abs(x), 6.0)  # erf(6) is 1 to the last bit
     t = 2.0 / (2.0 + size)
     value = 1.0 - t * np.exp(_erfc_exponent()(t).astype(x.dtype) - size * size)
@@ -33,15 +33,17 @@ def _erfc_exponent() -> Any:
 
 
 def mixed(i: Any, one: int, two: int) -> Any:
-    """A hash of each i, uint32: the finalizer of MurmurHash3 (Appleby), a bijection that spreads
-    every bit, keyed twice. On any library's arrays."""
+    """Return a hash of each i (uint32) with the keys `one` and `two`, on any library's arrays.
+
+    It is the finalizer of MurmurHash3 (Appleby): a bijection in which every bit spreads.
+    """
     i = (i ^ one) * 0x85EBCA6B
     i = (i ^ i >> 13 ^ two) * 0xC2B2AE35
     return (i ^ i >> 16) * 0x85EBCA6B
 
 
 def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:
-    """target[index[i]] += rows[i]: rows ordered by index, and summed; faster than `np.add.at`."""
+    """target[index[i]] += rows[i], by sums of rows sorted by index: faster than `np.add.at`."""
     if index.size == 0:
         return
     order = np.argsort(index, kind="stable")
@@ -51,9 +53,9 @@ def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None
 
 
 def finite(loss: np.ndarray, gradients: Sequence[np.ndarray]) -> np.ndarray:
-    """The loss; raises FloatingPointError where a number of a gradient is not finite."""
+    """Return the loss; raise FloatingPointError if a number of a gradient is not finite."""
     for g in gradients:
-        total = g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")  # one bad number shows
+        total = g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")  # nan or inf if any is
         if not math.isfinite(float(total)):
             raise FloatingPointError(
                 f"backward: the gradient of a tensor of shape {g.shape} is not finite "
@@ -63,28 +65,28 @@ def finite(loss: np.ndarray, gradients: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def keep_freed_memory() -> None:
-    """Ask the C library to hold on to freed arrays instead of returning them to the kernel.
+    """Ask the C library to keep freed memory instead of returning it to the operating system.
 
-    A returned page has to be cleared and mapped anew. Does nothing without glibc.
+    A returned page has to be mapped and cleared again. Does nothing without glibc.
     """
     ctypes = importlib.import_module("ctypes")
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: below 32 MiB (the most it takes), use the heap
-    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: and give none of the heap back below 1 GiB
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: up to 32 MiB (its maximum), use the heap
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: return none of the heap below 1 GiB
 
 
 def reserved() -> int:
-    """The most bytes of memory that this process has had at one time."""
+    """Return the peak memory of this process in bytes."""
     resource = importlib.import_module("resource")  # not on Windows
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 class Traced:
-    """A meter of NumPy's arrays; its peak includes what else Python allocates."""
+    """A meter of NumPy's arrays. Its peak also includes other memory that Python allocates."""
 
     def __init__(self) -> None:
         self._trace: Any = importlib.import_module("tracemalloc")
@@ -100,7 +102,7 @@ class Traced:
             self._trace.stop()
 
     def read(self) -> tuple[int, int]:
-        peak = self._trace.get_traced_memory()[1]  # before the snapshot, which takes some itself
+        peak = self._trace.get_traced_memory()[1]  # before the snapshot, which allocates memory too
         numpy_only = self._trace.DomainFilter(True, np.lib.tracemalloc_domain)
         traces = self._trace.take_snapshot().filter_traces([numpy_only]).traces
         return sum(trace.size for trace in traces), peak

@@ -1,4 +1,4 @@
-"""What an array library has to say for itself: `Backend`, NumPy and the parent of all others."""
+"""The hooks of an array library: `Backend`, which is NumPy, and the parent of all others."""
 
 from __future__ import annotations
 
@@ -9,63 +9,59 @@ import numpy as np
 
 from . import host, threads
 
-Array = Any  # a numpy.ndarray, or its like in the library in use
+Array = Any  # a numpy.ndarray, or the array of the library in use
 Rng: TypeAlias = "np.random.Generator | int | None"  # a string: numpy.random loads when used
 
 
 class Backend:
-    """NumPy, and the parent of every other array library: override what differs, nothing else."""
+    """NumPy. The class of another array library overrides what differs."""
 
     name = "numpy"
     module: Any = np
-    plain = False  # every op as it is printed in ops/, no kernels
-    on_host = True  # a kernel takes what pays on a CPU: caches, BLAS, numbers at hand
-    piece = 1 << 18  # numbers in a piece of work that should stay in the cache
-    queries = 64  # in a block of attention
+    plain = False  # run every op as it is printed in ops/?
+    on_host = True  # does a CPU compute: caches, BLAS, numbers that can be read without waiting?
+    piece = 1 << 18  # numbers in a piece of work that fits the cache
+    queries = 64  # rows of a block where work grows with the square of the rows
 
     def enter(self) -> None:
         """Called when this backend comes into use."""
 
     def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
-        """task(rows) for slices that cover range(n); see threads.share."""
+        """Run task(rows) for slices that cover range(n); see threads.share."""
         threads.share(task, n, size, piece)
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
-        """An elementwise formula (see `fused`) in the form in which this library runs it best."""
+        """Return an elementwise formula (see `fused`) in the fastest form of this library."""
         return formula
 
     def synchronize(self) -> None:
-        """Wait until all that was asked for is done: before a clock is read. Here it always is."""
-
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        """x as an array of this library; copies only where it must."""
-        return self.module.asarray(x, dtype=dtype)
+        """Wait until all work is done, before a clock is read. NumPy's calls are done at once."""
 
     def asnumpy(self, x: Any) -> np.ndarray:
-        """x as a NumPy array on the host."""
+        """Return x as a NumPy array on the host."""
         return np.asarray(x)
 
     def generator(self, rng: Rng) -> np.random.Generator:
-        """The generator, on the host, behind `rng`."""
+        """Return the generator, on the host, for `rng`."""
         return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
 
     def read(self, x: Any, otherwise: float) -> float:
-        """The number in x, waiting for it; `otherwise` where arrays have no numbers."""
+        """Return the number in x, after waiting for it; `otherwise` if arrays have no numbers."""
         return float(self.asnumpy(x))
 
     def peek(self, x: Any, otherwise: float) -> float:
-        """The number in x; `otherwise` where a device would have to be waited for."""
+        """Return the number in x; `otherwise` if a device would have to be waited for."""
         return float(x)
 
     def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
-        """The loss, if all gradients are finite; else FloatingPointError naming a shape.
+        """Return the loss if all gradients are finite; else raise FloatingPointError with a shape.
 
-        A device is not waited for: there, the loss comes back as nan instead.
+        A device is not waited for: there, the loss becomes nan instead.
         """
         return host.finite(loss, gradients)
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
-        """target[index[i]] += rows[i] for every i, repeated indices included; in place.
+        """target[index[i]] += rows[i] for every i, in place; repeated indices add up.
 
         target: (n, d)   index: (m,) integers in range   rows: (m, d)
         """
@@ -76,16 +72,16 @@ class Backend:
         return host.erf(x)
 
     def reserved(self) -> int:
-        """The most bytes that this process has held by now: arrays and all else."""
+        """Return the peak memory of this process in bytes: arrays and everything else."""
         return host.reserved()
 
     def meter(self) -> Any:
-        """Counts the bytes of arrays while it is entered.
+        """Return a context manager that counts the bytes of arrays.
 
-        read() gives (in use, the most at any time since reset()).
+        Its read() returns (bytes in use, peak since reset()).
         """
         return host.Traced()
 
     def describe(self) -> str:
-        """One line: library, version, device."""
+        """Return one line: library, version, device."""
         return f"numpy {np.__version__} on the CPU"

@@ -1,11 +1,10 @@
 """Work shared by the cores: NumPy lets other threads run while it computes.
 
-A row of a product, of a norm or of a softmax needs no other row, so a kernel hands out its rows in
-pieces. How they are cut depends on sizes alone, never on the number of threads, so the results
-have the same bits on any machine of the same BLAS. BLAS's own threads are off meanwhile (they wait
-for one another in a busy loop, which costs a multiple of the time where somebody else is using a
-core) and on again afterwards. Threads start at first need; a fork, or a second Python thread that
-computes at the same time, finds everything in order.
+Often a row of a result needs no other row, so work is cut into pieces of rows. The cuts depend on
+sizes alone, never on the number of threads, so the results have the same bits on all machines with
+the same BLAS. Meanwhile BLAS uses one thread: its own threads wait for one another in a busy loop,
+which is slow if another process uses a core. Threads start when they are first needed. A fork is
+safe, and several Python threads may compute at the same time.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ import numpy as np
 from . import host
 
 Task = Callable[[slice], None]
-WORTH = 1 << 15  # below so many numbers, sharing costs more than it brings
-LEAST, MOST, EACH = 2, 16, 1 << 23  # pieces where sharing pays at all; numbers in each, if many
+WORTH = 1 << 15  # numbers: below this, sharing costs more than it gains
+LEAST, MOST, EACH = 2, 16, 1 << 23  # number of pieces of shared work; numbers in each, if many
 
 
 def share(task: Task, n: int, size: int, piece: int = 0) -> None:
-    """task(rows) for slices that cover range(n), on all threads where it is worth it.
+    """Run task(rows) for slices that cover range(n), on all threads if the work is large enough.
 
-    size: how many numbers it is about; piece: rows at a time, 0 for as many as there are. A task
-    that shares again does that part by itself.
+    size: numbers to compute, which measures the work. piece: rows at a time, 0 for all of them.
+    Work that a task shares again stays in the task's thread.
     """
     cuts = pieces(n, size, piece) if size >= WORTH or n > piece > 0 else [slice(0, n)] * (n > 0)
     with _quiet:
@@ -44,7 +43,7 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
 
 
 def pieces(n: int, size: int, piece: int) -> list[slice]:
-    """Slices that cover range(n), of at most `piece` rows; more of them for more work."""
+    """Return slices that cover range(n), of at most `piece` rows; more work, more slices."""
     count = -(-n // piece) if piece else 1
     if size >= WORTH and n > 1:
         count = max(count, min(MOST, size // EACH), LEAST)
@@ -54,41 +53,41 @@ def pieces(n: int, size: int, piece: int) -> list[slice]:
 
 
 class _Own(threading.local):
-    """What belongs to one thread: is it doing its part of something shared?"""
+    """The state of one thread."""
 
-    sharing = False
+    sharing = False  # is it running a piece of shared work?
 
 
 _own = _Own()
 Inbox = queue.SimpleQueue[Any]
-_inboxes: list[Inbox] = []  # one for each thread that waits for work
+_inboxes: list[Inbox] = []  # one per helping thread
 _starting = threading.Lock()
-_count = 0  # threads to use, 0: not decided yet
+_count = 0  # threads to use; 0: not decided yet
 
 
 def threads(n: int | None = None) -> int:
-    """Let ops use n threads from now on (0: one per core; None: leave it); returns what was.
+    """Set how many threads ops use (0: one per core; None: no change); return the previous number.
 
-    The results do not depend on it, to the bit. Raises ValueError for less than 0. Where BLAS
-    cannot be told to use one thread, work is not shared.
+    It does not change a bit of the results. Work is not shared if the number of BLAS's threads
+    cannot be set. Raises ValueError for a negative number.
     """
     global _count
     before = _count or cores()
     if n is not None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ValueError(f"threads: n must be a whole number, 0 for one per core, not {n!r}")
+            raise ValueError(f"threads: n must be an integer, 0 for one per core, not {n!r}")
         _count = n
     return before
 
 
 def cores() -> int:
-    """How many cores this process may use, unless OPENBLAS_NUM_THREADS or its like says fewer."""
+    """Return the number of cores for this process, or fewer if OPENBLAS_NUM_THREADS says so."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(allowed or 1, _quiet.before or (_blas()[1]() if _blas()[1] else 1))
 
 
 def _crew() -> list[Inbox]:
-    """The inboxes of the threads that help the calling one; starts those that are missing."""
+    """Return the inboxes of the helping threads; start those that are missing."""
     global _count
     _count = _count or cores()
     wanted = _count - 1 if _blas()[0] else 0
@@ -110,7 +109,7 @@ def _serve(inbox: Inbox) -> None:
 
 
 def _part(task: Task, todo: list[slice]) -> BaseException | None:
-    """Do these pieces; what went wrong, if anything did."""
+    """Run the task on these pieces; return the exception that it raised, or None."""
     try:
         for at in todo:
             task(at)
@@ -120,15 +119,15 @@ def _part(task: Task, todo: list[slice]) -> BaseException | None:
 
 
 def _together(task: Task, cuts: list[slice], crew: list[Inbox]) -> None:
-    """Neighbouring pieces go to one thread, which has what the op before made of them in its cache.
+    """Run neighbouring pieces in one thread: its cache has what the op before computed for them.
 
-    The results of this call go to a queue of its own: another thread may be calling, too.
+    Each call has its own queue of results, because another thread may be calling at the same time.
     """
     done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     count = min(len(crew) + 1, len(cuts))
     parts = [cuts[len(cuts) * i // count : len(cuts) * (i + 1) // count] for i in range(count)]
     for inbox, part in zip(crew, parts[1:]):
-        inbox.put((contextvars.copy_context(), task, part, done))  # np.errstate and the like
+        inbox.put((contextvars.copy_context(), task, part, done))  # it carries np.errstate
     _own.sharing = True
     try:
         failed = [_part(task, parts[0])]
@@ -141,7 +140,7 @@ def _together(task: Task, cuts: list[slice], crew: list[Inbox]) -> None:
 
 
 class _Quiet:
-    """While anybody is inside, BLAS uses one thread; then as many as before."""
+    """While any thread is in the block, BLAS uses one thread; after it, as many as before."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.before = threading.Lock(), 0, 0
@@ -167,7 +166,7 @@ _quiet = _Quiet()
 
 
 def _after_fork() -> None:
-    """In the child none of the threads is there; what they held is as if it had never been."""
+    """Reset the state in a forked child, which has none of the parent's other threads."""
     global _starting
     _starting = threading.Lock()
     _inboxes.clear()
@@ -183,9 +182,9 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _blas() -> tuple[Any, ...]:
-    """OpenBLAS's functions to set and to get the number of its threads, or (None, None).
+    """Return OpenBLAS's functions that set and get its number of threads, or (None, None).
 
-    The first to ask also has freed memory kept: this is where computing in earnest begins.
+    The first call, which is where heavy computing starts, also makes the process keep freed memory.
     """
     import ctypes
     from pathlib import Path
@@ -193,7 +192,7 @@ def _blas() -> tuple[Any, ...]:
     host.keep_freed_memory()
     folders = [Path(np.__file__).parent.parent / "numpy.libs", Path(np.__file__).parent / ".libs"]
     for path in (p for folder in folders for p in folder.glob("*openblas*")):
-        library = ctypes.PyDLL(str(path))  # too short to let go of the interpreter
+        library = ctypes.PyDLL(str(path))  # the calls are too short to release the GIL
         for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
             if hasattr(library, name.format("set")):
                 return tuple(getattr(library, name.format(verb)) for verb in ("set", "get"))

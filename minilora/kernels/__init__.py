@@ -1,11 +1,13 @@
-"""The fast versions of some ops, and the one table that says which.
+"""Fast versions of some ops, and the table of them. Importing this package fills the ops' slots.
 
-A kernel has its op's signature and contract, and is told besides which inputs need a gradient. It
-gives the value, in x's dtype, and one function from the gradient of the output to those of the
-inputs (None where none is needed). Of Adam's, which is no op, only the signature is the same.
-All that makes a step fast is in here: work shared by the cores, pieces that
-fit the cache, memory that is reused, halves widened at once, formulas that become one kernel on a
-GPU. `plain()` runs everything without them; tests hold each to its op in ops/, at every shape.
+A kernel has its op's signature and contract. It also receives `needs`: which inputs require a
+gradient. It returns the value, in x's dtype, and one rule for all inputs: a function from the
+output's gradient to a tuple of theirs (None where none is needed). Adam is not an op: its kernel
+has the same signature and works in place, too.
+
+The speed of a step comes from here: work shared by the cores, pieces that fit the cache, memory
+that is reused, halves widened at once, formulas that are one kernel on a GPU. `plain()` switches
+all kernels off. Tests compare each with its op, at many shapes.
 """
 
 from typing import Any
@@ -23,5 +25,5 @@ TABLE: dict[Any, Any] = {
     ops.cross_entropy: rowwise.cross_entropy,
     adam: rowwise.adam,
 }
-for _plain, _fast in TABLE.items():
-    _plain.kernel = _fast
+for _op, _kernel in TABLE.items():
+    _op.kernel = _kernel

@@ -1,137 +1,196 @@
-"""Attention (ops/neural.py) in pieces that fit the cache."""
+"""Attention (ops/neural.py), in parts that fit the cache.
+
+A part is some heads of some sequences. Its queries are cut into blocks, each with the keys that it
+may see, so the masked half of the scores is never computed.
+
+With E = e^(scores - shift) and n its row sums, softmax is E / n, which is never formed. The forward
+pass divides E V by n. The backward pass uses g / n for g, and Σ (E / n) dP, which the gradient of
+softmax subtracts, is Σ g · out.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..backend import Array, current, xp
 from ..backend.fuse import fused
 from ..ops.neural import fits_heads, later, padding
 from .rowwise import exp_shifted, widest
 
-KEEP = 512  # tokens: up to so many the weights are kept for the backward pass, else made again
+KEEP = 512  # tokens: up to this many, E is kept for the backward pass; beyond, it is recomputed
+
+
+class Shared(NamedTuple):
+    """What all parts have in common."""
+
+    scale: float
+    causal: bool
+    blocks: list[tuple[slice, slice]]  # (queries, the keys that they may see)
+    later: Array | None  # added to a block's last scores: it hides later keys   (side, side)
+    keep: bool  # is E kept for the backward pass?
+
+
+class Part(NamedTuple):
+    """Some heads of some sequences, as views. None: no gradient that is needed uses it."""
+
+    Q: Any  # (sequences, heads, m, d_head)
+    K: Any  # (sequences, heads, n, d_head)
+    V: Any  # (sequences, heads, n, d_head)
+    out: Any  # (sequences, heads, m, d_head)
+    shift: Array  # (sequences, heads, m, 1)
+    inverse: Array  # 1 / Σ E   (sequences, heads, m, 1)
+    padding: Any  # added to scores (sequences, 1, 1, n), or None
+    E: dict[int, Array]  # of each block, by its first query   (sequences, heads, queries, keys)
 
 
 def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, mask: Any = None,
               needs: Sequence[bool]) -> Any:
-    """A few heads at a time, by blocks of queries and the keys that they may see: scores stay in
-    the cache, the masked half is never made, and nothing of tokens × tokens beyond KEEP tokens.
-
-    With E = e^(s - shift) and n its row sums, softmax is E/n. E/n itself is never formed: g/n
-    stands in for g, and Σ (E/n) dP, which the softmax's gradient subtracts, is Σ g·out.
-    """
+    """Compute the parts on all cores. Beyond KEEP tokens, no array has tokens × tokens numbers."""
     fits_heads(q, k, v, heads, causal)
-    (batch, m, d), n, dtype, on_host = q.shape, k.shape[1], q.dtype, current().on_host
-    q, k, v = (widest(x) for x in (q, k, v))  # CuPy would, in every product
-    scale, side = 1 / math.sqrt(d // heads), min(m, current().queries)
-    half = later(side, side, q.dtype) if causal and m > 1 else None
-    pad = None if mask is None else padding(mask, batch, n, q.dtype)
-    Q, K, V = (by_head(x, heads) for x in (q, k, v))  # (batch, heads, tokens, d_head)
+    (batch, m, d), n, dtype = q.shape, k.shape[1], q.dtype
+    side, size = min(m, current().queries), batch * heads * m * n
+    q, k, v = (widest(x) for x in (q, k, v))  # CuPy would widen them in every product
     out = xp.empty_like(q)
-    O = by_head(out, heads)
     shift, inverse = xp.zeros((2, batch, heads, m, 1), q.dtype)
     ones = xp.ones((n, 1), q.dtype)
-    parts = tasks(batch, heads, side * n)
-    cuts = [slice(i, min(i + side, m)) for i in range(0, m, side or 1)]
-    blocks = [(i, slice(0, n - m + i.stop if causal else n)) for i in cuts]  # queries, their keys
-    (need_q, need_k, need_v), keep = needs, any(needs) and n <= KEEP
-    kept: list[dict[int, Array]] = [{} for _ in parts]  # of each part, E of each block
+    hidden = None if mask is None else padding(mask, batch, n, q.dtype)
+    shared = Shared(
+        1 / math.sqrt(d // heads), causal, blocks(m, n, side, causal),
+        later(side, side, q.dtype) if causal and m > 1 else None, any(needs) and n <= KEEP)
+    places = tasks(batch, heads, side * n)
+    Q, K, V, O = (by_head(x, heads) for x in (q, k, v, out))
+    parts = [
+        Part(Q[at], K[at], V[at], O[at], shift[at], inverse[at],
+             None if hidden is None else hidden[at[0]], {})
+        for at in places]
 
-    def turned(x: Array) -> Array:  # BLAS is slow at small x @ yᵀ
-        return x.swapaxes(-1, -2).copy()
-
-    def crossed(E: Array, y: Array) -> Array:  # Eᵀ y: CuPy copies what is turned
-        return E.swapaxes(-1, -2) @ y if on_host else (y.swapaxes(-1, -2) @ E).swapaxes(-1, -2)
-
-    def scores(t: Any, KT: Array, i: slice, j: slice) -> Array:
-        s = (Q[t][:, :, i] * scale) @ KT[..., j]
-        if half is not None:
-            rows = i.stop - i.start
-            s[..., j.stop - rows :] += half[:rows, :rows]
-        if pad is not None:
-            s += pad[t[0], :, :, j]
-        return s
-
-    def forward(at: slice) -> None:
-        for part, t in enumerate(parts[at], at.start):
-            KT = turned(K[t])
-            small = _small(Q[t], K[t], scale, causal) if on_host and pad is None else None
-            for i, j in blocks:
-                E = scores(t, KT, i, j)
-                if small is not None and current().peek(small[:, :, i].all(), True):
-                    xp.exp(E, out=E)
-                else:
-                    top = E.max(-1, keepdims=True)
-                    shift[t][:, :, i] = top if small is None else xp.where(small[:, :, i], 0, top)
-                    exp_shifted(E, shift[t][:, :, i], E)
-                total = E @ ones[j] if on_host else E.sum(-1, keepdims=True)
-                xp.divide(1, total, out=inverse[t][:, :, i])
-                xp.multiply(E @ V[t][:, :, j], inverse[t][:, :, i], out=O[t][:, :, i])
-                if keep:
-                    kept[part][i.start] = E
-
-    current().share(forward, len(parts), batch * heads * m * n, 1)
-    shapes, wide, y = (q.shape, k.shape, v.shape), q.dtype, out.astype(dtype, copy=False)
-    del q, k, v, out
-    if keep:  # what the gradients that are wanted use, and no more
-        Q, K = Q if need_k else None, K if need_q else None
-    if not (need_q or need_k):
-        V = O = None
+    def forward_of(some: slice) -> None:
+        for part in parts[some]:
+            forward(part, shared, ones)
 
     def gradients(g: Array) -> tuple[Array, ...]:
-        G = by_head(widest(g), heads)
-        dq, dk, dv = xp.empty(shapes[0], wide), *(xp.zeros(s, wide) for s in shapes[1:])
-        dQ, dK, dV = (by_head(x, heads) for x in (dq, dk, dv))
+        grads = [xp.empty(shapes[0], wide), *(xp.zeros(shape, wide) for shape in shapes[1:])]
+        G, dQ, dK, dV = (by_head(x, heads) for x in (widest(g), *grads))
 
-        def backward(at: slice) -> None:
-            for part, t in enumerate(parts[at], at.start):
-                KT = None if keep else turned(K[t])
-                VT = turned(V[t]) if need_q or need_k else None
-                for i, j in blocks:
-                    if keep:
-                        E = kept[part].pop(i.start)
-                    else:
-                        E = scores(t, KT, i, j)
-                        exp_shifted(E, shift[t][:, :, i], E)
-                    over = G[t][:, :, i] * inverse[t][:, :, i]
-                    if need_v:
-                        dV[t][:, :, j] += crossed(E, over)
-                    if VT is None:
-                        continue
-                    ds = over @ VT[..., j]
-                    _ds(ds, (over * O[t][:, :, i]).sum(axis=-1, keepdims=True), E)
-                    if need_q:
-                        xp.multiply(ds @ K[t][:, :, j], scale, out=dQ[t][:, :, i])
-                    if need_k:
-                        dK[t][:, :, j] += crossed(ds, Q[t][:, :, i] * scale)
+        def backward_of(some: slice) -> None:
+            for part, at in zip(parts[some], places[some]):
+                backward(part, shared, G[at], dQ[at], dK[at], dV[at], needs)
 
-        current().share(backward, len(parts), batch * heads * m * n, 1)
+        current().share(backward_of, len(parts), size, 1)
         return tuple(x.astype(dtype, copy=False) if need else None
-                     for x, need in zip((dq, dk, dv), needs))
+                     for x, need in zip(grads, needs))
 
+    current().share(forward_of, len(parts), size, 1)
+    shapes, wide, y = (q.shape, k.shape, v.shape), q.dtype, out.astype(dtype, copy=False)
+    if any(needs):
+        parts = [for_backward(part, shared, needs) for part in parts]
     return y, gradients
 
 
+def forward(part: Part, shared: Shared, ones: Array) -> None:
+    """Write softmax(scores) V to part.out, block by block."""
+    on_host, KT = current().on_host, transposed(part.K)
+    safe = no_shift(part, shared) if on_host and part.padding is None else None
+    for queries, keys in shared.blocks:
+        shift, inverse = part.shift[:, :, queries], part.inverse[:, :, queries]
+        E = scores(part, shared, KT, queries, keys)
+        if safe is not None and current().peek(safe[:, :, queries].all(), True):
+            xp.exp(E, out=E)
+        else:
+            top = E.max(-1, keepdims=True)
+            shift[...] = top if safe is None else xp.where(safe[:, :, queries], 0, top)
+            exp_shifted(E, shift, E)
+        total = E @ ones[keys] if on_host else E.sum(-1, keepdims=True)
+        xp.divide(1, total, out=inverse)
+        xp.multiply(E @ part.V[:, :, keys], inverse, out=part.out[:, :, queries])
+        if shared.keep:
+            part.E[queries.start] = E
+
+
+def backward(part: Part, shared: Shared, G: Array, dQ: Array, dK: Array, dV: Array,
+             needs: Sequence[bool]) -> None:
+    """Write dQ, and add to dK and dV, where they are needed, block by block."""
+    need_q, need_k, need_v = needs
+    KT = None if shared.keep else transposed(part.K)
+    VT = transposed(part.V) if need_q or need_k else None
+    for queries, keys in shared.blocks:
+        if shared.keep:
+            E = part.E.pop(queries.start)
+        else:
+            E = scores(part, shared, KT, queries, keys)
+            exp_shifted(E, part.shift[:, :, queries], E)
+        over = G[:, :, queries] * part.inverse[:, :, queries]  # g / n
+        if need_v:
+            dV[:, :, keys] += transposed_product(E, over)
+        if VT is None:
+            continue
+        ds = over @ VT[..., keys]
+        _softmax_gradient(ds, (over * part.out[:, :, queries]).sum(axis=-1, keepdims=True), E)
+        if need_q:
+            xp.multiply(ds @ part.K[:, :, keys], shared.scale, out=dQ[:, :, queries])
+        if need_k:
+            dK[:, :, keys] += transposed_product(ds, part.Q[:, :, queries] * shared.scale)
+
+
+def for_backward(part: Part, shared: Shared, needs: Sequence[bool]) -> Part:
+    """Drop the views that no needed gradient uses, so that their arrays can be freed."""
+    need_q, need_k, _ = needs
+    again = not shared.keep  # E is computed again, from Q and K
+    return part._replace(
+        Q=part.Q if need_k or again else None,
+        K=part.K if need_q or again else None,
+        V=part.V if need_q or need_k else None,
+        out=part.out if need_q or need_k else None)
+
+
+def scores(part: Part, shared: Shared, KT: Any, queries: slice, keys: slice) -> Array:
+    """Q Kᵀ / √d_head of one block, masked        out: (sequences, heads, queries, keys)"""
+    s = (part.Q[:, :, queries] * shared.scale) @ KT[..., keys]
+    if shared.later is not None:
+        rows = queries.stop - queries.start
+        s[..., keys.stop - rows :] += shared.later[:rows, :rows]
+    if part.padding is not None:
+        s += part.padding[..., keys]
+    return s
+
+
 @fused
-def _ds(ds: Array, along: Array, E: Array) -> None:
+def _softmax_gradient(ds: Array, along: Array, E: Array) -> None:
+    """ds becomes (ds - along) E"""
     ds -= along
     ds *= E
 
 
-def _small(Q: Array, K: Array, scale: float, causal: bool) -> Array:
-    """Rows (batch, heads, m, 1) whose |q·k| · scale is under 40 for every key that they may see.
+def no_shift(part: Part, shared: Shared) -> Array:
+    """The queries (sequences, heads, m, 1) whose scores are below 40 for all keys that they see.
 
-    By Cauchy and Schwarz, from lengths: e^ of it and sums of that need no shift, which saves two
-    passes. Looks at no later token, so that the future does not change the past, not by a bit.
+    By Cauchy and Schwarz, |q · k| is at most |q| |k|. e^40 and sums of it are finite without a
+    shift, which saves two passes. Later keys have no influence, so the future does not change the
+    past, not even in the last bit.
     """
-    m, n = Q.shape[2], K.shape[2]
+    m, n = part.Q.shape[2], part.K.shape[2]
     if not n:
-        return xp.zeros((*Q.shape[:3], 1), bool)
-    q, k = (xp.sqrt(xp.square(x).sum(axis=-1, keepdims=True)) for x in (Q, K))
-    k = xp.maximum.accumulate(k, axis=2)[:, :, n - m :] if causal else k.max(axis=2, keepdims=True)
-    return q * k * scale < 40
+        return xp.zeros((*part.Q.shape[:3], 1), bool)
+    q, k = (xp.sqrt(xp.square(x).sum(axis=-1, keepdims=True)) for x in (part.Q, part.K))
+    if shared.causal:
+        k = xp.maximum.accumulate(k, axis=2)[:, :, n - m :]
+    else:
+        k = k.max(axis=2, keepdims=True)
+    return q * k * shared.scale < 40
+
+
+def transposed(x: Array) -> Array:
+    """xᵀ, as a copy: BLAS is slow at small x @ yᵀ."""
+    return x.swapaxes(-1, -2).copy()
+
+
+def transposed_product(x: Array, y: Array) -> Array:
+    """xᵀ y; on a device (yᵀ x)ᵀ, because CuPy copies a transposed factor and y is the smaller."""
+    if current().on_host:
+        return x.swapaxes(-1, -2) @ y
+    return (y.swapaxes(-1, -2) @ x).swapaxes(-1, -2)
 
 
 def by_head(x: Array, heads: int) -> Array:
@@ -139,9 +198,15 @@ def by_head(x: Array, heads: int) -> Array:
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
+def blocks(m: int, n: int, side: int, causal: bool) -> list[tuple[slice, slice]]:
+    """(queries, the keys that they may see): `side` queries each, the last ones fewer."""
+    cuts = [slice(i, min(i + side, m)) for i in range(0, m, side or 1)]
+    return [(queries, slice(0, n - m + queries.stop if causal else n)) for queries in cuts]
+
+
 def tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
-    """(sequences, heads) that are done together, as slices: independent of one another."""
-    together = max(1, current().piece // max(1, size))  # heads, of a sequence or more
+    """(sequences, heads) of each part; `size`: how many scores of one head are computed at once."""
+    together = max(1, current().piece // max(1, size))  # heads, of one sequence or of more
     some, each = max(1, together // heads), min(heads, together)
     return [(slice(b, b + some), slice(h, h + each))
             for b in range(0, batch, some) for h in range(0, heads, each)]

@@ -1,5 +1,8 @@
-"""What goes through an array row by row, or number by number (ops/neural.py, Adam): in pieces that
-stay in the cache for all of a formula, shared by the cores; a formula is one kernel on a GPU."""
+"""Row by row or number by number: layer norm, GELU, cross-entropy (ops/neural.py) and Adam.
+
+The cores share the rows, in pieces that stay in the cache for an entire formula. On a GPU a formula
+is one kernel.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,25 @@ from .products import summed
 
 
 def widest(x: Array) -> Array:
-    """x, or what a half cannot hold (squares, sums, e^x) in float32."""
+    """Return x, halves as float32: a half overflows in squares, sums and e^x."""
     return x.astype(x.dtype if x.dtype.itemsize > 2 else "float32", copy=False)
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
                needs: Sequence[bool]) -> Any:
-    """One pass over x, one over g; means are products with a column of 1/d, which BLAS does faster
-    than `mean`. Kept: the normalized rows, and a number for each."""
+    """One pass over x and one over g. Means are products with a column of 1/d: BLAS is faster than
+    `mean`. The normalized rows and one number per row are kept."""
     features(x, gain, shift)
     shape, dtype, d = x.shape, x.dtype, x.shape[-1]
-    x = widest(rows(x))
+    x = widest(rows(x))  # (rows, d)
     piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, x.dtype)
     normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), x.dtype)
 
     def forward(at: slice) -> None:
-        xp.subtract(x[at], x[at] @ over_d, out=normal[at])
-        _rate(xp.multiply(normal[at], normal[at], out=y[at]) @ over_d, eps, rate[at])
-        _scaled(normal[at], rate[at], gain, shift, y[at])
+        x_at, normal_at, y_at, rate_at = x[at], normal[at], y[at], rate[at]
+        xp.subtract(x_at, x_at @ over_d, out=normal_at)
+        _rate(xp.multiply(normal_at, normal_at, out=y_at) @ over_d, eps, rate_at)
+        _scaled(normal_at, rate_at, gain, shift, y_at)
 
     current().share(forward, len(x), x.size, piece)
     if not (needs[0] or needs[1]):
@@ -60,6 +64,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
 
 @fused
 def _rate(variance: Array, eps: float, out: Array) -> None:
+    """out = 1 / √(variance + eps)"""
     xp.add(variance, eps, out=out)
     xp.sqrt(out, out=out)
     xp.divide(1, out, out=out)
@@ -67,6 +72,7 @@ def _rate(variance: Array, eps: float, out: Array) -> None:
 
 @fused
 def _scaled(normal: Array, rate: Array, gain: Array, shift: Array, y: Array) -> None:
+    """normal becomes normal · rate;   y = normal · gain + shift"""
     normal *= rate
     xp.multiply(normal, gain, out=y)
     y += shift
@@ -75,7 +81,7 @@ def _scaled(normal: Array, rate: Array, gain: Array, shift: Array, y: Array) -> 
 @fused
 def _unscaled(scaled: Array, mean: Array, normal: Array, along: Array, rate: Array,
               out: Array) -> None:
-    """(scaled - mean - normal · along) · rate: without its parts along 1 and along normal"""
+    """out = (scaled - mean - normal · along) · rate: scaled without its parts along 1 and normal"""
     scaled -= mean
     xp.multiply(normal, along, out=out)
     xp.subtract(scaled, out, out=out)
@@ -83,8 +89,8 @@ def _unscaled(scaled: Array, mean: Array, normal: Array, along: Array, rate: Arr
 
 
 def gelu(x: Array, *, approximate: str = "tanh", needs: Sequence[bool]) -> Any:
-    """(1 + tanh u) / 2 is 1 / (1 + e^-2u): one e^x, in place. Where a gradient will be wanted, the
-    slope takes Φ's place in the forward pass, while x is in the cache; x itself is not kept."""
+    """(1 + tanh u) / 2 is 1 / (1 + e^-2u): one e^x, in place. If x requires a gradient, the forward
+    pass overwrites Φ with the slope while x is in the cache, so x itself is not kept."""
     if approximate not in _GELU:
         raise ValueError(f'approximate must be "tanh" or "none", not {approximate!r}')
     value, derivative = _GELU[approximate]
@@ -120,7 +126,7 @@ def _gelu_tanh(x: Array, phi: Array, y: Array) -> None:
     phi *= -C3
     phi -= C1
     phi *= x  # -2u
-    xp.minimum(phi, 80, out=phi)  # e^80 is still finite
+    xp.minimum(phi, 80, out=phi)  # e^80 is finite in float32
     xp.exp(phi, out=phi)
     phi += 1
     xp.divide(1, phi, out=phi)
@@ -129,7 +135,7 @@ def _gelu_tanh(x: Array, phi: Array, y: Array) -> None:
 
 @fused
 def _slope_tanh(x: Array, phi: Array) -> None:
-    """phi becomes phi + x phi (1 - phi) d2u/dx"""
+    """phi becomes phi + x phi (1 - phi) d(2u)/dx"""
     y = x * x
     y *= 3 * C3
     y += C1
@@ -159,11 +165,11 @@ _GELU = {"tanh": (_gelu_tanh, _slope_tanh), "none": (_gelu_erf, _slope_erf)}
 
 def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
                   needs: Sequence[bool]) -> Any:
-    """e^z is made once, and the gradient in its memory: one array as large as the logits. Halves
-    are computed in float32, the loss too, so that it can be scaled without overflow."""
+    """e^z is computed once, and the gradient is written over it: one array of the logits' size.
+    Halves are computed in float32, and so is the loss: scaling it cannot overflow."""
     targets, count = classes(logits, targets, ignore_index)
     shape, dtype, z = logits.shape, logits.dtype, widest(rows(logits))
-    weights, targets = (targets >= 0).astype(z.dtype), xp.maximum(targets, 0)
+    weights, targets = (targets >= 0).astype(z.dtype), xp.maximum(targets, 0)  # (rows,) each
     weights *= 1 / count
     each, piece = xp.arange(len(z)), current().piece // z.shape[1] + 1
     e, chosen, total = xp.empty_like(z), xp.empty_like(weights), xp.empty_like(weights)
@@ -190,15 +196,15 @@ def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
 
 @fused
 def exp_shifted(x: Array, top: Array, out: Array) -> None:
-    """e^(x - top)"""
+    """out = e^(x - top)"""
     xp.subtract(x, top, out=out)
     xp.exp(out, out=out)
 
 
 def adam(p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
          spread: float, eps: float, kept: float) -> None:
-    """In place, in pieces: p, g, m, v and one more array in the cache, instead of six of p's size
-    in memory."""
+    """In place, piece by piece: p, g, m, v and one temporary array stay in the cache. The formula
+    in training/adam.py allocates several arrays of p's size."""
     b1, b2 = betas
     rest = b1, 1 - b1, b2, 1 - b2, spread, eps, rate, kept
     if not p.flags.c_contiguous:  # a flat p would be a copy

@@ -1,13 +1,14 @@
-"""Every differentiable rule: what is computed, and under it how its gradient flows.
+"""The ops: each with its formula, and below it the gradient of each input.
 
-These are the textbook's formulas, and every one of them runs as it stands under `plain()`. Where a
-fast version pays, minilora/kernels has one with the same contract, and that runs otherwise.
+They are the formulas of a textbook, and under `plain()` they run as they are printed. An op has a
+slot, `op.kernel`, for a fast version. This package leaves all slots empty: minilora/kernels fills
+them, and the package face (minilora/__init__.py) loads it as soon as the ops are loaded.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..backend.settings import choose, own, plain
+from ..backend.settings import choose, plain, thread_settings
 from ..tensor import OPS, Tensor, op
 from .algebra import (
     add,
@@ -40,13 +41,16 @@ OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")
 
 
 @contextmanager
-def replaced(**mine: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, `mine` stand in for the ops of these names, in all of the engine, in this thread.
-    with ops.replaced(softmax=my_softmax): model(ids)      each: an `@op`, or composed of Tensors.
-    It is called as the op is. Raises ValueError for a name that no op has.
+def replaced(**substitutes: Callable[..., Tensor]) -> Iterator[None]:
+    """Replace ops by name in the block, everywhere in the engine, for this thread.
+    with ops.replaced(softmax=my_softmax): model(ids)
+    A substitute is an `@op` or a function of Tensors, and is called as the op is. Raises ValueError
+    for an unknown name.
     """
-    odd = [name for name in mine if name not in OPS]
-    if odd:
-        raise ValueError(f"replaced: there is no op {odd[0]!r}: there are {', '.join(sorted(OPS))}")
-    with choose(replaced={**own.replaced, **{OPS[name]: f for name, f in mine.items()}}):
+    unknown = [name for name in substitutes if name not in OPS]
+    if unknown:
+        raise ValueError(f"replaced: unknown op {unknown[0]!r}: choose from "
+                         f"{', '.join(sorted(OPS))}")
+    by_op = {OPS[name]: substitute for name, substitute in substitutes.items()}
+    with choose(replaced={**thread_settings.replaced, **by_op}):
         yield

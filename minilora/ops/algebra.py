@@ -1,7 +1,7 @@
 """Arithmetic, elementwise functions, sums and matrix products.
 
-In every op: arrays are positional, settings are keywords, and the rules come in the order of the
-arrays. A rule closes over exactly what it needs; that is what the tape keeps.
+In every op, arrays are positional, settings are keywords, and the rules are in the order of the
+arrays. A rule closes over exactly the arrays that it uses: they are what the tape keeps.
 """
 import math
 
@@ -10,7 +10,7 @@ from ..tensor import op
 
 
 def rows(x):
-    """x as a matrix: (..., k) -> (rows, k)."""
+    """Return x as a matrix: (..., k) -> (rows, k)."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 @op
@@ -57,7 +57,7 @@ def exp(x):
 
 @op
 def log(x):
-    """The natural logarithm, elementwise."""
+    """Natural logarithm, elementwise."""
     def dx(g): return g / x
     return xp.log(x), (dx,)
 
@@ -77,27 +77,27 @@ def tanh(x):
 
 @op
 def relu(x):
-    """max(x, 0) elementwise; its gradient at 0 is 0."""
+    """max(x, 0) elementwise; the gradient at 0 is 0."""
     positive = x > 0
     def dx(g): return g * positive
     return xp.maximum(x, 0), (dx,)
 
 @op
 def sum(x, *, axis=None):
-    """The sum over `axis` (None: over everything), which is dropped."""
+    """Sum over `axis`, which is dropped (None: over all axes)."""
     shape, total = x.shape, x.sum(axis=axis, keepdims=True)
-    kept = total.shape
-    def dx(g): return xp.broadcast_to(g.reshape(kept), shape)
+    keepdims = total.shape                                        # the summed axes have length 1
+    def dx(g): return xp.broadcast_to(g.reshape(keepdims), shape)
     return xp.squeeze(total, axis=axis), (dx,)
 
 @op
 def mean(x, *, axis=None):
-    """The mean over `axis` (None: over everything), which is dropped."""
+    """Mean over `axis`, which is dropped (None: over all axes). ValueError for an empty x."""
     shape, total = x.shape, x.sum(axis=axis, keepdims=True)
     if x.size == 0:
-        raise ValueError("the mean of nothing is not defined")
-    kept, n = total.shape, x.size // total.size
-    def dx(g): return xp.broadcast_to(g.reshape(kept) / n, shape)
+        raise ValueError("the mean of an empty array is not defined")
+    keepdims, n = total.shape, x.size // total.size               # n numbers in each mean
+    def dx(g): return xp.broadcast_to(g.reshape(keepdims) / n, shape)
     return xp.squeeze(total, axis=axis) / n, (dx,)
 
 @op
@@ -105,17 +105,17 @@ def matmul(x, y):
     """x @ y        x: (..., n, k)   y: (..., k, m)   out: (..., n, m); leading axes broadcast"""
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-2]:
         raise ValueError("needs (..., n, k) and (..., k, m) with the same k")
-    def dx(g): return g @ y.swapaxes(-1, -2)
-    def dy(g): return x.swapaxes(-1, -2) @ g
+    def dx(g): return g @ y.swapaxes(-1, -2)                      # (..., n, k)
+    def dy(g): return x.swapaxes(-1, -2) @ g                      # (..., k, m)
     return x @ y, (dx, dy)
 
 @op
 def linear(x, W, b=None):
     """y = x Wᵀ + b        x: (..., k)   W: (d, k)   b: (d,) or None   y: (..., d)"""
     fits(x, W)
-    def dx(g): return g @ W
-    def dW(g): return rows(g).T @ rows(x)
-    def db(g): return rows(g).sum(axis=0)
+    def dx(g): return g @ W                                       # (..., k)
+    def dW(g): return rows(g).T @ rows(x)                         # (d, k)
+    def db(g): return rows(g).sum(axis=0)                         # (d,)
     return (x @ W.T if b is None else x @ W.T + b), (dx, dW, db)
 
 @op
@@ -124,18 +124,18 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     x: (..., k)   W: (d, k)   b: (d,) or None   A: (r, k)   B: (d, r)   mask: like x, or None
     """
     fits(x, W)
-    h = x if mask is None else x * mask
-    z = h @ A.T
-    y = x @ W.T + scale * (z @ B.T)
-    def through(g): return scale * (g @ B)
-    def dx(g): return g @ W + (through(g) @ A if mask is None else through(g) @ A * mask)
-    def dW(g): return rows(g).T @ rows(x)
-    def db(g): return rows(g).sum(axis=0)
-    def dA(g): return rows(through(g)).T @ rows(h)
-    def dB(g): return scale * rows(g).T @ rows(z)
+    h = x if mask is None else x * mask                           # (..., k)
+    z = h @ A.T                                                   # (..., r)
+    y = x @ W.T + scale * (z @ B.T)                               # (..., d)
+    def dz(g): return scale * (g @ B)                             # (..., r)
+    def dx(g): return g @ W + (dz(g) @ A if mask is None else dz(g) @ A * mask)
+    def dW(g): return rows(g).T @ rows(x)                         # (d, k)
+    def db(g): return rows(g).sum(axis=0)                         # (d,)
+    def dA(g): return rows(dz(g)).T @ rows(h)                     # (r, k)
+    def dB(g): return scale * rows(g).T @ rows(z)                 # (d, r)
     return (y if b is None else y + b), (dx, dW, db, dA, dB, None)
 
 def fits(x, W):
-    """Raise ValueError unless x (..., k) can meet W (d, k)."""
+    """Raise ValueError unless x is (..., k) and W is (d, k)."""
     if W.ndim != 2 or x.ndim < 1 or x.shape[-1] != W.shape[1]:
         raise ValueError(f"x has {x.shape[-1] if x.ndim else 0} features, W takes {W.shape[-1]}")

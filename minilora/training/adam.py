@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..backend import Array, xp
-from ..backend.settings import has_kernel
+from ..tensor import has_kernel
 
 
 @has_kernel

@@ -15,7 +15,7 @@ import numpy as np
 from .. import __version__
 from ..adapters.transaction import undone
 from ..backend import Array, asnumpy, current, xp
-from ..backend.settings import is_plain, own
+from ..backend.settings import is_plain, thread_settings
 from ..files import checkpoint as files
 from ..nn import Module, Parameter, generators
 from .loss_scale import LEAST, LossScale
@@ -166,7 +166,7 @@ def identity(
     trained = {p: name for name, p in optimizer.parameters.items()}
     settings |= {
         "minilora": __version__, "library": current().name, "plain": is_plain(),
-        "ops replaced": sorted(op.__name__ for op in own.replaced), "loss": _name(loss),
+        "ops replaced": sorted(op.__name__ for op in thread_settings.replaced), "loss": _name(loss),
         "frozen weights": [p.data for p in model.parameters() if p not in trained],
         "optimizer": _name(type(optimizer)),
     }

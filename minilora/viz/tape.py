@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import asnumpy
-from ..backend.settings import own
+from ..backend.settings import thread_settings
 from ..ops import replaced
 from ..tensor import OPS, Node, Tensor
 from .layout import Box, draw
@@ -97,7 +97,7 @@ def watching() -> Iterator[Seen]:
 
         return call
 
-    watched = {name: recorded(name, own.replaced.get(f, f)) for name, f in OPS.items()}
+    watched = {name: recorded(name, thread_settings.replaced.get(f, f)) for name, f in OPS.items()}
     with replaced(**watched):
         yield seen
 

@@ -102,8 +102,8 @@ def left_to_blas(task: threads.Task, n: int, size: int, piece: int = 0) -> None:
         task(at)
 
 
-def always_shift(Q: Any, K: Any, scale: float, causal: bool) -> Any:
-    return np.zeros((*Q.shape[:3], 1), bool)
+def always_shift(part: Any, shared: Any) -> Any:
+    return np.zeros((*part.Q.shape[:3], 1), bool)
 
 
 def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
@@ -158,7 +158,8 @@ HABITS: dict[str, Habit] = {
                      partial(ours, base_dtype="float16")),
     "blocks": Habit("attention in blocks of 64 queries", swap((backend.Backend, "queries", HUGE))),
     "tasks": Habit("attention by heads that fit a cache", swap((attention, "tasks", large_tasks))),
-    "shift": Habit("softmax without a shift where safe", swap((attention, "_small", always_shift))),
+    "shift": Habit("softmax without a shift where safe",
+                   swap((attention, "no_shift", always_shift))),
     "keep": Habit("attention's weights kept, to 512 tokens", swap((attention, "KEEP", 0)),
                   matters=lambda shape: shape.tokens <= 512),
     "again": Habit("... and recomputed beyond that", swap((attention, "KEEP", HUGE)),

@@ -1,12 +1,14 @@
 """Arrays without numbers: shape, dtype, order in memory, and a buffer whose bytes are counted.
 
-use("shapes") stands for NumPy, use("shapes:cupy") for CuPy. The engine runs on either as it is, and
-what a step takes is read off: bytes in use and at the peak, operations, calls, and the chain of
-calls that wait for one another. GPT-3 takes seconds; no number is ever computed.
+use("shapes") imitates NumPy, use("shapes:cupy") imitates CuPy. The engine runs on them unchanged,
+and the costs of a step are counted: bytes in use and at the peak, operations, calls, and the
+longest chain of calls that depend on one another. No number is computed, so GPT-3 takes seconds.
 
-counts.py what is counted, array.py the arrays, functions.py what `xp` forwards to, library.py the
-hooks. What needs a number, and what is not known here, raises TypeError or AttributeError. One
-thread at a time.
+counts.py      the counts               array.py     the arrays
+functions.py   the module behind `xp`   library.py   the hooks
+
+Code that needs a number, and functions that are not known here, raise TypeError or AttributeError.
+Only one thread at a time.
 """
 
 from .counts import Cost, Counts

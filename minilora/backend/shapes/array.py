@@ -1,7 +1,7 @@
-"""The array. It carries a real NumPy header over memory that is reserved and never used.
+"""The array: a real NumPy header over memory that is reserved and never used.
 
-So NumPy itself says what a slice is, or a reshaped array. The dtype and the order of a result are
-asked of NumPy, too: it does the same to a corner of each array, at most two numbers a side.
+So NumPy itself computes views: slices, reshaped arrays. It also gives the dtype and memory order of
+a result: it runs the same function on a corner of each array, at most two numbers a side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from .counts import Buffer
 
 ROOM = 1 << 44  # bytes: the largest array
-LARGE = 1 << 18  # bytes from which on NumPy computes in the place of an array that has no name
+LARGE = 1 << 18  # bytes: from here, NumPy writes a result into an operand that is temporary
 
 
 @functools.cache
@@ -30,13 +30,13 @@ def _reserved() -> mmap.mmap:
         return mmap.mmap(-1, ROOM, flags=flags, prot=mmap.PROT_READ)
     except OSError as error:
         raise OSError(
-            f"shapes: it reserves {ROOM >> 40} TiB of addresses, and uses none of them; this "
-            "process may not: lift its limit of address space (ulimit -v unlimited)"
+            f"shapes: cannot reserve {ROOM >> 40} TiB of addresses (none of it is used): lift the "
+            "limit of this process's address space: ulimit -v unlimited"
         ) from error
 
 
 def header(shape: Any, dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
-    """A header of that shape; order: its axes, from the outermost in memory to the innermost."""
+    """Return a header of that shape. order: its axes, from outermost to innermost in memory."""
     if order is None:
         return np.ndarray(shape, dtype, _reserved())
     return header([shape[i] for i in order], dtype).transpose(np.argsort(order))
@@ -47,7 +47,7 @@ def unknown(name: str) -> TypeError:
 
 
 def corner(x: Any) -> Any:
-    """At most two numbers a side: enough for NumPy to tell a dtype, and an order of the axes."""
+    """Return at most two numbers a side: they show NumPy's dtype and order of the axes."""
     x = x.x if isinstance(x, Array) else x
     return x[(slice(2),) * x.ndim] if isinstance(x, np.ndarray) else x
 
@@ -56,7 +56,7 @@ def reduced(
     f: Callable[..., Any], x: Array, axis: Any, *, keepdims: bool = False, out: Any = None,
     **options: Any,
 ) -> Any:
-    """f is NumPy's function, such as np.add.reduce or np.mean."""
+    """Reduce x along `axis` by NumPy's function f, such as np.add.reduce or np.mean."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     gone = {i % max(1, x.ndim) for i in axes}
     sides = [(i, 1 if i in gone else n) for i, n in enumerate(x.shape)]
@@ -73,13 +73,13 @@ def reduction(name: str) -> Any:
 
 
 def elementwise(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: Any = None) -> Any:
-    """f of the inputs, which are broadcast."""
+    """Apply f to the inputs, broadcast."""
     shape = np.broadcast_shapes(*(getattr(x, "shape", ()) for x in (*inputs, out)))
     return library.call(f, inputs, shape, out, numbers=math.prod(shape))
 
 
 def _product(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: Any) -> Any:
-    """A product of matrices, and the copies of its factors that are held meanwhile."""
+    """Multiply matrices; count the copies of the factors that exist meanwhile."""
     a, b = inputs
     if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2:][0]:
         raise ValueError(f"matmul: {a.shape} does not fit {b.shape}")
@@ -91,14 +91,14 @@ def _product(library: Any, f: Callable[..., Any], inputs: Sequence[Any], out: An
         copied = [x.size for x in inputs if stacked and not x.flags.c_contiguous]
         if stacked and dtype == np.float16:  # cuBLAS computes these in float32
             copied, dtype = [a.size, b.size, math.prod(shape)], np.dtype(np.float32)
-    held = [library.buffer(size * dtype.itemsize) for size in copied]
-    made = library.call(f, inputs, shape, out, products=2 * math.prod(shape) * a.shape[-1])
-    del held
-    return made
+    copies = [library.buffer(size * dtype.itemsize) for size in copied]
+    result = library.call(f, inputs, shape, out, products=2 * math.prod(shape) * a.shape[-1])
+    del copies
+    return result
 
 
 def _references() -> int:
-    """How many an operator's method finds to an array that has no name; 0 where it cannot tell."""
+    """Return the reference count of a temporary operand in its method; 0 if all look alike."""
 
     class Probe:
         def __add__(self, other: Any) -> int:
@@ -112,7 +112,7 @@ NAMELESS = _references()
 
 
 def _operators(ufunc: np.ufunc, commutes: bool) -> Any:
-    """x + y, and 2 + x. As NumPy does, in the place of a large array that has no name."""
+    """Return methods for x + y and 2 + x. Like NumPy, they write into a large temporary operand."""
 
     def forward(self: Array, other: Any) -> Any:
         if getrefcount(self) == NAMELESS and _makes_room(self, other):
@@ -169,17 +169,17 @@ class Array(NDArrayOperatorsMixin):
         return f"<{self.dtype} {self.shape}>"
 
     def _refuse(self, *_: object, **__: object) -> Any:
-        raise TypeError(f"arrays of shapes have no numbers: there are none to be had from {self!r}")
+        raise TypeError(f"shapes: {self!r} has no numbers: run this on numpy or cupy")
 
     __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse
     __contains__ = item = tolist = tobytes = _refuse
 
     @property
     def is_number(self) -> bool:
-        """What NumPy would give as a number, not as an array: it has no counted memory."""
+        """Would NumPy return a number here, not an array? It has no counted memory."""
         return not self.shape and not self.buffer.nbytes
 
-    # What computes.
+    # Functions that compute.
     __add__, __radd__ = _operators(np.add, True)
     __mul__, __rmul__ = _operators(np.multiply, True)
     __sub__, __rsub__ = _operators(np.subtract, False)
@@ -196,8 +196,9 @@ class Array(NDArrayOperatorsMixin):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, x: Any, *others: Any, out: Any = None, **options: Any
     ) -> Any:
-        odd = options.keys() - {"axis", "casting", "dtype", "keepdims"}
-        known = ufunc.nout == 1 and (not ufunc.signature or ufunc is np.matmul) and not odd
+        unknown_options = options.keys() - {"axis", "casting", "dtype", "keepdims"}
+        known = (ufunc.nout == 1 and (not ufunc.signature or ufunc is np.matmul)
+                 and not unknown_options)
         out = out[0] if out else None
         if method == "reduce" and known:
             return reduced(ufunc.reduce, x, options.pop("axis", 0), out=out, **options)
@@ -205,7 +206,8 @@ class Array(NDArrayOperatorsMixin):
             f = functools.partial(ufunc.accumulate, *others, **options)
             return self.library.call(f, [x], x.shape, out, numbers=x.size)
         if method != "__call__" or not known:
-            raise unknown(f"{ufunc.__name__}.{method}" + f" with {min(odd, default=0)}" * bool(odd))
+            detail = f" with {min(unknown_options)}" if unknown_options else ""
+            raise unknown(f"{ufunc.__name__}.{method}{detail}")
         if out is not None:  # NumPy says whether the result may be cast to it
             options["out"] = np.empty_like(corner(out))
         f = functools.partial(ufunc, **options)
@@ -220,7 +222,7 @@ class Array(NDArrayOperatorsMixin):
 
     # Views.
     def viewed(self, x: np.ndarray) -> Array:
-        """The same memory under another header."""
+        """Return the same memory under another header."""
         if x is self.x:
             return self
         return Array(x, self.buffer, self if self.base is None else self.base)
@@ -241,7 +243,7 @@ class Array(NDArrayOperatorsMixin):
         shape = shape[0] if len(shape) == 1 else shape
         try:
             return self.viewed(self.x.reshape(shape, copy=False))
-        except ValueError:  # it takes a copy; or it is impossible, which the next line says again
+        except ValueError:  # it needs a copy; or it is impossible, and the next line raises again
             x = header(self.shape, self.dtype).reshape(shape)
         copy = self.copy()
         return copy.viewed(x) if self.library.on_host else Array(x, copy.buffer)
@@ -287,7 +289,7 @@ class Array(NDArrayOperatorsMixin):
         into = self.viewed(header(shape, self.dtype))
         if not indices and isinstance(x := self.x[key], np.ndarray):
             if isinstance(value, Array) and value.buffer is self.buffer and _same(value.x, x):
-                return  # x[key] += y gives back what is there already
+                return  # x[key] += y assigns the view that was written to already
         elif not indices and np.ndim(value):
             raise ValueError(f"an array {value.shape} is assigned to one number")
         must_fit(value, shape)
@@ -297,7 +299,7 @@ class Array(NDArrayOperatorsMixin):
         self[...] = value
 
 
-LISTS = (Array, np.ndarray, list)  # of numbers, as an index
+LISTS = (Array, np.ndarray, list)  # as an index: one number per result
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -314,13 +316,13 @@ def must_fit(x: Any, into: tuple[int, ...]) -> None:
 
 
 def _same(x: np.ndarray, y: np.ndarray) -> bool:
-    """Are these the same numbers, if they are in one memory?"""
+    """Are these two views of one memory the same numbers?"""
     start = [a.__array_interface__["data"] for a in (x, y)]
     return start[0] == start[1] and x.shape == y.shape and x.strides == y.strides
 
 
 def _chosen(x: np.ndarray, key: Any) -> tuple[tuple[int, ...], list[Any], list[Any]]:
-    """(shape of x[key], the arrays in key, a key part by part that does the same to a corner)"""
+    """Return (shape of x[key], the arrays in key, the parts of a key for a corner of x)."""
     parts: list[Any] = list(key) if isinstance(key, tuple) else [key]
     indices = [part for part in parts if isinstance(part, LISTS)]
     if not indices:
@@ -330,10 +332,10 @@ def _chosen(x: np.ndarray, key: Any) -> tuple[tuple[int, ...], list[Any], list[A
     dots = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
     parts[dots : dots + 1] = [slice(None)] * (x.ndim - len(parts) + (dots < len(parts)))
     at = [i for i, part in enumerate(parts) if not isinstance(part, slice)]
-    found = np.broadcast_shapes(*(_shape(parts[i]) for i in at))
+    picked = np.broadcast_shapes(*(_shape(parts[i]) for i in at))
     rest = [len(range(n)[part]) for n, part in zip(x.shape, parts) if isinstance(part, slice)]
-    first = at[0] if at[-1] - at[0] == len(at) - 1 else 0  # where NumPy puts the axes found
+    first = at[0] if at[-1] - at[0] == len(at) - 1 else 0  # where NumPy puts their axes
     for i, part in enumerate(parts):
         if not isinstance(part, LISTS):
             parts[i] = 0 if i in at else slice(2)
-    return (*rest[:first], *found, *rest[first:]), indices, parts
+    return (*rest[:first], *picked, *rest[first:]), indices, parts

@@ -1,4 +1,4 @@
-"""What is counted: the cost of calls, and the bytes of buffers."""
+"""The counts: the cost of calls, and the bytes of buffers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Cost(NamedTuple):
-    """What the array library was asked for.
+    """The work of the array library.
 
     products     floating-point operations of matrix products, 2 m n k each
-    elementwise  numbers that elementwise functions made and that reductions read
-    moved        bytes that were read and written
-    calls        of functions that compute: what a device would have to start
-    depth        calls in the longest chain of which each waits for the one before
+    elementwise  numbers that elementwise functions wrote and that reductions read
+    moved        bytes read and written
+    calls        of functions that compute; on a device each is a launch
+    depth        calls in the longest chain in which each call depends on the one before
     """
 
     products: int = 0
@@ -37,28 +37,28 @@ class Counts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """It counts all the time."""
+        """Do nothing: it counts outside a block, too."""
 
     def reset(self) -> None:
-        """Count from here on: what is there already waits for nothing."""
+        """Start counting again; existing arrays depend on no call."""
         self.cost, self.start, self.peak = Cost(), self.deepest, self.live
 
     def read(self) -> tuple[int, int]:
-        """(bytes in use, the most at any time since reset())"""
+        """Return (bytes in use, the peak since reset())."""
         return self.live, self.peak
 
     def add(self, cost: Sequence[int], times: int = 1) -> None:
-        """So much more; depth is no sum, but the most so far."""
-        a, b, c, d = (held + times * more for held, more in zip(self.cost, cost[:4]))
+        """Add a cost, `times` times; depth is not a sum, but the greatest so far."""
+        a, b, c, d = (total + times * more for total, more in zip(self.cost, cost[:4]))
         self.cost = Cost(a, b, c, d, self.deepest - self.start)
 
     def ignore(self, array: np.ndarray) -> None:
-        """Do not count this NumPy array: it was there before, and belongs to somebody else."""
+        """Do not count this NumPy array: it existed before and belongs to the caller."""
         self.ignored[id(array)] = array
 
 
 class Buffer:
-    """Memory: its bytes, and how long a chain of calls led to what is in it."""
+    """The memory of an array: its bytes, and the length of the chain of calls that wrote it."""
 
     __slots__ = ("__weakref__", "depth", "library", "nbytes", "owner")
 

@@ -1,4 +1,4 @@
-"""What `xp` forwards to: NumPy's functions that are known here, and those that make arrays."""
+"""The module behind `xp`: NumPy's functions that are known here, and those that create arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _view(name: str) -> Callable[..., Any]:
 
 
 def _like(name: str) -> Callable[..., Any]:
-    """zeros_like and its kind: in the order of x, where no shape is given."""
+    """Return zeros_like or a similar function; without a shape, the result has the order of x."""
 
     def make(x: Array, *value: Any, dtype: Any = None, shape: Any = None) -> Any:
         if name != "full_like" and value:
@@ -27,7 +27,7 @@ def _like(name: str) -> Callable[..., Any]:
             shape = x.shape
         else:
             like = blank(shape, like.dtype)
-        return (x.library.made if name == "empty_like" else x.library.filled)(like, shape)
+        return (x.library.created if name == "empty_like" else x.library.filled)(like, shape)
 
     return make
 
@@ -37,9 +37,9 @@ def _triangle(name: str) -> Callable[..., Any]:
         if x.ndim < 2:
             raise unknown(f"{name} of {x.ndim} axes")
         mask = x.library.buffer(math.prod(x.shape[-2:])) if x.library.on_host else None
-        made = elementwise(x.library, getattr(np, name), [x])
+        result = elementwise(x.library, getattr(np, name), [x])
         del mask
-        return made
+        return result
 
     return cut
 
@@ -108,12 +108,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def blank(shape: Any, dtype: Any) -> np.ndarray:
-    """The corner of an array that is yet to be made."""
+    """Return the corner of an array that will be created."""
     return np.empty((1,) * (1 if isinstance(shape, int) else len(shape)), dtype)
 
 
 class Functions:
-    """The module that `xp` stands for."""
+    """The module behind `xp`."""
 
     pi, e, inf, nan, newaxis = np.pi, np.e, np.inf, np.nan, None
 
@@ -127,7 +127,7 @@ class Functions:
         raise AttributeError(f"shapes: {name} is not known here")
 
     def empty(self, shape: Any, dtype: Any = float) -> Any:
-        return self.library.made(blank(shape, dtype), shape)
+        return self.library.created(blank(shape, dtype), shape)
 
     def zeros(self, shape: Any, dtype: Any = float) -> Any:
         return self.library.filled(blank(shape, dtype), shape)
@@ -141,20 +141,20 @@ class Functions:
         return self.zeros((n, n), dtype)
 
     def arange(self, start: int, stop: int | None = None, step: int = 1, dtype: Any = int) -> Any:
-        there = range(start) if stop is None else range(start, stop, step)
-        return self.zeros(len(there), dtype)
+        numbers = range(start) if stop is None else range(start, stop, step)
+        return self.zeros(len(numbers), dtype)
 
     def asarray(self, x: Any, dtype: Any = None) -> Any:
-        """x itself, or a copy where NumPy (or CuPy) makes one."""
+        """Return x itself, or a copy if NumPy (or CuPy) would copy."""
         if isinstance(x, Array):
             if x.is_number and self.library.on_host:
                 return self.library.call(lambda part: np.empty((), dtype or x.dtype), [x], ())
             return x if dtype is None else x.astype(dtype, copy=False)
-        there = np.asarray(x, dtype)
+        array = np.asarray(x, dtype)
         if not self.library.on_host:
-            return self.empty(there.shape, there.dtype)
-        return Array(there, self.library.foreign(there), there.base)
+            return self.empty(array.shape, array.dtype)
+        return Array(array, self.library.foreign(array), array.base)
 
     def array(self, x: Any, dtype: Any = None) -> Any:
-        made = self.asarray(x, dtype)
-        return made.copy("K") if made is x else made
+        array = self.asarray(x, dtype)
+        return array.copy("K") if array is x else array

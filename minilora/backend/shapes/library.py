@@ -1,4 +1,4 @@
-"""The library's hooks: what differs from NumPy because there are no numbers."""
+"""The hooks of the library: how it differs from NumPy because there are no numbers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from .array import Array, corner, elementwise, header
 from .counts import Buffer, Counts
 from .functions import FUNCTIONS, Functions
 
-BLOCK = 512  # CuPy's pool hands out multiples of it
+BLOCK = 512  # bytes: CuPy's pool allocates multiples of it
 
 
 class Shapes(Backend):
-    """like: the library that it imitates, "numpy" or "cupy"."""
+    """Arrays without numbers, like those of "numpy" or "cupy"."""
 
     name, functions = "shapes", FUNCTIONS
 
     def __init__(self, like: str = "numpy") -> None:
         if like not in ("", "numpy", "cupy"):
-            raise ValueError(f"shapes of {like!r}: there are shapes:numpy and shapes:cupy")
+            raise ValueError(
+                f"shapes: unknown library {like!r}: choose shapes:numpy or shapes:cupy")
         if like == "cupy":
             self.on_host = False
             self.piece, self.queries = CupyBackend.piece, CupyBackend.queries
         self.counts, self.module = Counts(), Functions(self)
-        self.fusing: list[Array] | None = None  # in a fused formula: what it wrote to
-        self._depths: Any = None  # in a piece of shared work: of what it wrote to, from before
+        self.fusing: list[Array] | None = None  # in a fused formula: the arrays it wrote to
+        self._depths: Any = None  # in a piece of shared work: its buffers' depths from before
         self._foreign: Any = weakref.WeakValueDictionary[int, Buffer]()
 
-    # Making arrays, and counting.
+    # Create arrays, and count.
     def buffer(self, nbytes: int) -> Buffer:
-        if self.fusing is not None:  # registers
+        if self.fusing is not None:  # it stays in registers
             return Buffer(self, 0)
         return Buffer(self, nbytes or 1 if self.on_host else -(-nbytes // BLOCK) * BLOCK)
 
     def foreign(self, array: np.ndarray) -> Buffer:
-        """The buffer of a NumPy array: one, for it and its views."""
+        """Return the buffer of a NumPy array, one for it and all its views."""
         while isinstance(array.base, np.ndarray):
             array = array.base
         buffer = self._foreign.get(id(array))
@@ -51,8 +52,8 @@ class Shapes(Backend):
             buffer = self._foreign[id(array)] = Buffer(self, array.nbytes * counted, array)
         return buffer  # type: ignore[no-any-return]
 
-    def made(self, like: Any, shape: Any) -> Array:
-        """A new array of that shape, with like's dtype, its axes in memory in like's order."""
+    def created(self, like: Any, shape: Any) -> Array:
+        """Return a new array of that shape, with like's dtype and like's order in memory."""
         if not self.on_host or like.flags.c_contiguous:
             x = header(shape, like.dtype)
         else:
@@ -63,19 +64,19 @@ class Shapes(Backend):
         return array if owns else Array(x, array.buffer, array)
 
     def filled(self, like: Any, shape: Any) -> Any:
-        """As `made`, but something is written to it."""
+        """Return a new array as `created` does, and count the writing to it."""
         return self.call(lambda: like, [], shape)
 
     def call(
         self, f: Callable[..., Any], inputs: Sequence[Any], shape: Any, out: Array | None = None,
         *, numbers: int = 0, products: int = 0, reads: int | None = None,
     ) -> Any:
-        """Count one call, and make its result if there is no `out`; f does it to the corners."""
+        """Count one call of f and return its result, in `out` if given. f runs on the corners."""
         with np.errstate(all="ignore"):
             like = f(*map(corner, inputs))
         if out is not None and out.shape != shape:
-            raise ValueError(f"the result is {shape}, which does not fit into {out.shape}")
-        result = self.made(like, shape) if out is None else out
+            raise ValueError(f"the result is {shape}: it does not fit into {out.shape}")
+        result = self.created(like, shape) if out is None else out
         self.counts.add((products, numbers, 0, 0))
         if self.fusing is None:
             self.launched([x for x in inputs if isinstance(x, Array)], [result], reads)
@@ -84,7 +85,7 @@ class Shapes(Backend):
         return result
 
     def launched(self, read: list[Array], written: list[Array], reads: int | None = None) -> None:
-        """One call; reads: bytes, if not those of all that is read."""
+        """Count one call. reads: bytes read, if not all of the arrays."""
         counts = self.counts
         depth = 1 + max([counts.start, *(x.buffer.depth for x in (*read, *written))])
         counts.deepest = max(counts.deepest, depth)
@@ -97,8 +98,8 @@ class Shapes(Backend):
 
     # The hooks.
     def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
-        """The pieces of threads.share, none of which waits for another. Where the first and the
-        last of one length cost the same and keep nothing, those between are not run, but counted.
+        """Run the pieces of threads.share, none of which depends on another. If the first and the
+        last piece of one length cost the same and keep nothing, those between are only counted.
         """
         cuts = threads.pieces(n, size, piece) if self.on_host else [slice(0, n)] * bool(n)
         alike: dict[int, list[slice]] = {}
@@ -119,18 +120,18 @@ class Shapes(Backend):
             buffer.depth = depth
 
     def _piece(self, task: threads.Task, cut: slice, after: Any) -> list[int] | None:
-        """Run it: what it cost, or None if something is left of it. Depths are as before again."""
+        """Run a piece and restore the depths; return its cost, or None if an array of it stays."""
         self._depths = before = weakref.WeakKeyDictionary[Buffer, int]()
         cost, live = self.counts.cost, self.counts.live
         task(cut)
         for buffer, depth in before.items():
             after[buffer] = max(after.get(buffer, 0), buffer.depth)
             buffer.depth = depth
-        kept = self.counts.live != live
-        return None if kept else [b - a for a, b in zip(cost[:4], self.counts.cost)]
+        an_array_stays = self.counts.live != live
+        return None if an_array_stays else [b - a for a, b in zip(cost[:4], self.counts.cost)]
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
-        """On a device it is one call, and what it makes on the way stays in registers."""
+        """On a device a formula is one call, and its temporary arrays stay in registers."""
         if self.on_host:
             return formula
 
@@ -146,7 +147,7 @@ class Shapes(Backend):
         return kernel
 
     def asnumpy(self, x: Any) -> np.ndarray:
-        return np.asarray(x)  # which raises, unless it is NumPy's already
+        return np.asarray(x)  # it raises for an array of this library
 
     def generator(self, rng: Rng) -> np.random.Generator:
         return _drawing()(super().generator(rng).bit_generator, self.module)  # type: ignore[no-any-return]
@@ -157,7 +158,7 @@ class Shapes(Backend):
     peek = read
 
     def finite(self, loss: Any, gradients: Sequence[Any]) -> Any:
-        """All are; what looking at them costs is counted."""
+        """Return the loss: there are no numbers to check. The cost of the check is counted."""
         if not self.on_host:
             return CupyBackend.finite(self, loss, gradients)  # type: ignore[arg-type]
         for g in gradients:
@@ -165,7 +166,7 @@ class Shapes(Backend):
         return loss
 
     def scatter_add(self, target: Any, index: Any, rows: Any) -> None:
-        """On the host, the arrays of host.scatter_add, for an index that was drawn at random."""
+        """On the host, allocate what host.scatter_add does for an index drawn at random."""
         (n, d), m = target.shape, index.size
         if not self.on_host:
             self.launched([target, index, rows], [target])
@@ -180,7 +181,7 @@ class Shapes(Backend):
             target[different] = chosen
 
     def erf(self, x: Any) -> Any:
-        """On the host, the arrays of host.erf and of the series in it, which is in float64."""
+        """On the host, allocate what host.erf does, and its series, which is in float64."""
         if not self.on_host:
             return elementwise(self, np.abs, [x])
         size = np.minimum(np.abs(x), 6.0)
@@ -207,7 +208,7 @@ def _chebyshev(t: Any) -> Any:
 
 @functools.cache
 def _drawing() -> Any:
-    """A generator whose floats have no numbers; a function, because numpy.random loads slowly."""
+    """Return a generator of arrays without numbers; here, because numpy.random loads slowly."""
 
     class Drawing(np.random.Generator):
         def __init__(self, bits: Any, module: Functions) -> None:
