@@ -501,19 +501,19 @@ def test_two_methods_have_one_base(numpy_only, one, two):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("called", ["adapter-h", "lora", "dora"])
-def test_an_adapter_of_lora_s_own_counts_as_it_did(called):
+@pytest.mark.parametrize("called", ["adapter-h", "lora", "bitfit"])
+def test_an_adapter_of_either_door_is_in_the_one_registry(called):
     model = gpt2(0)
     lora.attach(model, ml.LoRAConfig(r=2, targets=("k",)), "bare", rng=0)
     shake(model.trainable_parameters().values(), 1)
     said = logits(model, IDS)
     make(called).apply(model, rng=0)
-    assert same_bytes(logits(model, IDS), said)
-    shake(model.trainable_parameters().values(), 2)
-    assert not same_bytes(logits(model, IDS), said)
+    assert [*model.adapters.configs] == ["bare", "default"]
+    lora.activate(model, "bare", "default")
+    assert same_bytes(logits(model, IDS), said)  # the new one starts as nothing
     with methods.disabled(model):
-        assert same_bytes(logits(model, IDS), said)
-    methods.remove(model)
+        assert same_bytes(logits(model, IDS), logits(gpt2(0), IDS))
+    lora.detach(model, "default")
     assert same_bytes(logits(model, IDS), said)
 
 
@@ -576,7 +576,9 @@ def applied_twice(seed: int = 0):
     """Adapters, which count; LoRA with tokens; biases; and "bare", by `lora.attach`."""
     model = gpt2(seed, "float32")
     lora.attach(model, ml.LoRAConfig(r=2), "bare", rng=seed)
-    for name, called in (("two", "lora+preembed"), ("one", "adapter-h"), ("three", "bitfit")):
+    for name, called in (
+        ("two", "lora+preembed"), ("one", "adapter-h"), ("three", "bitfit"), ("four", "rslora"),
+    ):
         make(called).apply(model, name, rng=seed)
         shake(model.trainable_parameters().values(), seed)
     methods.activate(model, "one")
@@ -590,7 +592,7 @@ CALLS = {
     "activate": lambda m, path: methods.activate(m, "two", "three"),
     "remove one": lambda m, path: methods.remove(m, "two"),
     "remove": lambda m, path: methods.remove(m),
-    "combine": lambda m, path: lora.combine(m, {"bare": 1, "two": -0.5}, "svd"),
+    "combine": lambda m, path: lora.combine(m, {"bare": 1, "four": -0.5}, "svd"),
     "load": lambda m, path: methods.load(m, path, "new"),
 }
 

@@ -307,17 +307,17 @@ def test_what_is_made_of_other_ops_is_what_it_stands_in_for():
 def test_the_sum_with_twice_the_digits_is_the_sum_of_fractions(seed, adapters, r, one, two):
     W0 = normal(seed, 3, 4)
     updates = [
-        (normal(seed + i, 3, r) * 2.0**one, normal(seed - i, r, 4) * 2.0**two, 0.7 + i)
+        (normal(seed + i, 3, r) * 2.0**one, normal(seed + 10 + i, r, 4) * 2.0**two, 0.7 + i)
         for i in range(1, adapters + 1)
     ]
     high, low = weights._exact(W0, updates)
     for i in range(3):
         for j in range(4):
             exact, size = Fraction(W0[i, j]), abs(Fraction(W0[i, j]))
-            for left, right, alpha in updates:
+            for left, right, scale in updates:
                 terms = [Fraction(left[i, h]) * Fraction(right[h, j]) for h in range(r)]
-                exact += Fraction(alpha) / r * sum(terms)
-                size += Fraction(alpha) / r * sum(map(abs, terms))
+                exact += Fraction(scale) * sum(terms)
+                size += Fraction(scale) * sum(map(abs, terms))
             error = abs(Fraction(high[i, j]) + Fraction(low[i, j]) - exact)
             assert error <= size * Fraction(1, 2**98)
 

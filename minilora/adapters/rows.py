@@ -36,8 +36,8 @@ def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     for name in dict.fromkeys([*mine, *state.active]):
         for at in state.copies[name]:
             raise ValueError(
-                f"per_row: {name!r} trains a copy of {at}, which all rows would share: name others, "
-                "and activate none that copies"
+                f"per_row: {name!r} trains a copy of {at}, which all rows would share: name "
+                "others, and activate none that copies"
             )
     modules = adapted(model)
     for path, module in modules.items():

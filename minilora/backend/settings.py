@@ -58,6 +58,7 @@ def is_plain() -> bool:
 def as_now() -> Callable[[], AbstractContextManager[None]]:
     """Return a function that re-enters the current settings, with recording on."""
     then = {
-        "plain": is_plain(), "replaced": thread_settings.replaced, "context": thread_settings.context,
+        "plain": is_plain(), "replaced": thread_settings.replaced,
+        "context": thread_settings.context,
     }
     return lambda: choose(recording=True, **then)

@@ -74,13 +74,15 @@ class Layout:
         """x (batch, lp + n + li, d) with E at the places of the trained tokens."""
         ours = asarray((self.which >= 0)[..., None].astype(str(x.dtype)))
         rows: Tensor = ops.embedding(E, np.maximum(self.which, 0), dtype=x.dtype)
-        return x * (1 - ours) + rows * ours
+        out: Tensor = x * (1 - ours) + rows * ours
+        return out
 
     @staticmethod
     def read(x: Tensor, places: np.ndarray) -> Tensor:
         """x (batch, lp + n + li, d) at these places: (batch, n, d)."""
         batch, n, d = x.shape
-        return ops.embedding(x.reshape(batch * n, d), places + n * np.arange(batch)[:, None])
+        rows = places + n * np.arange(batch)[:, None]
+        return ops.embedding(x.reshape(batch * n, d), rows)
 
 
 class Tokens(Adapter):

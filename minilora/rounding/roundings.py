@@ -87,6 +87,8 @@ def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
     for module, adapter in used:
         of_scale = 0.0
         for scale, B, A in adapter.factors() or ():
+            if not scale:
+                continue
             moved.add(A.grad, abs(A.data), 1, 1)
             moved.add(B.grad, abs(B.data), 2, 1 + 1 / abs(scale))
             if B.grad is not None:

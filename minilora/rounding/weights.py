@@ -12,7 +12,7 @@ from ..adapters import Adapted, merged
 from ..adapters.places import adapted, parameters
 from ..adapters.registry import state_of
 from ..backend import asnumpy
-from ..nn import Embedding, Module, Parameter
+from ..nn import Embedding, Linear, Module, Parameter
 from .bounds import gamma
 from .roundings import least, twin, unit
 
@@ -40,14 +40,14 @@ def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
     not what they were, bit for bit). No ΔW that the merge computes is used, only the factors.
     """
     modules = {f"{at}.W": m for at, m in adapted(model).items()
-               if any(m.adapters[name].factors() for name in m.active)}
+               if isinstance(m.base, Linear | Embedding)}
     state_of(model)
     same, found, changed = twin(model), dict[str, Weight](), list[str]()
     with merged(same):
         after = {name: asnumpy(p.data) for name, p in _once(same)}
     for name, p in _once(model):
         module, W0, W = modules.get(name), asnumpy(p.data), after.pop(name, None)
-        dtype = W0.dtype if module is None else module.base.dtype
+        dtype = W0.dtype if module is None or not module.active else module.base.dtype
         if W is None or (W.shape, W.dtype) != (W0.shape, dtype):
             changed.append(name)
         elif module is not None:
