@@ -104,7 +104,7 @@ ABOVE = {  # at the end of a file whose answers are wrong
                               "exec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
     "the exercise, imported": "import importlib, sys\nfor n in [*sys.modules]:\n"
                               "    if n.startswith('minilora'): del sys.modules[n]\n"
-                              "m = importlib.import_module('minilora.exercises.ex02_unbroadcast')\n"
+                              "m = importlib.import_module('minilora.exercises.tasks.ex02_unbroadcast')\n"
                               "unbroadcast = m.unbroadcast",
     "the neighbour": "exec(open(NEIGHBOUR).read())",
     "another's folder": "import os; os.remove(NEIGHBOUR)",
@@ -172,7 +172,7 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
         n for n in checks.body
         if isinstance(n, ast.Import) or (isinstance(n, ast.FunctionDef) and not n.decorator_list)
         or (isinstance(n, ast.ImportFrom) and not n.level
-            and n.module not in ("hypothesis", "minilora"))  # neither is a student's
+            and n.module.split(".")[0] not in ("hypothesis", "minilora"))  # neither is a student's
     ]
     above = "\n\n".join(map(ast.unparse, helpers))
     for function, known in zip(banks[0].value.keys, banks[0].value.values) if banks else ():

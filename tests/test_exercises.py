@@ -8,20 +8,8 @@ import pytest
 from conftest import THOROUGH
 
 from minilora import cli
-from minilora.exercises import (
-    book,
-    desk,
-    dev,
-    kit,
-    teach,
-    wire,
-)
-from minilora.exercises import (
-    judge as judging,
-)
-from minilora.exercises import (
-    report as telling,
-)
+from minilora.exercises import book, desk, dev, guide, kit, report, wire
+from minilora.exercises.judge import judge, judge_here
 from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -35,8 +23,8 @@ def answer(body: str, number: str = "02") -> str:
 
 
 def told(body: str, **options) -> str:
-    verdict = judging.judge(book.exercise("02"), answer(body), limits=SOON)
-    return telling.verdict(verdict, **options)
+    verdict = judge(book.exercise("02"), answer(body), limits=SOON)
+    return report.verdict(verdict, **options)
 
 
 @EXERCISES
@@ -121,13 +109,13 @@ CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
     ],
 )
 def test_why_a_property_test_finds_nothing(body, words):
-    verdict = judging.judge(book.exercise("09"), answer(body, "09"), limits=SOON)
-    assert words in telling.verdict(verdict), telling.verdict(verdict)
+    verdict = judge(book.exercise("09"), answer(body, "09"), limits=SOON)
+    assert words in report.verdict(verdict), report.verdict(verdict)
 
 
 def test_a_missing_function_is_named():
     source = book.exercise("02").solution().replace("def unbroadcast", "def unbroadcats")
-    (line, *_) = judging.judge(book.exercise("02"), source).outcomes[0].lines
+    (line, *_) = judge(book.exercise("02"), source).outcomes[0].lines
     assert line == "the file has no function unbroadcast"
 
 
@@ -138,7 +126,7 @@ def test_a_right_answer_written_differently_passes():
         "        if size == 1: g = np.add.reduce(g, axis=i, keepdims=True)\n"
         "    return g.copy()"
     )
-    verdict = judging.judge(book.exercise("02"), answer(body), seed=7)
+    verdict = judge(book.exercise("02"), answer(body), seed=7)
     assert verdict.passed and verdict.mistakes == ()
 
 
@@ -183,7 +171,7 @@ def test_the_rest_of_the_failures_is_one_option_away():
 def test_a_mistake_is_named_while_another_function_is_not_written_yet():
     of = book.exercise("08")
     source = of.stub().replace(book.TODO, "return W + alpha * (B @ A)", 1)
-    (mistake,) = judging.judge(of, source).mistakes
+    (mistake,) = judge(of, source).mistakes
     assert mistake == "you scale by alpha, not by alpha / r"
 
 
@@ -193,14 +181,14 @@ def test_a_transpose_and_a_dtype_are_told():
     with pytest.raises(kit.Wrong, match="it is the transpose"):
         kit.equal(np.array([[1.0, 2.0], [3.0, 4.0]]).T, np.array([[1.0, 2.0], [3.0, 4.0]]))
     wide = {**of.reference, "merge": lambda *args: np.float64(right(*args))}
-    assert "] in float32" in telling.verdict(judging.judge_here(of, wide))
+    assert "] in float32" in report.verdict(judge_here(of, wide))
 
 
 def test_the_same_seed_is_the_same_verdict_and_another_draws_other_cases():
     of, source = book.exercise("02"), answer("return g + 1")
-    one, two = (judging.judge(of, source, seed=1) for _ in range(2))
-    assert telling.verdict(one) == telling.verdict(two)
-    one, other = (judging.judge_here(of, of.reference, seed=s) for s in (1, 2))
+    one, two = (judge(of, source, seed=1) for _ in range(2))
+    assert report.verdict(one) == report.verdict(two)
+    one, other = (judge_here(of, of.reference, seed=s) for s in (1, 2))
     drawn = [[str(seen.case) for o in v.outcomes for seen in o.seen] for v in (one, other)]
     assert drawn[0] != drawn[1]
 
@@ -311,6 +299,11 @@ def test_an_exercise_of_ones_own_takes_its_place(ex, tmp_path, monkeypatch):
     monkeypatch.setenv(book.OWN, str(tmp_path))
     assert [*book.paths()][-1] == "97"
     assert "97 un-broadcast: 3 checks" in ex("dev", "check", "97")
+    text = (tmp_path / "ex97_mine.py").read_text("utf-8")
+    older = text.replace("from minilora.exercises import kit", "from . import kit")
+    assert older != text
+    (tmp_path / "ex98_older.py").write_text(older, "utf-8")
+    assert book.exercise("98").title == "un-broadcast"
     ex("init", "course", "--only", "97,02")
     assert desk.find(tmp_path / "course").course == ("97", "02")
 
@@ -343,7 +336,7 @@ def test_without_hypothesis_it_says_what_to_install(ex, monkeypatch):
 
 
 def test_a_course_fits_into_its_hours_and_the_page_names_what_is_there(ex):
-    for course in teach.COURSES:
+    for course in guide.COURSES:
         assert 0.6 * 60 * course.hours <= course.minutes <= 60 * course.hours
     page = ex("teach")
     for of in book.exercises():

@@ -269,8 +269,8 @@ def _grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    from ..exercises import teach
+    from ..exercises import guide
 
-    text = teach.page()
+    text = guide.page()
     say(text)
     return {"page": text}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .kit import Check
 
 FOLDER = Path(__file__).parent
+TASKS = FOLDER / "tasks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
 MILESTONES = {  # after which the student's functions run in the engine, and whose it takes
@@ -98,7 +99,7 @@ def paths() -> dict[str, Path]:
     A teacher's are in the folder that the environment variable MINILORA_EXERCISES names; one with
     the number of a built-in takes its place.
     """
-    folders = [FOLDER, *map(Path, filter(None, [os.environ.get(OWN)]))]
+    folders = [TASKS, *map(Path, filter(None, [os.environ.get(OWN)]))]
     found = [path for folder in folders for path in sorted(folder.glob("ex[0-9][0-9]_*.py"))]
     return dict(sorted({path.name[2:4]: path for path in found}.items()))
 

@@ -332,6 +332,6 @@ class _Store:
 def _versions() -> str:
     """The package's version and this folder's code, which judges; Python's and NumPy's."""
     code = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in sorted(FOLDER.rglob("*.py")):
         code.update(path.read_bytes())
     return f"{__version__} {code.hexdigest()} {sys.version} {np.__version__}"

@@ -74,7 +74,7 @@ def called(student, W0, A, B, alpha, calls):
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "merge and unmerge"
 MINUTES = 20

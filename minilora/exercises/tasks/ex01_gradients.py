@@ -54,7 +54,7 @@ def grad_matmul(g, x, y):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "gradients of a sum, a product and a matrix product"
 MINUTES = 20

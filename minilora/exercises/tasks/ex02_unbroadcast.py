@@ -31,7 +31,7 @@ def unbroadcast(g, shape):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "un-broadcast"
 MINUTES = 10

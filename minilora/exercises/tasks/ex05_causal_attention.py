@@ -57,8 +57,7 @@ def causal_attention(q, k, v, heads):
 from hypothesis import strategies as st
 
 from minilora import asnumpy, ops
-
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "causal attention"
 MINUTES = 40

@@ -123,8 +123,8 @@ import contextlib
 
 from hypothesis import strategies as st
 
-from . import kit
-from .student import Raised
+from minilora.exercises import kit
+from minilora.exercises.student import Raised
 
 TITLE = "write the property test"
 MINUTES = 30

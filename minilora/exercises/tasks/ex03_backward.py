@@ -128,7 +128,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "backward through a graph"
 MINUTES = 35

@@ -50,7 +50,7 @@ def lora_forward(x, W, A, B, alpha):
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "LoRA's layer"
 MINUTES = 20

@@ -58,7 +58,7 @@ import itertools
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "how equal is equal"
 MINUTES = 40

@@ -54,7 +54,7 @@ def adam_bytes(shapes, dtype):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "Adam, and what it keeps"
 MINUTES = 25

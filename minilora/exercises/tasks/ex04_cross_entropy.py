@@ -62,7 +62,7 @@ def grad_cross_entropy(z, targets):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "softmax and cross-entropy"
 MINUTES = 30

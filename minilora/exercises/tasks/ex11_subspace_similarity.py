@@ -42,7 +42,7 @@ def subspace_similarity(A1, A2, i, j):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "subspace similarity"
 MINUTES = 25

@@ -72,7 +72,7 @@ def step_of_shared(student, params, grads, trained, lr, decay):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "freeze, count, train"
 MINUTES = 20

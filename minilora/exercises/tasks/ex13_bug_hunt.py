@@ -302,7 +302,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "bug hunt"
 MINUTES = 45
