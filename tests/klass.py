@@ -20,7 +20,7 @@ from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=1.0, whole=4.0, cpu=4, memory=1 << 30)
+SOON = Limits(seconds=1.0, total=4.0, cpu=4, memory=1 << 30)
 WALK = """
 import sys, os, time, struct, json
 def _frames():
@@ -81,7 +81,7 @@ FORGED = {  # the same, with the functions above
     "forged arguments": "_forge(_said(id=_id(), value=0, args=None)); time.sleep(1e6)",
     "forged error": "_forge(_said(id=_id(), error=5, message={'list': []}, frames=7))",
     "forged frames": "_forge(_said(id=_id(), error='E', message='', frames={'list': [1, 2]}))",
-    "forged odd": "_forge(_said(id=_id(), value={'odd': [1, {'list': []}]}, args={'list': [0, 0]}))",
+    "forged opaque": "_forge(_said(id=_id(), value={'opaque': [1, {'list': []}]}, args={'list': [0, 0]}))",
     "forged generator": "_forge(_said(id=_id(), value={'generator': 3}, args={'list': []}))",
     "forged depth": "h = b'[' * 10**6; p = _pipe(); p.write(struct.pack('<QQ', len(h), 0) + h)\n"
                     "    p.flush()",
@@ -185,7 +185,7 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
                 here = judging.judge_here(of, {f: space[f] for f in of.functions}, seed=seed)
             except Exception:
                 continue
-            if here.mistakes == (said,) and judging._unfit(of, source) is None:
+            if here.mistakes == (said,) and judging._problem(of, source) is None:
                 found[said] = source, here.points
     return found
 

@@ -84,7 +84,8 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("loop", "did not come to an end"), ("leave", "ended by itself"), ("kill", "calls os.kill"),
+        ("loop", "did not end within"), ("leave", "ended with exit code"),
+        ("kill", "calls os.kill"),
         ("pidfd", "starts or signals a process"), ("fork", "calls os.fork"),
         ("a process, below", "starts or signals a process"), ("large", "more than 4 MiB"),
         ("forged flood", "no answer"), ("forged drops", "no answer"), ("forged ahead", "no answer"),
@@ -162,15 +163,15 @@ def test_a_run_that_was_interrupted_goes_on(small, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grade(folder, say=stop, kept=tmp_path, jobs=1)
+        grade(folder, say=stop, store=tmp_path, jobs=1)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert done
     min(done).write_text("{")  # damaged: judged again
-    assert outputs(grade(folder, kept=tmp_path)) == outputs(graded)
+    assert outputs(grade(folder, store=tmp_path)) == outputs(graded)
     assert all(path.stat().st_mtime_ns == done[path] for path in done if path != min(done))
     lines = []
-    assert outputs(grade(folder, kept=tmp_path, say=lines.append)) == outputs(graded)
-    assert lines == ["12 of 12 need no judging: absent, or judged before"]
+    assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
+    assert lines == ["12 of 12 need no judging: no file, or judged before"]
     key = grading._Store(tmp_path, 7, klass.SOON).key
     first, second = book.exercise("01"), book.exercise("02")
     others = {key(second, "x"), key(second, "y"), key(first, "x"),
@@ -267,7 +268,7 @@ def test_the_page_says_what_to_talk_about(tmp_path):
     assert "1 not begun" in text and "<script>x" in text
     assert not re.search(r"url\(|@import", page.text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classpage, "SHOWN", 1)
+        patch.setattr(classpage, "VISIBLE", 1)
         page = Page(classpage.page(graded).decode())
     assert page.folded.startswith("2 more") and page.folded.count("02 un-broadcast") == 2
     assert not page.open and all(page.text.count(name) > 1 for name in ("bob", "eve", "cy"))
@@ -300,7 +301,7 @@ def test_names_of_every_kind_are_told(tmp_path):
 
 
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no submission"):
+    with pytest.raises(ValueError, match="contains no submission"):
         grade(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         grade(tmp_path / "there")
@@ -322,9 +323,9 @@ def test_the_solution_is_not_beside_the_student():
 def test_calls_have_a_limit_together(tmp_path):
     body = "import time; time.sleep(0.2)"
     slow = right().replace("    new = g.ndim", f"    {body}\n    new = g.ndim")
-    verdict = judging.judge(book.exercise("02"), slow, limits=Limits(whole=1.0))
+    verdict = judging.judge(book.exercise("02"), slow, limits=Limits(total=1.0))
     assert verdict.points == 0
-    assert "its calls took more than 1 seconds in all" in verdict.outcomes[0].lines
+    assert "its calls took more than 1 seconds in total" in verdict.outcomes[0].lines
 
 
 def test_a_check_that_stumbles_gives_no_points():
