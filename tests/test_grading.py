@@ -284,7 +284,7 @@ def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
     assert held["score"] == 3 == sum(test["score"] for test in held["tests"])
     assert sum(test["max_score"] for test in held["tests"]) == 10
     failed = [test for test in held["tests"] if test["status"] == "failed"]
-    assert len(failed) == 2 and all("but not the stretched ones" in one["output"] for one in failed)
+    assert len(failed) == 2 and all("but not the repeated ones" in one["output"] for one in failed)
     with pytest.raises(ValueError, match="one student at a time"):
         gradebook.gradescope(grade(tmp_path))
 

@@ -106,8 +106,7 @@ WRONG = {
             (0,) * (g.ndim - len(s)) + tuple(slice(size) for size in s)
         ],
         "you sum the new axes in front, but not the repeated ones": lambda g, s: g.sum(
-            axis=tuple(range(g.ndim - len(s)))
-        ),
+            axis=tuple(range(g.ndim - len(s)))),
         "you sum the repeated axes without keepdims=True": lambda g, s: g.sum(
             axis=tuple(range(g.ndim - len(s)))
         ).sum(axis=tuple(i for i, size in enumerate(s) if size == 1)),

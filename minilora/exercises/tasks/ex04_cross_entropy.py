@@ -212,12 +212,12 @@ WRONG = {
     "softmax": {
         "you do not subtract the largest logit of each row first":
             lambda z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True),
-        "you subtract the largest logit of the whole array, not of each row": lambda z: (
+        "you subtract the largest logit of the entire array, not of each row": lambda z: (
             np.exp(z - z.max()) / np.exp(z - z.max()).sum(axis=-1, keepdims=True)),
         "you subtract the mean of each row, not its largest logit": lambda z: (
             np.exp(z - z.mean(axis=-1, keepdims=True))
             / np.exp(z - z.mean(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)),
-        "you divide by the sum of the whole array, not of each row": lambda z:
+        "you divide by the sum of the entire array, not of each row": lambda z:
             np.exp(z - z.max(axis=-1, keepdims=True)) / np.exp(
                 z - z.max(axis=-1, keepdims=True)).sum(),
         "you work along the first axis, not the last": lambda z: _shifted(z, axis=0),

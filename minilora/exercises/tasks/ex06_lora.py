@@ -120,7 +120,8 @@ def gaussian(student, d, k, r, rng):
     kit.holds(abs(mean) < 7 * std / np.sqrt(A.size), "a mean of A near 0",
               f"a mean of {mean:.3g}, with a standard deviation of {std:.3g}")
     near = np.mean(np.abs(A - mean) < std)  # 0.683 for a normal distribution, +- 0.005
-    kit.holds(abs(near - 0.683) < 0.04, "68 % of A within one standard deviation, as in a normal distribution",
+    kit.holds(abs(near - 0.683) < 0.04,
+              "68 % of A within one standard deviation, as in a normal distribution",
               f"{100 * near:.0f} %: is it another distribution?")
     another, _ = _factors(student, d, k, r, np.random.default_rng(d))
     kit.holds(not np.array_equal(A, another), "a different A from a generator with another seed",
@@ -211,55 +212,40 @@ WRONG = {
     "lora_init": {
         "you start with A zero and B random": _init(
             lambda rng, d, k, r: np.zeros((r, k)),
-            lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r)),
-        ),
+            lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))),
         "you start with B random too": _init(
-            B=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))
-        ),
+            B=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))),
         "you start with A zero too (then no step ever changes A or B)": _init(
-            lambda rng, d, k, r: np.zeros((r, k))
-        ),
+            lambda rng, d, k, r: np.zeros((r, k))),
         "you return B before A": lambda d, k, r, rng: _init()(d, k, r, rng)[::-1],
         "you return A of shape (k, r) and B of shape (r, d)": _init(
             lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(k, r)),
-            lambda rng, d, k, r: np.zeros((r, d)),
-        ),
+            lambda rng, d, k, r: np.zeros((r, d))),
         "you draw A with rng.random: from 0 to 1, never below 0": _init(
-            lambda rng, d, k, r: rng.random((r, k))
-        ),
+            lambda rng, d, k, r: rng.random((r, k))),
         "you draw A with rng.uniform(-1, 1), which is not a normal distribution": _init(
-            lambda rng, d, k, r: rng.uniform(-1, 1, (r, k))
-        ),
+            lambda rng, d, k, r: rng.uniform(-1, 1, (r, k))),
         "you draw from your own generator, np.random.default_rng(0)": _init(
-            lambda rng, d, k, r: np.random.default_rng(0).normal(0.0, 1 / np.sqrt(k), size=(r, k))
-        ),
+            lambda rng, d, k, r: np.random.default_rng(0).normal(0.0, 1 / np.sqrt(k), size=(r, k))),
         "you draw one row of A and repeat it": _init(
-            lambda rng, d, k, r: np.tile(rng.normal(0.0, 1 / np.sqrt(k), size=k), (r, 1))
-        ),
+            lambda rng, d, k, r: np.tile(rng.normal(0.0, 1 / np.sqrt(k), size=k), (r, 1))),
     },
     "lora_forward": {
         "you scale by alpha, not by alpha / r": _scaled(lambda W, A, B, alpha: alpha),
         "you do not scale the update": _scaled(lambda W, A, B, alpha: 1),
         "you scale by r / alpha": _scaled(lambda W, A, B, alpha: len(A) / alpha),
         "you divide by k, A.shape[1], instead of r": _scaled(
-            lambda W, A, B, alpha: alpha / A.shape[1]
-        ),
-        "you divide by d, B.shape[0], instead of r": _scaled(
-            lambda W, A, B, alpha: alpha / len(B)
-        ),
+            lambda W, A, B, alpha: alpha / A.shape[1]),
+        "you divide by d, B.shape[0], instead of r": _scaled(lambda W, A, B, alpha: alpha / len(B)),
         "you scale by alpha // r, which drops the fraction": _scaled(
-            lambda W, A, B, alpha: alpha // len(A)
-        ),
+            lambda W, A, B, alpha: alpha // len(A)),
         "you round alpha / r to float32": _scaled(
-            lambda W, A, B, alpha: np.float64(np.float32(alpha / len(A)))
-        ),
+            lambda W, A, B, alpha: np.float64(np.float32(alpha / len(A)))),
         "you scale x W^T too": lambda x, W, A, B, alpha: (
-            alpha / len(A) * (x @ W.T + x @ A.T @ B.T)
-        ),
+            alpha / len(A) * (x @ W.T + x @ A.T @ B.T)),
         "you leave out x W^T": lambda x, W, A, B, alpha: alpha / len(A) * (x @ A.T @ B.T),
         "you multiply x by W + (alpha / r) B A without the transpose": lambda x, W, A, B, alpha: (
-            x @ (W + alpha / len(A) * (B @ A))
-        ),
+            x @ (W + alpha / len(A) * (B @ A))),
         "you add the update to W in place": _in_place,
     },
 }
