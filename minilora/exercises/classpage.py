@@ -121,7 +121,7 @@ def page(of: Class) -> bytes:
 
 def _add(parent: Element, tag: str, text: str = "", after: str = "", **attributes: str) -> Element:
     """Append an element with this text in it and this text after it."""
-    names = {k.rstrip("_").replace("_", "-"): plain(v) for k, v in attributes.items()}
+    names = {k.rstrip("_").replace("_", "-"): plain(v) for k, v in attributes.items() if v}
     element = SubElement(parent, tag, names)
     element.text, element.tail = plain(text), plain(after)
     return element

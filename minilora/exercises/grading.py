@@ -31,7 +31,7 @@ from .. import __version__
 from ..files import atomic
 from .book import FOLDER, Exercise, exercise, paths
 from .judge import Verdict, judge
-from .student import LIMITS, Limits
+from .student import LIMITS, Limits, start
 from .submissions import plain, read, submissions
 
 PATIENCE = 20.0  # of a judge: this times the limit of one call, plus 4 times that of all calls
@@ -39,7 +39,6 @@ STATES = {  # kinds of failures that every check has -> state
     "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
     "imports": "forbidden import", "SyntaxError": "syntax error", "halted": "halted",
 }
-PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
@@ -237,12 +236,7 @@ class _Judge:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-                   "from minilora.exercises.grading import serve; serve()"
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = start("grading", "serve")
         return self._process
 
     def _end(self) -> None:

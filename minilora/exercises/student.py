@@ -26,7 +26,6 @@ from .kit import Wrong, described, shown
 from .worker import error_data
 
 NO_ANSWER = "its process sent something that is no answer"
-PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,17 @@ def _put(old: Any, new: Any) -> None:
             _put(a, b)
 
 
+def start(module: str, function: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a function of this folder in a new Python process, with pipes to it and from it."""
+    package = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {package!r}); " \
+           f"from minilora.exercises.{module} import {function}; {function}()"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, **options,
+    )
+
+
 class Local(Student):
     """Functions of this process: a reference, or a known mistake."""
 
@@ -169,11 +179,8 @@ class Remote(Student):
         self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
         path = self._folder / exercise.name
         path.write_text(source, "utf-8")
-        code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-               "from minilora.exercises.worker import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], cwd=self._folder, env=_environment(self._folder),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        self._process = start(
+            "worker", "main", cwd=self._folder, env=_environment(self._folder),
             start_new_session=True,
         )
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
