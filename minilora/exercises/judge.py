@@ -94,7 +94,8 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
             try:
                 outcomes.append(attempt(exercise, check, student(), seed))
             except Raised as error:  # while the file was loaded
-                return Verdict(exercise, _none(exercise, _raised(error, "loading the file")))
+                problem = _raised(error, "loading the file")
+                return Verdict(exercise, _none(exercise, problem), printed)
             except Halted as halted:
                 if not open_:
                     problem = {"kind": "halted", "lines": (f"running the file: {halted}",)}

@@ -181,8 +181,8 @@ def dtypes(student, z, targets):
         kit.holds(got.dtype == z.dtype, f"{what} in float32", f"{what} in {got.dtype}")
 
 
-def _shifted(z, axis=-1):
-    e = np.exp(z - z.max(axis=axis, keepdims=True))
+def _shifted(z, shift=None, axis=-1):
+    e = np.exp(z - (z.max(axis=axis, keepdims=True) if shift is None else shift))
     return e / e.sum(axis=axis, keepdims=True)
 
 
@@ -195,6 +195,10 @@ def _grad(z, targets, p=None, hot=1.0):
     one = np.zeros_like(z)
     one[np.arange(len(z)), targets] = hot
     return (p - one) / z.dtype.type(len(z))
+
+
+def _unscaled(z):
+    return np.exp(z - z.max(axis=-1, keepdims=True))
 
 
 def _softmax_in_place(z):
@@ -211,18 +215,16 @@ def _every_target(z, targets):
 WRONG = {
     "softmax": {
         "you do not subtract the largest logit of each row first":
-            lambda z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True),
-        "you subtract the largest logit of the entire array, not of each row": lambda z: (
-            np.exp(z - z.max()) / np.exp(z - z.max()).sum(axis=-1, keepdims=True)),
-        "you subtract the mean of each row, not its largest logit": lambda z: (
-            np.exp(z - z.mean(axis=-1, keepdims=True))
-            / np.exp(z - z.mean(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)),
-        "you divide by the sum of the entire array, not of each row": lambda z:
-            np.exp(z - z.max(axis=-1, keepdims=True)) / np.exp(
-                z - z.max(axis=-1, keepdims=True)).sum(),
+            lambda z: _shifted(z, shift=0),
+        "you subtract the largest logit of the entire array, not of each row":
+            lambda z: _shifted(z, shift=z.max()),
+        "you subtract the mean of each row, not its largest logit":
+            lambda z: _shifted(z, shift=z.mean(axis=-1, keepdims=True)),
+        "you divide by the sum of the entire array, not of each row":
+            lambda z: _unscaled(z) / _unscaled(z).sum(),
         "you work along the first axis, not the last": lambda z: _shifted(z, axis=0),
         "you return the log of the probabilities": _log_p,
-        "you do not divide by the sum": lambda z: np.exp(z - z.max(axis=-1, keepdims=True)),
+        "you do not divide by the sum": _unscaled,
         "you change z in place in softmax": _softmax_in_place,
     },
     "cross_entropy": {

@@ -212,6 +212,10 @@ def _as_float64(p, g, m, v, t, lr, b1, b2, eps):
     return p - lr * _right(m, v, t, b1[0], b2[0], eps), m, v
 
 
+def _bytes(shapes, dtype, arrays=2):
+    return arrays * sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
+
+
 WRONG = {
     "adam_step": {
         "you leave out the correction: you use m and v instead of m^ and v^": _step(
@@ -237,17 +241,14 @@ WRONG = {
         "you return float64 for float32 arguments": _as_float64,
     },
     "adam_bytes": {
-        "you count one running mean, not two": lambda shapes, dtype: (
-            sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize),
-        "you count the parameters too": lambda shapes, dtype: (
-            3 * sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize),
-        "you count entries, not bytes": lambda shapes, dtype: (
-            2 * sum(int(np.prod(s)) for s in shapes)),
-        "you assume 4 bytes for each number, for any dtype": lambda shapes, dtype: (
-            8 * sum(int(np.prod(s)) for s in shapes)),
-        "you add the sizes of a shape instead of multiplying them": lambda shapes, dtype: (
-            2 * sum(int(np.sum(s)) for s in shapes) * np.dtype(dtype).itemsize),
-        "you leave out arrays of shape ()": lambda shapes, dtype: (
-            2 * sum(int(np.prod(s)) for s in shapes if s) * np.dtype(dtype).itemsize),
+        "you count one running mean, not two": lambda shapes, dtype: _bytes(shapes, dtype, 1),
+        "you count the parameters too": lambda shapes, dtype: _bytes(shapes, dtype, 3),
+        "you count entries, not bytes": lambda shapes, dtype: _bytes(shapes, "int8"),
+        "you assume 4 bytes for each number, for any dtype": lambda shapes, dtype:
+            _bytes(shapes, "float32"),
+        "you add the sizes of a shape instead of multiplying them": lambda shapes, dtype:
+            _bytes([(int(np.sum(shape)),) for shape in shapes], dtype),
+        "you leave out arrays of shape ()": lambda shapes, dtype:
+            _bytes([shape for shape in shapes if shape], dtype),
     },
 }
