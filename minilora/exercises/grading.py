@@ -114,14 +114,9 @@ class Class:
 
 
 def grade(
-    folder: str | os.PathLike[str],
-    seed: int = 0,
-    jobs: int = 1,
-    say: Callable[[str], None] = print,
-    *,
-    only: Sequence[str] | None = None,
-    store: str | os.PathLike[str] | None = None,
-    limits: Limits = LIMITS,
+    folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
+    say: Callable[[str], None] = print, *, only: Sequence[str] | None = None,
+    store: str | os.PathLike[str] | None = None, limits: Limits = LIMITS,
 ) -> Class:
     """Judge every submission in a folder, `jobs` at a time.
 

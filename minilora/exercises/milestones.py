@@ -58,7 +58,7 @@ def milestone(after: str, sources: Mapping[str, str]) -> Milestone:
         raise ValueError(f"unknown milestone {after}: choose one of {', '.join(MILESTONES)}")
     for number in MILESTONES[after]:
         if number not in sources:
-            raise ValueError(f"the file of exercise {number} is missing, which it needs too")
+            raise ValueError(f"the file of exercise {number} is missing: the milestone needs it too")
     student = {number: load(sources[number], f"exercise {number}") for number in MILESTONES[after]}
     return {"05": _attention, "08": _adapter, "10": _optimizer}[after](student)
 
@@ -95,12 +95,9 @@ def _attention(student: Student) -> Milestone:
         loss = np.asarray(four.cross_entropy(z, t), z.dtype)
         return loss, (lambda g: (g * four.grad_cross_entropy(z, t)).reshape(logits.shape), None)
 
-    replaced: Replaced = {
-        "softmax": softmax,
-        "attention": attention,
-        "cross_entropy": cross_entropy,
-    }
-    run = _Run(_base, replaced, lr=1e-3)
+    replaced: Replaced = {"softmax": softmax, "attention": attention,
+                          "cross_entropy": cross_entropy}
+    run = _Comparison(_base, replaced, lr=1e-3)
     ids = run.tokenizer.encode("And God said, Let there be light: and there was light.")
     with ops.replaced(**replaced):
         run.model(ids[None])
@@ -132,7 +129,7 @@ def _adapter(student: Student) -> Milestone:
         mine = forward(*arrays, scale * len(A)) + (0 if b is None else asnumpy(b.data))
         return with_values("lora_forward", ops.lora_linear(x, W, b, A, B, mask, scale=scale), mine)
 
-    run = _Run(_adapted, {"lora_linear": lora_linear}, lr=5e-3)
+    run = _Comparison(_adapted, {"lora_linear": lora_linear}, lr=5e-3)
     layers = {path: m for path, m in run.model.named_modules() if isinstance(m, lora.LoRALinear)}
     batches = data.sequential(run.held_out, 8, 64)[:2]
     with lora.disabled(run.model):
@@ -186,7 +183,7 @@ def _optimizer(student: Student) -> Milestone:
             for array, value in zip((p, *state), new, strict=True):
                 array[...] = value
 
-    run = _Run(_adapted, {}, lr=5e-3, optimizer=Yours)
+    run = _Comparison(_adapted, {}, lr=5e-3, optimizer=Yours)
     ledgers, counts = {}, []
     for name, model in (("full", _base()), ("LoRA", _adapted())):
         optimizer = Adam(model.trainable_parameters())
@@ -206,7 +203,7 @@ def _optimizer(student: Student) -> Milestone:
     return _result(lines, top)
 
 
-class _Run:
+class _Comparison:
     """Two trainings from the same start: with the student's functions and with the engine's."""
 
     def __init__(

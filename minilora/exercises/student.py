@@ -213,7 +213,7 @@ class Remote(Student):
                 return
 
     def _answer(self, request: Any, seconds: float) -> dict[str, Any]:
-        """Return the answer to a request. End the process if there is none in time."""
+        """Return the answer to a request. Without a valid one in time, end the process: Halted."""
         began = time.monotonic()
         self._asked.put(request)
         try:

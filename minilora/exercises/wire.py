@@ -43,7 +43,7 @@ def receive(source: IO[bytes]) -> Any:
     lengths = _exactly(source, 16)
     first, second = struct.unpack("<QQ", lengths)
     if first + second > MOST:
-        raise ValueError("no message")
+        raise ValueError("not a message")
     head, body = _exactly(source, first), io.BytesIO(_exactly(source, second))
     return _value(json.loads(head), body)
 
@@ -86,7 +86,7 @@ def _value(plain: Any, body: IO[bytes]) -> Any:
     if kind == "array":
         array = np.lib.format.read_array(body, allow_pickle=False)
         if array.dtype.kind not in "biufc":
-            raise ValueError("no array of numbers")
+            raise ValueError("not an array of numbers")
         return array if content else array[()]
     if kind in ("list", "tuple"):
         members = [_value(member, body) for member in content]
