@@ -54,7 +54,7 @@ as pages that work offline, from a USB stick too.
 
 {courses}
 
-To give a course of your own, name its exercises in order:
+For your own course, list its exercises in order:
 
     minilora ex init course --only 06,08
 

@@ -58,7 +58,7 @@ def milestone(after: str, sources: Mapping[str, str]) -> Milestone:
         raise ValueError(f"unknown milestone {after}: choose one of {', '.join(MILESTONES)}")
     for number in MILESTONES[after]:
         if number not in sources:
-            raise ValueError(f"the file of exercise {number} is missing: the milestone needs it too")
+            raise ValueError(f"the file of exercise {number} is missing: write it too")
     student = {number: load(sources[number], f"exercise {number}") for number in MILESTONES[after]}
     return {"05": _attention, "08": _adapter, "10": _optimizer}[after](student)
 
