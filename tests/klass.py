@@ -1,9 +1,9 @@
-# ruff: noqa: E501 - an attack stands on its lines as it is
-"""A made-up class: right, wrong, unfinished and hostile submissions, and what each must get.
+# ruff: noqa: E501 - attacks keep their long lines
+"""A synthetic class: right, wrong, unfinished and hostile submissions with their expected points.
 
-    python tests/klass.py --students 100 --jobs 2       # grades such a class and compares
+    python tests/klass.py --students 100 --jobs 2       # grade such a class and compare
 
-Every hostile file tries to end, hang, mislead or rob the judge, and answers wrongly besides.
+Every hostile file tries to end, hang, deceive or rob the judge, and also gives a wrong answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=1.0, whole=4.0, cpu=4, memory=1 << 30)
+SOON = Limits(seconds=1.0, total=4.0, cpu=4, memory=1 << 30)
 WALK = """
 import sys, os, time, struct, json
 def _frames():
@@ -36,10 +36,10 @@ def _forge(plain, body=b""):
     head = json.dumps(plain).encode()
     _pipe().write(struct.pack("<QQ", len(head), len(body)) + head + body)
     _pipe().flush()
-def _said(**held):
-    return {"dict": [[k, v] for k, v in held.items()]}
+def _dict(**values):
+    return {"dict": [[k, v] for k, v in values.items()]}
 """
-BODY = {  # of the function: the attack, then a wrong answer
+BODY = {  # the body of the function: an attack; a wrong answer follows
     "loop": "while True: pass",
     "exit": "import sys; sys.exit(0)",
     "leave": "import os; os._exit(0)",
@@ -62,9 +62,9 @@ BODY = {  # of the function: the attack, then a wrong answer
     "garbage": "import os\n    for fd in range(3, 30):\n        try: os.write(fd, b'x' * 1000)\n"
                "        except OSError: pass",
     "closed": "import os; os.closerange(0, 100)",
-    "an error that cannot be told": "class E(Exception):\n        def __str__(self): return 1/0\n"
+    "an error without a message": "class E(Exception):\n        def __str__(self): return 1/0\n"
                                     "    raise E",
-    "a value that cannot be told": "class V:\n        def __repr__(self): return 1/0\n    return V()",
+    "a value without a repr": "class V:\n        def __repr__(self): return 1/0\n    return V()",
     "script": "raise type('<script>alert(1)</script>', (Exception,), {})('\\x1b[31m<b>')",
     "always equal": "class E(np.ndarray):\n        def __eq__(self, o): return np.bool_(True)\n"
                     "        __ne__ = __lt__ = __gt__ = __eq__\n    return np.ones(shape).view(E)",
@@ -74,21 +74,21 @@ BODY = {  # of the function: the attack, then a wrong answer
     "complex": "return np.full(shape, 1j)",
     "bool": "return np.full(shape, True)",
 }
-FORGED = {  # the same, with the functions above
-    "forged flood": "while True: _forge(_said(id=-1))",
-    "forged drops": "while True:\n        time.sleep(0.1); _forge(_said(id=-1))",
-    "forged ahead": "for i in range(1000): _forge(_said(id=_id() + i, value=0, args={'list': []}))",
-    "forged arguments": "_forge(_said(id=_id(), value=0, args=None)); time.sleep(1e6)",
-    "forged error": "_forge(_said(id=_id(), error=5, message={'list': []}, frames=7))",
-    "forged frames": "_forge(_said(id=_id(), error='E', message='', frames={'list': [1, 2]}))",
-    "forged odd": "_forge(_said(id=_id(), value={'odd': [1, {'list': []}]}, args={'list': [0, 0]}))",
-    "forged generator": "_forge(_said(id=_id(), value={'generator': 3}, args={'list': []}))",
+FORGED = {  # the same, with the functions of WALK
+    "forged flood": "while True: _forge(_dict(id=-1))",
+    "forged drops": "while True:\n        time.sleep(0.1); _forge(_dict(id=-1))",
+    "forged ahead": "for i in range(1000): _forge(_dict(id=_id() + i, value=0, args={'list': []}))",
+    "forged arguments": "_forge(_dict(id=_id(), value=0, args=None)); time.sleep(1e6)",
+    "forged error": "_forge(_dict(id=_id(), error=5, message={'list': []}, frames=7))",
+    "forged frames": "_forge(_dict(id=_id(), error='E', message='', frames={'list': [1, 2]}))",
+    "forged opaque": "_forge(_dict(id=_id(), value={'opaque': [1, {'list': []}]}, args={'list': [0, 0]}))",
+    "forged generator": "_forge(_dict(id=_id(), value={'generator': 3}, args={'list': []}))",
     "forged depth": "h = b'[' * 10**6; p = _pipe(); p.write(struct.pack('<QQ', len(h), 0) + h)\n"
                     "    p.flush()",
     "forged length": "p = _pipe(); p.write(struct.pack('<QQ', 2**62, 2**62)); p.flush()\n"
                      "    time.sleep(1e6)",
     "forged array": "b = io.BytesIO(); np.lib.format.write_array(b, np.array(['x']))\n"
-                    "    _forge(_said(id=_id(), value={'array': True}, args={'list': []}),"
+                    "    _forge(_dict(id=_id(), value={'array': True}, args={'list': []}),"
                     " b.getvalue())",
     "frames": "for f in _frames():\n        for v in [*f.f_locals.values(), *f.f_globals.values()]:"
               "\n            if isinstance(v, dict) and 'unbroadcast' in v:\n"
@@ -97,14 +97,14 @@ FORGED = {  # the same, with the functions above
                         " READS=())\n    exec(open(PATH).read().partition('### CHECKS')[0], d := {})\n"
                         "    return d['unbroadcast'](g, shape)",
 }
-ABOVE = {  # at the end of a file whose answers are wrong
+ABOVE = {  # code at the end of a file with wrong answers
     "the exercise": "exec(open(PATH).read().partition('### CHECKS')[0])",
     "the exercise, in place": "import os\nfd = os.open(os.path.dirname(PATH), os.O_RDONLY)\n"
                               "f = os.open(os.path.basename(PATH), os.O_RDONLY, dir_fd=fd)\n"
                               "exec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
     "the exercise, imported": "import importlib, sys\nfor n in [*sys.modules]:\n"
                               "    if n.startswith('minilora'): del sys.modules[n]\n"
-                              "m = importlib.import_module('minilora.exercises.ex02_unbroadcast')\n"
+                              "m = importlib.import_module('minilora.exercises.tasks.ex02_unbroadcast')\n"
                               "unbroadcast = m.unbroadcast",
     "the neighbour": "exec(open(NEIGHBOUR).read())",
     "another's folder": "import os; os.remove(NEIGHBOUR)",
@@ -136,34 +136,28 @@ TEXT = {
     "nested": b"x = " + b"(" * 5000 + b")" * 5000, "minus": b"x = " + b"-" * 200_000 + b"1",
     "long": b"x = 1" + b" + 1" * 100_000,
 }
-NAMES = (
-    "Zoë Ångström",
-    "=HYPERLINK(1)",
-    "a,b;c",
-    'quote"d',
-    "<script>alert(1)</script>",
-    "new\nline",
-)
+NAMES = ("Zoë Ångström", "=HYPERLINK(1)", "a,b;c", 'quote"d', "<script>alert(1)</script>",
+         "new\nline")
 
 
 def answer(body: str, above: str = "") -> str:
-    """The stub of 02 with this body, and after it a wrong answer."""
+    """The stub of 02 with this body and a wrong answer; `above` follows at the end."""
     stub = book.exercise("02").stub()
     return stub.replace(book.TODO, f"{body}\n    return np.zeros(()) - 7") + "\n" + above
 
 
 def hostile(neighbour: Path) -> dict[str, bytes]:
-    """Source by what it tries."""
+    """The source of each attack, by its name."""
     known = f"import io\nPATH = {str(book.path('02'))!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
-    made = {name: answer(body) for name, body in BODY.items()}
-    made |= {name: answer(body, known + WALK) for name, body in FORGED.items()}
-    made |= {name: answer("pass", known + above) for name, above in ABOVE.items()}
-    return {name: text.encode() for name, text in made.items()} | TEXT
+    sources = {name: answer(body) for name, body in BODY.items()}
+    sources |= {name: answer(body, known + WALK) for name, body in FORGED.items()}
+    sources |= {name: answer("pass", known + above) for name, above in ABOVE.items()}
+    return {name: text.encode() for name, text in sources.items()} | TEXT
 
 
 def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
-    """A known mistake as a whole file, and its points: those that can be moved into one."""
-    of, found = book.exercise(number), {}
+    """Known mistakes as complete files with their points, where a file can contain the mistake."""
+    of, files = book.exercise(number), {}
     checks = ast.parse(of.path.read_text("utf-8").partition(f"\n{book.CHECKS}\n")[2])
     banks = [
         n for n in checks.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "WRONG"
@@ -172,12 +166,12 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
         n for n in checks.body
         if isinstance(n, ast.Import) or (isinstance(n, ast.FunctionDef) and not n.decorator_list)
         or (isinstance(n, ast.ImportFrom) and not n.level
-            and n.module not in ("hypothesis", "minilora"))  # neither is a student's
+            and n.module.split(".")[0] not in ("hypothesis", "minilora"))  # neither is a student's
     ]
     above = "\n\n".join(map(ast.unparse, helpers))
     for function, known in zip(banks[0].value.keys, banks[0].value.values) if banks else ():
         for mistake, how in zip(known.keys, known.values) if isinstance(known, ast.Dict) else ():
-            name, said = ast.literal_eval(function), ast.literal_eval(mistake)
+            name, text = ast.literal_eval(function), ast.literal_eval(mistake)
             source = f"{of.solution()}\n{above}\n\ndef {name}(*args):\n    return ({ast.unparse(how)})(*args)\n"
             space: dict[str, object] = {"__name__": "student"}
             try:
@@ -185,15 +179,13 @@ def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
                 here = judging.judge_here(of, {f: space[f] for f in of.functions}, seed=seed)
             except Exception:
                 continue
-            if here.mistakes == (said,) and judging._unfit(of, source) is None:
-                found[said] = source, here.points
-    return found
+            if here.mistakes == (text,) and judging._problem(of, source) is None:
+                files[text] = source, here.points
+    return files
 
 
-def make(
-    folder: Path, students: int, seed: int, numbers: list[str]
-) -> dict[str, dict[str, object]]:
-    """A class in this folder; for each student and exercise the points, or the mistake too."""
+def make(folder: Path, students: int, seed: int, numbers: list[str]) -> dict[str, dict[str, object]]:
+    """Write a class into this folder; return (points, mistakes) for each student and exercise."""
     rng = random.Random(seed)
     banks = {number: wrong(number, seed) for number in numbers}
     bad = [*hostile(folder / "student 000" / book.exercise("02").name).items()]
@@ -204,10 +196,8 @@ def make(
         (folder / name).mkdir()
         planted[name] = {}
         for number in numbers:
-            of, kind = (
-                book.exercise(number),
-                rng.choice(("right", "wrong", "wrong", "stub", "none")),
-            )
+            of = book.exercise(number)
+            kind = rng.choice(("right", "wrong", "wrong", "stub", "none"))
             if i == 0:
                 kind = "right"
             elif number == "02" and i % 3 == 1:
@@ -215,17 +205,17 @@ def make(
             if kind == "none":
                 planted[name][number] = (0, ())
                 continue
-            points, said, text = 0, (), of.stub().encode()
+            points, mistakes, text = 0, (), of.stub().encode()
             if kind == "right":
                 points, text = of.points, of.solution().encode()
             elif kind == "wrong" and banks[number]:
                 mistake = rng.choice(sorted(banks[number]))
                 source, points = banks[number][mistake]
-                said, text = (mistake,), source.encode()
+                mistakes, text = (mistake,), source.encode()
             elif kind == "hostile":
                 text = bad[i // 3 % len(bad)][1]
             (folder / name / of.name).write_bytes(text)
-            planted[name][number] = (points, said)
+            planted[name][number] = (points, mistakes)
     return planted
 
 
@@ -242,29 +232,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--html", type=Path)
-    parser.add_argument("--only", default=",".join(book.paths()), help="numbers, by commas")
+    parser.add_argument("--only", default=",".join(book.paths()), help="numbers, separated by commas")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         planted = make(Path(folder), args.students, args.seed, args.only.split(","))
-        began, cpu = time.monotonic(), os.times()
+        start, cpu = time.monotonic(), os.times()
         of = grading.grade(folder, args.seed, args.jobs, only=args.only.split(","))
-        took = time.monotonic() - began
+        seconds = time.monotonic() - start
     if args.html:
         args.html.write_bytes(classpage.page(of))
-    wrongly = [
-        (name, number, planted[name][number], one)
-        for name, row in got(of).items()
-        for number, one in row.items()
-        if one != planted[name][number]
+    differing = [
+        (name, number, planted[name][number], one) for name, row in got(of).items()
+        for number, one in row.items() if one != planted[name][number]
     ]
-    for line in wrongly:
+    for line in differing:
         print(*line)
     files = sum(len(row) for row in planted.values())
     now = os.times()
     cpu_s = now.children_user + now.children_system - cpu.children_user - cpu.children_system
-    print(f"{len(planted)} students, {files} results, {len(wrongly)} other than planted; "
-          f"{took:.0f} s with {args.jobs} jobs, {cpu_s:.0f} s of the processor")
-    raise SystemExit(bool(wrongly))
+    print(f"{len(planted)} students, {files} results, {len(differing)} other than planted; "
+          f"{seconds:.0f} s with {args.jobs} jobs, {cpu_s:.0f} s of processor time")
+    raise SystemExit(bool(differing))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A teacher's path: what is handed in, whatever it is, is judged, and nothing else happens."""
+"""Grading: any submission is judged, and does no harm."""
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -47,20 +48,20 @@ def right() -> str:
 
 
 def processes(within: Path) -> set[int]:
-    """Those of students' code that live, by where their folder is: other tests have some, too."""
-    found = set()
+    """The running processes of students' code whose folder is in this one."""
+    running = set()
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
             if f"{within}/minilora-".encode() in entry.read_bytes():
-                found.add(int(entry.parent.name))
+                running.add(int(entry.parent.name))
         except OSError:
             continue
-    return found
+    return running
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """All that is hostile, graded once; among it, one who did it right."""
+    """All hostile files, and two right ones among them, graded once."""
     folder, within = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("run")
     hand_in(folder, aaa=right(), zzz=right())
     for name, data in klass.hostile(folder / "aaa" / NAME).items():
@@ -68,7 +69,7 @@ def hostile(tmp_path_factory):
         (folder / name / NAME).write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(within))
-        patch.setattr(tempfile, "tempdir", None)  # it is asked for again
+        patch.setattr(tempfile, "tempdir", None)  # tempfile reads TMPDIR again
         graded = grade(folder, jobs=4)
     assert (folder / "aaa" / NAME).read_text("utf-8") == right()
     return {pupil.name: pupil for pupil in graded.pupils}, processes(within)
@@ -84,7 +85,8 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("loop", "did not come to an end"), ("leave", "ended by itself"), ("kill", "calls os.kill"),
+        ("loop", "did not end within"), ("leave", "ended with exit code"),
+        ("kill", "calls os.kill"),
         ("pidfd", "starts or signals a process"), ("fork", "calls os.fork"),
         ("a process, below", "starts or signals a process"), ("large", "more than 4 MiB"),
         ("forged flood", "no answer"), ("forged drops", "no answer"), ("forged ahead", "no answer"),
@@ -97,12 +99,12 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("ctypes", "calls ctypes"), ("zeros", "cannot read the file"), ("no text", "not UTF-8"),
     ],
 )
-def test_it_is_told_what_became_of_it(hostile, name, words):
+def test_a_hostile_file_gets_a_message(hostile, name, words):
     parts = hostile[0][name].results[0].parts
     assert any(words in line for part in parts for line in part.lines), parts
 
 
-def test_a_file_that_is_none_is_told_so(tmp_path):
+def test_unusable_files_are_named(tmp_path):
     hand_in(tmp_path, one=right(), two=right())
     for name in ("large", "link", "folder", "pipe", "nothing"):
         (tmp_path / name).mkdir()
@@ -111,7 +113,7 @@ def test_a_file_that_is_none_is_told_so(tmp_path):
     (tmp_path / "link" / NAME).symlink_to(tmp_path / "one" / NAME)
     (tmp_path / "folder" / NAME).mkdir()
     os.mkfifo(tmp_path / "pipe" / NAME)
-    (tmp_path / "two-ex02.py").write_text(right())  # the same student twice: which is meant?
+    (tmp_path / "two-ex02.py").write_text(right())  # a second file of the same student
     (tmp_path / "three_ex02_mine.py").write_text(right())
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / ".git").mkdir()
@@ -131,13 +133,13 @@ def outputs(of) -> tuple[bytes, ...]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A class of twelve, what was planted, and what came."""
+    """A class of twelve: its folder, the expected and the actual results."""
     folder = tmp_path_factory.mktemp("class")
     planted = klass.make(folder, 12, 7, ["02"])
     return folder, planted, grade(folder)
 
 
-def test_the_table_equals_what_was_planted(small):
+def test_the_results_are_the_expected_ones(small):
     _, planted, graded = small
     assert klass.got(graded) == planted
     assert {points for row in planted.values() for points, _ in row.values()} >= {0, 10}
@@ -147,30 +149,29 @@ def test_the_table_equals_what_was_planted(small):
     assert [int(row[1]) for row in table[1:]] == [row["02"][0] for row in planted.values()]
 
 
-def test_two_runs_and_other_jobs_give_the_same_bytes(small):
+def test_two_runs_with_different_jobs_give_the_same_bytes(small):
     folder, _, graded = small
     assert outputs(grade(folder, jobs=1)) == outputs(graded)
 
 
-def test_a_run_that_was_interrupted_goes_on(small, tmp_path):
+def test_an_interrupted_run_continues(small, tmp_path):
     folder, _, graded = small
-    seen = []
+    count = itertools.count(1)
 
     def stop(line):
-        seen.append(line)
-        if len(seen) == 5:
+        if next(count) == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grade(folder, say=stop, kept=tmp_path, jobs=1)
+        grade(folder, say=stop, store=tmp_path, jobs=1)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert done
-    min(done).write_text("{")  # damaged: judged again
-    assert outputs(grade(folder, kept=tmp_path)) == outputs(graded)
+    min(done).write_text("{")  # a damaged result is judged again
+    assert outputs(grade(folder, store=tmp_path)) == outputs(graded)
     assert all(path.stat().st_mtime_ns == done[path] for path in done if path != min(done))
     lines = []
-    assert outputs(grade(folder, kept=tmp_path, say=lines.append)) == outputs(graded)
-    assert lines == ["12 of 12 need no judging: absent, or judged before"]
+    assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
+    assert lines == ["12 of 12 need no judging: no file, or judged before"]
     key = grading._Store(tmp_path, 7, klass.SOON).key
     first, second = book.exercise("01"), book.exercise("02")
     others = {key(second, "x"), key(second, "y"), key(first, "x"),
@@ -202,7 +203,7 @@ def _printed(process: int) -> bytes:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a killed judge leaves a process")
-def test_who_is_killed_leaves_no_process(tmp_path):
+def test_a_killed_judge_leaves_no_process(tmp_path):
     (within := tmp_path / "run").mkdir()
     (folder := tmp_path / "class").mkdir()
     hand_in(folder, a=klass.answer("import time; print(1); time.sleep(1e6)"))
@@ -221,7 +222,7 @@ def test_who_is_killed_leaves_no_process(tmp_path):
 
 
 class Page(HTMLParser):
-    """Tags, as they are opened and closed, and addresses."""
+    """A parsed page: its tags, addresses, ids and text; fails on tags that do not match."""
 
     def __init__(self, text):
         super().__init__()
@@ -244,20 +245,15 @@ class Page(HTMLParser):
         self.folded += data * ("details" in self.open)
 
 
-def test_the_page_says_what_to_talk_about(tmp_path):
+def test_the_class_page(tmp_path):
     mean = klass.wrong("02", 7)[MEAN][0]
-    hand_in(
-        tmp_path,
-        ann=right(),
-        bob=mean,
-        eve=mean,
-        **{"<script>x": book.exercise("02").stub()},
-    )
+    script = {"<script>x": book.exercise("02").stub()}
+    hand_in(tmp_path, ann=right(), bob=mean, eve=mean, **script)
     (tmp_path / "cy").mkdir()
     (tmp_path / "cy" / NAME).write_text(klass.answer(klass.BODY["script"]))
     graded = grade(tmp_path)
-    made = classpage.mistakes(graded)
-    assert [(one.mistake, one.names) for one in made] == [(MEAN, ("bob", "eve"))]
+    entries = classpage.mistakes(graded)
+    assert [(one.mistake, one.names) for one in entries] == [(MEAN, ("bob", "eve"))]
     assert {name for name, _ in classpage.stuck(graded)} == {"bob", "eve", "cy"}
     page = Page(classpage.page(graded).decode())
     assert not page.open and not page.folded and "script" not in page.tags
@@ -267,30 +263,27 @@ def test_the_page_says_what_to_talk_about(tmp_path):
     assert "1 not begun" in text and "<script>x" in text
     assert not re.search(r"url\(|@import", page.text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classpage, "SHOWN", 1)
+        patch.setattr(classpage, "VISIBLE", 1)
         page = Page(classpage.page(graded).decode())
     assert page.folded.startswith("2 more") and page.folded.count("02 un-broadcast") == 2
     assert not page.open and all(page.text.count(name) > 1 for name in ("bob", "eve", "cy"))
 
 
 def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
-    hand_in(
-        tmp_path,
-        ann=right(),
-        bob=klass.answer("return g.sum(axis=tuple(range(g.ndim - len(shape))))"),
-    )
-    held = json.loads(gradebook.gradescope(grade(tmp_path / "bob")))
-    assert held["score"] == 3 == sum(test["score"] for test in held["tests"])
-    assert sum(test["max_score"] for test in held["tests"]) == 10
-    failed = [test for test in held["tests"] if test["status"] == "failed"]
-    assert len(failed) == 2 and all("but not the stretched ones" in one["output"] for one in failed)
+    partly = klass.answer("return g.sum(axis=tuple(range(g.ndim - len(shape))))")
+    hand_in(tmp_path, ann=right(), bob=partly)
+    data = json.loads(gradebook.gradescope(grade(tmp_path / "bob")))
+    assert data["score"] == 3 == sum(test["score"] for test in data["tests"])
+    assert sum(test["max_score"] for test in data["tests"]) == 10
+    failed = [test for test in data["tests"] if test["status"] == "failed"]
+    assert len(failed) == 2 and all("but not the repeated ones" in one["output"] for one in failed)
     with pytest.raises(ValueError, match="one student at a time"):
         gradebook.gradescope(grade(tmp_path))
 
 
-def test_names_of_every_kind_are_told(tmp_path):
-    odd = os.fsdecode(b"\xff\xfe")
-    hand_in(tmp_path, **{name.replace("/", "|"): right() for name in klass.NAMES}, **{odd: right()})
+def test_names_of_every_kind(tmp_path):
+    names = [name.replace("/", "|") for name in klass.NAMES] + [os.fsdecode(b"\xff\xfe")]
+    hand_in(tmp_path, **{name: right() for name in names})
     graded = grade(tmp_path)
     assert [pupil.points for pupil in graded.pupils] == [10] * len(graded.pupils)
     rows = [*csv.reader(io.StringIO(gradebook.table(graded).decode()))]
@@ -299,15 +292,15 @@ def test_names_of_every_kind_are_told(tmp_path):
     assert classpage.page(graded) and gradebook.as_json(graded)
 
 
-def test_a_folder_with_nothing_in_it_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no submission"):
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="contains no submission"):
         grade(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         grade(tmp_path / "there")
 
 
-def test_the_solution_is_not_beside_the_student():
-    """What an exercise runs beside a student comes from its file, and is found by who looks."""
+def test_a_student_cannot_reach_the_solution():
+    """A student's code can reach the globals of the drivers: no solution is in them."""
     of = book.exercise("03")
     looks = (
         "import sys\n    frame = sys._getframe()\n    while frame:\n"
@@ -319,17 +312,17 @@ def test_the_solution_is_not_beside_the_student():
     assert verdict.points == 0 and {one.kind for one in verdict.outcomes} == {"todo"}
 
 
-def test_calls_have_a_limit_together(tmp_path):
+def test_all_calls_together_have_a_limit(tmp_path):
     body = "import time; time.sleep(0.2)"
     slow = right().replace("    new = g.ndim", f"    {body}\n    new = g.ndim")
-    verdict = judging.judge(book.exercise("02"), slow, limits=Limits(whole=1.0))
+    verdict = judging.judge(book.exercise("02"), slow, limits=Limits(total=1.0))
     assert verdict.points == 0
-    assert "its calls took more than 1 seconds in all" in verdict.outcomes[0].lines
+    assert "its calls took more than 1 seconds in total" in verdict.outcomes[0].lines
 
 
-def test_a_check_that_stumbles_gives_no_points():
+def test_a_check_that_raises_gives_no_points():
     of = book.exercise("02")
-    stumbles = replace(of.checks[0], run=lambda student, **case: [][0])
-    verdict = judging.judge_here(replace(of, checks=(stumbles, *of.checks[1:])), of.reference)
-    assert verdict.points == of.points - stumbles.points
+    raising = replace(of.checks[0], run=lambda student, **case: [][0])
+    verdict = judging.judge_here(replace(of, checks=(raising, *of.checks[1:])), of.reference)
+    assert verdict.points == of.points - raising.points
     assert "IndexError" in verdict.outcomes[0].lines[1]

@@ -1,4 +1,4 @@
-"""Milestones: the student's functions really run the engine, and what is wrong with them shows."""
+"""Milestones: the student's functions run in the engine, and a wrong one is noticed."""
 
 import re
 import sys
@@ -9,14 +9,13 @@ pytest.importorskip("hypothesis")
 
 from minilora.exercises import book, milestones
 
-LIE = {  # of a milestone: in a solution, what is right, and what is not
+WRONG = {  # milestone -> (exercise, a right expression of its solution, a wrong one)
     "05": ("05", "math.sqrt(size)", "size"),
     "08": ("06", "(alpha / r)", "alpha"),
     "10": ("10", "p - lr * m_hat", "p - 2 * lr * m_hat"),
 }
 
-
-pytestmark = pytest.mark.usefixtures("numpy_only")  # what students write is NumPy's
+pytestmark = pytest.mark.usefixtures("numpy_only")  # students write NumPy code
 
 
 @pytest.fixture(autouse=True)
@@ -30,32 +29,31 @@ def solutions(after):
 
 @pytest.mark.parametrize("after", book.MILESTONES)
 def test_right_functions_train_as_the_engine_does(after):
-    shown = milestones.milestone(after, solutions(after))
-    told = "\n".join(shown.lines)
-    assert "at first that is rounding" in told and "more than rounding" not in told
+    text = "\n".join(milestones.milestone(after, solutions(after)).lines)
+    assert "the first gaps are rounding" in text and "more than rounding" not in text
     if after == "08":
-        assert "bit for bit in 16 of 16" in told and "bound for rounding: 0 of" in told
+        assert "bit for bit in 16 of 16" in text and "rounding bound: 0 of" in text
     if after == "10":
-        pairs = re.findall(r"(?:full|LoRA) ([\d,]+) and ([\d,]+)(?:;|$)", told)
-        assert len(pairs) == 2 and all(mine == engine for mine, engine in pairs), told
+        pairs = re.findall(r"(?:full|LoRA) ([\d,]+) and ([\d,]+)(?:;|$)", text)
+        assert len(pairs) == 2 and all(mine == engine for mine, engine in pairs), text
 
 
-@pytest.mark.parametrize("after", LIE)
-def test_a_wrong_function_is_seen_to_train_otherwise(after):
-    sources, (number, right, wrong) = solutions(after), LIE[after]
+@pytest.mark.parametrize("after", WRONG)
+def test_a_wrong_function_is_noticed(after):
+    sources, (number, right, wrong) = solutions(after), WRONG[after]
     assert right in sources[number]
     sources[number] = sources[number].replace(right, wrong)
     assert "more than rounding" in "\n".join(milestones.milestone(after, sources).lines)
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(ValueError, match="no milestone 06: there are 05, 08, 10"):
+def test_a_missing_exercise_is_named():
+    with pytest.raises(ValueError, match="unknown milestone 06: choose one of 05, 08, 10"):
         milestones.milestone("06", {})
-    with pytest.raises(ValueError, match="needs exercise 04, too"):
+    with pytest.raises(ValueError, match="exercise 04 is missing"):
         milestones.milestone("05", {"05": ""})
 
 
-def test_the_command_draws_and_says_whose_line_was_wrong(tmp_path, monkeypatch, capsys):
+def test_the_command_saves_a_figure_and_names_the_line_of_an_error(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     (tmp_path / "ex10_adam.py").write_text(solutions("10")["10"], "utf-8")
     monkeypatch.setattr(sys, "argv", ["", "10", str(tmp_path)])
@@ -64,5 +62,6 @@ def test_the_command_draws_and_says_whose_line_was_wrong(tmp_path, monkeypatch, 
     assert "milestone 10: your adam_step" in capsys.readouterr().out
     assert (tmp_path / "milestone_10.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "ex10_adam.py").write_text(book.exercise("10").stub(), "utf-8")
-    with pytest.raises(SystemExit, match=r"milestone 10: ex10_adam.py, line \d+, in adam_step: it"):
+    words = r"milestone 10: ex10_adam.py, line \d+, in adam_step: not written yet"
+    with pytest.raises(SystemExit, match=words):
         milestones.main()

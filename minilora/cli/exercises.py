@@ -75,8 +75,8 @@ def _unicode() -> bool:
 def _init(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..exercises import desk
 
-    here = Path(desk.KEPT).exists()
-    folder = Path(args.which or ("." if here else desk.USUAL))
+    here = Path(desk.PROGRESS).exists()
+    folder = Path(args.which or ("." if here else desk.FOLDER))
     seed = args.seed or secrets.randbelow(10**6)
     at, new = desk.begin(folder, seed, args.only)
     for file in new:
@@ -133,7 +133,7 @@ def _checked(at: Any, of: Any, args: argparse.Namespace, say: Say) -> dict[str, 
     verdict = judging.judge(of, at.source(of), seed=args.seed)
     passed = at.of(of.number).passed or verdict.passed
     best = max(verdict.points, at.of(of.number).points)
-    at = at.noted(of.number, points=best, passed=passed)
+    at = at.update(of.number, points=best, passed=passed)
     say(telling.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
     if verdict.passed and of.number in book.MILESTONES:
         say(f"  a milestone: minilora ex milestone {of.number}")
@@ -161,7 +161,7 @@ def _hint(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     at = _desk()
     of = at.exercise(args.which)
     seen = min(at.of(of.number).hints + 1, len(of.hints))
-    at.noted(of.number, hints=seen)
+    at.update(of.number, hints=seen)
     for i, hint in enumerate(of.hints[:seen], 1):
         say(f"{i} of {len(of.hints)}: {hint}")
     if seen == len(of.hints):
@@ -179,7 +179,7 @@ def _solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             f"or minilora ex solution {of.number} --give-up shows it"
         )
     if not at.of(of.number).passed:
-        at.noted(of.number, given_up=True)
+        at.update(of.number, given_up=True)
     say(of.solution().rstrip())
     return {"exercise": of.number, "solution": of.solution()}
 
@@ -256,7 +256,7 @@ def _grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     made.pop(None, None)
     beside = next((out.parent for out in made), Path())
     done = grading.grade(
-        args.which, args.seed, args.jobs or 1, say, only=args.only, kept=beside / KEPT
+        args.which, args.seed, args.jobs or 1, say, only=args.only, store=beside / KEPT
     )
     for out, contents in made.items():
         with atomic.writing(out) as to:
@@ -269,8 +269,8 @@ def _grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    from ..exercises import teach
+    from ..exercises import guide
 
-    text = teach.page()
+    text = guide.page()
     say(text)
     return {"page": text}

@@ -1,11 +1,12 @@
-"""The exercises, one file each. All there is to one is read from its file: nothing is kept twice.
+"""The exercises: find their files, and read the parts of one.
 
-A file exNN_name.py has up to three parts, and the student's stub is made from the first:
+A file exNN_name.py has up to three parts. The student's stub is made from the first.
 
-    the statement (its docstring), imports, what is given, and each function to write, with the
+    the statement (the docstring), imports, given code, and the functions to write, each with its
     solution between ### BEGIN SOLUTION and ### END SOLUTION
-    ### BESIDE THE STUDENT      functions (student, ...) that run in the student's process
-    ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, WRONG
+    ### BESIDE THE STUDENT      drivers: functions (student, ...) that run in the student's process
+    ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, WRONG; optional:
+                                IN_PLACE, ENGINE, drawn(seed) (fields of Exercise)
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ if TYPE_CHECKING:
     from .kit import Check
 
 FOLDER = Path(__file__).parent
+TASKS = FOLDER / "tasks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
-MILESTONES = {  # after which the student's functions run in the engine, and whose it takes
+MILESTONES = {  # milestone -> the exercises whose functions it runs in the engine
     "05": ("04", "05"), "08": ("06", "08"), "10": ("10",),
 }
-OWN = "MINILORA_EXERCISES"  # the environment variable with the folder of a teacher's own
+OWN = "MINILORA_EXERCISES"  # environment variable: the folder of a teacher's own exercises
 TODO = 'raise NotImplementedError("write this function")'
 Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: its file's parts, and what its checks are."""
+    """One exercise: the parts of its file, and its checks."""
 
     number: str  # "07"
     path: Path
@@ -49,13 +51,12 @@ class Exercise:
     hints: tuple[str, ...]
     checks: tuple[Check, ...]
     wrong: Mapping[str, Mapping[str, Function]]  # function -> mistake -> the function with it
-    functions: tuple[str, ...]  # what the student writes
-    reference: Mapping[str, Function] = field(repr=False)  # those, solved
-    in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what a function changes
+    functions: tuple[str, ...]  # the functions to write
+    reference: Mapping[str, Function] = field(repr=False)  # their solutions
+    # function -> the arguments that it may change
+    in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     engine: bool = False  # may the student import minilora?
-    drawn: Callable[[int], str] | None = (
-        None  # the stub for a seed, where it is not always the same
-    )
+    drawn: Callable[[int], str] | None = None  # the stub for a seed, if stubs differ
 
     @property
     def name(self) -> str:
@@ -70,57 +71,62 @@ class Exercise:
     def statement(self) -> str:
         return ast.get_docstring(ast.parse(self.given)) or ""
 
-    def argument(self, function: str, place: int) -> str:
-        """The name of a function's argument."""
+    def argument(self, function: str, index: int) -> str:
+        """Return the name of an argument of a function."""
         known = self.reference.get(function)
         names = [*inspect.signature(known).parameters] if known is not None else []
-        return names[place] if place < len(names) else f"argument {place + 1}"
+        return names[index] if index < len(names) else f"argument {index + 1}"
 
     def stub(self, seed: int = 0) -> str:
-        """What the student starts from: the first part, without the solutions."""
-        if self.drawn is not None:
-            return self.drawn(seed)
-        return _between(self.given, lambda indent, _: f"{indent}{TODO}\n")
+        """Return the text that the student starts from: the first part without solutions."""
+        return self.drawn(seed) if self.drawn is not None else _unsolved(self.given)
 
     def solution(self) -> str:
-        """The first part, solved."""
-        return _between(self.given, lambda _, body: body)
+        """Return the first part with its solutions."""
+        return _replaced(self.given, lambda _, body: body)
 
 
-def _between(text: str, put: Callable[[str, str], str]) -> str:
+def _replaced(text: str, put: Callable[[str, str], str]) -> str:
     pattern = rf"^( *){BEGIN}\n(.*?)^ *{END}\n"
     return re.sub(pattern, lambda m: put(m[1], m[2]), text, flags=re.M | re.S).rstrip() + "\n"
 
 
-def paths() -> dict[str, Path]:
-    """The file of each exercise, by its number, in order: the built-in, then a teacher's own.
+def _unsolved(given: str) -> str:
+    return _replaced(given, lambda indent, _: f"{indent}{TODO}\n")
 
-    A teacher's are in the folder that the environment variable MINILORA_EXERCISES names; one with
-    the number of a built-in takes its place.
+
+def paths() -> dict[str, Path]:
+    """Return the file of each exercise by its number, in order.
+
+    The environment variable MINILORA_EXERCISES can name a folder with a teacher's own exercises.
+    One of them with the number of a built-in exercise replaces it.
     """
-    folders = [FOLDER, *map(Path, filter(None, [os.environ.get(OWN)]))]
-    found = [path for folder in folders for path in sorted(folder.glob("ex[0-9][0-9]_*.py"))]
-    return dict(sorted({path.name[2:4]: path for path in found}.items()))
+    folders = [TASKS, *map(Path, filter(None, [os.environ.get(OWN)]))]
+    files = [path for folder in folders for path in sorted(folder.glob("ex[0-9][0-9]_*.py"))]
+    return dict(sorted({path.name[2:4]: path for path in files}.items()))
 
 
 def path(number: str | int) -> Path:
-    """The file of an exercise: 7, "7", "07" or its name. Raises ValueError if there is none."""
+    """Return the file of an exercise, given as 7, "7", "07" or a file name.
+
+    Raises ValueError for an unknown exercise.
+    """
     named = re.fullmatch(r"(?:ex)?(\d+)(?:_\w*\.py)?", Path(str(number)).name)
-    there, wanted = paths(), named[1].zfill(2) if named else ""
-    if wanted not in there:
-        raise ValueError(f"there is no exercise {number}: there are {', '.join(there)}")
-    return there[wanted]
+    known, wanted = paths(), named[1].zfill(2) if named else ""
+    if wanted not in known:
+        raise ValueError(f"unknown exercise {number}: choose one of {', '.join(known)}")
+    return known[wanted]
 
 
 def drivers(file: Path) -> Mapping[str, Function]:
-    """The functions beside the student, of the file's text: its checks are not loaded."""
-    given, beside = _split(file.read_text("utf-8"))
-    if not beside:
+    """Return the drivers of a file. Its checks are not loaded, and its solutions are removed."""
+    given, text = _split(file.read_text("utf-8"))
+    if not text:
         return {}
     space: dict[str, Any] = {"__name__": "beside"}
-    unsolved = _between(given, lambda indent, _: f"{indent}{TODO}\n")  # a student may look around
-    exec(compile(unsolved + beside, str(file), "exec", dont_inherit=True), space)
-    return {name: space[name] for name in _defined(beside) if not name.startswith("_")}
+    # a student's code can reach these functions' globals: no solution may be in them
+    exec(compile(_unsolved(given) + text, str(file), "exec", dont_inherit=True), space)
+    return {name: space[name] for name in _defined(text) if not name.startswith("_")}
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -135,24 +141,24 @@ def _defined(text: str) -> list[str]:
 
 @functools.cache
 def exercise(number: str | int) -> Exercise:
-    """An exercise by its number. Raises ValueError if there is none."""
+    """Return an exercise. Raises ValueError for an unknown one."""
     from .kit import Check
 
     file = path(number)
     module = _module(file)
     given, _ = _split(file.read_text("utf-8"))
     functions = tuple(_to_write(given))
-    reference = {name: getattr(module, name) for name in functions}
     options = {
-        field: value for field, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
-                                         ("drawn", "drawn"))
+        option: value for option, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
+                                           ("drawn", "drawn"))
         if (value := getattr(module, name, None)) is not None
     }
     return Exercise(
         number=file.name[2:4], path=file, given=given, title=module.TITLE, minutes=module.MINUTES,
         chapter=module.CHAPTER, hints=tuple(module.HINTS),
-        checks=tuple(held for held in vars(module).values() if isinstance(held, Check)),
-        wrong=module.WRONG, functions=functions, reference=reference, **options,
+        checks=tuple(value for value in vars(module).values() if isinstance(value, Check)),
+        wrong=module.WRONG, functions=functions,
+        reference={name: getattr(module, name) for name in functions}, **options,
     )
 
 
@@ -166,6 +172,7 @@ def _module(file: Path) -> types.ModuleType:
 
 
 def _to_write(given: str) -> list[str]:
+    """The names of the functions that have a solution."""
     lines = given.splitlines()
     return [
         node.name for node in ast.parse(given).body if isinstance(node, ast.FunctionDef)
@@ -174,16 +181,16 @@ def _to_write(given: str) -> list[str]:
 
 
 def exercises() -> tuple[Exercise, ...]:
-    """All of them, in order."""
+    """Return all exercises, in order."""
     return tuple(exercise(number) for number in paths())
 
 
-def mistaken(
+def with_mistake(
     of: Exercise, function: str, mistake: str, through: bool = False
 ) -> Mapping[str, Function]:
-    """The reference with one known mistake in it; what runs beside it meets the mistake too.
+    """Return the reference with one known mistake in it, and the drivers that call it.
 
-    through: so do the reference's other functions, where they call this one.
+    through: the other functions of the reference call the mistaken one, too.
     """
     written = {**of.reference, function: of.wrong[function][mistake]}
     if through:
@@ -192,15 +199,15 @@ def mistaken(
             given: Any = of.reference[name]
             written[name] = types.FunctionType(given.__code__, space, name, given.__defaults__)
             space[name] = written[name]
-    return beside(of, written)
+    return with_drivers(of, written)
 
 
-def beside(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
-    """These functions of a student, and with them what the exercise runs beside a student."""
+def with_drivers(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
+    """Return these functions of a student, and the drivers that call them."""
     module = _module(of.path)
     given, drivers = _split(of.path.read_text("utf-8"))
-    there = {name: getattr(module, name) for name in _defined(given)}
-    student = types.SimpleNamespace(**(there | dict(written)))
+    names = {name: getattr(module, name) for name in _defined(given)}
+    student = types.SimpleNamespace(**(names | dict(written)))
     return {
         **written,
         **{name: functools.partial(getattr(module, name), student) for name in _defined(drivers)},

@@ -1,14 +1,16 @@
-"""A class's results as one page that needs nothing else: what to look at before the next lecture.
+"""A class's results as one HTML file: what to discuss in the next lecture.
 
-First the mistakes, as they are what a lecture can mend; then the exercises, who is stuck, and all.
+First the mistakes, which a lecture can address; then the exercises, the students who are stuck, and
+all results.
 """
 
 from __future__ import annotations
 
-import html
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .. import __version__
 from ..site.publish import ASSETS
@@ -16,20 +18,16 @@ from .grading import Class, Result, Task
 from .submissions import plain
 
 UNTRIED = ("absent", "not begun")
-STUCK = 0.5  # of an exercise's points: who tried and has less is stuck
-NAMES = 6  # of students, told with a mistake
-SHOWN = 12  # mistakes, and students who are stuck; the rest is folded
-
-PARTS = {
-    "mistakes": "Which mistakes were made", "exercises": "How each exercise went",
-    "stuck": "Who is stuck", "all": "Everybody",
-}
+STUCK = 0.5  # a student is stuck who tried an exercise and has a smaller share of its points
+NAMES = 6  # students listed with a mistake
+VISIBLE = 12  # mistakes, and stuck students; the rest is folded
 
 STYLE = """
 main { max-width: 60rem; }
 main h2 { margin-top: 2.5rem; }
 table { width: 100%; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tasks tr > :nth-child(2), .all tr > :not(:first-child) {
+  text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
 .bar { display: flex; width: 100%; min-width: 8rem; height: 1.1rem; background: var(--panel);
   border: 1px solid var(--line); border-radius: 3px; overflow: hidden; margin-top: .3rem; }
@@ -41,22 +39,24 @@ td { overflow-wrap: anywhere; }
 ol.mistakes { list-style: none; padding: 0; }
 ol.mistakes li { padding: .6rem 0; border-bottom: 1px solid var(--line); }
 .count { font-weight: 700; color: var(--accent); }
-.wide { overflow-x: auto; } .wide td:first-child, .wide th:first-child { min-width: 9rem; }
+.wide { overflow-x: auto; } .all tr > :first-child { min-width: 9rem; }
 @media (max-width: 40rem) {
   .stack thead { display: none; } .stack td { display: block; border: 0; padding: 0; }
   .stack, .stack tbody { display: block; }
-  .stack td.n { text-align: left; } .stack td.n::before { content: "passed: "; }
+  .stack.tasks td:nth-child(2) { text-align: left; }
+  .tasks td:nth-child(2)::before { content: "passed: "; }
   .stack tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .stack td:first-child { font-weight: 600; } .stack small { font-weight: 400; }
-  .stack .name:empty { display: none; }
+  .stack td:empty { display: none; }
 }
 td.full { color: var(--B); font-weight: 600; } td.none { color: var(--soft); }
 """
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Made:
-    """A mistake, where it was made, and who made it."""
+class Mistake:
+    """A known mistake in an exercise, and the students who made it."""
 
     number: str
     title: str
@@ -64,175 +64,166 @@ class Made:
     names: tuple[str, ...]
 
 
-def mistakes(of: Class) -> list[Made]:
-    """The known mistakes that the class made, the most frequent first."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+def mistakes(of: Class) -> list[Mistake]:
+    """Return the known mistakes of a class, the most frequent first."""
+    names: dict[tuple[str, str, str], list[str]] = {}
     for pupil in of.pupils:
         for task, result in zip(of.tasks, pupil.results):
             for mistake in result.mistakes:
-                found.setdefault((task.number, task.title, mistake), []).append(pupil.name)
-    made = [Made(*key, tuple(names)) for key, names in found.items()]
-    return sorted(made, key=lambda one: (-len(one.names), one.number, one.mistake))
+                names.setdefault((task.number, task.title, mistake), []).append(pupil.name)
+    entries = [Mistake(*key, tuple(those)) for key, those in names.items()]
+    return sorted(entries, key=lambda one: (-len(one.names), one.number, one.mistake))
 
 
 def stuck(of: Class) -> list[tuple[str, list[tuple[Task, Result]]]]:
-    """Who tried an exercise and has less than half of its points; the most such first."""
-    found = []
+    """Return the students who tried an exercise and have less than half of its points.
+
+    Each with these exercises; the student with the most of them first.
+    """
+    entries = []
     for pupil in of.pupils:
         where = [
             (task, result) for task, result in zip(of.tasks, pupil.results)
             if result.state not in UNTRIED and result.points < STUCK * result.of
         ]
         if where:
-            found.append((pupil.name, where))
-    return sorted(found, key=lambda one: -len(one[1]))
+            entries.append((pupil.name, where))
+    return sorted(entries, key=lambda one: -len(one[1]))
 
 
 def page(of: Class) -> bytes:
-    """The page, as bytes of HTML."""
-    style = (ASSETS / "style.css").read_text("utf-8") + STYLE
-    body = "\n".join([*_head(of), *_mistakes(of), *_tasks(of), *_stuck(of), *_all(of)])
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>The class</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<main id="main">\n{body}\n</main>\n'
-        f"<footer><p>minilora {__version__}, seed {of.seed}.</p></footer>\n</body>\n</html>\n"
-    ).encode()
-
-
-def _text(words: str) -> str:
-    return html.escape(plain(words))
-
-
-def _count(n: int, one: str, more: str) -> str:
-    return f"{n} {one if n == 1 else more}"
-
-
-def _heading(part: str) -> str:
-    return f'<h2 id="{part}">{PARTS[part]}</h2>'
-
-
-def _folded(rows: Sequence[str], before: str, after: str) -> Iterator[str]:
-    """The first rows, and a fold with the rest of them."""
-    yield from (before, *rows[:SHOWN], after)
-    if rest := rows[SHOWN:]:
-        yield f"<details><summary>{len(rest)} more</summary>"
-        yield from (before, *rest, after, "</details>")
-
-
-def _head(of: Class) -> Iterator[str]:
+    """Return the page as bytes of HTML."""
+    html = Element("html", lang="en")
+    head, body = _add(html, "head"), _add(html, "body")
+    _add(head, "meta", charset="utf-8")
+    _add(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
+    _add(head, "title", "The class")
+    _add(head, "style").text = (ASSETS / "style.css").read_text("utf-8") + STYLE
+    main = _add(body, "main", id="main")
+    _add(main, "h1", "The class")
     mean = sum(pupil.points for pupil in of.pupils) / len(of.pupils)
-    yield "<h1>The class</h1>"
-    yield (
-        f"<p>{_count(len(of.pupils), 'student', 'students')}, "
-        f"{_count(len(of.tasks), 'exercise', 'exercises')}, {mean:.1f} of {of.of} points on "
-        "average.</p>"
-    )
+    _add(main, "p", f"{_count(len(of.pupils), 'student')}, {_count(len(of.tasks), 'exercise')}, "
+                    f"{mean:.1f} of {of.of} points on average.")
     if of.left_out:
-        yield f'<p class="soft">No submissions: {_text(", ".join(of.left_out))}.</p>'
-    links = " · ".join(f'<a href="#{part}">{title}</a>' for part, title in PARTS.items())
-    yield f"<nav><p>{links}</p></nav>"
+        _add(main, "p", f"Not submissions: {', '.join(of.left_out)}.", class_="soft")
+    sections = {"mistakes": ("Frequent mistakes", _mistakes), "exercises": ("Exercises", _tasks),
+                "stuck": ("Students who are stuck", _stuck), "all": ("All results", _all)}
+    links = _add(_add(main, "nav"), "p")
+    for name, (title, _) in sections.items():
+        _add(links, "a", title, " · " if name != "all" else "", href=f"#{name}")
+    for name, (title, write) in sections.items():
+        _add(main, "h2", title, id=name)
+        write(main, of)
+    _add(_add(body, "footer"), "p", f"minilora {__version__}, seed {of.seed}.")
+    text: bytes = tostring(html, "utf-8", method="html")
+    return b"<!DOCTYPE html>\n" + text + b"\n"
 
 
-def _mistakes(of: Class) -> Iterator[str]:
-    yield _heading("mistakes")
-    made = mistakes(of)
-    if not made:
-        yield "<p>None that the exercises know by name.</p>"
-        return
-    rows = []
-    for one in made:
-        names = ", ".join(map(_text, one.names[:NAMES]))
-        more = f" and {len(one.names) - NAMES} more" if len(one.names) > NAMES else ""
-        share = 100 * len(one.names) / len(of.pupils)
-        rows.append(
-            f'<li><span class="count">{_count(len(one.names), "student", "students")}</span>: '
-            f"{_text(one.mistake)}<br>"
-            f'<small class="soft">{one.number} {_text(one.title)} · {names}{more}</small>'
-            f'<div class="bar" aria-hidden="true"><i class="partly" style="width:{share:.1f}%">'
-            "</i></div></li>"
-        )
-    yield from _folded(rows, '<ol class="mistakes">', "</ol>")
+def _add(parent: Element, tag: str, text: str = "", after: str = "", **attributes: str) -> Element:
+    """Append an element with this text in it and this text after it."""
+    names = {k.rstrip("_").replace("_", "-"): plain(v) for k, v in attributes.items() if v}
+    element = SubElement(parent, tag, names)
+    element.text, element.tail = plain(text), plain(after)
+    return element
 
 
-def _tasks(of: Class) -> Iterator[str]:
-    yield _heading("exercises")
-    yield (
-        '<p class="key"><span><i class="passed"></i> passed</span> <span><i class="partly"></i> '
-        'some points</span> <span><i class="failed"></i> tried, no points</span> '
-        "<span>empty: not tried</span></p>"
-    )
-    yield '<table class="stack"><thead><tr><th>exercise</th>'
-    yield '<th class="n">passed</th><th>most often failed</th>'
-    yield "</tr></thead><tbody>"
+def _bar(parent: Element, **shares: float) -> None:
+    bar = _add(parent, "div", class_="bar", aria_hidden="true")
+    for kind, share in shares.items():
+        _add(bar, "i", class_=kind, style=f"width:{100 * share:.1f}%")
+
+
+def _table(parent: Element, kind: str, *heads: str, titles: Mapping[str, str] = {}) -> Element:
+    """Append a table with these column heads and their titles. Return its body."""
+    table = _add(parent, "table", class_=kind)
+    row = _add(_add(table, "thead"), "tr")
+    for head in heads:
+        _add(row, "th", head, title=titles.get(head, ""))
+    return _add(table, "tbody")
+
+
+def _folded(parent: Element, entries: Sequence[T]) -> Iterator[tuple[Element, Sequence[T]]]:
+    """Yield a parent for the first entries, and a fold for the others."""
+    yield parent, entries[:VISIBLE]
+    if others := entries[VISIBLE:]:
+        fold = _add(parent, "details")
+        _add(fold, "summary", f"{len(others)} more")
+        yield fold, others
+
+
+def _count(n: int, one: str) -> str:
+    return f"{n} {one}{'s' if n != 1 else ''}"
+
+
+def _mistakes(main: Element, of: Class) -> None:
+    entries = mistakes(of)
+    if not entries:
+        _add(main, "p", "None of the known mistakes was made.")
+    for parent, some in _folded(main, entries):
+        listing = _add(parent, "ol", class_="mistakes")
+        for one in some:
+            item = _add(listing, "li")
+            _add(item, "span", _count(len(one.names), "student"), f": {one.mistake}",
+                 class_="count")
+            _add(item, "br")
+            more = f" and {len(one.names) - NAMES} more" if len(one.names) > NAMES else ""
+            names = ", ".join(one.names[:NAMES])
+            _add(item, "small", f"{one.number} {one.title} · {names}{more}", class_="soft")
+            _bar(item, partly=len(one.names) / len(of.pupils))
+
+
+def _tasks(main: Element, of: Class) -> None:
+    key = _add(main, "p", class_="key")
+    for kind, text in (("passed", "passed"), ("partly", "some points"),
+                       ("failed", "tried, no points")):
+        _add(_add(key, "span", after=" "), "i", "", f" {text}", class_=kind)
+    _add(key, "span", "empty: not tried")
+    body = _table(main, "stack tasks", "exercise", "passed", "most often failed")
     for i, task in enumerate(of.tasks):
         results = [pupil.results[i] for pupil in of.pupils]
         tried = [one for one in results if one.state not in UNTRIED]
         passed = sum(one.passed for one in tried)
         partly = sum(0 < one.points < one.of for one in tried)
-        bars = zip(("passed", "partly", "failed"), (passed, partly, len(tried) - passed - partly))
-        bar = "".join(
-            f'<i class="{kind}" style="width:{100 * n / len(results):.1f}%"></i>'
-            for kind, n in bars
-        )
-        other = Counter(one.state for one in results) - Counter(("passed", "partly", "wrong"))
-        states = ", ".join(
-            f"{n} {kind}" for kind, n in sorted(other.items())
-            if kind not in ("passed", "partly", "wrong")
-        )
-        failed = Counter(
-            part.title for one in tried for part in one.parts if part.points < part.of
-        ).most_common(1)
-        often = f"{_text(failed[0][0])} ({failed[0][1]})" if failed else ""
-        yield (
-            f'<tr><td>{task.number} {_text(task.title)}<div class="bar" aria-hidden="true">{bar}'
-            f'</div><small class="soft">{passed} passed, {partly} with some points, '
-            f"{len(tried) - passed - partly} with none; {states or 'all tried it'}</small></td>"
-            f'<td class="n">{100 * passed / len(results):.0f} %</td><td>{often}</td></tr>'
-        )
-    yield "</tbody></table>"
+        failed = len(tried) - passed - partly
+        states = Counter(one.state for one in results
+                         if one.state not in ("passed", "partly", "wrong"))
+        others = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+        checks = Counter(part.title for one in tried for part in one.parts if part.points < part.of)
+        row, n = _add(body, "tr"), len(results)
+        cell = _add(row, "td", f"{task.number} {task.title}")
+        _bar(cell, passed=passed / n, partly=partly / n, failed=failed / n)
+        _add(cell, "small", f"{passed} passed, {partly} with some points, {failed} with none; "
+                            f"{others or 'all tried it'}", class_="soft")
+        _add(row, "td", f"{100 * passed / n:.0f} %")
+        _add(row, "td", "".join(f"{title} ({m})" for title, m in checks.most_common(1)))
 
 
-def _stuck(of: Class) -> Iterator[str]:
-    yield _heading("stuck")
-    found = stuck(of)
-    if not found:
-        yield "<p>Nobody who tried an exercise has less than half of its points.</p>"
+def _stuck(main: Element, of: Class) -> None:
+    entries = stuck(of)
+    if not entries:
+        _add(main, "p", "Nobody who tried an exercise has less than half of its points.")
         return
-    yield '<p class="soft">Tried it, and has less than half of its points.</p>'
-    rows = []
-    for name, where in found:
-        row = ""
-        for i, (task, result) in enumerate(where):
-            part = next(one for one in result.parts if one.points < one.of)
-            said = "; ".join(result.mistakes) or " / ".join(part.lines)
-            row += (
-                f"<tr><td class='name'>{_text(name) if i == 0 else ''}</td><td>{task.number} "
-                f"{_text(task.title)}</td><td>{_text(said[:200])}</td></tr>"
-            )
-        rows.append(row)
-    yield from _folded(
-        rows,
-        "<table class='stack'><thead><tr><th>student</th><th>exercise</th><th>first message</th>"
-        "</tr></thead><tbody>",
-        "</tbody></table>",
-    )
+    _add(main, "p", "They tried it, and have less than half of its points.", class_="soft")
+    for parent, some in _folded(main, entries):
+        body = _table(parent, "stack", "student", "exercise", "first message")
+        for name, where in some:
+            for i, (task, result) in enumerate(where):
+                part = next(one for one in result.parts if one.points < one.of)
+                message = "; ".join(result.mistakes) or " / ".join(part.lines)
+                row = _add(body, "tr")
+                for text in (name if i == 0 else "", f"{task.number} {task.title}", message[:200]):
+                    _add(row, "td", text)
 
 
-def _all(of: Class) -> Iterator[str]:
-    yield _heading("all")
-    heads = "".join(
-        f'<th class="n" title="{_text(task.title)}">{task.number}</th>' for task in of.tasks
-    )
-    yield f'<div class="wide"><table><thead><tr><th>student</th>{heads}<th class="n">sum</th>'
-    yield "</tr></thead><tbody>"
+def _all(main: Element, of: Class) -> None:
+    titles = {task.number: task.title for task in of.tasks}
+    wide = _add(main, "div", class_="wide")
+    body = _table(wide, "all", "student", *titles, "sum", titles=titles)
     for pupil in of.pupils:
-        cells = "".join(
-            f'<td class="n {"full" if one.passed else "" if one.points else "none"}" '
-            f'title="{_text(one.state)}">'
-            f"{'–' if one.state in UNTRIED else one.points}</td>"
-            for one in pupil.results
-        )
-        yield f'<tr><td>{_text(pupil.name)}</td>{cells}<td class="n">{pupil.points}</td></tr>'
-    yield "</tbody></table></div>"
+        row = _add(body, "tr")
+        _add(row, "td", pupil.name)
+        for one in pupil.results:
+            kind = "full" if one.passed else "" if one.points else "none"
+            text = "–" if one.state in UNTRIED else str(one.points)
+            _add(row, "td", text, class_=kind, title=one.state)
+        _add(row, "td", str(pupil.points))

@@ -1,4 +1,4 @@
-"""A student's folder: the files to write in, and how far they are."""
+"""A student's folder: the files of the exercises, and the progress."""
 
 from __future__ import annotations
 
@@ -12,67 +12,69 @@ from pathlib import Path
 from ..files import atomic
 from .book import Exercise, exercise, paths
 
-KEPT = ".minilora-exercises.json"
-USUAL = "exercises"
+PROGRESS = ".minilora-exercises.json"
+FOLDER = "exercises"  # the default name
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one exercise is."""
+    """The progress in one exercise."""
 
-    points: int = 0  # the most of any check
-    passed: bool = False  # once, whatever was changed since
-    hints: int = 0  # seen
+    points: int = 0  # the best result so far
+    passed: bool = False  # at least once
+    hints: int = 0  # how many were shown
     given_up: bool = False  # the solution was shown before a pass
 
 
 @dataclass(frozen=True)
 class Desk:
-    """The folder, the course's numbers in order, the seed of what is drawn, and the progress."""
+    """A student's folder."""
 
     folder: Path
-    course: tuple[str, ...]
-    seed: int
-    progress: dict[str, Progress]
+    course: tuple[str, ...]  # the numbers of the exercises, in order
+    seed: int  # of stubs that differ between students
+    progress: dict[str, Progress]  # by number
 
     def exercise(self, number: str) -> Exercise:
-        """One of the course. Raises ValueError for another."""
-        found = exercise(number)
-        if found.number not in self.course:
-            there = ", ".join(self.course)
-            raise ValueError(f"exercise {found.number} is not of this course: there are {there}")
-        return found
+        """Return an exercise of the course. Raises ValueError for any other."""
+        of = exercise(number)
+        if of.number not in self.course:
+            raise ValueError(
+                f"exercise {of.number} is not in this course: choose one of "
+                f"{', '.join(self.course)}"
+            )
+        return of
 
     def exercises(self) -> tuple[Exercise, ...]:
-        """All of the course, in its order."""
+        """Return the exercises of the course, in order."""
         return tuple(exercise(number) for number in self.course)
 
     def file(self, of: Exercise) -> Path:
         return self.folder / of.name
 
     def source(self, of: Exercise) -> str:
-        """What the student wrote. Raises ValueError where the file is missing or not readable."""
+        """Return the text of the student's file. Raises ValueError if it cannot be read."""
         file = self.file(of)
-        reset = f"minilora ex reset {of.number} writes its stub again"
+        reset = f"to write its stub again: minilora ex reset {of.number}"
         try:
             return file.read_text("utf-8")
         except FileNotFoundError:
-            raise ValueError(f"{file} is not there: {reset}") from None
+            raise ValueError(f"{file} is missing; {reset}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8, or {reset}") from None
+            raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8; {reset}") from None
         except OSError as error:
-            raise ValueError(f"{file} cannot be read ({atomic.said(error)}): {reset}") from error
+            raise ValueError(f"{file} cannot be read ({atomic.said(error)}); {reset}") from error
 
     def of(self, number: str) -> Progress:
         return self.progress.get(number, Progress())
 
-    def noted(self, number: str, **changes: int | bool) -> Desk:
-        """With this progress, kept."""
+    def update(self, number: str, **changes: int | bool) -> Desk:
+        """Return a desk with this progress, and save it."""
         progress = {**self.progress, number: replace(self.of(number), **changes)}  # type: ignore[arg-type]
-        return _kept(replace(self, progress=progress))
+        return _saved(replace(self, progress=progress))
 
     def reset(self, of: Exercise) -> Path | None:
-        """Write the stub again; where what was there goes, or None if nothing is lost."""
+        """Write the stub again. Return the copy of the old file, or None if that was the stub."""
         file, stub = self.file(of), of.stub(self.seed).encode()
         before = file.read_bytes() if file.is_file() else stub
         number = 1
@@ -87,66 +89,69 @@ class Desk:
 
 
 def begin(folder: Path, seed: int, only: Sequence[str] | None = None) -> tuple[Desk, list[Path]]:
-    """A folder with a stub for each exercise of the course; those that are there stay as they are.
+    """Write the stub of each exercise of the course into a folder. Existing files are not changed.
 
-    only: the numbers of a course, in order; None: all, or what the folder's course was before.
-    Returns the desk and the files that are new.
+    only: the numbers of a course, in order; None: the folder's course, or all exercises.
+    Returns the desk and the new files.
     """
     course = tuple(exercise(number).number for number in only or paths())
-    if (folder / KEPT).exists():
+    if (folder / PROGRESS).exists():
         desk = _read(folder)
         desk = replace(desk, course=course) if only else desk
     else:
         folder.mkdir(parents=True, exist_ok=True)
         desk = Desk(folder, course, seed, {})
-    new = [found for found in desk.exercises() if not desk.file(found).exists()]
-    for found in new:
-        with atomic.writing(desk.file(found)) as out:
-            out.write(found.stub(desk.seed).encode())
-    return _kept(desk), [desk.file(found) for found in new]
+    new = [of for of in desk.exercises() if not desk.file(of).exists()]
+    for of in new:
+        with atomic.writing(desk.file(of)) as out:
+            out.write(of.stub(desk.seed).encode())
+    return _saved(desk), [desk.file(of) for of in new]
 
 
 def find(start: Path) -> Desk:
-    """The desk that is this folder, or in it, or around it. Raises ValueError where none is."""
+    """Return the desk of this folder, of `exercises` in it, or of a folder above it.
+
+    Raises ValueError if there is none.
+    """
     start = start.resolve()
-    for folder in (start, start / USUAL, *start.parents):
-        if (folder / KEPT).exists():
+    for folder in (start, start / FOLDER, *start.parents):
+        if (folder / PROGRESS).exists():
             return _read(folder)
-    raise ValueError(f"there are no exercises in {start}: minilora ex init begins")
+    raise ValueError(f"there are no exercises in {start}: to start, run minilora ex init")
 
 
 def _read(folder: Path) -> Desk:
-    file = folder / KEPT
+    file = folder / PROGRESS
     try:
-        held = json.loads(file.read_text("utf-8"))
-        progress = {number: Progress(**kept) for number, kept in held["progress"].items()}
-        desk = Desk(folder, tuple(held["course"]), int(held["seed"]), progress)
+        data = json.loads(file.read_text("utf-8"))
+        progress = {number: Progress(**entry) for number, entry in data["progress"].items()}
+        desk = Desk(folder, tuple(data["course"]), int(data["seed"]), progress)
         desk.exercises()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{file} is damaged ({error}): delete it, then minilora ex init keeps your files and "
-            "notes progress anew"
+            f"{file} is damaged ({error}): delete it, then run minilora ex init; your exercises "
+            "stay as they are, and the progress starts again"
         ) from error
     return desk
 
 
-def _kept(desk: Desk) -> Desk:
+def _saved(desk: Desk) -> Desk:
     progress = {number: asdict(done) for number, done in sorted(desk.progress.items())}
-    held = {"course": desk.course, "seed": desk.seed, "progress": progress}
-    with atomic.writing(desk.folder / KEPT) as out:
-        out.write(json.dumps(held, indent=1).encode())
+    data = {"course": desk.course, "seed": desk.seed, "progress": progress}
+    with atomic.writing(desk.folder / PROGRESS) as out:
+        out.write(json.dumps(data, indent=1).encode())
     return desk
 
 
 def changes(desk: Desk, pause: float = 0.5) -> Iterator[Exercise]:
-    """The exercises whose files change, as they do, for ever."""
+    """Yield each exercise whose file changes, without end."""
 
     def stamp(of: Exercise) -> tuple[float, int]:
         try:
-            found = os.stat(desk.file(of))
+            stat = os.stat(desk.file(of))
         except OSError:
             return 0.0, 0
-        return found.st_mtime, found.st_size
+        return stat.st_mtime, stat.st_size
 
     before = {of.number: stamp(of) for of in desk.exercises()}
     while True:
@@ -155,5 +160,5 @@ def changes(desk: Desk, pause: float = 0.5) -> Iterator[Exercise]:
             now = stamp(of)
             if now != before[of.number]:
                 before[of.number] = now
-                if now != (0.0, 0):  # an editor puts a new file in the old one's place
+                if now != (0.0, 0):  # an editor may remove a file before it writes the new one
                     yield of

@@ -1,4 +1,4 @@
-"""What an exercise must live up to, tried out: for those who write one."""
+"""Tests of an exercise, for its authors: `minilora ex dev`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic
-from . import report as telling
-from .book import CHECKS, Exercise, beside, path
+from . import report
+from .book import CHECKS, Exercise, path, with_drivers
 from .judge import Verdict, alike, attempt, judge, judge_here
 from .kit import shown
 from .student import Local, same
 
-SECONDS = 2.0  # of the processor, the most that one check may take
 HINTS, WRONG = 3, 6
 EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 
 
 def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
-    """What is wrong with an exercise, a sentence each; nothing where it is as it must be.
+    """Yield a sentence for each fault of an exercise.
 
-    names: of every known mistake, also whether it is told by its name, which takes most of the
-    time; else every fourth one is tried.
+    names: try every known mistake, and also test that the verdict names it, which takes most of the
+    time; otherwise try every fourth mistake.
     """
     yield from _written(of)
     for seed in range(8 if names else 1):
@@ -40,45 +39,45 @@ def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
             yield f"the stub passes a check: {outcome.title}"
     for function, mistake in known(of)[:: 1 if names else 4]:
         wrong = {**of.reference, function: of.wrong[function][mistake]}
-        verdict = judge_here(of, wrong, told=names)
+        verdict = judge_here(of, wrong, explain=names)
         if verdict.passed:
             yield f"a known mistake passes: {mistake}"
         elif names and verdict.mistakes != (mistake,):
             named = ", ".join(map(repr, verdict.mistakes)) or "nothing"
-            yield f"a known mistake is told as {named}: {mistake}"
-    verdict = judge_here(of, memorised(of), seed=1, told=False)
+            yield f"the verdict names {named} for a known mistake: {mistake}"
+    verdict = judge_here(of, memorised(of), seed=1, explain=False)
     if verdict.passed:
         yield "a memorised answer passes under another seed"
 
 
 def known(of: Exercise) -> list[tuple[str, str]]:
-    """The known mistakes: (function, mistake)."""
-    return [(function, mistake) for function, held in of.wrong.items() for mistake in held]
+    """Return the known mistakes: (function, mistake)."""
+    return [(function, mistake) for function, bank in of.wrong.items() for mistake in bank]
 
 
 def _written(of: Exercise) -> Iterator[str]:
     if len(of.hints) != HINTS:
-        yield f"it has {len(of.hints)} hints, not {HINTS}"
+        yield f"the exercise has {len(of.hints)} hints, not {HINTS}"
     if len(known(of)) < WRONG:
-        yield f"it has {len(known(of))} known mistakes: at least {WRONG} are needed"
+        yield f"the exercise has {len(known(of))} known mistakes: it needs at least {WRONG}"
     examples = re.findall(EXAMPLE, of.statement, re.M)
     if not examples:
-        yield "its statement shows no example: a line f(x) -> y, four spaces in"
+        yield "the statement has no example: a line f(x) -> y, indented by four spaces"
     space: dict[str, Any] = {}
     exec(of.solution(), space)
     for call, result in examples:
         try:
-            got, told = (np.asarray(eval(text, space), float) for text in (call, result))
+            got, stated = (np.asarray(eval(text, space), float) for text in (call, result))
         except Exception as error:
-            yield f"its example raises {type(error).__name__}: {call}"
+            yield f"an example raises {type(error).__name__}: {call}"
         else:
-            if not alike(got, told):
-                yield f"its example is not true: {call} is {shown(got)}"
+            if not alike(got, stated):
+                yield f"an example is wrong: {call} is {shown(got)}"
     if re.search(rf"{CHECKS}|SOLUTION", of.stub()):
-        yield "its stub holds a marker"
+        yield "the stub contains a marker"
     for title in (check.title for check in of.checks):
         if not title:
-            yield "a check has no docstring, which is its title"
+            yield "a check has no title: write a docstring"
 
 
 def _failures(verdict: Verdict) -> str:
@@ -89,7 +88,7 @@ def _failures(verdict: Verdict) -> str:
 
 
 def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:
-    """Functions that know the answers to what seed 0 draws, and give the last one to all else."""
+    """Return functions that know the answers for seed 0, and give the last of them otherwise."""
     table: dict[str, list[tuple[tuple[Any, ...], Any, tuple[Any, ...]]]] = {}
 
     def learning(name: str) -> Callable[..., Any]:
@@ -114,33 +113,33 @@ def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:
 
 
 def seconds(of: Exercise) -> dict[str, float]:
-    """Processor time of each check, of the reference."""
-
-    student, took = Local(of, beside(of, of.reference)), {}
+    """Return the processor time of each check on the reference."""
+    student, times = Local(of, with_drivers(of, of.reference)), {}
     for check in of.checks:
-        began = time.process_time()
+        start = time.process_time()
         attempt(of, check, student, 0)
-        took[check.title] = time.process_time() - began
-    return took
+        times[check.title] = time.process_time() - start
+    return times
 
 
 def messages(of: Exercise) -> Iterator[tuple[str, str]]:
-    """Each known mistake, and what its writer would be told of the first check that it fails."""
+    """Yield each known mistake, and the message of the first check that it fails."""
     for function, mistake in known(of):
         verdict = judge_here(of, {**of.reference, function: of.wrong[function][mistake]})
         failed = next(o for o in verdict.outcomes if o.points < o.of)
-        yield mistake, "\n".join([failed.title, *telling.failure(verdict, failed)])
+        yield mistake, "\n".join([failed.title, *report.failure(verdict, failed)])
 
 
 def new(name: str) -> Path:
-    """A file to write an exercise of one's own in, made from 02: "14_name". Raises ValueError."""
+    """Write a copy of exercise 02 as the start of a new exercise, named like "14_name".
+
+    Raises ValueError for another form of name, or an existing file.
+    """
     if not re.fullmatch(r"\d\d_[a-z_]+", name):
         raise ValueError(f"ex dev new needs a number and a name, such as 14_name, not {name!r}")
     file = Path(f"ex{name}.py").resolve()
     if file.exists():
-        raise ValueError(f"{file} is there: give another name")
-    text = path("02").read_text("utf-8")
-    model = text.replace("from . import kit", "from minilora.exercises import kit")
+        raise ValueError(f"{file} exists already: choose another name")
     with atomic.writing(file) as out:
-        out.write(model.encode())
+        out.write(path("02").read_bytes())
     return file

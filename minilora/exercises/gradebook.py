@@ -1,4 +1,4 @@
-"""A class's results as files for other programs: a table, JSON, and Gradescope's results.json."""
+"""A class's results as files for other programs: CSV, JSON, and Gradescope's results.json."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import io
 import json
 from dataclasses import asdict
 
-from . import report as telling
+from . import report
 from .grading import Class, Part
 from .submissions import plain
 
 
 def table(of: Class) -> bytes:
-    """CSV: a student a row, the points of each exercise, their sum.
+    """Return CSV: a row for each student, with the points of each exercise and their sum.
 
-    A name that a spreadsheet would take for a formula has a ' before it.
+    A name that a spreadsheet would read as a formula gets a ' in front.
     """
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
@@ -28,42 +28,42 @@ def table(of: Class) -> bytes:
 
 
 def as_json(of: Class) -> bytes:
-    """All that there is, as JSON."""
-    held = asdict(of)
-    for pupil, told in zip(of.pupils, held["pupils"]):
-        told |= {"name": plain(pupil.name), "points": pupil.points}
-        for result, one in zip(pupil.results, told["results"]):
+    """Return all results as JSON."""
+    data = asdict(of)
+    for pupil, entry in zip(of.pupils, data["pupils"]):
+        entry |= {"name": plain(pupil.name), "points": pupil.points}
+        for result, one in zip(pupil.results, entry["results"]):
             one["state"] = result.state
-    return (json.dumps(held, indent=1) + "\n").encode()
+    return (json.dumps(data, indent=1) + "\n").encode()
 
 
 def gradescope(of: Class) -> bytes:
-    """Gradescope's results.json of one student: a test for each check, its message as plain text.
+    """Return Gradescope's results.json for one student: a test for each check, with its message.
 
-    Raises ValueError where there are more: Gradescope runs once for each student.
+    Raises ValueError for several students: Gradescope runs once for each student.
     """
     if len(of.pupils) != 1:
         raise ValueError(
-            f"Gradescope takes one student at a time, and here are {len(of.pupils)}: give the "
-            "folder of one"
+            f"Gradescope takes one student at a time, not {len(of.pupils)}: give the folder of one "
+            "student"
         )
     (pupil,) = of.pupils
     tests = [
         {"name": f"{task.title}: {part.title}", "number": f"{task.number}.{i}",
          "score": part.points, "max_score": part.of,
          "status": "passed" if part.points == part.of else "failed",
-         "output": _told(part, result.mistakes), "output_format": "text",
+         "output": _message(part, result.mistakes), "output_format": "text",
          "visibility": "visible"}
         for task, result in zip(of.tasks, pupil.results)
         for i, part in enumerate(result.parts, 1)
     ]
-    held = {"score": pupil.points, "output": f"{pupil.points} of {of.of} points",
+    data = {"score": pupil.points, "output": f"{pupil.points} of {of.of} points",
             "output_format": "text", "visibility": "visible", "tests": tests}
-    return (json.dumps(held, indent=1) + "\n").encode()
+    return (json.dumps(data, indent=1) + "\n").encode()
 
 
-def _told(part: Part, mistakes: tuple[str, ...]) -> str:
+def _message(part: Part, mistakes: tuple[str, ...]) -> str:
     if part.points == part.of:
         return "right"
-    why = [telling.why(mistakes)] if mistakes and not part.kind else []
+    why = [report.why(mistakes)] if mistakes and not part.kind else []
     return "\n".join([*part.lines, *why])

@@ -1,11 +1,11 @@
-"""A class's submissions, judged: one file each or a folder each, whatever is in them.
+"""Grade a class: judge every student's file for every exercise.
 
-Each file runs in a process of its own with limits, and its judge in another: what ends or hangs
-either costs that file its points, and nothing else. That stops accidents and pranks. It is NOT A
-SECURITY SANDBOX: grade submissions of strangers in a container or a virtual machine.
+Each file runs in its own process with limits, and its judge in another process. A file that crashes
+or hangs loses its own points only. That stops accidents and pranks. It is NOT A SECURITY SANDBOX:
+grade submissions of strangers in a container or a virtual machine.
 
-The same files, seed and versions give the same Class, with any number of jobs. What cannot be the
-same: an answer that draws random numbers without a seed, or that takes about as long as it may.
+The same files, seed and versions give the same Class, with any number of jobs. Two kinds of answers
+may differ: those that draw random numbers without a seed, and those close to the time limit.
 """
 
 from __future__ import annotations
@@ -31,39 +31,36 @@ from .. import __version__
 from ..files import atomic
 from .book import FOLDER, Exercise, exercise, paths
 from .judge import Verdict, judge
-from .student import LIMITS, Limits
+from .student import LIMITS, Limits, start
 from .submissions import plain, read, submissions
 
-PATIENCE = (
-    20.0  # times the seconds that one call may take, for a whole file: then its judge is ended
-)
-STATES = {  # kinds of what ends all checks
+PATIENCE = 20.0  # of a judge: this times the limit of one call, plus 4 times that of all calls
+STATES = {  # kinds of failures that every check has -> state
     "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
     "imports": "forbidden import", "SyntaxError": "syntax error", "halted": "halted",
 }
-PACKAGE = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
 class Part:
-    """What became of one check."""
+    """The outcome of one check."""
 
     title: str
     points: int
     of: int
-    kind: str = ""  # "" of a wrong result or a right one; "todo", "halted", "missing", ...
+    kind: str = ""  # "todo", "halted", "missing", ...; "": a result, right or wrong
     lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one student's file for one exercise."""
+    """The outcome of one student's file for one exercise."""
 
     number: str
     points: int
     of: int
     parts: tuple[Part, ...]
-    mistakes: tuple[str, ...] = ()  # the known ones that explain what is wrong
+    mistakes: tuple[str, ...] = ()  # known mistakes that explain the failures
 
     @property
     def passed(self) -> bool:
@@ -71,7 +68,7 @@ class Result:
 
     @property
     def state(self) -> str:
-        """passed, partly, wrong, raised, or one of STATES."""
+        """One of passed, partly, wrong, raised, and the values of STATES."""
         if self.passed:
             return "passed"
         kinds = {part.kind for part in self.parts if part.points < part.of} - {"skipped"}
@@ -95,7 +92,7 @@ class Pupil:
 
 @dataclass(frozen=True)
 class Task:
-    """An exercise as a table shows it."""
+    """The facts about an exercise that a table shows."""
 
     number: str
     title: str
@@ -104,7 +101,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Class:
-    """All of them. left_out: what lies among the submissions and is none."""
+    """The results of a class. left_out: names in the folder that are no submissions."""
 
     seed: int
     tasks: tuple[Task, ...]
@@ -117,82 +114,79 @@ class Class:
 
 
 def grade(
-    folder: str | os.PathLike[str],
-    seed: int = 0,
-    jobs: int = 1,
-    say: Callable[[str], None] = print,
-    *,
-    only: Sequence[str] | None = None,
-    kept: str | os.PathLike[str] | None = None,
-    limits: Limits = LIMITS,
+    folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
+    say: Callable[[str], None] = print, *, only: Sequence[str] | None = None,
+    store: str | os.PathLike[str] | None = None, limits: Limits = LIMITS,
 ) -> Class:
     """Judge every submission in a folder, `jobs` at a time.
 
-    A folder in it is a student, and so is a file STUDENT-ex02_anything.py or STUDENT.py (the latter
-    where one exercise is graded). A folder that holds exNN_name.py files itself is one student.
-    only: the numbers of the exercises; None: all. kept: a folder in which results are kept, so that
-    a run that was interrupted goes on; None: none are.
+    A student is a folder in it, or a file STUDENT-ex02_anything.py; if one exercise is graded, also
+    a file STUDENT.py. A folder that contains files exNN_name.py itself is one student.
+    only: the numbers of the exercises; None: all. store: a folder for finished results, so that
+    an interrupted run can continue; None: results are not stored.
 
-    Raises ValueError where the folder or an exercise is not there, or nothing is submitted.
+    Raises ValueError for a missing folder, an unknown exercise, or a folder without submissions.
     """
     of = tuple(exercise(number) for number in only or paths())
-    handed, left_out = submissions(Path(folder), of)
-    store = _Store(Path(kept) if kept is not None else None, seed, limits)
-    found: dict[tuple[str, str], Result] = {}
+    submitted, left_out = submissions(Path(folder), of)
+    stored = _Store(Path(store) if store is not None else None, seed, limits)
+    results: dict[tuple[str, str], Result] = {}
     todo: list[tuple[str, Exercise, str, str]] = []
-    for name, files in handed.items():
+    for name, files in submitted.items():
         for one in of:
             source, problem = read(files.get(one.number))
-            key = store.key(one, source)
-            held = _nothing(one, *problem) if problem else store.get(key)
-            if held is not None:
-                found[name, one.number] = held
+            key = stored.key(one, source)
+            known = _nothing(one, *problem) if problem else stored.get(key)
+            if known is not None:
+                results[name, one.number] = known
             else:
                 todo.append((name, one, source, key))
-    if found:
-        say(f"{len(found)} of {len(found) + len(todo)} need no judging: absent, or judged before")
+    if results:
+        say(f"{len(results)} of {len(results) + len(todo)} need no judging: no file, or judged "
+            "before")
     lock, judges = threading.Lock(), queue.SimpleQueue[_Judge]()
     open_ = [_Judge(seed, limits) for _ in range(max(1, min(jobs, len(todo))))] if todo else []
-    for one_ in open_:
-        judges.put(one_)
+    for worker in open_:
+        judges.put(worker)
     stopped = threading.Event()
 
-    def do(item: tuple[str, Exercise, str, str]) -> None:
+    def judge_one(item: tuple[str, Exercise, str, str]) -> None:
         if stopped.is_set():
             return
         name, one, source, key = item
-        judging = judges.get()
+        worker = judges.get()
         try:
-            result = judging.result(one, source)
+            result = worker.result(one, source)
         finally:
-            judges.put(judging)
+            judges.put(worker)
         with lock:
-            store.put(key, result)
-            found[name, one.number] = result
-            say(f"{len(found)}/{len(handed) * len(of)}  {plain(name)}  {one.number}: "
+            stored.put(key, result)
+            results[name, one.number] = result
+            say(f"{len(results)}/{len(submitted) * len(of)}  {plain(name)}  {one.number}: "
                 f"{result.points} of {result.of}")
 
     try:
         with ThreadPoolExecutor(len(open_) or 1) as pool:
             try:
-                for _ in pool.map(do, todo):
+                for _ in pool.map(judge_one, todo):
                     pass
             except BaseException:
                 stopped.set()
-                for one_ in open_:
-                    one_.close()
+                for worker in open_:
+                    worker.close()
                 raise
     finally:
-        for one_ in open_:
-            one_.close()
+        for worker in open_:
+            worker.close()
     return Class(
         seed, tuple(Task(one.number, one.title, one.points) for one in of),
-        tuple(Pupil(name, tuple(found[name, one.number] for one in of)) for name in handed),
+        tuple(Pupil(name, tuple(results[name, one.number] for one in of)) for name in submitted),
         tuple(left_out),
     )
 
 
 def _nothing(of: Exercise, kind: str, line: str) -> Result:
+    """A result without points: the same problem in every check."""
     parts = tuple(Part(check.title, 0, check.points, kind, (line,)) for check in of.checks)
     return Result(of.number, 0, of.points, parts)
 
@@ -207,16 +201,16 @@ def _result(verdict: Verdict) -> Result:
 
 
 class _Judge:
-    """A process that judges one file after another; where it ends or hangs, another is begun."""
+    """A process that judges one file after another. One that ends or hangs is replaced."""
 
     def __init__(self, seed: int, limits: Limits) -> None:
         self._seed, self._limits = seed, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._patience = PATIENCE * limits.seconds + 4 * limits.whole
+        self._patience = PATIENCE * limits.seconds + 4 * limits.total
 
     def result(self, of: Exercise, source: str) -> Result:
-        """Of one file. Never raises because of what is in the file."""
+        """Return the result of one file. Never raises because of the file's content."""
         request = {"number": of.number, "source": source, "seed": self._seed,
                    "limits": asdict(self._limits)}
         line, process = b"", self._running()
@@ -231,18 +225,13 @@ class _Judge:
         if self._closed:
             raise KeyboardInterrupt
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return _made(json.loads(line))
+            return _result_of(json.loads(line))
         self._end()
-        return _nothing(of, "halted", "it could not be judged: its judge ended or hung")
+        return _nothing(of, "halted", "it could not be judged: the judge's process ended or hung")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-                   "from minilora.exercises.grading import serve; serve()"
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = start("grading", "serve")
         return self._process
 
     def _end(self) -> None:
@@ -256,7 +245,7 @@ class _Judge:
                         pipe.close()
 
     def close(self) -> None:
-        """End it: at the end of its input it ends what it runs, and then itself."""
+        """Ask the process to end itself and the student's process; then end it."""
         self._closed = True
         process = self._process
         if process is None:
@@ -269,58 +258,56 @@ class _Judge:
 
 
 def serve() -> None:
-    """Judge what is asked for, a line of JSON each, until there is no more."""
+    """Answer requests, a line of JSON each, until the end of the input."""
     import signal
 
     from .book import exercises
 
     def stop(*_: Any) -> None:
-        raise SystemExit  # the student's process is ended on the way out
+        raise SystemExit  # unwinding ends the student's process
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asks says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    exercises()  # all, and first: Hypothesis draws constants from what is loaded
+    exercises()  # load all first: Hypothesis draws constants from the loaded modules
     for line in sys.stdin.buffer:
-        asked = json.loads(line)
-        of = exercise(asked["number"])
+        request = json.loads(line)
+        of, limits = exercise(request["number"]), Limits(**request["limits"])
         try:
-            verdict = judge(
-                of, asked["source"], seed=asked["seed"], limits=Limits(**asked["limits"])
-            )
-            result = _result(verdict)
+            result = _result(judge(of, request["source"], seed=request["seed"], limits=limits))
         except Exception as error:
             result = _nothing(of, "halted", f"it could not be judged: {type(error).__name__}")
         answers.write(json.dumps(asdict(result)).encode() + b"\n")
         answers.flush()
 
 
-def _made(held: Mapping[str, Any]) -> Result:
-    parts = tuple(Part(**{**part, "lines": tuple(part["lines"])}) for part in held["parts"])
-    return Result(**{**held, "parts": parts, "mistakes": tuple(held["mistakes"])})
+def _result_of(data: Mapping[str, Any]) -> Result:
+    """The inverse of asdict."""
+    parts = tuple(Part(**{**part, "lines": tuple(part["lines"])}) for part in data["parts"])
+    return Result(**{**data, "parts": parts, "mistakes": tuple(data["mistakes"])})
 
 
 class _Store:
-    """Results by what they were made from."""
+    """Finished results, by a digest of everything that they depend on."""
 
     def __init__(self, folder: Path | None, seed: int, limits: Limits) -> None:
-        self._folder, self._with = folder, f"{seed} {asdict(limits)} {_versions()}"
+        self._folder, self._basis = folder, f"{seed} {asdict(limits)} {_versions()}"
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, of: Exercise, source: str) -> str:
-        """A digest of all that a result depends on."""
-        parts = (self._with, of.path.read_text("utf-8"), source)
+        """Return the digest for one file."""
+        parts = (self._basis, of.path.read_text("utf-8"), source)
         return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
     def get(self, key: str) -> Result | None:
         if self._folder is None:
             return None
         try:
-            return _made(json.loads((self._folder / f"{key}.json").read_text("utf-8")))
+            return _result_of(json.loads((self._folder / f"{key}.json").read_text("utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # none, or a damaged one: it is judged again
+            return None  # missing or damaged: judge the file again
 
     def put(self, key: str, result: Result) -> None:
         if self._folder is not None:
@@ -330,8 +317,8 @@ class _Store:
 
 @functools.cache
 def _versions() -> str:
-    """The package's version and this folder's code, which judges; Python's and NumPy's."""
+    """The versions of the package, Python and NumPy, and a digest of this folder's code."""
     code = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in sorted(FOLDER.rglob("*.py")):
         code.update(path.read_bytes())
     return f"{__version__} {code.hexdigest()} {sys.version} {np.__version__}"

@@ -1,4 +1,5 @@
-"""A student's file, judged: every check over drawn cases, the smallest that fails, its mistake."""
+"""Judge a student's file: run each check on drawn cases, find the smallest failing case, and name
+the known mistake behind it."""
 
 from __future__ import annotations
 
@@ -15,46 +16,46 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
-from .book import Exercise, beside, mistaken
+from .book import Exercise, with_drivers, with_mistake
 from .kit import Case, Check, Wrong
-from .student import LIMITS, Called, Halted, Limits, Local, Raised, Remote, Student
+from .student import LIMITS, Call, Halted, Limits, Local, Raised, Remote, Student
 
-HALTS = 2  # of a file's process, after which no more is tried
-CASES = 20  # of a failed check, on which a known mistake has to agree with the student
+HALTS = 2  # after this many halts of a file's process, no further check is run
+CASES = 20  # cases of a failed check on which a known mistake has to agree with the student
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One drawn case of a check, and what the student's functions gave."""
+class Trial:
+    """One drawn case of a check, and the student's calls in it."""
 
     check: Check
     case: Case
-    calls: list[Called]
+    calls: list[Call]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one check."""
+    """The outcome of one check."""
 
     title: str
     points: int
     of: int
-    lines: tuple[str, ...] = ()  # what was expected and what came
-    case: tuple[tuple[str, Any], ...] = ()  # the smallest failing arguments
-    kind: str = ""  # of an exception, "todo" or "halted"
+    lines: tuple[str, ...] = ()  # the expected and the actual result
+    case: tuple[tuple[str, Any], ...] = ()  # the arguments of the smallest failing case
+    kind: str = ""  # the exception's name, "todo", "halted", ...; "": a wrong result
     frames: tuple[tuple[int, str, str], ...] = ()  # (line, function, source) of the student's file
-    mistakes: tuple[str, ...] = ()  # known ones that give the same results everywhere
-    seen: tuple[Seen, ...] = field(default=(), repr=False)
+    mistakes: tuple[str, ...] = ()  # known mistakes with the same results
+    trials: tuple[Trial, ...] = field(default=(), repr=False)  # the smallest failing one first
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a file: a check each."""
+    """The verdict on a file: an outcome for each check."""
 
     exercise: Exercise
     outcomes: tuple[Outcome, ...]
     printed: str = ""
-    of_case: bool = False  # is what was printed that of the first failure's smallest case?
+    of_case: bool = False  # is `printed` the output in the first failure's smallest case only?
 
     @property
     def points(self) -> int:
@@ -71,8 +72,8 @@ class Verdict:
 
 
 def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> Verdict:
-    """Judge a student's source, in a process of its own. The same seed draws the same cases."""
-    problem = _unfit(exercise, source)
+    """Judge a student's source in a process of its own. The same seed draws the same cases."""
+    problem = _problem(exercise, source)
     if problem is not None:
         return Verdict(exercise, _none(exercise, problem))
     printed = ""
@@ -87,13 +88,14 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
     try:
         for check in exercise.checks:
             if sum(outcome.kind == "halted" for outcome in outcomes) == HALTS:
-                lines = ("not run: the checks before it did not come to an end",)
+                lines = (f"not run: the process ended or hung in {HALTS} checks before",)
                 outcomes.append(_failed(check, kind="skipped", lines=lines))
                 continue
             try:
                 outcomes.append(attempt(exercise, check, student(), seed))
-            except Raised as error:  # in loading
-                return Verdict(exercise, _none(exercise, _raised(error, "loading it")), printed)
+            except Raised as error:  # while the file was loaded
+                problem = _raised(error, "loading the file")
+                return Verdict(exercise, _none(exercise, problem), printed)
             except Halted as halted:
                 if not open_:
                     problem = {"kind": "halted", "lines": (f"running the file: {halted}",)}
@@ -107,12 +109,12 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
         for last in open_:
             last.close()
             printed = last.printed() or printed
-    return Verdict(exercise, named(exercise, outcomes), alone or printed, bool(alone))
+    return Verdict(exercise, explained(exercise, outcomes), alone or printed, bool(alone))
 
 
 def _printed_for(outcomes: Iterable[Outcome], student: Remote | None = None) -> str:
-    """What the student's code prints in the smallest case of the first failure, run once more."""
-    first = next((one.seen[0] for one in outcomes if not one.points and one.seen), None)
+    """Run the smallest case of the first failure again, and return its printed output."""
+    first = next((one.trials[0] for one in outcomes if not one.points and one.trials), None)
     if student is None or first is None or not (before := student.printed()):
         return ""
     student.calls = []
@@ -122,105 +124,104 @@ def _printed_for(outcomes: Iterable[Outcome], student: Remote | None = None) -> 
 
 
 def judge_here(
-    exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0, told: bool = True
+    exercise: Exercise, written: Mapping[str, Any], *, seed: int = 0, explain: bool = True
 ) -> Verdict:
-    """Judge functions of this process: references and known mistakes. No limits.
+    """Judge functions of this process (references and known mistakes), without limits.
 
-    told: find the smallest failing cases and the mistakes' names, which takes most of the time;
-    else the first failed check is the last.
+    explain: find the smallest failing cases and name the mistakes, which takes most of the time;
+    otherwise stop at the first failed check.
     """
-    student = Local(exercise, beside(exercise, written))
+    student = Local(exercise, with_drivers(exercise, written))
     outcomes: list[Outcome] = []
     for check in exercise.checks:
-        outcomes.append(attempt(exercise, check, student, seed, told))
-        if not (told or outcomes[-1].points):
+        outcomes.append(attempt(exercise, check, student, seed, explain))
+        if not (explain or outcomes[-1].points):
             return Verdict(exercise, tuple(outcomes))
-    return Verdict(exercise, named(exercise, outcomes))
+    return Verdict(exercise, explained(exercise, outcomes))
 
 
 def attempt(
-    exercise: Exercise, check: Check, student: Student, seed_: int, told: bool = True
+    exercise: Exercise, check: Check, student: Student, seed_: int, explain: bool = True
 ) -> Outcome:
-    """One check on drawn cases. Raises Halted where the student's process ends."""
-    seen: list[Seen] = []
+    """Run one check on drawn cases. Raises Halted if the student's process ends."""
+    trials: list[Trial] = []
 
     def run(case: Case) -> None:
         student.calls = []
-        seen.append(Seen(check, case, student.calls))
-        del seen[CASES - 1 : -1]  # large results are not all kept
+        trials.append(Trial(check, case, student.calls))
+        del trials[CASES - 1 : -1]  # results can be large: keep a few
         check.run(student, **case)
 
-    def anyway(case: Case) -> None:
+    def run_on(case: Case) -> None:
         with contextlib.suppress(Wrong, Raised):
             run(case)
 
     try:
-        _drawn(exercise, check, seed_, check.examples, smaller=told)(run)
+        _on_cases(exercise, check, seed_, check.examples, run, shrink=explain)
     except Flaky:
         lines = ("expected the same answer to the same arguments",
-                 "got      another one each time: is something drawn without a seed?")
+                 "got      another answer each time: do you draw random numbers without a seed?")
         return _failed(check, lines=lines)
     except Raised as error:
-        return _failed(check, case=seen[-1].case, seen=(seen[-1],), **_raised(error))
+        last = trials[-1]
+        return _failed(check, case=last.case, trials=(last,), **_raised(error))
     except Wrong as wrong:
-        smallest = seen[-1]
-        del seen[:]
-        if told:
-            _drawn(exercise, check, seed_, min(CASES, check.examples))(anyway)
-        return _failed(check, case=smallest.case, seen=(smallest, *seen), lines=wrong.lines)
-    except Exception as error:  # a check that stumbles over a result gives no points for it
+        smallest = trials[-1]
+        del trials[:]
+        if explain:
+            _on_cases(exercise, check, seed_, min(CASES, check.examples), run_on)
+        return _failed(check, case=smallest.case, trials=(smallest, *trials), lines=wrong.lines)
+    except Exception as error:  # the check itself cannot handle the result
         lines = ("expected a result that the check can read",
-                 f"got      one at which it stops: {type(error).__name__}")
-        return _failed(check, case=seen[-1].case if seen else None, lines=lines)
-    return Outcome(check.title, check.points, check.points, seen=tuple(seen))
+                 f"got      a result on which the check raised {type(error).__name__}")
+        return _failed(check, case=trials[-1].case if trials else None, lines=lines)
+    return Outcome(check.title, check.points, check.points, trials=tuple(trials))
 
 
-def _drawn(
-    exercise: Exercise, check: Check, seed_: int, examples: int, smaller: bool = False
-) -> Callable[[Callable[[Case], None]], None]:
-    """Runs a function on drawn cases, the same each time; smaller: on smaller ones if it fails."""
+def _on_cases(
+    exercise: Exercise, check: Check, seed_: int, examples: int, run: Callable[[Case], None],
+    shrink: bool = False,
+) -> None:
+    """Run a function on drawn cases, always the same ones; shrink: then on smaller failing ones."""
 
-    def on(run: Callable[[Case], None]) -> None:
-        @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
-        @settings(
-            max_examples=examples, deadline=None, derandomize=True, database=None,
-            report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
-            phases=(Phase.generate, *[Phase.shrink] * smaller),
-        )
-        @given(check.cases)
-        def property_(case: Case) -> None:
-            run(case)
+    @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None,
+        report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
+        phases=(Phase.generate, *[Phase.shrink] * shrink),
+    )
+    @given(check.cases)
+    def property_(case: Case) -> None:
+        run(case)
 
-        property_()
-
-    return on
+    property_()
 
 
-def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
-    """The outcomes, with the known mistakes that give all that the student's code gave.
+def explained(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """Return the outcomes with the known mistakes that explain the failures.
 
-    Of the calls of the mistaken function, and of what runs beside the student, over all checks: one
-    that explains a part only is none. Where one of the student's functions calls another, as the
-    reference does, both are wrong: then it has to explain them all.
+    A mistake explains them if, over all checks, it gives what the student's code gave in every call
+    of the mistaken function and of the drivers. If other functions of the reference call the
+    mistaken one, theirs may be wrong too: then it has to explain the calls of all functions.
     """
     outcomes = tuple(outcomes)
     if all(outcome.points for outcome in outcomes):
         return outcomes
-    seen = sorted(
+    trials = sorted(
         ((outcome, one, i == 0 and not outcome.points)
-         for outcome in outcomes for i, one in enumerate(outcome.seen)),
-        key=lambda found: not found[2],
+         for outcome in outcomes for i, one in enumerate(outcome.trials)),
+        key=lambda entry: not entry[2],
     )
-    unwritten = {"NotImplementedError"}  # and what calls it, says nothing about another function
-    shows: dict[str, set[str]] = {}
+    unwritten = {"NotImplementedError"}  # it, or a call of it: says nothing about other functions
+    explains: dict[str, set[str]] = {}  # mistake -> the titles of the checks that it fails
     for function, known in exercise.wrong.items():
         for mistake, through in itertools.product(known, (False, True)[: len(exercise.functions)]):
-            if mistake in shows:
+            if mistake in explains:
                 continue
-            local = Local(exercise, mistaken(exercise, function, mistake, through))
+            local = Local(exercise, with_mistake(exercise, function, mistake, through))
             which = exercise.functions if through else (function,)
             failed = set()
-            for outcome, one, smallest in seen:
+            for outcome, one, smallest in trials:
                 theirs = _calls(exercise, one.calls, which)
                 if (not theirs and not smallest) or unwritten & {call.error for call in theirs}:
                     continue
@@ -231,54 +232,54 @@ def named(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...
                 if smallest and fails and theirs:
                     failed.add(outcome.title)
             else:
-                shows[mistake] = failed
+                explains[mistake] = failed
     return tuple(
-        replace(outcome, mistakes=tuple(m for m in shows if outcome.title in shows[m]))
+        replace(outcome, mistakes=tuple(m for m in explains if outcome.title in explains[m]))
         for outcome in outcomes
     )
 
 
-def _calls(exercise: Exercise, calls: list[Called], which: Collection[str]) -> list[Called]:
-    """Those that may have run one of these functions."""
+def _calls(exercise: Exercise, calls: list[Call], which: Collection[str]) -> list[Call]:
+    """The calls of these functions and of the drivers, which may call them."""
     return [call for call in calls if call.name in which or call.name not in exercise.functions]
 
 
-def _fails(one: Seen, student: Student) -> bool:
+def _fails(trial: Trial, student: Student) -> bool:
     student.calls = []
     try:
-        one.check.run(student, **one.case)
+        trial.check.run(student, **trial.case)
     except (Wrong, Raised):
         return True
     return False
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Are these the same results, but for rounding?"""
+    """Are these results the same up to rounding?"""
     if isinstance(a, np.ndarray | np.generic | float | int) and not isinstance(a, bool):
         if not isinstance(b, np.ndarray | np.generic | float | int) or np.shape(a) != np.shape(b):
             return False
         kinds = np.asarray(a).dtype, np.asarray(b).dtype
-        plain = type(a) in (float, int) or type(b) in (float, int)  # either may be meant
-        if kinds[0] != kinds[1] and not plain:
+        python = type(a) in (float, int) or type(b) in (float, int)  # these have no exact dtype
+        if kinds[0] != kinds[1] and not python:
             return False
         eps = max((float(np.finfo(k).eps) for k in kinds if k.kind == "f"), default=0.0)
         top = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
-        loose = min(1e4 * eps, 0.01) * top  # a half has few digits to agree in
-        return bool(np.allclose(a, b, rtol=0, atol=loose, equal_nan=True))
+        atol = min(1e4 * eps, 0.01) * top  # float16 has few digits
+        return bool(np.allclose(a, b, rtol=0, atol=atol, equal_nan=True))
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
     if isinstance(a, dict):
         return isinstance(b, dict) and [*a] == [*b] and all(alike(a[k], b[k]) for k in a)
-    if isinstance(a, Called):
-        return isinstance(b, Called) and all(
+    if isinstance(a, Call):
+        return isinstance(b, Call) and all(
             alike(getattr(a, f), getattr(b, f)) for f in ("name", "value", "changed", "error")
         )
     return type(a) is type(b) and bool(a == b)
 
 
-def _failed(check: Check, case: Case | None = None, **found: Any) -> Outcome:
-    shown = tuple((name, held) for name, held in (case or {}).items() if not name.startswith("_"))
-    return Outcome(check.title, 0, check.points, case=shown, **found)
+def _failed(check: Check, case: Case | None = None, **facts: Any) -> Outcome:
+    public = tuple((name, value) for name, value in (case or {}).items() if name[0] != "_")
+    return Outcome(check.title, 0, check.points, case=public, **facts)
 
 
 def _none(exercise: Exercise, problem: dict[str, Any]) -> tuple[Outcome, ...]:
@@ -294,8 +295,8 @@ def _raised(error: Raised, doing: str = "") -> dict[str, Any]:
     return {"kind": error.kind, "lines": lines, "frames": frames}
 
 
-def _unfit(exercise: Exercise, source: str) -> dict[str, Any] | None:
-    """What is wrong with the text, before any of it runs."""
+def _problem(exercise: Exercise, source: str) -> dict[str, Any] | None:
+    """What is wrong with the text of a file before it is run, as fields of an Outcome."""
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
@@ -309,25 +310,27 @@ def _unfit(exercise: Exercise, source: str) -> dict[str, Any] | None:
     if missing:
         why = (
             f"the file has no function {missing[0]}",
-            f"the stub has it: minilora ex reset {exercise.number}",
+            f"to write the stub again, which has it: minilora ex reset {exercise.number}",
         )
         return {"kind": "missing", "lines": why}
     allowed = {"numpy", *sys.stdlib_module_names} | ({"minilora"} if exercise.engine else set())
     for line, name, text in _imports(tree, source.splitlines()):
         if name not in allowed:
-            why = (f"this exercise is about NumPy alone: line {line} imports {name}",)
+            use = "NumPy, minilora" if exercise.engine else "NumPy"
+            why = (f"line {line} imports {name}: use only {use} and Python's standard library",)
             return {"kind": "imports", "lines": why, "frames": ((line, "", text),)}
     return None
 
 
 def _imports(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, module, source line) of each import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = ["." * node.level + (node.module or "")]
+            modules = ["." * node.level + (node.module or "")]
         else:
             continue
-        for name in found:
-            root = name.split(".")[0] or "a module beside it"
+        for name in modules:
+            root = name.split(".")[0] or "a neighbouring module"
             yield node.lineno, root, lines[node.lineno - 1].strip()

@@ -1,4 +1,4 @@
-"""What an exercise is written with: checks over drawn cases, and the words for what they find."""
+"""What an exercise is written with: checks over drawn cases, and the messages of their failures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .wire import Odd
+from .wire import Opaque
 
 Case = Mapping[str, Any]
 
 
 class Wrong(AssertionError):
-    """What a check found, a line each: what was expected, what came, how far they are apart."""
+    """A failed check. Its lines: what was expected, what came, how far apart they are."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
@@ -25,10 +25,10 @@ class Wrong(AssertionError):
 
 @dataclass(frozen=True)
 class Check:
-    """A property: `run(student, **case)` raises Wrong where it does not hold.
+    """A property: `run(student, **case)` raises Wrong if it does not hold.
 
-    title: the property in a sentence; cases: draws the arguments by name, of which a failure shows
-    those without a leading _; points: what it is worth; examples: how many cases are drawn.
+    title: the property in a sentence. cases: draws the arguments by name; a failure shows those
+    without a leading _. points: its worth. examples: the number of cases.
     """
 
     title: str
@@ -41,32 +41,32 @@ class Check:
 def check(
     cases: SearchStrategy[Case], *, points: int = 1, examples: int = 30
 ) -> Callable[[Callable[..., None]], Check]:
-    """Make a function `(student, **case)` a Check; its docstring's first line is the title."""
+    """Make a Check of a function `(student, **case)`. Its docstring's first line is the title."""
 
-    def made(run: Callable[..., None]) -> Check:
+    def decorate(run: Callable[..., None]) -> Check:
         title = (run.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         return Check(title, cases, points, examples, run)
 
-    return made
+    return decorate
 
 
 def sizes(least: int = 1, most: int = 4) -> SearchStrategy[int]:
-    """A dimension."""
+    """Draw a dimension."""
     return st.integers(least, most)
 
 
 def generators() -> SearchStrategy[np.random.Generator]:
-    """A seeded NumPy generator, for arrays whose shapes were drawn before."""
+    """Draw a seeded NumPy generator. It fills arrays whose shapes were drawn before."""
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
 def small(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """float64 array of whole numbers from -3 to 3 without zero: easy to read in a message."""
+    """Return a float64 array of the integers -3 to 3 without 0: easy to read in a message."""
     return rng.choice([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0], size=shape)
 
 
 def parts(value: Any, *names: str) -> tuple[Any, ...]:
-    """The members of a tuple or list that has one for each name. Raises Wrong otherwise."""
+    """Return the members of a tuple or list. Raises Wrong unless there is one for each name."""
     wanted = f"expected {len(names)} values to be returned: {', '.join(names)}"
     if not isinstance(value, tuple | list):
         raise Wrong(wanted, f"got      {described(value)}")
@@ -76,10 +76,10 @@ def parts(value: Any, *names: str) -> tuple[Any, ...]:
 
 
 def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None = None) -> None:
-    """Raise Wrong unless `got` is a number or array as `expected` is, equal up to rounding.
+    """Raise Wrong unless `got` equals the number or array `expected`, up to rounding.
 
-    rtol: the largest gap over the largest |expected|; None: 256 eps of the coarser dtype, at least
-    eps of float32 where `expected` is float32, ...
+    rtol: the largest gap, relative to the largest |expected|; None: 256 eps of expected's dtype,
+    and 0 for integers.
     """
     number(got, np.shape(expected), what)
     a, b = np.asarray(got), np.asarray(expected)
@@ -87,26 +87,25 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
         rtol = 256 * float(np.finfo(b.dtype).eps) if b.dtype.kind == "f" else 0.0
     wide = np.result_type(a.dtype, b.dtype, np.float64)
     gap = np.abs(a.astype(wide) - b.astype(wide))
-    gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf is inf
+    gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf - inf is not 0
     top = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
     if not np.all(gap <= rtol * top):
         digits = next((n for n in (4, 8) if shown(a, n) != shown(b, n)), 17)
         raise Wrong(
             f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
-            *_turned(a, b, rtol * top),
+            *_transposed(a, b, rtol * top),
         )
 
 
-def _turned(a: np.ndarray, b: np.ndarray, most: float) -> tuple[str, ...]:
-    """Is it the transpose?"""
-    turned = a.ndim == 2 and a.shape[0] == a.shape[1] and np.all(np.abs(a.T - b) <= most)
-    return ("it is the transpose of what is expected",) if turned else ()
+def _transposed(a: np.ndarray, b: np.ndarray, most: float) -> tuple[str, ...]:
+    same = a.ndim == 2 and a.shape[0] == a.shape[1] and np.all(np.abs(a.T - b) <= most)
+    return ("your result is the transpose of the expected one",) if same else ()
 
 
 def _gap(gap: np.ndarray, got: np.ndarray) -> str:
     if np.all(np.isfinite(gap)):
-        return f"{np.max(gap):.3g} where it is largest"
+        return f"up to {np.max(gap):.3g}"
     return "not finite" if not np.all(np.isfinite(got)) else "infinite"
 
 
@@ -128,23 +127,23 @@ def number(got: Any, shape: tuple[int, ...], what: str = "the result") -> None:
 
 
 def holds(true: Any, expected: str, got: str = "") -> None:
-    """Raise Wrong with these words unless it is true."""
+    """Raise Wrong with these words unless `true`."""
     if not true:
         raise Wrong(f"expected {expected}", *([f"got      {got}"] if got else []))
 
 
 def described(value: Any) -> str:
-    """What a value is, in a few words."""
+    """Return a short description of a value of a wrong type."""
     if value is None:
         return "None: is there a `return`?"
     if isinstance(value, np.ndarray):
         return f"one array of shape {value.shape}"
-    kind = value.kind if isinstance(value, Odd) else type(value).__name__
+    kind = value.kind if isinstance(value, Opaque) else type(value).__name__
     return f"a value of type {kind}: {shown(value)}"
 
 
 def shown(value: Any, digits: int = 4) -> str:
-    """A value as a message shows it: short, rounded, arrays on one line where they fit."""
+    """Return a value as text for a message: short, rounded, an array on one line."""
     if isinstance(value, np.ndarray | np.generic):
         text = np.array2string(
             np.asarray(value), precision=digits, threshold=24, edgeitems=2, separator=", ",

@@ -1,4 +1,4 @@
-"""A student's functions, as the checks call them: in a process of their own, or right here."""
+"""A student's functions, as the checks call them: in their own process, or in this one."""
 
 from __future__ import annotations
 
@@ -23,29 +23,27 @@ import numpy as np
 from . import wire
 from .book import Exercise
 from .kit import Wrong, described, shown
-from .worker import told
+from .worker import error_data
 
-NO_ANSWER = "its process sends what is no answer"
-PACKAGE = str(Path(__file__).resolve().parents[2])
+NO_ANSWER = "its process sent something that is no answer"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one process: seconds of a call, of all calls, and of the processor; bytes of memory and
-    of files."""
+    """The limits of one process."""
 
-    seconds: float = 5.0
-    whole: float = 60.0
-    cpu: int = 30
-    memory: int = 2 << 30
-    output: int = 1 << 20
+    seconds: float = 5.0  # of one call
+    total: float = 60.0  # seconds of all calls
+    cpu: int = 30  # seconds of the processor
+    memory: int = 2 << 30  # bytes
+    output: int = 1 << 20  # bytes of a written file
 
 
 LIMITS = Limits()
 
 
 class Raised(Exception):
-    """The student's code raised: its kind and message; frames: (line, function, source) of it."""
+    """The student's code raised an exception. frames: (line, function, source) of its file."""
 
     def __init__(self, kind: str, message: str, frames: list[list[Any]]) -> None:
         super().__init__(f"{kind}: {message}" if message else kind)
@@ -53,15 +51,15 @@ class Raised(Exception):
 
 
 class Halted(BaseException):
-    """The student's process is gone, or was ended: nothing more comes from it.
+    """The student's process ended, or was ended: no more answers come.
 
-    No Exception: a search for a smaller case must not go on with a process that is not there.
+    It is no Exception, so that it also ends Hypothesis's search for a smaller case.
     """
 
 
 @dataclass(frozen=True)
-class Called:
-    """One call: the function, and what came of it: a result and changed arguments, or an error."""
+class Call:
+    """One call of a function: its result and changed arguments, or its error."""
 
     name: str
     value: Any = None
@@ -70,14 +68,14 @@ class Called:
 
 
 class Student:
-    """`student.f(x, y)` calls the student's f with copies, and keeps what came of it in `calls`.
+    """`student.f(x, y)` calls the student's f with copies of the arguments, and records the call.
 
-    A function that changes an argument which is not its own to change is Wrong.
+    Raises Wrong if f changes an argument that it must not change.
     """
 
     def __init__(self, exercise: Exercise) -> None:
         self.exercise = exercise
-        self.calls: list[Called] = []
+        self.calls: list[Call] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
@@ -85,22 +83,22 @@ class Student:
         return lambda *args: self._checked(name, args)
 
     def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-        """The result, and the arguments as they are after it. Raises Raised or Halted."""
+        """Return the result, and the arguments after the call. Raises Raised or Halted."""
         raise NotImplementedError
 
     def _checked(self, name: str, args: tuple[Any, ...]) -> Any:
         try:
             value, after = self._call(name, args)
         except Raised as error:
-            self.calls.append(Called(name, error=error.kind))
+            self.calls.append(Call(name, error=error.kind))
             raise
         changed = tuple((i, b) for i, (a, b) in enumerate(zip(args, after)) if not same(a, b))
-        self.calls.append(Called(name, value, changed))
+        self.calls.append(Call(name, value, changed))
         for i, now in changed:
             argument = self.exercise.argument(name, i)
             if argument not in self.exercise.in_place.get(name, ()):
                 raise Wrong(
-                    f"expected {name} to leave its arguments as they are",
+                    f"expected {name} not to change its arguments",
                     f"got      {argument} changed in place: {shown(args[i])} is now {shown(now)}",
                 )
             _put(args[i], now)
@@ -108,7 +106,7 @@ class Student:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Are these the same bits?"""
+    """Are these values equal bit by bit?"""
     if isinstance(a, np.ndarray):
         return (
             isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
@@ -119,12 +117,12 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return isinstance(b, dict) and [*a] == [*b] and all(same(a[k], b[k]) for k in a)
     if isinstance(a, np.random.Generator):
-        return True  # it is there to be drawn from
+        return True  # drawing from it is allowed
     return type(a) is type(b) and bool(a == b or a != a)
 
 
 def _put(old: Any, new: Any) -> None:
-    """Write what is new into the judge's own arguments."""
+    """Write the changed values into the judge's own arguments."""
     if isinstance(old, np.ndarray):
         wanted = f"expected an array that keeps its shape {old.shape} and {old.dtype}"
         if not isinstance(new, np.ndarray):
@@ -140,8 +138,19 @@ def _put(old: Any, new: Any) -> None:
             _put(a, b)
 
 
+def start(module: str, function: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a function of this folder in a new Python process, with pipes to it and from it."""
+    package = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {package!r}); " \
+           f"from minilora.exercises.{module} import {function}; {function}()"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, **options,
+    )
+
+
 class Local(Student):
-    """Functions of this very process: of a reference, or of a known mistake."""
+    """Functions of this process: a reference, or a known mistake."""
 
     def __init__(self, exercise: Exercise, functions: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__(exercise)
@@ -153,28 +162,25 @@ class Local(Student):
             try:
                 return self._functions[name](*given), given
             except Exception as error:
-                told_ = told(error, "")
-                raise Raised(told_["error"], told_["message"], []) from error
+                data = error_data(error, "")
+                raise Raised(data["error"], data["message"], []) from error
 
 
 class Remote(Student):
-    """Functions of a student's file, in a process with limits and a folder of its own.
+    """Functions of a student's file, in a process with limits and a temporary folder.
 
-    Raises Raised where the file cannot be loaded, Halted where its process ends or does not answer.
+    Raises Raised if the file cannot be loaded, Halted if the process ends or does not answer.
     """
 
     def __init__(self, exercise: Exercise, source: str, limits: Limits = LIMITS) -> None:
         super().__init__(exercise)
         self._limits, self._last, self._printed = limits, 0, ""
-        self._left = limits.whole
+        self._left = limits.total
         self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
         path = self._folder / exercise.name
         path.write_text(source, "utf-8")
-        code = f"import sys; sys.path.insert(0, {PACKAGE!r}); " \
-               "from minilora.exercises.worker import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], cwd=self._folder, env=_environment(self._folder),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        self._process = start(
+            "worker", "main", cwd=self._folder, env=_environment(self._folder),
             start_new_session=True,
         )
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -186,15 +192,15 @@ class Remote(Student):
                 "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
                 "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
             }
-            self._answer(setup, 60.0)  # it imports NumPy first, on a busy machine
-            self._last, self._left = 1, limits.whole
-            self._answer(None, limits.seconds)  # and loads the file
+            self._answer(setup, 60.0)  # importing NumPy can be slow on a busy machine
+            self._last, self._left = 1, limits.total
+            self._answer(None, limits.seconds)  # loading the file
         except BaseException:
             self.close()
             raise
 
     def _talk(self) -> None:
-        """Send what is asked, read one answer to it: more than one is never read ahead."""
+        """Send each request and read one answer to it; never read ahead."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         while (request := self._asked.get()) is not self:
@@ -202,12 +208,12 @@ class Remote(Student):
                 if request is not None:
                     wire.send(stdin, request)
                 self._answers.put(wire.receive(stdout))
-            except Exception as error:  # the end, or no message
+            except Exception as error:  # end of the stream, or no valid message
                 self._answers.put(error)
                 return
 
     def _answer(self, request: Any, seconds: float) -> dict[str, Any]:
-        """What comes of a request. What is no answer to it ends the process."""
+        """Return the answer to a request. Without a valid one in time, end the process: Halted."""
         began = time.monotonic()
         self._asked.put(request)
         try:
@@ -216,9 +222,9 @@ class Remote(Student):
             short = self._left < seconds
             self.close()
             raise Halted(
-                f"its calls took more than {self._limits.whole:g} seconds in all" if short else
-                f"it did not come to an end in {self._limits.seconds:g} seconds: is there a "
-                "loop that never stops?"
+                f"its calls took more than {self._limits.total:g} seconds in total" if short else
+                f"it did not end within {self._limits.seconds:g} seconds: is there a loop that "
+                "never stops?"
             ) from None
         self._left -= time.monotonic() - began
         if not isinstance(answer, dict) or answer.get("id") != self._last:
@@ -230,16 +236,16 @@ class Remote(Student):
         return answer
 
     def _ended(self) -> str:
-        """How the process ended, in words."""
+        """Return a message that says how the process ended."""
         try:
             code = self._process.wait(2)
         except subprocess.TimeoutExpired:
             return NO_ANSWER
         if code < 0 and -code in (getattr(signal, "SIGXCPU", 0), getattr(signal, "SIGKILL", 0)):
-            return f"it used more than {self._limits.cpu} seconds of the processor, or was killed"
+            return f"it used more than {self._limits.cpu} seconds of processor time, or was killed"
         if code < 0:
             return f"its process was ended by signal {-code}"
-        return f"its process ended by itself, with code {code}: does it call os._exit?"
+        return f"its process ended with exit code {code}: does it call os._exit?"
 
     def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         self._last += 1
@@ -252,14 +258,14 @@ class Remote(Student):
         return answer.get("value"), after
 
     def printed(self) -> str:
-        """What the student's code printed by now."""
+        """Return what the student's code has printed so far."""
         with suppress(OSError):
             data = (self._folder / "printed.txt").read_bytes()
             self._printed = data.decode("utf-8", "replace")
         return self._printed
 
     def close(self) -> None:
-        """End the process and all that it started, and remove its folder."""
+        """End the process and its children, and remove its folder."""
         self.printed()
         if hasattr(os, "killpg"):
             with suppress(OSError):
@@ -269,28 +275,28 @@ class Remote(Student):
         self._asked.put(self)
         self._talk_.join(2.0)
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not self._talk_.is_alive():  # else a child of it holds the pipe
+            if pipe is not None and not self._talk_.is_alive():  # else a child holds the pipe
                 with suppress(OSError):
                     pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _error(answer: dict[str, Any]) -> tuple[str, str, list[list[Any]]]:
-    """The kind, message and frames of an answer, whatever a student's process put in there."""
+    """Return kind, message and frames of an answer. A student's process may have forged them."""
     frames = answer.get("frames")
-    told = [
+    valid = [
         [one[0], str(one[1])[:200], str(one[2])[:200]]
         for one in (frames if isinstance(frames, list) else [])
         if isinstance(one, list) and len(one) == 3 and type(one[0]) is int
     ]
-    return str(answer["error"])[:80], str(answer.get("message", ""))[:400], told[-5:]
+    return str(answer["error"])[:80], str(answer.get("message", ""))[:400], valid[-5:]
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """Nothing of the judge's but what Python needs; one thread."""
-    keep = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV")
+    """Return an environment with only the variables that Python needs, and one thread."""
+    names = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV")
     return {
-        **{name: os.environ[name] for name in keep if name in os.environ},
+        **{name: os.environ[name] for name in names if name in os.environ},
         "HOME": str(folder), "TMPDIR": str(folder), "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1",
         "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg",

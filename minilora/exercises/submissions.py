@@ -1,4 +1,4 @@
-"""What was handed in: whose it is, for which exercise, and its text or why there is none."""
+"""Submitted files: whose they are, for which exercise, and their text."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from ..files import atomic
 from .book import Exercise
 
 MOST = 1 << 20  # bytes of a submitted file
-PLACE = re.compile(r"(/\S*)?minilora-\w{8}/?")  # the student's folder, whose name is drawn
+PLACE = re.compile(r"(/\S*)?minilora-\w{8}/?")  # the temporary folder, whose name is random
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
 def submissions(
     folder: Path, of: Sequence[Exercise]
 ) -> tuple[dict[str, dict[str, Path | None]], list[str]]:
-    """Each student's files by exercise, in order of names, and what is left out.
+    """Return each student's files by exercise, in the order of names, and the names left out.
 
-    A file is None where there are several for one exercise: nobody guesses which is meant.
+    A file is None if a student has several for one exercise: no guess is made.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the one that holds the submissions")
     entries = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
     if any(re.match(r"ex\d\d", path.name) for path in entries):
         return {folder.resolve().name: _files(entries, of)}, []
-    found: dict[str, dict[str, Path | None]] = {}
+    students: dict[str, dict[str, Path | None]] = {}
     left_out = []
     for path in entries:
         files: dict[str, Path | None]
         name, number = path.name, _number(path.name, of)
-        whole = path.suffix == ".py" or (path.is_dir() and not path.is_symlink())
-        if name.startswith((".", "__MACOSX")) or not whole:
+        candidate = path.suffix == ".py" or (path.is_dir() and not path.is_symlink())
+        if name.startswith((".", "__MACOSX")) or not candidate:
             left_out.append(plain(name))
             continue
         if path.suffix != ".py":
@@ -45,22 +45,24 @@ def submissions(
         else:
             left_out.append(plain(name))
             continue
-        there = found.setdefault(name, {})
+        own = students.setdefault(name, {})
         for number, file in files.items():
-            there[number] = None if number in there else file
-    if not found:
-        raise ValueError(f"{folder} holds no submission: a folder or a .py file for each student")
-    return found, left_out
+            own[number] = None if number in own else file
+    if not students:
+        raise ValueError(
+            f"{folder} contains no submission: put a folder or a .py file for each student into it"
+        )
+    return students, left_out
 
 
 def _number(name: str, of: Sequence[Exercise]) -> str:
-    """The exercise that a file's name tells of."""
-    told = re.search(r"(?:^|[-_ ])ex(\d\d)", name)
-    return told[1] if told and any(one.number == told[1] for one in of) else ""
+    """The number of the exercise in a file's name; "" if there is none."""
+    match = re.search(r"(?:^|[-_ ])ex(\d\d)", name)
+    return match[1] if match and any(one.number == match[1] for one in of) else ""
 
 
 def _listed(folder: Path) -> list[Path] | None:
-    """What lies in a folder, and one level deeper where that is a single folder."""
+    """The paths in a folder; of its only subfolder, if it has one and no .py file."""
     try:
         inside = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
         deeper = [path for path in inside if path.is_dir() and not path.is_symlink()]
@@ -72,6 +74,7 @@ def _listed(folder: Path) -> list[Path] | None:
 
 
 def _files(inside: Iterable[Path], of: Sequence[Exercise]) -> dict[str, Path | None]:
+    """The file for each exercise: the one with the stub's name, or the only one."""
     files: dict[str, Path | None] = {}
     for path in inside:
         number = _number(path.name, of) if path.suffix == ".py" else ""
@@ -86,14 +89,14 @@ def _files(inside: Iterable[Path], of: Sequence[Exercise]) -> dict[str, Path | N
 
 
 def read(path: Path | None) -> tuple[str, tuple[str, str] | None]:
-    """A file's text; or the kind and words of why there is none."""
+    """Return a file's text, or the kind and message of a problem."""
     if path is None:
-        return "", ("absent", "there is no file for it, or more than one")
+        return "", ("absent", "there is no file for this exercise, or more than one")
     if path.is_symlink():
-        return "", ("unreadable", "the file is a link")
+        return "", ("unreadable", "the file is a symbolic link")
     try:
         if not path.is_file():
-            return "", ("unreadable", "it is no file")
+            return "", ("unreadable", "it is not a regular file")
         with path.open("rb") as file:
             data = file.read(MOST + 1)
         if len(data) > MOST:
@@ -106,7 +109,7 @@ def read(path: Path | None) -> tuple[str, tuple[str, str] | None]:
 
 
 def plain(text: str) -> str:
-    """Text that says the same in each run, and that a terminal and a file can take."""
+    """Return printable text that is the same in each run: without addresses and random names."""
     text = ADDRESS.sub("0x...", PLACE.sub("", text))
-    whole = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() else "?" for letter in whole)[:400]
+    text = text.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:400]

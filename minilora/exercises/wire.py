@@ -1,6 +1,6 @@
-"""Values as bytes and back, between the judge and the process that runs a student's code.
+"""Messages between the judge and the process that runs a student's code: values as bytes.
 
-Only data crosses, never code: numbers, text, arrays of numbers; lists, tuples, dicts of them.
+They carry data only, never code: numbers, text, arrays of numbers; lists, tuples, dicts of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
-MOST = 4 << 20  # bytes of one message: a judge keeps many
+MOST = 4 << 20  # bytes of one message; a judge keeps many of them in memory
 
 
-class Odd:
-    """Stands for a value that does not cross: its type and the beginning of its repr."""
+class Opaque:
+    """Stands for a value of another type: the type's name, and the start of the value's repr."""
 
     def __init__(self, kind: str, text: str) -> None:
         self.kind, self.text = kind, text
@@ -26,7 +26,7 @@ class Odd:
 
 
 def send(to: IO[bytes], value: Any) -> None:
-    """Write one message. Raises ValueError if it is too long."""
+    """Write one message. Raises ValueError for one that is too long."""
     arrays: list[np.ndarray] = []
     head = json.dumps(_plain(value, arrays)).encode()
     body = io.BytesIO()
@@ -39,26 +39,27 @@ def send(to: IO[bytes], value: Any) -> None:
 
 
 def receive(source: IO[bytes]) -> Any:
-    """Read one message. Raises EOFError at the end, ValueError for what is no message."""
+    """Read one message. Raises EOFError at the end, ValueError for bytes that are no message."""
     lengths = _exactly(source, 16)
     first, second = struct.unpack("<QQ", lengths)
     if first + second > MOST:
-        raise ValueError("no message")
+        raise ValueError("not a message")
     head, body = _exactly(source, first), io.BytesIO(_exactly(source, second))
-    return _made(json.loads(head), body)
+    return _value(json.loads(head), body)
 
 
 def _exactly(source: IO[bytes], count: int) -> bytes:
-    got = b""
-    while len(got) < count:
-        more = source.read(count - len(got))
+    data = b""
+    while len(data) < count:
+        more = source.read(count - len(data))
         if not more:
             raise EOFError
-        got += more
-    return got
+        data += more
+    return data
 
 
 def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
+    """A value as JSON data; its arrays are appended to `arrays`."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
@@ -72,29 +73,30 @@ def _plain(value: Any, arrays: list[np.ndarray]) -> Any:
         return {"dtype": np.dtype(value).str}
     if isinstance(value, np.random.Generator):
         return {"generator": value.bit_generator.state["state"]}
-    if isinstance(value, Odd):
-        return {"odd": [value.kind, value.text]}
-    return {"odd": [type(value).__name__, repr(value)[:200]]}
+    if isinstance(value, Opaque):
+        return {"opaque": [value.kind, value.text]}
+    return {"opaque": [type(value).__name__, repr(value)[:200]]}
 
 
-def _made(plain: Any, body: IO[bytes]) -> Any:
+def _value(plain: Any, body: IO[bytes]) -> Any:
+    """The inverse of _plain."""
     if not isinstance(plain, dict):
         return plain
-    ((kind, held),) = plain.items()
+    ((kind, content),) = plain.items()
     if kind == "array":
         array = np.lib.format.read_array(body, allow_pickle=False)
         if array.dtype.kind not in "biufc":
-            raise ValueError("no array of numbers")
-        return array if held else array[()]
+            raise ValueError("not an array of numbers")
+        return array if content else array[()]
     if kind in ("list", "tuple"):
-        made = [_made(member, body) for member in held]
-        return made if kind == "list" else tuple(made)
+        members = [_value(member, body) for member in content]
+        return members if kind == "list" else tuple(members)
     if kind == "dict":
-        return {_made(k, body): _made(v, body) for k, v in held}
+        return {_value(k, body): _value(v, body) for k, v in content}
     if kind == "dtype":
-        return np.dtype(held)
+        return np.dtype(content)
     if kind == "generator":
         bits = np.random.PCG64()
-        bits.state = {**bits.state, "state": held}
+        bits.state = {**bits.state, "state": content}
         return np.random.Generator(bits)
-    return Odd(str(held[0])[:80], str(held[1])[:200])
+    return Opaque(str(content[0])[:80], str(content[1])[:200])

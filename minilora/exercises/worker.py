@@ -1,7 +1,7 @@
-"""The process that runs a student's code, and does nothing else: no check is made in it.
+"""The process that runs a student's code. The checks run elsewhere.
 
-It has limits of time, memory, output and files, and may start no process, remove no file and open
-no connection. That stops accidents and pranks; it is no security sandbox.
+It has limits of time, memory, output and files. It may not start a process, remove a file or open a
+connection. That stops accidents and pranks; it is no security sandbox.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FORBIDDEN = (  # audit events
     "resource.prlimit", "pty.spawn", "gc.get_objects", "gc.get_referrers", "gc.get_referents",
 )
 READS = ("open", "os.listdir", "os.scandir")
-CLOSED = (  # modules that get around the hook
+CLOSED = (  # modules that could bypass the hook
     "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
     "_xxsubinterpreters", "_interpreters",
 )
@@ -42,16 +42,16 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
-    """Answer what comes in, until there is no more. What the student prints goes elsewhere."""
+    """Answer requests until the end of the input. The student's output goes into printed.txt."""
     with open(os.dup(0), "rb") as asked, open(os.dup(1), "wb") as answer:
-        where = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
-            os.dup2(where, stream)
+            os.dup2(printed, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for text in (sys.stdout, sys.stderr):
             text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         me = os.getpid()
-        if sys.platform == "linux":  # where the judge is killed, this goes with it
+        if sys.platform == "linux":  # if the judge is killed, so is this process
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         setup = wire.receive(asked)
         with contextlib.suppress(EOFError):
@@ -59,32 +59,32 @@ def main() -> None:
 
 
 def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
-    """Load the student's file, say how that went, then call what is asked for."""
+    """Load the student's file, answer with the outcome, then call the requested functions."""
     path, drivers = setup["path"], book.drivers(Path(setup["exercise"]))
     source = Path(path).read_text("utf-8")
     warnings.simplefilter("once")
-    if setup["engine"]:  # it looks for its BLAS once, which nothing may do later
+    if setup["engine"]:  # it reads its BLAS's files once; the hook would refuse that later
         importlib.import_module("minilora.backend.threads").threads()
-    wire.send(answer, {"id": 0})  # from here on it is the student's time
+    wire.send(answer, {"id": 0})  # the student's time starts here
     _limit(setup)
     module = _guarded(path, lambda: load(source, path))
     wire.send(answer, {"id": 1, **{k: v for k, v in module.items() if k != "value"}})
     if "value" not in module:
         return
     student = module["value"]
-    while os.getpid() == me:  # a fork has nothing to say
+    while os.getpid() == me:  # a forked copy must not answer
         request = wire.receive(asked)
         name, args = request["name"], request["args"]
         if name in drivers:
             call = functools.partial(drivers[name], student, *args)
         else:
             call = functools.partial(getattr(student, name), *args)
-        told = _guarded(path, call)
+        outcome = _guarded(path, call)
         try:
-            wire.send(answer, {"id": request["id"], "args": args, **told})
+            wire.send(answer, {"id": request["id"], "args": args, **outcome})
         except Exception as error:
-            told = {"error": "Result", "message": f"it returned {error}", "frames": []}
-            wire.send(answer, {"id": request["id"], **told})
+            outcome = {"error": "Result", "message": f"it returned {error}", "frames": []}
+            wire.send(answer, {"id": request["id"], **outcome})
 
 
 def load(source: str, path: str) -> types.ModuleType:
@@ -97,15 +97,15 @@ def load(source: str, path: str) -> types.ModuleType:
 
 
 def _guarded(path: str, run: Callable[[], Any]) -> dict[str, Any]:
-    """What it returns, or what it raises: its kind, words and the frames of the student's file."""
+    """Call `run`; return its value or its exception as data."""
     try:
         return {"value": run()}
     except BaseException as error:
-        return told(error, path)
+        return error_data(error, path)
 
 
-def told(error: BaseException, path: str) -> dict[str, Any]:
-    """An exception as data; a syntax error's frame is where it is."""
+def error_data(error: BaseException, path: str) -> dict[str, Any]:
+    """Return an exception as data: its kind, its message and its frames in the file `path`."""
     frames = [
         [frame.lineno or 0, frame.name, frame.line or ""]
         for frame in traceback.extract_tb(error.__traceback__)
@@ -116,13 +116,13 @@ def told(error: BaseException, path: str) -> dict[str, Any]:
         frames = [[error.lineno or 0, "", (error.text or "").strip()]]
         message = error.msg
     if isinstance(error, RecursionError):
-        message, frames = "it calls itself without an end", frames[:1]
+        message, frames = "the function calls itself without end", frames[:1]
     kind = type(error).__name__
     return {"error": kind, "message": message[:400], "frames": frames[-5:]}
 
 
 def _limit(setup: dict[str, Any]) -> None:
-    """Limits of the operating system, where it has them, and the hook that refuses."""
+    """Set the operating system's limits, where it has them, and the hook that refuses actions."""
     if os.name == "posix":
         resource = importlib.import_module("resource")
         for name, most in (
@@ -133,22 +133,22 @@ def _limit(setup: dict[str, Any]) -> None:
                 hard = resource.getrlimit(getattr(resource, name))[1]
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
                 resource.setrlimit(getattr(resource, name), (most, most))
-    hidden = __package__ if setup["engine"] else "minilora"  # the answers are in there
+    hidden = __package__ if setup["engine"] else "minilora"  # solutions are in there
     for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
         sys.modules[name] = None  # type: ignore[assignment]
     for module in ("signal", "_signal", *["_posixsubprocess"] * (os.name == "posix")):
-        there = vars(importlib.import_module(module))
-        for name in {"pidfd_send_signal", "fork_exec"} & {*there}:
-            there[name] = _refused  # no hook hears of them
+        namespace = vars(importlib.import_module(module))
+        for name in {"pidfd_send_signal", "fork_exec"} & {*namespace}:
+            namespace[name] = _refuse  # these raise no audit event
     sys.addaudithook(_hook(bool(setup["engine"]), os.getcwd()))
 
 
-def _refused(*_: Any, **__: Any) -> None:
+def _refuse(*_: Any, **__: Any) -> None:
     raise PermissionError("an exercise only computes; this starts or signals a process")
 
 
 def _paths() -> Any:
-    """os.path once more, with an os of its own: what a student patches is not in it."""
+    """Return a second copy of os.path, with its own os: a student cannot patch it."""
     spec = importlib.util.find_spec(os.path.__name__)
     assert spec is not None and spec.loader is not None
     fresh = importlib.util.module_from_spec(spec)
@@ -160,15 +160,15 @@ def _paths() -> Any:
 
 
 def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """What refuses. A student can put nothing else under the names that it uses.
+    """Return the audit hook. Its names are its own, so that a student cannot change their meaning.
 
-    It lets through what Python and NumPy load, and the student's folder; never the exercises.
+    It allows reads of Python's and NumPy's files and of the student's folder; never the exercises.
     """
     real, name, sep, null = _paths().realpath, os.fsdecode, os.sep, os.devnull
     forbidden, reads, closed, writing = FORBIDDEN, READS, CLOSED, WRITES
     own, package = real(book.FOLDER), real(book.FOLDER.parents[1])
-    there = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
-    inside = tuple(real(one) + sep for one in there + ((f"{package}/minilora",) * engine))
+    allowed = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
+    inside = tuple(real(one) + sep for one in allowed + ((f"{package}/minilora",) * engine))
     files = (null, "/dev/urandom", *([package] if engine else []))
     roots = ("numpy", *sys.stdlib_module_names, *(["minilora"] if engine else []))
 
@@ -185,9 +185,9 @@ def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
                 if path != null:
                     raise PermissionError(f"an exercise only computes; this opens {path} to write")
                 return
-            found = real(path)
-            good = found in files or (found + sep).startswith(inside)
-            if not good or (found + sep).startswith(own + sep):
+            file = real(path)
+            good = file in files or (file + sep).startswith(inside)
+            if not good or (file + sep).startswith(own + sep):
                 raise PermissionError(f"an exercise only computes; this reads {path}")
 
     alone = {"__builtins__": {**vars(builtins)}}

@@ -3,26 +3,27 @@
 A computation is a graph of nodes. In
     c = a * b
     d = c + a
-c has the parents a and b, d has the parents c and a. Walking back from d, each node gets shares of
-gradient from the nodes that it went into, and its gradient is their sum: a gets one share from d
-and one from c. A node passes on its gradient only once it has all of it.
+c has the parents a and b, and d has the parents c and a. The walk goes back from d. Each node gets
+a share of gradient from every node that uses it. The gradient of the node is the sum of its shares:
+a gets one share from d and one from c. A node may pass on its gradient only after all its shares
+have arrived.
 
 A Node (below) has
     .value    a number or an array
-    .parents  tuple, the nodes that it was computed from; () for what was not computed; a node that
-              was used twice is there twice
+    .parents  tuple, the nodes from which it was computed; () for an input; a node that was used
+              twice is in it twice
     .rules    tuple of functions, one for each parent: rules[i](gradient of this node) is the share
               of parents[i]
     .grad     its gradient, 0.0 at first
 
 backward(node) takes
     node   Node whose value is one number; its own gradient is 1.0
-and returns nothing. To the .grad of node, and of each node that it was computed from, it adds how
-fast node.value grows with that node's value. What was in .grad before stays in the sum: after
+and returns nothing. For `node`, and for each node from which it was computed, it adds to .grad how
+fast node.value grows with the value of that node. The old content of .grad stays in the sum: after
 backward(y) and backward(z), a.grad is the slope of y + z.
 
-Graphs may be long, 10,000 nodes in a row: more than Python lets a function call itself. And each
-rule is to be called once, as it may be a large matrix product. Nodes can be keys of a dict.
+A graph can be long: 10,000 nodes in a row. Python does not let a function call itself that often.
+Call each rule only once: it may be a large matrix product. Nodes can be keys of a dict.
 
 The function `example` below has the two lines from above, with a = 2 and b = 3, and calls backward:
 
@@ -31,7 +32,7 @@ The function `example` below has the two lines from above, with a = 2 and b = 3,
 
 
 class Node:
-    """A value, what it was computed from, and how gradient flows there."""
+    """A value, its parents, and the rules for their shares of gradient."""
 
     def __init__(self, value, parents=(), rules=()):
         self.value, self.parents, self.rules, self.grad = value, parents, rules, 0.0
@@ -47,23 +48,23 @@ def example():
 
 
 def backward(node):
-    """Add d node / d n to the .grad of every node n that `node` was computed from."""
+    """Add d node / d n to the .grad of `node` and of every node n from which it was computed."""
     ### BEGIN SOLUTION
-    uses, found = {node: 0}, [node]  # how many shares a node waits for
-    for one in found:  # the list grows while we go through it
+    uses, nodes = {node: 0}, [node]  # uses: the number of shares that are still missing
+    for one in nodes:  # the list grows during the loop
         for parent in one.parents:
             if parent not in uses:
                 uses[parent] = 0
-                found.append(parent)
+                nodes.append(parent)
             uses[parent] += 1
-    gradient, ready = {node: 1.0}, [node]  # of this walk; .grad may hold that of earlier ones
+    gradient, ready = {node: 1.0}, [node]  # of this walk only
     while ready:
         one = ready.pop()
         one.grad = one.grad + gradient[one]
         for parent, rule in zip(one.parents, one.rules):
             gradient[parent] = gradient.get(parent, 0.0) + rule(gradient[one])
             uses[parent] -= 1
-            if uses[parent] == 0:  # that was the last share
+            if uses[parent] == 0:  # all shares have arrived
                 ready.append(parent)
     ### END SOLUTION
 
@@ -74,7 +75,7 @@ import numpy as np
 
 
 def gradients(student, values, lines, ends):
-    """Run the lines, call backward on each of `ends`, and give ({name: .grad}, calls of rules)."""
+    """Run the lines and backward for each of `ends`: ({name: .grad}, number of calls of rules)."""
     make, calls = getattr(student, "Node", Node), []
 
     def rule(f):
@@ -96,7 +97,7 @@ def gradients(student, values, lines, ends):
 
 
 def chain(student, length):
-    """The gradients of both ends of x, -x, -(-x), ...; text where Python's stack is full."""
+    """The gradients at both ends of the chain x, -x, -(-x), ...; text for a RecursionError."""
     make = getattr(student, "Node", Node)
     first = last = make(1.0)
     for _ in range(length):
@@ -128,18 +129,18 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "backward through a graph"
 MINUTES = 35
 CHAPTER = "01"
 
 HINTS = (
-    "When may a node pass on its gradient? When every node that it went into has sent its share. "
-    "So two walks: the first counts how many shares each node has to wait for.",
-    "Keep a list of nodes to visit instead of a function that calls itself. First walk: for each "
-    "node found, uses[parent] += 1 for each of its parents. Second walk: take a node that waits "
-    "for nothing, hand on its shares, and count uses[parent] down; at 0 the parent is ready.",
+    "When may a node pass on its gradient? When every node that uses it has sent its share. So "
+    "walk twice. The first walk counts the shares of each node.",
+    "Use a list of nodes to visit, not a function that calls itself. First walk: for each node "
+    "and each of its parents, uses[parent] += 1. Second walk: take a node that is ready, send its "
+    "shares, and count uses[parent] down; at 0, the parent is ready.",
     "gradient, ready = {node: 1.0}, [node]; while ready: one = ready.pop(); one.grad = one.grad + "
     "gradient[one]; for each parent and rule: gradient[parent] = gradient.get(parent, 0.0) + "
     "rule(gradient[one]); uses[parent] -= 1; if uses[parent] == 0: ready.append(parent)",
@@ -148,8 +149,8 @@ NAMES = "abcdefghijkl"
 
 
 def _slopes(values, lines, ends):
-    """name -> how fast the sum of the ends grows with it: forwards, for one name at a time."""
-    found = {}
+    """name -> the slope of the sum of the ends, computed forwards for one name at a time."""
+    slopes = {}
     for start in [*values, *(line[0] for line in lines)]:
         value, slope = dict(values), dict.fromkeys(values, 0.0)
         slope[start] = 1.0
@@ -160,8 +161,8 @@ def _slopes(values, lines, ends):
             slope[name] = du * v + u * dv if how == "*" else du + dv if how == "+" else du - dv
             if name == start:
                 slope[name] = 1.0
-        found[start] = sum(slope[end] for end in ends)
-    return found
+        slopes[start] = sum(slope[end] for end in ends)
+    return slopes
 
 
 def _right(student, values, lines, ends):
@@ -173,7 +174,7 @@ def _right(student, values, lines, ends):
 
 @st.composite
 def computations(draw, least_ends=1, most_ends=1):
-    """Lines that use any names above them, and of which names backward is called."""
+    """Lines that use any earlier names, and the names for which backward is called."""
     rng = draw(kit.generators())
     values = {name: float(kit.small(rng)) for name in "ab"}
     names, lines = [*values], []
@@ -187,7 +188,7 @@ def computations(draw, least_ends=1, most_ends=1):
 
 @st.composite
 def trees(draw):
-    """Lines in which each name is used once."""
+    """Lines that use each name once."""
     rng = draw(kit.generators())
     left = [*NAMES[: draw(st.integers(2, 4))]]
     values, lines = {name: float(kit.small(rng)) for name in left}, []
@@ -200,25 +201,25 @@ def trees(draw):
 
 @kit.check(trees(), points=2)
 def used_once(student, values, lines, ends):
-    """Where each name is used once, every .grad is right."""
+    """Every .grad is right if each name is used once."""
     _right(student, values, lines, ends)
 
 
 @kit.check(computations(), points=2, examples=100)
 def used_again(student, values, lines, ends):
-    """Where names are used again, a .grad is the sum of all shares: a * a, and paths that meet."""
+    """A name that is used several times gets the sum of its shares: a * a, and paths that meet."""
     _right(student, values, lines, ends)
 
 
 @kit.check(computations(2, 3), points=2, examples=60)
 def added_up(student, values, lines, ends):
-    """backward of several nodes, one after the other: each adds its own slopes to .grad."""
+    """backward called for several nodes: each call adds its slopes to .grad."""
     _right(student, values, lines, ends)
 
 
 @kit.check(st.integers(1, 9).map(lambda n: {"steps": n}), points=1, examples=10)
 def rules_once(student, steps):
-    """Each rule is called once, also where many paths lead back, as in b = a + a, c = b + b"""
+    """Each rule is called once, even if many paths lead back, as in b = a + a, c = b + b"""
     names = NAMES[: steps + 1]
     lines = [f"{new} = {old} + {old}" for old, new in pairwise(names)]
     _, calls = student.gradients({"a": 1.0}, lines, [names[-1]])
@@ -227,16 +228,16 @@ def rules_once(student, steps):
 
 @kit.check(st.sampled_from([1, 2, 10_000]).map(lambda n: {"length": n}), points=2, examples=8)
 def long_chain(student, length):
-    """A chain of 10,000 nodes: a loop goes through it, a function that calls itself does not."""
+    """A chain of 10,000 nodes: a loop can follow it, a function that calls itself cannot."""
     got = student.chain(length)
-    kit.holds(not isinstance(got, str), "backward to come to its end", got)
+    kit.holds(not isinstance(got, str), "backward to end", got)
     kit.equal(got[1], np.float64(1.0), "the .grad of the last node")
     kit.equal(got[0], np.float64((-1.0) ** length), "the .grad of the first node")
 
 
 @st.composite
 def arrays(draw):
-    """A computation of arrays, and the sum of the entries of its last."""
+    """A computation of arrays."""
     case = draw(computations())
     rng, size = draw(kit.generators()), draw(kit.sizes(1, 3))
     values = {name: kit.small(rng, size) for name in case["values"]}
@@ -245,7 +246,7 @@ def arrays(draw):
 
 @kit.check(arrays(), points=1, examples=100)
 def of_arrays(student, values, lines):
-    """Where values are arrays, too: of z = sum of all numbers in the last array."""
+    """Values can be arrays: the slopes of z = the sum of all numbers in the last array."""
     last = lines[-1][0]
     got, _ = student.gradients(values, [*lines, f"z = sum {last}"], ["z"])
     for name, slope in _slopes(values, lines, [last]).items():
@@ -254,7 +255,7 @@ def of_arrays(student, values, lines):
 
 
 def _sorted(node):
-    """Every node after all nodes that it went into."""
+    """The nodes in an order in which each comes after all nodes that use it."""
     order, done, stack = [], set(), [(node, False)]
     while stack:
         one, again = stack.pop()
@@ -266,8 +267,8 @@ def _sorted(node):
     return order[::-1]
 
 
-def _found(node, last=-1):
-    """Nodes in the order of a search: last=0, breadth first; last=-1, depth first."""
+def _search(node, last=-1):
+    """The nodes in the order of a search: breadth first (last=0) or depth first (last=-1)."""
     order, todo = {}, [node]
     while todo:
         one = todo.pop(last)
@@ -288,11 +289,11 @@ def _walk(order, reset=False, add=lambda old, share: old + share):
 
 
 def _flow(order, first=1.0, edges=lambda one: zip(one.parents, one.rules), in_place=False,
-          kept=lambda one: True):
+          wanted=lambda one: True):
     gradient = {order[0]: first}
     for one in order:
         g = gradient.get(one, 0.0)
-        if kept(one):
+        if wanted(one):
             one.grad = one.grad + g
         for parent, rule in edges(one):
             share = rule(g)
@@ -334,28 +335,29 @@ def _recursive(node):
 
 WRONG = {
     "backward": {
-        "you set .grad to the share that comes last, and do not add it":
+        "you set .grad to the last share, and do not add the shares":
             lambda node: _walk(_sorted(node), add=lambda old, share: share),
-        "you pass on all of .grad again each time that a share comes": _again,
-        "you pass on each share by itself: a rule is called once for each path": _paths,
-        "you walk in the order in which you find the nodes, breadth first, before a node has all "
-        "of its shares": lambda node: _flow(_found(node, 0)),
-        "you walk in the order in which you find the nodes, depth first, before a node has all of "
-        "its shares": lambda node: _flow(_found(node)),
-        "you pass on what earlier calls have left in .grad, too": lambda node: _walk(_sorted(node)),
-        "you set all .grad to 0.0 first, and lose what was there":
+        "you pass on all of .grad again whenever a share arrives": _again,
+        "you pass on each share alone: a rule is called once for each path": _paths,
+        "you walk breadth first: a node passes on its gradient before all its shares have arrived":
+            lambda node: _flow(_search(node, 0)),
+        "you walk depth first: a node passes on its gradient before all its shares have arrived":
+            lambda node: _flow(_search(node)),
+        "you also pass on the gradient that earlier calls left in .grad":
+            lambda node: _walk(_sorted(node)),
+        "you set every .grad to 0.0 first, and lose the old content":
             lambda node: _walk(_sorted(node), reset=True),
-        "you give a node that was used twice, as in a * a, one share":
+        "you send only one share to a node that was used twice, as in a * a":
             lambda node: _flow(_sorted(node), edges=lambda one:
                                dict(zip(one.parents, one.rules)).items()),
-        "you call your function from itself for each node": _recursive,
-        "you do not start with a gradient of 1.0 at the node itself":
+        "your function calls itself for each node": _recursive,
+        "you do not start with the gradient 1.0 at the node itself":
             lambda node: _flow(_sorted(node), first=0.0),
-        "you give a .grad only to nodes that were not computed, such as a and b":
-            lambda node: _flow(_sorted(node), kept=lambda one: not one.parents),
-        "you stop at the parents, and do not walk on": lambda node: _flow([node, *node.parents],
+        "you set .grad only for inputs, such as a and b":
+            lambda node: _flow(_sorted(node), wanted=lambda one: not one.parents),
+        "you stop at the parents": lambda node: _flow([node, *node.parents],
             edges=lambda one: zip(one.parents, one.rules) if one is node else ()),
-        "you add a share to an array in place, and another node has that array, too":
+        "you add a share to an array in place, but another node uses that array too":
             lambda node: _flow(_sorted(node), in_place=True),
     }
 }

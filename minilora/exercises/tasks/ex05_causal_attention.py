@@ -1,27 +1,28 @@
 """05. Causal attention with several heads.
 
-Each token looks at itself and at the tokens before it, and takes an average of what they hand over.
-It chooses the weights of that average itself: by how well its query fits their keys.
+Each token looks at itself and at the tokens before it, and takes an average of their values. The
+weights of this average depend on the token itself: on how well its query fits the keys.
 
-For one head: the score of query i and key j is their dot product, divided by the square root of the
-head's size, which is how many numbers each of them has. A query must not see later tokens: only
-scores with j <= i count. Softmax over j makes weights of the scores of query i (for j > i they are
-0), and output i is the sum of the values with these weights:
+For one head: the score of query i and key j is their dot product divided by the square root of the
+head's size. The size is the number of features in a query and in a key. A query must not see later
+tokens: only scores with j <= i count. Softmax over j turns the scores of query i into weights (for
+j > i they are 0). Output i is the sum of the values with these weights:
     score[i, j] = sum over c of q[i, c] * k[j, c] / sqrt(size)
     y[i]        = sum over j <= i of softmax(score[i, :i + 1])[j] * v[j]
 
 With several heads, the d features are cut into pieces of size d / heads: head 0 has the first piece
-of q, k and v, head 1 the next, and so on. Each head works by itself, with weights of its own, and
-puts its result in its own piece of the output. Each sequence of the batch is by itself, too.
+of q, k and v, head 1 the next piece, and so on. Each head works alone, with its own weights, and
+writes its result into its own piece of the output. The sequences of the batch are independent too.
 
 causal_attention(q, k, v, heads) takes
     q, k, v   arrays (batch, tokens, d), the queries, keys and values
-    heads     int, how many heads; d is a multiple of it
-and returns the output, an array (batch, tokens, d) of the dtype of q: float32 stays float32 (a mask
-of float64 would widen it, and so does np.sqrt; math.sqrt does not). Large scores, such as 10,000,
-are to work: remember exercise 04.
+    heads     int, the number of heads; d is a multiple of it
+and returns the output, an array (batch, tokens, d) of the dtype of q: float32 stays float32. (A
+float64 mask would turn it into float64, and so would np.sqrt. math.sqrt does not.) Large scores,
+such as 10,000, must work: remember exercise 04.
 
-Where all queries and keys are 0, all scores are alike, and each output is the mean so far:
+If all queries and keys are 0, all scores are equal, and each output is the mean of the values so
+far:
 
     causal_attention(ZEROS, ZEROS, np.array([[[1], [3], [8]]]), 1)  ->  [[[1], [2], [4]]]
 """
@@ -34,7 +35,7 @@ ZEROS = np.zeros((1, 3, 1))  # 1 sequence of 3 tokens with 1 feature
 
 
 def causal_attention(q, k, v, heads):
-    """Each token's average of the values up to it; every head has weights of its own."""
+    """For each token, the weighted average of the values up to it, in each head."""
     ### BEGIN SOLUTION
     batch, tokens, d = q.shape
     size = d // heads
@@ -57,28 +58,27 @@ def causal_attention(q, k, v, heads):
 from hypothesis import strategies as st
 
 from minilora import asnumpy, ops
-
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "causal attention"
 MINUTES = 40
 CHAPTER = "04"
 
 HINTS = (
-    "Begin with one head and one sequence: scores = q @ k.T / math.sqrt(size), -np.inf where "
-    "j > i, softmax along the last axis, weights @ v. Then cut into heads.",
-    "To cut: x.reshape(batch, tokens, heads, size), and then the axes in the order (0, 2, 1, 3), "
-    "so that @ works on (tokens, size) of each head. np.triu(np.ones((tokens, tokens), bool), 1) "
-    "is True where j > i.",
+    "Start with one head and one sequence: scores = q @ k.T / math.sqrt(size), -np.inf where j > "
+    "i, softmax along the last axis, weights @ v. Then cut into heads.",
+    "To cut: x.reshape(batch, tokens, heads, size), then transpose the axes to the order (0, 2, "
+    "1, 3). Then @ works on the (tokens, size) of each head. np.triu(np.ones((tokens, tokens), "
+    "bool), 1) is True where j > i.",
     "scores = cut(q) @ cut(k).transpose(0, 1, 3, 2) / math.sqrt(size); scores = np.where(later, "
-    "-np.inf, scores); softmax as in exercise 04; then undo the cut: (weights @ cut(v))"
-    ".transpose(0, 2, 1, 3).reshape(batch, tokens, d).",
+    "-np.inf, scores); softmax as in exercise 04; then undo the cut: (weights @ "
+    "cut(v)).transpose(0, 2, 1, 3).reshape(batch, tokens, d).",
 )
 
 
 @st.composite
 def sequences(draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0):
-    """q, k, v (batch, tokens, heads * size) of few numbers, and heads."""
+    """q, k, v (batch, tokens, heads * size) with few numbers, and heads."""
     heads = draw(kit.sizes(*heads))
     shape = draw(kit.sizes(*batch)), draw(kit.sizes(1, 4)), heads * draw(kit.sizes(1, 3))
     rng = draw(kit.generators())
@@ -109,7 +109,7 @@ def several_heads(student, q, k, v, heads):
 
 @st.composite
 def futures(draw):
-    """Sequences, and others of which only tokens from `since` on differ."""
+    """Sequences, and a change of all tokens from `since` on."""
     case = draw(sequences())
     tokens, since = 1 + case["q"].shape[1], draw(st.integers(1, case["q"].shape[1]))
     rng = draw(kit.generators())
@@ -120,7 +120,7 @@ def futures(draw):
 
 @kit.check(futures(), points=2)
 def the_past(student, q, k, v, heads, since, by):
-    """Keys and values from token `since` on grow by `by`: no earlier output changes"""
+    """No earlier output changes if keys and values from token `since` on grow by `by`"""
     before = student.causal_attention(q, k, v, heads)
     kit.number(before, q.shape, "the output")
     k, v = k.copy(), v.copy()
@@ -133,7 +133,7 @@ def the_past(student, q, k, v, heads, since, by):
 
 @kit.check(sequences(heads=(1, 2)), points=1)
 def weights_sum_to_one(student, q, k, v, heads):
-    """Where all values are 1, each output is 1: the weights of a query add up to 1"""
+    """If all values are 1, each output is 1: the weights of a query add up to 1"""
     got = student.causal_attention(q, k, np.ones_like(v), heads)
     kit.equal(got, np.ones_like(v), "the output")
 
@@ -154,14 +154,14 @@ def large_scores(student, q, k, v, heads):
 def dtypes(student, q, k, v, heads):
     """float32 queries, keys and values give a float32 output"""
     got = _engine(student, q, k, v, heads)
-    kit.holds(got.dtype == q.dtype, "an output of float32", f"an output of {got.dtype}")
+    kit.holds(got.dtype == q.dtype, "a float32 output", f"a {got.dtype} output")
 
 
 def _attention(
     q, k, v, heads, *, first_hidden=1, scale=lambda size, d: 1 / math.sqrt(size), axis=-1,
     hide=None, cut=None, join=None, after=None, shift=True,
 ):
-    """Attention with one thing in it done in another way."""
+    """Attention with one part changed."""
     batch, tokens, d = q.shape
     size = d // heads
     cut = cut or (lambda x: x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3))
@@ -198,14 +198,14 @@ def _first_sequence(q, k, v, heads):
 
 WRONG = {
     "causal_attention": {
-        "you hide nothing: each token sees the later ones, too":
+        "you hide nothing: each token sees the later ones too":
             _with(hide=lambda scores, later: scores),
-        "your mask is one off: each token sees the next one, too": _with(first_hidden=2),
-        "you hide the earlier tokens, and show the later ones": _with(
+        "your mask is off by one: each token sees the next one too": _with(first_hidden=2),
+        "you hide the earlier tokens, not the later ones": _with(
             hide=lambda scores, later: np.where(later.T, -np.inf, scores)),
         "you set the scores of later tokens to 0, which hides nothing: exp(0) is 1":
             _with(hide=lambda scores, later: np.where(later, 0, scores)),
-        "you hide later tokens after softmax, and the weights no longer add up to 1":
+        "you hide later tokens after softmax: the weights no longer add up to 1":
             _with(hide=lambda scores, later: scores,
                   after=lambda weights, later: np.where(later, 0, weights)),
         "you do not divide by the square root of the head's size":
@@ -215,17 +215,17 @@ WRONG = {
         "you divide by the head's size, not by its square root":
             _with(scale=lambda size, d: 1 / size),
         "you take softmax over the queries, not over the keys": _with(axis=-2),
-        "you reshape to (batch, heads, tokens, size) at once: that mixes tokens and features":
+        "you reshape to (batch, heads, tokens, size) in one step, which mixes tokens and features":
             _cut_without_transpose,
-        "you do not put the heads' axis back behind the tokens before the last reshape":
+        "you do not transpose the axis of the heads back before the last reshape":
             lambda q, k, v, heads: _attention(q, k, v, heads, join=lambda y: y.reshape(q.shape)),
-        "you make one head of all features, whatever `heads` is":
+        "you use one head for all features, and ignore `heads`":
             lambda q, k, v, heads: _attention(q, k, v, 1),
         "you swap queries and keys": lambda q, k, v, heads: _attention(k, q, v, heads),
         "you do not subtract the largest score before exp": _with(shift=False),
-        "you give all sequences of the batch the output of the first": _first_sequence,
+        "you return the output of the first sequence for the entire batch": _first_sequence,
         "you change q in place": _scale_in_place,
-        "you make the output float64, whatever q is":
+        "you return a float64 output for float32 inputs":
             lambda q, k, v, heads: _attention(q, k, v, heads).astype(np.float64),
     }
 }

@@ -1,25 +1,25 @@
 """08. Merge, and undo it to the bit.
 
 A layer with LoRA computes y = x W^T + (alpha / r) x A^T B^T, where W is (d, k), A is (r, k) and B
-is (d, r). One matrix can do the same: the merged W, with which y = x (merged W)^T.
+is (d, r). One matrix can do the same. It is called the merged W: y = x (merged W)^T.
 
 merge(W, A, B, alpha) takes
     W, A, B  arrays of these shapes, all of one dtype, float32 or float64
-    alpha    number; r is not given: A and B know it
-and returns the merged W, a new array of the shape and dtype of W. W, A and B stay as they are.
+    alpha    number; r is not an argument: the shapes of A and B contain it
+and returns the merged W, a new array of the shape and dtype of W. W, A and B are not changed.
 
     merge(np.zeros((2, 3)), np.ones((1, 3)), np.ones((2, 1)), 3)  ->  [[3., 3., 3.], [3., 3., 3.]]
 
-Taking the update away again by subtraction does not give W back: the sum was rounded, and digits
-are lost. Here the last one is: 0.1 + 0.2 - 0.2 is 0.10000000000000003.
+Subtracting the update does not restore W: the sum was rounded, and digits are lost. Here the last
+digit is lost: 0.1 + 0.2 - 0.2 is 0.10000000000000003.
 
-unmerge_exactly(W0, A, B, alpha) takes the same, W0 being W, and returns two functions without
-arguments, do_merge and undo, in this order:
-    do_merge()  returns the merged W; called twice, it returns the same again
-    undo()      returns W0, every bit of it: the array itself or a copy
-They may be called in any order and as often as one likes, undo() before any do_merge(), too.
-Whoever got a merged W may write into it, and later calls give what they gave before. W0, A and B
-stay as they are. Here [0] is do_merge, [1] is undo, and () calls it:
+unmerge_exactly(W0, A, B, alpha) takes the same arguments (W0 is W). It returns two functions
+without arguments, do_merge and undo, in this order:
+    do_merge()  returns the merged W; a second call returns the same again
+    undo()      returns W0 with exactly the same bits: the array itself or a copy
+They can be called in any order and any number of times; undo() can come before any do_merge(). The
+caller may write into a merged W: later calls must still give the same results. W0, A and B are not
+changed. Below, [0] is do_merge, [1] is undo, and () calls it:
 
     unmerge_exactly(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 1)), 3)[0]()  ->  [[4., 4.]]
     unmerge_exactly(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 1)), 3)[1]()  ->  [[1., 1.]]
@@ -29,7 +29,7 @@ import numpy as np
 
 
 def merge(W, A, B, alpha):
-    """W with the update added: one matrix in place of three."""
+    """W plus the update: one matrix instead of three."""
     ### BEGIN SOLUTION
     r = len(A)
     return W + alpha / r * (B @ A)
@@ -47,9 +47,9 @@ def unmerge_exactly(W0, A, B, alpha):
 
 
 def called(student, W0, A, B, alpha, calls):
-    """What each call returns, and W0, A and B after all of them; text where there is no function.
+    """The results of the calls, and W0, A and B afterwards; text if there are no two functions.
 
-    A call is "do_merge", "undo", or "write": into the merged W that was returned last.
+    A call is "do_merge", "undo", or "write": into the last merged W that was returned.
     """
     W0, A, B = W0.copy(), A.copy(), B.copy()
     pair = student.unmerge_exactly(W0, A, B, alpha)
@@ -74,18 +74,18 @@ def called(student, W0, A, B, alpha, calls):
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "merge and unmerge"
 MINUTES = 20
 CHAPTER = "09"
 
 HINTS = (
-    "x (W + M)^T = x W^T + x M^T: which M, made of alpha, r, A and B, gives x M^T the update? For "
-    "the undo: nothing that was rounded has to be taken back if W0 is still there.",
-    "x A^T B^T = x (B A)^T. Inside unmerge_exactly, write def do_merge(): and def undo():, "
-    "a return in each. They see W0, A, B and alpha as long as nobody changes these. Return them "
-    "without calling them, as do_merge, undo.",
+    "x (W + M)^T = x W^T + x M^T. Compute M from alpha, r, A and B such that x M^T is the update. "
+    "For undo: you need not reverse any rounding if you still have W0.",
+    "x A^T B^T = x (B A)^T. Inside unmerge_exactly, write def do_merge(): and def undo():, each "
+    "with a return. They can use W0, A, B and alpha. Return the two functions without calling "
+    "them: return do_merge, undo.",
     "merge: return W + alpha / len(A) * (B @ A). unmerge_exactly: def do_merge(): return "
     "merge(W0, A, B, alpha); def undo(): return W0.copy(); return do_merge, undo",
 )
@@ -93,7 +93,7 @@ HINTS = (
 
 @st.composite
 def layers(draw, unit=False, tenths=False, calls=None):
-    """Weights and an update; tenths: numbers that are no sums of powers of two."""
+    """Weights and an update; tenths: numbers that floats cannot represent exactly."""
     d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
     rng = draw(kit.generators())
     alpha = 1 if unit else draw(st.sampled_from([2, 1, 3, 8, 0.5]))
@@ -108,7 +108,7 @@ def layers(draw, unit=False, tenths=False, calls=None):
 
 
 def _merged(W, A, B, alpha):
-    """W + (alpha / r) B A, a number at a time, in float64."""
+    """W + (alpha / r) B A in float64, without a matrix product."""
     W, A, B = (np.float64(array) for array in (W, A, B))
     update = (B[:, :, None] * A[None]).sum(axis=1)
     return W + alpha * update / A.shape[0]
@@ -121,7 +121,7 @@ def _right(got, W, A, B, alpha, what="the merged W"):
 
 @kit.check(layers(unit=True), points=1)
 def update(student, W, A, B, alpha):
-    """Where alpha = r = 1, merge gives W + B A."""
+    """If alpha = r = 1, merge gives W + B A."""
     _right(student.merge(W, A, B, alpha), W, A, B, alpha)
 
 
@@ -133,7 +133,7 @@ def scaled(student, W, A, B, alpha):
 
 @kit.check(layers(tenths=True), points=1)
 def same_output(student, W, A, B, alpha):
-    """Merged and unmerged give the same y, up to rounding; the dtype is that of W."""
+    """Merged and unmerged give the same y up to rounding, and the dtype is that of W."""
     got = student.merge(W, A, B, alpha)
     kit.number(got, W.shape, "the merged W")
     x = np.linspace(1, 2, W.shape[1])
@@ -144,18 +144,18 @@ def same_output(student, W, A, B, alpha):
 
 @kit.check(layers(tenths=True), points=1)
 def again(student, W, A, B, alpha):
-    """merge called twice with the same arrays gives the same bits, W + one update."""
+    """Two calls of merge with the same arrays give the same bits: W plus one update."""
     once, twice = student.merge(W, A, B, alpha), student.merge(W, A, B, alpha)
     _right(once, W, A, B, alpha)
-    kit.holds(np.array_equal(once, twice), f"{kit.shown(once)} once more", kit.shown(twice))
+    kit.holds(np.array_equal(once, twice), f"{kit.shown(once)} again", kit.shown(twice))
 
 
 def _calls(student, W, A, B, alpha, calls):
     answer = student.called(W, A, B, alpha, calls)
     kit.holds(not isinstance(answer, str), "two functions, do_merge and undo", answer)
     results, *after = answer
-    made = [(i, call) for i, call in enumerate(calls, 1) if call != "write"]
-    for (i, call), got in zip(made, results):
+    numbered = [(i, call) for i, call in enumerate(calls, 1) if call != "write"]
+    for (i, call), got in zip(numbered, results):
         what = f"the result of {call}()" + (f", number {i} of calls" if len(calls) > 1 else "")
         if call == "undo" and "do_merge" not in calls[:i]:
             what += ", before any do_merge()"
@@ -165,21 +165,21 @@ def _calls(student, W, A, B, alpha, calls):
             kit.equal(got, W, what)
             kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
             gap = np.max(np.abs(np.float64(got) - W))
-            kit.holds(got.tobytes() == W.tobytes(), f"{what} = {kit.shown(W)}, to the bit",
-                      f"another in the last digits: it is off by {gap:.1e}")
+            kit.holds(got.tobytes() == W.tobytes(), f"{what} = {kit.shown(W)}, bit by bit",
+                      f"other last digits: the gap is up to {gap:.1e}")
     for name, old, new in zip(("W0", "A", "B"), (W, A, B), after):
-        kit.holds(np.array_equal(old, new), f"{name} to stay {kit.shown(old)}", kit.shown(new))
+        kit.holds(np.array_equal(old, new), f"{name} to remain {kit.shown(old)}", kit.shown(new))
 
 
 @kit.check(layers(calls=st.just(["do_merge"])), points=1)
 def first_merge(student, W, A, B, alpha, calls):
-    """do_merge() gives the merged W, and leaves W0, A and B as they are."""
+    """do_merge() gives the merged W, and does not change W0, A and B."""
     _calls(student, W, A, B, alpha, calls)
 
 
 @kit.check(layers(tenths=True, calls=st.just(["do_merge", "undo"])), points=2, examples=50)
 def bits(student, W, A, B, alpha, calls):
-    """After do_merge(), undo() gives W0, every bit of it."""
+    """After do_merge(), undo() gives W0 with exactly the same bits."""
     _calls(student, W, A, B, alpha, calls)
 
 
@@ -188,7 +188,7 @@ def bits(student, W, A, B, alpha, calls):
     points=2, examples=80,
 )
 def any_order(student, W, A, B, alpha, calls):
-    """do_merge() and undo() in any order, twice in a row, and after a write into a merged W."""
+    """do_merge() and undo() work in any order, repeatedly, and after a write into a merged W."""
     _calls(student, W, A, B, alpha, calls)
 
 
@@ -198,71 +198,65 @@ def _in_place(W, A, B, alpha):
 
 
 def _subtracting(W0, A, B, alpha):
-    held = merge(W0, A, B, alpha)
-    return lambda: held.copy(), lambda: held - alpha / len(A) * (B @ A)
+    merged = merge(W0, A, B, alpha)
+    return lambda: merged.copy(), lambda: merged - alpha / len(A) * (B @ A)
 
 
 def _adding_up(W0, A, B, alpha):
-    held = [W0]
+    now = [W0]
 
     def do_merge():
-        held[0] = merge(held[0], A, B, alpha)
-        return held[0].copy()
+        now[0] = merge(now[0], A, B, alpha)
+        return now[0].copy()
 
     def undo():
-        held[0] = W0
+        now[0] = W0
         return W0.copy()
 
     return do_merge, undo
 
 
 def _not_copied(W0, A, B, alpha):
-    kept = W0  # no copy: the same array
+    original = W0  # no copy: the same array
 
     def undo():
-        W0[...] = kept
+        W0[...] = original
         return W0
 
     return lambda: _in_place(W0, A, B, alpha), undo
 
 
-def _kept(W0, A, B, alpha):
-    held = merge(W0, A, B, alpha)
-    return lambda: held, lambda: W0.copy()
+def _same_array(W0, A, B, alpha):
+    merged = merge(W0, A, B, alpha)
+    return lambda: merged, lambda: W0.copy()
 
 
 WRONG = {
     "merge": {
         "you scale by alpha, not by alpha / r": lambda W, A, B, alpha: W + alpha * (B @ A),
         "you do not scale the update": lambda W, A, B, alpha: W + B @ A,
-        "you divide by k, A.shape[1], in place of r": lambda W, A, B, alpha: (
-            W + alpha / A.shape[1] * (B @ A)
-        ),
+        "you divide by k, A.shape[1], instead of r": lambda W, A, B, alpha: (
+            W + alpha / A.shape[1] * (B @ A)),
         "you divide by r twice": lambda W, A, B, alpha: W + alpha / len(A) ** 2 * (B @ A),
         "you subtract the update": lambda W, A, B, alpha: W - alpha / len(A) * (B @ A),
         "you leave out W": lambda W, A, B, alpha: alpha / len(A) * (B @ A),
-        "you transpose the update, which fits a square W only": lambda W, A, B, alpha: (
-            W + alpha / len(A) * (B @ A).T
-        ),
-        "you scale W, too": lambda W, A, B, alpha: alpha / len(A) * (W + B @ A),
+        "you transpose the update, which fits only a square W": lambda W, A, B, alpha: (
+            W + alpha / len(A) * (B @ A).T),
+        "you scale W too": lambda W, A, B, alpha: alpha / len(A) * (W + B @ A),
         "you write into W": _in_place,
-        "you return float64, whatever W is": lambda W, A, B, alpha: (
-            W + np.float64(alpha / len(A)) * (B @ A)
-        ),
+        "you return float64 for a float32 W": lambda W, A, B, alpha: (
+            W + np.float64(alpha / len(A)) * (B @ A)),
     },
     "unmerge_exactly": {
         "you undo by subtraction": _subtracting,
-        "you add the update to what is merged already": _adding_up,
-        "you merge in place, and keep W0 without a copy": _not_copied,
-        "you keep one merged array, and a write into it stays": _kept,
+        "you add the update again to a merged W": _adding_up,
+        "you merge into W0, and keep no copy of it": _not_copied,
+        "you always return the same merged array, so a write into it stays": _same_array,
         "you return undo before do_merge": lambda W0, A, B, alpha: (
-            lambda: W0.copy(), lambda: merge(W0, A, B, alpha)
-        ),
+            lambda: W0.copy(), lambda: merge(W0, A, B, alpha)),
         "you return arrays, not functions: return do_merge, undo without ()": (
-            lambda W0, A, B, alpha: (merge(W0, A, B, alpha), W0)
-        ),
+            lambda W0, A, B, alpha: (merge(W0, A, B, alpha), W0)),
         "you do not scale the update in do_merge": lambda W0, A, B, alpha: (
-            lambda: W0 + B @ A, lambda: W0.copy()
-        ),
+            lambda: W0 + B @ A, lambda: W0.copy()),
     },
 }

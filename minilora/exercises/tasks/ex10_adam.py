@@ -1,29 +1,28 @@
-"""10. Adam, and what it keeps.
+"""10. Adam, and the memory that it needs.
 
-Adam (Kingma and Ba 2015, algorithm 1) gives each number a step of its own size. It keeps two
-running means for each number that is trained: m of the gradient, v of its square, both 0 before the
-first step. With the step's number t = 1, 2, 3, ..., it does
+Adam (Kingma and Ba 2015, algorithm 1) gives each number its own step size. For each trained number
+it keeps two running means: m of the gradient, and v of the squared gradient. Both are 0 before the
+first step. In step t = 1, 2, 3, ..., Adam computes
 
     m = b1 m + (1 - b1) g
     v = b2 v + (1 - b2) g^2
     p = p - lr m^ / (sqrt(v^) + eps)    with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
 
-m and v begin at 0, so in the first steps they are too small: m^ and v^ mend that. The m and v that
-are kept are those without the mend.
+m and v start at 0, so they are too small in the first steps. m^ and v^ correct that. Adam keeps m
+and v, not the corrected m^ and v^.
 
 adam_step(p, g, m, v, t, lr, b1, b2, eps) takes
     p, g, m, v       arrays of one shape and dtype: the parameter, its gradient, the running means
     t                integer, the number of this step, from 1
     lr, b1, b2, eps  numbers
-and returns (p, m, v) after the step, three new arrays of that dtype. Its arguments stay as they
-are. Where m^ and v^ are 0, the step is 0 as long as eps > 0.
+and returns (p, m, v) after the step, three new arrays of that dtype. It does not change its
+arguments. If m^ and v^ are 0, the step is 0, as long as eps > 0.
 
 adam_bytes(shapes, dtype) takes
-    shapes  list of tuples, the shape of each array that is trained; () is one number
-    dtype   a NumPy dtype or its name, of what is trained and of m and v
-and returns the bytes of all that Adam keeps for them between two steps, an integer; of arrays
-alone, and the parameters themselves are not Adam's. Frozen arrays are not in the list: that is
-where LoRA saves most.
+    shapes  list of tuples, the shape of each trained array; () is one number
+    dtype   a NumPy dtype or its name: of the trained arrays, and of m and v
+and returns how many bytes of arrays Adam keeps between two steps, an integer. The parameters
+themselves do not count. Frozen arrays are not in the list: that is where LoRA saves most.
 
     adam_step(np.ones(1), np.full(1, -5.0), *np.zeros((2, 1)), 1, 0.1, 0.9, 0.99, 0)[0]  ->  [1.1]
     adam_bytes([(8, 16), (16, 8)], "float32")  ->  2048
@@ -43,7 +42,7 @@ def adam_step(p, g, m, v, t, lr, b1, b2, eps):
 
 
 def adam_bytes(shapes, dtype):
-    """The bytes of m and v of arrays of these shapes."""
+    """The bytes of m and v for arrays of these shapes."""
     ### BEGIN SOLUTION
     return 2 * sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
     ### END SOLUTION
@@ -54,27 +53,27 @@ def adam_bytes(shapes, dtype):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
-TITLE = "Adam, and what it keeps"
+TITLE = "Adam and its memory"
 MINUTES = 25
 CHAPTER = "03"
 
 HINTS = (
-    "Write the three lines of the statement in their order. Each new m and v is a new array, made "
-    "from the old one.",
-    "m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t) are for the step alone: return m and v.",
-    "p - lr * m_hat / (np.sqrt(v_hat) + eps). For the bytes: m and v have the shape and dtype of "
-    "what is trained, so 2 * (numbers) * np.dtype(dtype).itemsize.",
+    "Write the three lines of the statement in this order. The new m and v are new arrays, "
+    "computed from the old ones.",
+    "m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t) are only for the step: return m and v.",
+    "p - lr * m_hat / (np.sqrt(v_hat) + eps). Bytes: m and v have the shape and dtype of the "
+    "trained array, so 2 * (number of entries) * np.dtype(dtype).itemsize.",
 )
 
 
 @st.composite
 def steps(draw, dtype="float64", most=1, start=False):
-    """A parameter, its gradients step by step, the running means before them, and the settings."""
+    """A parameter, its gradients step by step, the running means before them, the settings."""
     rng = draw(kit.generators())
     shape = tuple(draw(st.lists(kit.sizes(1, 3), max_size=2)))
-    before = 0 if start else draw(st.integers(0, 20))  # steps that are done already
+    before = 0 if start else draw(st.integers(0, 20))  # earlier steps
     scale = draw(st.sampled_from([1, 0.01]))
     return {
         "p": np.asarray(kit.small(rng, *shape), dtype),
@@ -88,7 +87,7 @@ def steps(draw, dtype="float64", most=1, start=False):
 
 
 def _engine(p, gradients, m, v, t, lr, b1, b2, eps):
-    """What the library's Adam makes of it: (p, m, v)."""
+    """(p, m, v) after these steps of the library's Adam."""
     from minilora import nn, using
     from minilora.training import optim
 
@@ -96,8 +95,8 @@ def _engine(p, gradients, m, v, t, lr, b1, b2, eps):
         parameter = nn.Parameter(p.copy())
         adam = optim.Adam({"p": parameter}, lr=lr, betas=(b1, b2), eps=eps)
         adam.t = t - 1
-        for name, held in (("m", m), ("v", v)):
-            adam.state["p"][name][...] = held
+        for name, mean in (("m", m), ("v", v)):
+            adam.state["p"][name][...] = mean
         for g in gradients:
             parameter.grad = g.copy()
             adam.step()
@@ -115,8 +114,8 @@ def _compared(student, p, gradients, m, v, t, **settings):
                 np.asarray(got).dtype == before.dtype, f"{name} in {before.dtype}",
                 f"{name} in {np.asarray(got).dtype}",
             )
-        p, m, v = (np.asarray(held) for held in done)
-    # Each step rounds p, m and v a few times, at the size that they have.
+        p, m, v = map(np.asarray, done)
+    # each step rounds p, m and v a few times, relative to their size
     steps = f"{len(gradients)} steps" if len(gradients) > 1 else "the step"
     n = 8 * (len(gradients) + 8)
     eps = float(np.finfo(p.dtype).eps)
@@ -130,7 +129,7 @@ def _compared(student, p, gradients, m, v, t, **settings):
 
 @kit.check(steps(start=True), points=2)
 def first(student, p, gradients, m, v, **settings):
-    """The first step, where m and v are 0 before it."""
+    """The first step, from m = 0 and v = 0."""
     _compared(student, p, gradients, m, v, **settings)
 
 
@@ -142,7 +141,7 @@ def later(student, p, gradients, m, v, **settings):
 
 @kit.check(steps(most=50, start=True), points=2, examples=15)
 def many(student, p, gradients, m, v, **settings):
-    """50 steps, beside the library's Adam."""
+    """50 steps, compared with the library's Adam."""
     _compared(student, p, gradients, m, v, **settings)
 
 
@@ -160,24 +159,24 @@ def arrays(draw):
 
 @kit.check(arrays(), points=2)
 def counted(student, shapes, dtype):
-    """adam_bytes counts what the library's Adam keeps after a step."""
+    """adam_bytes gives the bytes that the library's Adam keeps after a step."""
     from minilora import nn, using
     from minilora.training import optim
 
     with using("numpy"):
         trained = {str(i): nn.Parameter(np.ones(shape, dtype)) for i, shape in enumerate(shapes)}
-        kept = 0
+        total = 0
         if trained:
             adam = optim.Adam(trained)
             for parameter in trained.values():
                 parameter.grad = np.ones(parameter.shape, dtype)
             adam.step()
-            kept = sum(held.nbytes for state in adam.state.values() for held in state.values())
-    kit.equal(student.adam_bytes(shapes, dtype), kept, "the bytes", rtol=0.0)
+            total = sum(mean.nbytes for state in adam.state.values() for mean in state.values())
+    kit.equal(student.adam_bytes(shapes, dtype), total, "the bytes", rtol=0.0)
 
 
 def _step(size, m_new=None, v_new=None):
-    """The solution with another m, v, or way to move: size(m, v, t, b1, b2, eps)."""
+    """The solution with another m, another v, or another step: size(m, v, t, b1, b2, eps)."""
 
     def step(p, g, m, v, t, lr, b1, b2, eps):
         m = (m_new or (lambda m, g, b: b * m + (1 - b) * g))(m, g, b1)
@@ -191,7 +190,7 @@ def _right(m, v, t, b1, b2, eps):
     return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
 
 
-def _kept_mended(p, g, m, v, t, lr, b1, b2, eps):
+def _corrected(p, g, m, v, t, lr, b1, b2, eps):
     m = (b1 * m + (1 - b1) * g) / (1 - b1**t)
     v = (b2 * v + (1 - b2) * g**2) / (1 - b2**t)
     return p - lr * m / (np.sqrt(v) + eps), m, v
@@ -207,62 +206,49 @@ def _in_place(p, g, m, v, t, lr, b1, b2, eps):
 
 
 def _as_float64(p, g, m, v, t, lr, b1, b2, eps):
-    b1, b2 = np.array([b1]), np.array([b2])  # arrays of float64, which widen what they meet
+    b1, b2 = np.array([b1]), np.array([b2])  # float64 arrays make every result float64
     m = (b1 * m + (1 - b1) * g).reshape(p.shape)
     v = (b2 * v + (1 - b2) * g**2).reshape(p.shape)
     return p - lr * _right(m, v, t, b1[0], b2[0], eps), m, v
 
 
+def _bytes(shapes, dtype, arrays=2):
+    return arrays * sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
+
+
 WRONG = {
     "adam_step": {
-        "you leave the mend of the start out: m and v for m^ and v^": _step(
-            lambda m, v, t, b1, b2, eps: m / (np.sqrt(v) + eps)
-        ),
-        "you mend m but not v": _step(
-            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (np.sqrt(v) + eps)
-        ),
-        "you count steps from 0: b1^(t-1) for b1^t": _step(
-            lambda m, v, t, b1, b2, eps: _right(m, v, max(t - 1, 1e-3), b1, b2, eps)
-        ),
-        "you keep m^ and v^ instead of m and v": _kept_mended,
+        "you leave out the correction: you use m and v instead of m^ and v^": _step(
+            lambda m, v, t, b1, b2, eps: m / (np.sqrt(v) + eps)),
+        "you correct m but not v": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (np.sqrt(v) + eps)),
+        "you count steps from 0: b1^(t-1) instead of b1^t": _step(
+            lambda m, v, t, b1, b2, eps: _right(m, v, max(t - 1, 1e-3), b1, b2, eps)),
+        "you return m^ and v^ instead of m and v": _corrected,
         "you add eps inside the square root": _step(
-            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)
-        ),
-        "you leave eps out": _step(
-            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)
-        ),
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)),
+        "you leave out eps": _step(
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)),
         "you take no square root of v^": _step(
-            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)
-        ),
-        "you add the step where it is to be taken away": _step(lambda *held: -_right(*held)),
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)),
+        "you add the step instead of subtracting it": _step(lambda *args: -_right(*args)),
         "you do not square the gradient in v": _step(
-            _right, v_new=lambda v, g, b: b * v + (1 - b) * np.abs(g)
-        ),
-        "you turn b1 and b2 around": lambda p, g, m, v, t, lr, b1, b2, eps: _step(_right)(
-            p, g, m, v, t, lr, b2, b1, eps
-        ),
-        "you add g whole, without (1 - b1)": _step(_right, m_new=lambda m, g, b: b * m + g),
+            _right, v_new=lambda v, g, b: b * v + (1 - b) * np.abs(g)),
+        "you swap b1 and b2": lambda p, g, m, v, t, lr, b1, b2, eps: _step(_right)(
+            p, g, m, v, t, lr, b2, b1, eps),
+        "you add g without the factor (1 - b1)": _step(_right, m_new=lambda m, g, b: b * m + g),
         "you change p, m and v in place": _in_place,
-        "you make float64 of float32": _as_float64,
+        "you return float64 for float32 arguments": _as_float64,
     },
     "adam_bytes": {
-        "you count one running mean, not two": lambda shapes, dtype: (
-            sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
-        ),
-        "you count the parameters too": lambda shapes, dtype: (
-            3 * sum(int(np.prod(s)) for s in shapes) * np.dtype(dtype).itemsize
-        ),
-        "you count numbers, not bytes": lambda shapes, dtype: (
-            2 * sum(int(np.prod(s)) for s in shapes)
-        ),
-        "you take 4 bytes for each number, whatever the dtype": lambda shapes, dtype: (
-            8 * sum(int(np.prod(s)) for s in shapes)
-        ),
-        "you add the sides of a shape, not multiply them": lambda shapes, dtype: (
-            2 * sum(int(np.sum(s)) for s in shapes) * np.dtype(dtype).itemsize
-        ),
-        "you leave out what is one number": lambda shapes, dtype: (
-            2 * sum(int(np.prod(s)) for s in shapes if s) * np.dtype(dtype).itemsize
-        ),
+        "you count one running mean, not two": lambda shapes, dtype: _bytes(shapes, dtype, 1),
+        "you count the parameters too": lambda shapes, dtype: _bytes(shapes, dtype, 3),
+        "you count entries, not bytes": lambda shapes, dtype: _bytes(shapes, "int8"),
+        "you assume 4 bytes for each number, for any dtype": lambda shapes, dtype:
+            _bytes(shapes, "float32"),
+        "you add the sizes of a shape instead of multiplying them": lambda shapes, dtype:
+            _bytes([(int(np.sum(shape)),) for shape in shapes], dtype),
+        "you leave out arrays of shape ()": lambda shapes, dtype:
+            _bytes([shape for shape in shapes if shape], dtype),
     },
 }

@@ -1,18 +1,19 @@
 """04. Softmax, cross-entropy, and its gradient.
 
-A classifier gives a row of numbers for each example: its logits, one number for each class. Softmax
-makes probabilities of a row: positive, and they add up to 1. With z_j for the logits of one row,
+A classifier gives a row of numbers for each example: the logits, one number for each class. Softmax
+turns a row into probabilities: they are positive, and their sum is 1. If z_j are the logits of one
+row,
     softmax(z)_j = exp(z_j) / sum over i of exp(z_i)
-The cross-entropy of one example is -log of the probability of its true class: 0 where that is 1,
-and large where it is small. The loss is the mean over all examples.
+The cross-entropy of one example is -log of the probability of its true class. It is 0 if that
+probability is 1, and large if it is small. The loss is the mean over all examples.
 
-exp of a large number is infinite. Subtracting one number from all of a row changes no probability:
-subtract the largest. A probability may still round to 0, and log(0) is -inf: so write the log of
-the quotient as a difference before you compute it. Logits of 1000 and of -1000 are to work.
-Arrays that are returned have the dtype of the logits: float32 stays float32.
+exp of a large number is infinite. The probabilities do not change if you subtract one number from
+all logits of a row: subtract the largest. A probability can still round to 0, and log(0) is -inf.
+So write the log of the quotient as a difference, and compute that. Logits of 1000 and of -1000 must
+work. The arrays that you return have the dtype of the logits: float32 stays float32.
 
 softmax(z) takes
-    z        array (..., classes): along the last axis it has the logits of one example
+    z        array (..., classes): the logits of one example lie along the last axis
 and returns the probabilities, an array of the same shape.
 
 cross_entropy(z, targets) takes
@@ -20,8 +21,9 @@ cross_entropy(z, targets) takes
     targets  array (examples,) of integers: the number of each example's true class, from 0
 and returns the loss, one number.
 
-grad_cross_entropy(z, targets) takes the same and returns the gradient of that loss with respect to
-z: how fast the loss grows with each logit, an array of the shape of z. There is a short formula.
+grad_cross_entropy(z, targets) takes the same arguments. It returns the gradient of the loss with
+respect to z: how fast the loss grows with each logit, an array of the shape of z. There is a short
+formula.
 
     softmax(np.array([[0.0, 0.0], [1000.0, -1000.0]]))  ->  [[0.5, 0.5], [1.0, 0.0]]
     cross_entropy(np.array([[0.0, 0.0], [1000.0, -1000.0]]), np.array([0, 1]))  ->  1000.34657359028
@@ -62,21 +64,21 @@ def grad_cross_entropy(z, targets):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "softmax and cross-entropy"
 MINUTES = 30
 CHAPTER = "04"
 
 HINTS = (
-    "Softmax: subtract the largest of each row, exp, divide by the sum of each row; axis=-1 and "
-    "keepdims=True. Loss: log(e / s) is log(e) - log(s), and log(exp(z)) is z.",
-    "Loss: shift z as for softmax; log_p = z - np.log(sum of exp(z) in each row). Of row i you "
-    "need log_p[i, targets[i]]. Gradient: of one example, the slope of -z_t is -1 in the place of "
-    "the target, and the slope of log(sum of exp(z)) is softmax(z).",
-    "log_p[np.arange(len(z)), targets] picks one number of each row; the loss is minus their "
+    "Softmax: subtract the largest logit of each row, take exp, divide by the sum of each row. "
+    "Use axis=-1 and keepdims=True. Loss: log(e / s) is log(e) - log(s), and log(exp(z)) is z.",
+    "Loss: shift z as in softmax. Then log_p = z - np.log(sum of exp(z) in each row). From row i "
+    "you need log_p[i, targets[i]]. Gradient of one example: the slope of -z_t is -1 at the "
+    "target, and the slope of log(sum of exp(z)) is softmax(z).",
+    "log_p[np.arange(len(z)), targets] picks one number from each row; the loss is minus their "
     "mean. Gradient: grad = softmax(z); grad[np.arange(len(z)), targets] -= 1; return grad / "
-    "len(z), as the loss is a mean.",
+    "len(z), because the loss is a mean.",
 )
 
 
@@ -90,7 +92,7 @@ def _loss(z, targets):
 
 
 def _slopes(z, targets):
-    """How fast the loss grows with each logit: a step along the imaginary axis loses no digits."""
+    """The slope of the loss for each logit, by an imaginary step, which loses no digits."""
     slopes, step = np.zeros_like(z), 1e-30
     for place in np.ndindex(z.shape):
         moved = (z - z.max(axis=1, keepdims=True)).astype(complex)
@@ -101,7 +103,7 @@ def _slopes(z, targets):
 
 
 def _close(got, expected, what, z):
-    """Equal up to rounding, where differences of logits are rounded by eps times their size."""
+    """Raise Wrong unless equal up to rounding, which grows with the size of the logits."""
     kit.number(got, np.shape(expected), what)
     bound = (64 + 8 * np.max(np.abs(z))) * float(np.finfo(z.dtype).eps)
     if not np.all(np.abs(np.asarray(got, np.float64) - expected) <= bound):
@@ -110,7 +112,7 @@ def _close(got, expected, what, z):
 
 @st.composite
 def logits(draw, axes=2, large=False, dtype=np.float64):
-    """z (..., classes) of one axis to `axes`, or of two; large: far apart, and far from 0."""
+    """z (..., classes) with 1 to `axes` axes; axes=2: always 2. large: far apart, far from 0."""
     few = draw(st.integers(0, 2)) if axes != 2 else 1
     shape = (*(draw(kit.sizes(1, 3)) for _ in range(few)), draw(kit.sizes(2, 4)))
     rng = draw(kit.generators())
@@ -131,13 +133,13 @@ def examples(draw, large=False, dtype=np.float64):
 
 @kit.check(logits(axes=3).map(lambda z: {"z": z}), points=1, examples=40)
 def probabilities(student, z):
-    """softmax gives exp(z) over its sum, for each row"""
+    """softmax gives exp(z) divided by its sum, for each row"""
     _close(student.softmax(z), np.exp(_log_p(z)), "softmax(z)", z)
 
 
 @kit.check(logits(axes=3, large=True).map(lambda z: {"z": z}), points=2, examples=60)
 def large_probabilities(student, z):
-    """softmax of large logits, of either sign: only their differences count"""
+    """softmax of large logits of both signs: only their differences matter"""
     _close(student.softmax(z), np.exp(_log_p(z)), "softmax(z)", z)
 
 
@@ -149,7 +151,7 @@ def loss(student, z, targets):
 
 @kit.check(examples(large=True), points=1, examples=60)
 def large_loss(student, z, targets):
-    """cross_entropy of large logits, where a probability rounds to 0"""
+    """cross_entropy of large logits: a probability can round to 0"""
     _close(student.cross_entropy(z, targets), _loss(z, targets), "the loss", z)
 
 
@@ -179,8 +181,8 @@ def dtypes(student, z, targets):
         kit.holds(got.dtype == z.dtype, f"{what} in float32", f"{what} in {got.dtype}")
 
 
-def _shifted(z, axis=-1):
-    e = np.exp(z - z.max(axis=axis, keepdims=True))
+def _shifted(z, shift=None, axis=-1):
+    e = np.exp(z - (z.max(axis=axis, keepdims=True) if shift is None else shift))
     return e / e.sum(axis=axis, keepdims=True)
 
 
@@ -193,6 +195,10 @@ def _grad(z, targets, p=None, hot=1.0):
     one = np.zeros_like(z)
     one[np.arange(len(z)), targets] = hot
     return (p - one) / z.dtype.type(len(z))
+
+
+def _unscaled(z):
+    return np.exp(z - z.max(axis=-1, keepdims=True))
 
 
 def _softmax_in_place(z):
@@ -209,51 +215,49 @@ def _every_target(z, targets):
 WRONG = {
     "softmax": {
         "you do not subtract the largest logit of each row first":
-            lambda z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True),
-        "you subtract the largest logit of the whole array, not of each row": lambda z: (
-            np.exp(z - z.max()) / np.exp(z - z.max()).sum(axis=-1, keepdims=True)),
-        "you subtract the mean of each row, not its largest": lambda z: (
-            np.exp(z - z.mean(axis=-1, keepdims=True))
-            / np.exp(z - z.mean(axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)),
-        "you divide by the sum of the whole array, not of each row": lambda z:
-            np.exp(z - z.max(axis=-1, keepdims=True)) / np.exp(
-                z - z.max(axis=-1, keepdims=True)).sum(),
-        "you go along the first axis, not the last": lambda z: _shifted(z, axis=0),
+            lambda z: _shifted(z, shift=0),
+        "you subtract the largest logit of the entire array, not of each row":
+            lambda z: _shifted(z, shift=z.max()),
+        "you subtract the mean of each row, not its largest logit":
+            lambda z: _shifted(z, shift=z.mean(axis=-1, keepdims=True)),
+        "you divide by the sum of the entire array, not of each row":
+            lambda z: _unscaled(z) / _unscaled(z).sum(),
+        "you work along the first axis, not the last": lambda z: _shifted(z, axis=0),
         "you return the log of the probabilities": _log_p,
-        "you do not divide by the sum": lambda z: np.exp(z - z.max(axis=-1, keepdims=True)),
+        "you do not divide by the sum": _unscaled,
         "you change z in place in softmax": _softmax_in_place,
     },
     "cross_entropy": {
-        "you sum over the examples, and do not take their mean":
+        "you take the sum over the examples, not the mean":
             lambda z, targets: -_picked(z, targets).sum(),
         "you leave out the minus sign": lambda z, targets: _picked(z, targets).mean(),
-        "you divide by the number of all logits, not of the examples":
+        "you divide by the number of all logits, not by the number of examples":
             lambda z, targets: -_picked(z, targets).sum() / z.size,
-        "you take the log of probabilities that may have been rounded to 0":
+        "you take the log of probabilities that can round to 0":
             lambda z, targets: -np.log(_shifted(z)[np.arange(len(z)), targets]).mean(),
         "you add 1e-9 to the probability before the log":
             lambda z, targets: -np.log(_shifted(z)[np.arange(len(z)), targets] + 1e-9).mean(),
-        "you take log_p[:, targets]: all targets in every row, not each row's own":
+        "you take log_p[:, targets]: all targets in every row, not the target of each row":
             lambda z, targets: -_log_p(z)[:, targets].mean(),
         "you take the probability, not its log":
             lambda z, targets: -np.exp(_picked(z, targets)).mean(),
-        "you return a loss for each example, not their mean":
+        "you return a loss for each example, not the mean":
             lambda z, targets: -_picked(z, targets),
     },
     "grad_cross_entropy": {
         "you do not divide the gradient by the number of examples":
             lambda z, targets: _grad(z, targets) * z.dtype.type(len(z)),
-        "you leave out the -1 in the place of the target":
+        "you leave out the -1 at the target":
             lambda z, targets: _grad(z, targets, hot=0.0),
-        "you have the sign of the gradient the wrong way round":
+        "your gradient has the wrong sign":
             lambda z, targets: -_grad(z, targets),
-        "you take grad[:, targets] -= 1: all targets in every row, not each row's own":
+        "you take grad[:, targets] -= 1: all targets in every row, not the target of each row":
             _every_target,
         "you divide the gradient by the number of all logits":
             lambda z, targets: _grad(z, targets) / z.dtype.type(z.shape[1]),
-        "you take the logits where their softmax belongs":
+        "you use the logits instead of their softmax":
             lambda z, targets: _grad(z, targets, p=z),
-        "you make the gradient float64, whatever the logits are":
+        "you return a float64 gradient for float32 logits":
             lambda z, targets: _shifted(z) / len(z) - np.eye(z.shape[1])[targets] / len(z),
     },
 }

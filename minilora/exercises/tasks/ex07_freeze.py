@@ -1,32 +1,32 @@
-"""07. Freeze, count, and train what is left.
+"""07. Freeze, count, and train the rest.
 
 A model's parameters are arrays with names, such as "blocks.0.q.W", "blocks.0.q.A", "head.b". LoRA
-freezes most of them: a frozen one is not to change, not by one bit, whatever is done in training.
+freezes most of them. Training must not change a frozen parameter, not even by one bit.
 
 freeze(parameters, pattern) takes
     parameters  dict, name -> array
-    pattern     text: the names that it matches are frozen. A * in it stands for any text, also for
-                none; fnmatchcase(name, pattern), imported below, says whether it matches all of it
-and returns the list of the names that are left to train, in the order of the dict.
+    pattern     text: the names that match it are frozen. A * in it stands for any text, also for no
+                text; fnmatchcase(name, pattern), imported below, says whether the full name matches
+and returns the list of the other names, which are trained, in the order of the dict.
 
     len(freeze({"q.W": np.ones(2), "q.A": np.ones(2), "q.B": np.ones(2)}, "*.W"))  ->  2
 
 count_lora(shapes, r) takes
     shapes  list of (d, k), the shapes of the matrices W that get an update B A of rank r
-    r       whole number; A is (r, k), B is (d, r)
-and returns how many numbers are trained, all A and B together.
+    r       integer; A is (r, k), B is (d, r)
+and returns how many numbers are trained: those of all A and B together.
 
     count_lora([(3, 5), (4, 4)], 2)  ->  32
 
 train_step(params, grads, trained, lr, decay) takes
     params   dict, name -> array of floats
-    grads    dict, name -> gradient; of what is frozen there may be a gradient, or none
+    grads    dict, name -> gradient; a frozen parameter may have a gradient in it, or none
     trained  list of the names that are trained; all others are frozen
     lr       number, the learning rate
     decay    number, the weight decay
-and changes what is trained to p - lr (g + decay p), in place: the arrays themselves get new
-numbers, since the model holds these arrays, too. It returns nothing; grads stays as it is. With
-p = 2, g = 1, lr = 0.1 and decay = 0.5 the new p is 2 - 0.1 (1 + 0.5 · 2) = 1.8.
+and changes each trained parameter to p - lr (g + decay p), in place: write the new numbers into the
+arrays themselves, because the model uses the same arrays. It returns nothing, and does not change
+grads. With p = 2, g = 1, lr = 0.1 and decay = 0.5, the new p is 2 - 0.1 (1 + 0.5 · 2) = 1.8.
 """
 
 from fnmatch import fnmatchcase
@@ -35,21 +35,21 @@ import numpy as np
 
 
 def freeze(parameters, pattern):
-    """The names that the pattern does not match."""
+    """The names that do not match the pattern."""
     ### BEGIN SOLUTION
     return [name for name in parameters if not fnmatchcase(name, pattern)]
     ### END SOLUTION
 
 
 def count_lora(shapes, r):
-    """How many numbers all A (r, k) and B (d, r) have."""
+    """The number of entries of all A (r, k) and B (d, r)."""
     ### BEGIN SOLUTION
     return sum(r * (d + k) for d, k in shapes)
     ### END SOLUTION
 
 
 def train_step(params, grads, trained, lr, decay):
-    """One step of gradient descent with weight decay, in place, of what is trained."""
+    """One step of gradient descent with weight decay, in place, for the trained parameters."""
     ### BEGIN SOLUTION
     for name in trained:
         p = params[name]
@@ -61,10 +61,10 @@ def train_step(params, grads, trained, lr, decay):
 
 
 def step_of_shared(student, params, grads, trained, lr, decay):
-    """The arrays after a step, as a model sees them that holds the same arrays in its own dict."""
-    held = {name: p.copy() for name, p in params.items()}
-    student.train_step(dict(held), grads, trained, lr, decay)
-    return held
+    """The arrays after a step, as seen by a model that has the same arrays in its own dict."""
+    arrays = {name: p.copy() for name, p in params.items()}
+    student.train_step(dict(arrays), grads, trained, lr, decay)
+    return arrays
 
 
 ### CHECKS
@@ -72,7 +72,7 @@ def step_of_shared(student, params, grads, trained, lr, decay):
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "freeze, count, train"
 MINUTES = 20
@@ -82,8 +82,8 @@ IN_PLACE = {"train_step": ("params",)}
 HINTS = (
     "freeze: keep a name unless it matches. count_lora: how many numbers has an array of shape "
     "(r, k)? train_step: loop over `trained`, not over params.",
-    "The count is r · k + d · r for each matrix, added up. In place means p -= ... or "
-    "p[...] = ...; p = p - ... makes another array.",
+    "The count is r · k + d · r for each matrix, summed. In place means p -= ... or p[...] = ...; "
+    "p = p - ... makes a new array.",
     "for name in trained: p = params[name]; p -= lr * (grads[name] + decay * p)",
 )
 NAMES = ("blocks.0.q.W", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", "blocks.1.q.W",
@@ -92,19 +92,19 @@ NAMES = ("blocks.0.q.W", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", 
 
 @st.composite
 def models(draw, patterns):
-    """Parameters, and patterns."""
+    """Parameters and patterns."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=2, max_size=5, unique=True))
     return {"parameters": {name: np.ones(1) for name in names}, "patterns": draw(patterns)}
 
 
-def _left(student, parameters, patterns):
-    """Against patterns taken apart by hand: each piece between stars has its place."""
+def _remaining(student, parameters, patterns):
+    """Compare with a matching function of our own."""
     results = [(pattern, student.freeze(parameters, pattern)) for pattern in patterns]
     for pattern, got in results:
-        left = [name for name in parameters if not _matches(name, pattern)]
-        wanted = f"{left} left to train after freeze(parameters, {pattern!r})"
+        names = [name for name in parameters if not _matches(name, pattern)]
+        wanted = f"freeze(parameters, {pattern!r}) = {names}"
         kit.holds(isinstance(got, list | tuple), wanted, kit.described(got))
-        kit.holds([*got] == left, wanted, kit.shown([*got]))
+        kit.holds([*got] == names, wanted, kit.shown([*got]))
 
 
 def _matches(name, pattern):
@@ -117,35 +117,25 @@ def _matches(name, pattern):
 
 @kit.check(models(st.sampled_from([["*.W"], ["*.b"], ["*.B"]])), points=2)
 def frozen_endings(student, parameters, patterns):
-    """freeze with a * in front: all names that end so are frozen, the rest is left."""
-    _left(student, parameters, patterns)
+    """freeze with a * in front: names with this ending are frozen, all others are returned."""
+    _remaining(student, parameters, patterns)
 
 
-PATTERNS = (
-    "q.W",
-    "*.q.*",
-    "blocks.*",
-    "blocks.1.*",
-    "blocks.*.W",
-    "*",
-    "head.b",
-    "*q*",
-    "blocks.1",
-)
+PATTERNS = ("q.W", "*.q.*", "blocks.*", "blocks.1.*", "blocks.*.W", "*", "head.b", "*q*",
+            "blocks.1")
 
 
 @kit.check(
     models(st.permutations(PATTERNS).map(lambda drawn: [*drawn[:2], "blocks.1", "blocks.1.*"])),
-    points=1,
-    examples=60,
+    points=1, examples=60,
 )
 def frozen_anywhere(student, parameters, patterns):
-    """freeze with a * anywhere, with several, or with none."""
-    _left(student, parameters, patterns)
+    """freeze with a * anywhere, with several *, or with none."""
+    _remaining(student, parameters, patterns)
 
 
 def _first(simplest, most):
-    """A size; the simplest is not 1, with which too many formulas agree."""
+    """A size. The simplest is not 1: too many wrong formulas are right for 1."""
     return st.sampled_from([simplest, *range(1, most + 1)])
 
 
@@ -157,14 +147,14 @@ def _first(simplest, most):
     points=2, examples=50,
 )
 def counted(student, shapes, r):
-    """count_lora gives as many numbers as the arrays A and B have."""
-    made = [(np.zeros((r, k)), np.zeros((d, r))) for d, k in shapes]
-    kit.equal(student.count_lora(shapes, r), sum(A.size + B.size for A, B in made), "the count")
+    """count_lora gives the number of entries of the arrays A and B."""
+    factors = [(np.zeros((r, k)), np.zeros((d, r))) for d, k in shapes]
+    kit.equal(student.count_lora(shapes, r), sum(A.size + B.size for A, B in factors), "the count")
 
 
 @st.composite
 def steps(draw, decays=True, frozen=False):
-    """Parameters with gradients, of which some are trained."""
+    """Parameters with gradients; some of them are trained."""
     rng = draw(kit.generators())
     names = draw(st.lists(st.sampled_from(["q.W", "q.A", "q.B", "lm.q.W"]), min_size=1, max_size=3,
                           unique=True))
@@ -173,8 +163,8 @@ def steps(draw, decays=True, frozen=False):
     some = trained if frozen and draw(st.booleans()) else names
     params = {name: kit.small(rng, *shapes[name]) for name in names}
     for name in set(names) - set(trained):
-        params[name].flat[0] = -0.0  # to which 0.0 cannot be added unseen
-    still = draw(st.sampled_from([1, 1, 0])) if decays else 1  # without gradient, too, p decays
+        params[name].flat[0] = -0.0  # adding 0.0 would change its bits
+    still = draw(st.sampled_from([1, 1, 0])) if decays else 1  # p decays without a gradient too
     return {
         "params": params, "grads": {name: kit.small(rng, *shapes[name]) * still for name in some},
         "trained": trained, "lr": draw(st.sampled_from([0.5, 0.1, 0.25])),
@@ -202,19 +192,19 @@ def _step(student, params, grads, trained, lr, decay):
 
 @kit.check(steps(decays=False), points=1)
 def descent(student, params, grads, trained, lr, decay):
-    """Without decay, a step takes lr times the gradient away."""
+    """Without decay, a step subtracts lr times the gradient."""
     _step(student, params, grads, trained, lr, decay)
 
 
 @kit.check(steps(), points=2)
 def with_decay(student, params, grads, trained, lr, decay):
-    """With decay, a step takes away lr · decay · p, too, of p before the step."""
+    """With decay, a step also subtracts lr · decay · p, with the p before the step."""
     _step(student, params, grads, trained, lr, decay)
 
 
 @kit.check(steps(frozen=True), points=1)
 def base_untouched(student, params, grads, trained, lr, decay):
-    """After three steps with decay, what is frozen has the same bits, and what is trained moved."""
+    """Three steps with decay change the trained parameters, and no bit of the frozen ones."""
     now, expected = _copied(params), params
     for _ in range(3):
         student.train_step(now, grads, trained, lr, decay)
@@ -223,16 +213,16 @@ def base_untouched(student, params, grads, trained, lr, decay):
         if name in trained:
             kit.equal(now[name], p, f"{name}, which is trained, after three steps")
         else:
-            kit.holds(now[name].tobytes() == p.tobytes(), f"{name}, which is frozen, as it was: "
+            kit.holds(now[name].tobytes() == p.tobytes(), f"{name}, which is frozen, unchanged: "
                       f"{kit.shown(p)}", kit.shown(now[name]))
 
 
 @kit.check(steps(), points=1)
 def in_place(student, params, grads, trained, lr, decay):
-    """The arrays themselves change, so that a model with the same arrays sees the step."""
-    held = student.step_of_shared(params, grads, trained, lr, decay)
+    """The arrays themselves change, so a model with the same arrays sees the step."""
+    arrays = student.step_of_shared(params, grads, trained, lr, decay)
     for name, p in _stepped(params, grads, trained, lr, decay).items():
-        kit.equal(held[name], p, f"the array of {name} after the step")
+        kit.equal(arrays[name], p, f"the array of {name} after the step")
 
 
 def _updating(new, names=lambda params, trained: trained):
@@ -265,7 +255,7 @@ def _decay_of_all(params, grads, trained, lr, decay):
         p -= lr * ((grads[name] if name in trained else 0.0) + decay * p)
 
 
-def _kept(unless):
+def _names(unless):
     return lambda parameters, pattern: [name for name in parameters if not unless(name, pattern)]
 
 
@@ -279,61 +269,49 @@ def _right(p, g, lr, decay):
 
 WRONG = {
     "freeze": {
-        "you return the names that are frozen, not those that are left": _kept(
-            lambda name, pattern: not fnmatchcase(name, pattern)
-        ),
-        "you look for the pattern, with its *, as a piece of the name": _kept(
-            lambda name, pattern: pattern in name
-        ),
-        "you drop the * and look for the rest as a piece of the name": _kept(
-            lambda name, pattern: pattern.replace("*", "") in name
-        ),
-        "you give fnmatchcase the pattern first": _kept(
-            lambda name, pattern: fnmatchcase(pattern, name)
-        ),
-        "you compare the ends of the names only": _kept(
-            lambda name, pattern: name.endswith(pattern.lstrip("*"))
-        ),
-        "you take capital and small letters as the same": _kept(
-            lambda name, pattern: fnmatchcase(name.lower(), pattern.lower())
-        ),
+        "you return the frozen names, not the others": _names(
+            lambda name, pattern: not fnmatchcase(name, pattern)),
+        "you look for the pattern, with its *, as a part of the name": _names(
+            lambda name, pattern: pattern in name),
+        "you drop the * and look for the rest as a part of the name": _names(
+            lambda name, pattern: pattern.replace("*", "") in name),
+        "you give fnmatchcase the pattern first": _names(
+            lambda name, pattern: fnmatchcase(pattern, name)),
+        "you compare only the ends of the names": _names(
+            lambda name, pattern: name.endswith(pattern.lstrip("*"))),
+        "you ignore the difference between capital and small letters": _names(
+            lambda name, pattern: fnmatchcase(name.lower(), pattern.lower())),
         "you return a dict with the arrays, not a list of names": lambda parameters, pattern: {
             name: p for name, p in parameters.items() if not fnmatchcase(name, pattern)
         },
     },
     "count_lora": {
-        "you count the numbers of W, d · k": _counted(lambda d, k, r: d * k),
+        "you count the entries of W, d · k": _counted(lambda d, k, r: d * k),
         "you count A, but not B": _counted(lambda d, k, r: r * k),
         "you count B, but not A": _counted(lambda d, k, r: d * r),
-        "you take d = k, as of a square W": _counted(lambda d, k, r: 2 * d * r),
+        "you assume d = k, a square W": _counted(lambda d, k, r: 2 * d * r),
         "you multiply A's count by B's": _counted(lambda d, k, r: r * k * d * r),
         "you count r · d · k": _counted(lambda d, k, r: r * d * k),
-        "you count W, too": _counted(lambda d, k, r: d * k + r * (d + k)),
-        "you count the first matrix only": lambda shapes, r: r * sum(shapes[0]),
+        "you count W too": _counted(lambda d, k, r: d * k + r * (d + k)),
+        "you count only the first matrix": lambda shapes, r: r * sum(shapes[0]),
     },
     "train_step": {
         "you go uphill: you add the gradient": _updating(
-            lambda p, g, lr, decay: p + lr * (g + decay * p)
-        ),
+            lambda p, g, lr, decay: p + lr * (g + decay * p)),
         "you leave out the decay": _updating(lambda p, g, lr, decay: p - lr * g),
         "you decay by decay · p, not by lr · decay · p": _updating(
-            lambda p, g, lr, decay: p - lr * g - decay * p
-        ),
-        "you decay the wrong way, so that p grows": _updating(
-            lambda p, g, lr, decay: p - lr * (g - decay * p)
-        ),
-        "you decay what the gradient has changed already": _updating(
-            lambda p, g, lr, decay: (p - lr * g) * (1 - lr * decay)
-        ),
+            lambda p, g, lr, decay: p - lr * g - decay * p),
+        "your decay has the wrong sign: p grows": _updating(
+            lambda p, g, lr, decay: p - lr * (g - decay * p)),
+        "you decay p after the gradient step, not before": _updating(
+            lambda p, g, lr, decay: (p - lr * g) * (1 - lr * decay)),
         "you add decay to the gradient, not decay · p": _updating(
-            lambda p, g, lr, decay: p - lr * (g + decay)
-        ),
+            lambda p, g, lr, decay: p - lr * (g + decay)),
         "you change every parameter, trained or not": _updating(
-            _right, lambda params, trained: params
-        ),
-        "you decay what is frozen, too": _decay_of_all,
+            _right, lambda params, trained: params),
+        "you decay frozen parameters too": _decay_of_all,
         "you add the decay to grads, in place": _gradient_in_place,
-        "you put another array into the dict, and the model keeps the old one": _another_array,
-        "you give a name of your own to the new array, and params keeps the old one": _local_name,
+        "you put a new array into the dict: the model keeps the old one": _another_array,
+        "you assign the new array to a local name: params keeps the old one": _local_name,
     },
 }

@@ -1,21 +1,21 @@
 """06. A layer with LoRA, and how it starts.
 
-A layer computes y = x W^T: each row of x is an input of k numbers, each row of y its output of d
-numbers, and W is (d, k). LoRA leaves W as it is and adds an update that has two small factors:
+A layer computes y = x W^T. Each row of x is an input of k numbers, each row of y is its output of d
+numbers, and W is (d, k). LoRA does not change W. It adds an update with two small factors:
 
     y = x W^T + (alpha / r) x A^T B^T        A is (r, k), B is (d, r)
 
 lora_init(d, k, r, rng) takes
-    d, k, r   whole numbers
-    rng       NumPy generator, where all random numbers are to come from: rng.normal(...)
+    d, k, r   integers
+    rng       NumPy generator, the source of all random numbers: rng.normal(...)
 and returns A, B, in this order, as they are before training. Every number of A is drawn from one
-normal distribution with mean 0; its standard deviation is up to you, between 0.001 and 1, and
-1 / sqrt(k) is usual. B is such that the layer gives at first what W alone gives.
+normal distribution with mean 0. Its standard deviation is your choice, between 0.001 and 1; 1 /
+sqrt(k) is usual. Choose B such that the layer first computes the same as W alone.
 
 lora_forward(x, W, A, B, alpha) takes
     x         array (..., k): one row (k,), or n rows (n, k), or (batch, tokens, k)
     W, A, B   arrays of the shapes above
-    alpha     number; r is not given: A and B know it
+    alpha     number; r is not an argument: the shapes of A and B contain it
 and returns y, array (..., d). No argument is changed.
 
     lora_init(3, 4, 2, np.random.default_rng(0))[1]  ->  [[0., 0.], [0., 0.], [0., 0.]]
@@ -37,7 +37,7 @@ def lora_init(d, k, r, rng):
 
 
 def lora_forward(x, W, A, B, alpha):
-    """The layer's output: what W gives, and the scaled update."""
+    """The layer's output: x W^T plus the scaled update."""
     ### BEGIN SOLUTION
     r = len(A)
     return x @ W.T + (alpha / r) * (x @ A.T @ B.T)
@@ -50,24 +50,24 @@ def lora_forward(x, W, A, B, alpha):
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "LoRA's layer"
 MINUTES = 20
 CHAPTER = "07"
 
 HINTS = (
-    "If one of A and B is zero, the update is zero. A is not, so B is. In the sum, shapes lead the "
-    "way: (..., k) times (k, r) times (r, d).",
+    "If A or B is zero, the update is zero. A is random, so B is zero. In lora_forward, follow "
+    "the shapes: (..., k) times (k, r) times (r, d).",
     "A = rng.normal(0.0, sigma, size=(r, k)), and B is np.zeros. A^T is A.T in NumPy, a matrix "
-    "product is @, and r is the number of A's rows, A.shape[0].",
+    "product is @, and r is the number of rows of A, A.shape[0].",
     "return x @ W.T + (alpha / A.shape[0]) * (x @ A.T @ B.T)",
 )
 
 
 @st.composite
 def layers(draw, rows=None, unit=False):
-    """An input, a layer, and an update that is not zero."""
+    """An input, a layer, and an update that is not zero; unit: alpha = r = 1."""
     d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
     rng = draw(kit.generators())
     n = draw(st.tuples(kit.sizes(1, 3)) if rows is None else rows)
@@ -89,7 +89,7 @@ def _factors(student, d, k, r, rng):
         if isinstance(factor, np.ndarray | float) and np.shape(factor) in ((), (2,)):
             raise kit.Wrong(
                 f"expected {name} of shape {shape}", f"got      {kit.shown(factor)}",
-                "rng.normal takes mean, standard deviation and size in this order: size=(r, k)",
+                "rng.normal takes mean, standard deviation and size, in this order: size=(r, k)",
             )
         kit.number(factor, shape, name)
         kit.holds(factor.dtype.kind == "f", f"floats in {name}", f"{factor.dtype}")
@@ -104,32 +104,33 @@ def shapes(student, d, k, r, rng):
 
 @kit.check(starts(90, 110), points=2, examples=8)
 def gaussian(student, d, k, r, rng):
-    """A is drawn from rng: normal, mean 0, each number for itself."""
+    """A is drawn from rng: a normal distribution, mean 0, every number drawn separately."""
     A, _ = _factors(student, d, k, r, rng)
     again, _ = _factors(student, d, k, r, rng)
     kit.holds(np.array_equal(A, again), "the same A from generators with the same seed",
-              "another A: does it come from rng?")
+              "a different A: does it come from rng?")
     A = A.astype(np.float64)
-    kit.holds(np.all(np.isfinite(A)), "an A of finite numbers")
+    kit.holds(np.all(np.isfinite(A)), "finite numbers in A")
     std, mean = A.std(), A.mean()
-    kit.holds(0.9e-3 < std < 1.1, "an A with a standard deviation between 0.001 and 1",
+    kit.holds(0.9e-3 < std < 1.1, "a standard deviation of A between 0.001 and 1",
               f"{std:.3g}")
     rank = np.linalg.matrix_rank(A)
-    kit.holds(rank == min(r, k), f"an A with {min(r, k)} rows or columns that differ",
-              f"an A of rank {rank}: is every number drawn for itself?")
-    kit.holds(abs(mean) < 7 * std / np.sqrt(A.size), "an A with a mean near 0",
+    kit.holds(rank == min(r, k), f"an A of rank {min(r, k)}",
+              f"rank {rank}: is every number drawn separately?")
+    kit.holds(abs(mean) < 7 * std / np.sqrt(A.size), "a mean of A near 0",
               f"a mean of {mean:.3g}, with a standard deviation of {std:.3g}")
-    near = np.mean(np.abs(A - mean) < std)  # 0.683 of a normal, give or take 0.005
-    kit.holds(abs(near - 0.683) < 0.04, "68 % of A within one standard deviation, as a normal has",
+    near = np.mean(np.abs(A - mean) < std)  # 0.683 for a normal distribution, +- 0.005
+    kit.holds(abs(near - 0.683) < 0.04,
+              "68 % of A within one standard deviation, as in a normal distribution",
               f"{100 * near:.0f} %: is it another distribution?")
     another, _ = _factors(student, d, k, r, np.random.default_rng(d))
-    kit.holds(not np.array_equal(A, another), "another A from a generator with another seed",
+    kit.holds(not np.array_equal(A, another), "a different A from a generator with another seed",
               "the same A: does it come from rng?")
 
 
 @st.composite
 def beginnings(draw):
-    """A layer that has just begun."""
+    """A layer before training."""
     layer, start = draw(layers()), draw(starts())
     d, k = layer["W"].shape
     r, alpha = start["r"], layer["alpha"]
@@ -139,15 +140,15 @@ def beginnings(draw):
 
 @kit.check(beginnings(), points=2)
 def as_the_base(student, x, W, d, k, r, alpha, rng):
-    """At first, the layer gives what W alone gives, and B is zero."""
+    """Before training, the layer gives what W alone gives, and B is zero."""
     A, B = _factors(student, d, k, r, rng)
     y = np.einsum("nk,dk->nd", x, W)
-    kit.equal(student.lora_forward(x, W, A, B, alpha), y, "y at first")
-    kit.equal(B, np.zeros((d, r)), "B at first")
+    kit.equal(student.lora_forward(x, W, A, B, alpha), y, "y before training")
+    kit.equal(B, np.zeros((d, r)), "B before training")
 
 
 def _right(student, x, W, A, B, alpha):
-    """Against the weights as one matrix, a number at a time."""
+    """Compare with the merged weights, computed number by number."""
     r, k = A.shape
     merged = np.array([
         [W[i, j] + alpha / r * sum(B[i, s] * A[s, j] for s in range(r)) for j in range(k)]
@@ -158,7 +159,7 @@ def _right(student, x, W, A, B, alpha):
 
 @kit.check(layers(unit=True), points=1)
 def update(student, x, W, A, B, alpha):
-    """Where alpha = r = 1, y is x W^T + x A^T B^T."""
+    """If alpha = r = 1, y is x W^T + x A^T B^T."""
     _right(student, x, W, A, B, alpha)
 
 
@@ -170,7 +171,7 @@ def scaled(student, x, W, A, B, alpha):
 
 @kit.check(layers(st.lists(kit.sizes(1, 3), max_size=2).map(tuple), unit=True), points=1)
 def more_axes(student, x, W, A, B, alpha):
-    """x may be one row, or have three axes."""
+    """x can be one row, or have three axes."""
     _right(student, x, W, A, B, alpha)
 
 
@@ -183,14 +184,14 @@ def _output(student, x, W, A, B, alpha):
 
 @kit.check(layers(st.just((2,))), points=1)
 def low_rank(student, x, W, A, B, alpha):
-    """The update is linear in B, and its rank is r at most."""
+    """The update is linear in B, and its rank is at most r."""
     base = _output(student, x, W, A, 0 * B, alpha)
-    kit.equal(base, np.einsum("nk,dk->nd", x, W), "y where B is zero")
+    kit.equal(base, np.einsum("nk,dk->nd", x, W), "y for B = 0")
     once, thrice = (_output(student, x, W, A, factor * B, alpha) - base for factor in (1, 3))
-    kit.equal(thrice, 3 * once, "the update by three times B")
+    kit.equal(thrice, 3 * once, "the update for 3 B")
     delta = _output(student, np.eye(W.shape[1]), W, A, B, alpha) - W.T
     rank = np.linalg.matrix_rank(delta)
-    kit.holds(rank <= len(A), f"an update of rank {len(A)} at most", f"rank {rank}")
+    kit.holds(rank <= len(A), f"an update of rank at most {len(A)}", f"rank {rank}")
 
 
 def _init(A=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(r, k)),
@@ -209,57 +210,42 @@ def _scaled(by):
 
 WRONG = {
     "lora_init": {
-        "you start A at zero, and B at random": _init(
+        "you start with A zero and B random": _init(
             lambda rng, d, k, r: np.zeros((r, k)),
-            lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r)),
-        ),
-        "you start B at random, as A": _init(
-            B=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))
-        ),
-        "you start A at zero, too (then no step ever changes A or B)": _init(
-            lambda rng, d, k, r: np.zeros((r, k))
-        ),
+            lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))),
+        "you start with B random too": _init(
+            B=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(d, r))),
+        "you start with A zero too (then no step ever changes A or B)": _init(
+            lambda rng, d, k, r: np.zeros((r, k))),
         "you return B before A": lambda d, k, r, rng: _init()(d, k, r, rng)[::-1],
-        "you give A the shape (k, r) and B the shape (r, d)": _init(
+        "you return A of shape (k, r) and B of shape (r, d)": _init(
             lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(k, r)),
-            lambda rng, d, k, r: np.zeros((r, d)),
-        ),
-        "you draw A with rng.random: from 0 to 1, and never below 0": _init(
-            lambda rng, d, k, r: rng.random((r, k))
-        ),
-        "you draw A with rng.uniform(-1, 1): as often far from 0 as near it": _init(
-            lambda rng, d, k, r: rng.uniform(-1, 1, (r, k))
-        ),
-        "you draw from a generator of your own, np.random.default_rng(0)": _init(
-            lambda rng, d, k, r: np.random.default_rng(0).normal(0.0, 1 / np.sqrt(k), size=(r, k))
-        ),
-        "you draw one row of A, and repeat it": _init(
-            lambda rng, d, k, r: np.tile(rng.normal(0.0, 1 / np.sqrt(k), size=k), (r, 1))
-        ),
+            lambda rng, d, k, r: np.zeros((r, d))),
+        "you draw A with rng.random: from 0 to 1, never below 0": _init(
+            lambda rng, d, k, r: rng.random((r, k))),
+        "you draw A with rng.uniform(-1, 1), which is not a normal distribution": _init(
+            lambda rng, d, k, r: rng.uniform(-1, 1, (r, k))),
+        "you draw from your own generator, np.random.default_rng(0)": _init(
+            lambda rng, d, k, r: np.random.default_rng(0).normal(0.0, 1 / np.sqrt(k), size=(r, k))),
+        "you draw one row of A and repeat it": _init(
+            lambda rng, d, k, r: np.tile(rng.normal(0.0, 1 / np.sqrt(k), size=k), (r, 1))),
     },
     "lora_forward": {
         "you scale by alpha, not by alpha / r": _scaled(lambda W, A, B, alpha: alpha),
         "you do not scale the update": _scaled(lambda W, A, B, alpha: 1),
         "you scale by r / alpha": _scaled(lambda W, A, B, alpha: len(A) / alpha),
-        "you divide by k, A.shape[1], in place of r": _scaled(
-            lambda W, A, B, alpha: alpha / A.shape[1]
-        ),
-        "you divide by d, B.shape[0], in place of r": _scaled(
-            lambda W, A, B, alpha: alpha / len(B)
-        ),
+        "you divide by k, A.shape[1], instead of r": _scaled(
+            lambda W, A, B, alpha: alpha / A.shape[1]),
+        "you divide by d, B.shape[0], instead of r": _scaled(lambda W, A, B, alpha: alpha / len(B)),
         "you scale by alpha // r, which drops the fraction": _scaled(
-            lambda W, A, B, alpha: alpha // len(A)
-        ),
+            lambda W, A, B, alpha: alpha // len(A)),
         "you round alpha / r to float32": _scaled(
-            lambda W, A, B, alpha: np.float64(np.float32(alpha / len(A)))
-        ),
-        "you scale x W^T, too": lambda x, W, A, B, alpha: (
-            alpha / len(A) * (x @ W.T + x @ A.T @ B.T)
-        ),
+            lambda W, A, B, alpha: np.float64(np.float32(alpha / len(A)))),
+        "you scale x W^T too": lambda x, W, A, B, alpha: (
+            alpha / len(A) * (x @ W.T + x @ A.T @ B.T)),
         "you leave out x W^T": lambda x, W, A, B, alpha: alpha / len(A) * (x @ A.T @ B.T),
-        "you multiply x by W + (alpha / r) B A, not transposed": lambda x, W, A, B, alpha: (
-            x @ (W + alpha / len(A) * (B @ A))
-        ),
-        "you add the update to W itself, in place": _in_place,
+        "you multiply x by W + (alpha / r) B A without the transpose": lambda x, W, A, B, alpha: (
+            x @ (W + alpha / len(A) * (B @ A))),
+        "you add the update to W in place": _in_place,
     },
 }

@@ -1,7 +1,8 @@
-"""12. How equal is equal: bound what rounding can do to a merge.
+"""12. How equal is equal: bound the rounding error of a merge.
 
-On paper, x V^T with V = W + s B A equals x W^T + s ((x A^T) B^T), s = alpha / r. On a computer each
-operation rounds, and the two sides differ. By how much at most? More than that is a mistake.
+On paper, x V^T with V = W + s B A equals x W^T + s ((x A^T) B^T), where s = alpha / r. On a
+computer every operation rounds, and the two sides differ. How large can the difference be? A larger
+one is not rounding, but a mistake.
 
 merge_bound(x, W, A, B, alpha, dtype) takes
     x, W, A, B  arrays of that dtype, of shapes (n, k), (d, k), (r, k), (d, r)
@@ -10,25 +11,28 @@ merge_bound(x, W, A, B, alpha, dtype) takes
 and returns one number that is never below max |merged - unmerged|, where
     merged      V = W + s (B A), then x V^T
     unmerged    x W^T + s ((x A^T) B^T)
-when s is rounded to the dtype once, each product and each addition is rounded to the dtype, the
-sums are made in any order (another one on each side, too), and nothing overflows.
+Here s is rounded to the dtype once. Each product and each addition is rounded to the dtype. The
+terms of a sum are added in any order, which may differ between the two sides. Nothing overflows.
 
-The standard model: with u = eps / 2, eps and the smallest float h > 0 those of the dtype,
+The standard model uses u = eps / 2 and the smallest float h > 0 of the dtype:
     float(a + b) = (a + b) (1 + t)            |t| <= u
-    float(a * b) = a b (1 + t) + e            |e| <= h / 2: what is lost near 0, in products alone
-and n factors (1 + t) in a row are off 1 by gamma_n = n u / (1 - n u) at most.
+    float(a * b) = a b (1 + t) + e            |e| <= h / 2, the loss near 0, only in products
+The product of n factors (1 + t) differs from 1 by at most gamma_n = n u / (1 - n u).
 
-How a term s b a x gets into the result: its product with x and the sum over the k columns round it
-k times, its product b a and the sum over the r ranks r times; s itself, the product with s and the
-addition of W's part once each. So it is off by gamma_n of its size, n = k + r + 3, on each side;
-W's terms by less. Sizes are |x|, |W|, |A|, |B|: terms may cancel, their errors do not.
+How often is a term s b a x rounded on its way into the result? Its product with x and the sum over
+the k columns round it k times. Its product b a and the sum over the r ranks round it r times. s
+itself, the product with s, and the addition of W's part round it once each. So its error is at most
+gamma_n times its size, with n = k + r + 3, on each side. The error of W's terms is smaller. Use the
+sizes |x|, |W|, |A|, |B|: terms may cancel, but their errors do not.
 
-To that, add what products lose: e, times all that it is multiplied by on its way out. Count h for
-each, not h / 2: that leaves room for later roundings. There is one e for each product: k in an
-output of x W^T, k in x V^T, one in s times the update; r in each number of B A and one more in its
-product with s, which then meet x; k in each number of x A^T, which meet B and s; ...
+Then add the losses of the products. Each product loses e, times everything by which it is
+multiplied later. Count h for each, not h / 2: that leaves room for later roundings. Each product
+has one e. There are k products in an output of x W^T and k in x V^T, and one for s times the
+update. There are r in each number of B A, and one more for its product with s; these are then
+multiplied by x. There are k in each number of x A^T; these are then multiplied by B and s; ...
 
-Yours may be smaller than this bound, as long as it holds. It may be 100 times as large at most.
+Your bound may be smaller than this one if it is never violated. It may be at most 100 times as
+large.
 
     round(merge_bound(*[np.ones((1, 1))] * 4, 1.0, np.float16), 4)    -> 0.0098
 """
@@ -37,7 +41,7 @@ import numpy as np
 
 
 def merge_bound(x, W, A, B, alpha, dtype):
-    """What |merged - unmerged| stays under in every output, whatever the order of the sums."""
+    """An upper bound of |merged - unmerged| in every output, for any order of the sums."""
     ### BEGIN SOLUTION
     x, W, A, B = (np.abs(a.astype(np.float64)) for a in (x, W, A, B))
     (r, k), s = A.shape, abs(alpha) / len(A)
@@ -58,19 +62,20 @@ import itertools
 
 from hypothesis import strategies as st
 
-from . import kit
+from minilora.exercises import kit
 
 TITLE = "how equal is equal"
 MINUTES = 40
 CHAPTER = "09"
 
 HINTS = (
-    "Two parts: 2 gamma_n times the sizes of all terms, and h times the number of products, each "
-    "times what it meets later. Compute both in float64, for each output, then take the largest.",
-    "The sizes are np.abs(x) @ np.abs(W).T + s * (np.abs(x) @ np.abs(A).T) @ np.abs(B).T; eps and "
+    "The bound has two parts: 2 gamma_n times the sizes of all terms, and h times the number of "
+    "products, each times its later factors. Compute both in float64 for each output, then take "
+    "the largest sum.",
+    "The sizes are np.abs(x) @ np.abs(W).T + s * (np.abs(x) @ np.abs(A).T) @ np.abs(B).T. eps and "
     "h are np.finfo(dtype).eps and np.finfo(dtype).smallest_subnormal.",
-    "What is lost, for each output: h * (2 * k + r * s + 1 + k * s * (the sum of its row of |B|) + "
-    "(r * s + 1) * (the sum of its row of |x|)).",
+    "The loss of the products, for each output: h * (2 * k + r * s + 1 + k * s * (the sum of its "
+    "row of |B|) + (r * s + 1) * (the sum of its row of |x|)).",
 )
 
 FACTOR = 100  # how much larger than the reference a bound may be
@@ -78,7 +83,7 @@ ORDERS = ("left to right", "right to left", "in pairs", "as NumPy does")
 
 
 def _summed(terms, order):
-    """The terms of the last axis, added up in their own dtype."""
+    """The sum over the last axis, in the dtype of the terms."""
     parts = [terms[..., i] for i in range(terms.shape[-1])]
     if order == "in pairs":
         while len(parts) > 1:
@@ -88,14 +93,14 @@ def _summed(terms, order):
 
 
 def _times(a, b, order):
-    """a b^T of arrays (n, k) and (m, k), each product and addition rounded to their dtype."""
+    """a b^T for a (n, k) and b (m, k); each product and addition is rounded to the dtype."""
     if order == "as NumPy does":
         return a @ b.T
     return _summed(a[:, None, :] * b[None, :, :], order)
 
 
 def _apart(x, W, A, B, alpha, dtype):
-    """(how far the sides are apart at most, how the sums of either were made)."""
+    """(the largest gap between the two sides, the order of the sums on each side)."""
     merged, unmerged = {}, {}
     s = dtype.type(alpha / len(A))
     with np.errstate(all="ignore"):
@@ -110,22 +115,22 @@ def _apart(x, W, A, B, alpha, dtype):
 
 
 def _bounds(student, x, W, A, B, alpha, dtype):
-    """The bound is not below the gap, and not above what is allowed."""
+    """Raise Wrong if the bound is below the gap, or too large."""
     got = student.merge_bound(x, W, A, B, alpha, dtype)
     kit.number(got, (), "a bound")
     gap, first, second = _apart(x, W, A, B, alpha, dtype)
     if not got >= gap:
         raise kit.Wrong(
-            f"expected a bound of {gap:.3g} at least: so far apart are, in {dtype},",
+            f"expected a bound of at least {gap:.3g}: the gap in {dtype} between",
             f"         merged, summed {first}, and unmerged, summed {second}",
             f"got      {float(got):.3g}",
         )
     most = merge_bound(x, W, A, B, alpha, dtype)
     if not got <= FACTOR * most:
         raise kit.Wrong(
-            f"expected a bound of {FACTOR * most:.3g} at most, {FACTOR} times the reference",
-            f"got      {float(got):.3g}, {float(got) / most:.3g} times the reference: a mistake of "
-            "that size would pass",
+            f"expected a bound of at most {FACTOR * most:.3g}, {FACTOR} times the reference",
+            f"got      {float(got):.3g}, {float(got) / most:.3g} times the reference: it would not "
+            "detect a mistake of that size",
         )
 
 
@@ -137,7 +142,7 @@ def _cast(dtype, alpha, **arrays):
 
 @st.composite
 def ordinary(draw, dtype):
-    """Numbers of all signs; what is large in x meets what is small in W and A, and the reverse."""
+    """Numbers of both signs; large columns of x meet small columns of W and A, and the reverse."""
     n, d, k, r = (draw(kit.sizes(1, most)) for most in (2, 3, 6, 3))
     rng, uneven = draw(kit.generators()), draw(st.sampled_from([0, 6]))
     s = 2.0 ** draw(st.integers(-3, 4))
@@ -149,7 +154,7 @@ def ordinary(draw, dtype):
 
 @st.composite
 def worst(draw, dtype):
-    """One number each, the worst of many: so few operations, and nearly all round against it."""
+    """One number each, the worst of many: the few roundings nearly all have the same direction."""
     rng = draw(kit.generators())
     x, A, B, s = rng.uniform(1, 2, (4, 20_000)).astype(dtype)
     W = (rng.uniform(-1, 1, x.shape) / 8).astype(dtype)
@@ -160,7 +165,7 @@ def worst(draw, dtype):
 
 @st.composite
 def cancelling(draw):
-    """W is what takes the update away again: the result is nearly 0, its terms are not."""
+    """W cancels the update: the result is nearly 0, but its terms are not."""
     case = draw(ordinary(draw(st.sampled_from([np.float32, np.float16]))))
     A, B, alpha = case["A"], case["B"], case["alpha"]
     W = -alpha / len(A) * (B.astype(np.float64) @ A)
@@ -169,14 +174,14 @@ def cancelling(draw):
 
 @st.composite
 def one_way(draw):
-    """Long sums in which each rounding goes the same way: 1 and many terms of about u."""
+    """Long sums in which all roundings have the same direction: 1 and many terms of about u."""
     dtype = draw(st.sampled_from([np.float32, np.float16]))
     long, d, s = draw(st.integers(20, 40)), draw(kit.sizes(1, 3)), 2.0 ** draw(st.integers(0, 4))
     u, over_k, first = np.finfo(dtype).eps / 2, draw(st.booleans()), (np.arange(d) == 0)[:, None]
-    row = np.where(np.arange(long) == 0, 1.0, 0.98 * u)  # each is lost beside 1
+    row = np.where(np.arange(long) == 0, 1.0, 0.98 * u)  # 1 plus such a term is 1
     x = np.ones((draw(kit.sizes(1, 2)), 1))
     x[:-1] = 0.0
-    if over_k:  # and with the update, 1.02 u: each is rounded up to 2 u
+    if over_k:  # with the update, 1.02 u: each addition to 1 is rounded up by 2 u
         A = np.where(np.arange(long) == 0, 0.0, 1.0)[None]
         return _cast(dtype, s, x=x * np.ones(long), W=16 * first * row, A=A,
                      B=16 / s * first * 0.04 * u)
@@ -186,14 +191,14 @@ def one_way(draw):
 
 @st.composite
 def tiny(draw):
-    """Products that are nearly half of the smallest float, or a little more."""
+    """Products of nearly half of the smallest float, or slightly more."""
     dtype = draw(st.sampled_from([np.float16, np.float32]))
     lowest = int(-np.log2(float(np.finfo(dtype).smallest_subnormal)))  # 24 or 149
     one, other = 2.0 ** -(lowest // 2), 2.0 ** (lowest // 2 - lowest)
     d, k, r = draw(kit.sizes(1, 3)), draw(kit.sizes(1, 6)), draw(kit.sizes(1, 3))
     x, W, A, B = np.ones((1, k)), np.zeros((d, k)), np.ones((r, k)), np.ones((d, r))
     where = draw(st.sampled_from(["x W", "x A", "B A"]))
-    if where == "x W":  # lost with W, not with W + s B A
+    if where == "x W":  # lost in x W^T, not in x V^T
         return _cast(dtype, r, x=x * one, W=W + 0.49 * other, A=A, B=B * 0.04 * other / r)
     if where == "x A":
         return _cast(dtype, 16 * r, x=x * one, W=W, A=A * other * 0.49, B=B * 64)
@@ -202,39 +207,39 @@ def tiny(draw):
 
 @kit.check(ordinary(np.float32) | worst(np.float32), points=2, examples=60)
 def in_float32(student, **case):
-    """It holds in float32, and is not too large."""
+    """The bound holds in float32, and is not too large."""
     _bounds(student, **case)
 
 
 @kit.check(ordinary(np.float16) | worst(np.float16), points=2, examples=60)
 def in_float16(student, **case):
-    """It holds in float16, and is not too large."""
+    """The bound holds in float16, and is not too large."""
     _bounds(student, **case)
 
 
 @kit.check(cancelling(), points=2, examples=60)
 def where_terms_cancel(student, **case):
-    """It holds where large terms cancel."""
+    """The bound holds if large terms cancel."""
     _bounds(student, **case)
 
 
 @kit.check(one_way(), points=2, examples=30)
 def where_all_round_one_way(student, **case):
-    """It holds in long sums where every rounding goes the same way."""
+    """The bound holds in long sums where all roundings have the same direction."""
     _bounds(student, **case)
 
 
 @kit.check(tiny(), points=2, examples=60)
 def near_zero(student, **case):
-    """It holds where products are lost below the smallest float, and is not too large there."""
+    """The bound holds if products are lost below the smallest float, and is not too large."""
     _bounds(student, **case)
 
 
 def _bound(
     terms=lambda k, r: k + r + 3, sides=2, eps=lambda dtype: np.finfo(dtype).eps, low="norm",
-    whole=np.max, scaled=True, signed=False, norms=False, lost_in=("all", "x A", "B A"),
+    over=np.max, scaled=True, signed=False, norms=False, lost_in=("all", "x A", "B A"),
 ):
-    """The reference with something about it changed."""
+    """The reference with one part changed."""
 
     def merge_bound(x, W, A, B, alpha, dtype):
         sign = np.asarray if signed else np.abs
@@ -252,7 +257,7 @@ def _bound(
         }
         smallest = "tiny" if low == "tiny" else "smallest_subnormal"
         h = float(getattr(np.finfo(dtype), smallest))
-        return whole(sides * nu / (1 - nu) * size + h * sum(lost[name] for name in lost_in))
+        return over(sides * nu / (1 - nu) * size + h * sum(lost[name] for name in lost_in))
 
     return merge_bound
 
@@ -261,26 +266,24 @@ WRONG = {
     "merge_bound": {
         "you take the eps of float64 for each dtype": _bound(eps=lambda _: 2.0**-52),
         "you take the eps of float32 for float16 too": _bound(eps=lambda _: 2.0**-23),
-        "you count one rounding, where each addition of a sum is one": _bound(terms=lambda k, r: 1),
-        "you forget the roundings of s, of its product, and of the addition to W": _bound(
-            terms=lambda k, r: k + r
-        ),
+        "you count one rounding for a sum, not one for each addition": _bound(terms=lambda k, r: 1),
+        "you forget the roundings of s, of the product with s, and of the addition to W": _bound(
+            terms=lambda k, r: k + r),
         "you count no roundings for the sum over the r ranks": _bound(terms=lambda k, r: k + 3),
         "you count no roundings for the sum over the k columns": _bound(terms=lambda k, r: r + 3),
-        "you count the roundings of one side alone": _bound(sides=1),
-        "you take the root of n, as if roundings were coins that never fall all one way": _bound(
-            terms=lambda k, r: (k + r + 3) ** 0.5
-        ),
-        "you bound by the size of the result, though its terms may cancel": _bound(signed=True),
+        "you count only the roundings of one side": _bound(sides=1),
+        "you take the root of n, but all roundings can have the same direction": _bound(
+            terms=lambda k, r: (k + r + 3) ** 0.5),
+        "you use the size of the result, but its terms may cancel": _bound(signed=True),
         "you leave the scale alpha / r out of the size of the update": _bound(scaled=False),
-        "you leave out what products lose below the smallest float": _bound(lost_in=()),
-        "you take the smallest normal float (tiny) for the smallest float": _bound(low="tiny"),
-        "you forget that what x A^T loses is multiplied by s and B": _bound(lost_in=("all", "B A")),
-        "you forget that what B A loses is multiplied by x": _bound(lost_in=("all", "x A")),
-        "you multiply norms, though what is large in x may meet what is small in W": _bound(
-            norms=True
-        ),
-        "you take the mean over the outputs, not the largest": _bound(whole=np.mean),
-        "you return a bound for each output, not the largest of them": _bound(whole=np.asarray),
+        "you leave out the losses of products below the smallest float": _bound(lost_in=()),
+        "you take the smallest normal float (tiny), not the smallest float": _bound(low="tiny"),
+        "you forget that the losses in x A^T are multiplied by s and B": _bound(
+            lost_in=("all", "B A")),
+        "you forget that the losses in B A are multiplied by x": _bound(lost_in=("all", "x A")),
+        "you multiply norms, but large columns of x may meet small columns of W": _bound(
+            norms=True),
+        "you take the mean over the outputs, not the largest": _bound(over=np.mean),
+        "you return a bound for each output, not the largest one": _bound(over=np.asarray),
     }
 }

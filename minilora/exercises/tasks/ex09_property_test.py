@@ -1,27 +1,28 @@
 """09. Write the test that finds a wrong merge.
 
-Merging puts a LoRA update into the weight itself: W + (alpha / r) B A. Somebody wrote a function
-for it. Is it right? You do not read it: you write a test that calls it and asserts what must hold.
+Merging adds a LoRA update to the weight: W + (alpha / r) B A. Somebody wrote a function for it. Is
+it right? Do not read the function: write a test that calls it and asserts what must be true.
 
 A right merge(W, A, B, alpha) takes
     W      float64 array (d, k), the frozen weight
     A, B   float64 arrays (r, k) and (d, r), the factors of the update, of rank r
-    alpha  number above 0, whole or not
-and returns a new float64 array (d, k), W + (alpha / r) B A. It leaves W, A and B as they are.
+    alpha  number above 0, an integer or not
+and returns a new float64 array (d, k), W + (alpha / r) B A. It does not change W, A and B.
 
-test_merge(merge) takes such a function. Where the merge is wrong, it raises AssertionError, as
-`assert` does; where the merge is right, it just ends. What it returns counts for nothing. (What the
-merge itself raises may come through.)
+test_merge(merge) takes such a function. If the merge is wrong, the test raises AssertionError, as
+`assert` does. If the merge is right, the test just ends. Its return value has no meaning. (An error
+that the merge itself raises may pass through.)
 
     test_merge(lambda W, A, B, alpha: W + alpha / len(A) * (B @ A))    -> None
 
-With W + alpha * (B @ A) it raises AssertionError: that one forgets to divide by r.
+With W + alpha * (B @ A) it raises AssertionError: that merge forgets to divide by r.
 
-What it is tried on:
-    right merges   that do the same in another order. Each rounds differently, by some units in the
-                   last place of the largest numbers. A test that fails one of them scores nothing.
-    wrong merges   more than twenty. Some are wrong only for some shapes, ranks or alphas, some are
-                   only a little off, some give the right result and break something on the way.
+Your test is tried on:
+    right merges   They compute the same in another order. Each rounds differently, by some units in
+                   the last place of the largest numbers. A test that fails one of them gets no
+                   points.
+    wrong merges   More than twenty. Some are wrong only for some shapes, ranks or alphas. Some are
+                   only slightly wrong. Some give the right result, but change something else.
 """
 
 import numpy as np
@@ -52,7 +53,7 @@ def tried(student, body):
     """Does the student's test pass on the merge with this body?"""
     try:
         student.test_merge(_merge(body, []))
-    except (NotImplementedError, NameError):  # a slip finds no mistake
+    except (NotImplementedError, NameError):  # an error in the test itself
         raise
     except Exception:
         return False
@@ -60,21 +61,21 @@ def tried(student, body):
 
 
 def why(student, body):
-    """What may be the reason that the test passes on this wrong merge."""
+    """A possible reason why the test passes on this wrong merge."""
     calls = []
     try:
         returned = student.test_merge(_merge(body, calls))
     except Exception:
-        return "and fails it when it is run again: give your random numbers a seed"
+        return "but fails it in a second run: give your random numbers a seed"
     if returned is not None:
-        return "your test returns something, and that counts for nothing: assert it"
+        return "your test returns a value, which has no meaning: assert it instead"
     if not calls:
-        return "your test does not call the merge that it is given"
+        return "your test does not call its argument `merge`"
     return next(filter(None, map(_misfit, calls)), "")
 
 
 def again(student, body):
-    """Run the test on a right merge that it failed; its error tells of the last call."""
+    """Run the test again on a right merge that it failed; the error describes the last call."""
     calls = []
     try:
         student.test_merge(_merge(body, calls))
@@ -94,7 +95,7 @@ def again(student, body):
 
 
 def _misfit(call):
-    """What is wrong with the arguments of a call."""
+    """What is wrong with the shapes of a call's arguments."""
     w, a, b = (getattr(array, "shape", type(array).__name__) for array in call[:3])
     if len(w) == len(a) == len(b) == 2 and (*w, a[0]) == (b[0], a[1], b[1]):
         return ""
@@ -102,9 +103,9 @@ def _misfit(call):
 
 
 def _merge(body, calls):
-    """A merge of operators and methods of arrays alone: a changed NumPy changes nothing in it."""
+    """A merge without NumPy's functions: a student cannot change it by changing NumPy."""
     text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
-    space = {"__builtins__": {}, "kept": {}, "range": range}
+    space = {"__builtins__": {}, "memory": {}, "range": range}
     exec(text, space)
 
     def merge(W, A, B, alpha):
@@ -123,21 +124,21 @@ import contextlib
 
 from hypothesis import strategies as st
 
-from . import kit
-from .student import Raised
+from minilora.exercises import kit
+from minilora.exercises.student import Raised
 
 TITLE = "write the property test"
 MINUTES = 30
 CHAPTER = "09"
 
 HINTS = (
-    "Draw many cases: d, k and r apart from each other, alpha not a multiple of r. Compute what is "
-    "expected before the call, and keep copies of W, A and B to compare with afterwards.",
-    "Compare with a gap, not with ==: rounding is about 1e-16 of the largest number, float32 is "
-    "1e-7 of it. np.allclose forgives 1e-5 unless you pass rtol and atol.",
+    "Draw many cases: d, k and r different from each other, alpha not a multiple of r. Compute "
+    "the expected result before the call. Keep copies of W, A and B, and compare them afterwards.",
+    "Allow a gap, do not use ==: rounding is about 1e-16 of the largest number, float32 is 1e-7 "
+    "of it. np.allclose allows 1e-5 unless you pass rtol and atol.",
     "assert got.shape == (d, k); assert np.abs(got - expected).max() <= 1e-12 * "
-    "np.abs(expected).max(); assert (W == W_before).all(), and A and B too; all of it in a loop "
-    "over random shapes, ranks and alphas.",
+    "np.abs(expected).max(); assert (W == W_before).all(), the same for A and B; all of it in a "
+    "loop over random shapes, ranks and alphas.",
 )
 
 RIGHT = (
@@ -148,29 +149,29 @@ RIGHT = (
     "S = W * (r / alpha); for i in range(r): S += B[:, i : i + 1] * A[i]; return S * (alpha / r)",
 )
 
-# what a wrong merge does -> its bodies, of which one is drawn; {} is a small share that is drawn
+# what a wrong merge does -> its bodies; one of them is drawn, and the number for {...} too
 SCALE = {
     "forgets to divide alpha by r": ("return W + alpha * (B @ A)", "return alpha * B @ A + W"),
     "ignores alpha": ("return W + B @ A / r", "return W + B @ A", "return W + 2 / r * (B @ A)"),
     "divides r by alpha": ("return W + r / alpha * (B @ A)",),
 }
 NUMBER = {
-    "divides alpha by r in whole numbers": ("return W + alpha // r * (B @ A)",),
-    "drops what alpha has behind the point": ("return W + alpha // 1 / r * (B @ A)",),
+    "divides alpha by r as integers, with //": ("return W + alpha // r * (B @ A)",),
+    "drops the fraction of alpha": ("return W + alpha // 1 / r * (B @ A)",),
     "divides alpha by another number than r": (
         "return W + alpha / r**0.5 * (B @ A)", "return W + alpha / W.shape[0] * (B @ A)",
         "return W + alpha / W.shape[1] * (B @ A)", "return W + alpha / r / r * (B @ A)",
     ),
     "keeps the scale of its first call for all later ones": (
-        "s = kept.setdefault(0, alpha / r); return W + s * (B @ A)",
+        "s = memory.setdefault(0, alpha / r); return W + s * (B @ A)",
     ),
 }
 TERMS = {
     "subtracts the update": ("return W - alpha / r * (B @ A)",),
     "adds the update twice": ("return W + 2 * alpha / r * (B @ A)",),
-    "returns W as it came": ("return W * 1.0", "return W.copy()"),
+    "returns W without the update": ("return W * 1.0", "return W.copy()"),
     "returns the update without W": ("return alpha / r * (B @ A)",),
-    "multiplies W by the update where it should add": ("return W * (1 + alpha / r * (B @ A))",),
+    "multiplies W by the update instead of adding it": ("return W * (1 + alpha / r * (B @ A))",),
 }
 PRODUCT = {
     "adds the update transposed": ("return W + alpha / r * (B @ A).T",),
@@ -178,35 +179,35 @@ PRODUCT = {
     "adds the rows or the columns of the update in reverse order": (
         "return W + alpha / r * (B @ A)[::-1]", "return W + alpha / r * (B @ A)[:, ::-1]",
     ),
-    "gives the right rows or columns in reverse order": (
+    "returns the right rows or columns in reverse order": (
         "return (W + alpha / r * (B @ A))[::-1]", "return (W + alpha / r * (B @ A))[:, ::-1]",
     ),
-    "raises an error where W is not square": ("return W + W @ W * 0.0 + alpha / r * (B @ A)",),
-    "is wrong where W has more columns than rows": (
+    "raises an error if W is not square": ("return W + W @ W * 0.0 + alpha / r * (B @ A)",),
+    "is wrong if W has more columns than rows": (
         "n = W.shape[0]; S = W * 1.0; S[:, :n] += alpha / r * (B @ A)[:, :n]; return S",
     ),
-    "is wrong where W has more rows than columns": (
+    "is wrong if W has more rows than columns": (
         "n = W.shape[1]; S = W * 1.0; S[:n] += alpha / r * (B @ A)[:n]; return S",
     ),
 }
 PARTS = {
-    "leaves one of the r ranks out": (
+    "leaves out one of the r ranks": (
         "return W + alpha / r * (B[:, :-1] @ A[:-1])", "return W + alpha / r * (B[:, 1:] @ A[1:])",
     ),
-    "is right for r = 1 alone": ("return W + alpha / r * (B[:, :1] @ A[:1])",
+    "is right only for r = 1": ("return W + alpha / r * (B[:, :1] @ A[:1])",
                                  "return W + alpha / r * (B[:, -1:] @ A[-1:])"),
-    "leaves one row or column of W as it was": (
+    "does not change one row or column of W": (
         "S = W + alpha / r * (B @ A); S[-1] = W[-1]; return S",
         "S = W + alpha / r * (B @ A); S[0] = W[0]; return S",
         "S = W + alpha / r * (B @ A); S[:, -1] = W[:, -1]; return S",
     ),
-    "leaves one number of W as it was": (
+    "does not change one number of W": (
         "S = W + alpha / r * (B @ A); S[0, 0] = W[0, 0]; return S",
         "S = W + alpha / r * (B @ A); S[-1, -1] = W[-1, -1]; return S",
     ),
 }
-ODD = {
-    "returns an array with one axis too many": (
+FORM = {
+    "returns an array with an extra axis": (
         "return (W + alpha / r * (B @ A))[None]", "return W[None] + alpha / r * (B @ A)",
     ),
     "returns NaN in one place": (
@@ -215,10 +216,10 @@ ODD = {
     ),
 }
 SHARE = {
-    "adds an update that is some percent too large or too small": (
+    "adds an update that is a few percent too large or too small": (
         "return W + {percent} * alpha / r * (B @ A)",
     ),
-    "adds an update that is off by some parts in a thousand": (
+    "adds an update that is off by a few parts in a thousand": (
         "return W + {thousandth} * alpha / r * (B @ A)",
     ),
 }
@@ -244,7 +245,7 @@ BROKEN_FACTORS = {
 
 @st.composite
 def mixed(draw, wrong):
-    """All the wrong merges of a group, a body of each, among the right ones, in any order."""
+    """One body of each wrong merge of a group, mixed with the right merges."""
     rng = draw(kit.generators())
     share = {name: f"{1 + rng.choice([-1, 1]) * rng.uniform(0.5, 2.0) * size:.6g}"
              for name, size in (("percent", 1e-2), ("thousandth", 1e-3))}
@@ -262,33 +263,33 @@ def _kills(student, merges):
     for body, what in merges:
         if what and passes[body]:
             raise kit.Wrong(
-                "expected your test to fail on each wrong merge",
-                f"got      a merge that {what} passes it:",
+                "expected your test to fail for each wrong merge",
+                f"got      a pass for a merge that {what}:",
                 *_lines(body), *filter(None, [student.why(body)]),
             )
 
 
 def _unfair(student, failed):
-    """Which right merge fails, where, and why."""
-    yield "expected your test to pass on each right merge"
-    yield "got      a failure on this one:"
+    """The lines about a right merge that failed: which, where and why."""
+    yield "expected your test to pass for each right merge"
+    yield "got      a failure for this one:"
     yield from _lines(failed[0])
     try:
         student.again(failed[0])
-        yield "and a pass when it is run again: give your random numbers a seed"
+        yield "but a pass in a second run: give your random numbers a seed"
     except Raised as error:
         if error.kind != "AssertionError":
             raise
         for line, _, text in error.frames[-1:]:
             yield f"at line {line}: {text}"
-        yield from (told := str(error).removeprefix("AssertionError: ").splitlines())
-        if "it takes W" in told[-1]:
+        yield from (lines := str(error).removeprefix("AssertionError: ").splitlines())
+        if "it takes W" in lines[-1]:
             return
         if len(failed) == len(RIGHT):
-            yield "no right merge passes: is W + (alpha / r) B A expected, and rounding allowed?"
+            yield "no right merge passes: do you expect W + (alpha / r) B A, and allow rounding?"
         else:
             good = len(RIGHT) - len(failed)
-            yield f"{good} of {len(RIGHT)} right merges pass: may they round? Your own sum does"
+            yield f"{good} of {len(RIGHT)} right merges pass: do you allow for rounding?"
 
 
 def _lines(body):
@@ -296,7 +297,7 @@ def _lines(body):
 
 
 def group(title, wrong):
-    """A check of these wrong merges."""
+    """A check with these wrong merges."""
 
     def run(student, _merges):
         _kills(student, _merges)
@@ -305,14 +306,14 @@ def group(title, wrong):
     return kit.check(mixed(wrong), examples=3)(run)
 
 
-scale = group("merges without alpha, without r, or with both turned around", SCALE)
-number = group("merges whose scale is right for some alpha and r only", NUMBER)
+scale = group("merges without alpha, without r, or with both swapped", SCALE)
+number = group("merges whose scale is right only for some alpha and r", NUMBER)
 terms = group("merges that lose W or the update, or add it wrongly", TERMS)
-product = group("merges that are wrong for some shapes only", PRODUCT)
-parts = group("merges that leave a part of the update out", PARTS)
-odd = group("results with another shape, or that are no numbers", ODD)
-share = group("updates that are a little too large or too small", SHARE)
-coarse = group("merges that are less exact than float64", COARSE)
+product = group("merges that are wrong only for some shapes", PRODUCT)
+parts = group("merges that leave out a part of the update", PARTS)
+form = group("results with a wrong shape or with NaN", FORM)
+share = group("updates that are slightly too large or too small", SHARE)
+coarse = group("merges that are less precise than float64", COARSE)
 broken_w = group("merges that change W", BROKEN_W)
 broken_factors = group("merges that change A or B", BROKEN_FACTORS)
 
@@ -328,9 +329,9 @@ def _right(W, A, B, alpha):
 
 
 def _test(
-    good=_close, formula=_right, shapes=None, alphas=None, cases=20, W0=1.0, B0=1.0, left="WAB"
+    good=_close, formula=_right, shapes=None, alphas=None, cases=20, W0=1.0, B0=1.0, same="WAB"
 ):
-    """The reference with one thing about it changed."""
+    """The reference with one part changed."""
 
     def test_merge(merge):
         rng = np.random.default_rng(1)
@@ -339,10 +340,10 @@ def _test(
             alpha = alphas(rng, r) if alphas else rng.uniform(0.5, 20.0)
             W, A, B = rng.normal(size=(d, k)), rng.normal(size=(r, k)), rng.normal(size=(d, r))
             given = {"W": W * W0, "A": A, "B": B * B0}
-            asked = {name: array.copy() for name, array in given.items()}
-            got = merge(*asked.values(), alpha)
+            copies = {name: array.copy() for name, array in given.items()}
+            got = merge(*copies.values(), alpha)
             assert good(got, formula(*given.values(), alpha))
-            assert all((asked[name] == given[name]).all() for name in left)
+            assert all((copies[name] == given[name]).all() for name in same)
 
     return test_merge
 
@@ -354,45 +355,41 @@ def _silent(merge):
 
 WRONG = {
     "test_merge": {
-        "your test only computes whether the merge is right, and asserts nothing": _test(
-            good=lambda got, expected: True, left=""),
+        "your test computes whether the merge is right, but asserts nothing": _test(
+            good=lambda got, expected: True, same=""),
         "your test catches its own AssertionError": _silent,
-        "your test looks at the shape alone": _test(
-            good=lambda got, expected: got.shape == expected.shape, left=""),
+        "your test looks only at the shape": _test(
+            good=lambda got, expected: got.shape == expected.shape, same=""),
         "your test compares with ==": _test(
             good=lambda a, b: a.shape == b.shape and (a == b).all()),
         "your test expects alpha B A, without the division by r": _test(
             formula=lambda W, A, B, alpha: W + alpha * (B @ A)),
-        "your test tries square W alone": _test(
+        "your test tries only square W": _test(
             shapes=lambda rng: (*[rng.integers(1, 6)] * 2, rng.integers(1, 6))),
         "your test has alpha = r in each case": _test(alphas=lambda rng, r: float(r)),
-        "your test has an alpha that is a multiple of r in each case": _test(
+        "your test has a multiple of r as alpha in each case": _test(
             alphas=lambda rng, r: float(r * rng.integers(2, 9))),
-        "your test tries r = 1 alone": _test(
+        "your test tries only r = 1": _test(
             shapes=lambda rng: (rng.integers(1, 6), rng.integers(1, 6), 1)),
-        "your test tries one case alone": _test(cases=1, shapes=lambda rng: (3, 2, 2)),
+        "your test tries only one case": _test(cases=1, shapes=lambda rng: (3, 2, 2)),
         "your test has B = 0, as at the start of training": _test(B0=0.0),
         "your test has W = 0": _test(W0=0.0),
-        "your test never finds that W, A or B changed (a copy is made by .copy())": _test(left=""),
-        "your test looks whether W changed, but not A and B": _test(left="W"),
-        "your test forgives as much as np.allclose does: 1e-5": _test(
+        "your test does not notice that W, A or B changed (.copy() makes a copy)": _test(same=""),
+        "your test checks whether W changed, but not A and B": _test(same="W"),
+        "your test allows the gap of np.allclose: 1e-5": _test(
             good=lambda a, b: a.shape == b.shape and np.allclose(a, b)),
-        "your test forgives 5 percent": _test(good=lambda a, b: _close(a, b, 0.05)),
-        "your test compares sums, not each number": _test(
+        "your test allows a gap of 5 percent": _test(good=lambda a, b: _close(a, b, 0.05)),
+        "your test compares sums, not single numbers": _test(
             good=lambda a, b: a.shape == b.shape and abs(a.sum() - b.sum()) <= 1e-12 * abs(b).sum()
         ),
-        "your test asks whether any number is right, not whether all are": _test(
+        "your test checks whether any number is right, not whether all are": _test(
             shapes=lambda rng: rng.integers(2, 6, size=3),
             good=lambda a, b: (
-                a.shape == b.shape and np.any(np.abs(a - b) <= 1e-12 * np.abs(b).max())
-            ),
-        ),
+                a.shape == b.shape and np.any(np.abs(a - b) <= 1e-12 * np.abs(b).max()))),
         "your test lets NumPy broadcast a result of another shape": _test(
             good=lambda a, b: np.all(np.abs(a - b) <= 1e-12 * np.abs(b).max())),
-        "your test is blind to NaN: no gap is larger than the largest allowed": _test(
+        "your test does not see NaN: `NaN > gap` is always False": _test(
             good=lambda a, b: (
-                a.shape == b.shape and not np.any(np.abs(a - b) > 1e-12 * np.abs(b).max())
-            )
-        ),
+                a.shape == b.shape and not np.any(np.abs(a - b) > 1e-12 * np.abs(b).max()))),
     }
 }

@@ -1,0 +1,125 @@
+"""The teacher's guide, with tables of the courses and exercises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import site
+from .book import MILESTONES, OWN, Exercise, exercise, exercises
+
+
+@dataclass(frozen=True)
+class Course:
+    """A course: its hours, chapters and exercises."""
+
+    hours: int
+    about: str
+    chapters: tuple[str, ...]
+    exercises: tuple[str, ...]
+
+    @property
+    def minutes(self) -> int:
+        """The minutes of reading and writing."""
+        reading = sum(int(site.chapter(number).time.split()[0]) for number in self.chapters)
+        return reading + sum(exercise(number).minutes for number in self.exercises)
+
+
+COURSES = (
+    Course(2, "LoRA for people who already train models.", ("00", "07"), ("06", "08")),
+    Course(
+        4, "LoRA, and how to prove that a merge is right.",
+        ("00", "07", "08", "09"), ("06", "07", "08", "09"),
+    ),
+    Course(
+        10, "From a derivative to a merged model: the students build every part by hand.",
+        ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09"),
+        ("01", "02", "03", "04", "05", "06", "07", "08", "10"),
+    ),
+)
+PAGE = """\
+# Teaching with minilora
+
+A student needs Python 3.11. No account, no download of data and no GPU is needed.
+
+    pip install 'minilora[exercises]'
+    minilora ex init                  write a folder with a stub for each exercise
+    minilora ex check 01              check an exercise; show the smallest case that fails
+    minilora ex hint 01               show the next of three hints
+    minilora ex status                show the progress
+
+The chapters: `minilora tutorials list` lists them. `minilora tutorials build -o site` writes them
+as pages that work offline, from a USB stick too.
+
+## Courses
+
+{courses}
+
+For your own course, list its exercises in order:
+
+    minilora ex init course --only 06,08
+
+## The exercises
+
+| | exercise | functions | minutes | points | after chapter |
+|---|---|---|---|---|---|
+{table}
+
+Each check has points, so a partly right solution earns a part of them. A check is a property: it is
+tried on cases that a seed draws. Grading uses the same checks and draws other cases.
+After {milestones}, a milestone runs the student's own functions in the engine and trains a model
+with them: `minilora ex milestone 05`.
+
+## Grade
+
+    minilora ex grade SUBMISSIONS --seed 7 --jobs 2 --csv out.csv --html class.html
+
+The folder SUBMISSIONS contains a folder or a file for each student. `class.html` shows the mistakes
+of the class and how frequent they are: what to discuss next. `--json` and `--gradescope` write
+files for other programs. The same seed gives the same bytes. An interrupted run continues where it
+stopped.
+
+Each submission runs in its own process with limits of time, memory, output and files. It may not
+start a process or write a file. That stops accidents and pranks. It is no security sandbox: grade
+submissions of strangers in a container or a virtual machine.
+
+**GitHub Classroom.** Make a repository with `minilora ex init`, and one autograding test for each
+exercise: `pip install 'minilora[exercises]' && minilora ex check 06`. The command exits with 0 on a
+pass and with 1 otherwise.
+
+**Gradescope.** `setup.sh` installs the package. `run_autograder` runs:
+
+    minilora ex grade /autograder/submission --seed 7 --gradescope /autograder/results/results.json
+
+## Change the course
+
+- Leave out or reorder exercises: `--only`, for `init` and for `grade`.
+- Add an exercise: `minilora ex dev new 14_name` writes a file to start from. It contains the
+  statement, the solution, the hints, the checks and the known mistakes; the stub is made from it.
+  Put such files into a folder, and set the environment variable `{own}` to that folder, on the
+  students' machines too. A file with the number of a built-in exercise replaces that exercise.
+- `minilora ex dev check 14` tests an exercise: the solution passes, the stub fails every check,
+  each known mistake fails and the verdict names it, a memorised answer fails.
+- `minilora ex dev messages` prints the message for each known mistake, for proofreading.
+"""
+
+
+def page() -> str:
+    """Return the guide in Markdown."""
+    return PAGE.format(
+        courses="\n".join(_line(course) for course in COURSES),
+        table="\n".join(map(_row, exercises())),
+        milestones=", ".join(MILESTONES), own=OWN,
+    ).rstrip()
+
+
+def _line(course: Course) -> str:
+    return (
+        f"- **{course.hours} hours.** {course.about} Chapters {', '.join(course.chapters)}; "
+        f"exercises {', '.join(course.exercises)}. About {course.minutes} minutes of reading and "
+        "writing."
+    )
+
+
+def _row(of: Exercise) -> str:
+    functions = ", ".join(f"`{name}`" for name in of.functions)
+    return f"| {of.number} | {of.title} | {functions} | {of.minutes} | {of.points} | {of.chapter} |"

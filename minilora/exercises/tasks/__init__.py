@@ -1,0 +1,1 @@
+"""The exercises, one file each: book.py says what is in one."""
