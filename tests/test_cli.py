@@ -18,7 +18,7 @@ from test_messages import FOREIGN
 
 import minilora as ml
 from minilora import accounting, cli, data, demo, lora
-from minilora.cli import commands, finetune, inputs, parser
+from minilora.cli import command_line, finetune, generate, inputs, merge, parser
 
 once = pytest.mark.usefixtures("numpy_only")
 
@@ -39,6 +39,10 @@ def put_in_use(backend, monkeypatch):
         monkeypatch.setattr(backend, "plain", plain)
 
     monkeypatch.setattr(cli, "backend", SimpleNamespace(use=use))
+
+
+def parse(words):
+    return parser.parse(command_line(), words)
 
 
 def run(line: str, capsys) -> dict:
@@ -89,8 +93,8 @@ def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monke
         patch.setattr(finetune.lora, "save", stop)  # the run itself is done and on disk by then
         assert cli.main([*line.split(), "--out", "part.npz"]) == 130
     assert capsys.readouterr().err == (
-        "minilora: interrupted; the run is done, and in part.run.npz: the same command writes the "
-        "adapter\n"
+        "minilora: interrupted; the training is finished and saved in part.run.npz: the same "
+        "command writes the adapter\n"
     )
     kept = (folder / "part.run.npz").read_bytes()
     assert cli.main([*line.split(), "--out", "part.npz", "--seed", "1"]) == 2
@@ -116,8 +120,8 @@ def stopped(message=""):
 
 @once
 def test_an_interruption_says_what_is_true(capsys, monkeypatch):
-    for said, told in (("", "interrupted; nothing new was kept"), ("in a.npz", "in a.npz")):
-        monkeypatch.setattr(commands, "generate", stopped(said))
+    for said, told in (("", "interrupted; nothing new was saved"), ("in a.npz", "in a.npz")):
+        monkeypatch.setattr(generate, "generate", stopped(said))
         assert cli.main(["generate"]) == 130
         assert capsys.readouterr().err == f"minilora: {told}\n"
 
@@ -169,7 +173,7 @@ def test_an_adapter_that_is_worse_than_the_base_is_written_told_and_returns_1(fo
     assert err.endswith(f"\nminilora: {told['failed']}\n") and (folder / "adapter.npz").exists()
     assert told["failed"].startswith("the adapter is worse than the base by ")
     assert told["failed"].endswith(
-        "try a smaller --lr (it was 1000) or fewer --steps; adapter.npz is written all the same"
+        "try a smaller --lr (it was 1000) or fewer --steps; adapter.npz is written nevertheless"
     )
     assert not (folder / "adapter.run.npz").exists()
 
@@ -186,7 +190,7 @@ def test_what_is_worse_by_less_than_windows_differ_anyway_is_not_told():
     for more, fine in ((-1, True), (0, True), (0.9, True), (1.1, False)):
         told = finetune._worse(model, checks, base, base + more * spread)
         assert (told == "") is fine, more
-    assert f"loss differs by {spread:.4f} from" in told and f"by {1.1 * spread:.4f} nats" in told
+    assert f"base varies by {spread:.4f} from" in told and f"by {1.1 * spread:.4f} nats" in told
     assert not [p for p in model.parameters() if p.grad is not None]
 
 
@@ -219,7 +223,7 @@ def test_account_of_a_named_shape_is_its_plan(capsys):
     line = "account gpt3-175b --r 4 --targets q,v --window 16 --policy mixed --recompute --plain"
     told = run(line, capsys)
     planned = accounting.plan(
-        "gpt3-175b", r=4, alpha=16, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
+        "gpt3-175b", r=4, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
         plain=True,
     )
     assert told == planned.as_dict() and told["bytes"]["frozen weights"] > 300e9
@@ -304,12 +308,12 @@ def test_options_before_the_command_are_those_behind_it(capsys, backend):
 
 @once
 def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
-    def generate(model, ids, tokens, **settings):
+    def record(model, ids, tokens, **settings):
         told.append({"ids": ids.tolist(), "tokens": tokens, **settings})
         return ids
 
     told = []
-    monkeypatch.setattr(commands, "generate", generate)
+    monkeypatch.setattr(generate, "generate", record)
     encode = ml.load_base().tokenizer.encode
     run("generate --prompt 'To be,\\nor not' --tokens 3 --temperature 0.5 --top-k 4 --top-p 0.6 "
         "--seed 7 --no-cache", capsys)
@@ -326,7 +330,7 @@ def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
 def test_a_base_is_stored_as_it_is_asked_for(shelf, monkeypatch):
     monkeypatch.chdir(shelf)
     stored = []
-    monkeypatch.setattr(commands, "generate", lambda model, ids, *_, **__: stored.append(
+    monkeypatch.setattr(generate, "generate", lambda model, ids, *_, **__: stored.append(
         str(model.blocks[0].attn.q.base.W.data.dtype)) or ids)
     for option in ([], ["--base-dtype", "float16"]):
         with warnings.catch_warnings(action="ignore"):
@@ -341,7 +345,8 @@ def test_the_whole_is_told_without_a_command(option, capsys):
         cli.main([option])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    assert ml.__version__ in out if "v" in option else all(name in out for name in COMMANDS)
+    names = [ml.__version__] if "v" in option else command_line().commands
+    assert all(name in out for name in names)
 
 
 @once
@@ -355,12 +360,16 @@ def test_a_text_may_come_from_a_pipe(folder):
 
 
 def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
-    assert parser.parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
+    assert parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
 
 
-COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
-          "ex": ["status"], "reproduce": ["counts"]}
+COMMANDS = {command.name: command for command in command_line().leaves()}  # such as "ex check"
+NEEDED = {
+    "finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "reproduce": ["counts"],
+    "tutorials run": ["01"], "tutorials notebook": ["01"], "ex grade": ["class"],
+    "ex dev new": ["14_name"],
+    **{f"ex {name}": ["01"] for name in ("check", "hint", "solution", "reset", "milestone")},
+}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -368,50 +377,45 @@ VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("option", parser.COMMON)
 def test_each_common_option_may_stand_on_either_side_of_each_command(command, option):
-    line, given = [command, *NEEDED.get(command, [])], [option, *VALUES[option]]
-    behind = parser.parse([*line, *given])
-    assert parser.parse([*given, *line]) == behind != parser.parse(line)
+    line, given = [*command.split(), *NEEDED.get(command, [])], [option, *VALUES[option]]
+    behind = parse([*line, *given])
+    assert parse([*given, *line]) == behind != parse(line)
+    assert parse([line[0], *given, *line[1:]]) == behind
     if VALUES[option]:
-        assert parser.parse([f"{option}={given[1]}", *line]) == behind
+        assert parse([f"{option}={given[1]}", *line]) == behind
         assert (
-            parser.parse([option, {"--backend": "numpy"}.get(option, "7"), *line, *given]) == behind
+            parse([option, {"--backend": "numpy"}.get(option, "7"), *line, *given]) == behind
         )
 
 
 OPTIONS = [
-    (name, option)
-    for name, sub in parser.parser()[1].items()
-    for option in parser._options(sub)
-    if (name, option) != ("ex", "--json")
-]  # fmt: skip    it takes a file or none: below
-FREE = {
-    "--base",
-    "--adapter",
-    "--prompt",
-    "--targets",
-    "--engines",
-    "--shapes",
-    "--only",
-}  # any words will do
+    (name, option) for name, command in COMMANDS.items() for option in command.options
+    if option.startswith("--") and (name, option) != ("ex grade", "--json")  # tested below
+]
+# Any text is a value of these.
+FREE = {"--base", "--adapter", "--prompt", "--targets", "--engines", "--shapes", "--only"}
+FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
+           ("tutorials notebook", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity", "--give-up", "--compare", "--markdown"}
+         "--parity", "--give-up", "--compare", "--markdown", "--verbose"}
 
 
 @once
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_each_option_refuses_what_is_no_value_of_it_by_its_name(command, option):
-    line = [command, *NEEDED.get(command, [])]
+    line = [*command.split(), *NEEDED.get(command, [])]
     with pytest.raises(ValueError, match=f"^{option} (needs a|takes no) value"):
-        parser.parse([*line, f"{option}=x"] if option in FLAGS else [*line, option])
-    if option in FLAGS | FREE:
+        parse([*line, f"{option}=x"] if option in FLAGS else [*line, option])
+    if option in FLAGS | FREE or (command, option) in FOLDERS:
         return
     for odd in ("odd", "", "nan", "inf", "-1", "1e3", "0x1", "1.5", "9" * 20):
         try:
-            parser.parse([*line, f"{option}={odd}"])
+            parse([*line, f"{option}={odd}"])
         except ValueError as error:
             said = str(error)
-            assert re.match(rf"{option} {re.escape(odd or repr(odd))}[: ].*\bgive ", said), said
-            assert not re.search("argument|invalid|choose|Error", said), said
+            begins = rf"{option} {re.escape(odd or repr(odd))}[: ]"
+            assert re.match(rf"{begins}.*\b(give|choose) ", said), said
+            assert not re.search("argument|invalid|Error", said), said
         else:
             assert odd in ("1e3", "1.5", "9" * 20), odd
             assert option in ("--lr", "--alpha", "--temperature")
@@ -419,27 +423,27 @@ def test_each_option_refuses_what_is_no_value_of_it_by_its_name(command, option)
 
 @once
 def test_only_grading_takes_a_file_behind_json(folder, capsys):
-    assert parser.parse(["ex", "status", "--json"]).json is True
-    assert str(parser.parse(["ex", "grade", "class", "--json", "all.json"]).json) == "all.json"
+    assert parse(["ex", "status", "--json"]).json is True
+    assert str(parse(["ex", "grade", "class", "--json", "all.json"]).json) == "all.json"
     with pytest.raises(ValueError, match=r"^--json all\.txt: give a name that ends in \.json"):
-        parser.parse(["ex", "grade", "class", "--json=all.txt"])
+        parse(["ex", "grade", "class", "--json=all.txt"])
     assert cli.main(["ex", "status", "--json", "all.json"]) == 2
-    assert "ex status takes no file behind --json: only grade does" in capsys.readouterr().err
+    assert "ex status takes no file after --json: only ex grade does" in capsys.readouterr().err
 
 
 @once
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_tells_every_option_and_what_it_is_without_it(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0 and (f"usage: minilora {command} " in told)
-    args = vars(parser.parse([command, *NEEDED.get(command, [])]))
+    args = vars(parse([*command.split(), *NEEDED.get(command, [])]))
     for name, option in OPTIONS:
         default = args.get(option[2:].replace("-", "_"), None)
         if name == command and isinstance(default, int | float) and option not in FLAGS | FREE:
             assert f"({default:g})" in told, option
-    for option in parser.parser()[1][command]._actions:
+    for option in COMMANDS[command]._actions:
         assert option.help, option.dest
 
 
@@ -475,68 +479,89 @@ def shelf(tmp_path_factory):
 
 
 TEXT = "a file, or one of plays, kjv, devil"
-LONGER = "give a longer text, or --window"
 BROKEN = "is not a minilora file, or it is damaged: it does not end as a .npz file does"
-MISTAKES = {  # what is typed -> what is answered
-    "finetun kjv": "there is no command finetun: did you mean finetune?",
-    "words.txt": "there is no command words.txt: there are finetune, generate, merge, account, re",
-    "''": "there is no command '': there are finetune, generate, merge, account, reproduce, info",
-    "--stesp 3 finetune kjv": "there is no option --stesp: did you mean --steps?",
-    "--zzz info": "there is no option --zzz: see `minilora --help`",
-    "--jsn info": "there is no option --jsn: did you mean --json?",
-    "--window 3": "--window goes behind its command: minilora account --window",
-    "--steps 3 finetune kjv": "--steps goes behind its command: minilora finetune --steps",
+MISTAKES = {  # command line -> how the message begins
+    "finetun kjv": "unknown command finetun: did you mean finetune?",
+    "gen": "unknown command gen: did you mean generate?",
+    "words.txt": "unknown command words.txt: choose finetune, generate, merge, account, reproduce,",
+    "''": "unknown command '': choose finetune, generate, merge, account, reproduce, info",
+    "--stesp 3 finetune kjv": "unknown option --stesp: did you mean --steps?",
+    "--zzz info": "unknown option --zzz: see `minilora --help`",
+    "--zzz": "unknown option --zzz: see `minilora --help`",
+    "--jsn info": "unknown option --jsn: did you mean --json?",
+    "--window 3": "--window goes after its command: minilora finetune --window",
+    "--steps 3 finetune kjv": "--steps goes after its command: minilora finetune --steps",
+    "--steps 3 pretrain": "--steps goes after its command: minilora pretrain --steps",
+    "--out a tutorials build": "--out goes after its command: minilora tutorials build --out",
+    "ex --jobs 2 grade class": "--jobs goes after its command: minilora ex grade --jobs",
+    "ex -v check 01": "-v goes after its command: minilora ex check -v",
+    "ex --zzz check 01": "unknown option --zzz: see `minilora ex --help`",
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
+    "finetune --resume": "finetune has no option --resume: an interrupted run continues by itself;",
+    "finetune --adapter a.npz": "finetune has no option --adapter: --out names the adapter's file",
+    "finetune --text kjv": f"finetune has no option --text: the text is the first argument: {TEXT}",
+    "finetune kjv --model a.npz": "finetune has no option --model: give --base",
+    "finetune kjv --lora-alpha 8": "finetune has no option --lora-alpha: did you mean --alpha?",
+    "finetune kjv -r 4": "finetune has no option -r: did you mean --r?",
+    "finetune kjv --x 4": "finetune has no option --x: see `minilora finetune --help`",
+    "generate --text To": "generate has no option --text: --prompt is the text to continue",
+    "generate --steps 3": "generate has no option --steps: finetune, pretrain have it; see `minilo",
+    "ex hint 02 --jobs 2": "ex hint has no option --jobs: ex grade has it; see `minilora ex hint -",
     "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "info takes no 'now': see `minilora info --help`",
     "finetune kjv devil": "finetune takes no 'devil': see `minilora finetune --help`",
     "finetune": f"finetune needs a text: {TEXT}",
     "merge": "merge needs --adapter: the .npz that `minilora finetune` writes",
+    "ex": "ex needs a command: init, status, check, watch, hint, solution, reset, milestone, grade",
+    "ex dev": "ex dev needs a command: check, messages or new; see `minilora ex dev --help`",
+    "ex dev odd": "ex dev has no command odd: choose check, messages or new",
     "finetune kjv --lr": "--lr needs a value; if it begins with -, write --lr=-...",
     "finetune kjv --lr -1e-3": "--lr needs a value; if it begins with -, write --lr=-...",
-    "generate --no-cache=yes": "--no-cache takes no value, not 'yes'",
-    "finetune kjv --steps -1": "--steps -1: give a whole number from 1",
-    "finetune kjv --steps 2.5": "--steps 2.5: give a whole number from 1",
-    "finetune kjv --r 0": "--r 0: give a whole number from 1",
-    "finetune kjv --checks 0": "--checks 0: give a whole number from 1",
-    "finetune kjv --batch 0": "--batch 0: give a whole number from 1",
+    "generate --no-cache=yes": "--no-cache takes no value: leave out 'yes'",
+    "finetune kjv --steps -1": "--steps -1: give an integer, 1 or more",
+    "finetune kjv --steps 2.5": "--steps 2.5: give an integer, 1 or more",
+    "finetune kjv --r 0": "--r 0: give an integer, 1 or more",
+    "finetune kjv --checks 0": "--checks 0: give an integer, 1 or more",
+    "finetune kjv --batch 0": "--batch 0: give an integer, 1 or more",
     "finetune kjv --batch 9999999999": "--batch 9999999999: give 1,000,000,000 or less",
-    "finetune kjv --window 0": "--window 0: give a whole number from 1",
+    "finetune kjv --window 0": "--window 0: give an integer, 1 or more",
     "finetune kjv --window 1000": "--window 1000: shakespeare reads 256 tokens: give 256 or less",
     "account gpt2 --window 1025": "--window 1025: gpt2 reads 1024 tokens: give 1024 or less",
     "finetune kjv --alpha 0": "--alpha 0: give a finite number above 0",
     "finetune kjv --lr nan": "--lr nan: give a finite number above 0",
-    "finetune kjv --dropout 1": "--dropout 1: give a number from 0 to below 1",
-    "finetune kjv --dtype float8": "--dtype float8: give float16 or float32 or float64",
-    "finetune kjv --base-dtype int8": "--base-dtype int8: give float16",
-    "finetune kjv --dtype float16 --base-dtype float16": "--base-dtype float16 is that of --dtype",
-    "finetune kjv --targets ,": "--targets ,: give one name or several, by commas",
+    "finetune kjv --dropout 1": "--dropout 1: give a number in [0, 1)",
+    "finetune kjv --dtype float8": "--dtype float8: choose float16, float32 or float64",
+    "finetune kjv --base-dtype int8": "--base-dtype int8: choose float16",
+    "finetune kjv --dtype float16 --base-dtype float16": "--base-dtype float16 repeats --dtype: le",
+    "finetune kjv --targets ,": "--targets ,: give one name or more, separated by commas",
     "finetune kjv --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
     "account gpt2 --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
-    "account --r 0": "--r 0: give a whole number from 1",
+    "account --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
+    "account --r 0": "--r 0: give an integer, 1 or more",
     "account gpt5": "shape gpt5: did you mean gpt2?",
-    "finetune kjv --base nowhere.npz": "there is no file nowhere.npz, nor a built-in base of that",
+    "account gpt3": "shape gpt3: did you mean gpt3-175b?",
+    "finetune kjv --base nowhere.npz": "nowhere.npz is neither a file nor a built-in base: give a",
     "finetune kjv --base fox.npz": "fox.npz holds an adapter, not a model",
-    "info --seed -1": "--seed -1: give a whole number from 0",
+    "info --seed -1": "--seed -1: give an integer, 0 or more",
     "info --threads 5000": "--threads 5000: give 1,024 or less",
     "info --backend cupi": "--backend cupi: give numpy, cupy, or cupy:1",
     "info --backend shapes": "--backend shapes: give numpy, cupy, or cupy:1",
-    "generate --tokens -1": "--tokens -1: give a whole number from 0",
-    "generate --temperature -1": "--temperature -1: give a finite number from 0",
-    "generate --temperature nan": "--temperature nan: give a finite number from 0",
-    "generate --top-p 2": "--top-p 2: give a number above 0, up to 1",
-    "generate --top-k 0": "--top-k 0: give a whole number from 1",
+    "generate --tokens -1": "--tokens -1: give an integer, 0 or more",
+    "generate --temperature -1": "--temperature -1: give a finite number, 0 or more",
+    "generate --temperature nan": "--temperature nan: give a finite number, 0 or more",
+    "generate --top-p 2": "--top-p 2: give a number in (0, 1]",
+    "generate --top-k 0": "--top-k 0: give an integer, 1 or more",
     "generate --prompt ''": r"--prompt '': give at least one character; \n is a new line",
     "generate --prompt \udcff": r"--prompt '\udcff': give UTF-8 text",
-    "generate --base-dtype float16": "--base-dtype float16 goes with an adapter: give --adapter",
-    "generate --base none": "there is no file none, nor a built-in base of that name: there is sh",
+    "generate --base-dtype float16": "--base-dtype float16 needs an adapter: give --adapter",
+    "generate --base none": "none is neither a file nor a built-in base: give a model's .npz, or s",
     "generate --base folder": "folder is a folder, not a file",
     "generate --base fox.npz": "fox.npz holds an adapter, not a model",
     "generate --base file.npz": f"file.npz {BROKEN}",
-    "generate --base mute.npz": "mute.npz has no tokenizer with it: set model.tokenizer before sa",
+    "generate --base mute.npz": "mute.npz has no tokenizer: set model.tokenizer before save_model",
     "generate --adapter none.npz": "there is no file none.npz",
     "generate --adapter folder": "folder is a folder, not a file",
     "generate --adapter plain.npz": "plain.npz holds a model, not an adapter",
@@ -544,40 +569,47 @@ MISTAKES = {  # what is typed -> what is answered
     "generate --adapter words.txt": f"words.txt {BROKEN}",
     "generate --adapter small.npz": "small.npz: ",
     "generate --adapter deep.npz": "deep.npz: it does not fit: this model has no 'blocks.4.attn.q'",
-    "merge --adapter half.npz": "half.npz was trained over this base in half precision: give --ba",
-    "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained over this base as it is: ",
-    "merge --adapter half.npz --base plain.npz": "half.npz was trained over another base than pla",
-    "merge --adapter fox.npz --base plain.npz": "plain.npz already holds fox.npz: use it without",
-    "merge --adapter fox.npz --out fox.npz": "--out fox.npz is there, and holds no model: give an",
-    "merge --adapter fox.npz --out numbers.npz": "--out numbers.npz is there, and holds no model:",
-    "finetune kjv --out plain.npz": "--out plain.npz is there, and holds no adapter: give another",
+    "merge --adapter half.npz": "half.npz was trained on this base in half precision: give --base-",
+    "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained on this base in full prec",
+    "merge --adapter half.npz --base plain.npz": "half.npz was trained on a base other than plain.",
+    "merge --adapter fox.npz --base plain.npz": "fox.npz is already merged into plain.npz: use the",
+    "merge --adapter fox.npz --out fox.npz": "--out fox.npz exists and holds no model: give anothe",
+    "merge --adapter fox.npz --out numbers.npz": "--out numbers.npz exists and holds no model: giv",
+    "finetune kjv --out plain.npz": "--out plain.npz exists and holds no adapter: give another nam",
     "finetune kjv --out a.txt": "--out a.txt: give a name that ends in .npz, such as a.npz",
     "finetune kjv --out none/a.npz": "--out none/a.npz: none is not a folder: create it first, or",
     "finetune kjv --out folder": "--out folder is a folder: give the name of a file in it",
     "finetune kjv --out ''": "--out '' is no name of a file: give one, such as out.npz",
-    "finetune none.txt": "there is no file none.txt, nor a built-in text of that name: there are",
+    "finetune none.txt": f"none.txt is neither a file nor a built-in text: give {TEXT}",
     "finetune folder": "folder is a folder: give a text file",
     f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",
     "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff: save it as UTF-8",
     "finetune empty.txt": "empty.txt is empty: give a longer text",
     "finetune one.txt": "one.txt is one character: give a longer text",
-    "finetune two.txt": "two.txt has too few tokens: 1 to train on, 1 held out, and a wi",
-    "finetune short.txt": "short.txt has too few tokens: 70 to train on, 14 held out, and",
+    "finetune two.txt": "two.txt has too few tokens: 1 to train on, 1 held out; a window of 128",
+    "finetune short.txt": "short.txt has too few tokens: 70 to train on, 14 held out; a window of",
     "account gptt": "shape gptt: did you mean gpt2?",
-    "account --method full": "--method and --policy go with a shape: account gpt2 --method full",
-    "account gpt2 --base-dtype float16": "account gpt2: give --policy 'half base' for --base-dtype",
+    "account --method full": "--method needs a shape: account gpt2 --method full",
+    "account --policy mixed": "--policy needs a shape: account gpt2 --policy mixed",
+    "account --compare": "--compare needs a shape: account gpt2 --compare",
+    "account --layers 2": "--layers needs a shape: account gpt2 --method adapter-d --layers 4",
+    "account gpt2 --method adapter-h --alpha 3": "--alpha is for lora, rslora, lora+preembed, lora",
+    "account gpt2 --method full --lp 3": "--lp is for preembed, prelayer, lora+preembed or lora+pr",
+    "account gpt2 --method adapter-d --layers x": "--layers x: give numbers of blocks from 0, sepa",
+    "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: there is no block 12",
+    "account gpt2 --base-dtype float16": "account gpt2 has no --base-dtype: give --policy 'half ba",
     "account --batch 1000000000": "there is not enough memory (Unable to allocate 1.86 TiB for an",
-    "bench --engines numpyy": "--engines numpyy: there are minilora, minilora full, minilora reco",
+    "bench --engines numpyy": "--engines numpyy: choose some of minilora, minilora full, minilora",
     "bench --shapes round": "there is no shape 'round': there are classroom, long, gpt2-small, ti",
     "bench --shapes tiny:0": "there is no shape 'tiny:0': there are classroom, long, gpt2-small,",
-    "bench --shapes ''": "--shapes '' leaves nothing to measure: give one, or --growth",
-    "bench --rounds 0": "--rounds 0: give a whole number from 1",
+    "bench --shapes ''": "--shapes '' leaves nothing to measure: give a shape, or --growth",
+    "bench --rounds 0": "--rounds 0: give an integer, 1 or more",
     "bench --chart a.jpg": "--chart a.jpg: give a name that ends in .png or .svg or .pdf, such as",
-    "bench --parity --rounds 3": "--parity measures otherwise: leave --rounds out",
+    "bench --parity --rounds 3": "--parity cannot have --rounds: leave it out",
     "bench --parity": "--parity compares a device with the host: give --backend cupy",
-    "bench --growth --backend cupy": "--growth measures the host: leave --backend out",
-    "pretrain --steps 0": "--steps 0: give a whole number from 1",
-    "pretrain --out fox.npz": "--out fox.npz is there, and holds no model: give another name, or",
+    "bench --growth --backend cupy": "--growth measures the host: leave out --backend",
+    "pretrain --steps 0": "--steps 0: give an integer, 1 or more",
+    "pretrain --out fox.npz": "--out fox.npz exists and holds no model: give another name, or remo",
 }
 
 
@@ -595,8 +627,8 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
 
 @once
 @pytest.mark.parametrize(("line", "told"), [
-    ("generate --adapter half.npz", "half.npz was trained over this base in half precision: give "),
-    ("generate --adapter fox.npz --base plain.npz", "plain.npz already holds fox.npz: use it "),
+    ("generate --adapter half.npz", "half.npz was trained on this base in half precision: give "),
+    ("generate --adapter fox.npz --base plain.npz", "fox.npz is already merged into plain.npz: us"),
     ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "attach: ΔW of blocks.0.attn.q ha"),
 ])
 def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeypatch):
@@ -610,7 +642,7 @@ def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeyp
 
 ERRORS = {
     "x": ValueError("x"), "no 'x'": KeyError("no 'x'"), "y": RuntimeError("y"),
-    "there is not enough memory: ask for less, such as a smaller --batch or --r": MemoryError(),
+    "there is not enough memory: try a smaller --batch or --r": MemoryError(),
     "there is no file a.npz": FileNotFoundError(2, "No such file or directory", "a.npz"),
     "a.npz: permission denied": PermissionError(13, "Permission denied", "a.npz"),
     "disk full": OSError("disk full"), "no way": OSError(5, "No way"),
@@ -625,7 +657,7 @@ def test_what_goes_wrong_inside_is_told_without_a_traceback(told, capsys, monkey
     def fails(*args, **settings):
         raise ERRORS[told]
 
-    monkeypatch.setattr(commands, "generate", fails)
+    monkeypatch.setattr(generate, "generate", fails)
     assert cli.main(["generate"]) == 2
     assert capsys.readouterr() == ("", f"minilora: {told}\n")
 
@@ -636,7 +668,7 @@ def test_a_mistake_of_ours_is_not_dressed_up_as_one_of_the_users(error, monkeypa
     def fails(*args, **settings):
         raise error
 
-    monkeypatch.setattr(commands, "generate", fails)
+    monkeypatch.setattr(generate, "generate", fails)
     with pytest.raises(error):
         cli.main(["generate"])
 
@@ -659,7 +691,7 @@ def test_what_is_replaced_is_told(shelf, folder, capsys):
     (folder / "adapter.npz").write_bytes((shelf / "fox.npz").read_bytes())
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1"
     assert cli.main(line.split()) == 0
-    assert "adapter.npz is there, and will be replaced" in capsys.readouterr().out
+    assert "adapter.npz exists and will be replaced" in capsys.readouterr().out
     for name in ("base", "a.b"):  # a name that a layer could not have is not the adapter's
         run(f"{line} --out {name}.npz", capsys)
 
@@ -675,10 +707,10 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     run("merge --base small.npz --adapter adapter.npz", capsys)
     (folder / "short.txt").write_text("abcdefgh\nj")
     assert cli.main(f"{line.replace('words', 'short')} --window 1".split()) == 2
-    assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
+    assert capsys.readouterr().err.endswith("needs 2 of each: give a longer text\n")
     (folder / "short.txt").write_text("a\nbcdefghij")
     assert cli.main(f"{line.replace('words', 'short')} --window 2".split()) == 2
-    assert "few tokens: 2 to train on, 9 held out, and a window of 2 takes 3" in (
+    assert "few tokens: 2 to train on, 9 held out; a window of 2 needs 3" in (
         told := capsys.readouterr().err
     )
     assert told.endswith("give a longer text, or --window 1 or less\n")
@@ -688,12 +720,12 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
 @once
 def test_a_merge_that_is_wrong_is_not_written(folder, shelf, capsys, monkeypatch):
     proof = SimpleNamespace(passed=False, as_dict=lambda: {"checks": {"float64": False}})
-    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
+    monkeypatch.setattr(merge.lora, "verify", lambda model, ids: proof)
     assert cli.main(["merge", "--adapter", str(shelf / "fox.npz"), "--json"]) == 1
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert not told["passed"] and told["verified"] == {"checks": {"float64": False}}
-    assert err == f"{proof}\nminilora: model.npz is not written: the merge is wrong, see above\n"
+    assert err == f"{proof}\nminilora: the merge is wrong, see above: model.npz is not written\n"
     assert not list(folder.glob("*.npz"))
 
 
@@ -701,7 +733,7 @@ def test_a_merge_that_is_wrong_is_not_written(folder, shelf, capsys, monkeypatch
 def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
     logits = SimpleNamespace(difference=0.0, bound=1.0)
     proof = SimpleNamespace(passed=True, as_dict=dict, logits=logits)  # it is not about that
-    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
+    monkeypatch.setattr(merge.lora, "verify", lambda model, ids: proof)
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1 --out"
     run(f"{line} one.npz", capsys)
     run("merge --adapter one.npz --out one-in.npz", capsys)
@@ -709,7 +741,7 @@ def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
     run("merge --adapter two.npz --base one-in.npz --out both-in.npz", capsys)
     for adapter in ("one", "two"):
         assert cli.main(f"merge --adapter {adapter}.npz --base both-in.npz".split()) == 2
-        assert f"both-in.npz already holds {adapter}.npz" in capsys.readouterr().err
+        assert f"{adapter}.npz is already merged into both-in.npz" in capsys.readouterr().err
     assert not (folder / "model.npz").exists()
     run(f"{line} wide.npz --dtype float64", capsys)  # the same numbers, so the same base
     run("merge --adapter wide.npz", capsys)
