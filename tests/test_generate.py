@@ -255,14 +255,14 @@ def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed
         dict(model.named_parameters())[name].data.reshape(-1)[0] = bad
     with pytest.raises(FloatingPointError) as error:
         ml.generate(model, ids(), 3, cache=cache)
-    assert f" in the parameter {names[seed % len(names)]}: load weights" in str(error.value)
+    assert f"starting at the parameter {names[seed % len(names)]}: load finite" in str(error.value)
     model = gpt2(seed, dropout=0.4)
     for later in PLACES[PLACES.index(path) :]:
         overflowing(model, later)
     before = [{"training": True} | vars(m) for _, m in model.named_modules()]
     with pytest.raises(FloatingPointError) as error:
         ml.generate(model, ids(), 3, cache=cache)
-    assert f" in the output of {path or 'the model'}: load" in str(error.value)
+    assert f"starting at the output of {path or 'the model'}: load" in str(error.value)
     assert before == [dict(vars(m)) for _, m in model.named_modules()], "it is as it was"
     assert all(state[n] == g.bit_generator.state for n, g in generators(model).items())
 
@@ -278,7 +278,7 @@ def test_one_bad_logit_of_one_row_is_enough_in_a_window_that_is_full(bad):
         return out
 
     model.forward = spoilt
-    with pytest.raises(FloatingPointError, match="in the output of the model"):
+    with pytest.raises(FloatingPointError, match="starting at the output of the model"):
         ml.generate(model, ids(), 1)
 
 
@@ -294,7 +294,7 @@ def test_words_that_never_come_are_nothing_to_report():
     model.forward = without
     assert 4 not in ml.generate(model, np.array([1, 2]), 30, rng=0)[2:]
     model.forward = lambda *a, **k: without(*a, **k) - math.inf
-    with pytest.raises(FloatingPointError, match="in the output of the model"):
+    with pytest.raises(FloatingPointError, match="starting at the output of the model"):
         ml.generate(model, ids(), 1)
 
 
@@ -331,7 +331,7 @@ def test_what_is_not_finite_in_the_cache_alone_is_said_to_be_there():
         return forward(at, cache)
 
     model.forward = run
-    with pytest.raises(FloatingPointError, match="in what the cache holds"):
+    with pytest.raises(FloatingPointError, match="starting at the key/value cache"):
         ml.generate(model, ids(), 3)
 
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     checkpoint.unlink()
     before, after = history.held_out[0][1], history.held_out[-1][1]
     size = args.out.stat().st_size
-    say(f"held-out loss {before:.4f} -> {after:.4f} nats per token")
+    say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
     say(f"{args.out}: {size:,} bytes")
     result = {
         "before": before, "after": after, "passed": True, "trainable": count.trainable,
@@ -114,7 +114,7 @@ def _worse(model: GPT2, checks: Sequence[Batch], before: float, after: float) ->
     if after <= before + spread:
         return ""
     return (
-        f"the adapter is worse than the base by {after - before:.4f} nats per token, and the loss "
+        f"the adapter is worse than the base by {after - before:.4f} nats a token, and the loss "
         f"of the base varies by {spread:.4f} from window to window"
     )
 
