@@ -224,7 +224,7 @@ def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
     "tutorials build -o no/out": "no/out: no is not a folder: create it first, or give another",
     "tutorials build -o": "--out needs a value",
     "tutorials serve -o full": "full holds no site: minilora tutorials build -o full writes one",
-    "tutorials serve --port 65536": "--port 65536: give 65,535 or less",
+    "tutorials serve --port 65536": "--port 65536: give an integer <= 65,535",
 }.items())
 def test_a_mistake_is_told_before_any_work(line, told, tmp_path, monkeypatch, capsys):
     place = tmp_path / "chapters"

@@ -14,7 +14,7 @@ from ..training.optim import AdamW
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, blocks, either, integer, some_names
 
-SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and what it is
+SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and its help
     "r": (integer(1), "rank; of adapter-*: the width of the bottleneck"),
     "alpha": (above_0, "ΔW = (alpha / r) B A"),
     "targets": (some_names, "layers that get an adapter: names or globs, with commas"),
@@ -45,7 +45,7 @@ def add_to(top: Parser) -> None:
     to.option("--method", read=OneOf(*METHODS, metavar="NAME"), help=help)
     for name, (read, help) in SETTINGS.items():
         to.option(f"--{name}", read=read, help=help, default=DEFAULTS[having(name)[0]][name])
-    to.set_defaults(**dict.fromkeys(SETTINGS))  # None: it is not given
+    to.set_defaults(**dict.fromkeys(SETTINGS))  # None: not given
     to.flag("--compare", help="of a shape: compare the methods of the paper's tables 2 to 4")
     help = ("of a shape; half base: the frozen matrices are float16; mixed: all is float16, and "
             "what trains has float32 masters")
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         return _of_shape(args, given, say)
     examples = {"method": "--method full", "policy": "--policy mixed", "compare": "--compare"} | {
         name: f"--method {having(name)[0]} --{name} 4"
-        for name in SETTINGS.keys() - DEFAULTS["lora"].keys()
+        for name in SETTINGS if name not in DEFAULTS["lora"]
     }
     asked = given | {"method": args.method, "compare": args.compare,
                      "policy": args.policy != "float32"}
@@ -98,14 +98,14 @@ def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict
         "tokens": args.window, "plain": args.plain, "device": args.backend.partition(":")[0],
     }
     if args.compare:
-        if refused := ["method"] * bool(args.method) + [*given]:
-            raise ValueError(f"--compare has its own methods and sizes: leave out --{refused[0]}")
+        if useless := ["method"] * bool(args.method) + [*given]:
+            raise ValueError(f"--compare has its own methods and sizes: leave out --{useless[0]}")
         return _compare(args.shape, step, say)
     method = args.method or "lora"
     own = DEFAULTS[method]
-    for name in given.keys() - own.keys():
-        theirs = f"{method} has --{', --'.join(own)}" if own else f"{method} has no settings"
-        raise ValueError(f"--{name} is for {either(having(name))}: {theirs}")
+    if unknown := [name for name in given if name not in own]:
+        has = f"{method} has --{', --'.join(own)}" if own else f"{method} has no settings"
+        raise ValueError(f"--{unknown[0]} is for {either(having(unknown[0]))}: {has}")
     inputs.check_targets(smallest(shape), given.get("targets", ()))
     plan = accounting.plan(args.shape, method=METHODS[method](**given), **step)
     say(str(plan))

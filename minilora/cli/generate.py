@@ -11,7 +11,7 @@ from ..generate import generate
 from . import inputs
 from .parser import Parser, Say, integer, number, refused
 
-from_0 = number("a finite number, 0 or more", lambda x: 0 <= x < math.inf)
+from_0 = number("a finite number >= 0", lambda x: 0 <= x < math.inf)
 share = number("a number in (0, 1]", lambda x: 0 < x <= 1)
 
 

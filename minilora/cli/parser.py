@@ -189,9 +189,9 @@ def integer(least: int, most: int = 10**9) -> Read:
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text[:99]) < least:
-            raise refused(text, f"an integer, {least} or more")
+            raise refused(text, f"an integer >= {least}")
         if int(text[:99]) > most:
-            raise refused(text, f"{most:,} or less")
+            raise refused(text, f"an integer <= {most:,}")
         return int(text)
 
     return read
@@ -212,7 +212,7 @@ def number(kind: str, accepts: Callable[[float], bool]) -> Read:
     return read
 
 
-above_0 = number("a finite number above 0", lambda x: 0 < x < math.inf)
+above_0 = number("a finite number > 0", lambda x: 0 < x < math.inf)
 below_1 = number("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 
