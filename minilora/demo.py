@@ -1,4 +1,4 @@
-"""The demo: a pretrained model is frozen, adapted to another text, accounted for and merged."""
+"""The demo: adapt a pretrained model to another text with LoRA, count the cost, and merge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
 
 
 def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS) -> dict[str, Any]:
-    """Run it; returns the numbers that it printed."""
+    """Run the demo; return the numbers that it prints."""
     model = load_base("shakespeare")
     training, held_out = (model.tokenizer.encode(t) for t in data.split(data.load_text(TEXT)))
     batches = data.Windows(training, BATCH, TOKENS, seed)
@@ -31,13 +31,13 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
 
     say(f"\n2. Frozen, and adapted to {data.TEXTS[TEXT]}\n")
     lora.attach(model, CONFIG, rng=seed)
-    numbers = accounting.count(model)
+    count = accounting.count(model)
     say(
         f"LoRA, r = {CONFIG.r}, alpha = {CONFIG.alpha:g}, on {', '.join(CONFIG.targets)}: "
-        f"{numbers.trainable:,} of {numbers.total:,} parameters train ({numbers.percent:.2f} %)"
+        f"{count.trainable:,} of {count.total:,} parameters train ({count.percent:.2f} %)"
     )
     optimizer = AdamW(model.trainable_parameters(), lr=PEAK, weight_decay=0.0)
-    ours = accounting.ledger(model, optimizer, BATCH, TOKENS)
+    adapted = accounting.ledger(model, optimizer, BATCH, TOKENS)
     history = fit(
         model, batches, optimizer, steps, max_grad_norm=1.0, held_out=checks, progress=say,
         schedule=linear_schedule(PEAK, steps, steps // 10), log_every=max(1, steps // 5),
@@ -45,17 +45,17 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
     first, last = history.held_out[0][1], history.held_out[-1][1]
     say(f"held-out loss: {first:.3f} before, {last:.3f} after (nats a token)")
 
-    say(f"\n3. What a step of {BATCH} x {TOKENS} tokens takes, in bytes: all trained, or LoRA\n")
+    say(f"\n3. The bytes of a training step of {BATCH} x {TOKENS} tokens\n")
     say(f"{'':<16}{'full fine-tuning':>18}{'LoRA':>14}{'LoRA / full':>13}")
-    for name, row in ours.as_dict().items():
-        whole = full.as_dict()[name]["measured"]
-        share = f"{row['measured'] / whole:.3f}" if whole else "-"
-        say(f"{name:<16}{whole:>18,}{row['measured']:>14,}{share:>13}")
-    say(f"predicted from shapes alone: {full.predicted:,} and {ours.predicted:,} in total,")
-    say(f"{full.peak.predicted:,} and {ours.peak.predicted:,} at the peak: the most at any moment,")
-    say("ops' scratch included. Gradients come as activations go, so a total is never all there.")
+    for name, row in adapted.as_dict().items():
+        bytes_of_full = full.as_dict()[name]["measured"]
+        share = f"{row['measured'] / bytes_of_full:.3f}" if bytes_of_full else "-"
+        say(f"{name:<16}{bytes_of_full:>18,}{row['measured']:>14,}{share:>13}")
+    say(f"predicted from shapes alone: {full.predicted:,} and {adapted.predicted:,} in total,")
+    say(f"{full.peak.predicted:,} and {adapted.peak.predicted:,} at the peak, with scratch arrays.")
+    say("Gradients are allocated as activations are freed, so the total is never resident at once.")
 
-    say("\n4. Merged: W0 + (alpha / r) · B A in plain layers\n")
+    say("\n4. Merged: W0 + (alpha / r) · B A in layers without adapters\n")
     after = _sample(model, seed)
     proof = lora.verify(model, checks[0][0][:2])
     lora.merge(model)
@@ -63,12 +63,12 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
     say(str(proof))
     say(f"the same sample from the merged model: {'yes' if same else 'no'}")
 
-    say("\n5. What it writes\n")
+    say("\n5. Samples before and after\n")
     for name, text in (("before", before), ("after", after)):
         say(f"{name}:\n{textwrap.indent(text, '    ')}\n")
     return {
-        "before": first, "after": last, "trainable": numbers.trainable, "total": numbers.total,
-        "full": full.as_dict(), "lora": ours.as_dict(), "verified": proof.as_dict(),
+        "before": first, "after": last, "trainable": count.trainable, "total": count.total,
+        "full": full.as_dict(), "lora": adapted.as_dict(), "verified": proof.as_dict(),
         "difference": proof.logits.difference, "bound": proof.logits.bound, "same_sample": same,
         "samples": {"before": before, "after": after},
     }

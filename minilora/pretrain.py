@@ -1,6 +1,6 @@
-"""How the built-in base was made: a small GPT-2 trained on Shakespeare's plays by this engine.
+"""Train the built-in base, a small GPT-2, on Shakespeare's plays.
 
-`minilora pretrain` runs this file. It writes the model and a log of every line it printed.
+`minilora pretrain` runs this file. It writes the model, and a log of the lines that it prints.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def pretrain(
     batch: int = BATCH, text: str | None = None, resume: bool = True,
     say: Callable[[str], Any] = print,
 ) -> tuple[GPT2, History]:
-    """Train the base and write `out` (float16 .npz), with its log beside it (.log).
+    """Train the base; write it to `out` (a float16 .npz) and its log beside it (.log).
 
-    Interrupted, it goes on from the checkpoint beside `out` (.run.npz), which it removes when done;
-    resume=False: it starts anew. Raises ValueError where one of these files cannot be written.
+    An interrupted run continues from the checkpoint beside `out` (.run.npz), unless resume=False.
+    The checkpoint is removed at the end. Raises ValueError if one of the files cannot be written.
     """
     out = Path(out)
     log, run = out.with_suffix(".log"), out.with_suffix(".run.npz")
     for path, suffix in ((out, ".npz"), (log, ".log"), (run, ".npz")):
         atomic.check(path, suffix)
-    going_on = resume and run.exists()
-    if not going_on:
+    continuing = resume and run.exists()
+    if not continuing:
         log.write_text("", encoding="utf-8")
 
-    def tell(line: str) -> None:
+    def print_and_log(line: str) -> None:
         say(line)
         with log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -52,9 +52,11 @@ def pretrain(
     tokens = min(TOKENS, config.n_positions)
     model = GPT2(config, rng=seed)
     model.tokenizer = tokenizer
-    head = say if going_on else tell  # the log has it already
-    head(f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens")
-    head(
+    header = say if continuing else print_and_log  # the log of a continued run has it already
+    header(
+        f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens"
+    )
+    header(
         f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
         f"{len(train_text) / len(ids):.2f} characters a token"
     )
@@ -64,17 +66,17 @@ def pretrain(
         model, Windows(ids, batch, tokens, seed), optimizer, steps, max_grad_norm=1.0,
         schedule=cosine_schedule(PEAK, steps, warmup=steps // 30, floor=PEAK / 20),
         held_out=held_out[:4], eval_every=max(1, steps // 12), log_every=max(1, steps // 36),
-        progress=tell, checkpoint=run, save_every=200, resume=resume,
+        progress=print_and_log, checkpoint=run, save_every=200, resume=resume,
         about={"text": text, "batch": batch, "--seed": seed},
     )
     model.eval()
     final = evaluate(model, held_out)
-    tell(
+    print_and_log(
         f"held-out loss over all of it: {final:.4f} nats a token, "
         f"{final * len(held_out_ids) / len(held_out_text):.4f} nats a character"
     )
     sample = generate(model, tokenizer.encode("\n\n"), 120, temperature=0.8, top_p=0.95, rng=seed)
-    tell(tokenizer.decode(sample).strip())
+    print_and_log(tokenizer.decode(sample).strip())
     about = {"trained_on": "plays", "steps": steps, "seed": seed, "held_out_loss": final}
     save_model(model, out, dtype="float16", about=about)
     run.unlink(missing_ok=True)

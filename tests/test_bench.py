@@ -16,7 +16,7 @@ from minilora import cli, ops
 from minilora.accounting import plan
 from minilora.bench import engines, ours, peers
 from minilora.bench import turns as bench
-from minilora.cli import commands
+from minilora.cli import bench as command
 from minilora.training.adam import adam
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -296,7 +296,7 @@ def test_agreement_is_reported_only_after_a_comparison():
 def test_a_chart_has_the_format_of_its_suffix(name, begins, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib").use("agg")
     row = {"ms": [1.0, 2.0], "peak": 1 << 20, "ratio": 1.0, "memory_ratio": 1.0, "tokens_s": 9.0}
-    monkeypatch.setattr(commands, "bench", lambda *_, **how: {"tiny": {"minilora": row}})
+    monkeypatch.setattr(command, "bench", lambda *_, **how: {"tiny": {"minilora": row}})
     assert cli.main(["bench", "--shapes", "tiny", "--chart", str(tmp_path / name)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes().startswith(begins)
@@ -304,7 +304,7 @@ def test_a_chart_has_the_format_of_its_suffix(name, begins, tmp_path, monkeypatc
 
 def test_the_defaults_of_the_bench_are_those_in_its_help(monkeypatch, capsys):
     asked = {}
-    monkeypatch.setattr(commands, "bench", lambda *_, **how: asked.update(how) or {})
+    monkeypatch.setattr(command, "bench", lambda *_, **how: asked.update(how) or {})
     assert cli.main(["bench"]) == 0
     with pytest.raises(SystemExit):
         cli.main(["bench", "--help"])

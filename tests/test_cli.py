@@ -1,5 +1,7 @@
-"""The command line: what it writes can be read again, merged is unmerged, bad input is told."""
+"""The command line: commands work together, options reach them, bad input gets a message."""
 
+import dataclasses
+import io
 import json
 import os
 import re
@@ -17,15 +19,15 @@ from strategies import gpt2, shake
 from test_messages import FOREIGN
 
 import minilora as ml
-from minilora import accounting, cli, data, demo, lora
-from minilora.cli import commands, finetune, inputs, parser
+from minilora import accounting, cli, data, demo, lora, methods
+from minilora.cli import command_line, finetune, generate, inputs, merge, parser
 
 once = pytest.mark.usefixtures("numpy_only")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, backend):
-    """Everything happens in a folder of its own, on the backend of the test."""
+    """Run each test in a new folder, on the backend of the test."""
     monkeypatch.chdir(tmp_path)
     put_in_use(backend, monkeypatch)
     (tmp_path / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
@@ -33,12 +35,16 @@ def folder(tmp_path, monkeypatch, backend):
 
 
 def put_in_use(backend, monkeypatch):
-    """Whichever backend a command line asks for, it gets this one, plain or not."""
+    """Give every command line this backend, plain or not, whichever it asks for."""
 
     def use(name, plain):
         monkeypatch.setattr(backend, "plain", plain)
 
     monkeypatch.setattr(cli, "backend", SimpleNamespace(use=use))
+
+
+def parse(words):
+    return parser.parse(command_line(), words)
 
 
 def run(line: str, capsys) -> dict:
@@ -49,7 +55,7 @@ def run(line: str, capsys) -> dict:
 
 
 @once
-def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
+def test_merged_and_unmerged_generate_the_same(folder, capsys):
     tuned = run(
         "finetune words.txt --out fox.npz --steps 12 --batch 4 --window 32 --checks 2", capsys
     )
@@ -65,7 +71,7 @@ def test_finetune_merge_and_generate_tell_one_story(folder, capsys):
 
 
 @once
-def test_a_base_in_half_precision_tells_the_same_story(folder, capsys):
+def test_merged_and_unmerged_generate_the_same_on_a_base_in_half_precision(folder, capsys):
     stored = "--base-dtype float16"
     run(
         f"finetune words.txt --out fox.npz --steps 2 --batch 2 --window 16 --checks 1 {stored}",
@@ -78,33 +84,33 @@ def test_a_base_in_half_precision_tells_the_same_story(folder, capsys):
     assert run(f"{ask} --base plain.npz", capsys) == unmerged
 
 
-def test_an_interrupted_finetune_goes_on_and_ends_the_same(folder, capsys, monkeypatch):
+def test_an_interrupted_finetune_continues_to_the_same_adapter(folder, capsys, monkeypatch):
     line = "finetune words.txt --steps 4 --batch 2 --window 16 --checks 1"
-    whole = run(f"{line} --out whole.npz", capsys)
+    full = run(f"{line} --out full.npz", capsys)
 
     def stop(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune.lora, "save", stop)  # the run itself is done and on disk by then
+        patch.setattr(finetune.lora, "save", stop)  # the training is finished and saved by then
         assert cli.main([*line.split(), "--out", "part.npz"]) == 130
     assert capsys.readouterr().err == (
-        "minilora: interrupted; the run is done, and in part.run.npz: the same command writes the "
-        "adapter\n"
+        "minilora: interrupted; the training is finished and saved in part.run.npz: the same "
+        "command writes the adapter\n"
     )
-    kept = (folder / "part.run.npz").read_bytes()
+    before = (folder / "part.run.npz").read_bytes()
     assert cli.main([*line.split(), "--out", "part.npz", "--seed", "1"]) == 2
-    told = capsys.readouterr().err
-    assert "--seed: 0 then, 1 now" in told and "another --out, or --restart" in told
-    assert (folder / "part.run.npz").read_bytes() == kept and not (folder / "part.npz").exists()
+    message = capsys.readouterr().err
+    assert "--seed: 0 then, 1 now" in message and "another --out, or --restart" in message
+    assert (folder / "part.run.npz").read_bytes() == before and not (folder / "part.npz").exists()
     part = run(f"{line} --out part.npz", capsys)
-    assert part["after"] == whole["after"] and part["before"] == whole["before"]
-    with np.load("whole.npz") as a, np.load("part.npz") as b:
+    assert part["after"] == full["after"] and part["before"] == full["before"]
+    with np.load("full.npz") as a, np.load("part.npz") as b:
         for name in a.files:
             assert name == "meta.json" or a[name].tobytes() == b[name].tobytes()
-    (folder / "part.run.npz").write_bytes(kept)
+    (folder / "part.run.npz").write_bytes(before)
     other = run(f"{line} --out part.npz --seed 1 --restart", capsys)
-    assert other["before"] == whole["before"] and other["after"] != whole["after"]
+    assert other["before"] == full["before"] and other["after"] != full["after"]
 
 
 def stopped(message=""):
@@ -115,11 +121,11 @@ def stopped(message=""):
 
 
 @once
-def test_an_interruption_says_what_is_true(capsys, monkeypatch):
-    for said, told in (("", "interrupted; nothing new was kept"), ("in a.npz", "in a.npz")):
-        monkeypatch.setattr(commands, "generate", stopped(said))
+def test_an_interruption_has_its_message(capsys, monkeypatch):
+    for given, message in (("", "interrupted; nothing new was saved"), ("in a.npz", "in a.npz")):
+        monkeypatch.setattr(generate, "generate", stopped(given))
         assert cli.main(["generate"]) == 130
-        assert capsys.readouterr().err == f"minilora: {told}\n"
+        assert capsys.readouterr().err == f"minilora: {message}\n"
 
 
 CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--lr 0.1",
@@ -127,11 +133,11 @@ CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--
 
 
 @once
-def test_all_that_makes_a_run_what_it_is_is_told_to_it(folder, monkeypatch):
-    told = []
+def test_a_run_knows_every_option_that_defines_it(folder, monkeypatch):
+    abouts = []
 
     def fit(model, batches, optimizer, steps, about, resume, held_out, schedule, **settings):
-        told.append(about)
+        abouts.append(about)
         rates = [schedule(i) for i in range(steps)]
         assert rates.index(max(rates)) == steps // 20 and max(rates) == about["--lr"]
         assert resume and len(held_out) == about["--checks"]
@@ -145,13 +151,13 @@ def test_all_that_makes_a_run_what_it_is_is_told_to_it(folder, monkeypatch):
         assert cli.main([*line.split(), *change.split()]) == 2
         if change:
             option, value = change.split()
-            differ = {name for name in told[0] if told[-1][name] != told[0][name]}
+            differ = {name for name in abouts[0] if abouts[-1][name] != abouts[0][name]}
             assert (
                 differ == {option}
-                and str(told[-1][option]).strip("(',)").removesuffix(".0") == value
+                and str(abouts[-1][option]).strip("(',)").removesuffix(".0") == value
             )
-    assert told[0]["text"] == (folder / "words.txt").read_text()
-    assert np.array_equal(told[0]["tokenizer"], ml.load_base().tokenizer.merges)
+    assert abouts[0]["text"] == (folder / "words.txt").read_text()
+    assert np.array_equal(abouts[0]["tokenizer"], ml.load_base().tokenizer.merges)
 
 
 def windows(model, text, batch, tokens):
@@ -160,21 +166,21 @@ def windows(model, text, batch, tokens):
 
 
 @once
-def test_an_adapter_that_is_worse_than_the_base_is_written_told_and_returns_1(folder, capsys):
+def test_an_adapter_worse_than_the_base_is_written_reported_and_returns_1(folder, capsys):
     line = "finetune kjv --steps 2 --batch 2 --window 16 --checks 2 --lr 1000 --json"
     assert cli.main(line.split()) == 1
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    assert not told["passed"] and told["after"] > told["before"] + 1
-    assert err.endswith(f"\nminilora: {told['failed']}\n") and (folder / "adapter.npz").exists()
-    assert told["failed"].startswith("the adapter is worse than the base by ")
-    assert told["failed"].endswith(
-        "try a smaller --lr (it was 1000) or fewer --steps; adapter.npz is written all the same"
+    result = json.loads(out)
+    assert not result["passed"] and result["after"] > result["before"] + 1
+    assert err.endswith(f"\nminilora: {result['failed']}\n") and (folder / "adapter.npz").exists()
+    assert result["failed"].startswith("the adapter is worse than the base by ")
+    assert result["failed"].endswith(
+        "try a smaller --lr (it was 1000) or fewer --steps; adapter.npz is written nevertheless"
     )
     assert not (folder / "adapter.run.npz").exists()
 
 
-def test_what_is_worse_by_less_than_windows_differ_anyway_is_not_told():
+def test_worse_by_less_than_the_loss_varies_is_not_reported():
     model = ml.load_base()
     checks = windows(model, data.load_text("kjv"), 3, 16)[:2]
     each = [ml.evaluate(model, [(x[None], y[None])]) for xs, ys in checks for x, y in zip(xs, ys)]
@@ -182,49 +188,83 @@ def test_what_is_worse_by_less_than_windows_differ_anyway_is_not_told():
     lora.attach(model, ml.LoRAConfig(targets="q"), rng=0)
     for _, layer in model.named_modules():
         if isinstance(layer, lora.Adapter):
-            layer.B.data[...] = 1.0  # of no use: only the base's own losses count
+            layer.B.data[...] = 1.0  # a useless adapter: only the losses of the base count
     for more, fine in ((-1, True), (0, True), (0.9, True), (1.1, False)):
-        told = finetune._worse(model, checks, base, base + more * spread)
-        assert (told == "") is fine, more
-    assert f"loss differs by {spread:.4f} from" in told and f"by {1.1 * spread:.4f} nats" in told
+        message = finetune._worse(model, checks, base, base + more * spread)
+        assert (message == "") is fine, more
+    assert f"base varies by {spread:.4f} from" in message
+    assert f"worse than the base by {1.1 * spread:.4f} nats" in message
     assert not [p for p in model.parameters() if p.grad is not None]
 
 
-def test_account_sets_full_beside_lora(capsys, backend):
-    on_host = backend.on_host  # a device's pool hands out whole blocks, its ops are told
-    near, near_peak = (0.01, 0.01) if on_host else (0.03, 0.1)  # all at once: larger scratch
-    told = run("account --batch 1 --window 16 --r 2", capsys)
-    assert told["lora"]["trainable"] == 4 * 2 * 2 * 320
-    for side in told.values():
+def test_account_compares_full_with_lora(capsys, backend):
+    on_host = backend.on_host  # a device's pool allocates entire blocks
+    near, near_peak = (0.01, 0.01) if on_host else (0.03, 0.1)  # unblocked ops: larger scratch
+    result = run("account --batch 1 --window 16 --r 2", capsys)
+    assert result["lora"]["trainable"] == 4 * 2 * 2 * 320
+    for side in result.values():
         for name, row in side["bytes"].items():
             allowed = near_peak if name == "peak" else near
             assert row["measured"] == pytest.approx(row["predicted"], rel=allowed)
-    bytes_of = {name: side["bytes"]["total"]["measured"] for name, side in told.items()}
+    bytes_of = {name: side["bytes"]["total"]["measured"] for name, side in result.items()}
     assert bytes_of["lora"] < bytes_of["full"]
 
 
 @once
 def test_account_shows_what_recomputing_and_a_narrow_base_save(capsys):
     line = "account --batch 4 --window 64"
-    kept, less = run(line, capsys), run(f"{line} --recompute --base-dtype float16", capsys)
+    usual, less = run(line, capsys), run(f"{line} --recompute --base-dtype float16", capsys)
     for name in ("activations", "peak"):
-        assert all(less[m]["bytes"][name]["measured"] < kept[m]["bytes"][name]["measured"]
+        assert all(less[m]["bytes"][name]["measured"] < usual[m]["bytes"][name]["measured"]
                    for m in ("full", "lora"))
-    frozen = [side["lora"]["bytes"]["frozen weights"]["measured"] for side in (kept, less)]
+    frozen = [side["lora"]["bytes"]["frozen weights"]["measured"] for side in (usual, less)]
     assert 0.5 <= frozen[1] / frozen[0] < 0.51
 
 
 @once
 def test_account_of_a_named_shape_is_its_plan(capsys):
     line = "account gpt3-175b --r 4 --targets q,v --window 16 --policy mixed --recompute --plain"
-    told = run(line, capsys)
+    result = run(line, capsys)
     planned = accounting.plan(
-        "gpt3-175b", r=4, alpha=16, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
+        "gpt3-175b", r=4, targets=("q", "v"), tokens=16, policy="mixed", recompute=True,
         plain=True,
     )
-    assert told == planned.as_dict() and told["bytes"]["frozen weights"] > 300e9
+    assert result == planned.as_dict() and result["bytes"]["frozen weights"] > 300e9
     assert cli.main(["account", "gpt2", "--method", "full", "--window", "8"]) == 0
     assert "gpt2: full, 1 × 8 tokens" in capsys.readouterr().out
+
+
+GIVEN = {"r": "2", "alpha": "3", "targets": "k,o", "dropout": "0.5", "bias": "lora",
+         "layers": "1,3", "lp": "2", "li": "1"}
+READ = {"r": 2, "alpha": 3.0, "targets": ("k", "o"), "dropout": 0.5, "bias": "lora",
+        "layers": (1, 3), "lp": 2, "li": 1}
+
+
+@once
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_method_gets_its_own_options_and_no_others(method, capsys):
+    kind, line = methods.METHODS[method], f"account gpt2 --window 4 --method {method}"
+    own = [field.name for field in dataclasses.fields(kind) if field.name in GIVEN]
+    plan = accounting.plan("gpt2", method=kind(**{name: READ[name] for name in own}), tokens=4)
+    assert run(" ".join([line, *(f"--{name} {GIVEN[name]}" for name in own)]), capsys) == (
+        plan.as_dict()
+    )
+    assert run(line, capsys)["title"] == accounting.plan("gpt2", method=kind(), tokens=4).title
+    for name in GIVEN.keys() - set(own):
+        assert cli.main([*line.split(), f"--{name}", GIVEN[name]]) == 2
+        message = capsys.readouterr().err
+        settings = f"{method} has --{', --'.join(own)}\n" if own else f"{method} has no settings\n"
+        assert message.startswith(f"minilora: --{name} is for ") and message.endswith(settings)
+
+
+@once
+def test_the_base_takes_the_options_of_lora(capsys):
+    line = "account --batch 1 --window 8"
+    usual, other = run(line, capsys), run(f"{line} --r 2 --bias all --dropout 0.5", capsys)
+    biases = sum(p.data.size for name, p in ml.load_base().named_parameters() if name[-2:] == ".b")
+    assert usual["lora"]["trainable"] == 4 * 2 * 8 * 320
+    assert other["lora"]["trainable"] == 4 * 2 * 2 * 320 + biases
+    assert usual["full"]["trainable"] == other["full"]["trainable"]
 
 
 def test_plain_runs_no_kernel_and_writes_the_same(capsys, monkeypatch):
@@ -259,34 +299,34 @@ def test_finetune_recomputes_to_the_same_adapter(folder, capsys):
         assert arrays and all(np.array_equal(one[a], two[a.replace("one", "two")]) for a in arrays)
 
 
-def test_half_precision_is_what_is_asked_for(folder, monkeypatch):
-    told = {}
+def test_dtype_reaches_the_model_and_scales_the_loss(folder, monkeypatch):
+    asked = {}
 
     def fit(model, *_, loss_scale=None, **settings):
-        told.update(dtype=str(model.ln_f.g.dtype), scale=loss_scale)
+        asked.update(dtype=str(model.ln_f.g.dtype), scale=loss_scale)
         raise ValueError("enough")
 
     monkeypatch.setattr(finetune, "fit", fit)
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1 --dtype"
     for dtype in ("float16", "float32"):
         assert cli.main([*line.split(), dtype]) == 2
-        assert told["dtype"] == dtype and (told["scale"] is not None) == (dtype == "float16")
+        assert asked["dtype"] == dtype and (asked["scale"] is not None) == (dtype == "float16")
 
 
 def test_finetune_in_half_precision_learns_with_a_scaled_loss(folder, capsys):
     line = "finetune words.txt --out fox.npz --steps 4 --batch 1 --window 8 --checks 1"
-    told = run(f"{line} --dtype float16", capsys)
+    half = run(f"{line} --dtype float16", capsys)
     run("generate --adapter fox.npz --tokens 2 --base-dtype float16", capsys)  # without a warning
-    whole = run(line, capsys)
-    assert told["after"] < told["before"] and abs(told["after"] / whole["after"] - 1) < 0.01
+    full = run(line, capsys)
+    assert half["after"] < half["before"] and abs(half["after"] / full["after"] - 1) < 0.01
 
 
-def test_info_tells_versions(capsys):
-    told = run("info", capsys)
-    assert told["numpy"] == np.__version__ and "cupy" in told["devices"].lower()
+def test_info_prints_versions(capsys):
+    result = run("info", capsys)
+    assert result["numpy"] == np.__version__ and "cupy" in result["devices"].lower()
 
 
-def test_options_before_the_command_are_those_behind_it(capsys, backend):
+def test_options_before_the_command_equal_those_after_it(capsys, backend):
     before = ml.threads()
     try:
         assert cli.main(["--json", "--plain", "--threads", "1", "info"]) == 0
@@ -294,27 +334,27 @@ def test_options_before_the_command_are_those_behind_it(capsys, backend):
         assert backend.plain and ml.threads() == 1
     finally:
         ml.threads(before)
-    written = [run(line, capsys) for line in (
+    texts = [run(line, capsys) for line in (
         "--seed 3 generate --tokens 8", "generate --tokens 8 --seed 3", "generate --tokens 8",
         "--seed 4 generate --tokens 8 --seed 3",
     )]
-    assert written[0] == written[1] == written[3] != written[2]
+    assert texts[0] == texts[1] == texts[3] != texts[2]
     assert not backend.plain
 
 
 @once
-def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
-    def generate(model, ids, tokens, **settings):
-        told.append({"ids": ids.tolist(), "tokens": tokens, **settings})
+def test_every_option_of_generate_reaches_the_function(capsys, monkeypatch):
+    def record(model, ids, tokens, **settings):
+        calls.append({"ids": ids.tolist(), "tokens": tokens, **settings})
         return ids
 
-    told = []
-    monkeypatch.setattr(commands, "generate", generate)
+    calls = []
+    monkeypatch.setattr(generate, "generate", record)
     encode = ml.load_base().tokenizer.encode
     run("generate --prompt 'To be,\\nor not' --tokens 3 --temperature 0.5 --top-k 4 --top-p 0.6 "
         "--seed 7 --no-cache", capsys)
     run("generate", capsys)
-    assert told == [
+    assert calls == [
         {"ids": encode("To be,\nor not").tolist(), "tokens": 3, "temperature": 0.5, "top_k": 4,
          "top_p": 0.6, "rng": 7, "cache": False},
         {"ids": encode("\n").tolist(), "tokens": 100, "temperature": 0.8, "top_k": None,
@@ -323,25 +363,26 @@ def test_every_setting_of_the_decoder_reaches_it(capsys, monkeypatch):
 
 
 @once
-def test_a_base_is_stored_as_it_is_asked_for(shelf, monkeypatch):
+def test_base_dtype_is_the_dtype_of_the_base(shelf, monkeypatch):
     monkeypatch.chdir(shelf)
-    stored = []
-    monkeypatch.setattr(commands, "generate", lambda model, ids, *_, **__: stored.append(
+    dtypes = []
+    monkeypatch.setattr(generate, "generate", lambda model, ids, *_, **__: dtypes.append(
         str(model.blocks[0].attn.q.base.W.data.dtype)) or ids)
     for option in ([], ["--base-dtype", "float16"]):
         with warnings.catch_warnings(action="ignore"):
             assert cli.main(["generate", "--adapter", "half.npz", *option]) == 0
-    assert stored == ["float32", "float16"]
+    assert dtypes == ["float32", "float16"]
 
 
 @once
 @pytest.mark.parametrize("option", ["--help", "-h", "--version"])
-def test_the_whole_is_told_without_a_command(option, capsys):
+def test_help_and_version_need_no_command(option, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([option])
     out = capsys.readouterr().out
     assert stop.value.code == 0
-    assert ml.__version__ in out if "v" in option else all(name in out for name in COMMANDS)
+    names = [ml.__version__] if "v" in option else command_line().commands
+    assert all(name in out for name in names)
 
 
 @once
@@ -354,13 +395,17 @@ def test_a_text_may_come_from_a_pipe(folder):
     writer.join()
 
 
-def test_names_are_parted_by_commas_and_blanks_are_not_of_them():
-    assert parser.parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
+def test_names_are_separated_by_commas_and_blanks_are_ignored():
+    assert parse(["account", "--targets", " q , *.v,"]).targets == ("q", "*.v")
 
 
-COMMANDS = [*parser.parser()[1]]
-NEEDED = {"finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "tutorials": ["list"],
-          "ex": ["status"], "reproduce": ["counts"]}
+COMMANDS = {command.name: command for command in command_line().leaves()}  # such as "ex check"
+NEEDED = {
+    "finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "reproduce": ["counts"],
+    "tutorials run": ["01"], "tutorials notebook": ["01"], "ex grade": ["class"],
+    "ex dev new": ["14_name"],
+    **{f"ex {name}": ["01"] for name in ("check", "hint", "solution", "reset", "milestone")},
+}
 VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain": [], "--json": []}
 
 
@@ -368,84 +413,122 @@ VALUES = {"--seed": ["3"], "--backend": ["cupy:1"], "--threads": ["2"], "--plain
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("option", parser.COMMON)
 def test_each_common_option_may_stand_on_either_side_of_each_command(command, option):
-    line, given = [command, *NEEDED.get(command, [])], [option, *VALUES[option]]
-    behind = parser.parse([*line, *given])
-    assert parser.parse([*given, *line]) == behind != parser.parse(line)
+    line, given = [*command.split(), *NEEDED.get(command, [])], [option, *VALUES[option]]
+    after = parse([*line, *given])
+    assert parse([*given, *line]) == after != parse(line)
+    assert parse([line[0], *given, *line[1:]]) == after
     if VALUES[option]:
-        assert parser.parse([f"{option}={given[1]}", *line]) == behind
+        assert parse([f"{option}={given[1]}", *line]) == after
         assert (
-            parser.parse([option, {"--backend": "numpy"}.get(option, "7"), *line, *given]) == behind
+            parse([option, {"--backend": "numpy"}.get(option, "7"), *line, *given]) == after
         )
 
 
 OPTIONS = [
-    (name, option)
-    for name, sub in parser.parser()[1].items()
-    for option in parser._options(sub)
-    if (name, option) != ("ex", "--json")
-]  # fmt: skip    it takes a file or none: below
-FREE = {
-    "--base",
-    "--adapter",
-    "--prompt",
-    "--targets",
-    "--engines",
-    "--shapes",
-    "--only",
-}  # any words will do
-FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole", "--growth",
-         "--parity", "--give-up", "--compare", "--markdown"}
+    (name, option) for name, command in COMMANDS.items() for option in command.options
+    if option.startswith("--") and (name, option) != ("ex grade", "--json")  # tested below
+]
+# Any text is a value of these.
+FREE = {"--base", "--adapter", "--prompt", "--targets", "--engines", "--shapes", "--only"}
+FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
+           ("tutorials notebook", "--out")}
+FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
+         "--give-up", "--compare", "--markdown", "--verbose"}
 
 
 @once
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
-def test_each_option_refuses_what_is_no_value_of_it_by_its_name(command, option):
-    line = [command, *NEEDED.get(command, [])]
+def test_each_option_refuses_bad_values_by_its_name(command, option):
+    line = [*command.split(), *NEEDED.get(command, [])]
     with pytest.raises(ValueError, match=f"^{option} (needs a|takes no) value"):
-        parser.parse([*line, f"{option}=x"] if option in FLAGS else [*line, option])
-    if option in FLAGS | FREE:
+        parse([*line, f"{option}=x"] if option in FLAGS else [*line, option])
+    if option in FLAGS | FREE or (command, option) in FOLDERS:
         return
-    for odd in ("odd", "", "nan", "inf", "-1", "1e3", "0x1", "1.5", "9" * 20):
+    for bad in ("bad", "", "nan", "inf", "-1", "1e3", "0x1", "1.5", "9" * 20):
         try:
-            parser.parse([*line, f"{option}={odd}"])
+            parse([*line, f"{option}={bad}"])
         except ValueError as error:
-            said = str(error)
-            assert re.match(rf"{option} {re.escape(odd or repr(odd))}[: ].*\bgive ", said), said
-            assert not re.search("argument|invalid|choose|Error", said), said
+            message = str(error)
+            begins = rf"{option} {re.escape(bad or repr(bad))}[: ]"
+            assert re.match(rf"{begins}.*\b(give|choose) ", message), message
+            assert not re.search("argument|invalid|Error", message), message
         else:
-            assert odd in ("1e3", "1.5", "9" * 20), odd
+            assert bad in ("1e3", "1.5", "9" * 20), bad
             assert option in ("--lr", "--alpha", "--temperature")
 
 
 @once
-def test_only_grading_takes_a_file_behind_json(folder, capsys):
-    assert parser.parse(["ex", "status", "--json"]).json is True
-    assert str(parser.parse(["ex", "grade", "class", "--json", "all.json"]).json) == "all.json"
+def test_only_ex_grade_takes_a_file_after_json(folder, capsys):
+    assert parse(["ex", "status", "--json"]).json is True
+    assert str(parse(["ex", "grade", "class", "--json", "all.json"]).json) == "all.json"
     with pytest.raises(ValueError, match=r"^--json all\.txt: give a name that ends in \.json"):
-        parser.parse(["ex", "grade", "class", "--json=all.txt"])
+        parse(["ex", "grade", "class", "--json=all.txt"])
     assert cli.main(["ex", "status", "--json", "all.json"]) == 2
-    assert "ex status takes no file behind --json: only grade does" in capsys.readouterr().err
+    assert "ex status takes no file after --json: only ex grade does" in capsys.readouterr().err
+
+
+@once
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_a_swapped_letter_is_a_near_miss(command, option):
+    letters = option[2:]
+    if len(letters) > 2:
+        typed = f"--{letters[0]}{letters[2]}{letters[1]}{letters[3:]}"
+        message = parser.meant(typed, COMMANDS[command].options, "none")
+        assert message == f"{typed}: did you mean {option}?" or typed == option
+
+
+@once
+def test_words_that_are_not_near_are_not_suggested():
+    for word in ("--resume", "--text", "--adapter", "--file", "--x", "--quiet"):
+        every = {option for _, option in OPTIONS if option != word}
+        assert parser.meant(word, every, "none") == f"{word}: none"
+    assert parser.meant("--lora-alpha", ["--alpha"], "none").endswith("did you mean --alpha?")
+    for a, b, n in (("steps", "steps", 0), ("stpes", "steps", 1), ("setps", "steps", 1),
+                    ("step", "steps", 1), ("stteps", "steps", 1), ("sleps", "steps", 1),
+                    ("", "ab", 2), ("ab", "ba", 1), ("abc", "ca", 3), ("x", "abc", 3)):
+        assert parser.edits(a, b) == parser.edits(b, a) == n, (a, b)
+
+
+@once
+def test_each_command_has_only_its_own_options():
+    common = set(parser.COMMON)
+    own = {name: {o for o in command.options if o.startswith("--")} - common
+           for name, command in COMMANDS.items()}
+    assert own["ex check"] == own["ex watch"] == {"--verbose"} and not own["ex status"]
+    assert own["ex grade"] == {"--only", "--jobs", "--csv", "--html", "--gradescope"}
+    assert own["tutorials serve"] == {"--out", "--port"} and not own["tutorials run"]
+
+
+@once
+def test_a_terminal_without_unicode_shows_question_marks(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert cli.main(["account", "gpt2", "--window", "8"]) == 0
+    assert out.buffer.getvalue().startswith(b"gpt2: lora r=8 targets=q,v, 1 ? 8 tokens")
 
 
 @once
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_tells_every_option_and_what_it_is_without_it(command, capsys):
+def test_help_describes_every_option_and_prints_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and (f"usage: minilora {command} " in told)
-    args = vars(parser.parse([command, *NEEDED.get(command, [])]))
+        cli.main([*command.split(), "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and (f"usage: minilora {command} " in text)
+    args = vars(parse([*command.split(), *NEEDED.get(command, [])]))
     for name, option in OPTIONS:
         default = args.get(option[2:].replace("-", "_"), None)
         if name == command and isinstance(default, int | float) and option not in FLAGS | FREE:
-            assert f"({default:g})" in told, option
-    for option in parser.parser()[1][command]._actions:
+            assert f"({default:g})" in text, option
+    for option in COMMANDS[command]._actions:
         assert option.help, option.dest
+    for name, default in {"r": 8, "alpha": 8, "targets": "q,v", "lp": 8, "li": 0}.items():
+        if command == "account":
+            assert re.search(rf" --{name} {name.upper()} ((?! --).)*\({default}\)", text)
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A folder with files of every kind."""
+    """A folder with good and bad files of every kind."""
     folder = tmp_path_factory.mktemp("shelf")
     (folder / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
     (folder / "short.txt").write_text("a few words only\nand a few more\n" * 6)
@@ -475,68 +558,89 @@ def shelf(tmp_path_factory):
 
 
 TEXT = "a file, or one of plays, kjv, devil"
-LONGER = "give a longer text, or --window"
 BROKEN = "is not a minilora file, or it is damaged: it does not end as a .npz file does"
-MISTAKES = {  # what is typed -> what is answered
-    "finetun kjv": "there is no command finetun: did you mean finetune?",
-    "words.txt": "there is no command words.txt: there are finetune, generate, merge, account, re",
-    "''": "there is no command '': there are finetune, generate, merge, account, reproduce, info",
-    "--stesp 3 finetune kjv": "there is no option --stesp: did you mean --steps?",
-    "--zzz info": "there is no option --zzz: see `minilora --help`",
-    "--jsn info": "there is no option --jsn: did you mean --json?",
-    "--window 3": "--window goes behind its command: minilora account --window",
-    "--steps 3 finetune kjv": "--steps goes behind its command: minilora finetune --steps",
+MISTAKES = {  # command line -> how the message begins
+    "finetun kjv": "unknown command finetun: did you mean finetune?",
+    "gen": "unknown command gen: did you mean generate?",
+    "words.txt": "unknown command words.txt: choose finetune, generate, merge, account, reproduce,",
+    "''": "unknown command '': choose finetune, generate, merge, account, reproduce, info",
+    "--stesp 3 finetune kjv": "unknown option --stesp: did you mean --steps?",
+    "--zzz info": "unknown option --zzz: see `minilora --help`",
+    "--zzz": "unknown option --zzz: see `minilora --help`",
+    "--jsn info": "unknown option --jsn: did you mean --json?",
+    "--window 3": "--window goes after its command: minilora finetune --window",
+    "--steps 3 finetune kjv": "--steps goes after its command: minilora finetune --steps",
+    "--steps 3 pretrain": "--steps goes after its command: minilora pretrain --steps",
+    "--out a tutorials build": "--out goes after its command: minilora tutorials build --out",
+    "ex --jobs 2 grade class": "--jobs goes after its command: minilora ex grade --jobs",
+    "ex -v check 01": "-v goes after its command: minilora ex check -v",
+    "ex --zzz check 01": "unknown option --zzz: see `minilora ex --help`",
     "finetune kjv --stpes 3": "finetune has no option --stpes: did you mean --steps?",
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
+    "finetune --resume": "finetune has no option --resume: an interrupted run continues by itself;",
+    "finetune --adapter a.npz": "finetune has no option --adapter: --out names the adapter's file",
+    "finetune --text kjv": f"finetune has no option --text: the text is the first argument: {TEXT}",
+    "finetune kjv --model a.npz": "finetune has no option --model: give --base",
+    "finetune kjv --lora-alpha 8": "finetune has no option --lora-alpha: did you mean --alpha?",
+    "finetune kjv -r 4": "finetune has no option -r: did you mean --r?",
+    "finetune kjv --x 4": "finetune has no option --x: see `minilora finetune --help`",
+    "generate --text To": "generate has no option --text: --prompt is the text to continue",
+    "generate --steps 3": "generate has no option --steps: finetune, pretrain have it; see `minilo",
+    "ex hint 02 --jobs 2": "ex hint has no option --jobs: ex grade has it; see `minilora ex hint -",
     "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "info takes no 'now': see `minilora info --help`",
     "finetune kjv devil": "finetune takes no 'devil': see `minilora finetune --help`",
     "finetune": f"finetune needs a text: {TEXT}",
     "merge": "merge needs --adapter: the .npz that `minilora finetune` writes",
+    "ex": "ex needs a command: init, status, check, watch, hint, solution, reset, milestone, grade",
+    "ex dev": "ex dev needs a command: check, messages or new; see `minilora ex dev --help`",
+    "ex dev odd": "ex dev has no command odd: choose check, messages or new",
     "finetune kjv --lr": "--lr needs a value; if it begins with -, write --lr=-...",
     "finetune kjv --lr -1e-3": "--lr needs a value; if it begins with -, write --lr=-...",
-    "generate --no-cache=yes": "--no-cache takes no value, not 'yes'",
-    "finetune kjv --steps -1": "--steps -1: give a whole number from 1",
-    "finetune kjv --steps 2.5": "--steps 2.5: give a whole number from 1",
-    "finetune kjv --r 0": "--r 0: give a whole number from 1",
-    "finetune kjv --checks 0": "--checks 0: give a whole number from 1",
-    "finetune kjv --batch 0": "--batch 0: give a whole number from 1",
-    "finetune kjv --batch 9999999999": "--batch 9999999999: give 1,000,000,000 or less",
-    "finetune kjv --window 0": "--window 0: give a whole number from 1",
+    "generate --no-cache=yes": "--no-cache takes no value: leave out 'yes'",
+    "finetune kjv --steps -1": "--steps -1: give an integer >= 1",
+    "finetune kjv --steps 2.5": "--steps 2.5: give an integer >= 1",
+    "finetune kjv --r 0": "--r 0: give an integer >= 1",
+    "finetune kjv --checks 0": "--checks 0: give an integer >= 1",
+    "finetune kjv --batch 0": "--batch 0: give an integer >= 1",
+    "finetune kjv --batch 9999999999": "--batch 9999999999: give an integer <= 1,000,000,000",
+    "finetune kjv --window 0": "--window 0: give an integer >= 1",
     "finetune kjv --window 1000": "--window 1000: shakespeare reads 256 tokens: give 256 or less",
     "account gpt2 --window 1025": "--window 1025: gpt2 reads 1024 tokens: give 1024 or less",
-    "finetune kjv --alpha 0": "--alpha 0: give a finite number above 0",
-    "finetune kjv --lr nan": "--lr nan: give a finite number above 0",
-    "finetune kjv --dropout 1": "--dropout 1: give a number from 0 to below 1",
-    "finetune kjv --dtype float8": "--dtype float8: give float16 or float32 or float64",
-    "finetune kjv --base-dtype int8": "--base-dtype int8: give float16",
-    "finetune kjv --dtype float16 --base-dtype float16": "--base-dtype float16 is that of --dtype",
-    "finetune kjv --targets ,": "--targets ,: give one name or several, by commas",
+    "finetune kjv --alpha 0": "--alpha 0: give a finite number > 0",
+    "finetune kjv --lr nan": "--lr nan: give a finite number > 0",
+    "finetune kjv --dropout 1": "--dropout 1: give a number in [0, 1)",
+    "finetune kjv --dtype float8": "--dtype float8: choose float16, float32 or float64",
+    "finetune kjv --base-dtype int8": "--base-dtype int8: choose float16",
+    "finetune kjv --dtype float16 --base-dtype float16": "--base-dtype float16 repeats --dtype: le",
+    "finetune kjv --targets ,": "--targets ,: give one name or more, separated by commas",
     "finetune kjv --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
     "account gpt2 --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
-    "account --r 0": "--r 0: give a whole number from 1",
+    "account --targets zz": "--targets: no layer matches 'zz': there are down, k, o, pos, q,",
+    "account --r 0": "--r 0: give an integer >= 1",
     "account gpt5": "shape gpt5: did you mean gpt2?",
-    "finetune kjv --base nowhere.npz": "there is no file nowhere.npz, nor a built-in base of that",
+    "account gpt3": "shape gpt3: did you mean gpt3-175b?",
+    "finetune kjv --base nowhere.npz": "nowhere.npz is neither a file nor a built-in base: give a",
     "finetune kjv --base fox.npz": "fox.npz holds an adapter, not a model",
-    "info --seed -1": "--seed -1: give a whole number from 0",
-    "info --threads 5000": "--threads 5000: give 1,024 or less",
+    "info --seed -1": "--seed -1: give an integer >= 0",
+    "info --threads 5000": "--threads 5000: give an integer <= 1,024",
     "info --backend cupi": "--backend cupi: give numpy, cupy, or cupy:1",
     "info --backend shapes": "--backend shapes: give numpy, cupy, or cupy:1",
-    "generate --tokens -1": "--tokens -1: give a whole number from 0",
-    "generate --temperature -1": "--temperature -1: give a finite number from 0",
-    "generate --temperature nan": "--temperature nan: give a finite number from 0",
-    "generate --top-p 2": "--top-p 2: give a number above 0, up to 1",
-    "generate --top-k 0": "--top-k 0: give a whole number from 1",
+    "generate --tokens -1": "--tokens -1: give an integer >= 0",
+    "generate --temperature -1": "--temperature -1: give a finite number >= 0",
+    "generate --temperature nan": "--temperature nan: give a finite number >= 0",
+    "generate --top-p 2": "--top-p 2: give a number in (0, 1]",
+    "generate --top-k 0": "--top-k 0: give an integer >= 1",
     "generate --prompt ''": r"--prompt '': give at least one character; \n is a new line",
     "generate --prompt \udcff": r"--prompt '\udcff': give UTF-8 text",
-    "generate --base-dtype float16": "--base-dtype float16 goes with an adapter: give --adapter",
-    "generate --base none": "there is no file none, nor a built-in base of that name: there is sh",
+    "generate --base-dtype float16": "--base-dtype float16 needs an adapter: give --adapter",
+    "generate --base none": "none is neither a file nor a built-in base: give a model's .npz, or s",
     "generate --base folder": "folder is a folder, not a file",
     "generate --base fox.npz": "fox.npz holds an adapter, not a model",
     "generate --base file.npz": f"file.npz {BROKEN}",
-    "generate --base mute.npz": "mute.npz has no tokenizer with it: set model.tokenizer before sa",
+    "generate --base mute.npz": "mute.npz has no tokenizer: set model.tokenizer before save_model",
     "generate --adapter none.npz": "there is no file none.npz",
     "generate --adapter folder": "folder is a folder, not a file",
     "generate --adapter plain.npz": "plain.npz holds a model, not an adapter",
@@ -544,43 +648,50 @@ MISTAKES = {  # what is typed -> what is answered
     "generate --adapter words.txt": f"words.txt {BROKEN}",
     "generate --adapter small.npz": "small.npz: ",
     "generate --adapter deep.npz": "deep.npz: it does not fit: this model has no 'blocks.4.attn.q'",
-    "merge --adapter half.npz": "half.npz was trained over this base in half precision: give --ba",
-    "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained over this base as it is: ",
-    "merge --adapter half.npz --base plain.npz": "half.npz was trained over another base than pla",
-    "merge --adapter fox.npz --base plain.npz": "plain.npz already holds fox.npz: use it without",
-    "merge --adapter fox.npz --out fox.npz": "--out fox.npz is there, and holds no model: give an",
-    "merge --adapter fox.npz --out numbers.npz": "--out numbers.npz is there, and holds no model:",
-    "finetune kjv --out plain.npz": "--out plain.npz is there, and holds no adapter: give another",
+    "merge --adapter half.npz": "half.npz was trained on this base in half precision: give --base-",
+    "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained on this base in full prec",
+    "merge --adapter half.npz --base plain.npz": "half.npz was trained on a base other than plain.",
+    "merge --adapter fox.npz --base plain.npz": "fox.npz is already merged into plain.npz: use the",
+    "merge --adapter fox.npz --out fox.npz": "--out fox.npz exists and holds no model: give anothe",
+    "merge --adapter fox.npz --out numbers.npz": "--out numbers.npz exists and holds no model: giv",
+    "finetune kjv --out plain.npz": "--out plain.npz exists and holds no adapter: give another nam",
     "finetune kjv --out a.txt": "--out a.txt: give a name that ends in .npz, such as a.npz",
     "finetune kjv --out none/a.npz": "--out none/a.npz: none is not a folder: create it first, or",
     "finetune kjv --out folder": "--out folder is a folder: give the name of a file in it",
     "finetune kjv --out ''": "--out '' is no name of a file: give one, such as out.npz",
-    "finetune none.txt": "there is no file none.txt, nor a built-in text of that name: there are",
+    "finetune none.txt": f"none.txt is neither a file nor a built-in text: give {TEXT}",
     "finetune folder": "folder is a folder: give a text file",
     f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",
     "finetune bytes.txt": "bytes.txt is not UTF-8 text: byte 3 is 0xff: save it as UTF-8",
     "finetune empty.txt": "empty.txt is empty: give a longer text",
     "finetune one.txt": "one.txt is one character: give a longer text",
-    "finetune two.txt": "two.txt has too few tokens: 1 to train on, 1 held out, and a wi",
-    "finetune short.txt": "short.txt has too few tokens: 70 to train on, 14 held out, and",
+    "finetune two.txt": "two.txt has too few tokens: 1 to train on, 1 held out; a window of 128",
+    "finetune short.txt": "short.txt has too few tokens: 70 to train on, 14 held out; a window of",
     "account gptt": "shape gptt: did you mean gpt2?",
-    "account --method full": "--method and --policy go with a shape: account gpt2 --method full",
-    "account gpt2 --base-dtype float16": "account gpt2: give --policy 'half base' for --base-dtype",
+    "account --method full": "--method needs a shape: account gpt2 --method full",
+    "account --policy mixed": "--policy needs a shape: account gpt2 --policy mixed",
+    "account --compare": "--compare needs a shape: account gpt2 --compare",
+    "account --layers 2": "--layers needs a shape: account gpt2 --method adapter-d --layers 4",
+    "account gpt2 --method adapter-h --alpha 3": "--alpha is for lora, rslora, lora+preembed, lora",
+    "account gpt2 --method full --lp 3": "--lp is for preembed, prelayer, lora+preembed or lora+pr",
+    "account gpt2 --method adapter-d --layers x": "--layers x: give numbers of blocks from 0, sepa",
+    "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: there is no block 12",
+    "account gpt2 --base-dtype float16": "account gpt2 has no --base-dtype: give --policy 'half ba",
     "account --batch 1000000000": "there is not enough memory (Unable to allocate 1.86 TiB for an",
-    "bench --engines numpyy": "--engines numpyy: there are minilora, minilora full, minilora reco",
+    "bench --engines numpyy": "--engines numpyy: choose some of minilora, minilora full, minilora",
     "bench --shapes round": "unknown shape 'round': choose classroom, long, gpt2-small, tiny",
     "bench --shapes tiny:0": "unknown shape 'tiny:0': choose classroom, long, gpt2-small, tiny",
     "bench --shapes ''": "--shapes '' leaves nothing to measure: give one",
-    "bench --rounds 0": "--rounds 0: give a whole number from 1",
+    "bench --rounds 0": "--rounds 0: give an integer >= 1",
     "bench --chart a.jpg": "--chart a.jpg: give a name that ends in .png or .svg or .pdf, such as",
-    "pretrain --steps 0": "--steps 0: give a whole number from 1",
-    "pretrain --out fox.npz": "--out fox.npz is there, and holds no model: give another name, or",
+    "pretrain --steps 0": "--steps 0: give an integer >= 1",
+    "pretrain --out fox.npz": "--out fox.npz exists and holds no model: give another name, or remo",
 }
 
 
 @once
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, monkeypatch):
+def test_a_mistake_gets_one_sentence_and_returns_2(line, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)
     before = {path: path.read_bytes() for path in shelf.iterdir() if path.is_file()}
     assert cli.main(shlex.split(line)) == 2
@@ -591,23 +702,23 @@ def test_a_mistake_is_answered_in_a_sentence_and_returns_2(line, shelf, capsys, 
 
 
 @once
-@pytest.mark.parametrize(("line", "told"), [
-    ("generate --adapter half.npz", "half.npz was trained over this base in half precision: give "),
-    ("generate --adapter fox.npz --base plain.npz", "plain.npz already holds fox.npz: use it "),
+@pytest.mark.parametrize(("line", "message"), [
+    ("generate --adapter half.npz", "half.npz was trained on this base in half precision: give "),
+    ("generate --adapter fox.npz --base plain.npz", "fox.npz is already merged into plain.npz: us"),
     ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "attach: ΔW of blocks.0.attn.q ha"),
 ])
-def test_a_warning_is_a_line_without_a_source(line, told, shelf, capsys, monkeypatch):
+def test_a_warning_is_a_line_without_a_source(line, message, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert cli.main([*line.split(), *["--tokens", "1"] * line.startswith("gen")]) == 0
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith(f"minilora: warning: {told}")
+    assert err.count("\n") == 1 and err.startswith(f"minilora: warning: {message}")
 
 
 ERRORS = {
     "x": ValueError("x"), "no 'x'": KeyError("no 'x'"), "y": RuntimeError("y"),
-    "there is not enough memory: ask for less, such as a smaller --batch or --r": MemoryError(),
+    "there is not enough memory: try a smaller --batch or --r": MemoryError(),
     "there is no file a.npz": FileNotFoundError(2, "No such file or directory", "a.npz"),
     "a.npz: permission denied": PermissionError(13, "Permission denied", "a.npz"),
     "disk full": OSError("disk full"), "no way": OSError(5, "No way"),
@@ -617,52 +728,52 @@ ERRORS = {
 
 
 @once
-@pytest.mark.parametrize("told", ERRORS)
-def test_what_goes_wrong_inside_is_told_without_a_traceback(told, capsys, monkeypatch):
+@pytest.mark.parametrize("message", ERRORS)
+def test_an_error_is_printed_without_a_traceback(message, capsys, monkeypatch):
     def fails(*args, **settings):
-        raise ERRORS[told]
+        raise ERRORS[message]
 
-    monkeypatch.setattr(commands, "generate", fails)
+    monkeypatch.setattr(generate, "generate", fails)
     assert cli.main(["generate"]) == 2
-    assert capsys.readouterr() == ("", f"minilora: {told}\n")
+    assert capsys.readouterr() == ("", f"minilora: {message}\n")
 
 
 @once
 @pytest.mark.parametrize("error", [TypeError, AttributeError, IndexError, AssertionError])
-def test_a_mistake_of_ours_is_not_dressed_up_as_one_of_the_users(error, monkeypatch):
+def test_a_bug_keeps_its_traceback(error, monkeypatch):
     def fails(*args, **settings):
         raise error
 
-    monkeypatch.setattr(commands, "generate", fails)
+    monkeypatch.setattr(generate, "generate", fails)
     with pytest.raises(error):
         cli.main(["generate"])
 
 
 @once
 @pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
-def test_nobody_reads_on_and_it_ends_quietly():
+def test_a_closed_pipe_ends_the_command_quietly():
     process = subprocess.Popen(
         [sys.executable, "-m", "minilora", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(ml.__file__).parent.parent)},
     )
     process.stdout.close()
     with process.stderr:
-        told = process.stderr.read()
-    assert process.wait() == 141 and told == b""
+        errors = process.stderr.read()
+    assert process.wait() == 141 and errors == b""
 
 
 @once
-def test_what_is_replaced_is_told(shelf, folder, capsys):
+def test_a_file_that_is_replaced_is_announced(shelf, folder, capsys):
     (folder / "adapter.npz").write_bytes((shelf / "fox.npz").read_bytes())
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1"
     assert cli.main(line.split()) == 0
-    assert "adapter.npz is there, and will be replaced" in capsys.readouterr().out
-    for name in ("base", "a.b"):  # a name that a layer could not have is not the adapter's
+    assert "adapter.npz exists and will be replaced" in capsys.readouterr().out
+    for name in ("base", "a.b"):  # names that an adapter cannot have
         run(f"{line} --out {name}.npz", capsys)
 
 
 @once
-def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
+def test_a_window_fits_the_base_and_the_text(folder, capsys):
     small = gpt2(dtype="float32", vocab_size=300, n_positions=12)
     small.tokenizer = data.BPE([])
     ml.save_model(small, folder / "small.npz")
@@ -672,33 +783,33 @@ def test_a_window_is_what_the_base_reads_and_the_text_holds(folder, capsys):
     run("merge --base small.npz --adapter adapter.npz", capsys)
     (folder / "short.txt").write_text("abcdefgh\nj")
     assert cli.main(f"{line.replace('words', 'short')} --window 1".split()) == 2
-    assert capsys.readouterr().err.endswith("takes 2 of each: give a longer text\n")
+    assert capsys.readouterr().err.endswith("needs 2 of each: give a longer text\n")
     (folder / "short.txt").write_text("a\nbcdefghij")
     assert cli.main(f"{line.replace('words', 'short')} --window 2".split()) == 2
-    assert "few tokens: 2 to train on, 9 held out, and a window of 2 takes 3" in (
-        told := capsys.readouterr().err
+    assert "few tokens: 2 to train on, 9 held out; a window of 2 needs 3" in (
+        message := capsys.readouterr().err
     )
-    assert told.endswith("give a longer text, or --window 1 or less\n")
+    assert message.endswith("give a longer text, or --window 1 or less\n")
     run(f"{line.replace('words', 'short')} --window 1", capsys)
 
 
 @once
-def test_a_merge_that_is_wrong_is_not_written(folder, shelf, capsys, monkeypatch):
+def test_a_wrong_merge_is_not_written(folder, shelf, capsys, monkeypatch):
     proof = SimpleNamespace(passed=False, as_dict=lambda: {"checks": {"float64": False}})
-    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
+    monkeypatch.setattr(merge.lora, "verify", lambda model, ids: proof)
     assert cli.main(["merge", "--adapter", str(shelf / "fox.npz"), "--json"]) == 1
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    assert not told["passed"] and told["verified"] == {"checks": {"float64": False}}
-    assert err == f"{proof}\nminilora: model.npz is not written: the merge is wrong, see above\n"
+    result = json.loads(out)
+    assert not result["passed"] and result["verified"] == {"checks": {"float64": False}}
+    assert err == f"{proof}\nminilora: the merge is wrong, see above: model.npz is not written\n"
     assert not list(folder.glob("*.npz"))
 
 
 @once
-def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
+def test_a_merged_model_knows_its_adapters(folder, capsys, monkeypatch):
     logits = SimpleNamespace(difference=0.0, bound=1.0)
-    proof = SimpleNamespace(passed=True, as_dict=dict, logits=logits)  # it is not about that
-    monkeypatch.setattr(commands.lora, "verify", lambda model, ids: proof)
+    proof = SimpleNamespace(passed=True, as_dict=dict, logits=logits)  # not tested here
+    monkeypatch.setattr(merge.lora, "verify", lambda model, ids: proof)
     line = "finetune words.txt --steps 1 --batch 1 --window 8 --checks 1 --out"
     run(f"{line} one.npz", capsys)
     run("merge --adapter one.npz --out one-in.npz", capsys)
@@ -706,31 +817,31 @@ def test_what_was_merged_is_known_afterwards(folder, capsys, monkeypatch):
     run("merge --adapter two.npz --base one-in.npz --out both-in.npz", capsys)
     for adapter in ("one", "two"):
         assert cli.main(f"merge --adapter {adapter}.npz --base both-in.npz".split()) == 2
-        assert f"both-in.npz already holds {adapter}.npz" in capsys.readouterr().err
+        assert f"{adapter}.npz is already merged into both-in.npz" in capsys.readouterr().err
     assert not (folder / "model.npz").exists()
-    run(f"{line} wide.npz --dtype float64", capsys)  # the same numbers, so the same base
+    run(f"{line} wide.npz --dtype float64", capsys)  # the same base in another dtype
     run("merge --adapter wide.npz", capsys)
 
 
 @once
-def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch):
-    """Of its steps only three run."""
+def test_the_demo_prints_what_the_readme_shows(monkeypatch):
+    """Only three of its steps run."""
     readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    shown = readme.split("<!-- demo -->")[1].split("\n5. ")[0].partition("1. ")[2]
+    block = readme.split("<!-- demo -->")[1].split("\n5. ")[0].partition("1. ")[2]
     models, lines = [], []
 
     def fit(model, batches, optimizer, steps, schedule, log_every, **how):
         models.append(model.state_dict())
         if len(models) == 2:
             raise InterruptedError
-        told = re.findall(r"step +(\d+)/(\d+) .* lr (\S+) ", shown)
-        assert told == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
+        rates = re.findall(r"step +(\d+)/(\d+) .* lr (\S+) ", block)
+        assert rates == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
                         for i in range(log_every, steps + 1, log_every)]
         assert optimizer.weight_decay == 0
         return ml.fit(model, batches, optimizer, 3, schedule=schedule, log_every=1, **how)
 
     monkeypatch.setattr(demo, "fit", fit)
-    told = demo.demo(0, lines.append)
+    result = demo.demo(0, lines.append)
     with pytest.raises(InterruptedError):
         demo.demo(0, lines.append)
     assert all(np.array_equal(a, models[1][name]) for name, a in models[0].items())
@@ -739,9 +850,9 @@ def test_the_demo_adapts_accounts_and_merges_as_the_readme_shows_it(monkeypatch)
         return {re.sub(r"-?\d[\d,.e:-]*|\s+", " ", line).strip() for line in text.splitlines()
                 if not line.strip().startswith(("step", "(furthest"))}
 
-    assert {line for line in lines if line.startswith("LoRA, r")} <= {*shown.splitlines()}
-    assert words(shown) <= words("\n".join(lines))
-    assert re.search(r"held-out loss: (\S+) before", shown)[1] == f"{told['before']:.3f}"
-    assert told["after"] < told["before"] and told["same_sample"]
-    assert 0 < told["difference"] <= told["bound"]
-    assert told["lora"]["gradients"]["measured"] == 4 * told["trainable"]
+    assert {line for line in lines if line.startswith("LoRA, r")} <= {*block.splitlines()}
+    assert words(block) <= words("\n".join(lines))
+    assert re.search(r"held-out loss: (\S+) before", block)[1] == f"{result['before']:.3f}"
+    assert result["after"] < result["before"] and result["same_sample"]
+    assert 0 < result["difference"] <= result["bound"]
+    assert result["lora"]["gradients"]["measured"] == 4 * result["trainable"]

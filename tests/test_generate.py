@@ -1,4 +1,4 @@
-"""generate: the cache changes nothing, sampling follows the distribution asked for."""
+"""generate: the cache changes nothing, and sampling follows the distribution."""
 
 import math
 
@@ -24,7 +24,7 @@ def softmax(z: np.ndarray) -> np.ndarray:
 
 
 def by_hand(model, at: np.ndarray, n: int) -> np.ndarray:
-    """Greedy decoding, (batch, tokens), that computes everything again for each token."""
+    """Decode greedily, (batch, tokens), and compute everything again for each token."""
     size = model.config.n_positions
     start = max(0, at.shape[1] - size)
     for _ in range(n):
@@ -36,21 +36,21 @@ def by_hand(model, at: np.ndarray, n: int) -> np.ndarray:
 
 
 def nucleus(z: np.ndarray, p: float) -> set[int]:
-    """The fewest likeliest tokens that together hold at least p."""
-    order, held = np.argsort(-z), softmax(z)
-    n = next(n for n in range(1, len(z) + 1) if n == len(z) or held[order[:n]].sum() >= p)
+    """Return the fewest likeliest tokens whose probabilities sum to p or more."""
+    order, mass = np.argsort(-z), softmax(z)
+    n = next(n for n in range(1, len(z) + 1) if n == len(z) or mass[order[:n]].sum() >= p)
     return set(order[:n].tolist())
 
 
 def drawn(z, n: int, seed: int, temperature=1.0, top_k=None, top_p=None) -> np.ndarray:
-    """How often each token comes in n samples."""
+    """Return the frequency of each token in n samples."""
     rng = np.random.default_rng(seed)
     out = [sample(z, temperature, top_k, top_p, rng) for _ in range(n)]
     return np.bincount(out, minlength=len(z)) / n
 
 
 def slack(classes: int, n: int) -> float:
-    """All frequencies of n draws are this close, but for once in 10^9 (Hoeffding, union)."""
+    """Bound the error of all frequencies of n draws; exceeded once in 10^9 (Hoeffding, union)."""
     return math.sqrt(math.log(2 * classes / 1e-9) / (2 * n))
 
 
@@ -82,14 +82,15 @@ def test_each_next_token_sees_the_logits_of_all_before_it(seed):
     model.forward = lambda *a, **k: (seen.append(forward(*a, **k)), seen[-1])[1]
     out = ml.generate(model, at, 6, rng=seed)
     del model.forward
-    whole = logits(model, out)
-    assert [x.shape[1] for x in seen] == [4, 1, 1, 1, 1, 1], "each token goes in once"
+    expected = logits(model, out)
+    assert [x.shape[1] for x in seen] == [4, 1, 1, 1, 1, 1], "each token is computed once"
     for i, x in enumerate(seen):
-        np.testing.assert_allclose(ml.asnumpy(x.data)[:, -1], whole[:, 3 + i], rtol=0, atol=1e-12)
+        last = ml.asnumpy(x.data)[:, -1]
+        np.testing.assert_allclose(last, expected[:, 3 + i], rtol=0, atol=1e-12)
 
 
 @given(seeds, st.integers(1, 15))
-def test_one_dimension_in_is_one_dimension_out(seed, tokens):
+def test_one_sequence_in_is_one_sequence_out(seed, tokens):
     model, row = gpt2(seed), ids(seed, 1, tokens)[0]
     out = ml.generate(model, row, 5, temperature=0)
     assert out.shape == (tokens + 5,)
@@ -98,7 +99,7 @@ def test_one_dimension_in_is_one_dimension_out(seed, tokens):
 
 
 @given(seeds)
-def test_rows_of_a_batch_are_written_as_if_each_were_alone(seed):
+def test_each_sequence_of_a_batch_is_continued_as_if_alone(seed):
     model, at = gpt2(seed), ids(seed, 3, 5)
     together = ml.generate(model, at, 6, temperature=0)
     assert all(
@@ -114,13 +115,13 @@ def test_the_narrowest_sampling_is_greedy(seed, how):
 
 
 @given(seeds)
-def test_one_seed_is_one_text(seed):
+def test_the_same_seed_gives_the_same_text(seed):
     model, at = gpt2(seed), ids(seed, 4)
     one, two = (ml.generate(model, at, 8, rng=seed) for _ in range(2))
     assert np.array_equal(one, two)
     generator = np.random.default_rng(seed)
     assert np.array_equal(one, ml.generate(model, at, 8, rng=generator))
-    assert not np.array_equal(one, ml.generate(model, at, 8, rng=generator)), "it went on"
+    assert not np.array_equal(one, ml.generate(model, at, 8, rng=generator)), "a generator advances"
 
 
 @settings(max_examples=10)
@@ -150,23 +151,23 @@ def test_the_model_is_sampled_from_its_own_distribution():
 @given(seeds, st.integers(1, 7), st.sampled_from([0.5, 1.0]))
 def test_top_k_keeps_the_k_likeliest_in_their_proportions(seed, k, temperature):
     z, n = np.random.default_rng(seed).random(6), 2000  # no token is rarer than 1 in 40
-    kept = np.argsort(-z)[:k]
+    likeliest = np.argsort(-z)[:k]
     expected = np.zeros(6)
-    expected[kept] = softmax(z[kept] / temperature)
+    expected[likeliest] = softmax(z[likeliest] / temperature)
     got = drawn(z, n, seed, temperature, top_k=k)
-    assert set(np.flatnonzero(got)) == set(kept.tolist())
+    assert set(np.flatnonzero(got)) == set(likeliest.tolist())
     assert np.abs(got - expected).max() < slack(6, n)
 
 
 @settings(max_examples=25)
 @given(seeds, st.floats(0.01, 1.0))
-def test_top_p_keeps_the_fewest_likeliest_that_hold_p(seed, p):
+def test_top_p_keeps_the_fewest_likeliest_with_mass_p(seed, p):
     z, n = np.random.default_rng(seed).random(6), 2000
-    kept = sorted(nucleus(z, p))
+    likeliest = sorted(nucleus(z, p))
     expected = np.zeros(6)
-    expected[kept] = softmax(z[kept])
+    expected[likeliest] = softmax(z[likeliest])
     got = drawn(z, n, seed, top_p=p)
-    assert np.flatnonzero(got).tolist() == kept
+    assert np.flatnonzero(got).tolist() == likeliest
     assert np.abs(got - expected).max() < slack(6, n)
 
 
@@ -182,12 +183,12 @@ def test_top_p_measures_the_mass_at_the_temperature_among_the_top_k():
     z = np.log([0.5, 0.3, 0.1, 0.1])
     assert np.count_nonzero(drawn(z, 500, 0, temperature=0.25, top_p=0.8)) == 1
     assert np.count_nonzero(drawn(z, 500, 0, temperature=4.0, top_p=0.8)) == 4
-    # among two tokens the first holds 5/8
+    # of two tokens the first has probability 5/8
     assert np.count_nonzero(drawn(z, 500, 0, top_k=2, top_p=0.6)) == 1
     assert np.count_nonzero(drawn(z, 500, 0, top_k=2, top_p=0.7)) == 2
 
 
-def test_huge_logits_and_masked_words_are_safe():
+def test_huge_and_infinite_logits_are_safe():
     assert drawn(np.array([1e300, 0.0, -1e300]), 20, 0)[0] == 1
     assert drawn(np.array([-np.inf, 0.0, -np.inf]), 20, 0, temperature=0.1)[1] == 1
 
@@ -199,14 +200,14 @@ def test_huge_logits_and_masked_words_are_safe():
      ("top_p", 0.0), ("top_p", 1.1), ("top_p", -1), ("top_p", math.nan), ("top_p", math.inf),
      ("n_tokens", -1), ("n_tokens", 1.0), ("n_tokens", True), ("n_tokens", None)],
 )
-def test_arguments_that_make_no_sense_raise_before_the_model_runs(name, bad):
+def test_bad_arguments_raise_before_the_model_runs(name, bad):
     model = gpt2()
     model.forward = None
     with pytest.raises(ValueError, match=rf"^generate: {name} must be .*, not .*{bad}"):
         ml.generate(model, ids(), **{"n_tokens": 1, name: bad})
 
 
-def test_the_ends_of_what_makes_sense_are_taken():
+def test_the_limits_of_the_arguments_are_accepted():
     out = ml.generate(gpt2(), ids(), 2, temperature=0, top_k=1, top_p=1.0)
     assert np.array_equal(out, ml.generate(gpt2(), ids(), np.int64(2), temperature=0.0))
 
@@ -229,7 +230,7 @@ def test_the_ends_of_what_makes_sense_are_taken():
         ([[1, 2], [11, 3]], ValueError, r"id 11 is not in the vocabulary, 0 to 10: "),
     ],
 )
-def test_ids_that_are_none_raise_before_the_model_runs(at, kind, words, n):
+def test_bad_ids_raise_before_the_model_runs(at, kind, words, n):
     model = gpt2()
     model.forward = None
     with pytest.raises(kind, match=f"^generate: {words}"):
@@ -237,7 +238,7 @@ def test_ids_that_are_none_raise_before_the_model_runs(at, kind, words, n):
 
 
 def overflowing(model, path: str) -> None:
-    """From now on, what this part of the model puts out is not finite."""
+    """Make the outputs of this module infinite or nan."""
     part = dict(model.named_modules())[path]
     forward = part.forward
     part.forward = lambda *a, **k: forward(*a, **k) * 1e200 * 1e200
@@ -247,7 +248,7 @@ PLACES = ["tok", "blocks.0.ln1", "blocks.1.attn.q", "blocks.1.mlp.down", "blocks
 
 
 @given(st.sampled_from(PLACES), st.sampled_from([math.nan, math.inf]), st.booleans(), seeds)
-def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed):
+def test_logits_that_are_not_finite_are_an_error_with_the_place(path, bad, cache, seed):
     names = [name for name, _ in gpt2().named_parameters()]
     model = gpt2(seed, dropout=0.4)
     state = {name: g.bit_generator.state for name, g in generators(model).items()}
@@ -255,20 +256,20 @@ def test_logits_that_are_not_finite_say_where_that_begins(path, bad, cache, seed
         dict(model.named_parameters())[name].data.reshape(-1)[0] = bad
     with pytest.raises(FloatingPointError) as error:
         ml.generate(model, ids(), 3, cache=cache)
-    assert f" in the parameter {names[seed % len(names)]}: load weights" in str(error.value)
+    assert f"starting at the parameter {names[seed % len(names)]}: load finite" in str(error.value)
     model = gpt2(seed, dropout=0.4)
     for later in PLACES[PLACES.index(path) :]:
         overflowing(model, later)
     before = [{"training": True} | vars(m) for _, m in model.named_modules()]
     with pytest.raises(FloatingPointError) as error:
         ml.generate(model, ids(), 3, cache=cache)
-    assert f" in the output of {path or 'the model'}: load" in str(error.value)
-    assert before == [dict(vars(m)) for _, m in model.named_modules()], "it is as it was"
+    assert f"starting at the output of {path or 'the model'}: load" in str(error.value)
+    assert before == [dict(vars(m)) for _, m in model.named_modules()], "the modules are unchanged"
     assert all(state[n] == g.bit_generator.state for n, g in generators(model).items())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_one_bad_logit_of_one_row_is_enough_in_a_window_that_is_full(bad):
+def test_one_bad_logit_of_one_sequence_is_an_error_in_a_full_window(bad):
     model = gpt2(n_positions=4)
     forward = model.forward
 
@@ -278,11 +279,11 @@ def test_one_bad_logit_of_one_row_is_enough_in_a_window_that_is_full(bad):
         return out
 
     model.forward = spoilt
-    with pytest.raises(FloatingPointError, match="in the output of the model"):
+    with pytest.raises(FloatingPointError, match="starting at the output of the model"):
         ml.generate(model, ids(), 1)
 
 
-def test_words_that_never_come_are_nothing_to_report():
+def test_a_logit_of_minus_infinity_is_no_error():
     model = gpt2()
     forward = model.forward
 
@@ -294,11 +295,11 @@ def test_words_that_never_come_are_nothing_to_report():
     model.forward = without
     assert 4 not in ml.generate(model, np.array([1, 2]), 30, rng=0)[2:]
     model.forward = lambda *a, **k: without(*a, **k) - math.inf
-    with pytest.raises(FloatingPointError, match="in the output of the model"):
+    with pytest.raises(FloatingPointError, match="starting at the output of the model"):
         ml.generate(model, ids(), 1)
 
 
-def test_looking_for_what_is_not_finite_changes_nothing():
+def test_the_search_for_the_place_changes_nothing():
     class Twice(ml.nn.Module):
         def __init__(self):
             self.one = ml.nn.Dropout(0.5, rng=0)
@@ -320,7 +321,7 @@ def test_looking_for_what_is_not_finite_changes_nothing():
     assert [("forward" in vars(m)) for _, m in model.named_modules()] == [False, True, True, False]
 
 
-def test_what_is_not_finite_in_the_cache_alone_is_said_to_be_there():
+def test_a_cache_that_is_not_finite_is_the_place():
     model, calls = gpt2(), []
     forward = model.forward
 
@@ -331,15 +332,15 @@ def test_what_is_not_finite_in_the_cache_alone_is_said_to_be_there():
         return forward(at, cache)
 
     model.forward = run
-    with pytest.raises(FloatingPointError, match="in what the cache holds"):
+    with pytest.raises(FloatingPointError, match="starting at the key/value cache"):
         ml.generate(model, ids(), 3)
 
 
-def test_no_tokens_asked_for_is_the_text_as_it_is():
+def test_zero_tokens_return_the_ids():
     assert np.array_equal(ml.generate(gpt2(), ids(), 0), ids())
 
 
-def test_writing_keeps_no_tape_and_leaves_mode_weights_and_ids_alone():
+def test_generation_records_no_tape_and_changes_no_mode_weight_or_id():
     model, at = gpt2(dropout=0.4), ids()
     seen, forward = [], model.forward
     model.forward = lambda *a, **k: (seen.append(forward(*a, **k)), seen[-1])[1]

@@ -85,7 +85,7 @@ def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, 
     assert capsys.readouterr().out.count("\n|---|") == 3
     monkeypatch.setattr(claims, "ROWS", [dataclasses.replace(some[0], exact=1)])
     assert cli.main(["reproduce", "counts"]) == 1
-    assert "1 rows do not give what is registered" in capsys.readouterr().err
+    assert "1 rows differ from the registered value" in capsys.readouterr().err
 
 
 def test_methods_stand_side_by_side(capsys, monkeypatch):
@@ -114,14 +114,14 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("account gpt2 --method bitfit --lp 3", "--lp goes with preembed and prelayer"),
-        ("account gpt2 --method bitfit --r 8", "--r goes with lora and others, not with bitfit"),
-        ("account gpt2 --compare --targets q", "of its own: leave out --targets"),
-        ("account gpt2 --method lora --compare", "of its own: leave out --method"),
-        ("account --compare", "--compare goes with a shape"),
-        ("account --li 3", "--li goes with a shape"),
-        ("reproduce", "reproduce needs to know what: counts"),
-        ("reproduce all", "give counts"),
+        ("account gpt2 --method bitfit --lp 3", "or lora+prelayer: bitfit has no settings"),
+        ("account gpt2 --method bitfit --r 8", "dora or pissa: bitfit has no settings"),
+        ("account gpt2 --compare --targets q", "its own methods and sizes: leave out --targets"),
+        ("account gpt2 --method lora --compare", "its own methods and sizes: leave out --method"),
+        ("account --compare", "--compare needs a shape"),
+        ("account --li 3", "--li needs a shape"),
+        ("reproduce", "reproduce needs to know what to reproduce: counts"),
+        ("reproduce all", "choose counts"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(line, words, capsys):

@@ -231,7 +231,7 @@ def test_the_command_passes_its_device_to_every_worker(monkeypatch):
         bench.bench(["tiny"], ["minilora"], device="cupy:1", say=lambda line: None)
     assert len(commands) == 4 and all(command[-1] == "cupy:1" for command in commands)
     put_in_use(ml.current(), monkeypatch)
-    monkeypatch.setattr(cli.commands, "bench", lambda *_, **settings: used.update(settings) or {})
+    monkeypatch.setattr(cli.bench, "bench", lambda *_, **settings: used.update(settings) or {})
     assert cli.main(["bench", "--backend", "cupy:1", "--shapes", "tiny"]) == 0
     assert used["device"] == "cupy:1"
 

@@ -1,4 +1,4 @@
-"""The base can be made again: interrupted or not it is the same, and its log tells of one run."""
+"""Training the base: an interrupted run ends with the same model and one log."""
 
 import re
 import signal
@@ -34,25 +34,25 @@ def interrupt(line):
 
 
 def log(out):
-    """The lines of the log, without what differs from run to run."""
+    """Return the lines of the log, without the rates, speeds and times."""
     lines = out.with_suffix(".log").read_text("utf-8").splitlines()
     return [line.partition("  lr ")[0] for line in lines]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
+def test_an_interrupted_run_continues_to_the_same_model_and_one_log(tmp_path):
     whole, part = tmp_path / "whole.npz", tmp_path / "part.npz"
     go(whole)
     with pytest.raises(KeyboardInterrupt, match="after 3 of 6 steps"):
         go(part, interrupt)
     assert not part.exists()
-    kept = {path: path.read_bytes() for path in tmp_path.glob("part.*")}
-    for told, other in {
+    before = {path: path.read_bytes() for path in tmp_path.glob("part.*")}
+    for message, other in {
         "--seed: 0 then, 1 now": {"seed": 1}, "batch: 2 then, 3 now": {"batch": 3},
         "steps: 6 then, 7 now": {"steps": 7}, "text: digest": {"text": TEXT + "a\n"},
     }.items():
-        with pytest.raises(ValueError, match=rf"part\.run\.npz is a .* another run: .*{told}"):
+        with pytest.raises(ValueError, match=rf"part\.run\.npz is a .* another run: .*{message}"):
             go(part, **other)
-    assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == kept
+    assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == before
     go(part)
     assert weights(part) == weights(whole)
     both = [line for line in log(part) if not line.startswith("going on")]
@@ -62,24 +62,24 @@ def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
     }
 
 
-def test_a_short_run_looks_at_the_held_out_loss_after_every_step(tmp_path):
+def test_a_short_run_evaluates_after_every_step(tmp_path):
     _, history = go(tmp_path / "a.npz")
     assert [at for at, _ in history.held_out] == [*range(7)]
 
 
-def test_the_log_of_the_built_in_base_is_of_these_settings(tmp_path, monkeypatch):
-    """Lines about its batches and parts, steps that tell, rates: all but what it computes."""
+def test_the_log_of_the_built_in_base_has_these_settings(tmp_path, monkeypatch):
+    """Compare its header, its logged steps and its rates: everything that needs no training."""
     log = files("minilora") / "data" / "bases" / "shakespeare.log"
-    told = re.findall(r"step +(\d+)/3600 .*?(held out)?[ .\d]* lr (\S+) ", log.read_text("utf-8"))
+    logged = re.findall(r"step +(\d+)/3600 .*?(held out)?[ .\d]* lr (\S+) ", log.read_text("utf-8"))
 
     class Enough(Exception):
         pass
 
     def fit(model, batches, optimizer, steps, schedule, held_out, eval_every, log_every, **_):
-        assert steps == 3600 and len(told) == steps // log_every and len(held_out) == 4
-        for i, (step, looked, rate) in enumerate(told):
+        assert steps == 3600 and len(logged) == steps // log_every and len(held_out) == 4
+        for i, (step, evaluated, rate) in enumerate(logged):
             assert int(step) == (i + 1) * log_every
-            assert bool(looked) == (int(step) % eval_every == 0)
+            assert bool(evaluated) == (int(step) % eval_every == 0)
             assert rate == f"{schedule(int(step) - 1):.2e}"
         raise Enough
 
@@ -91,7 +91,7 @@ def test_the_log_of_the_built_in_base_is_of_these_settings(tmp_path, monkeypatch
     assert mine.split("; ", 1)[1].splitlines() == theirs.split("; ", 1)[1].splitlines()[:2]
 
 
-def test_a_run_may_start_anew_and_then_its_log_does(tmp_path):
+def test_a_run_that_starts_anew_starts_its_log_anew(tmp_path):
     out = tmp_path / "a.npz"
     with pytest.raises(KeyboardInterrupt):
         go(out, interrupt)
@@ -103,7 +103,7 @@ def test_a_run_may_start_anew_and_then_its_log_does(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.log", "a.run.npz"])
-def test_what_cannot_be_written_is_found_before_the_work(tmp_path, name):
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, name):
     (tmp_path / name).mkdir()
     lines = []
     with pytest.raises(ValueError, match=f"{name} is a folder"):
@@ -111,7 +111,7 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path, name):
     assert not lines and [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_the_model_is_written_with_its_tokenizer_and_learns(tmp_path):
+def test_the_model_learns_and_is_written_with_its_tokenizer(tmp_path):
     lines = []
     model, history = go(tmp_path / "a.npz", lines.append, steps=40)
     assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "a.log"}

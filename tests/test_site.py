@@ -208,22 +208,22 @@ def test_a_notebook_has_the_cells_of_the_script(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("line", "message"), {
-    "tutorials": "tutorials needs to know what: list, run, build, notebook, serve",
-    "tutorials lits": "what lits: give list or run or build or notebook or serve",
-    "tutorials list 03": "tutorials list takes no '03': see `minilora tutorials --help`",
-    "tutorials run 03 -o x": "tutorials run takes no --out: see",
-    "tutorials build --port 1": "tutorials build takes no --port: see",
+    "tutorials": "tutorials needs a command: list, run, notebook, build or serve; see",
+    "tutorials lits": "tutorials has no command lits: did you mean list?",
+    "tutorials list 03": "tutorials list takes no '03': see `minilora tutorials list --help`",
+    "tutorials run 03 -o x": "tutorials run has no option -o: tutorials notebook, tutorials",
+    "tutorials build --port 1": "tutorials build has no option --port: tutorials serve has it; see",
     "tutorials run": "tutorials run needs a chapter: tutorials run 07",
     "tutorials run 99": "unknown chapter 99: choose 03, 04",
     "tutorials notebook 99": "unknown chapter 99: choose 03, 04",
     "tutorials notebook 03 -o x.txt": "x.txt: give a name that ends in .ipynb, such as x.ipynb",
-    "tutorials build --plain": "tutorials build takes no --plain: tutorials run 07 --plain does",
+    "tutorials build --plain": "tutorials build takes no --plain: tutorials run 07 --plain runs",
     "tutorials build -o full": "full exists and is not a site: give another name, or remove it",
     "tutorials build -o full/file": "full/file is a file: give the name of a folder",
     "tutorials build -o no/out": "no/out: no is not a folder: create it first, or give another",
     "tutorials build -o": "--out needs a value",
-    "tutorials serve -o full": "full holds no site: minilora tutorials build -o full makes it",
-    "tutorials serve --port 65536": "--port 65536: give 65,535 or less",
+    "tutorials serve -o full": "full holds no site: minilora tutorials build -o full writes one",
+    "tutorials serve --port 65536": "--port 65536: give an integer <= 65,535",
 }.items())
 def test_a_wrong_command_line_fails_before_any_work(line, message, tmp_path, monkeypatch, capsys):
     place = tmp_path / "chapters"
@@ -303,8 +303,8 @@ def test_the_default_port_is_the_one_in_the_help(tmp_path, monkeypatch, capsys):
     assert cli.main(["tutorials", "serve", "-o", str(tmp_path)]) == 2
     port = capsys.readouterr().err.split()[2]
     with pytest.raises(SystemExit):
-        cli.main(["tutorials", "--help"])
-    assert f"to serve at ({port};" in capsys.readouterr().out
+        cli.main(["tutorials", "serve", "--help"])
+    assert f"0 is any free port ({port})" in capsys.readouterr().out
 
 
 @builds

@@ -1,73 +1,101 @@
-"""The command line: `minilora` is the demo; `minilora COMMAND --help` tells the rest.
+"""The command line: `minilora` runs the demo, `minilora COMMAND --help` describes a command.
 
-parser.py understands what is typed, or says what is wrong with it; inputs.py reads bases, texts and
-adapters; finetune.py and commands.py do the work.
+Each command has a file, which adds its parser and runs it. parser.py holds what all parsers share;
+inputs.py reads bases, texts and adapters.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import sys
 import warnings
+from typing import Any
 
-from .. import backend
+from .. import __version__, backend
 from ..backend.threads import threads
+from ..demo import demo
 from ..files.atomic import said
-from .parser import parse
+from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
+from .parser import Parser, Say, parse
 
-# What bad input leads to. A TypeError or an AttributeError does not: that is a mistake of ours.
-REFUSED = (ValueError, KeyError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError,
-           EOFError)
+COMMANDS = (finetune, generate, merge, account, reproduce, info, bench, pretrain, tutorials, ex)
+# Errors that bad input causes. A TypeError or an AttributeError is a bug: it keeps its traceback.
+BAD_INPUT = (ValueError, KeyError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError,
+             EOFError)
+
+
+@functools.cache
+def command_line() -> Parser:
+    """Return the parser of the entire command line."""
+    top = Parser(prog="minilora", description="LoRA on NumPy. Without a command: run the demo.")
+    top.add_argument("--version", action="version", version=__version__, help="print the version")
+    top.set_defaults(
+        command=run_demo, seed=0, backend="numpy", threads=None, plain=False, json=False
+    )
+    for command in COMMANDS:
+        command.add_to(top)
+    return top
+
+
+def run_demo(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Adapt a small model to another text, account for the memory, merge and compare."""
+    return demo(args.seed, say)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its code.
+    """Run a command; return its exit code.
 
     0: it worked   1: a comparison failed   2: bad input   130, 143: interrupted, terminated
-    141: nobody reads what it prints
+    141: the reader of its output went away
     """
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where: _tell(f"warning: {message}")
+        warnings.showwarning = lambda message, *where: _complain(f"warning: {message}")
         try:
-            return _run(argv)
+            return _run(sys.argv[1:] if argv is None else argv)
         except BrokenPipeError:
             return 141
         except KeyboardInterrupt as stop:
-            _tell(str(stop) or "interrupted; nothing new was kept")
+            _complain(str(stop) or "interrupted; nothing new was saved")
             return 130
-        except REFUSED as error:
-            _tell(_words(error))
+        except BAD_INPUT as error:
+            _complain(_sentence(error))
             return 2
 
 
-def _run(argv: list[str] | None) -> int:
-    args = parse(argv)
+def _run(argv: list[str]) -> int:
+    args = parse(command_line(), argv)
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
+        stream = sys.stderr if args.json is True else sys.stdout
+        encoding = stream.encoding or "ascii"  # a terminal that cannot show a letter shows "?"
+        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
     if args.threads is not None:
         threads(args.threads)
-    if not getattr(args, "shape", None):  # a plan chooses its own
+    if not getattr(args, "shape", None):  # a plan chooses its own backend
         backend.use(args.backend, plain=args.plain)
     result = args.command(args, say)
     if args.json is True:  # `ex grade --json FILE` writes a file
         print(json.dumps(result))
     sys.stdout.flush()
     if "failed" in result:
-        _tell(result["failed"])
+        _complain(result["failed"])
     return int(result.get("passed") is False)
 
 
-def _tell(message: str) -> None:
+def _complain(message: str) -> None:
     print(f"minilora: {message}", file=sys.stderr, flush=True)
 
 
-def _words(error: BaseException) -> str:
-    """One plain sentence."""
+def _sentence(error: BaseException) -> str:
+    """The error as one sentence."""
     if isinstance(error, MemoryError):
-        why = f" ({error})" if str(error) else ""
-        return f"there is not enough memory{why}: ask for less, such as a smaller --batch or --r"
+        reason = f" ({error})" if str(error) else ""
+        return f"there is not enough memory{reason}: try a smaller --batch or --r"
+    if isinstance(error, ModuleNotFoundError) and error.name == "hypothesis":
+        return "the exercises need hypothesis: pip install 'minilora[exercises]'"
     if isinstance(error, KeyError):
         return str(error.args[0])
     if isinstance(error, FileNotFoundError) and error.filename:

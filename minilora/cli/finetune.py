@@ -1,9 +1,9 @@
-"""`minilora finetune`: of a base and a text, an adapter; and is it any better than the base?"""
+"""`minilora finetune`: train an adapter on a text, and compare it with the base."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,82 +15,110 @@ from ..training.fit import evaluate, fit
 from ..training.loss_scale import LossScale
 from ..training.optim import AdamW, linear_schedule
 from . import inputs
+from .parser import OneOf, Parser, Say, above_0, below_1, integer, some_names
+
+DEFAULT = lora.LoRAConfig(alpha=16)
+# The options that define a run, besides base, text and sizes: a checkpoint belongs to these values.
+DEFINING = ("seed", "targets", "r", "alpha", "dropout", "lr", "checks", "dtype")
+WINDOWS = 64  # enough to estimate how the loss differs from window to window
 
 
-def finetune(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    """Adapt the base to a text; write the adapter."""
-    run = args.out.with_suffix(".run.npz")
-    inputs.replacing(args.out, "adapter", say)
+def add_to(top: Parser) -> None:
+    to = top.command("finetune", run)
+    to.argument("text", inputs.TEXTS, needs=f"a text: {inputs.TEXTS}")
+    to.instead = {
+        "--text": f"the text is the first argument: {inputs.TEXTS}",
+        "--adapter": "--out names the adapter's file", "--learning-rate": "give --lr",
+    }
+    inputs.add_run(to, "adapter.npz", 200)
+    inputs.add_base(to)
+    to.option("--r", read=integer(1), help="rank", default=DEFAULT.r)
+    to.option("--alpha", read=above_0, help="ΔW = (alpha / r) B A", default=DEFAULT.alpha)
+    help = "layers that get an adapter: names or globs, with commas"
+    to.option("--targets", read=some_names, help=help, default=tuple(DEFAULT.targets))
+    help = "dropout of the adapters' input"
+    to.option("--dropout", read=below_1, help=help, default=DEFAULT.dropout)
+    inputs.add_sizes(to)
+    to.option("--lr", read=above_0, help="peak learning rate", default=5e-3)
+    help = ("of the frozen base and the arithmetic; float16 is for a GPU: it scales the loss, and "
+            "its adapter needs --base-dtype float16 afterwards")
+    dtypes = OneOf("float16", "float32", "float64")
+    to.option("--dtype", read=dtypes, help=help, default="float32")
+    to.option("--checks", read=integer(1), help="held-out batches to evaluate", default=8)
+
+
+def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Train an adapter of the base on a text, and write it."""
+    checkpoint = args.out.with_suffix(".run.npz")
+    inputs.check_out(args.out, "adapter", say)
     if args.base_dtype == args.dtype:
-        raise ValueError(f"--base-dtype {args.dtype} is that of --dtype already: leave it out")
-    model = inputs.base(args)
+        raise ValueError(f"--base-dtype {args.dtype} repeats --dtype: leave it out")
+    model = inputs.base_model(args)
     batch, window = inputs.sizes(args, model)
-    settings, words = inputs.settings(args, model), inputs.text(args.text)
-    training, held_out = inputs.parts(args.text, words, model, window)
+    inputs.check_targets(model, args.targets)
+    config = lora.LoRAConfig(args.r, args.alpha, args.targets, args.dropout)
+    text = inputs.text(args.text)
+    training, held_out = inputs.split(args.text, text, model, window)
     batches = data.Windows(training, batch, window, args.seed)
-    unseen = data.sequential(held_out, batch, window)
+    checks = data.sequential(held_out, batch, window)
     say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
     about = {
-        "text": words, "tokenizer": model.tokenizer.merges, "--batch": batch,
-        "--window": window, **{f"--{name}": getattr(args, name) for name in SAME},
+        "text": text, "tokenizer": model.tokenizer.merges, "--batch": batch,
+        "--window": window, **{f"--{name}": getattr(args, name) for name in DEFINING},
     }
-    paths = lora.attach(model, settings, name=_name(args.out.stem), rng=args.seed,
-                        base_dtype=args.base_dtype)
-    numbers = accounting.count(model)
-    say(f"LoRA on {len(paths)} layers: {numbers.trainable:,} of {numbers.total:,} parameters train")
+    paths = lora.attach(
+        model, config, name=_adapter_name(args.out.stem), rng=args.seed, base_dtype=args.base_dtype
+    )
+    count = accounting.count(model)
+    say(f"LoRA on {len(paths)} layers: {count.trainable:,} of {count.total:,} parameters train")
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
     model.train().recompute = args.recompute
     history = fit(
         model, batches, optimizer, args.steps, max_grad_norm=1.0, progress=say,
-        held_out=unseen[: args.checks],
+        held_out=checks[: args.checks],
         loss_scale=LossScale() if args.dtype == "float16" else None,
-        schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=run,
+        schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=checkpoint,
         resume=not args.restart, about=about,
     )
     try:
         lora.save(model, args.out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; the run is done, and in {run}: the same command writes the adapter"
+            f"interrupted; the training is finished and saved in {checkpoint}: the same command "
+            "writes the adapter"
         ) from None
-    run.unlink()
+    checkpoint.unlink()
     before, after = history.held_out[0][1], history.held_out[-1][1]
     size = args.out.stat().st_size
     say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
     say(f"{args.out}: {size:,} bytes")
-    told = {}
-    if worse := _worse(model, unseen, before, after):
-        told = {"failed": f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; "
-                          f"{args.out} is written all the same"}
-    return told | {
-        "before": before, "after": after, "passed": not worse,
-        "trainable": numbers.trainable, "total": numbers.total, "adapter": str(args.out),
-        "bytes": size,
+    result = {
+        "before": before, "after": after, "passed": True, "trainable": count.trainable,
+        "total": count.total, "adapter": str(args.out), "bytes": size,
     }
+    if worse := _worse(model, checks, before, after):
+        result |= {"passed": False, "failed": (
+            f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; {args.out} is "
+            "written nevertheless"
+        )}
+    return result
 
 
-# Options that make a run what it is, beside those above. Base, version and kernels `fit` sees.
-SAME = ("seed", "targets", "r", "alpha", "dropout", "lr", "checks", "dtype")
-
-
-SOME = 64  # windows: enough for how far they differ
-
-
-def _worse(model: GPT2, unseen: Sequence[Batch], before: float, after: float) -> str:
-    """That the adapter is worse than the base, by more than windows differ anyway; or nothing."""
+def _worse(model: GPT2, checks: Sequence[Batch], before: float, after: float) -> str:
+    """Say that the adapter is worse than the base, by more than the base's loss varies; or ""."""
     if after <= before:
         return ""
-    rows = [(x[i : i + 1], y[i : i + 1]) for x, y in unseen for i in range(len(x))]
+    rows = [(x[i : i + 1], y[i : i + 1]) for x, y in checks for i in range(len(x))]
     with lora.disabled(model):
-        spread = float(np.std([evaluate(model, [row]) for row in rows[:SOME]]))
+        spread = float(np.std([evaluate(model, [row]) for row in rows[:WINDOWS]]))
     if after <= before + spread:
         return ""
     return (
-        f"the adapter is worse than the base by {after - before:.4f} nats a token, and the base's "
-        f"own loss differs by {spread:.4f} from window to window"
+        f"the adapter is worse than the base by {after - before:.4f} nats a token, and the loss "
+        f"of the base varies by {spread:.4f} from window to window"
     )
 
 
-def _name(stem: str) -> str:
-    """What the adapter is called in its file: a name without dots, and not the base's."""
+def _adapter_name(stem: str) -> str:
+    """Return the adapter's name in its file: without dots, and not "base"."""
     return "adapter" if stem == "base" else stem.replace(".", "_")

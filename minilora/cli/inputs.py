@@ -1,10 +1,9 @@
-"""What a command is given: a base, a text, sizes, an adapter; refused where it cannot be meant."""
+"""What several commands read: a base, a text, sizes, an adapter; and the options for them."""
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +15,59 @@ from ..backend import asnumpy
 from ..files import checkpoint
 from ..models.gpt2 import GPT2
 from ..models.pretrained import BASES, load_base, load_model
+from .parser import OneOf, Parser, Say, integer, to_write
 
-USUAL = {"r": 8, "alpha": 16.0, "targets": ("q", "v")}  # where the command line says nothing
-
-Say = Callable[[str], None]
 BATCH, WINDOW = 8, 128
+TEXTS = f"a file, or one of {', '.join(data.TEXTS)}"
 
 
-def base(args: argparse.Namespace) -> GPT2:
-    """The base, with its tokenizer."""
+def add_base(to: Parser) -> None:
+    to.instead["--model"] = "give --base"
+    help = "a built-in base, or the .npz of a model"
+    to.option("--base", read=str, help=help, default="shakespeare")
+    to.option("--base-dtype", read=OneOf("float16"), help="store the frozen base in half the bytes")
+
+
+def add_sizes(to: Parser, batch: str = "", window: str = "") -> None:
+    """The sizes of a batch; `batch` and `window` say more about their defaults."""
+    to.option("--batch", read=integer(1), help=f"sequences in a batch ({BATCH}{batch})")
+    most = f"{WINDOW}, or as many as the base reads{window}"
+    to.option("--window", read=integer(1), help=f"tokens in a sequence ({most})")
+    to.flag("--recompute", help="keep fewer activations, and compute them again: less memory")
+
+
+def add_run(to: Parser, out: str, steps: int) -> None:
+    """The options of a command that trains."""
+    to.option("--out", read=to_write(".npz"), help="the file to write", default=out)
+    to.option("--steps", read=integer(1), help="updates", default=steps)
+    to.flag("--restart", help="start anew instead of continuing an interrupted run")
+    to.instead |= {
+        "--resume": "an interrupted run continues by itself; --restart starts anew",
+        "--epochs": "give --steps",
+    }
+
+
+def base_model(args: argparse.Namespace) -> GPT2:
+    """Return the base, with its tokenizer."""
     if args.base not in BASES and not Path(args.base).exists():
         raise ValueError(
-            f"there is no file {args.base}, nor a built-in base of that name: there is "
+            f"{args.base} is neither a file nor a built-in base: give a model's .npz, or "
             f"{', '.join(BASES)}"
         )
     load, dtype = load_base if args.base in BASES else load_model, getattr(args, "dtype", "float32")
     model = load(args.base, dtype=dtype)
     if model.tokenizer is None:
-        raise ValueError(
-            f"{args.base} has no tokenizer with it: set model.tokenizer before save_model"
-        )
+        raise ValueError(f"{args.base} has no tokenizer: set model.tokenizer before save_model")
     return model
 
 
 def text(name: str) -> str:
-    """The built-in text of this name, or what is in the file."""
+    """Return the built-in text of this name, or the content of the file."""
     if name in data.TEXTS:
         return data.load_text(name)
     path = Path(name)
     if not path.exists():
-        raise ValueError(
-            f"there is no file {name}, nor a built-in text of that name: there are "
-            f"{', '.join(data.TEXTS)}"
-        )
+        raise ValueError(f"{name} is neither a file nor a built-in text: give {TEXTS}")
     if not (path.is_file() or path.is_fifo()):
         raise ValueError(f"{name} is a {'folder' if path.is_dir() else 'device'}: give a text file")
     try:
@@ -60,73 +79,77 @@ def text(name: str) -> str:
         ) from None
 
 
-def parts(name: str, words: str, model: GPT2, window: int) -> tuple[Any, Any]:
-    """The tokens of a text to train on, and those held out; each has a window, or it is told."""
+def split(name: str, words: str, model: GPT2, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of a text to train on, and the held-out ones: a window or more of each."""
     if len(words) < 2:
         raise ValueError(f"{name} is {'one character' if words else 'empty'}: give a longer text")
     training, held_out = (model.tokenizer.encode(part) for part in data.split(words))
     most = min(len(training), len(held_out)) - 1
     if most < window:
         raise ValueError(
-            f"{name} has too few tokens: {len(training):,} to train on, {len(held_out):,} held out"
-            f", and a window of {window} takes {window + 1} of each: give a longer text"
+            f"{name} has too few tokens: {len(training):,} to train on, {len(held_out):,} held out;"
+            f" a window of {window} needs {window + 1} of each: give a longer text"
             + (f", or --window {most} or less" if most > 0 else "")
         )
     return training, held_out
 
 
 def sizes(args: argparse.Namespace, model: GPT2) -> tuple[int, int]:
-    """Sequences of a batch, tokens of a sequence."""
+    """Return the sequences in a batch and the tokens in a sequence."""
     most = model.config.n_positions
-    within(args.window, args.base, most)
+    check_window(args.window, args.base, most)
     return args.batch or BATCH, args.window or min(WINDOW, most)
 
 
-def within(window: int | None, name: str, most: int) -> None:
-    """A window that this model can read."""
+def check_window(window: int | None, name: str, most: int) -> None:
+    """Raise ValueError if the model cannot read so many tokens."""
     if window is not None and window > most:
         raise ValueError(f"--window {window}: {name} reads {most} tokens: give {most} or less")
 
 
-def settings(args: argparse.Namespace, model: GPT2) -> lora.LoRAConfig:
-    """What to adapt and how, of a model that has such layers."""
-    matching(lora.adaptable(model), args.targets, "--targets: no layer")
-    return lora.LoRAConfig(args.r, args.alpha, args.targets, getattr(args, "dropout", 0.0))
+def check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    """Raise ValueError if one of the targets matches no layer of the model."""
+    matching(lora.adaptable(model), targets, "--targets: no layer")
 
 
-def replacing(out: Path, kind: str, say: Say) -> None:
-    """Is there a file already? One of the same kind will be replaced, another is left alone."""
+def check_out(out: Path, kind: str, say: Say) -> None:
+    """Announce that a file of the same kind is replaced. Raise ValueError if it is another kind."""
     if not out.exists():
         return
     try:
         with checkpoint.opened(out, kind):
-            say(f"{out} is there, and will be replaced")
+            say(f"{out} exists and will be replaced")
     except ValueError as error:
         raise ValueError(
-            f"--out {out} is there, and holds no {kind}: give another name, or remove it first"
+            f"--out {out} exists and holds no {kind}: give another name, or remove it first"
         ) from error
 
 
-def adapt(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
-    """Load the adapter; returns its fingerprint. Over another base it is refused, if `strict`."""
+def load_adapter(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
+    """Load the adapter into the model; return its fingerprint.
+
+    A base that is not the one it was trained on is an error if `strict`, else a warning.
+    """
     with checkpoint.opened(args.adapter, "adapter") as file:
-        own = checkpoint.fingerprint(file.array(name) for name in sorted(file.shapes))
-        if own in held(args.base):
-            odd = f"{args.base} already holds {args.adapter}: use it without an adapter"
+        fingerprint = checkpoint.fingerprint(file.array(name) for name in sorted(file.shapes))
+        if fingerprint in merged_adapters(args.base):
+            problem = (
+                f"{args.adapter} is already merged into {args.base}: use the base without it"
+            )
         else:
-            odd = _apart(model, args, *file.facts(layers=dict, base=str))
-    if odd and strict:
-        raise ValueError(odd)
+            problem = _mismatch(model, args, *file.facts(layers=dict, base=str))
+    if problem and strict:
+        raise ValueError(problem)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "load: .* trained on another base")  # it is told here
+        warnings.filterwarnings("ignore", "load: .*base")  # `problem` says it
         lora.load(model, args.adapter, base_dtype=args.base_dtype)
-    if odd:
-        warnings.warn(odd, stacklevel=2)
-    return own
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return fingerprint
 
 
-def held(name: str) -> list[str]:
-    """The fingerprints of the adapters that were merged into a base."""
+def merged_adapters(name: str) -> list[str]:
+    """Return the fingerprints of the adapters that were merged into a base."""
     if name in BASES:
         return []
     with checkpoint.opened(name, "model") as file:
@@ -134,23 +157,23 @@ def held(name: str) -> list[str]:
         return merged
 
 
-def _apart(model: GPT2, args: argparse.Namespace, layers: dict[str, Any], trained_over: str) -> str:
-    """Why the base is not the one that the adapter was trained over, and what to do; or nothing."""
-    here = lora.adaptable(model)
-    if not layers.keys() <= here.keys():
+def _mismatch(
+    model: GPT2, args: argparse.Namespace, layers: dict[str, Any], trained_on: str
+) -> str:
+    """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
+    targets = lora.adaptable(model)
+    if not layers.keys() <= targets.keys():
         return ""  # lora.load says what does not fit
-    matrices = [asnumpy(here[path].W.data) for path in layers]
+    matrices = [asnumpy(targets[path].W.data) for path in layers]
     with np.errstate(over="ignore"):
-        prints = {
+        fingerprints = {
             dtype: checkpoint.fingerprint(matrix.astype(dtype) for matrix in matrices)
             for dtype in ("float16", "float32", "float64")
         }
-    if trained_over == prints.pop("float16"):
-        kept, remedy = "in half precision", "give --base-dtype float16"
-        wrong = not args.base_dtype
-    elif trained_over in prints.values():
-        kept, remedy = "as it is", "leave --base-dtype out"
-        wrong = bool(args.base_dtype)
+    if trained_on == fingerprints.pop("float16"):
+        how, remedy, wrong = "in half precision", "give --base-dtype float16", not args.base_dtype
+    elif trained_on in fingerprints.values():
+        how, remedy, wrong = "in full precision", "leave out --base-dtype", bool(args.base_dtype)
     else:
-        return f"{args.adapter} was trained over another base than {args.base}: give that as --base"
-    return f"{args.adapter} was trained over this base {kept}: {remedy}" if wrong else ""
+        return f"{args.adapter} was trained on a base other than {args.base}: give it as --base"
+    return f"{args.adapter} was trained on this base {how}: {remedy}" if wrong else ""

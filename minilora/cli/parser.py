@@ -1,157 +1,237 @@
-"""What is typed, understood; or refused, in a sentence that names the option, value and remedy."""
+"""The parser class of every command, the options that all commands share, and readers of values.
+
+A refusal is a ValueError that names the option, the value and the remedy.
+"""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import math
 import re
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import __version__, accounting, data
-from ..accounting.plan import POLICIES
-from ..bench.engines import ENGINES, SHAPES
+from ..config import OURS
 from ..files import atomic
-from ..methods import METHODS
-from ..pretrain import STEPS
-from . import commands, inputs
-from .exercises import DOES as EX
-from .exercises import exercises
-from .finetune import finetune
-from .reproduce import reproduce
-from .tutorials import DOES, tutorials
 
+Say = Callable[[str], None]
+Run = Callable[[argparse.Namespace, Say], dict[str, Any]]
 Read = Callable[[str], Any]
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, and in `.command` what to run with them. Raises ValueError for what is odd."""
-    words = [*(sys.argv[1:] if argv is None else argv)]
-    top, known = parser()
-    name = _command(words, known)
-    args, odd = top.parse_known_args(words)
-    for word in sorted(odd, key=lambda word: not word.startswith("-")):
-        see = f"see `minilora {name} --help`"
-        if not word.startswith("-"):
-            raise ValueError(f"{name} takes no {word!r}: {see}")
-        option = word.partition("=")[0]
-        raise ValueError(f"{name} has no option {_meant(option, _options(known[name]), see)}")
-    needed, what = getattr(args, "needs", (None, ""))
-    if needed and getattr(args, needed) is None:
-        raise ValueError(f"{name} needs {what}")
-    return args
-
-
-def _command(words: Sequence[str], known: Mapping[str, Parser]) -> str:
-    """The command's name, or nothing; what stands before it is of every command, or refused."""
-    waiting = iter(words)
-    for word in waiting:
-        option = word.partition("=")[0]
-        if not word.startswith("-"):
-            if word not in known:
-                there = f"there are {', '.join(known)}"
-                raise ValueError(f"there is no command {_meant(word, known, there)}")
-            return word
-        if option in ("-h", "--help", "--version"):
-            break
-        if option not in COMMON:
-            theirs = sorted(known, key=words.count)  # what is typed comes last, and counts
-            of = {option: name for name in theirs for option in _options(known[name])}
-            if option in of:
-                raise ValueError(
-                    f"{option} goes behind its command: minilora {of[option]} {option}"
-                )
-            raise ValueError(f"there is no option {_meant(option, of, 'see `minilora --help`')}")
-        if "=" not in word and "action" not in COMMON[option]:
-            next(waiting, "")
-    return ""
-
-
-def _options(of: Parser) -> list[str]:
-    return re.findall(r"--[\w-]+", of.format_usage())
-
-
-def _meant(word: str, known: Collection[str], otherwise: str) -> str:
-    """The word, and what may have been meant."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"{word or repr(word)}: " + (f"did you mean {near[0]}?" if near else otherwise)
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse, in our words: an option is written out, and what is wrong is a ValueError."""
+    """argparse without abbreviations, with the common options, and with errors in our own words.
+
+    needs     argument -> how to give it: the arguments that a command cannot run without
+    instead   option that people expect -> what to do instead
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.name = self.prog.partition(" ")[2]  # "ex check"; "" is minilora itself
+        self.needs: dict[str, str] = {}
+        self.instead: dict[str, str] = {}
+        self._group: Any = None
+        self._common = self.add_argument_group("options of every command")
+        for option, how in COMMON.items():
+            self._common.add_argument(option, default=argparse.SUPPRESS, **how)
+
+    def command(self, name: str, run: Run | None, does: str = "", **settings: Any) -> Parser:
+        """Add a command; return its parser. `run` runs it, and its docstring describes it."""
+        self._group = self._group or self.add_subparsers(title="commands", metavar="COMMAND")
+        self._action_groups.sort(key=lambda group: group is self._common)  # the last in a help
+        does = does or (run.__doc__ or "").partition("\n")[0]
+        parser: Parser = self._group.add_parser(name, help=does, description=does, **settings)
+        parser.set_defaults(command=run)
+        return parser
+
+    def argument(self, name: str, help: str, needs: str = "", read: Read = str) -> None:
+        """Add an argument without dashes; `needs` describes one that must be given."""
+        metavar = getattr(read, "metavar", None) and name
+        self.add_argument(name, nargs="?", help=help, type=read, metavar=metavar)
+        if needs:
+            self.needs[name] = needs
+
+    def option(self, *names: str, read: Read, help: str, default: Any = None) -> None:
+        """Add an option with a value. Its help ends with the default, where it has one."""
+        if default is not None:
+            words = ",".join(default) if isinstance(default, tuple) else default
+            help += f" ({words:g})" if isinstance(words, float) else f" ({words})"
+        metavar = getattr(read, "metavar", None)
+        self.add_argument(*names, type=read, help=help, default=default, metavar=metavar)
+
+    def flag(self, *names: str, help: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(*names, action="store_true", help=help)
+
+    @property
+    def commands(self) -> dict[str, Parser]:
+        return self._group.choices if self._group else {}
+
+    @property
+    def options(self) -> list[str]:
+        return [option for option in self._option_string_actions if option not in ("-h", "--help")]
+
+    def leaves(self) -> Iterator[Parser]:
+        """The commands that have no commands of their own."""
+        for parser in self.commands.values():
+            yield from parser.leaves() if parser.commands else [parser]
 
     def error(self, message: str) -> NoReturn:
-        """Raise it: "argument --steps: 0: give ..." as "--steps 0: give ..."."""
-        option, _, said = message.removeprefix("argument ").partition(": ")
+        """Raise ValueError: "argument --steps: 0: give ..." becomes "--steps 0: give ..."."""
+        option, _, reason = message.removeprefix("argument ").partition(": ")
         option = option.rpartition("/")[2]  # -o/--out
-        if said.startswith("expected"):
-            said = f"needs a value; if it begins with -, write {option}=-..."
-        said = said.replace("ignored explicit argument", "takes no value, not")
-        raise ValueError(f"{option} {said}")
+        if reason.startswith("expected"):
+            reason = f"needs a value; if it begins with -, write {option}=-..."
+        reason = reason.replace("ignored explicit argument", "takes no value: leave out")
+        raise ValueError(f"{option} {reason}")
 
 
-# Readers of a value. What is no such value is told, behind the option's name, as "0: give ...".
+def parse(top: Parser, words: Sequence[str]) -> argparse.Namespace:
+    """Return the options; `.command` is the function to run. Raises ValueError for bad input."""
+    parser = _chosen(top, words)
+    see = f"see `minilora {parser.name} --help`"
+    args, unknown = top.parse_known_args(words)
+    for word in sorted(unknown, key=lambda word: not word.startswith("-")):
+        if word.startswith("-"):
+            raise ValueError(_no_option(word.partition("=")[0], parser, top, see))
+        if words[words.index(word) - 1] == "--json":
+            raise ValueError(f"{parser.name} takes no file after --json: only ex grade does")
+        raise ValueError(f"{parser.name} takes no {word!r}: {see}")
+    if parser.commands and parser is not top:
+        raise ValueError(f"{parser.name} needs a command: {either(parser.commands)}; {see}")
+    for name, how in parser.needs.items():
+        if getattr(args, name) is None:
+            raise ValueError(f"{parser.name} needs {how}")
+    return args
 
 
-def _odd(text: str, words: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"{text or repr(text)}: give {words}")
+def _chosen(top: Parser, words: Sequence[str]) -> Parser:
+    """The parser of the command that is typed. Only common options may stand before a command."""
+    parser, waiting = top, iter(words)
+    for word in waiting:
+        option = word.partition("=")[0]
+        if not parser.commands or option in ("-h", "--help", "--version"):
+            break
+        if not word.startswith("-"):
+            if word not in parser.commands:
+                reason = f"{parser.name} has no" if parser.name else "unknown"
+                hint = meant(word, parser.commands, f"choose {either(parser.commands)}")
+                raise ValueError(f"{reason} command {hint}")
+            parser = parser.commands[word]
+        elif option not in COMMON:
+            having = [leaf for leaf in parser.leaves() if option in leaf.options]
+            if having:
+                leaf = max(having, key=lambda leaf: sum(map(words.count, leaf.name.split())))
+                raise ValueError(
+                    f"{option} goes after its command: minilora {leaf.name} {option}"
+                )
+            every = {option for leaf in parser.leaves() for option in leaf.options}
+            see = f"see `minilora {parser.name}".rstrip() + " --help`"
+            raise ValueError(f"unknown option {meant(option, every, see)}")
+        elif "=" not in word and "action" not in COMMON[option]:
+            next(waiting, "")
+    return parser
 
 
-def whole(least: int, most: int = 10**9) -> Read:
-    """A whole number."""
+def _no_option(option: str, parser: Parser, top: Parser, see: str) -> str:
+    """Why a command refuses an option, and what to type instead."""
+    having = [leaf.name for leaf in top.leaves() if option in leaf.options]
+    see = f"{', '.join(having)} {'have' if having[1:] else 'has'} it; {see}" if having else see
+    hint = parser.instead.get(option)
+    hint = f"{option}: {hint}" if hint else meant(option, parser.options, see)
+    return f"{parser.name} has no option {hint}"
+
+
+def meant(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The word and the known one that it stands for; or `otherwise`, where it is near none.
+
+    Near is another package's name for it, its first letters, or a spelling with one wrong letter
+    (with two in a word of six letters or more).
+    """
+    letters, known = word.strip("-"), [*known]
+    ours = f"--{OURS.get(letters.replace('-', '_'))}"
+    begun = [name for name in known if len(letters) > 2 and name.startswith(word)]
+    wrong = {name: edits(letters, name.strip("-")) for name in known}
+    near = [name for name in wrong if wrong[name] <= (len(letters) > 1) + (len(letters) > 5)]
+    best = [ours] * (ours in known) + begun + sorted(near, key=wrong.__getitem__)
+    return f"{word or repr(word)}: " + (f"did you mean {best[0]}?" if best else otherwise)
+
+
+@functools.cache
+def edits(a: str, b: str) -> int:
+    """How many letters to add, drop, replace or swap with the next make `a` into `b`."""
+    if abs(len(a) - len(b)) > 2 or not (a and b):
+        return max(len(a), len(b))
+    if a[0] == b[0]:
+        return edits(a[1:], b[1:])
+    swapped = edits(a[2:], b[2:]) if a[:2] == b[1::-1] else len(a + b)
+    return 1 + min(edits(a[1:], b), edits(a, b[1:]), edits(a[1:], b[1:]), swapped)
+
+
+def either(names: Iterable[str]) -> str:
+    """ "a, b or c"."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# Readers of values. argparse puts the option's name before "0: give ...".
+
+
+def refused(text: str, remedy: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text or repr(text)}: give {remedy}")
+
+
+def integer(least: int, most: int = 10**9) -> Read:
+    """Return a reader of integers from `least` to `most`."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]+", text) or int(text[:99]) < least:
-            raise _odd(text, f"a whole number from {least}")
+            raise refused(text, f"an integer >= {least}")
         if int(text[:99]) > most:
-            raise _odd(text, f"{most:,} or less")
+            raise refused(text, f"an integer <= {most:,}")
         return int(text)
 
     return read
 
 
-def real(words: str, holds: Callable[[float], bool]) -> Read:
-    """A number with this property, which nan has not."""
+def number(kind: str, accepts: Callable[[float], bool]) -> Read:
+    """Return a reader of the numbers for which `accepts` is true (nan compares false)."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not holds(value):
-            raise _odd(text, words)
+        if not accepts(value):
+            raise refused(text, kind)
         return value
 
     return read
 
 
-above_0 = real("a finite number above 0", lambda x: 0 < x < math.inf)
-from_0 = real("a finite number from 0", lambda x: 0 <= x < math.inf)
-below_1 = real("a number from 0 to below 1", lambda x: 0 <= x < 1)
-share = real("a number above 0, up to 1", lambda x: 0 < x <= 1)
+above_0 = number("a finite number > 0", lambda x: 0 < x < math.inf)
+below_1 = number("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 
-def one_of(*known: str) -> dict[str, Any]:
-    """One of these names."""
+class OneOf:
+    """A reader of one of these names."""
 
-    def read(text: str) -> str:
-        if text not in known:
-            many = known if len(known) > 6 else ()
-            raise argparse.ArgumentTypeError(_meant(text, many, f"give {' or '.join(known)}"))
+    def __init__(self, *known: str, metavar: str = "") -> None:
+        self.known = known
+        self.metavar = metavar or f"{{{','.join(known)}}}"
+
+    def __call__(self, text: str) -> str:
+        if text not in self.known:
+            many = self.known if len(self.known) > 6 else ()
+            raise argparse.ArgumentTypeError(meant(text, many, f"choose {either(self.known)}"))
         return text
-
-    return {"type": read, "metavar": f"{{{','.join(known)}}}"}
 
 
 def to_write(*suffixes: str) -> Read:
-    """A file that can be written."""
+    """Return a reader of the paths at which a file can be written."""
 
     def read(text: str) -> Path:
         try:
@@ -164,197 +244,37 @@ def to_write(*suffixes: str) -> Read:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names, by commas."""
+    """Names, separated by commas; perhaps none."""
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def some_names(text: str) -> tuple[str, ...]:
-    """Names, at least one."""
+    """Names, separated by commas; at least one."""
     if not names(text):
-        raise _odd(text, "one name or several, by commas")
+        raise refused(text, "one name or more, separated by commas")
     return names(text)
 
 
-def prompt(text: str) -> str:
-    r"""A text that is not empty, in which \n is a new line."""
-    if not text:
-        raise _odd(text, r"at least one character; \n is a new line")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _odd(repr(text), "UTF-8 text") from None
-    return text.replace("\\n", "\n")
+def blocks(text: str) -> tuple[int, ...]:
+    """Numbers of blocks, separated by commas; at least one."""
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+        raise refused(text, "numbers of blocks from 0, separated by commas")
+    return tuple(map(int, text.split(",")))
 
 
 def array_library(text: str) -> str:
-    """A backend that has numbers."""
+    """A backend that computes numbers."""
     if not re.fullmatch(r"numpy|cupy(:\d+)?", text):
-        raise _odd(text, "numpy, cupy, or cupy:1")
+        raise refused(text, "numpy, cupy, or cupy:1")
     return text
 
 
-# The commands.
-
-COMMON: dict[str, dict[str, Any]] = {  # these may stand before the command or behind it
-    "--seed": {"type": whole(0, 2**63 - 1), "help": "of everything random (0)"},
-    "--backend": {"type": array_library, "help": "numpy, cupy, or cupy:1 (that GPU)"},
-    "--threads": {"type": whole(0, 1024), "help": "to share work among (0: one per core)"},
-    "--plain": {"action": "store_true", "help": "every op as printed, no kernels"},
-    "--json": {"action": "store_true", "help": "print the numbers as JSON"},
+COMMON: dict[str, dict[str, Any]] = {  # they may stand before the command or after it
+    "--seed": {"type": integer(0, 2**63 - 1), "help": "seed of all random numbers (0)"},
+    "--backend": {"type": array_library, "help": "numpy, cupy, or cupy:1 for GPU 1 (numpy)"},
+    "--threads": {
+        "type": integer(0, 1024), "help": "threads that share the work (0: one for each core)"
+    },
+    "--plain": {"action": "store_true", "help": "run the plain ops, without kernels"},
+    "--json": {"action": "store_true", "help": "print the result as JSON"},
 }
-
-
-def _common(to: Parser, **own: dict[str, Any]) -> None:
-    for name, settings in COMMON.items():  # only the whole parser has defaults
-        to.add_argument(name, default=argparse.SUPPRESS, **own.get(name[2:], settings))
-
-
-def _based(to: Parser) -> None:
-    to.add_argument(
-        "--base", default="shakespeare", help="a built-in base, or a model's .npz (shakespeare)"
-    )
-    to.add_argument("--base-dtype", **one_of("float16"), help="the frozen base in half the bytes")
-
-
-def _adapting(to: Parser) -> None:
-    to.add_argument("--r", type=whole(1), help="rank (8)")
-    to.add_argument("--alpha", type=above_0, help="ΔW = alpha / r · BA (16)")
-    to.add_argument("--targets", type=some_names, help="names or globs, by commas (q,v)")
-    to.set_defaults(**inputs.USUAL)
-    to.add_argument("--batch", type=whole(1), help="sequences a step (8)")
-    to.add_argument(
-        "--window", type=whole(1), help="tokens a sequence (128, or as many as the base reads)"
-    )
-    to.add_argument(
-        "--recompute", action="store_true",
-        help="compute each block's activations again instead of keeping them: less memory",
-    )
-
-
-def _kept(to: Parser, out: str, steps: int) -> None:
-    to.add_argument("--out", type=to_write(".npz"), default=out, help=f"({out})")
-    to.add_argument("--steps", type=whole(1), default=steps, help=f"updates ({steps})")
-    to.add_argument(
-        "--restart", action="store_true",
-        help="start anew, although the file of an interrupted run is there",
-    )
-
-
-@functools.cache
-def parser() -> tuple[Parser, dict[str, Parser]]:
-    """Every command and option there is: the whole parser, and that of each command."""
-    top = Parser(prog="minilora", description="LoRA on NumPy; without a command: the demo.")
-    top.add_argument("--version", action="version", version=__version__)
-    _common(top)
-    top.set_defaults(
-        command=commands.show, seed=0, backend="numpy", threads=None, plain=False, json=False
-    )
-    all_of_them = top.add_subparsers(title="commands", metavar="")
-
-    def command(name: str, run: Any, **own: dict[str, Any]) -> Parser:
-        told = run.__doc__.strip()
-        sub: Parser = all_of_them.add_parser(name, help=told, description=told)
-        _common(sub, **own)
-        sub.set_defaults(command=run)
-        return sub
-
-    sub = command("finetune", finetune)
-    texts = ", ".join(data.TEXTS)
-    sub.add_argument("text", nargs="?", help=f"a text file, or one of {texts}")
-    sub.set_defaults(needs=("text", f"a text: a file, or one of {texts}"))
-    _kept(sub, "adapter.npz", 200)
-    _based(sub)
-    _adapting(sub)
-    sub.add_argument("--lr", type=above_0, default=5e-3, help="peak learning rate (0.005)")
-    sub.add_argument(
-        "--dtype", **one_of("float16", "float32", "float64"), default="float32",
-        help="of the frozen base and all that is computed (float32). float16 scales the loss, for "
-        "a GPU; its adapter then goes with --base-dtype float16",
-    )
-    sub.add_argument("--dropout", type=below_1, default=0.0, help="of the adapters' input (0)")
-    sub.add_argument(
-        "--checks", type=whole(1), default=8, help="held-out batches to evaluate on (8)"
-    )
-    sub = command("generate", commands.write)
-    _based(sub)
-    sub.add_argument("--adapter", type=Path, help="an adapter's .npz")
-    sub.add_argument(
-        "--prompt", type=prompt, default="\\n", help="what to continue; \\n is a new line"
-    )
-    sub.add_argument("--tokens", type=whole(0), default=100, help="how many to write (100)")
-    sub.add_argument("--temperature", type=from_0, default=0.8, help="0 is greedy (0.8)")
-    sub.add_argument("--top-k", type=whole(1), help="only the k likeliest tokens")
-    sub.add_argument("--top-p", type=share, default=0.95, help="only the likeliest mass p (0.95)")
-    sub.add_argument("--no-cache", action="store_true", help="without key/value cache: slower")
-    sub = command("merge", commands.merge)
-    _based(sub)
-    sub.add_argument("--adapter", type=Path, help="an adapter's .npz")
-    sub.set_defaults(needs=("adapter", "--adapter: the .npz that `minilora finetune` writes"))
-    sub.add_argument("--out", type=to_write(".npz"), default="model.npz", help="(model.npz)")
-    sub = command("account", commands.account)
-    _based(sub)
-    _adapting(sub)
-    sub.add_argument(
-        "shape", nargs="?", **one_of(*accounting.SHAPES) | {"metavar": "shape"},
-        help=f"instead of the base: {', '.join(accounting.SHAPES)}; batch 1, its longest window",
-    )
-    sub.set_defaults(**dict.fromkeys(inputs.USUAL))  # it asks whether they were given
-    sub.add_argument("--method", **one_of(*METHODS), help="of a shape (lora)")
-    sub.add_argument("--lp", type=whole(0), help="trained tokens before the prompt (8)")
-    sub.add_argument("--li", type=whole(0), help="trained tokens behind the prompt (0)")
-    sub.add_argument(
-        "--compare", action="store_true", help="of a shape: all methods of tables 2 to 4, in turn"
-    )
-    sub.add_argument(
-        "--policy", **one_of(*POLICIES), default="float32",
-        help="of a shape: float32; half base: the frozen matrices in float16; mixed: all in "
-        "float16 but what is trained, which has float32 masters",
-    )
-    sub = command("reproduce", reproduce)
-    sub.add_argument("what", nargs="?", **one_of("counts") | {"metavar": "what"}, help="counts")
-    sub.set_defaults(needs=("what", "to know what: counts"))
-    sub.add_argument("--markdown", action="store_true", help="as tables of Markdown")
-    command("info", commands.info)
-    sub = command("bench", commands.measure)
-    sub.add_argument(
-        "--shapes", type=names, default="classroom,long,gpt2-small",
-        help=f"of {', '.join(SHAPES)}; classroom:4 has a batch of 4",
-    )
-    sub.add_argument(
-        "--engines", type=some_names, help=f"of {', '.join(ENGINES)} (all that are there)"
-    )
-    sub.add_argument("--rounds", type=whole(1), help="turns of three steps each (10)")
-    sub.add_argument("--no-whole", action="store_true", help="leave out start, 50 steps, exit")
-    sub.add_argument(
-        "--chart", type=to_write(".png", ".svg", ".pdf"),
-        help="draw time and memory into this file, .png, .svg or .pdf",
-    )
-    sub = command("pretrain", commands.train_base)
-    _kept(sub, "shakespeare.npz", STEPS)
-    sub = command("tutorials", tutorials)
-    sub.add_argument("do", nargs="?", **one_of(*DOES) | {"metavar": "what"}, help=", ".join(DOES))
-    sub.add_argument("chapter", nargs="?", help="its number, to run or as a notebook")
-    sub.set_defaults(needs=("do", f"to know what: {', '.join(DOES)}"))
-    sub.add_argument(
-        "-o", "--out", type=Path,
-        help="the folder to build or serve (site), or the notebook's file (its name.ipynb)",
-    )
-    sub.add_argument("--port", type=whole(0, 65535), help="to serve at (8000; 0: any)")
-    sub = command("ex", exercises, json={
-        "nargs": "?", "const": True, "type": to_write(".json"),
-        "help": "print the numbers as JSON; with a name, grade into that file",
-    })
-    sub.add_argument("do", nargs="?", **one_of(*EX) | {"metavar": "command"}, help=", ".join(EX))
-    sub.add_argument("which", nargs="?", help="an exercise, such as 07; a folder, to init or grade")
-    sub.add_argument("more", nargs="?", help="behind dev: an exercise, or a new one's name")
-    sub.set_defaults(needs=("do", f"to know what: init begins, then {', '.join(EX[1:])}"))
-    sub.add_argument("--only", type=some_names, help="a course: numbers in order, by commas")
-    sub.add_argument("--give-up", action="store_true", help="show a solution before a pass")
-    sub.add_argument(
-        "-v", "--verbose", action="store_true", help="tell every failure, and all frames"
-    )
-    sub.add_argument("--jobs", type=whole(1, 256), help="to grade with so many processes (1)")
-    sub.add_argument("--csv", type=to_write(".csv"), help="to grade into: a table")
-    sub.add_argument("--html", type=to_write(".html"), help="to grade into: a page of the class")
-    sub.add_argument("--gradescope", type=to_write(".json"), help="to grade into: for Gradescope")
-    return top, all_of_them.choices

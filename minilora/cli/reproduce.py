@@ -1,4 +1,4 @@
-"""`minilora reproduce`: what the paper prints, found again here."""
+"""`minilora reproduce counts`: compare the paper's numbers with what this package computes."""
 
 from __future__ import annotations
 
@@ -6,72 +6,77 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .commands import Say
+from .parser import OneOf, Parser, Say
 
 if TYPE_CHECKING:
     from ..accounting.paper import Ratio, Row
 
 HEAD = ("source", "what", "shape", "exact", "printed", "")
-TITLES = {
-    "counts": "Trained parameters, in millions",
-    "sizes": "Bytes",
-    "ratios": "Ratios",
-}
 
 
-def reproduce(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Every number of parameters and bytes that the paper prints, by formula and by running."""
-    from ..accounting import claims  # which takes a while
+def add_to(top: Parser) -> None:
+    to = top.command("reproduce", run)
+    what = OneOf("counts", metavar="what")
+    to.argument("what", "counts", needs="to know what to reproduce: counts", read=what)
+    to.flag("--markdown", help="print the tables as Markdown")
 
-    found: dict[str, Any] = {}
-    why: list[str] = []
-    for part, rows in (
-        ("counts", claims.ROWS), ("sizes", claims.SIZES), ("ratios", claims.RATIOS),
+
+def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Compute every number of parameters and bytes in the paper, by formula and by running."""
+    from ..accounting import claims  # slow to import
+
+    result: dict[str, Any] = {}
+    reasons: list[str] = []
+    for part, title, rows in (
+        ("counts", "Trained parameters, in millions", claims.ROWS),
+        ("sizes", "Bytes", claims.SIZES), ("ratios", "Ratios", claims.RATIOS),
     ):
-        found[part] = [_facts(row, why) for row in rows]
-        _table(TITLES[part], found[part], args.markdown, say)
-    for n, reason in enumerate(why, 1):
+        result[part] = [_facts(row, reasons) for row in rows]
+        _print(title, result[part], args.markdown, say)
+    for n, reason in enumerate(reasons, 1):
         say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
-    shown = [row for part in found.values() for row in part]
-    wrong = [row for row in shown if not row["agree"]]
-    tried = Counter(row["status"] for row in shown if row["what"].endswith("(tried)"))
-    every = Counter(row["status"] for row in shown) - tried
-    say(f"\n{_counted(every, 'numbers')}; {_counted(tried, 'more were tried as an explanation')}")
+    every_row = [row for part in result.values() for row in part]
+    wrong = [row for row in every_row if not row["agree"]]
+    tried = Counter(row["status"] for row in every_row if row["what"].endswith("(tried)"))
+    statuses = Counter(row["status"] for row in every_row) - tried
+    say(f"\n{_summary(statuses, 'numbers')}; "
+        f"{_summary(tried, 'more were tried as an explanation')}")
     for sentence in claims.RESTS:
         say(f"- {sentence}")
-    found |= {"statuses": dict(every), "tried": dict(tried), "passed": not wrong}
+    result |= {"statuses": dict(statuses), "tried": dict(tried), "passed": not wrong}
     if wrong:
         row = wrong[0]
-        found["failed"] = (
-            f"{len(wrong)} rows do not give what is registered, such as {row['source']}, "
+        result["failed"] = (
+            f"{len(wrong)} rows differ from the registered value, such as {row['source']}, "
             f"{row['what']}: formula {row['formula']}, run {row['ran']}, registered {row['exact']}"
         )
-    return found
+    return result
 
 
-def _counted(statuses: Counter[str], what: str) -> str:
-    told = ", ".join(f"{n} {name}" for name, n in statuses.most_common())
-    return f"{statuses.total()} {what}" + f": {told}" * bool(told)
+def _summary(statuses: Counter[str], what: str) -> str:
+    parts = ", ".join(f"{n} {name}" for name, n in statuses.most_common())
+    return f"{statuses.total()} {what}" + f": {parts}" * bool(parts)
 
 
-def _facts(row: Row | Ratio, why: list[str]) -> dict[str, Any]:
-    """A row as plain numbers; `why` gathers the reasons, each once."""
+def _facts(row: Row | Ratio, reasons: list[str]) -> dict[str, Any]:
+    """Return a row as plain values; add its reason to `reasons` if it is new."""
     from ..accounting.paper import Row
 
-    told = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
-            "status": row.status, "why": row.why}
-    if row.why and row.why not in why:
-        why.append(row.why)
-    note = f" [{why.index(row.why) + 1}]" if row.why else ""
+    facts = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
+             "status": row.status, "why": row.why}
+    if row.why and row.why not in reasons:
+        reasons.append(row.why)
+    note = f" [{reasons.index(row.why) + 1}]" if row.why else ""
     if not isinstance(row, Row):
-        return told | {"shape": "", "agree": True, "note": note}
+        return facts | {"shape": "", "agree": True, "note": note}
     ran, formula = row.ran(), row.formula
     shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"
-    return told | {"shape": shape, "formula": formula, "ran": ran, "note": note,
-                   "agree": ran == formula == row.exact}
+    return facts | {"shape": shape, "formula": formula, "ran": ran, "note": note,
+                    "agree": ran == formula == row.exact}
 
 
-def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
+def _print(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
+    """Print a table."""
     cells = [HEAD]
     for row in rows:
         exact = f"{row['exact']:,}" if isinstance(row["exact"], int) else f"{row['exact']:,.4g}"
@@ -79,14 +84,13 @@ def _table(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> 
                       row["status"] + row["note"]))
     say(f"## {title}\n" if markdown else title)
     if markdown:
-        say("| " + " | ".join(HEAD) + " |")
-        say("|---|---|---|---:|---:|---|")
+        say("| " + " | ".join(HEAD) + " |\n|---|---|---|---:|---:|---|")
         for line in cells[1:]:
             say("| " + " | ".join(line) + " |")
     else:
-        wide = [max(map(len, column)) for column in zip(*cells)]
+        widths = [max(map(len, column)) for column in zip(*cells)]
         for line in cells:
-            told = [cell.rjust(n) if i in (3, 4) else cell.ljust(n)
-                    for i, (cell, n) in enumerate(zip(line, wide))]
-            say("  ".join(told).rstrip())
+            padded = [cell.rjust(n) if i in (3, 4) else cell.ljust(n)
+                      for i, (cell, n) in enumerate(zip(line, widths))]
+            say("  ".join(padded).rstrip())
     say("")

@@ -1,4 +1,4 @@
-"""`minilora tutorials`: the chapters as a list, as scripts, as notebooks, as a site."""
+"""`minilora tutorials`: the chapters as a list, as scripts, as notebooks and as a site."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +18,65 @@ from .. import site
 from ..exercises.book import exercises
 from ..files import atomic
 from ..site import folder, publish
-
-Say = Callable[[str], None]
-SITE = Path("site")
-DOES = ("list", "run", "build", "notebook", "serve")
-TAKES = {  # what goes with which of them
-    "chapter": ("run", "notebook"), "out": ("build", "notebook", "serve"), "port": ("serve",),
-}
+from .parser import Parser, Say, integer
 
 
-def tutorials(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """The chapters: list, run 07, notebook 07, build -o site, serve."""
-    for name, where in TAKES.items():
-        given = getattr(args, name)
-        if given is not None and args.do not in where:
-            odd = f"{given!r}" if name == "chapter" else f"--{name}"
-            raise ValueError(f"tutorials {args.do} takes no {odd}: see `minilora tutorials --help`")
-    if args.chapter is None and args.do in TAKES["chapter"]:
-        raise ValueError(f"tutorials {args.do} needs a chapter: tutorials {args.do} 07")
-    done: dict[str, Any] = {"list": _list, "run": _run, "build": _build, "notebook": _notebook,
-                            "serve": _serve}[args.do](args, say)
-    return done
+def add_to(top: Parser) -> None:
+    to = top.command("tutorials", None, "List, run or read the chapters.")
+    to.command("list", list_chapters)
+    for name, run in (("run", run_chapter), ("notebook", write_notebook)):
+        sub = to.command(name, run)
+        sub.argument("chapter", "its number, such as 07", needs=f"a chapter: tutorials {name} 07")
+    sub.option("-o", "--out", read=Path, help="the file to write (the chapter's name.ipynb)")
+    for name, run in (("build", build), ("serve", serve)):
+        sub = to.command(name, run)
+        sub.option("-o", "--out", read=Path, help="the folder of the site", default="site")
+    sub.option("--port", read=integer(0, 65535), help="0 is any free port", default=8000)
 
 
-def _list(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    told = site.chapters()
-    wide = max(len(chapter.title) for chapter in told)
-    for chapter in told:
-        say(f"{chapter.number}  {chapter.title:<{wide}}  {chapter.time:>10}  {chapter.can}")
+def list_chapters(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """List the chapters: title, time, and what a reader can do afterwards."""
+    chapters = site.chapters()
+    width = max(len(chapter.title) for chapter in chapters)
+    for chapter in chapters:
+        say(f"{chapter.number}  {chapter.title:<{width}}  {chapter.time:>10}  {chapter.can}")
     return {"chapters": [
         {"number": c.number, "title": c.title, "time": c.time, "needs": c.needs, "can": c.can,
-         "remember": c.remember, "path": str(c.path)} for c in told
+         "remember": c.remember, "path": str(c.path)} for c in chapters
     ]}
 
 
-def _run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """In this very process, on the backend that was asked for."""
-    chapter, began = site.chapter(args.chapter), time.monotonic()
+def run_chapter(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Run a chapter as a script."""
+    chapter, start = site.chapter(args.chapter), time.monotonic()
     try:
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             runpy.run_path(str(chapter.path), run_name="__main__")
     except Exception as error:
-        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)
-                 if at.filename == str(chapter.path)]
-        where = f"{chapter.path}, line {lines[-1] if lines else '?'}"
-        why = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-        raise RuntimeError(f"chapter {chapter.number} fails at {where}: {why}") from error
-    seconds = time.monotonic() - began
-    tasks = [one.number for one in exercises() if one.chapter == chapter.number]
-    if tasks:
-        say(f"\nTo try it yourself: exercise {', '.join(tasks)}, after minilora ex init")
-    return {"chapter": chapter.number, "seconds": seconds, "exercises": tasks}
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == str(chapter.path)]
+        place = f"{chapter.path}, line {lines[-1] if lines else '?'}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        raise RuntimeError(f"chapter {chapter.number} fails at {place}: {reason}") from error
+    seconds = time.monotonic() - start
+    numbers = [one.number for one in exercises() if one.chapter == chapter.number]
+    if numbers:
+        say(f"\nTo try it yourself: exercise {', '.join(numbers)}, after minilora ex init")
+    return {"chapter": chapter.number, "seconds": seconds, "exercises": numbers}
 
 
-def _build(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+def build(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Run all chapters and write the site."""
     if args.backend != "numpy" or args.plain:
-        odd = "--plain" if args.plain else f"--backend {args.backend}"
-        raise ValueError(f"tutorials build takes no {odd}: tutorials run 07 {odd} does")
-    return site.build(args.out or SITE, say)
+        option = "--plain" if args.plain else f"--backend {args.backend}"
+        raise ValueError(
+            f"tutorials build takes no {option}: tutorials run 07 {option} runs one chapter so"
+        )
+    return site.build(args.out, say)
 
 
-def _notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+def write_notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Write a chapter as a notebook for Jupyter."""
     chapter = site.chapter(args.chapter)
     out = args.out or Path(f"{chapter.name}.ipynb")
     atomic.check(out, ".ipynb")
@@ -90,27 +87,26 @@ def _notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"chapter": chapter.number, "notebook": str(out)}
 
 
-def _serve(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Until it is interrupted, on this machine alone."""
-    out = args.out or SITE
-    if not folder.is_site(out):
-        raise ValueError(f"{out} holds no site: minilora tutorials build -o {out} makes it")
-    handler = functools.partial(_Quiet, directory=str(out))
-    port = 8000 if args.port is None else args.port
+def serve(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Serve the site on this machine, until Ctrl-C."""
+    if not folder.is_site(args.out):
+        raise ValueError(
+            f"{args.out} holds no site: minilora tutorials build -o {args.out} writes one"
+        )
+    handler = functools.partial(_Quiet, directory=str(args.out))
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", args.port), handler)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
-        why = "may not be used" if error.errno == errno.EACCES else "is taken"
-        raise ValueError(f"--port {port} {why}: give another") from error
+        reason = "needs more rights" if error.errno == errno.EACCES else "is taken"
+        raise ValueError(f"--port {args.port} {reason}: give another") from error
     with server, contextlib.suppress(KeyboardInterrupt):
-        where = f"http://127.0.0.1:{server.server_address[1]}/"
-        say(f"{out} is at {where} until you press Ctrl-C")
+        say(f"{args.out} is at http://127.0.0.1:{server.server_address[1]}/ until you press Ctrl-C")
         server.serve_forever()
-    return {"site": str(out)}
+    return {"site": str(args.out)}
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Nothing: what is asked for is not of interest."""
+        """Print nothing for a request."""

@@ -1,0 +1,134 @@
+"""`minilora account`: the parameters, bytes and operations of a training step."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from .. import accounting, lora
+from ..accounting.plan import POLICIES
+from ..methods import METHODS
+from ..models.families import SHAPES, smallest
+from ..training.optim import AdamW
+from . import inputs
+from .parser import OneOf, Parser, Say, above_0, below_1, blocks, either, integer, some_names
+
+SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and its help
+    "r": (integer(1), "rank; of adapter-*: the width of the bottleneck"),
+    "alpha": (above_0, "ΔW = (alpha / r) B A"),
+    "targets": (some_names, "layers that get an adapter: names or globs, with commas"),
+    "dropout": (below_1, "dropout of the adapters' input"),
+    "bias": (OneOf("none", "lora", "all"), "biases that train"),
+    "layers": (blocks, "of adapter-d: blocks that get an adapter, such as 6,7 (the upper half)"),
+    "lp": (integer(0), "of *pre*: trained tokens before the prompt"),
+    "li": (integer(0), "of *pre*: trained tokens after the prompt"),
+}
+DEFAULTS = {  # method -> its settings, with their defaults
+    name: {field.name: field.default for field in fields(kind) if field.name in SETTINGS}  # type: ignore[arg-type]
+    for name, kind in METHODS.items()
+}
+
+
+def having(setting: str) -> list[str]:
+    """Return the methods with this setting."""
+    return [method for method, defaults in DEFAULTS.items() if setting in defaults]
+
+
+def add_to(top: Parser) -> None:
+    to = top.command("account", run)
+    help = f"a shape to count for, instead of --base: {', '.join(SHAPES)}"
+    to.argument("shape", help, read=OneOf(*SHAPES, metavar="shape"))
+    inputs.add_base(to)
+    inputs.add_sizes(to, "; of a shape: 1", "; of a shape: as many as it reads")
+    help = f"of a shape: how to train it, {', '.join(METHODS)} (lora)"
+    to.option("--method", read=OneOf(*METHODS, metavar="NAME"), help=help)
+    for name, (read, help) in SETTINGS.items():
+        to.option(f"--{name}", read=read, help=help, default=DEFAULTS[having(name)[0]][name])
+    to.set_defaults(**dict.fromkeys(SETTINGS))  # None: not given
+    to.flag("--compare", help="of a shape: compare the methods of the paper's tables 2 to 4")
+    help = ("of a shape; half base: the frozen matrices are float16; mixed: all is float16, and "
+            "what trains has float32 masters")
+    to.option("--policy", read=OneOf(*POLICIES), help=help, default="float32")
+
+
+def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Count the parameters, bytes and operations of a training step."""
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if args.shape:
+        return _of_shape(args, given, say)
+    examples = {"method": "--method full", "policy": "--policy mixed", "compare": "--compare"} | {
+        name: f"--method {having(name)[0]} --{name} 4"
+        for name in SETTINGS if name not in DEFAULTS["lora"]
+    }
+    asked = given | {"method": args.method, "compare": args.compare,
+                     "policy": args.policy != "float32"}
+    for name, example in examples.items():
+        if asked.get(name) not in (None, False):
+            raise ValueError(f"--{name} needs a shape: account gpt2 {example}")
+    result: dict[str, Any] = {}
+    for name in ("full", "lora"):
+        model = inputs.base_model(args).train()
+        batch, tokens = inputs.sizes(args, model)
+        inputs.check_targets(model, given.get("targets", ()))
+        model.requires_grad_(True).recompute = args.recompute
+        if name == "lora":
+            lora.attach(
+                model, lora.LoRAConfig(**given), rng=args.seed, base_dtype=args.base_dtype
+            )
+        count = accounting.count(model)
+        ledger = accounting.ledger(model, AdamW(model.trainable_parameters()), batch, tokens)
+        say(f"{name}: {count.trainable:,} of {count.total:,} parameters train "
+            f"({count.percent:.3f} %)\n{ledger}\n")
+        result[name] = {
+            "trainable": count.trainable, "total": count.total, "bytes": ledger.as_dict(),
+            "activations": ledger.activations,
+        }
+    return result
+
+
+def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Plan a step of a shape of any size: only shapes are computed, no numbers."""
+    if args.base_dtype:
+        raise ValueError(f"account {args.shape} has no --base-dtype: give --policy 'half base'")
+    shape = SHAPES[args.shape]
+    inputs.check_window(args.window, args.shape, shape.n_positions)
+    step: dict[str, Any] = {
+        "policy": args.policy, "recompute": args.recompute, "batch": args.batch or 1,
+        "tokens": args.window, "plain": args.plain, "device": args.backend.partition(":")[0],
+    }
+    if args.compare:
+        if useless := ["method"] * bool(args.method) + [*given]:
+            raise ValueError(f"--compare has its own methods and sizes: leave out --{useless[0]}")
+        return _compare(args.shape, step, say)
+    method = args.method or "lora"
+    own = DEFAULTS[method]
+    if unknown := [name for name in given if name not in own]:
+        has = f"{method} has --{', --'.join(own)}" if own else f"{method} has no settings"
+        raise ValueError(f"--{unknown[0]} is for {either(having(unknown[0]))}: {has}")
+    inputs.check_targets(smallest(shape), given.get("targets", ()))
+    plan = accounting.plan(args.shape, method=METHODS[method](**given), **step)
+    say(str(plan))
+    return plan.as_dict()
+
+
+def _compare(shape: str, step: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Plan the methods of tables 2 to 4, all with as many tokens as the longest prefix leaves."""
+    result: dict[str, Any] = {}
+    prefix = max(getattr(m, "lp", 0) + getattr(m, "li", 0) for m in accounting.COMPARED)
+    step["tokens"] = step["tokens"] or SHAPES[shape].n_positions - prefix
+    say(f"{shape}: {step['batch']} × {step['tokens']:,} tokens, AdamW, {step['policy']}\n")
+    say(f"{'':<44}{'trained':>18}{'%':>9}{'file, MB':>13}{'peak, GB':>11}{'TFLOP':>11}{'depth':>8}")
+    for method in accounting.COMPARED:
+        try:
+            plan = accounting.plan(shape, method=method, **step)
+        except ValueError as error:  # full fine-tuning has no frozen base to store in half
+            say(f"{accounting.label(method):<44}{error}")
+            continue
+        costs = plan.forward, plan.backward
+        result[accounting.label(method)] = plan.as_dict()
+        say(f"{accounting.label(method):<44}{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
+            f"{plan.checkpoint / 1e6:>13,.1f}{plan.bytes['peak'] / 1e9:>11,.2f}"
+            f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
+            f"{sum(cost.depth for cost in costs):>8,}")
+    return result

@@ -1,0 +1,298 @@
+"""`minilora ex`: the exercises, for a student and for a teacher."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic
+from .parser import Parser, Run, Say, integer, some_names, to_write
+
+CACHE = ".minilora-grades"  # a folder beside the results: an interrupted grading continues from it
+
+
+def add_to(top: Parser) -> None:
+    to = top.command("ex", None, "Do the exercises (ex init begins), or teach with them.")
+
+    def of_one(run: Run, example: str = "an exercise: ex {} 01") -> Parser:
+        """Add a command for one exercise."""
+        sub = to.command(run.__name__, run)
+        sub.argument("exercise", "its number, such as 07", needs=example.format(run.__name__))
+        return sub
+
+    sub = to.command("init", init)
+    sub.argument("folder", "the folder to write (exercises)")
+    course = "the exercises of a course: numbers in order, with commas (all)"
+    sub.option("--only", read=some_names, help=course)
+    to.command("status", status)
+    for sub in (of_one(check), to.command("watch", watch)):
+        sub.flag("-v", "--verbose", help="show every failure, and all frames")
+    of_one(hint)
+    of_one(solution).flag("--give-up", help="show the solution before a pass")
+    of_one(reset)
+    of_one(milestone, "one of 05, 08, 10: ex milestone 05")
+    sub = to.command("grade", grade, conflict_handler="resolve")  # it has a --json of its own
+    sub.argument("folder", "the submissions", needs="a folder: ex grade SUBMISSIONS")
+    sub.option("--only", read=some_names, help=course)
+    sub.option("--jobs", read=integer(1, 256), help="processes that grade", default=1)
+    sub.option("--csv", read=to_write(".csv"), help="write the points to this .csv")
+    sub.option("--html", read=to_write(".html"), help="write a page about the class")
+    sub.option("--gradescope", read=to_write(".json"), help="write a .json for Gradescope")
+    sub.add_argument(
+        "--json", nargs="?", const=True, type=to_write(".json"), default=argparse.SUPPRESS,
+        help="write all results to this .json; without a name: print the points as JSON",
+    )
+    to.command("teach", teach)
+    dev = to.command("dev", None, "Write exercises of your own.")
+    for name, run in (("check", dev_check), ("messages", dev_messages)):
+        dev.command(name, run).argument("exercise", "its number (all)")
+    sub = dev.command("new", dev_new)
+    sub.argument("name", "such as 14_name", needs="a number and a name: ex dev new 14_name")
+
+
+def _desk() -> Any:
+    """Return the student's folder: this one, or one around it."""
+    from ..exercises import desk, kit  # noqa: F401 - without Hypothesis, kit raises
+
+    return desk.find(Path.cwd())
+
+
+def _place(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Return the folder, the exercise, and the progress in it."""
+    desk = _desk()
+    exercise = desk.exercise(args.exercise)
+    return desk, exercise, desk.of(exercise.number)
+
+
+def _unicode() -> bool:
+    """Can the terminal show the marks?"""
+    try:
+        "✓✗█".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def init(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Write a folder of exercises to solve."""
+    from ..exercises import desk as desks
+
+    folder = Path(args.folder or ("." if Path(desks.PROGRESS).exists() else desks.FOLDER))
+    desk, new = desks.begin(folder, args.seed or secrets.randbelow(10**6), args.only)
+    for file in new:
+        say(str(file))
+    if not new:
+        say("every file exists already, and stays as it is")
+    minutes = sum(exercise.minutes for exercise in desk.exercises())
+    place = folder if folder.name else "this folder"
+    say(f"{len(desk.course)} exercises in {place}, about {minutes / 60:.0f} hours in all")
+    first = desk.exercises()[0]
+    say(f"open {desk.file(first)}, write its function, then: minilora ex check {first.number}")
+    return {"folder": str(folder), "new": [str(file) for file in new], "course": desk.course}
+
+
+def status(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Show points and what to do next."""
+    desk = _desk()
+    rows, width = [], max(len(exercise.title) for exercise in desk.exercises())
+    for exercise in desk.exercises():
+        done = desk.of(exercise.number)
+        state = f"{done.points} of {exercise.points} points" if done.points else "open"
+        notes = [
+            "passed" if done.passed else state,
+            f"{done.hints} of {len(exercise.hints)} hints seen" * bool(done.hints),
+            "solution seen" * done.given_up,
+        ]
+        say(f"{exercise.number}  {exercise.title:<{width}}  {exercise.minutes:>3} min  "
+            f"chapter {exercise.chapter}  {', '.join(filter(None, notes))}")
+        rows.append({"number": exercise.number, "title": exercise.title, "points": done.points,
+                     "of": exercise.points, "passed": done.passed, "hints": done.hints})
+    points, most = sum(row["points"] for row in rows), sum(row["of"] for row in rows)
+    length = 40 * points // most
+    full, empty = ("█", "░") if _unicode() else ("#", "-")
+    say(f"{full * length}{empty * (40 - length)}  {points} of {most} points")
+    following = next((row["number"] for row in rows if not row["passed"]), None)
+    say(f"next: minilora ex check {following}" if following else "you passed all exercises")
+    return {"folder": str(desk.folder), "exercises": rows, "points": points, "of": most}
+
+
+def check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Check your solution of an exercise."""
+    desk, exercise, _ = _place(args)
+    return _checked(desk, exercise, args, say)
+
+
+def _checked(desk: Any, exercise: Any, args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Judge the student's file, note the points, and print the verdict."""
+    from ..exercises import book, judge, report
+
+    verdict = judge.judge(exercise, desk.source(exercise), seed=args.seed)
+    before = desk.of(exercise.number)
+    desk.update(exercise.number, points=max(verdict.points, before.points),
+               passed=before.passed or verdict.passed)
+    say(report.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
+    if verdict.passed and exercise.number in book.MILESTONES:
+        say(f"  a milestone: minilora ex milestone {exercise.number}")
+    return {
+        "exercise": exercise.number, "points": verdict.points, "of": exercise.points,
+        "passed": verdict.passed, "mistakes": verdict.mistakes,
+        "checks": [{"title": outcome.title, "points": outcome.points, "of": outcome.of,
+                    "said": outcome.lines} for outcome in verdict.outcomes],
+    }
+
+
+def watch(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Check a file whenever you save it, until Ctrl-C."""
+    from ..exercises import desk as desks
+
+    desk = _desk()
+    say(f"watching {desk.folder}: save a file to check it, press Ctrl-C to stop")
+    with contextlib.suppress(KeyboardInterrupt):
+        for exercise in desks.changes(desk):
+            _checked(_desk(), exercise, args, say)
+    return {"folder": str(desk.folder)}
+
+
+def hint(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Show one more hint."""
+    desk, exercise, done = _place(args)
+    number = exercise.number
+    seen = min(done.hints + 1, len(exercise.hints))
+    desk.update(number, hints=seen)
+    for i, text in enumerate(exercise.hints[:seen], 1):
+        say(f"{i} of {len(exercise.hints)}: {text}")
+    if seen == len(exercise.hints):
+        option = "" if done.passed or done.given_up else " --give-up"
+        say(f"that was the last hint; minilora ex solution {number}{option} shows a solution")
+    return {"exercise": number, "hints": exercise.hints[:seen]}
+
+
+def solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Show a solution, after a pass."""
+    desk, exercise, done = _place(args)
+    number = exercise.number
+    if not (done.passed or done.given_up or args.give_up):
+        raise ValueError(
+            f"the solution of {number} opens after a pass: minilora ex hint {number} helps, "
+            f"or minilora ex solution {number} --give-up shows it"
+        )
+    if not done.passed:
+        desk.update(number, given_up=True)
+    say(exercise.solution().rstrip())
+    return {"exercise": number, "solution": exercise.solution()}
+
+
+def reset(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Write the stub of an exercise again; keep your file under another name."""
+    desk, exercise, _ = _place(args)
+    backup = desk.reset(exercise)
+    say(f"{desk.file(exercise)} is the stub again"
+        + (f"; your version is in {backup.name}" if backup else ""))
+    return {"exercise": exercise.number, "file": str(desk.file(exercise)),
+            "aside": backup and str(backup)}
+
+
+def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Train with your own functions in the engine."""
+    from ..exercises import book
+
+    desk, exercise, _ = _place(args)
+    if exercise.number not in book.MILESTONES:
+        raise ValueError(
+            f"{exercise.number} has no milestone: choose one of {', '.join(book.MILESTONES)}"
+        )
+    todo = [n for n in book.MILESTONES[exercise.number] if not desk.of(n).passed]
+    if todo:
+        numbers = " and ".join(book.MILESTONES[exercise.number])
+        raise ValueError(
+            f"milestone {exercise.number} uses your functions from {numbers}: first pass "
+            f"minilora ex check {todo[0]}"
+        )
+    done = subprocess.run(  # a process of its own: it replaces functions of the engine
+        [sys.executable, "-m", "minilora.exercises.milestones", exercise.number, str(desk.folder)],
+        check=False, capture_output=True, encoding="utf-8",
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2] or "the milestone failed")
+    say(done.stdout.rstrip())
+    return {"exercise": exercise.number, "printed": done.stdout}
+
+
+def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Grade a folder of submissions."""
+    from ..exercises import classpage, gradebook, grading
+
+    formats = {
+        args.csv: gradebook.table, args.json: gradebook.as_json,
+        args.gradescope: gradebook.gradescope, args.html: classpage.page,
+    }
+    formats = {file: bytes_of for file, bytes_of in formats.items() if isinstance(file, Path)}
+    folder = next((file.parent for file in formats), Path())
+    grades = grading.grade(
+        args.folder, args.seed, args.jobs, say, only=args.only, store=folder / CACHE
+    )
+    for file, bytes_of in formats.items():
+        with atomic.writing(file) as out:
+            out.write(bytes_of(grades))
+        say(str(file))
+    if not formats:
+        say(gradebook.table(grades).decode().rstrip())
+    points = {pupil.name: pupil.points for pupil in grades.pupils}
+    return {"points": points, "files": [str(file) for file in formats]}
+
+
+def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Print a guide for teachers: courses, grading, new exercises."""
+    from ..exercises import guide
+
+    text = guide.page()
+    say(text)
+    return {"page": text}
+
+
+def _chosen(number: str | None) -> Any:
+    from ..exercises import book
+
+    return [book.exercise(number)] if number else book.exercises()
+
+
+def dev_check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Test exercises: the solution passes, the stub and every known mistake fail."""
+    from ..exercises import dev
+
+    complaints = {}
+    for exercise in _chosen(args.exercise):
+        complaints[exercise.number] = [*dev.complaints(exercise)]
+        slowest = max(dev.seconds(exercise).values())
+        say(f"{exercise.number} {exercise.title}: {len(exercise.checks)} checks, "
+            f"{len(dev.known(exercise))} known mistakes, slowest check {slowest:.2f} s: "
+            f"{'; '.join(complaints[exercise.number]) or 'good'}")
+    return {"complaints": complaints, "passed": not any(complaints.values())}
+
+
+def dev_messages(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Print the message of every known mistake."""
+    from ..exercises import dev
+
+    messages = {}
+    for exercise in _chosen(args.exercise):
+        messages[exercise.number] = dict(dev.messages(exercise))
+        say(f"== {exercise.number} {exercise.title}")
+        for mistake, text in messages[exercise.number].items():
+            say(f"-- {mistake}\n{text}\n")
+    return {"messages": messages}
+
+
+def dev_new(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Write a file to make an exercise from."""
+    from ..exercises import book, dev
+
+    file = dev.new(args.name)
+    command = f"minilora ex dev check {file.name[2:4]}"
+    say(f"{file}: write it, then {book.OWN}={file.parent} {command}")
+    return {"file": str(file)}

@@ -1,0 +1,23 @@
+"""`minilora pretrain`: train the built-in base again, from random weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..pretrain import STEPS, pretrain
+from . import inputs
+from .parser import Parser, Say
+
+
+def add_to(top: Parser) -> None:
+    inputs.add_run(top.command("pretrain", run), "shakespeare.npz", STEPS)
+
+
+def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Train the built-in base again, from random weights."""
+    inputs.check_out(args.out, "model", say)
+    _, history = pretrain(
+        args.out, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
+    )
+    return {"model": str(args.out), "held_out": history.held_out[-1][1]}
