@@ -454,7 +454,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
     refused("holds an adapter, not a method: lora.load reads it", meta={**meta, "kind": "adapter"})
     refused("there is no method 'x'", meta={**meta, "method": "x"})
-    refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
+    refused("unknown argument 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
     assert snapshot(other) == before and "methods" not in vars(other)
 

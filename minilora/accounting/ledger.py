@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..backend.threads import threads
 from ..nn import Module
 from ..training.optim import Optimizer
+from ..words import our_words
 from .step import ROWS, live, on_shapes, random_ids
 
 
@@ -54,6 +55,7 @@ class Ledger:
         return "\n".join(lines)
 
 
+@our_words
 def ledger(model: Module, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
     """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
 

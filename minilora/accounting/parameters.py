@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..nn import Module
+from ..words import our_words
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Count:
                 f"trainable%: {self.percent:.4f}")
 
 
+@our_words
 def count(model: Module) -> Count:
     """The model's parameters, trained and frozen. LoRA's share is Σ r · (d + k), §4.2."""
     sizes = [(p.data.size, p.requires_grad) for p in model.parameters()]

@@ -13,6 +13,7 @@ from ..methods.applied import base_of
 from ..models.config import ModelConfig
 from ..models.families import SHAPES, build
 from ..training import optim
+from ..words import our_words
 from .parameters import Count, count
 from .step import observe, random_ids
 
@@ -65,6 +66,7 @@ class Plan:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@our_words
 def plan(
     shape: str | ModelConfig, *, method: str | methods.Method = "lora", batch: int = 1,
     tokens: int | None = None, optimizer: str = "adamw", policy: str = "float32",
@@ -121,6 +123,7 @@ def plan(
         )
 
 
+@our_words
 def label(method: methods.Method) -> str:
     """A method by its name, with its sizes, and what of its settings is not left as it is."""
     always = ("r", "lp", "li", "targets")

@@ -15,6 +15,7 @@ from .. import checks, ops
 from ..files import atomic
 from ..nn import Module, evaluating
 from ..tensor import Tensor, no_grad
+from ..words import our_words
 from . import signals
 from .loss_scale import LossScale
 from .optim import Optimizer, clip_grad_norm
@@ -37,6 +38,7 @@ def lm_loss(model: Module, batch: Batch) -> Tensor:
     return ops.cross_entropy(model(inputs), targets)
 
 
+@our_words
 def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> float:
     """The mean loss over `batches`, weighted by their numbers of targets; dropout off, no tape."""
     _is_model("evaluate", model)
@@ -51,6 +53,7 @@ def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> f
     return total / count
 
 
+@our_words
 def train_step(
     model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
     max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
@@ -81,6 +84,7 @@ def train_step(
     return total
 
 
+@our_words
 def fit(
     model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
     schedule: Callable[[int], float] | None = None, max_grad_norm: float | None = None,

@@ -15,6 +15,7 @@ import numpy as np
 from ..backend import Array, asarray, asnumpy, current, xp
 from ..checks import real, whole
 from ..tensor import Tensor
+from ..words import our_words
 from .optim import Optimizer
 
 SCALES = "[1e-38, 3e38]"  # that are numbers in float32
@@ -30,6 +31,7 @@ class LossScale:
     copy of all that is trained, and of its moments.
     """
 
+    @our_words
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
         self.start = real("LossScale", "scale", scale, SCALES)
         self.patience = whole("LossScale", "patience", patience, 1)

@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import Array, asarray, asnumpy, xp
 from ..checks import real
 from ..files import checkpoint
+from ..words import our_words
 from .adam import adam
 from .schedules import Parameters, clip_grad_norm, cosine_schedule, linear_schedule, named, why_idle
 
@@ -23,6 +24,7 @@ class Optimizer:
     """
     state_names: tuple[str, ...] = ()
 
+    @our_words
     def __init__(self, parameters: Parameters, lr: float) -> None:
         self.who = type(self).__name__
         self.parameters = named(self.who, parameters, trained=True)
@@ -74,6 +76,7 @@ class Optimizer:
 class SGD(Optimizer):
     """p -= lr · m,   m = momentum · m + g"""
 
+    @our_words
     def __init__(self, parameters: Parameters, lr: float, momentum: float = 0.0) -> None:
         self.momentum = real("SGD", "momentum", momentum, "[0, 1)")
         self.state_names = ("m",) if momentum else ()
@@ -92,6 +95,7 @@ class Adam(Optimizer):
     state_names = ("m", "v")
     weight_decay, decays = 0.0, set[str]()
 
+    @our_words
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
@@ -111,6 +115,7 @@ class AdamW(Adam):
     `exclude`: names or globs of parameters that do not decay; by default biases and norms.
     """
 
+    @our_words
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

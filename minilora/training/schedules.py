@@ -9,6 +9,7 @@ from typing import Any
 from ..backend import current, xp
 from ..checks import describe, real, whole
 from ..nn import Parameter
+from ..words import our_words
 
 Parameters = Mapping[str, Parameter] | Iterable[Parameter]
 
@@ -52,12 +53,14 @@ def why_idle(parameters: Mapping[str, Parameter]) -> str:
     )
 
 
+@our_words
 def linear_schedule(peak: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
     """step -> lr: from 0 up to `peak` over `warmup` steps, then straight down to 0 at `steps`."""
     _check("linear_schedule", steps, warmup, peak=peak)
     return lambda step: peak * min((step + 1) / (warmup + 1), max(0.0, _left(step, steps, warmup)))
 
 
+@our_words
 def cosine_schedule(
     peak: float, steps: int, warmup: int = 0, floor: float = 0.0
 ) -> Callable[[int], float]:
@@ -84,6 +87,7 @@ def _left(step: int, steps: int, warmup: int) -> float:
     return (steps - step) / max(1, steps - warmup)
 
 
+@our_words
 def clip_grad_norm(parameters: Parameters, max_norm: float) -> Any:
     """Scale all gradients by one factor so that their global norm is at most `max_norm`.
 
