@@ -11,7 +11,7 @@ from strategies import gpt2
 from test_train import assert_same, go, held, windows
 
 import minilora as ml
-from minilora import lora, ops
+from minilora import lora, methods, ops
 from minilora.files import checkpoint
 from minilora.nn import generators
 from minilora.training import fit as train
@@ -111,6 +111,10 @@ def in_a_list(job) -> None:
     job.optimizer = optim.AdamW(held, 0.02, weight_decay=0.1)
 
 
+def recomputing(job) -> None:
+    job.model.recompute = True
+
+
 def table(job) -> None:
     job.model.blocks[1].table = np.arange(3.0)
 
@@ -154,6 +158,7 @@ OTHERS = {  # what differs -> what is said of it
     r"b of blocks.0.mlp.down.base: \(8,\) float32, trained then, \(8,\) float32, frozen now": fewer,
     r"b of blocks.0.mlp.down.base: \(8,\) .* then, \(8,\) float32, frozen now": freezing,
     r"0: nothing then, \(8,\) float32, trained now": in_a_list,
+    "recompute of model: False then, True now": recomputing,
     "table of blocks.1: nothing then, digest .* now": table,
     "text: 'plays' then, 'kjv' now; seed: 1 then, nothing now": setting(about={"text": "kjv"}),
 }
@@ -211,7 +216,6 @@ def test_batches_are_told_by_the_first_the_middle_and_the_last_and_none_beyond(a
 
 def unlike(job) -> None:
     """All that changes no bit."""
-    job.model.recompute = True
     job.model.tokenizer = object()
     job.how |= {"save_every": 3, "log_every": 1, "progress": lambda line: None}
     job.optimizer.lr = 0.7  # the schedule's count
@@ -224,6 +228,32 @@ def test_what_changes_no_bit_may_differ(change, begun, tmp_path):
     job = Job(change)
     history = job.fit(path)
     assert_same(begun[1], job.state() | {"losses": np.array(history.losses)})
+
+
+@pytest.mark.parametrize("method, settings", [
+    ("lora", {"r": 2, "targets": ("q",), "trainable": ("ln_r",)}), ("full", {}),
+])
+def test_an_encoder_that_recomputes_goes_on_with_no_checkpoint_of_one_that_does_not(
+    method, settings, tmp_path
+):
+    """The last bits may differ, for some gradients are added in another order."""
+    path = tmp_path / "run.npz"
+    sizes = {"vocab_size": 20, "n_positions": 12, "d_model": 8, "n_layers": 2, "n_heads": 2,
+             "position_buckets": 6}
+
+    def fit(recompute, steps=3, **how):
+        model = ml.Deberta(ml.DebertaConfig(**sizes), rng=0, recompute=recompute)
+        methods.apply(model, method, rng=1, **settings)
+        optimizer = optim.AdamW(model.trainable_parameters(), 0.02)
+        batches = [(np.arange(20).reshape(2, 10), np.arange(20).reshape(2, 10)[:, ::-1])]
+        ml.fit(model, batches, optimizer, steps, checkpoint=path, progress=False, **how)
+
+    for before in (False, True):
+        fit(before, resume=False)
+        fit(before)
+        words = f"another run: recompute of model: {before} then, {not before} now: use the same"
+        with pytest.raises(ValueError, match=words):
+            fit(not before)
 
 
 def test_dropout_that_is_off_or_of_rate_0_is_told_apart_only_where_it_draws(tmp_path):

@@ -187,8 +187,8 @@ def identity(
     for path, module in model.named_modules():
         at = path or "model"
         settings[at] = _name(type(module))
-        for name, value in vars(module).items():  # three that change no bit, but training may:
-            if value is not None and name not in ("training", "recompute", "locked"):
+        for name, value in vars(module).items():
+            if value is not None and name not in ("training", "locked"):  # these change no bit
                 settings[f"{at}.{name}"] = value
         if path in draws:
             settings[f"{at}.rng"] = _name(type(draws[path].bit_generator))
