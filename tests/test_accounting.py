@@ -605,12 +605,25 @@ def test_a_plan_prints_a_table_and_is_plain_data():
     for n in (*planned.bytes.values(), planned.checkpoint, *planned.forward, *planned.step):
         assert f"{n:,}" in text
     assert max(map(len, text.splitlines())) <= 100
+    units = text.splitlines()[-1]
+    assert units == (
+        "units: products: FLOPs (2 per multiply-add), elementwise: numbers, moved: bytes, "
+        "depth: calls"
+    )
+
+
+def test_label_was_called_told():
+    with pytest.raises(AttributeError, match=r"^accounting.told is called accounting.label now$"):
+        _ = accounting.told
+    with pytest.raises(AttributeError, match=r"^minilora.accounting has no 'x': it has COMPARED, "):
+        _ = accounting.x
+    assert not hasattr(accounting, "told") and accounting.label(ml.methods.BitFit()) == "bitfit"
 
 
 @pytest.mark.parametrize(("how", "told"), [
-    ({"shape": "gpt4"}, "no shape 'gpt4': there are gpt2"),
-    ({"method": "bitfot"}, "no method 'bitfot': there are .*lora"),
-    ({"optimizer": "lion"}, "there are adamw"), ({"policy": "half"}, "float32, half base, mixed"),
+    ({"shape": "gpt4"}, "plan: unknown shape 'gpt4': choose from gpt2"),
+    ({"method": "bitfot"}, "plan: unknown method 'bitfot': choose from .*lora"),
+    ({"optimizer": "lion"}, "choose from adamw"), ({"policy": "half"}, "float32, half base, mixed"),
     ({"device": "tpu"}, "numpy, cupy"), ({"method": "full", "policy": "half base"}, "frozen base"),
     ({"targets": ("w",)}, "no layer matches 'w'"), ({"tokens": 33}, "1 to 32"),
 ])
