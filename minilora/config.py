@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 from . import words
-from .checks import whole
+from .checks import integer
 
 
 class Config:
@@ -31,7 +31,9 @@ class Config:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def _whole(self, least: int, *names: str) -> None:
-        """Check that these settings are integers, `least` or more."""
+    def _integers(self, least: int, *names: str) -> None:
+        """Check that these settings are integers >= `least`, and store them as ints."""
         for name in names:
-            self._set(**{name: whole(type(self).__name__, name, getattr(self, name), least)})
+            self._set(**{name: integer(type(self).__name__, name, getattr(self, name), least)})
+
+    _whole = _integers  # its name before

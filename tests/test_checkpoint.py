@@ -440,8 +440,8 @@ def test_what_does_not_fit_changes_nothing(kept):
         ({"b": np.zeros(2)}, ValueError, r"me: b is \(1, 2\) here, \(2,\) in the state"),
         ({"b": np.array([[1, np.nan]])}, ValueError, "me: b holds numbers that are not finite"),
         ({"a": np.array([1, 1e300])}, ValueError, "me: a holds numbers that are beyond float32"),
-        ({"b": np.array([["x", "y"]])}, ValueError, "me: b is to hold numbers, not"),
-        ({"b": np.array([[1j, 2]])}, ValueError, "me: b is to hold numbers, not"),
+        ({"b": np.array([["x", "y"]])}, ValueError, "me: b must be numbers, not"),
+        ({"b": np.array([[1j, 2]])}, ValueError, "me: b must be numbers, not"),
         ({"c": np.zeros(1)}, KeyError, r"me: missing \[\], unexpected \['c'\]"),
     ):
         with pytest.raises(error, match=says):

@@ -1,4 +1,4 @@
-"""config: what is given is kept as it is meant, and whatever else is refused when it is given."""
+"""config: valid settings are stored as plain numbers; anything else is refused at once."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ configs = st.one_of(
 
 
 @given(configs)
-def test_a_config_survives_all_that_is_done_to_one(config):
+def test_a_config_survives_copies_pickles_and_json(config):
     kind, settings = type(config), dataclasses.asdict(config)
     others = [
         copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)),
@@ -51,21 +51,21 @@ def test_a_config_survives_all_that_is_done_to_one(config):
 
 
 @given(st.sampled_from(KINDS), st.sampled_from([np.int64, np.uint8, np.float32, np.float64]))
-def test_numpy_numbers_become_numbers_that_json_knows(kind, number):
-    whole = number if np.issubdtype(number, np.integer) else int
+def test_numpy_numbers_become_numbers_that_json_can_store(kind, number):
+    integer = number if np.issubdtype(number, np.integer) else int
     given_ = {"dropout": number(0)}
     if kind is LoRAConfig:
-        given_ |= {"r": whole(3), "alpha": number(5), "rank_pattern": {"q": whole(2)},
+        given_ |= {"r": integer(3), "alpha": number(5), "rank_pattern": {"q": integer(2)},
                    "alpha_pattern": {"q": number(7)}}
     else:
-        given_ |= {name: whole(4) for name in [*SIZES, "d_ff"]}
+        given_ |= {name: integer(4) for name in [*SIZES, "d_ff"]}
     config = kind(**given_)
     assert json.loads(json.dumps(dataclasses.asdict(config))) | {"targets": 0, "trainable": 0} == (
         dataclasses.asdict(kind()) | given_ | {"targets": 0, "trainable": 0}
     )
 
 
-def test_one_pattern_is_a_pattern_and_mappings_are_copied():
+def test_one_pattern_may_stand_alone_and_mappings_are_copied():
     ranks = {"q": 3}
     config = LoRAConfig(targets="attn.q", trainable=["ln_f"], rank_pattern=ranks)
     ranks["q"] = 0
@@ -89,14 +89,14 @@ def refused(kind, name, value, words, error=ValueError):
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, 2.5, math.nan, True, "4", None])
-def test_a_size_is_a_whole_number_from_1(bad):
+def test_a_size_is_an_integer_from_1(bad):
     for name in SIZES:
-        refused(GPT2Config, name, bad, rf"{name} must be a whole number from 1, not .*{bad}")
-    refused(LoRAConfig, "r", bad, rf"r must be a whole number from 1, not .*{bad}")
+        refused(GPT2Config, name, bad, rf"{name} must be an integer >= 1, not .*{bad}")
+    refused(LoRAConfig, "r", bad, rf"r must be an integer >= 1, not .*{bad}")
     refused(LoRAConfig, "rank_pattern", {"k": 2, "q": bad},
-            rf"rank_pattern\['q'\] must be a whole number from 1, not .*{bad}")
+            rf"rank_pattern\['q'\] must be an integer >= 1, not .*{bad}")
     if bad != 0 or bad is False:
-        refused(GPT2Config, "d_ff", bad, rf"d_ff must be a whole number from 0, not .*{bad}")
+        refused(GPT2Config, "d_ff", bad, rf"d_ff must be an integer >= 0, not .*{bad}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,12 +111,12 @@ def test_alpha_is_a_finite_number(bad):
     refused(LoRAConfig, "alpha_pattern", {"q": bad}, r"alpha_pattern\['q'\] must be a finite ")
 
 
-def test_an_alpha_of_0_is_refused_and_a_negative_one_warned_of():
+def test_an_alpha_of_0_is_refused_and_a_negative_one_warns():
     refused(LoRAConfig, "alpha", 0, "alpha must not be 0: .* change nothing, and learn nothing")
     refused(LoRAConfig, "alpha_pattern", {"q": -0.0}, r"alpha_pattern\['q'\] must not be 0: ")
-    with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha is -2.5: a negative one ") as seen:
+    with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha is -2.5: a negative one ") as caught:
         assert LoRAConfig(alpha=-2.5).alpha == -2.5
-    assert seen[0].filename == __file__
+    assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha_pattern\['q'\] is -1: "):
         LoRAConfig(alpha_pattern={"q": -1})
     with warnings.catch_warnings():
@@ -137,9 +137,9 @@ def test_patterns_with_a_number_are_a_mapping(name):
     refused(LoRAConfig, name, {3: 4}, f"{name} takes names or patterns .*, not 3")
 
 
-def test_a_choice_that_is_none_lists_those_that_are():
-    refused(LoRAConfig, "init", "x", "init is one of gaussian, kaiming, not 'x'")
-    refused(LoRAConfig, "bias", None, "bias is one of none, lora, all, not None")
+def test_an_unknown_choice_lists_the_known_ones():
+    refused(LoRAConfig, "init", "x", "init must be one of gaussian, kaiming, not 'x'")
+    refused(LoRAConfig, "bias", None, "bias must be one of none, lora, all, not None")
 
 
 def test_heads_divide_the_width():

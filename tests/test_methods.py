@@ -531,7 +531,7 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "lora", "a.b"), "'a.b' cannot be the name"),
         (lambda m: methods.apply(m, "base", "base"), "there is no method"),
         (lambda m: methods.apply(m, "full", "base"), "'base' cannot be the name"),
-        (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be a whole number from 1"),
+        (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be an integer >= 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
         (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: they are"),
         (lambda m: methods.apply(m, "adapter-d", layers=()), "must name a block"),

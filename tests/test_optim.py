@@ -336,9 +336,9 @@ def test_state_of_other_shapes_raises_and_changes_nothing():
 
 
 BAD_STATES = [
-    ("t", -1, "whole numbers from 0, not .*-1"), ("t", 2.5, "whole numbers from 0, not .*2.5"),
-    ("t", math.nan, "whole numbers from 0"), ("t", math.inf, "whole numbers from 0"),
-    ("t", 2.0**70, "whole numbers from 0"), ("t", [1, 2], r"\(\) here, \(2,\)"),
+    ("t", -1, "integers >= 0, not .*-1"), ("t", 2.5, "integers >= 0, not .*2.5"),
+    ("t", math.nan, "integers >= 0"), ("t", math.inf, "integers >= 0"),
+    ("t", 2.0**70, "integers >= 0"), ("t", [1, 2], r"\(\) here, \(2,\)"),
     ("t", "3", "numbers, not .*'3'"), ("x.W.v", np.full((3, 2), math.nan), "not finite"),
     ("x.W.v", np.full((3, 2), -math.inf), "not finite"), ("one.m", None, "numbers, not None"),
     ("x.W.m", np.full((3, 2), "a"), "numbers"),
@@ -578,8 +578,8 @@ SCHEDULES = [optim.linear_schedule, optim.cosine_schedule]
 @pytest.mark.parametrize(
     "name, bad, words",
     [
-        *(("steps", bad, "a whole number from 1") for bad in (0, -1, 10.0, math.nan, None, True)),
-        *(("warmup", bad, "a whole number from 0") for bad in (-1, 0.5, math.inf, None, True)),
+        *(("steps", bad, "an integer >= 1") for bad in (0, -1, 10.0, math.nan, None, True)),
+        *(("warmup", bad, "an integer >= 0") for bad in (-1, 0.5, math.inf, None, True)),
         *(("peak", bad, "finite and not negative") for bad in (math.nan, math.inf, -0.1, "1")),
     ],
 )

@@ -287,13 +287,13 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
     """`given` as an array of own's shape and dtype; ValueError where it is none."""
     array = given if hasattr(given, "dtype") else np.asarray(given)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{who} is to hold numbers, not {describe(given)}")
+        raise ValueError(f"{who} must be numbers, not {describe(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
     with np.errstate(over="ignore", invalid="ignore"):  # it is looked at
         made = asarray(array, own.dtype)
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
-        raise ValueError(f"{who} is to hold whole numbers from 0, not {describe(given)}")
+        raise ValueError(f"{who} must be integers >= 0, not {describe(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
         why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
         raise ValueError(f"{who} holds numbers that are {why}")
