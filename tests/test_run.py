@@ -353,7 +353,7 @@ def test_what_is_no_setting_is_not_told():
 
 
 def test_a_caller_cannot_tell_what_has_no_words(tmp_path):
-    with pytest.raises(TypeError, match=r"fit: about: model must be a number.*, not a GPT2"):
+    with pytest.raises(TypeError, match=r"fit: about\['model'\] must be a number.*, not a GPT2"):
         Job().fit(tmp_path / "run.npz", about={"model": gpt2()})
 
 
@@ -466,7 +466,7 @@ def test_a_damaged_file_is_refused_in_its_name_and_changes_nothing(damage, begun
     if "another" not in damage:
         assert "another run" not in str(told.value)
     if "done b" in damage:
-        assert "of 5 steps are done in it" in str(told.value)
+        assert "of 5 steps done, after" in str(told.value)
     assert_same(before, job.state())
     assert path.read_bytes() == whole
     path.write_bytes(begun[0])  # and the good one is taken over, then

@@ -156,7 +156,7 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
     before = path.read_bytes()
     assert_same(whole, go("lora", windows(), path, progress=lines.append))
     assert (tmp_path / "old").read_bytes() == before, "a whole new file, not the old one rewritten"
-    assert lines[0] == f"going on from step 2 ({path})"
+    assert lines[0] == f"continuing from step 2 ({path})"
 
 
 SCRIPT = """
@@ -208,8 +208,8 @@ def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
     if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
         assert died.stdout.splitlines()[-1] == (
-            f"fit: interrupted after {done} of 5 steps: {path} holds the run, and the same call "
-            "goes on from there"
+            f"fit: interrupted after {done} of 5 steps: {path} has the run's state, and the same "
+            "call continues it"
         )
         assert died.stderr == "" and [p.name for p in tmp_path.iterdir()] == ["run.npz"]
     assert died.returncode not in (0, 1), died.stderr
@@ -278,7 +278,7 @@ def test_a_signal_at_any_call_is_saved_and_the_run_ends_with_the_same_bits(
         told = str(stopped.value) if number == signal.SIGINT else said[-1]
         when = f"after {done} of 5 steps" if done else "before the first step"
         assert told == (
-            f"fit: interrupted {when}: {path} holds the run, and the same call goes on from there"
+            f"fit: interrupted {when}: {path} has the run's state, and the same call continues it"
         )
         if number == signal.SIGTERM:
             assert stopped.value.code == 143
@@ -677,7 +677,7 @@ def test_a_gradient_that_fails_for_a_spoiled_parameter_names_the_parameter(backe
     model, optimizer = job("full")
     model.tok.W.data[...] = float("nan")
     with pytest.raises(
-        FloatingPointError, match=r"before the first step tok.W is not finite: look at the"
+        FloatingPointError, match=r"before the first step tok.W is not finite: check the"
     ):
         ml.fit(model, windows(), optimizer, 2, progress=False)
 
@@ -717,8 +717,8 @@ def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
 # What cannot be meant is said before the work: nothing is computed, nothing written.
 
 X, NAN = windows()[0], float("nan")
-MADE = "make the optimizer after attach, from model.trainable_parameters()"
-PAIRS = r"one alone goes in a list, \[\(inputs, targets\)\]"
+NEW = "create the optimizer after attach, from model.trainable_parameters()"
+PAIRS = r"put a single batch in a list, \[\(inputs, targets\)\]"
 
 
 def before_attach(call) -> None:
@@ -732,7 +732,7 @@ def from_another_model(call) -> None:
 
 
 MISTAKES = [
-    ({"batches": "text"}, TypeError, "fit: batches must be .* by number, not text: encode it"),
+    ({"batches": "text"}, TypeError, r"fit: batches must give \(inputs, targets\), not text"),
     ({"batches": []}, ValueError, "fit: there are no batches"),
     ({"batches": iter([X])}, TypeError, r"fit: batches\[i\] must work.*pass list\(batches\)"),
     ({"batches": X}, TypeError, rf"fit: batches\[0\] must .* array of shape \(2, 6\): {PAIRS}"),
@@ -742,18 +742,18 @@ MISTAKES = [
     ({"optimizer": None}, TypeError, "fit: the optimizer must be one of minilora.*, not None"),
     ({"optimizer": gpt2()}, TypeError, r"AdamW\(model.trainable_.*, lr=1e-3\), not a GPT2"),
     ({"optimizer": optim.AdamW}, TypeError, "the optimizer must be .*, not the class AdamW"),
-    (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {MADE}"),
-    (before_attach, ValueError, f"fit: tok.W, like all .*, is frozen by now: {MADE}"),
+    (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {NEW}"),
+    (before_attach, ValueError, f"fit: tok.W and all other .* are frozen: {NEW}"),
     ({"held_out": X}, TypeError, rf"fit: held_out\[0\] must be .* of shape \(2, 6\): {PAIRS}"),
-    ({"held_out": []}, ValueError, "fit: held_out has no batches: leave it out, or give some"),
+    ({"held_out": []}, ValueError, "fit: held_out has no batches: leave it out or add one"),
     ({"held_out": windows()}, TypeError, "fit: held_out must be a list of batches, not a Windows"),
     ({"held_out": "text"}, TypeError, r"fit: held_out\[0\] must be"),
-    ({"eval_every": 2}, ValueError, "fit: eval_every is 2, and there is no held_out: give both"),
+    ({"eval_every": 2}, ValueError, "fit: eval_every is 2, but held_out is missing: give both"),
     ({"eval_every": -1}, ValueError, "fit: eval_every must be an integer >= 0, not -1"),
     ({"log_every": -1}, ValueError, "fit: log_every must be an integer >= 0, not -1"),
     ({"steps": 0}, ValueError, "fit: steps must be an integer >= 1, not 0"),
     ({"steps": 2.5}, ValueError, "fit: steps must be an integer >= 1, not 2.5"),
-    ({"schedule": 0.1}, TypeError, "fit: schedule must be .*, not a float: one rate .* lr"),
+    ({"schedule": 0.1}, TypeError, "fit: schedule must be .*, not a float: for a const.* lr"),
     ({"schedule": lambda i: 1.0 - i}, ValueError, r"schedule\(2\) must be finite and .*, not -1"),
     ({"schedule": lambda i: NAN}, ValueError, r"fit: schedule\(0\) must be finite .*, not nan"),
     ({"schedule": lambda i: 1 / (4 - i) if i < 4 else 1e999}, ValueError, r"schedule\(4\) .* inf"),
@@ -807,7 +807,7 @@ def test_an_update_that_nobody_has_a_gradient_for_raises_and_is_not_made():
     model, _ = job("lora")
     optimizer = optim.SGD(gpt2().trainable_parameters(), 0.1)
     with pytest.raises(
-        ValueError, match="train_step: no parameter of the optimizer has got a grad"
+        ValueError, match="train_step: no parameter of the optimizer gets a gradient"
     ):
         ml.train_step(model, [X], optimizer)
     assert optimizer.t == 0
@@ -819,7 +819,7 @@ def test_an_update_that_nobody_has_a_gradient_for_raises_and_is_not_made():
     lora.activate(model)
     for p in model.tok.parameters():
         p.requires_grad = True  # so that there is a tape
-    with pytest.raises(ValueError, match="no parameter of the optimizer has got a gradient"):
+    with pytest.raises(ValueError, match="no parameter of the optimizer gets a gradient"):
         ml.fit(model, windows(), optimizer, 3, progress=False)
 
 
@@ -838,7 +838,7 @@ def test_evaluating_or_one_step_with_what_is_no_batch_or_no_loss_raises():
     with pytest.raises(TypeError, match=r"evaluate: the model must be a Module, .* not a list"):
         ml.evaluate([X], model)
     for call in (ml.evaluate, lambda *x, **how: ml.train_step(*x, optimizer, **how)):
-        with pytest.raises(TypeError, match=r"the loss must give a Tensor .*, not a float"):
+        with pytest.raises(TypeError, match=r"the loss must return a Tensor .*, not a float"):
             call(model, [X], loss=lambda model, batch: train.lm_loss(model, batch).item())
-    with pytest.raises(TypeError, match=r"evaluate: the loss must give a Tensor .*, not None"):
+    with pytest.raises(TypeError, match=r"evaluate: the loss must return a Tensor .*, not None"):
         ml.evaluate(model, [X], loss=lambda model, batch: None)
