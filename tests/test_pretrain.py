@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model_and_one_log(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == kept
     go(part)
     assert weights(part) == weights(whole)
-    both = [line for line in log(part) if not line.startswith("going on")]
+    both = [line for line in log(part) if not line.startswith("continuing")]
     assert both == log(whole) and len(both) == len(log(part)) - 1
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in ("whole", "part") for suffix in ("npz", "log")
