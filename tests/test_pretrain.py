@@ -96,7 +96,7 @@ def test_a_run_may_start_anew_and_then_its_log_does(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(out, interrupt)
     go(out, resume=False, seed=1)
-    assert "seed 1" in log(out)[0] and not any("going on" in line for line in log(out))
+    assert "seed 1" in log(out)[0] and not any("continuing" in line for line in log(out))
     other = tmp_path / "b.npz"
     go(other, seed=1)
     assert weights(out) == weights(other)
