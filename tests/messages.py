@@ -1,7 +1,6 @@
-"""Mistakes that people make in Python, and what is said: `python tests/messages.py` prints them.
+"""Mistakes that people make in Python, and the errors: `python tests/messages.py` prints them.
 
-What is typed is run as it stands; the words are those of the package, nothing is written down twice
-but the piece of the answer that has to be in it. Those on the command line are in test_cli.py.
+PYTHON maps a line to a part of its error. Mistakes on the command line are in test_cli.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from minilora import data, lora, nn, ops
 from minilora.training import optim
 
 PYTHON = {
-    # what a layer, a model, an op is given
+    # inputs of layers, models and ops
     "model('To be')": "tokenizer.encode",
     "model(np.zeros((1, 4)))": "integers (batch, tokens)",
     "model(ids[0])": "(batch, tokens)",
@@ -35,7 +34,7 @@ PYTHON = {
     "two = model(ids).sum(); two.backward(); two.backward()": "consumed",
     "frozen(model)(ids).sum().backward()": "requires a gradient",
     "ml.gradcheck(lambda x: x.data, np.ones(2))": "Tensor",
-    # how a model or an adapter is told
+    # configs and adapters
     "ml.GPT2Config(vocab_size=300.0)": "vocab_size must be an integer",
     "ml.GPT2Config(d_model=10, n_heads=3)": "not a multiple",
     "ml.GPT2Config(n_embd=64)": "d_model",
@@ -59,7 +58,7 @@ PYTHON = {
     "lora.attach(model, lora.LoRAConfig(), name='my.adapter')": "cannot be the adapter's name",
     "lora.attach(model, lora.LoRAConfig(), base_dtype='int8')": "base_dtype",
     "twice(model)": "cannot be the adapter's name",
-    # adapters that are not there, or not now
+    # adapters that do not exist, or are not active
     "lora.merge(two_adapters(model))": "is not active",
     "lora.activate(adapted(model), 'poet')": "no adapter 'poet'",
     "lora.detach(model)": "no adapter",
@@ -110,7 +109,7 @@ PYTHON = {
 
 
 def given() -> dict[str, Any]:
-    """What the lines of PYTHON may name, made anew for each."""
+    """Return new objects for the names in PYTHON."""
     config = ml.GPT2Config(vocab_size=20, n_positions=12, d_model=8, n_layers=2, n_heads=2)
     model = ml.GPT2(config, rng=0)
     ids = np.arange(12).reshape(2, 6)
@@ -148,7 +147,7 @@ def given() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def somewhere():
-    """Inside, in a new folder, with the files that the lines name."""
+    """Enter a new folder with the files that the lines name."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("notes.npz").write_text("Notes, not arrays.\n", "utf-8")
         names = given()
@@ -157,11 +156,11 @@ def somewhere():
         yield
 
 
-def said(typed: str) -> str:
-    """The error that a line of Python ends in."""
+def error_of(line: str) -> str:
+    """Return the error that a line of Python raises, as text."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            exec(typed, given())
+            exec(line, given())
     except Exception as error:
         return f"{type(error).__name__}: {error.args[0] if error.args else error}"
     return ""
@@ -169,6 +168,6 @@ def said(typed: str) -> str:
 
 if __name__ == "__main__":
     with somewhere():
-        for typed in PYTHON:
-            print(f"{typed}\n    {said(typed)}\n")
+        for line in PYTHON:
+            print(f"{line}\n    {error_of(line)}\n")
     print(f"{len(PYTHON)} mistakes", file=sys.stderr)
