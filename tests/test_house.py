@@ -21,7 +21,8 @@ CORE = [  # what a reader has to hold in the head
     *(f"lora/{x}.py" for x in ("__init__", "layers", "convert", "files")),
 ]
 LEVELS = [  # each room may import from those before it, and from its own
-    {"checks", "atomic", "signals"}, {"backend", "config"}, {"display"}, {"tensor"}, {"ops"},
+    {"checks", "words", "atomic", "signals"}, {"backend", "config"}, {"display"}, {"tensor"},
+    {"ops"},
     {"gradcheck", "checkpoint", "data"}, {"nn"},
     {"surgery", "schedules", "storage"}, {"optim", "recompute"}, {"kernels"}, {"models"},
     {"lora", "rounding", "methods"},  # they hold to lora or build on it; it hands some of them on
