@@ -1,4 +1,4 @@
-"""What an argument has to be, and the words in which another is refused."""
+"""Checks of arguments: a valid value is returned as a Python number, another is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-_WORDS = {  # an interval without an end is said in words
+_WORDS = {  # an interval with an infinite end reads better in words
     "(-inf, inf)": "a finite number",
     "[0, inf)": "finite and not negative",
     "(0, inf)": "finite and positive",
@@ -18,30 +18,31 @@ _WORDS = {  # an interval without an end is said in words
 }
 
 
-def whole(who: str, name: str, value: Any, least: int = 0, most: int | None = None) -> int:
-    """`value` as an int, if it is a whole number (NumPy's too, no bool, no float) in the bounds.
+def integer(who: str, name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """Return `value` as an int if it is an integer (NumPy's too) from `least` to `most`.
 
-    Raises ValueError otherwise: "who: name must be a whole number from 1, not 2.5".
+    Otherwise, and for a bool or a float, raise ValueError: "who: name must be an integer >= 1, not
+    2.5".
     """
     if not isinstance(value, bool) and isinstance(value, Integral):
         number = int(value)
         if number >= least and (most is None or number <= most):
             return number
-    span = f"from {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{who}: {name} must be a whole number {span}, not {describe(value)}")
+    span = f">= {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{who}: {name} must be an integer {span}, not {describe(value)}")
 
 
 def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
-    """`value` as a float, if it is a number (NumPy's too, no bool) in an interval like "[0, 1)".
+    """Return `value` as a float if it is a number (NumPy's too) in an interval such as "[0, 1)".
 
-    Raises ValueError otherwise: "who: name must be in [0, 1), not nan".
+    Otherwise, and for a bool, raise ValueError: "who: name must be in [0, 1), not nan".
     """
     low, high = (float(end) for end in within[1:-1].split(","))
-    closed = {low: within[0] == "[", high: within[-1] == "]"}  # does an end belong to it?
+    closed = {low: within[0] == "[", high: within[-1] == "]"}  # does the interval include the end?
     if not isinstance(value, bool) and isinstance(value, Real):
         try:
             number = float(value)
-        except OverflowError:  # a whole number beyond every float
+        except OverflowError:  # an integer too large for a float
             number = math.nan
         if closed.get(number, low < number < high):
             return number
@@ -50,22 +51,22 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
 
 
 def choice(who: str, name: str, value: Any, known: Sequence[str]) -> None:
-    """Raises ValueError where `value` is none of those that are known."""
+    """Raise ValueError if `value` is not among the known ones."""
     if value not in known:
-        raise ValueError(f"{who}: {name} is one of {', '.join(known)}, not {value!r}")
+        raise ValueError(f"{who}: {name} must be one of {', '.join(known)}, not {value!r}")
 
 
 def a(kind: str) -> str:
-    """The kind with its article: "a model", "an adapter"."""
+    """Return the kind with its article: "a model", "an adapter"."""
     return f"an {kind}" if kind[:1].lower() in tuple("aeiou") else f"a {kind}"
 
 
 def describe(value: Any) -> str:
-    """A value as an error says it: on one line, short, and with its type where it is no number."""
+    """Describe a value for an error: short, on one line, with its type unless it is a number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        kind, shown = type(value).__name__, reprlib.repr(value)
-        cut = not isinstance(value, str | bytes | list | tuple | dict) and "..." in shown
-        return f"the {kind}" if cut or "\n" in shown else f"the {kind} {shown}"
+        kind, text = type(value).__name__, reprlib.repr(value)
+        cut = not isinstance(value, str | bytes | list | tuple | dict) and "..." in text
+        return f"the {kind}" if cut or "\n" in text else f"the {kind} {text}"
     return reprlib.repr(getattr(value, "item", lambda: value)())
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
-from .checks import describe, real, whole
+from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
 from .nn import Module, evaluating
 from .tensor import Tensor, no_grad
+from .words import our_words
 
 
+@our_words
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
@@ -29,10 +31,10 @@ def generate(
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
     Raises FloatingPointError, with the place, if logits are not finite.
     """
-    whole("generate", "n_tokens", n_tokens)
+    integer("generate", "n_tokens", n_tokens)
     real("generate", "temperature", temperature, "[0, inf)")
     if top_k is not None:
-        whole("generate", "top_k", top_k, 1)
+        integer("generate", "top_k", top_k, 1)
     if top_p is not None:
         real("generate", "top_p", top_p, "(0, 1]")
     given, vocab_size = np.asarray(ids), model.config.vocab_size

@@ -14,6 +14,7 @@ from .backend import Rng, asnumpy, generator, normal, xp
 from .checks import real
 from .files import checkpoint
 from .tensor import Tensor
+from .words import our_words
 
 
 class Parameter(Tensor):
@@ -120,6 +121,7 @@ class Linear(Module):
     dtype: of the computation; a frozen W may be stored in a narrower one.
     """
 
+    @our_words
     def __init__(
         self, d_in: int, d_out: int, bias: bool = True, *,
         rng: Rng = None, std: float | None = None, dtype: Any = "float32") -> None:
@@ -135,6 +137,7 @@ class Embedding(Module):
     dtype: of the output; a frozen W may be stored in a narrower one.
     """
 
+    @our_words
     def __init__(
         self, n: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32"
     ) -> None:
@@ -150,6 +153,7 @@ class Embedding(Module):
 class LayerNorm(Module):
     """(x - mean) / √(variance + eps) · g + b over the last axis (Ba et al. 2016)."""
 
+    @our_words
     def __init__(self, d: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
         self.g, self.b, self.eps = Parameter(xp.ones(d, dtype)), Parameter(xp.zeros(d, dtype)), eps
     def forward(self, x: Tensor) -> Tensor:
@@ -158,6 +162,7 @@ class LayerNorm(Module):
 class Dropout(Module):
     """In training, 0 with probability `rate`, else x / (1 - rate), number by number; else x."""
 
+    @our_words
     def __init__(self, rate: float, *, rng: Rng = None) -> None:
         self.rate, self.rng = real("Dropout", "rate", rate, "[0, 1)"), generator(rng)
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and clipping under their public name; training/optim.py has them."""
+"""The public door to optimizers, schedules and clipping; training/optim.py defines them."""
 
 from .training.optim import SGD as SGD
 from .training.optim import Adam as Adam

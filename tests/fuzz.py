@@ -1,9 +1,9 @@
 """Every reader of files against damaged ones: `python tests/fuzz.py` prints a table.
 
-A damaged file is a valid one to which something was done by one who knows how such a file is made:
-bytes cut, flipped, moved; members dropped, swapped, renamed, compressed, of another shape or dtype;
-headers that lie; any place of its JSON replaced. What a reader makes of it is either the right
-object, or a refusal in the file's name after which nothing has changed; anything else is a fault.
+A damaged file is a valid one after one damage that knows the format: bytes cut, flipped or moved;
+members dropped, swapped, renamed, compressed or given another shape or dtype; wrong headers; any
+part of the JSON replaced. A reader must either return the right object, or raise a ValueError that
+names the file and change nothing. Anything else is a fault.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ ODD = [
 ]
 
 
-# What is done to a file.
+# The damages.
 
 
-def take_apart(whole: bytes) -> list[tuple[str, bytes]]:
-    """(name, bytes) of each member."""
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+def take_apart(valid: bytes) -> list[tuple[str, bytes]]:
+    """Return (name, bytes) of each member."""
+    with zipfile.ZipFile(io.BytesIO(valid)) as archive:
         return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
 
 
 def put_together(members: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(out, "w", how) as archive:
-        for name, held in members:  # two of a name make it warn
-            archive.writestr(zipfile.ZipInfo(name), held, compress_type=how)
+        for name, parts in members:  # a repeated name gives a warning
+            archive.writestr(zipfile.ZipInfo(name), parts, compress_type=how)
     return out.getvalue()
 
 
@@ -60,29 +60,29 @@ def npy(array: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def cut(whole: bytes, rng: random.Random) -> bytes:
-    return whole[: rng.randrange(len(whole))]
+def cut(valid: bytes, rng: random.Random) -> bytes:
+    return valid[: rng.randrange(len(valid))]
 
 
-def flipped(whole: bytes, rng: random.Random) -> bytes:
-    out = bytearray(whole)
+def flipped(valid: bytes, rng: random.Random) -> bytes:
+    out = bytearray(valid)
     for _ in range(rng.choice([1, 1, 1, 2, 8, 64])):
         out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
     return bytes(out)
 
 
-def moved(whole: bytes, rng: random.Random) -> bytes:
-    """A piece dropped, doubled, zeroed, or noise in its place."""
-    a, b = sorted(rng.randrange(len(whole) + 1) for _ in range(2))
+def moved(valid: bytes, rng: random.Random) -> bytes:
+    """Drop, double or zero a piece, or replace it with noise."""
+    a, b = sorted(rng.randrange(len(valid) + 1) for _ in range(2))
     b = min(b, a + rng.choice([1, 4, 30, 400]))
-    piece = [b"", whole[a:b] * 2, bytes(b - a), rng.randbytes(b - a)]
-    return whole[:a] + rng.choice(piece) + whole[b:]
+    piece = [b"", valid[a:b] * 2, bytes(b - a), rng.randbytes(b - a)]
+    return valid[:a] + rng.choice(piece) + valid[b:]
 
 
-def directory(whole: bytes, rng: random.Random) -> bytes:
-    """A field of the list of members, or of the end of the file, is another number."""
-    out, at = bytearray(whole), whole.rfind(b"PK\5\6")
-    starts = [at, *(i for i in range(len(whole) - 4) if whole[i : i + 4] in (b"PK\1\2", b"PK\3\4"))]
+def directory(valid: bytes, rng: random.Random) -> bytes:
+    """Change a number in the list of members or in the end record."""
+    out, at = bytearray(valid), valid.rfind(b"PK\5\6")
+    starts = [at, *(i for i in range(len(valid) - 4) if valid[i : i + 4] in (b"PK\1\2", b"PK\3\4"))]
     place = rng.choice(starts) + rng.randrange(4, 22)
     width = rng.choice([1, 2, 4])
     number = rng.choice([0, 1, 8, 255, 65535, 2**32 - 1, rng.randrange(2**32)])
@@ -90,17 +90,17 @@ def directory(whole: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def members(whole: bytes, rng: random.Random) -> bytes:
-    """A member dropped, doubled, renamed, swapped with another one, compressed, added."""
-    held = take_apart(whole)
-    i, j = (rng.randrange(len(held)) for _ in range(2))
+def members(valid: bytes, rng: random.Random) -> bytes:
+    """Drop, double, rename, swap, compress or add a member."""
+    parts = take_apart(valid)
+    i, j = (rng.randrange(len(parts)) for _ in range(2))
     kind = rng.randrange(6)
     if kind == 0:
-        del held[i]
+        del parts[i]
     elif kind == 1:
-        held.insert(j, held[i])
+        parts.insert(j, parts[i])
     elif kind == 2:
-        name = held[i][0]
+        name = parts[i][0]
         to = [
             f"x{name}",
             name[:-4],
@@ -108,27 +108,27 @@ def members(whole: bytes, rng: random.Random) -> bytes:
             "../x.npy",
             "",
             f"{name[:-4]}.W.npy",
-            held[j][0],
+            parts[j][0],
         ]
-        held[i] = rng.choice(to), held[i][1]
+        parts[i] = rng.choice(to), parts[i][1]
     elif kind == 3:
-        held[i], held[j] = (held[i][0], held[j][1]), (held[j][0], held[i][1])
+        parts[i], parts[j] = (parts[i][0], parts[j][1]), (parts[j][0], parts[i][1])
     elif kind == 4:
-        return put_together(held, zipfile.ZIP_DEFLATED)
+        return put_together(parts, zipfile.ZIP_DEFLATED)
     else:
-        held.insert(i, (rng.choice(["blocks.9.attn.q.A.npy", "x", "x.npy"]), held[j][1]))
-    return put_together(held)
+        parts.insert(i, (rng.choice(["blocks.9.attn.q.A.npy", "x", "x.npy"]), parts[j][1]))
+    return put_together(parts)
 
 
-def numbers(whole: bytes, rng: random.Random) -> bytes:
-    """A member's array is of another shape or dtype, or holds what is no number."""
-    held = take_apart(whole)
-    i = rng.choice([i for i, (name, _) in enumerate(held) if name != META] or [0])
-    array = np.load(io.BytesIO(held[i][1]))
+def numbers(valid: bytes, rng: random.Random) -> bytes:
+    """Give a member's array another shape or dtype, or values that are not finite."""
+    parts = take_apart(valid)
+    i = rng.choice([i for i, (name, _) in enumerate(parts) if name != META] or [0])
+    array = np.load(io.BytesIO(parts[i][1]))
     wide = array.astype("float64")
     size = max(1, array.size)
     nasty = np.array([rng.choice([np.nan, np.inf, -np.inf, 1e300])] * size)
-    made = rng.choice([
+    other = rng.choice([
         wide.T, wide.reshape(-1), wide[None], wide.reshape(-1)[: size // 2], np.zeros((0, 3)),
         wide.astype("int64"), wide.astype("complex64"), wide.astype("bool"), wide.astype("U4"),
         wide.astype("float16"), wide.astype(">f4"), wide, np.array(["x", None], object),
@@ -136,15 +136,15 @@ def numbers(whole: bytes, rng: random.Random) -> bytes:
         np.zeros((*array.shape, 1)), np.float64(3.0), wide.astype("M8[s]"),
         np.zeros(2, [("a", "f4"), ("b", "i4")]),
     ])
-    held[i] = held[i][0], npy(made)
-    return put_together(held)
+    parts[i] = parts[i][0], npy(other)
+    return put_together(parts)
 
 
-def headers(whole: bytes, rng: random.Random) -> bytes:
-    """A header says something else than what follows it."""
-    held = take_apart(whole)
-    i = rng.randrange(len(held))
-    name, old = held[i]
+def headers(valid: bytes, rng: random.Random) -> bytes:
+    """Write a header that does not fit its array."""
+    parts = take_apart(valid)
+    i = rng.randrange(len(parts))
+    name, old = parts[i]
     body = old[10 + int.from_bytes(old[8:10], "little") :]
     shapes = ["()", "(1,)", "(10**9,)", "(1000000000000,)", "(-1,)", "(2, 3", "(0,)", "(2, 8)",
               "(4294967296, 4294967296)", "(8, 2)", "[2]", "(2.0,)", "(True,)"]
@@ -156,14 +156,14 @@ def headers(whole: bytes, rng: random.Random) -> bytes:
         text = rng.choice(["(" * 5000, "-" * 5000 + "1", "__import__('os')", "", "{" * 300])
     head = text.encode().ljust(118) + b"\n"
     version = rng.choice([b"\1\0", b"\1\0", b"\1\0", b"\2\0", b"\3\0", b"\xff\xff"])
-    held[i] = name, b"\x93NUMPY" + version + struct.pack("<H", len(head)) + head + body
-    return put_together(held)
+    parts[i] = name, b"\x93NUMPY" + version + struct.pack("<H", len(head)) + head + body
+    return put_together(parts)
 
 
-def facts(whole: bytes, rng: random.Random) -> bytes:
-    """A place of its JSON is replaced, dropped, doubled, or all of it is no JSON."""
-    held = dict(take_apart(whole))
-    meta = json.loads(np.load(io.BytesIO(held[META])).tobytes())
+def facts(valid: bytes, rng: random.Random) -> bytes:
+    """Replace, drop or double a part of the JSON, or make it invalid."""
+    parts = dict(take_apart(valid))
+    meta = json.loads(np.load(io.BytesIO(parts[META])).tobytes())
     text = None
     if rng.random() < 0.15:
         good = json.dumps(meta)
@@ -190,32 +190,32 @@ def facts(whole: bytes, rng: random.Random) -> bytes:
     raw = (json.dumps(meta) if text is None else text).encode("utf-8", "surrogatepass")
     if rng.random() < 0.02:
         raw = b"\xff" + raw
-    held[META] = npy(np.frombuffer(raw, np.uint8))
-    return put_together([*held.items()])
+    parts[META] = npy(np.frombuffer(raw, np.uint8))
+    return put_together([*parts.items()])
 
 
 DAMAGES = [cut, flipped, moved, directory, members, numbers, headers, facts, facts]
-BYTES = (cut, flipped, moved, directory)  # after which what is still read must be the same thing
+BYTES = (cut, flipped, moved, directory)  # a file read after these must give the same object
 
 
-# Who reads it, into what, and is it right?
+# The readers.
 
 
 class Reader:
-    """make(folder) writes a valid file; read(path) gives what is compared; subject() for before."""
+    """make() writes a valid file; read() reads it and returns (arrays, facts) to compare."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{type(self).__name__.lower()}.npz"
         self.make()
-        self.whole = self.path.read_bytes()
+        self.valid = self.path.read_bytes()
         self.right = self.read()
         self.fresh()
 
     def fresh(self) -> None:
-        """Something new to read into."""
+        """Create a new object to read into."""
 
     def state(self) -> object:
-        """All that a refusal has to leave alone."""
+        """Return everything that a refusal must not change."""
 
 
 class Model(Reader):
@@ -232,7 +232,7 @@ class Model(Reader):
         if model.tokenizer is not None:
             model.tokenizer.decode(model.tokenizer.encode("abc"))
         again = self.path.with_suffix(".again.npz")
-        ml.save_model(model, again)  # what was read is whole enough to be written and read
+        ml.save_model(model, again)  # the model can be written and read again
         ml.load_model(again)
         merges = model.tokenizer and model.tokenizer.merges
         return model.state_dict(), {"merges": merges, "config": model.config}
@@ -265,7 +265,7 @@ class Adapter(Reader):
 
 
 class Run(Reader):
-    """ml.fit, going on from a checkpoint"""
+    """ml.fit, resuming from a checkpoint"""
 
     def make(self):
         self.fresh()
@@ -289,7 +289,7 @@ class Run(Reader):
 
 
 class State(Reader):
-    """Module.load_state_dict, of arrays from a file"""
+    """Module.load_state_dict with arrays from a file"""
 
     which = "model"
 
@@ -312,13 +312,13 @@ class State(Reader):
         into = getattr(self, self.which)
         try:
             into.load_state_dict(arrays)
-        except (ValueError, KeyError) as error:  # as of any dict: it has no file's name
+        except (ValueError, KeyError) as error:  # a dict has no file name
             raise ValueError(f"{self.path}: {error.args[0]}") from None
         return into.state_dict(), {}
 
 
 class Moments(State):
-    """Optimizer.load_state_dict, of arrays from a file"""
+    """Optimizer.load_state_dict with arrays from a file"""
 
     which = "optimizer"
 
@@ -326,45 +326,45 @@ class Moments(State):
 READERS = [Model, Adapter, Run, State, Moments]
 
 
-def judged(reader: Reader, seed: int) -> tuple[str, str]:
-    """("right", "other", "refused" or "FAULT", what was done and came of it) for one damaged file.
+def judge(reader: Reader, seed: int) -> tuple[str, str]:
+    """Read one damaged file. Return ("right", "other", "refused" or "FAULT", the reason).
 
-    other: a file that hangs together and tells of another thing, such as another alpha.
+    other: a consistent file with other content, such as another alpha.
     """
     rng = random.Random(seed)
     damage = rng.choice(DAMAGES)
-    reader.path.write_bytes(damage(reader.whole, rng))
+    reader.path.write_bytes(damage(reader.valid, rng))
     before, began = reader.state(), time.process_time()
     try:
         got = reader.read()
     except ValueError as error:
-        said = str(error)
-        if not said.startswith(str(reader.path)):
-            return "FAULT", f"{damage.__name__}: without the file's name: {said}"
+        message = str(error)
+        if not message.startswith(str(reader.path)):
+            return "FAULT", f"{damage.__name__}: without the file's name: {message}"
         if reader.state() != before:
-            return "FAULT", f"{damage.__name__}: refused, and something changed: {said}"
+            return "FAULT", f"{damage.__name__}: refused, but something changed: {message}"
         if time.process_time() - began > 2:
             return "FAULT", f"{damage.__name__}: slow"
-        return "refused", said
+        return "refused", message
     except Exception as error:
         return "FAULT", f"{damage.__name__}: {type(error).__name__}: {error}"
     reader.fresh()
     same = got[0].keys() == reader.right[0].keys() and got[1] == reader.right[1]
     same = same and all(same_bytes(got[0][name], a) for name, a in reader.right[0].items())
     if not same and damage in BYTES:
-        return "FAULT", f"{damage.__name__}: another thing was read"
+        return "FAULT", f"{damage.__name__}: another object was read"
     return "right" if same else "other", damage.__name__
 
 
 def main() -> int:
-    told = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    told.add_argument("--inputs", type=int, default=10_000, help="damaged files a reader (10000)")
-    told.add_argument("--seed", type=int, default=0, help="of the first one (0)")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--inputs", type=int, default=10_000, help="files per reader (10000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first file (0)")
     names = [kind.__name__ for kind in READERS]
-    told.add_argument("readers", nargs="*", help=f"of {', '.join(names)} (all)")
-    args = told.parse_args()
-    if odd := set(args.readers) - set(names):
-        told.error(f"there is no reader {min(odd)}: there are {', '.join(names)}")
+    parser.add_argument("readers", nargs="*", help=f"any of {', '.join(names)} (all)")
+    args = parser.parse_args()
+    if unknown := set(args.readers) - set(names):
+        parser.error(f"unknown reader {min(unknown)}: choose from {', '.join(names)}")
     print(f"{'reader':<10}{'inputs':>8}{'right':>8}{'other':>8}{'refused':>9}{'else':>6}  seconds")
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -373,7 +373,7 @@ def main() -> int:
                 continue
             reader, counts, began = kind(Path(folder)), Counter(), time.perf_counter()
             for seed in range(args.seed, args.seed + args.inputs):
-                verdict, why = judged(reader, seed)
+                verdict, why = judge(reader, seed)
                 counts[verdict] += 1
                 if verdict == "FAULT":
                     print(f"  {kind.__name__}, seed {seed}: {why}", file=sys.stderr)

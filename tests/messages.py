@@ -1,7 +1,6 @@
-"""Mistakes that people make in Python, and what is said: `python tests/messages.py` prints them.
+"""Mistakes that people make in Python, and the errors: `python tests/messages.py` prints them.
 
-What is typed is run as it stands; the words are those of the package, nothing is written down twice
-but the piece of the answer that has to be in it. Those on the command line are in test_cli.py.
+PYTHON maps a line to a part of its error. Mistakes on the command line are in test_cli.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from minilora import data, lora, nn, ops
 from minilora.training import optim
 
 PYTHON = {
-    # what a layer, a model, an op is given
+    # inputs of layers, models and ops
     "model('To be')": "tokenizer.encode",
     "model(np.zeros((1, 4)))": "integers (batch, tokens)",
     "model(ids[0])": "(batch, tokens)",
@@ -35,16 +34,19 @@ PYTHON = {
     "two = model(ids).sum(); two.backward(); two.backward()": "consumed",
     "frozen(model)(ids).sum().backward()": "requires a gradient",
     "ml.gradcheck(lambda x: x.data, np.ones(2))": "Tensor",
-    # how a model or an adapter is told
-    "ml.GPT2Config(vocab_size=300.0)": "vocab_size must be a whole number",
+    # configs and adapters
+    "ml.GPT2Config(vocab_size=300.0)": "vocab_size must be an integer",
     "ml.GPT2Config(d_model=10, n_heads=3)": "not a multiple",
     "ml.GPT2Config(n_embd=64)": "d_model",
     "ml.GPT2Config(n_layer=2)": "n_layers",
     "ml.GPT2Config(dropout=float('nan'))": "dropout",
     "lora.LoRAConfig(lora_alpha=16)": "alpha",
     "lora.LoRAConfig(target_modules=['q'])": "targets",
-    "lora.LoRAConfig(r=0)": "r must be a whole number",
-    "lora.LoRAConfig(r='8')": "r must be a whole number",
+    "lora.LoRAConfig(use_dora=True)": 'methods.apply(model, "dora", ...)',
+    "lora.LoRAConfig(init='pissa')": 'methods.apply(model, "pissa", ...)',
+    "lora.LoRAConfig(lr=1e-4)": "belongs to the optimizer",
+    "lora.LoRAConfig(r=0)": "r must be an integer",
+    "lora.LoRAConfig(r='8')": "r must be an integer",
     "lora.LoRAConfig(alpha=0)": "alpha must not be 0",
     "lora.LoRAConfig(alpha=float('inf'))": "alpha",
     "lora.LoRAConfig(dropout=1.0)": "dropout must be in [0, 1)",
@@ -56,7 +58,7 @@ PYTHON = {
     "lora.attach(model, lora.LoRAConfig(), name='my.adapter')": "cannot be the adapter's name",
     "lora.attach(model, lora.LoRAConfig(), base_dtype='int8')": "base_dtype",
     "twice(model)": "cannot be the adapter's name",
-    # adapters that are not there, or not now
+    # adapters that do not exist, or are not active
     "lora.merge(two_adapters(model))": "is not active",
     "lora.activate(adapted(model), 'poet')": "no adapter 'poet'",
     "lora.detach(model)": "no adapter",
@@ -69,13 +71,17 @@ PYTHON = {
     "optim.AdamW(frozen(model).trainable_parameters())": "nothing to train",
     "optim.AdamW(model.trainable_parameters(), lr=float('nan'))": "lr must be finite",
     "optim.AdamW([np.ones(2)])": "AdamW",
+    "optim.AdamW(model.trainable_parameters(), learning_rate=1e-3)": "called lr here",
+    "ml.fit(model, batches, optimizer, num_steps=5)": "called steps here",
+    "ml.fit(model, batches, optimizer, epochs=2)": "steps=epochs * len(batches)",
+    "optim.AdamW(model.trainable_parameters(), weigth_decay=1)": "did you mean weight_decay?",
     "optim.linear_schedule(float('nan'), 10)": "peak",
     "optimizer.step()": "backward()",
     "adapted(model); optimizer.step()": "frozen",
     "ml.fit(model, 'To be', optimizer, 5)": "data.Windows",
     "ml.fit(model, [], optimizer, 5)": "no batches",
     "ml.fit(model, batches, model, 5)": "AdamW(model.trainable_parameters()",
-    "ml.fit(model, batches, optimizer, 0)": "steps must be a whole number from 1",
+    "ml.fit(model, batches, optimizer, 0)": "steps must be an integer >= 1",
     "ml.fit(model, batches, optimizer, 5, schedule=1e-3)": "schedule must be a function",
     "ml.fit(model, batches, optimizer, 5, checkpoint='nowhere/run.npz')": "nowhere is not a folder",
     "ml.fit(adapted(model), batches, optimizer, 5)": "after attach",
@@ -103,7 +109,7 @@ PYTHON = {
 
 
 def given() -> dict[str, Any]:
-    """What the lines of PYTHON may name, made anew for each."""
+    """Return new objects for the names in PYTHON."""
     config = ml.GPT2Config(vocab_size=20, n_positions=12, d_model=8, n_layers=2, n_heads=2)
     model = ml.GPT2(config, rng=0)
     ids = np.arange(12).reshape(2, 6)
@@ -141,7 +147,7 @@ def given() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def somewhere():
-    """Inside, in a new folder, with the files that the lines name."""
+    """Enter a new folder with the files that the lines name."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("notes.npz").write_text("Notes, not arrays.\n", "utf-8")
         names = given()
@@ -150,11 +156,11 @@ def somewhere():
         yield
 
 
-def said(typed: str) -> str:
-    """The error that a line of Python ends in."""
+def error_of(line: str) -> str:
+    """Return the error that a line of Python raises, as text."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            exec(typed, given())
+            exec(line, given())
     except Exception as error:
         return f"{type(error).__name__}: {error.args[0] if error.args else error}"
     return ""
@@ -162,6 +168,6 @@ def said(typed: str) -> str:
 
 if __name__ == "__main__":
     with somewhere():
-        for typed in PYTHON:
-            print(f"{typed}\n    {said(typed)}\n")
+        for line in PYTHON:
+            print(f"{line}\n    {error_of(line)}\n")
     print(f"{len(PYTHON)} mistakes", file=sys.stderr)

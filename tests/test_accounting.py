@@ -1,4 +1,4 @@
-"""accounting: what shapes predict is what the arrays take; what it costs is what the paper says."""
+"""accounting: predictions on shapes equal measurements on arrays, and the paper's numbers."""
 
 import json
 import subprocess
@@ -25,14 +25,14 @@ from minilora.nn import generators
 from minilora.training import optim
 
 NAMES = ("q", "k", "v", "o", "up", "down")
-MOST, OTHER = 1 / 100, 130_000  # how far a peak may be off: Python and NumPy's iterators hold some
+MOST, OTHER = 1 / 100, 130_000  # tolerance of a peak: Python's iterators use memory
 
 
 def check(model, optimizer, batch: int, tokens: int) -> accounting.Ledger:
-    """Every row is exact, the peak nearly so, and every activation has an op that holds it."""
+    """Check that rows are exact, the peak nearly, and that every activation belongs to an op."""
     ledger = accounting.ledger(model, optimizer, batch, tokens)
     for row in ledger.rows:
-        exact = row.name != "activations" or ml.current().name != "cupy"  # its pool has its ways
+        exact = row.name != "activations" or ml.current().name != "cupy"  # its pool rounds sizes
         assert row.predicted == row.measured or not exact, row
     peak = ledger.peak
     assert abs(peak.predicted - peak.measured) <= MOST * peak.measured + OTHER, peak
@@ -46,14 +46,14 @@ def adam(model, **how):
 
 
 def on_blocks() -> bool:
-    """A device's pool hands out multiples of 512 bytes."""
+    """Whether sizes are multiples of 512 bytes, as in a device's pool."""
     return not ml.current().on_host
 
 
-once = pytest.mark.usefixtures("numpy_only")  # what runs on shapes alone brings its own library
+once = pytest.mark.usefixtures("numpy_only")  # for tests that choose the library themselves
 
 
-# How many parameters.
+# Numbers of parameters.
 
 
 @given(
@@ -74,7 +74,7 @@ def test_the_parameters_of_a_gpt2_in_closed_form(v, n, heads, width, layers, d_f
     st.integers(1, 4), st.sets(st.sampled_from(NAMES), min_size=1),
     st.sampled_from(["none", "lora", "all"]), st.integers(1, 3),
 )
-def test_what_lora_trains_is_r_times_d_plus_k_a_layer(r, targets, bias, layers):
+def test_lora_trains_r_times_d_plus_k_per_layer(r, targets, bias, layers):
     model = gpt2(n_layers=layers)  # d_model 8, d_ff 32
     before = accounting.count(model).total
     lora.attach(model, ml.LoRAConfig(r=r, alpha=1, targets=sorted(targets), bias=bias), rng=0)
@@ -97,7 +97,7 @@ def test_a_shared_parameter_is_counted_once_and_nothing_is_0_percent():
     assert (empty.total, empty.percent) == (0, 0.0)
 
 
-# The ledger: predicted is measured.
+# The ledger: predictions equal measurements.
 
 
 @given(st.data())
@@ -156,7 +156,7 @@ def attached(base_dtype=None, **config):
     return lambda model: lora.attach(model, ml.LoRAConfig(**config), rng=0, base_dtype=base_dtype)
 
 
-WAYS = {  # how it is trained, and what it computes in
+WAYS = {  # way of training -> (preparation, dtype)
     "full": (lambda model: None, "float32"),
     "LoRA": (attached(r=4, dropout=0.1), "float32"),
     "all of LoRA": (attached(targets=NAMES, bias="all"), "float32"),
@@ -168,7 +168,7 @@ WAYS = {  # how it is trained, and what it computes in
     "half model": (attached(r=4, dropout=0.1), "float16"),
     "all of a half model": (lambda model: None, "float16"),
 }
-SIZES = {  # where the peak is: attention, the last GELU, the loss
+SIZES = {  # with the peak in attention, in the last GELU, in the loss
     "long": ({"d_model": 16, "vocab_size": 50, "n_positions": 530}, 1, 530),
     "wide": ({"d_model": 64, "vocab_size": 50, "n_positions": 64}, 4, 64),
     "many words": ({"d_model": 32, "vocab_size": 1500, "n_positions": 64}, 2, 64),
@@ -191,27 +191,27 @@ def test_the_ledger_at_four_sizes(size, way, kernels):
     model = gpt2(0, dtype, n_layers=2, dropout=0.1 * (way == "full"), **sizes)
     attach(model)
     with plain(not kernels), np.errstate(all="ignore"):
-        kept = check(model, adam(model), batch, tokens)
-        assert kept.peak.measured > 6 * OTHER  # so that this is a test
+        usual = check(model, adam(model), batch, tokens)
+        assert usual.peak.measured > 6 * OTHER  # so that the tolerance is small
         if size == "wide":
             model.recompute = True
             again = check(model, adam(model), batch, tokens)
-            assert again["activations"].measured < kept["activations"].measured
+            assert again["activations"].measured < usual["activations"].measured
 
 
 @family
-def test_recomputing_keeps_a_blocks_input_alone(family):
+def test_recomputing_keeps_only_each_blocks_input(family):
     model = made(family, n_layers=3)
     lora.attach(model, ml.LoRAConfig(r=2), rng=0)
-    kept = check(model, adam(model), 2, 9)
+    usual = check(model, adam(model), 2, 9)
     model.recompute = True
     again = check(model, adam(model), 2, 9)
     sizes = 3 * [2 * 9 * 8 * 8] + [12 * 8 * 8] * (family == "deberta")  # inputs; distances, once
     used = sum(-(-size // 512) * 512 if on_blocks() else size for size in sizes)
     assert again.activations["recomputed"] == used
     for name in ("attention",) if family != "deberta" else ("softmax", "embedding"):
-        assert kept.activations[name] > again.activations.get(name, 0)
-    assert again.peak.predicted < kept.peak.predicted
+        assert usual.activations[name] > again.activations.get(name, 0)
+    assert again.peak.predicted < usual.peak.predicted
 
 
 @given(st.sets(st.sampled_from(NAMES), min_size=1), st.integers(1, 4), st.integers(16, 30))
@@ -227,7 +227,7 @@ def test_lora_keeps_fewer_activations_than_full_fine_tuning(targets, batch, toke
 
 
 class Bag(nn.Module):
-    """A model that is no transformer: the mean of the tokens so far, through one layer."""
+    """A model without attention: the mean of the tokens so far, through one layer."""
 
     def __init__(self):
         self.table = nn.Embedding(13, 6, rng=0)
@@ -252,14 +252,14 @@ class Signs(optim.Optimizer):
 
 
 class Lazy(Signs):
-    """Makes more state in its first step."""
+    """Creates more state in its first step."""
 
     def update(self, name, p, g, m):
         self.state.setdefault("seen", {})[name] = ml.xp.zeros((3,), "float32")
         super().update(name, p, g, m)
 
 
-def test_state_that_a_step_made_is_gone_again():
+def test_state_created_by_the_step_is_removed():
     model = Bag()
     optimizer = Lazy(model.trainable_parameters(), 0.1)
     before, order = everything(model, optimizer), list(optimizer.state)
@@ -269,7 +269,7 @@ def test_state_that_a_step_made_is_gone_again():
 
 @ops.op
 def knotted(x):
-    """2x, by a rule that holds itself."""
+    """2x, with a gradient rule whose closure contains itself."""
 
     def dx(g):
         return g * 2 if dx else None
@@ -277,14 +277,14 @@ def knotted(x):
     return x * 2, (dx,)
 
 
-def test_a_rule_that_holds_itself_is_looked_through_once():
+def test_a_rule_that_contains_itself_is_counted_once():
     model = Bag()
     forward = model.forward
     model.forward = lambda ids: knotted(forward(ids))
     check(model, adam(model), 2, 5)
 
 
-def test_what_shares_memory_is_counted_once():
+def test_arrays_that_share_memory_count_once():
     x = ml.xp.zeros((4, 6))
     other = ml.xp.zeros((2,))
     assert nbytes([x[:2], x[1:].T, x]) == nbytes([x]) == nbytes([x[0, 1:]]) == 4 * 6 * 8
@@ -298,7 +298,7 @@ def test_the_ledger_measures_on_one_thread(monkeypatch):
     model.forward = lambda ids: (seen.append(ml.threads()), forward(ids))[1]
     try:
         accounting.ledger(model, adam(model), 2, 7)
-        assert seen == [3, 1, 1] and ml.threads() == 3  # the second is not measured
+        assert seen == [3, 1, 1] and ml.threads() == 3  # the second call runs on shapes
     finally:
         ml.threads(before)
 
@@ -313,14 +313,14 @@ def test_the_ledger_of_any_module_and_any_optimizer(adapted):
     assert "relu" in ledger.activations
 
 
-def test_a_model_without_a_table_is_refused():
+def test_a_model_without_an_embedding_is_refused():
     model = nn.Linear(3, 3, rng=0)
     with pytest.raises(ValueError, match="no Embedding"):
         accounting.ledger(model, adam(model), 2, 3)
 
 
 def everything(model, optimizer):
-    """Bits and identities of all that a step may touch."""
+    """Return bits and identities of everything that a step may change."""
     states = {**model.state_dict(), **{f"o {n}": a for n, a in optimizer.state_dict().items()}}
     grads = [None if p.grad is None else ml.asnumpy(p.grad).tobytes() for p in model.parameters()]
     arrays = [*(p.data for p in model.parameters()), *optimizer.arrays().values()]
@@ -337,7 +337,7 @@ def everything(model, optimizer):
 
 
 def trained(model):
-    """An optimizer after two steps, and gradients from a third."""
+    """Return an optimizer after two steps; the model has gradients of a third."""
     optimizer = adam(model, lr=0.1)
     ml.fit(model, [(ids(), ids(1))], optimizer, 2, progress=False)
     ops.cross_entropy(model(ids()), ids(1)).backward()
@@ -359,8 +359,8 @@ def test_the_ledger_leaves_no_trace(dtype):
 
 @given(st.sets(st.integers(0, 27)), st.booleans())
 @settings(max_examples=8)
-def test_gradients_of_before_are_neither_counted_nor_lost(which, adapted):
-    """Frozen parameters may hold one, too: from before they were frozen."""
+def test_earlier_gradients_are_neither_counted_nor_lost(which, adapted):
+    """Frozen parameters may have one, too, from before they were frozen."""
     model = gpt2()
     if adapted:
         lora.attach(model, ml.LoRAConfig(r=2, alpha=1), rng=0)
@@ -378,8 +378,8 @@ def test_gradients_of_before_are_neither_counted_nor_lost(which, adapted):
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_the_ledger_leaves_no_trace_where_something_goes_wrong(call, error, monkeypatch):
-    """Forward, backward and step are each run twice: one of the six is interrupted at its end."""
+def test_the_ledger_leaves_no_trace_after_an_error(call, error, monkeypatch):
+    """Forward, backward and step run twice each; one of the six is interrupted at its end."""
     model = gpt2(dropout=0.3)
     optimizer = trained(model)
     before, calls = everything(model, optimizer), []
@@ -418,12 +418,12 @@ def test_the_ledger_adds_up_and_prints_its_rows():
         ledger["nothing"]
 
 
-def test_what_is_counted_while_memory_is_traced_already_stays_traced():
+def test_memory_that_is_traced_already_stays_traced():
     sizes, batch, tokens = SIZES["wide"]
     model = gpt2(0, "float32", **sizes)
     tracemalloc.start()
     try:
-        np.zeros(10_000_000)  # a peak of before, which is nothing to the ledger
+        np.zeros(10_000_000)  # an earlier peak, which the ledger ignores
         check(model, adam(model), batch, tokens)
         assert tracemalloc.is_tracing()
     finally:
@@ -432,24 +432,24 @@ def test_what_is_counted_while_memory_is_traced_already_stays_traced():
     assert not tracemalloc.is_tracing()
 
 
-# The plan: what the paper's sizes would take.
+# The plan: steps at the paper's sizes.
 
 SMALL = ml.GPT2Config(vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_heads=4)
 
 
 @pytest.mark.parametrize(
-    "shape, encoder, whole",
+    "shape, encoder, total",
     [("bert-base", 108_891_648, 109_514_298), ("roberta-base", 124_055_040, 124_697_433),
      ("roberta-large", 354_310_144, 355_412_057),
      ("deberta-v2-xxlarge", 1_564_549_632, 1_567_041_636)],
 )
 @once
-def test_the_counts_of_encoders(shape, encoder, whole):
-    """Without a pooler, and with the head that fills masks in."""
+def test_the_counts_of_encoders(shape, encoder, total):
+    """Without a pooler, with the masked-LM head."""
     with ml.using("shapes"):
         model = build(SHAPES[shape], rng=0)
         sizes = {name: p.data.size for name, p in model.named_parameters()}
-    assert sum(sizes.values()) == whole
+    assert sum(sizes.values()) == total
     assert sum(n for name, n in sizes.items() if not name.startswith("head.")) == encoder
 
 
@@ -524,7 +524,7 @@ def test_a_merged_model_costs_what_its_base_costs(device, kernels):
         model = ml.GPT2(SMALL, rng=0)
         lora.attach(model, ml.LoRAConfig(r=2, targets=NAMES), rng=0)
         more = forward()
-    for name in ("products", "calls", "depth"):  # §4.1: no latency, once it is merged
+    for name in ("products", "calls", "depth"):  # §4.1: no latency after merging
         one, two, all_of_it = (getattr(cost, name) for cost in (base, adapted, more))
         assert one < two < all_of_it, name
 
@@ -534,7 +534,7 @@ def test_a_merged_model_costs_what_its_base_costs(device, kernels):
 @pytest.mark.parametrize(
     ("family", "method"), [("gpt2", "full"), *((name, "lora") for name in FAMILIES)]
 )
-def test_a_plan_is_what_the_ledger_predicts_and_measures(family, method, policy, kernels):
+def test_a_plan_equals_the_ledger(family, method, policy, kernels):
     if method == "full" and policy == "half base":
         pytest.skip("nothing is frozen")
     if on_blocks() and family in ("bert", "deberta"):
@@ -562,25 +562,25 @@ def test_a_plan_is_what_the_ledger_predicts_and_measures(family, method, policy,
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("method", ["lora", "full"])
 @once
-def test_there_is_a_plan_of_every_optimizer_and_policy(method, policy, optimizer):
+def test_every_optimizer_and_policy_has_a_plan(method, policy, optimizer):
     if method == "full" and policy == "half base":
         pytest.skip("nothing is frozen")
     planned = plan(SMALL, method=method, policy=policy, optimizer=optimizer, tokens=4)
     assert OPTIMIZERS[optimizer].__name__ in str(planned) and planned.bytes["peak"] > 0
 
 
-def test_a_plans_checkpoint_is_what_is_saved(tmp_path):
+def test_a_plans_checkpoint_is_the_size_of_the_saved_arrays(tmp_path):
     model = gpt2(0, "float32", vocab_size=50, n_positions=32, d_model=16, n_layers=3, n_heads=4)
-    whole = np.load(ml.save_model(model, tmp_path / "model.npz"))
+    saved = np.load(ml.save_model(model, tmp_path / "model.npz"))
     lora.attach(model, ml.LoRAConfig(r=2), rng=0)
     adapter = np.load(lora.save(model, tmp_path / "adapter.npz"))
-    for file, how in ((whole, {"method": "full"}), (adapter, {"r": 2})):
+    for file, how in ((saved, {"method": "full"}), (adapter, {"r": 2})):
         floats = [file[name] for name in file.files if file[name].dtype == np.float32]
         assert sum(a.nbytes for a in floats) == plan(SMALL, **how).checkpoint
 
 
 @once
-def test_what_is_stored_in_half_precision():
+def test_policies_store_matrices_in_half_precision():
     c = SHAPES["gpt2"]
     tables, matrices = (c.vocab_size + c.n_positions) * c.d_model, 12 * 12 * c.d_model**2
     plans = {policy: plan("gpt2", policy=policy, tokens=32) for policy in
@@ -605,27 +605,40 @@ def test_a_plan_prints_a_table_and_is_plain_data():
     for n in (*planned.bytes.values(), planned.checkpoint, *planned.forward, *planned.step):
         assert f"{n:,}" in text
     assert max(map(len, text.splitlines())) <= 100
+    units = text.splitlines()[-1]
+    assert units == (
+        "units: products: FLOPs (2 per multiply-add), elementwise: numbers, moved: bytes, "
+        "depth: calls"
+    )
 
 
-@pytest.mark.parametrize(("how", "told"), [
-    ({"shape": "gpt4"}, "no shape 'gpt4': there are gpt2"),
-    ({"method": "bitfot"}, "no method 'bitfot': there are .*lora"),
-    ({"optimizer": "lion"}, "there are adamw"), ({"policy": "half"}, "float32, half base, mixed"),
+def test_label_was_called_told():
+    with pytest.raises(AttributeError, match=r"^accounting.told is called accounting.label now$"):
+        _ = accounting.told
+    with pytest.raises(AttributeError, match=r"^minilora.accounting has no 'x': it has COMPARED, "):
+        _ = accounting.x
+    assert not hasattr(accounting, "told") and accounting.label(ml.methods.BitFit()) == "bitfit"
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ({"shape": "gpt4"}, "plan: unknown shape 'gpt4': choose from gpt2"),
+    ({"method": "bitfot"}, "plan: unknown method 'bitfot': choose from .*lora"),
+    ({"optimizer": "lion"}, "choose from adamw"), ({"policy": "half"}, "float32, half base, mixed"),
     ({"device": "tpu"}, "numpy, cupy"), ({"method": "full", "policy": "half base"}, "frozen base"),
     ({"targets": ("w",)}, "no layer matches 'w'"), ({"tokens": 33}, "1 to 32"),
 ])
 @once
-def test_a_plan_says_what_it_does_not_know(how, told):
+def test_an_unknown_name_in_a_plan_is_refused(how, words):
     before = ml.current()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=words):
         plan(**{"shape": SMALL, **how})
     assert ml.current() is before
 
 
 @pytest.mark.parametrize("shape", ["roberta-base", "roberta-large", "deberta-v2-xxlarge"])
 @once
-def test_what_lora_takes_of_an_encoder_of_the_paper(shape):
-    """Table 2: r = 8 on q and v; XXL has r = 16 there. One step, by the formulas."""
+def test_lora_on_an_encoder_of_the_paper(shape):
+    """Table 2 has r = 8 on q and v (XXL: r = 16). The formulas give the counts."""
     c = SHAPES[shape]
     planned = plan(shape, r=8, batch=1, tokens=8)
     assert planned.count.trainable == 2 * (2 * c.n_layers) * c.d_model * 8
@@ -645,7 +658,7 @@ def test_gpt3_takes_seconds_and_little_memory(device):
         f"p = accounting.plan('gpt3-175b', r=4, device='{device}', policy='mixed'); "
         "seconds = time.perf_counter() - start; status = open('/proc/self/status').read(); "
         "print(p.bytes['frozen weights'], seconds, "
-        "int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024)"  # getrusage has the parent's, too
+        "int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024)"  # getrusage includes the parent
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     frozen, seconds, megabytes = map(float, done.stdout.split())
@@ -653,7 +666,7 @@ def test_gpt3_takes_seconds_and_little_memory(device):
     assert megabytes < 300, seconds
 
 
-def test_a_step_is_observed_on_shapes_and_on_arrays_alike():
+def test_a_step_is_observed_equally_on_shapes_and_on_arrays():
     model = gpt2(0, "float32")
     inputs = random_ids(model, 2, 5)
     assert inputs.shape == (2, 2, 5) and inputs.max() < 11
@@ -664,12 +677,12 @@ def test_a_step_is_observed_on_shapes_and_on_arrays_alike():
 
 
 @once
-def test_what_is_made_once_and_kept_is_no_activation():
-    """erf's series was counted in the first ledger of a process."""
+def test_a_cached_array_is_no_activation():
+    """A regression: erf's series was counted in the first ledger of a process."""
     code = (
         "import minilora as ml; from minilora import accounting, optim\n"
         "m = ml.Bert(ml.BertConfig(5, 9, 4, 1, 1), rng=0)\n"
-        "told = accounting.ledger(m, optim.SGD(m.trainable_parameters(), 0.1), 1, 3)\n"
-        "assert told['activations'].predicted == told['activations'].measured, told"
+        "rows = accounting.ledger(m, optim.SGD(m.trainable_parameters(), 0.1), 1, 3)\n"
+        "assert rows['activations'].predicted == rows['activations'].measured, rows"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

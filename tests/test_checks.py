@@ -1,4 +1,4 @@
-"""checks: a number passes as itself, and whatever else is refused in one sentence."""
+"""checks: a valid number passes unchanged; anything else is refused in one sentence."""
 
 import math
 from fractions import Fraction
@@ -8,30 +8,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.checks import describe as told
-from minilora.checks import real, whole
+from minilora.checks import describe, integer, real
 
-odd = st.sampled_from([None, True, False, "3", b"3", [3], (), {}, 3j, np.ones(2), np.True_])
+no_numbers = st.sampled_from([None, True, False, "3", b"3", [3], (), {}, 3j, np.ones(2), np.True_])
 numbers = st.one_of(st.integers(-9, 9), st.floats(-9, 9), st.fractions(-9, 9))
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9), st.integers(-9, 9) | st.none())
-def test_a_whole_number_in_the_bounds_passes_as_an_int(value, least, most):
+def test_an_integer_in_the_bounds_passes_as_an_int(value, least, most):
     fits = value >= least and (most is None or value <= most)
     for given_ in (value, np.int8(value)):
         if fits:
-            assert whole("f", "n", given_, least, most) == value
-            assert type(whole("f", "n", given_, least, most)) is int
+            assert integer("f", "n", given_, least, most) == value
+            assert type(integer("f", "n", given_, least, most)) is int
         else:
-            span = f"from {least}" + (f" to {most}" if most is not None else "")
-            with pytest.raises(ValueError, match=rf"^f: n must be a whole number {span}, not -?\d"):
-                whole("f", "n", given_, least, most)
+            span = f">= {least}" if most is None else f"from {least} to {most}"
+            with pytest.raises(ValueError, match=rf"^f: n must be an integer {span}, not -?\d"):
+                integer("f", "n", given_, least, most)
 
 
-@given(odd | st.floats() | st.fractions().filter(lambda x: x.denominator > 1))
-def test_what_is_no_whole_number_is_refused(value):
-    with pytest.raises(ValueError, match=r"^f: n must be a whole number from 0, not "):
-        whole("f", "n", value)
+@given(no_numbers | st.floats() | st.fractions().filter(lambda x: x.denominator > 1))
+def test_anything_but_an_integer_is_refused(value):
+    with pytest.raises(ValueError, match=r"^f: n must be an integer >= 0, not "):
+        integer("f", "n", value)
 
 
 @given(numbers, st.integers(-3, 3), st.integers(0, 3), st.sampled_from("[("), st.sampled_from("])"))
@@ -52,8 +51,8 @@ def test_a_number_in_the_interval_passes_as_a_float(value, low, size, left, righ
             assert "np." not in str(error.value)
 
 
-@given(odd, st.sampled_from(["(-inf, inf)", "[0, inf)", "(0, inf]", "[0, 9)"]))
-def test_what_is_no_number_is_refused(value, within):
+@given(no_numbers, st.sampled_from(["(-inf, inf)", "[0, inf)", "(0, inf]", "[0, 9)"]))
+def test_anything_but_a_number_is_refused(value, within):
     with pytest.raises(ValueError, match=r"^f: x must be "):
         real("f", "x", value, within)
 
@@ -67,7 +66,7 @@ def test_what_is_no_number_is_refused(value, within):
         ("(0, inf]", {1.0, math.inf}, "positive"),
     ],
 )
-def test_ends_that_are_none_have_words(within, good, words):
+def test_an_interval_with_an_infinite_end_is_given_in_words(within, good, words):
     for value in (-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan, 10**400):
         if value in good:
             assert real("f", "x", value, within) == value
@@ -76,11 +75,13 @@ def test_ends_that_are_none_have_words(within, good, words):
                 real("f", "x", value, within)
 
 
-def test_what_an_error_says_of_a_value_is_short_and_has_its_type():
-    assert told(3) == told(np.int64(3)) == "3" and told(np.float32(0.5)) == told(0.5) == "0.5"
-    assert told(Fraction(1, 2)) == "Fraction(1, 2)" and told(math.nan) == "nan"
-    assert told("3") == "the str '3'" and told(True) == "the bool True"
-    assert told(None) == "None"
-    assert len(told("x" * 10**6)) < 50 and len(told(10**1000)) < 50
-    assert told(np.eye(1)) == "the ndarray array([[1.]])" and told(np.eye(2, 1)) == "the ndarray"
-    assert told(np.zeros((2, 2))) == "the ndarray" and told([1, 2]) == "the list [1, 2]"
+def test_the_description_of_a_value_is_short_and_has_its_type():
+    assert describe(3) == describe(np.int64(3)) == "3"
+    assert describe(np.float32(0.5)) == describe(0.5) == "0.5"
+    assert describe(Fraction(1, 2)) == "Fraction(1, 2)" and describe(math.nan) == "nan"
+    assert describe("3") == "the str '3'" and describe(True) == "the bool True"
+    assert describe(None) == "None"
+    assert len(describe("x" * 10**6)) < 50 and len(describe(10**1000)) < 50
+    assert describe(np.eye(1)) == "the ndarray array([[1.]])"
+    assert describe(np.eye(2, 1)) == "the ndarray"
+    assert describe(np.zeros((2, 2))) == "the ndarray" and describe([1, 2]) == "the list [1, 2]"

@@ -658,7 +658,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --out a.txt": "--out a.txt: give a name that ends in .npz, such as a.npz",
     "finetune kjv --out none/a.npz": "--out none/a.npz: none is not a folder: create it first, or",
     "finetune kjv --out folder": "--out folder is a folder: give the name of a file in it",
-    "finetune kjv --out ''": "--out '' is no name of a file: give one, such as out.npz",
+    "finetune kjv --out ''": "--out '' is not a file name: give one, such as out.npz",
     "finetune none.txt": f"none.txt is neither a file nor a built-in text: give {TEXT}",
     "finetune folder": "folder is a folder: give a text file",
     f"finetune {os.devnull}": f"{os.devnull} is a device: give a text file",

@@ -257,7 +257,7 @@ def test_a_returned_encoding_is_the_callers_own() -> None:
 
 
 def test_bpe_errors() -> None:
-    with pytest.raises(ValueError, match="vocab_size must be a whole number from 256, not 255"):
+    with pytest.raises(ValueError, match="vocab_size must be an integer >= 256, not 255"):
         BPE.train("ab", 255)
     for ids in ([0, SMALL.vocab_size], [-1]):
         with pytest.raises(ValueError, match=f"id {ids[-1]} .* {SMALL.vocab_size}"):
@@ -402,7 +402,7 @@ def test_streams_without_a_window(make: type[Windows]) -> None:
         make(np.ones((4, 5), int), 2, 3)
     for bad in (0, -1, 2.5, True, "2", None):
         for name, sizes in (("batch", (bad, 3)), ("tokens", (2, bad))):
-            words = rf"^{make.__name__}: {name} must be a whole number from 1, not .*{bad}"
+            words = rf"^{make.__name__}: {name} must be an integer >= 1, not .*{bad}"
             with pytest.raises(ValueError, match=words):
                 make(np.arange(20), *sizes)
 
@@ -410,7 +410,7 @@ def test_streams_without_a_window(make: type[Windows]) -> None:
 @pytest.mark.parametrize("seed", [-1, 1.5, None, True])
 def test_a_seed_of_windows_is_an_integer(seed: int) -> None:
     with pytest.raises(
-        ValueError, match=f"^Windows: seed must be a whole number from 0, not .*{seed}"
+        ValueError, match=f"^Windows: seed must be an integer >= 0, not .*{seed}"
     ):
         Windows(np.arange(20), 2, 3, seed=seed)
 

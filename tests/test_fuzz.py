@@ -1,4 +1,4 @@
-"""A damaged file is read right or refused, and then nothing has changed (tests/fuzz.py)."""
+"""A damaged file is read correctly, or refused without any change (tests/fuzz.py)."""
 
 import fuzz
 import pytest
@@ -16,12 +16,12 @@ def readers(tmp_path_factory):
 @pytest.mark.parametrize("kind", fuzz.READERS, ids=lambda kind: kind.__name__)
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32))
-def test_a_damaged_file_is_read_right_or_refused_and_nothing_has_changed(readers, kind, seed):
-    verdict, why = fuzz.judged(readers[kind], seed)
+def test_a_damaged_file_is_read_correctly_or_refused_without_any_change(readers, kind, seed):
+    verdict, why = fuzz.judge(readers[kind], seed)
     assert verdict != "FAULT", why
 
 
 @pytest.mark.parametrize("kind", fuzz.READERS, ids=lambda kind: kind.__name__)
-def test_the_file_itself_is_read_right(readers, kind, monkeypatch):
-    monkeypatch.setattr(fuzz, "DAMAGES", [lambda whole, rng: whole])
-    assert fuzz.judged(readers[kind], 0)[0] == "right"
+def test_the_undamaged_file_is_read_correctly(readers, kind, monkeypatch):
+    monkeypatch.setattr(fuzz, "DAMAGES", [lambda valid, rng: valid])
+    assert fuzz.judge(readers[kind], 0)[0] == "right"

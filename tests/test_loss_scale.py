@@ -1,4 +1,4 @@
-"""loss_scale: a power of two that goes in and out without a trace, and saves what a half loses."""
+"""loss_scale: a power of two changes no bit, and preserves gradients that a half would lose."""
 
 import math
 import re
@@ -32,7 +32,7 @@ def batches(seed: int = 0):
 
 
 def run(dtype="float32", steps=6, loss_scale=None, seed=0, **settings):
-    """(history, what is left behind) of a run of LoRA."""
+    """Train LoRA; return (history, values of model and optimizer)."""
     model, _ = adapted(seed, dtype, targets=("q", "v", "up"))
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
     history = ml.fit(model, batches(seed), optimizer, steps, loss_scale=loss_scale,
@@ -50,13 +50,13 @@ def test_a_power_of_two_changes_no_bit(seed, dtype, power, patience):
 
 
 def half(seed: int = 0):
-    """A model in half precision with its adapters, of B ≠ 0."""
+    """Return a model in half precision with adapters, B ≠ 0."""
     model, _ = adapted(seed, "float16", targets=("q", "v", "up", "tok"))
     return model
 
 
 def gradients(model, shrink: float, scale: float = 1.0) -> np.ndarray:
-    """All gradients of `shrink` times the loss, in float64, the scale taken out."""
+    """Return all gradients of `shrink` times the loss, unscaled, in float64."""
     model.requires_grad_(False)
     for name, p in model.named_parameters():
         p.requires_grad = name.endswith((".A", ".B"))
@@ -67,17 +67,17 @@ def gradients(model, shrink: float, scale: float = 1.0) -> np.ndarray:
     return np.concatenate([g.reshape(-1).astype("float64") for g in grads]) / scale
 
 
-def test_without_it_small_gradients_vanish_and_with_it_they_do_not():
+def test_small_gradients_vanish_only_without_a_scale():
     shrink = 2.0**-18
     model = half()
     exact = gradients(adapted(0, "float64", targets=("q", "v", "up", "tok"))[0], shrink)
-    lost, kept = gradients(model, shrink), gradients(model, shrink, 2.0**17)
+    lost, scaled = gradients(model, shrink), gradients(model, shrink, 2.0**17)
     size = np.linalg.norm(exact)
-    assert np.linalg.norm(kept - exact) < 0.01 * size < 0.2 * size < np.linalg.norm(lost - exact)
-    assert np.mean(kept == 0) == 0 and np.mean(lost == 0) > 0.2
+    assert np.linalg.norm(scaled - exact) < 0.01 * size < 0.2 * size < np.linalg.norm(lost - exact)
+    assert np.mean(scaled == 0) == 0 and np.mean(lost == 0) > 0.2
 
 
-def test_adapters_of_a_half_are_float32_and_all_else_stays_half():
+def test_adapters_of_a_half_are_float32_and_the_base_stays_half():
     model = half()
     assert {str(p.dtype) for p in model.trainable_parameters().values()} == {"float32"}
     frozen = {str(p.dtype) for p in model.parameters() if not p.requires_grad}
@@ -89,7 +89,7 @@ def test_adapters_of_a_half_are_float32_and_all_else_stays_half():
     assert {str(p.grad.dtype) for p in model.trainable_parameters().values()} == {"float32"}
 
 
-def test_what_an_adapter_of_a_half_trains_whole_is_float32():
+def test_fully_trained_parameters_of_a_half_are_float32():
     model = gpt2(0, "float16")
     config = ml.LoRAConfig(r=2, alpha=3, targets="q", bias="all", trainable=("ln_f", "up", "pos"))
     lora.attach(model, config, rng=0)
@@ -109,8 +109,8 @@ def test_a_half_learns_and_is_near_float32(recompute):
         optimizer = ml.AdamW(model.trainable_parameters(), lr=0.02)
         histories.append(ml.fit(model, batches(), optimizer, 30, loss_scale=scale, progress=False))
         assert scale is None or 1 < float(ml.asnumpy(scale.scale)) < 2.0**17
-    whole, halves = (np.array(history.losses) for history in histories)
-    assert whole[-1] < 0.9 * whole[0] and np.abs(halves / whole - 1).max() < 0.02
+    expected, halves = (np.array(history.losses) for history in histories)
+    assert expected[-1] < 0.9 * expected[0] and np.abs(halves / expected - 1).max() < 0.02
 
 
 def test_merging_a_half_adds_in_float64_and_rounds_once():
@@ -124,7 +124,7 @@ def test_merging_a_half_adds_in_float64_and_rounds_once():
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_step_that_overflows_is_left_out_and_the_scale_halved(full):
+def test_a_step_that_overflows_is_skipped_and_the_scale_halved(full):
     model = gpt2(0, "float16") if full else half()
     shake(model.trainable_parameters().values(), 5)
     optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
@@ -139,12 +139,12 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(full):
             assert same(values(model, optimizer), before), "left out, to the bit"
         else:
             break
-    assert 3 < len(seen) < 30 and seen[-1] == seen[-2], "the first scale that fits is kept"
+    assert 3 < len(seen) < 30 and seen[-1] == seen[-2], "the first scale that fits stays"
     after = values(model, optimizer)
     assert not same(after, before) and all(np.isfinite(a).all() for a in after.values())
 
 
-def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
+def test_one_overflow_in_an_accumulated_step_skips_the_entire_step():
     calls = []
 
     def loss(model, batch):
@@ -152,7 +152,7 @@ def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
         value = lm_loss(model, batch)
         return value * (math.inf if len(calls) == 4 else 1.0)
 
-    def finite_in_print(model, batch):  # the loss is fine, its gradient is not
+    def finite_in_print(model, batch):  # the loss is finite, its gradient is not
         value = loss(model, batch)
         value.data = ml.xp.ones_like(value.data)
         return value
@@ -164,7 +164,7 @@ def test_one_overflow_in_a_part_of_an_accumulated_step_leaves_all_of_it_out():
 
 
 @given(st.integers(1, 5), st.integers(1, 12))
-def test_it_is_doubled_after_so_many_updates_in_a_row(patience, steps):
+def test_it_doubles_after_patience_updates_in_a_row(patience, steps):
     scale = LossScale(8.0, patience)
     run(steps=steps, loss_scale=scale)
     assert scale.state_dict() == {"scale": 8.0 * 2 ** (steps // patience), "good": steps % patience}
@@ -184,19 +184,19 @@ def test_only_updates_in_a_row_count():
 def test_a_half_gradient_is_unscaled_in_float32_and_no_scale_is_too_large_for_it():
     p = ml.nn.Parameter(np.ones(3, "float16"))
     p.grad = ml.backend.asarray(np.full(3, 2.0, "float16"))
-    scale = LossScale(2.0**25)  # 1 over that is 0 in a half
+    scale = LossScale(2.0**25)  # its inverse is 0 in a half
     scale.unscale(ml.SGD([p], 0.1))
     assert str(p.grad.dtype) == "float32" and ml.asnumpy(p.grad)[0] == 2.0**-24
 
 
-def test_what_a_half_would_round_up_is_unscaled_to_what_it_is():
+def test_unscaling_is_exact_where_a_half_would_round_up():
     p = ml.nn.Parameter(np.ones(1, "float16"))
     p.grad = ml.backend.asarray(np.full(1, 1.5 * 2.0**-9, "float16"))
     LossScale(2.0**16).unscale(ml.SGD([p], 0.1))
     assert float(ml.asnumpy(p.grad)[0]) == 1.5 * 2.0**-25  # 4e-8; the halves are 0 and 6e-8
 
 
-def test_it_goes_on_from_its_state():
+def test_it_resumes_from_its_state():
     scale, state = LossScale(8.0, 5), {"scale": 2.0, "good": 3}
     scale.load_state_dict(state)
     assert scale.state_dict() == state
@@ -208,7 +208,7 @@ def test_it_does_not_grow_until_it_overflows():
     assert scale.state_dict()["scale"] == MOST == 2.0**24
     p = ml.nn.Parameter(np.zeros(1, "float32"))
     optimizer, scale = ml.SGD([p], lr=1.0), LossScale(2.0**126, 1)
-    for i in range(4):  # a start above it is taken, and stays
+    for i in range(4):  # a start above the maximum is allowed, and stays
         optimizer.zero_grad()
         scale.backward((p * 1e-30).sum())
         scale.unscale(optimizer)
@@ -226,13 +226,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
             raise Stopped
 
     settings = {"steps": 9, "save_every": 1, "log_every": 1, "dtype": "float16"}
-    whole = run(loss_scale=LossScale(2.0**24, 2), **settings)
+    expected = run(loss_scale=LossScale(2.0**24, 2), **settings)
     file = tmp_path / "run.npz"
     with pytest.raises(Stopped):
         run(loss_scale=LossScale(2.0**24, 2), checkpoint=file, progress=stop, **settings)
     again = LossScale(2.0**24, 2)
     resumed = run(loss_scale=again, checkpoint=file, **settings)
-    assert whole[0].losses == resumed[0].losses and same(whole[1], resumed[1])
+    assert expected[0].losses == resumed[0].losses and same(expected[1], resumed[1])
     for other in (None, LossScale(1.0, 2), LossScale(2.0**24, 3)):
         with pytest.raises(ValueError, match=r"checkpoint of another run: .* of loss_scale: "):
             run(loss_scale=other, checkpoint=file, **settings)
@@ -245,12 +245,12 @@ def test_a_loss_that_is_not_finite_and_gradients_that_never_are_raise():
     with pytest.raises(FloatingPointError, match="fit: step 0: the loss or a gradient is not"):
         run(loss=nan, loss_scale=LossScale())
 
-    def steep(model, batch):  # a finite loss with gradients that are not
+    def steep(model, batch):  # the loss is finite, its gradients are not
         value = nan(model, batch)
         value.data = ml.xp.ones_like(value.data)
         return value
 
-    with pytest.raises(FloatingPointError, match="not finite however small the loss scale is"):
+    with pytest.raises(FloatingPointError, match="not finite at any loss scale"):
         run(loss=steep, loss_scale=LossScale(LEAST * 8))
 
 
@@ -272,13 +272,13 @@ def test_a_step_waits_for_nothing_on_a_device(backend, full):
         assert seen == ["to device: ndarray as int64 (3, 8)", "to device: ndarray as int64 (24,)"]
 
 
-def test_a_step_without_a_gradient_says_why_unless_it_overflowed(backend):
+def test_a_step_without_a_gradient_raises_unless_it_overflowed(backend):
     model, _ = adapted(0, "float32")
     optimizer, scale = ml.AdamW(model.trainable_parameters()), LossScale(8.0)
     with pytest.raises(RuntimeError, match="AdamW: none of its parameters has a gradient"):
         scale.step(optimizer)
     assert optimizer.t == 0 and scale.state_dict() == {"scale": 8.0, "good": 0}
-    if backend.on_host:  # where an overflow leaves no gradient; a device has made them nan
+    if backend.on_host:  # an overflow leaves no gradient on the host; a device makes them nan
         scale.finite = ml.xp.zeros((), bool)
         scale.step(optimizer)
         assert optimizer.t == 1 and scale.state_dict() == {"scale": 4.0, "good": 0}
@@ -307,7 +307,7 @@ def test_bad_settings_raise(name, bad):
         {"scale": 4.0, "good": 1.5},
     ],
 )
-def test_a_state_that_is_none_is_not_taken_over_in_part(state):
+def test_an_invalid_state_is_refused_completely(state):
     scale = LossScale(8.0)
     with pytest.raises(ValueError, match=r"^LossScale: (scale|good) must be"):
         scale.load_state_dict(state)

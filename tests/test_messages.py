@@ -1,11 +1,11 @@
-"""What is said to a mistake: one plain sentence that names the thing (tests/messages.py)."""
+"""The error after a mistake: one plain sentence that names the argument (tests/messages.py)."""
 
 import re
 
 import messages
 import pytest
 
-FOREIGN = re.compile(  # what is no sentence of ours
+FOREIGN = re.compile(  # words of an error that is not ours
     r"Traceback|NoneType|object has no attribute|unexpected keyword|positional argument|subscript"
     r"|not iterable|unhashable|allow_pickle|codec|Errno|save_every|accumulation|numpy\.|\\x|  "
 )
@@ -20,15 +20,14 @@ def folder():
         yield
 
 
-def test_there_are_as_many_as_people_make():
+def test_there_are_many_mistakes():
     assert len(messages.PYTHON) >= 70
 
 
-@pytest.mark.parametrize("typed", messages.PYTHON)
-def test_a_mistake_in_python_is_told_in_a_sentence(typed):
-    said = messages.said(typed)
-    kind, _, words = said.partition(": ")
+@pytest.mark.parametrize("line", messages.PYTHON)
+def test_a_mistake_in_python_raises_one_plain_sentence(line):
+    kind, _, words = messages.error_of(line).partition(": ")
     assert kind in {"ValueError", "TypeError", "KeyError", "RuntimeError", "FloatingPointError",
                     "AxisError"}
-    assert messages.PYTHON[typed] in words
+    assert messages.PYTHON[line] in words
     assert not FOREIGN.search(words) and "\n" not in words and len(words) < 330

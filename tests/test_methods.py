@@ -454,7 +454,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
     refused("holds a model, not an adapter: load_model reads it", meta={**meta, "kind": "model"})
     refused("unknown method 'x'", meta={**meta, "method": "x"})
-    refused("there is no setting 'x'", meta={**meta, "settings": {"x": 1}})
+    refused("unknown argument 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)
     assert snapshot(other) == before and "adapters" not in vars(other)
 
@@ -532,7 +532,7 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "lora", "a.b"), "'a.b' cannot be an adapter's name"),
         (lambda m: methods.apply(m, "base", "base"), "unknown method 'base': choose"),
         (lambda m: methods.apply(m, "full", "base"), "'base' cannot be an adapter's name"),
-        (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be a whole number from 1"),
+        (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be an integer >= 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
         (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: they are"),
         (lambda m: methods.apply(m, "adapter-d", layers=()), "must name a block"),

@@ -1,4 +1,4 @@
-"""The paper's numbers: each by formula and by running, and what is printed beside it."""
+"""The paper's numbers: by formula, by running the model, and as printed in the paper."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from minilora.models.families import SHAPES
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 ROWS = (*claims.ROWS, *claims.SIZES)
-TRIED = [i for i, row in enumerate(ROWS)  # of the largest, some: the command has all
+TRIED = [i for i, row in enumerate(ROWS)  # of the largest models only some; the command runs all
          if THOROUGH or row.config.d_model < 12288 or i % 12 == 0]
 
 
@@ -28,7 +28,7 @@ def test_each_formula_gives_the_registered_number(i):
     assert ROWS[i].formula == ROWS[i].exact
 
 
-def test_what_does_not_match_says_why_and_what_was_tried_does_not_count_as_the_papers():
+def test_every_mismatch_has_a_reason_and_no_row_appears_twice():
     for row in (*ROWS, *claims.RATIOS):
         assert row.status != "mismatch" or row.why, row.what
         assert row.printed and row.source
@@ -48,11 +48,11 @@ def test_what_does_not_match_says_why_and_what_was_tried_does_not_count_as_the_p
         (23_002_848, "23.00", 10**6, "match"), (174_604_259_328, "175,255.8", 10**6, "mismatch"),
     ],
 )
-def test_a_status_follows_from_what_is_printed(exact, printed, unit, wanted):
+def test_the_status_of_a_printed_number(exact, printed, unit, wanted):
     assert status(exact, printed, unit) == wanted
 
 
-def test_what_is_trained_together_is_counted_once():
+def test_two_methods_together_count_once():
     small = dataclasses.replace(SHAPES["gpt2"], vocab_size=10, n_positions=4, d_model=8, n_layers=2,
                                 n_heads=2)
     norms = Chosen(("blocks.*.ln1",), lambda c: 2 * c.d_model * c.n_layers)
@@ -72,15 +72,15 @@ def test_the_command_prints_every_row_and_fails_where_one_is_wrong(monkeypatch, 
     monkeypatch.setattr(claims, "ROWS", some)
     monkeypatch.setattr(claims, "SIZES", claims.SIZES[-1:])
     assert cli.main(["reproduce", "counts"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"{row.exact:,}" in told and row.what in told and row.why in told for row in some)
-    assert f"{len(some) + 4} numbers: " in told and "; 1 more were tried as an" in told
-    assert "393,216" in told
+    out = capsys.readouterr().out
+    assert all(f"{row.exact:,}" in out and row.what in out and row.why in out for row in some)
+    assert f"{len(some) + 4} numbers: " in out and "; 1 more were tried as an" in out
+    assert "393,216" in out
     assert cli.main(["reproduce", "counts", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["counts"]) == len(some) and found["passed"] is True
-    assert sum(found["statuses"].values()) == len(some) + 4
-    assert found["tried"] == {"mismatch": 1}
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["counts"]) == len(some) and result["passed"] is True
+    assert sum(result["statuses"].values()) == len(some) + 4
+    assert result["tried"] == {"mismatch": 1}
     assert cli.main(["reproduce", "counts", "--markdown"]) == 0
     assert capsys.readouterr().out.count("\n|---|") == 3
     monkeypatch.setattr(claims, "ROWS", [dataclasses.replace(some[0], exact=1)])
@@ -94,13 +94,13 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
     assert {type(method) for method in every} == tables  # every method that the paper counts
     monkeypatch.setattr(accounting, "COMPARED", [every[i] for i in (0, 2, 3, 6, 11)])
     assert cli.main([*line.split(), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [*found] == [accounting.label(method) for method in accounting.COMPARED]
+    result = json.loads(capsys.readouterr().out)
+    assert [*result] == [accounting.label(method) for method in accounting.COMPARED]
     for method in accounting.COMPARED:
-        one = found[accounting.label(method)]
+        one = result[accounting.label(method)]
         assert one["parameters"]["trainable"] == method.count(SHAPES["gpt2"])
         assert one["checkpoint"] == 4 * one["parameters"]["trainable"]
-    assert found["full"]["bytes"]["peak"] == max(one["bytes"]["peak"] for one in found.values())
+    assert result["full"]["bytes"]["peak"] == max(one["bytes"]["peak"] for one in result.values())
     assert cli.main(line.split()) == 0
     out = capsys.readouterr().out
     assert "lora r=8 targets=q,v" in out and max(map(len, out.splitlines())) <= 115
@@ -124,6 +124,6 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
         ("reproduce all", "choose counts"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(line, words, capsys):
+def test_options_that_do_not_go_together_are_refused(line, words, capsys):
     assert cli.main(line.split()) == 2
     assert words in capsys.readouterr().err

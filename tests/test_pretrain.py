@@ -55,7 +55,7 @@ def test_an_interrupted_run_continues_to_the_same_model_and_one_log(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.glob("part.*")} == before
     go(part)
     assert weights(part) == weights(whole)
-    both = [line for line in log(part) if not line.startswith("going on")]
+    both = [line for line in log(part) if not line.startswith("continuing")]
     assert both == log(whole) and len(both) == len(log(part)) - 1
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{name}.{suffix}" for name in ("whole", "part") for suffix in ("npz", "log")
@@ -96,7 +96,7 @@ def test_a_run_that_starts_anew_starts_its_log_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         go(out, interrupt)
     go(out, resume=False, seed=1)
-    assert "seed 1" in log(out)[0] and not any("going on" in line for line in log(out))
+    assert "seed 1" in log(out)[0] and not any("continuing" in line for line in log(out))
     other = tmp_path / "b.npz"
     go(other, seed=1)
     assert weights(out) == weights(other)

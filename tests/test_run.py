@@ -1,4 +1,4 @@
-"""run: a file knows which run it is of, and is taken over whole or not at all."""
+"""run: a checkpoint identifies its run, and is loaded completely or not at all."""
 
 import json
 import sys
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import gpt2
-from test_train import assert_same, go, held, windows
+from test_train import assert_same, contents, go, windows
 
 import minilora as ml
-from minilora import lora, ops
+from minilora import lora, methods, ops
 from minilora.files import checkpoint
 from minilora.nn import generators
 from minilora.training import fit as train
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
 class Job:
-    """A run with an adapter, dropout, a schedule and a loss scale, of which anything can differ."""
+    """A run with an adapter, dropout, a schedule and a loss scale; `change` may change anything."""
 
     def __init__(self, change=lambda job: None) -> None:
         self.model = gpt2(1, "float32", dropout=0.3)
@@ -42,17 +42,17 @@ class Job:
                       checkpoint=path, **(self.how | how))
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that a run may change, bytes and flags."""
-        scale, held = self.how["loss_scale"], dict(self.model.named_parameters())
-        told = {
+        """Return all that a run may change, as bytes and flags."""
+        scale, parameters = self.how["loss_scale"], self.model.named_parameters()
+        others = {
             "t": self.optimizer.t, "lr": self.optimizer.lr,
-            "flags": [(n, p.requires_grad, p.grad is None) for n, p in held.items()],
+            "flags": [(n, p.requires_grad, p.grad is None) for n, p in parameters],
             "training": [m.training for _, m in self.model.named_modules()],
             "draws": {n: g.bit_generator.state for n, g in generators(self.model).items()},
             "scale": scale and scale.state_dict(),
         }
         arrays = self.model.state_dict() | self.optimizer.state_dict()
-        return arrays | {name: np.array(repr(value)) for name, value in told.items()}
+        return arrays | {name: np.array(repr(value)) for name, value in others.items()}
 
 
 def setting(**how):
@@ -60,7 +60,7 @@ def setting(**how):
 
 
 def anew(make):
-    """A change of the optimizer."""
+    """Return a change of the optimizer."""
 
     def change(job) -> None:
         job.optimizer = make(job.model.trainable_parameters())
@@ -107,15 +107,19 @@ def freezing(job) -> None:
 
 
 def in_a_list(job) -> None:
-    held = [*job.model.trainable_parameters().values()]
-    job.optimizer = optim.AdamW(held, 0.02, weight_decay=0.1)
+    parameters = [*job.model.trainable_parameters().values()]
+    job.optimizer = optim.AdamW(parameters, 0.02, weight_decay=0.1)
+
+
+def recomputing(job) -> None:
+    job.model.recompute = True
 
 
 def table(job) -> None:
     job.model.blocks[1].table = np.arange(3.0)
 
 
-OTHERS = {  # what differs -> what is said of it
+OTHERS = {  # part of the message -> the change of the run
     "steps: 5 then, 6 now": steps,
     "accumulation_steps: 2 then, 1 now": setting(accumulation_steps=1),
     "max_grad_norm: 0.5 then, None now": setting(max_grad_norm=None),
@@ -123,15 +127,15 @@ OTHERS = {  # what differs -> what is said of it
         schedule=optim.linear_schedule(0.03, 5, 1)
     ),
     "learning rates: up to 0.02, digest .* then, up to 0.02, digest": setting(schedule=None),
-    "optimizer: 'AdamW' then, 'Adam' now": anew(lambda held: optim.Adam(held, 0.02)),
+    "optimizer: 'AdamW' then, 'Adam' now": anew(lambda p: optim.Adam(p, 0.02)),
     r"betas of optimizer: \(0.9, 0.999\) then, \(0.9, 0.98\) now": anew(
-        lambda held: optim.AdamW(held, 0.02, (0.9, 0.98), weight_decay=0.1)
+        lambda p: optim.AdamW(p, 0.02, (0.9, 0.98), weight_decay=0.1)
     ),
     "weight_decay of optimizer: 0.1 then, 0.2 now": anew(
-        lambda held: optim.AdamW(held, 0.02, weight_decay=0.2)
+        lambda p: optim.AdamW(p, 0.02, weight_decay=0.2)
     ),
     "decays of optimizer: digest .* then, digest .* now": anew(
-        lambda held: optim.AdamW(held, 0.02, weight_decay=0.1, exclude=("*.A",))
+        lambda p: optim.AdamW(p, 0.02, weight_decay=0.1, exclude=("*.A",))
     ),
     "loss: 'lm_loss' then, 'twice_loss' now": setting(loss=twice_loss),
     "start of loss_scale: 512 then, 1024 now": setting(loss_scale=ml.LossScale(2.0**10, 3)),
@@ -154,6 +158,7 @@ OTHERS = {  # what differs -> what is said of it
     r"b of blocks.0.mlp.down.base: \(8,\) float32, trained then, \(8,\) float32, frozen now": fewer,
     r"b of blocks.0.mlp.down.base: \(8,\) .* then, \(8,\) float32, frozen now": freezing,
     r"0: nothing then, \(8,\) float32, trained now": in_a_list,
+    "recompute of model: False then, True now": recomputing,
     "table of blocks.1: nothing then, digest .* now": table,
     "text: 'plays' then, 'kjv' now; seed: 1 then, nothing now": setting(about={"text": "kjv"}),
 }
@@ -161,34 +166,34 @@ OTHERS = {  # what differs -> what is said of it
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """(a file of a run that was interrupted after step 2 of 5, what the whole run leaves)."""
+    """Return (checkpoint of a run interrupted after step 2 of 5, result of the complete run)."""
     path = tmp_path_factory.mktemp("runs") / "run.npz"
     before = ml.use("numpy")
-    whole = Job()
-    history = whole.fit(path.with_name("whole.npz"))
+    complete = Job()
+    history = complete.fit(path.with_name("whole.npz"))
     with pytest.raises(ZeroDivisionError):
         Job().fit(path, progress=lambda line: 1 / (not line.startswith("step 3")), log_every=1)
-    assert held(path)[1]["done"] == 2
+    assert contents(path)[1]["done"] == 2
     ml.use(before)
-    return path.read_bytes(), whole.state() | {"losses": np.array(history.losses)}
+    return path.read_bytes(), complete.state() | {"losses": np.array(history.losses)}
 
 
-@pytest.mark.parametrize("said", OTHERS)
-def test_a_run_in_which_anything_differs_is_another_run(said, begun, tmp_path):
+@pytest.mark.parametrize("words", OTHERS)
+def test_a_run_in_which_anything_differs_is_another_run(words, begun, tmp_path):
     path = tmp_path / "run.npz"
     path.write_bytes(begun[0])
-    job = Job(OTHERS[said])
+    job = Job(OTHERS[words])
     before = job.state()
-    with pytest.raises(ValueError, match=f"(: |; ){said}") as told:
+    with pytest.raises(ValueError, match=f"(: |; ){words}") as caught:
         job.fit(path)
-    assert str(told.value).startswith(f"{path} is a checkpoint of another run: ")
-    assert "resume=False" in str(told.value)
+    assert str(caught.value).startswith(f"{path} is a checkpoint of another run: ")
+    assert "resume=False" in str(caught.value)
     assert_same(before, job.state())
     assert path.read_bytes() == begun[0]
 
 
 class Stream:
-    """The ten batches that a run takes, without an end of its own; one may be another."""
+    """The ten batches of a run, without a length; one of them may be another batch."""
 
     def __init__(self, other: int = -1) -> None:
         self.other = other
@@ -199,7 +204,7 @@ class Stream:
 
 
 @pytest.mark.parametrize("at", [0, 5, 9])
-def test_batches_are_told_by_the_first_the_middle_and_the_last_and_none_beyond(at, tmp_path):
+def test_the_first_the_middle_and_the_last_batch_identify_a_run(at, tmp_path):
     job = Job()
     job.batches = Stream()
     job.fit(tmp_path / "run.npz")
@@ -210,15 +215,14 @@ def test_batches_are_told_by_the_first_the_middle_and_the_last_and_none_beyond(a
 
 
 def unlike(job) -> None:
-    """All that changes no bit."""
-    job.model.recompute = True
+    """Change what affects no bit."""
     job.model.tokenizer = object()
     job.how |= {"save_every": 3, "log_every": 1, "progress": lambda line: None}
     job.optimizer.lr = 0.7  # the schedule's count
 
 
 @pytest.mark.parametrize("change", [lambda job: None, unlike])
-def test_what_changes_no_bit_may_differ(change, begun, tmp_path):
+def test_settings_that_change_no_bit_may_differ(change, begun, tmp_path):
     path = tmp_path / "run.npz"
     path.write_bytes(begun[0])
     job = Job(change)
@@ -226,7 +230,33 @@ def test_what_changes_no_bit_may_differ(change, begun, tmp_path):
     assert_same(begun[1], job.state() | {"losses": np.array(history.losses)})
 
 
-def test_dropout_that_is_off_or_of_rate_0_is_told_apart_only_where_it_draws(tmp_path):
+@pytest.mark.parametrize("method, settings", [
+    ("lora", {"r": 2, "targets": ("q",), "trainable": ("ln_r",)}), ("full", {}),
+])
+def test_a_checkpoint_belongs_to_one_setting_of_recompute(
+    method, settings, tmp_path
+):
+    """In DeBERTa the last bits may differ: some gradients are added in another order."""
+    path = tmp_path / "run.npz"
+    sizes = {"vocab_size": 20, "n_positions": 12, "d_model": 8, "n_layers": 2, "n_heads": 2,
+             "position_buckets": 6}
+
+    def fit(recompute, steps=3, **how):
+        model = ml.Deberta(ml.DebertaConfig(**sizes), rng=0, recompute=recompute)
+        methods.apply(model, method, rng=1, **settings)
+        optimizer = optim.AdamW(model.trainable_parameters(), 0.02)
+        batches = [(np.arange(20).reshape(2, 10), np.arange(20).reshape(2, 10)[:, ::-1])]
+        ml.fit(model, batches, optimizer, steps, checkpoint=path, progress=False, **how)
+
+    for before in (False, True):
+        fit(before, resume=False)
+        fit(before)
+        words = f"another run: recompute of model: {before} then, {not before} now: use the same"
+        with pytest.raises(ValueError, match=words):
+            fit(not before)
+
+
+def test_dropout_on_or_off_matters_only_where_the_rate_is_not_0(tmp_path):
     path, how = tmp_path / "run.npz", {"progress": False, "steps": 2}
     for rate in (0.0, 0.1):
         model = gpt2(0, dropout=rate)
@@ -239,7 +269,7 @@ def test_dropout_that_is_off_or_of_rate_0_is_told_apart_only_where_it_draws(tmp_
         ml.fit(model, windows(), optimizer, checkpoint=path, **how)
 
 
-def test_kernels_a_library_an_op_put_in_place_and_a_version_make_another_run(
+def test_kernels_library_replaced_ops_and_version_make_another_run(
     begun, tmp_path, monkeypatch
 ):
     path = tmp_path / "run.npz"
@@ -259,11 +289,11 @@ def test_kernels_a_library_an_op_put_in_place_and_a_version_make_another_run(
 
 
 @pytest.mark.parametrize("n", [run.MANY, run.MANY + 1, run.MANY + 4])
-def test_of_many_differences_the_first_are_told_and_the_others_counted(n):
+def test_the_first_differences_are_listed_and_the_others_counted(n):
     was, now = ({f"m.x{i}": f"{i + add}" for i in range(n)} for add in (0, 1))
-    said = [f"x{i} of m: {i} then, {i + 1} now" for i in range(run.MANY)]
+    text = [f"x{i} of m: {i} then, {i + 1} now" for i in range(run.MANY)]
     rest = [f"and {n - run.MANY} more"] if n > run.MANY else []
-    assert run.differences(was, now) == "; ".join(said + rest)
+    assert run.differences(was, now) == "; ".join(text + rest)
     assert run.differences(now, now) == ""
 
 
@@ -289,11 +319,11 @@ settings_of_all_kinds = st.recursive(
 
 
 @given(settings_of_all_kinds, settings_of_all_kinds)
-def test_settings_are_said_alike_where_they_are_alike(a, b):
-    said = run.in_words(a)
-    assert said == run.in_words(json.loads(json.dumps(a))) and len(said or "") < 9 * run.LONG
+def test_equal_settings_have_equal_texts(a, b):
+    text = run.in_words(a)
+    assert text == run.in_words(json.loads(json.dumps(a))) and len(text or "") < 9 * run.LONG
     if isinstance(a, int | float | str) and isinstance(b, int | float | str) and a != b:
-        assert said != run.in_words(b)
+        assert text != run.in_words(b)
 
 
 @pytest.mark.parametrize("one, other", [
@@ -302,18 +332,18 @@ def test_settings_are_said_alike_where_they_are_alike(a, b):
     ({"a": 1}, {"b": 1}), ({"a", "b"}, {"a", "c"}), (0.1, 0.1 + 1e-16), ((1, 2), (2, 1)),
     (ml.Tensor(np.ones(2)), ml.Tensor(np.zeros(2))), ("x" * 99, "x" * 98),
 ])
-def test_what_differs_is_said_to_differ(one, other):
+def test_different_settings_have_different_texts(one, other):
     assert run.in_words(one) != run.in_words(other)
     assert run.in_words(one) == run.in_words(one)
 
 
-def test_what_is_alike_is_said_alike_whatever_the_order_of_its_making():
+def test_the_text_of_a_set_does_not_depend_on_its_order():
     assert run.in_words({0, 8}) == run.in_words({8, 0})
     assert run.in_words([*range(99)]).startswith("digest ")
     assert run.in_words([1.0, 2]) == run.in_words((1, 2.0)) == "(1, 2)"
 
 
-def test_what_is_no_setting_is_not_told():
+def test_objects_have_no_text():
     for value in (gpt2(), gpt2().tok.W, windows, object(), np.random.default_rng(0), {"a": gpt2()}):
         assert run.in_words(value) is None
     assert (
@@ -322,12 +352,12 @@ def test_what_is_no_setting_is_not_told():
     )
 
 
-def test_a_caller_cannot_tell_what_has_no_words(tmp_path):
-    with pytest.raises(TypeError, match=r"fit: about: model must be a number.*, not a GPT2"):
+def test_about_takes_no_objects(tmp_path):
+    with pytest.raises(TypeError, match=r"fit: about\['model'\] must be a number.*, not a GPT2"):
         Job().fit(tmp_path / "run.npz", about={"model": gpt2()})
 
 
-# A file that is damaged: what was done to it -> what is said of it.
+# A damaged file.
 
 
 def member(name, change):
@@ -350,12 +380,12 @@ def at(array, value):
     return array
 
 
-def reached(arrays, meta, done: int, looks: int) -> None:
-    """As if so many steps were done."""
+def reached(arrays, meta, done: int, evaluations: int) -> None:
+    """Pretend that `done` steps are done."""
     meta["done"] = done
     meta["t"] = max(done, meta["t"]) if done else -1
     arrays |= {name: np.ones(done) for name in ("losses", "lrs")}
-    arrays["held_out"] = np.ones(looks)
+    arrays["held_out"] = np.ones(evaluations)
 
 
 A = "param.blocks.0.attn.q.default.A"
@@ -371,20 +401,20 @@ DAMAGES = {
     "long held_out": member("held_out", lambda a: np.append(a, 1.0)),
     "no held_out": member("held_out", lambda a: a[:0]),
     "wide parameter": member(A, lambda a: a.astype("float64")),
-    "whole losses": member("losses", lambda a: a.astype("int64")),
+    "integer losses": member("losses", lambda a: a.astype("int64")),
     "nan parameter": member(A, lambda a: at(a, np.nan)),
     "infinite parameter": member(A, lambda a: at(a, np.inf)),
     "nan loss": member("losses", lambda a: at(a, np.nan)),
     "nan held out": member("held_out", lambda a: at(a, np.nan)),
     "negative scale": member("loss_scale", lambda a: at(a, -1.0)),
-    "scale held too long": member("loss_scale", lambda a: np.array([a[0], 3.0])),
-    "scale held a while": member("loss_scale", lambda a: np.array([a[0], 0.5])),
+    "scale unchanged too long": member("loss_scale", lambda a: np.array([a[0], 3.0])),
+    "scale unchanged for half an update": member("loss_scale", lambda a: np.array([a[0], 0.5])),
     "no scale": member("loss_scale", lambda a: a[:0]),
     "less done": fact("done", 1),
     "no steps done": lambda arrays, meta: reached(arrays, meta, 0, 0),
     "done before the start": fact("done", -1),
     "done beyond the end": lambda arrays, meta: reached(arrays, meta, 6, 4),
-    "a look left out": lambda arrays, meta: reached(arrays, meta, 3, 1),
+    "a missing evaluation": lambda arrays, meta: reached(arrays, meta, 3, 1),
     "a number of forty digits": fact("done", 10**40),
     "done in words": fact("done", "two"),
     "half done": fact("done", 2.0),
@@ -416,30 +446,30 @@ DAMAGES = {
 
 
 def write(path, arrays, meta) -> None:
-    """As `checkpoint.write` does, which refuses most of it."""
+    """Write a file as `checkpoint.write` does, without its checks."""
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     np.savez(path, **{"meta.json": text}, **{n: np.ascontiguousarray(a) for n, a in arrays.items()})
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused_in_its_name_and_changes_nothing(damage, begun, tmp_path):
+def test_a_damaged_file_is_refused_by_name_and_changes_nothing(damage, begun, tmp_path):
     path = tmp_path / "run.npz"
     path.write_bytes(begun[0])
-    arrays, meta = held(path)
+    arrays, meta = contents(path)
     DAMAGES[damage](arrays, meta)
     write(path, arrays, meta)
-    job, whole = Job(), path.read_bytes()
+    job, damaged = Job(), path.read_bytes()
     before = job.state()
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         job.fit(path)
-    assert str(told.value).startswith(str(path))
+    assert str(caught.value).startswith(str(path))
     if "another" not in damage:
-        assert "another run" not in str(told.value)
+        assert "another run" not in str(caught.value)
     if "done b" in damage:
-        assert "of 5 steps are done in it" in str(told.value)
+        assert "of 5 steps done, after" in str(caught.value)
     assert_same(before, job.state())
-    assert path.read_bytes() == whole
-    path.write_bytes(begun[0])  # and the good one is taken over, then
+    assert path.read_bytes() == damaged
+    path.write_bytes(begun[0])  # the intact file is loaded afterwards
     history = job.fit(path)
     assert_same(begun[1], job.state() | {"losses": np.array(history.losses)})
 
@@ -447,13 +477,13 @@ def test_a_damaged_file_is_refused_in_its_name_and_changes_nothing(damage, begun
 def test_an_interrupt_at_any_line_of_the_loading_changes_nothing(begun, tmp_path):
     path = tmp_path / "run.npz"
     path.write_bytes(begun[0])
-    what, left = held(path)[1]["what"], 0
+    settings, left = contents(path)[1]["what"], 0
 
     def trace(frame, event, _):
         nonlocal left
         mine = frame.f_code in (run.Run.load.__code__, checkpoint.fill.__code__)
         if mine and event == "return" and frame.f_code is checkpoint.fill.__code__:
-            left = min(left, 0)  # all is done: what comes now is no failure any more
+            left = min(left, 0)  # loading is complete: later interrupts are no failure
         elif mine and event == "line" and left:
             left -= 1
             if left == 0:
@@ -461,12 +491,12 @@ def test_an_interrupt_at_any_line_of_the_loading_changes_nothing(begun, tmp_path
         return trace if mine else None
 
     def load(job, lines: int) -> bool:
-        """Was it interrupted, when so many lines had run?"""
+        """Interrupt the loading after `lines` lines; return whether it was still running."""
         nonlocal left
         left, scale = lines, job.how["loss_scale"]
         sys.settrace(trace)
         try:
-            run.Run(job.model, job.optimizer, scale, 5, [0, 2, 4, 5]).load(path, what)
+            run.Run(job.model, job.optimizer, scale, 5, [0, 2, 4, 5]).load(path, settings)
         except KeyboardInterrupt:
             return True
         finally:
@@ -484,7 +514,7 @@ def test_an_interrupt_at_any_line_of_the_loading_changes_nothing(begun, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "MT19937", "Philox", "SFC64", "PCG64DXSM"])
-def test_every_generator_of_numpy_goes_on_from_json(kind):
+def test_every_numpy_generator_resumes_from_json(kind):
     draws = np.random.Generator(getattr(np.random, kind)(3))
     draws.standard_normal(7), draws.integers(0, 9, 3, "uint8")
     state = json.loads(json.dumps(run._state(draws)))
@@ -494,13 +524,13 @@ def test_every_generator_of_numpy_goes_on_from_json(kind):
     assert np.array_equal(other.integers(0, 9, 99), draws.integers(0, 9, 99))
 
 
-def test_a_run_file_has_no_numbers_of_the_run_in_its_text(tmp_path):
-    """Its meta stays small however long the run."""
+def test_the_json_of_a_checkpoint_contains_no_history(tmp_path):
+    """Its size does not depend on the length of the run."""
     sizes = []
     for steps in (5, 60):
         path = tmp_path / f"{steps}.npz"
         go("plain SGD", windows(batch=1, tokens=2), path, steps=steps, eval_every=1)
-        arrays, meta = held(path)
+        arrays, meta = contents(path)
         assert len(arrays["losses"]) == len(arrays["lrs"]) == len(arrays["held_out"]) - 1 == steps
         sizes.append(len(json.dumps(meta)))
     assert abs(sizes[0] - sizes[1]) < 20

@@ -1,4 +1,4 @@
-"""train: one loop that learns, averages, clips, tells, and survives being killed at any step."""
+"""train: one loop that learns, averages, clips, logs, and resumes after a kill at any step."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ STREAM = ids(0, 1, 200)[0]
 
 
 class Killed(Exception):
-    """What a power cut looks like from inside."""
+    """Raised in place of a power cut."""
 
 
 def windows(seed: int = 0, batch: int = 2, tokens: int = 6) -> Windows:
@@ -34,24 +34,24 @@ def windows(seed: int = 0, batch: int = 2, tokens: int = 6) -> Windows:
 
 
 def job(kind: str):
-    """(model, optimizer) of one run, always the same ones."""
+    """Return (model, optimizer) of a run; equal for every call."""
     dtype = "float16" if kind == "half" else "float32"
     model = gpt2(1, dtype, dropout=0.0 if kind in ("full", "plain SGD") else 0.3)
     if "lora" in kind:
         bias = "all" if "bias" in kind else "none"
         config = ml.LoRAConfig(r=2, alpha=6, targets=("q", "down"), dropout=0.4, bias=bias)
         lora.attach(model, config, rng=2)
-    held = model.trainable_parameters()
+    parameters = model.trainable_parameters()
     if "SGD" in kind:
-        return model, optim.SGD(held, 0.1, momentum=0.0 if "plain" in kind else 0.9)
-    return model, (optim.Adam if "bias" in kind else optim.AdamW)(held, lr=0.02)
+        return model, optim.SGD(parameters, 0.1, momentum=0.0 if "plain" in kind else 0.9)
+    return model, (optim.Adam if "bias" in kind else optim.AdamW)(parameters, lr=0.02)
 
 
 KINDS = ["full", "full with dropout", "half", "lora", "lora with bias", "SGD", "plain SGD"]
 
 
 def outcome(model, optimizer, history) -> dict:
-    """Everything that a run leaves behind."""
+    """Return everything that a run produces and changes."""
     return {
         **{f"p {n}": a for n, a in model.state_dict().items()},
         **{f"o {n}": a for n, a in optimizer.state_dict().items()},
@@ -64,8 +64,8 @@ def outcome(model, optimizer, history) -> dict:
     }
 
 
-def held(path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, meta) of a file."""
+def contents(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Return (arrays, meta) of a file."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     return arrays, json.loads(arrays.pop("meta.json").tobytes())
@@ -88,7 +88,7 @@ def go(kind, batches, path=None, steps=5, seen=None, **how):
 
 
 class KilledAt:
-    """Batches that raise when batch `last` is asked for, after the three that tell a run apart."""
+    """Batches that raise when `last` is requested, after the three that identify a run."""
 
     def __init__(self, batches, last: int) -> None:
         self.batches, self.last, self.asked = batches, last, 0
@@ -101,19 +101,19 @@ class KilledAt:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_any_step_ends_with_the_bits_it_would_have_had(kind, tmp_path, backend):
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(kind, tmp_path, backend):
     if backend.name == "strict" and "dropout" not in kind:
         pytest.skip("on the stand-in, the one that draws the most")
-    whole = go(kind, windows(), tmp_path / "whole.npz", accumulation_steps=2)
+    expected = go(kind, windows(), tmp_path / "whole.npz", accumulation_steps=2)
     assert_same(
-        whole, go(kind, windows(), accumulation_steps=2)
+        expected, go(kind, windows(), accumulation_steps=2)
     )  # writing checkpoints changes nothing
     for k in range(10) if backend.name == "numpy" and "with" in kind else (3, 6, 9):
         path = tmp_path / f"{k}.npz"
         with pytest.raises(Killed):
             go(kind, KilledAt(windows(), k), path, accumulation_steps=2)
         assert path.exists() == (k >= 4)
-        assert_same(whole, go(kind, windows(), path, accumulation_steps=2))
+        assert_same(expected, go(kind, windows(), path, accumulation_steps=2))
 
 
 @settings(max_examples=10)
@@ -131,8 +131,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     assert_same(go(kind, windows(), path, **how), go(kind, windows(), **how))
 
 
-def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tmp_path):
-    whole, path = go("lora", windows()), tmp_path / "run.npz"
+def test_a_run_killed_while_it_prints_or_writes_loses_only_unsaved_steps(tmp_path):
+    expected, path = go("lora", windows()), tmp_path / "run.npz"
 
     def dies(line: str) -> None:
         if line.startswith("step 4"):
@@ -140,7 +140,7 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
 
     with pytest.raises(Killed):
         go("lora", windows(), path, progress=dies, log_every=1)
-    assert held(path)[1]["done"] == 2
+    assert contents(path)[1]["done"] == 2
     with pytest.MonkeyPatch.context() as patch:
 
         def cut(handle: int) -> None:
@@ -150,13 +150,13 @@ def test_a_run_killed_while_it_prints_or_writes_loses_only_what_was_not_saved(tm
         with pytest.raises(Killed):
             go("lora", windows(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
-    assert held(path)[1]["done"] == 2
+    assert contents(path)[1]["done"] == 2
     lines = []
     (tmp_path / "old").hardlink_to(path)
     before = path.read_bytes()
-    assert_same(whole, go("lora", windows(), path, progress=lines.append))
-    assert (tmp_path / "old").read_bytes() == before, "a whole new file, not the old one rewritten"
-    assert lines[0] == f"going on from step 2 ({path})"
+    assert_same(expected, go("lora", windows(), path, progress=lines.append))
+    assert (tmp_path / "old").read_bytes() == before, "it is replaced, not rewritten"
+    assert lines[0] == f"continuing from step 2 ({path})"
 
 
 SCRIPT = """
@@ -192,7 +192,7 @@ KILLS = [("batch", "SIGKILL", 2), ("write", "SIGKILL", 2), ("loss", "SIGTERM", 3
 
 
 @pytest.mark.parametrize(("place", "name", "done"), KILLS)
-def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
+def test_a_process_that_is_killed_resumes_from_its_checkpoint(
     place, name, done, tmp_path, backend
 ):
     if backend.name != "numpy" and place != "batch":
@@ -208,22 +208,22 @@ def test_a_process_that_is_killed_for_real_goes_on_where_it_was_saved(
     if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
         assert died.stdout.splitlines()[-1] == (
-            f"fit: interrupted after {done} of 5 steps: {path} holds the run, and the same call "
-            "goes on from there"
+            f"fit: interrupted after {done} of 5 steps: {path} has the run's state, and the same "
+            "call continues it"
         )
         assert died.stderr == "" and [p.name for p in tmp_path.iterdir()] == ["run.npz"]
     assert died.returncode not in (0, 1), died.stderr
-    assert held(path)[1]["done"] == done
+    assert contents(path)[1]["done"] == done
     how = {"loss": train.lm_loss}
     assert_same(go("lora", windows(), **how), go("lora", windows(), path, **how))
     assert [p.name for p in tmp_path.iterdir()] == ["run.npz"]
 
 
-# Signals, as they come while it works: a signal at the n-th call of any of what fit calls.
+# Signals during the work: at the n-th call of any function that fit calls.
 
 
 class Signals:
-    """What fit calls, each call of which may bring a signal."""
+    """The functions that fit calls; each call may raise a signal."""
 
     def __init__(self, number: int, place: str, at: int) -> None:
         self.number, self.place, self.left = number, place, at
@@ -265,20 +265,21 @@ def test_a_signal_at_any_call_is_saved_and_the_run_ends_with_the_same_bits(
     number, place, tmp_path, backend
 ):
     if backend.name != "numpy":
-        pytest.skip("it is about the loop")
-    whole, before = go("lora", Signals(number, "", 0), **Signals(number, "", 0).how()), handlers()
+        pytest.skip("tests the loop alone")
+    before = handlers()
+    expected = go("lora", Signals(number, "", 0), **Signals(number, "", 0).how())
     for at in PLACES[place] if number == signal.SIGINT else PLACES[place][-2:-1]:
         path, come = tmp_path / f"{at}.npz", Signals(number, place, at)
-        said, come.say = [], come.say
-        how = come.how() | {"progress": lambda line, s=said, c=come: (s.append(line), c.say(line))}
-        expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-        with pytest.raises(expected) as stopped:
+        lines, come.say = [], come.say
+        how = come.how() | {"progress": lambda line, s=lines, c=come: (s.append(line), c.say(line))}
+        error = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+        with pytest.raises(error) as stopped:
             go("lora", come, path, **how)
-        done = held(path)[1]["done"]
-        told = str(stopped.value) if number == signal.SIGINT else said[-1]
+        done = contents(path)[1]["done"]
+        message = str(stopped.value) if number == signal.SIGINT else lines[-1]
         when = f"after {done} of 5 steps" if done else "before the first step"
-        assert told == (
-            f"fit: interrupted {when}: {path} holds the run, and the same call goes on from there"
+        assert message == (
+            f"fit: interrupted {when}: {path} has the run's state, and the same call continues it"
         )
         if number == signal.SIGTERM:
             assert stopped.value.code == 143
@@ -287,15 +288,15 @@ def test_a_signal_at_any_call_is_saved_and_the_run_ends_with_the_same_bits(
         looked = [0, 0, 0, 2, 2, 2, 4, 4, 4, 5, 5, 5]
         assert done == (looked[at - 1] if place == "held-out loss" else steps[place])
         if done < 5:
-            assert not np.array_equal(held(path)[0]["losses"], whole["h losses"])
-        assert_same(whole, go("lora", come, path, **come.how()))
+            assert not np.array_equal(contents(path)[0]["losses"], expected["h losses"])
+        assert_same(expected, go("lora", come, path, **come.how()))
 
 
 def handlers():
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_looking_at_held_out_batches_stops_at_the_next_one(tmp_path):
+def test_evaluation_stops_after_the_current_batch_on_a_signal(tmp_path):
     come = Signals(signal.SIGINT, "held-out loss", 4)
     asked = []
     come.call, call = lambda place: (asked.append(place), call(place)), come.call
@@ -304,9 +305,9 @@ def test_looking_at_held_out_batches_stops_at_the_next_one(tmp_path):
     assert asked.count("held-out loss") == 4
 
 
-def test_the_same_call_on_the_same_objects_goes_on(tmp_path):
-    """In a notebook the model is the one that was interrupted."""
-    whole, come = go("lora", windows()), Signals(signal.SIGINT, "progress", 3)
+def test_the_same_call_on_the_same_objects_resumes(tmp_path):
+    """As in a notebook, where the interrupted model still exists."""
+    expected, come = go("lora", windows()), Signals(signal.SIGINT, "progress", 3)
     model, optimizer = job("lora")
     how = {
         "schedule": optim.linear_schedule(0.02, 5, 1), "max_grad_norm": 0.5, "eval_every": 2,
@@ -316,10 +317,10 @@ def test_the_same_call_on_the_same_objects_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="after 3 of 5 steps"):
         ml.fit(model, windows(), optimizer, 5, **how)
     history = ml.fit(model, windows(), optimizer, 5, **how)
-    assert_same(whole, outcome(model, optimizer, history))
+    assert_same(expected, outcome(model, optimizer, history))
 
 
-def test_a_second_interrupt_does_not_wait_and_without_a_checkpoint_none_does(tmp_path):
+def test_a_second_interrupt_is_immediate_and_so_is_any_without_a_checkpoint(tmp_path):
     for path, times in ((tmp_path / "run.npz", 2), (None, 1)):
         come, seen = Signals(signal.SIGINT, "", 0), []
 
@@ -335,7 +336,7 @@ def test_a_second_interrupt_does_not_wait_and_without_a_checkpoint_none_does(tmp
     assert not (tmp_path / "run.npz").exists()
 
 
-def test_an_error_in_the_step_in_hand_does_not_swallow_a_signal(tmp_path):
+def test_an_error_in_the_current_step_does_not_swallow_a_signal(tmp_path):
     def loss(model, batch):
         signal.raise_signal(signal.SIGINT)
         raise Killed
@@ -346,13 +347,13 @@ def test_an_error_in_the_step_in_hand_does_not_swallow_a_signal(tmp_path):
     assert handlers() == before
 
 
-def test_a_run_that_is_done_is_given_back_as_it_was(tmp_path):
+def test_a_finished_run_is_returned_without_training(tmp_path):
     path = tmp_path / "run.npz"
-    whole = go("lora", windows(), path)
-    assert_same(whole, go("lora", KilledAt(windows(), 0), path))
+    expected = go("lora", windows(), path)
+    assert_same(expected, go("lora", KilledAt(windows(), 0), path))
 
 
-def test_resume_false_starts_anew(tmp_path):
+def test_resume_false_starts_again(tmp_path):
     path = tmp_path / "run.npz"
     go("full", windows(5), path)
     assert_same(go("full", windows(), path, resume=False), go("full", windows()))
@@ -370,7 +371,7 @@ def test_a_checkpoint_of_a_model_of_other_sizes_raises_and_changes_nothing(sizes
     assert_same(before, outcome(two, optimizer, ml.History()))
 
 
-def test_a_file_that_is_no_run_raises(tmp_path):
+def test_a_file_of_another_kind_raises(tmp_path):
     path = ml.save_model(gpt2(), tmp_path / "model.npz")
     with pytest.raises(ValueError, match="holds a model, not a run"):
         go("full", windows(), path)
@@ -382,7 +383,7 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
     lora.attach(model, ml.LoRAConfig(r=2, alpha=4), rng=0)
     optimizer = optim.AdamW(model.trainable_parameters())
     ml.fit(model, windows(), optimizer, 2, checkpoint=path, progress=False)
-    arrays, _ = held(path)
+    arrays, _ = contents(path)
     trained = set(model.trainable_parameters())
     assert {n for n in arrays if n.startswith("param.")} == {f"param.{n}" for n in trained}
     assert {n for n in arrays if n.startswith("optim.")} == {
@@ -390,7 +391,7 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
     }
     counted = ml.accounting.count(model)
     share = 3 * 4 * counted.trainable  # A and B and their two moments, 4 bytes each
-    names = 400 * len(arrays)  # what a .npz says of an array, twice
+    names = 400 * len(arrays)  # the two headers of an array in a .npz
     assert share < path.stat().st_size < share + names + 10_000 < 4 * counted.frozen
 
 
@@ -415,7 +416,7 @@ def test_the_loss_falls_on_a_text_that_can_be_learned(kind, share):
     assert ml.evaluate(model, [batches[99]]) < share * history.losses[0]
 
 
-def test_each_step_is_what_the_loop_in_a_textbook_does():
+def test_each_step_equals_a_textbook_loop():
     model, optimizer = job("full with dropout")
     twin, own = job("full with dropout")
     lr = optim.cosine_schedule(0.03, 4, 1)
@@ -440,19 +441,19 @@ def test_each_step_is_what_the_loop_in_a_textbook_does():
 @given(seeds, st.integers(1, 3), st.sampled_from([None, 0.3]), st.booleans())
 def test_a_step_is_one_update_from_the_mean_gradient(seed, k, norm, scaled):
     model, twin = gpt2(seed), gpt2(seed)
-    held, own = (optim.SGD(m.trainable_parameters(), 0.5) for m in (model, twin))
+    ours, own = (optim.SGD(m.trainable_parameters(), 0.5) for m in (model, twin))
     batches = [(ids(seed + i), ids(seed + 9 + i)) for i in range(k)]
-    train.train_step(model, [batches[0]], held)
-    model.load_state_dict(twin.state_dict())  # what a step left behind does not count
+    train.train_step(model, [batches[0]], ours)
+    model.load_state_dict(twin.state_dict())  # the gradients left by a step do not count
     scale = ml.LossScale(2.0**7) if scaled else None
-    told = ml.train_step(model, batches, held, max_grad_norm=norm, loss_scale=scale)
+    loss = ml.train_step(model, batches, ours, max_grad_norm=norm, loss_scale=scale)
     losses = [train.lm_loss(twin, batch) for batch in batches]
     mean = sum(losses, ml.Tensor(0.0)) * (1 / k)
     mean.backward()
     if norm:
         optim.clip_grad_norm(own.parameters, norm)
     own.step()
-    assert told.shape == () and float(told) == pytest.approx(mean.item(), rel=1e-14)
+    assert loss.shape == () and float(loss) == pytest.approx(mean.item(), rel=1e-14)
     for name, array in twin.state_dict().items():
         np.testing.assert_allclose(model.state_dict()[name], array, rtol=1e-12, atol=1e-13)
 
@@ -461,7 +462,7 @@ def test_a_step_is_one_update_from_the_mean_gradient(seed, k, norm, scaled):
 @given(seeds, st.integers(2, 5), st.integers(1, 3))
 def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
     parts = [(ids(seed + i, batch), ids(seed + k + i, batch)) for i in range(k)]
-    whole = tuple(np.concatenate(x) for x in zip(*parts))
+    joined = tuple(np.concatenate(x) for x in zip(*parts))
     names = [n for n, _ in gpt2(seed).named_parameters()]
 
     def gradients(batches, accumulate):
@@ -474,7 +475,7 @@ def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
         after = model.state_dict()
         return history.losses[0], {n: before[n] - after[n] for n in names}
 
-    (loss, one), (small, summed) = gradients([whole], 1), gradients(parts, k)
+    (loss, one), (small, summed) = gradients([joined], 1), gradients(parts, k)
     each = [gradients([part], 1)[1] for part in parts]
     eps, rows = np.finfo("float64").eps, k * batch * 7
     assert abs(loss - small) <= 10 * rows * eps * loss
@@ -496,7 +497,7 @@ def test_clipping_bounds_the_step(seed, clip):
     assert clip > 50 or moved > clip * (1 - 1e-9), "and it is not smaller than it has to be"
 
 
-def test_the_schedule_sets_each_step_and_without_one_the_optimizers_own_counts():
+def test_the_schedule_sets_each_step_and_without_one_the_optimizers_lr_is_used():
     history = ml.fit(*with_batches("full"), 4, schedule=lambda i: 0.1 / (i + 1), progress=False)
     assert history.lrs == [0.1 / (i + 1) for i in range(4)]
     assert ml.fit(*with_batches("full"), 3, progress=False).lrs == [0.02] * 3
@@ -524,7 +525,7 @@ def test_held_out_is_evaluated_at_the_start_every_n_steps_and_at_the_end():
     assert [at for at, _ in even.held_out] == [0, 2, 4]
 
 
-def test_evaluating_weighs_batches_by_their_targets_and_leaves_no_trace():
+def test_evaluate_weights_batches_by_targets_and_changes_nothing():
     model = gpt2(0, dropout=0.5)
     model.blocks[0].eval()
     modes = [m.training for _, m in model.named_modules()]
@@ -540,7 +541,7 @@ def test_evaluating_weighs_batches_by_their_targets_and_leaves_no_trace():
         ml.evaluate(model, [])
 
 
-def test_a_list_of_batches_is_gone_through_in_turn():
+def test_a_list_of_batches_is_cycled():
     listed = [windows()[i] for i in range(3)]
 
     class Forever:
@@ -565,17 +566,17 @@ def test_every_step_sees_its_own_batches():
     assert asked == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_cannot_be_indexed_raises():
+def test_batches_without_an_index_raise():
     model, optimizer = job("full")
     with pytest.raises(TypeError, match="batches\\[i\\]"):
         ml.fit(model, (windows()[i] for i in range(3)), optimizer, 3)
 
 
 @pytest.mark.parametrize("name", ["steps", "accumulation_steps", "save_every", "eval_every"])
-def test_numbers_that_make_no_sense_raise(name):
+def test_counts_out_of_range_raise(name):
     model, optimizer = job("full")
     for value in (-1, 2.5, True, "3", *(() if name == "eval_every" else (0,))):
-        with pytest.raises(ValueError, match=f"fit: {name} must be a whole number from"):
+        with pytest.raises(ValueError, match=f"fit: {name} must be an integer >= "):
             ml.fit(model, windows(), optimizer, **{"steps": 1, name: value})
 
 
@@ -589,19 +590,19 @@ def test_a_gradient_that_is_not_finite_names_the_step_and_touches_no_weight(accu
         value = train.lm_loss(model, batch)
         return value * float("nan") if len(states) > 2 * accumulate else value
 
-    told = "backward: the gradient" if backend.on_host else "the loss or a gradient"
-    with pytest.raises(FloatingPointError, match=f"fit: step 2: {told}"):
+    words = "backward: the gradient" if backend.on_host else "the loss or a gradient"
+    with pytest.raises(FloatingPointError, match=f"fit: step 2: {words}"):
         ml.fit(
             model, windows(), optimizer, 5, loss=loss, accumulation_steps=accumulate, progress=False
         )
     if not backend.on_host:
-        return  # told when the losses were looked at
+        return  # raised when the losses are read
     assert optimizer.t == 2
     after = model.state_dict()
     assert all(np.array_equal(after[n], a) for n, a in states[-1].items())
 
 
-def test_another_loss_trains_another_thing():
+def test_another_loss_is_trained():
     layer = nn.Linear(3, 2, rng=0, dtype="float64")
     x, W = normal(0, 20, 3), normal(1, 2, 3)
     y = x @ W.T
@@ -631,11 +632,11 @@ def test_progress_is_ten_lines_a_function_for_lines_or_nothing(capsys):
     assert f"held out {history.held_out[-1][1]:.4f}" in lines[1] and lines[1].endswith("0:00 left")
 
 
-# Numbers that are none.
+# Numbers that are not finite.
 
 
 def poisoned(at: int, name: str = "ln_f.g", value: float = float("inf")):
-    """(model, optimizer, a progress function) of which step `at` makes a parameter not finite."""
+    """Return (model, optimizer); step `at` makes a parameter not finite."""
     model, optimizer = job("full")
     step = optimizer.step
 
@@ -649,35 +650,35 @@ def poisoned(at: int, name: str = "ln_f.g", value: float = float("inf")):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_parameter_that_the_last_update_spoiled_is_named_and_never_saved(value, tmp_path):
+def test_a_parameter_that_is_not_finite_is_named_and_never_saved(value, tmp_path):
     path = tmp_path / "run.npz"
-    for at in (2, 4):  # of a step after which it saves, and of one after which it does not
+    for at in (2, 4):  # a step with a save after it, and one without
         model, optimizer = poisoned(at, value=value)
-        told = f"fit: after {at} of 4 steps ln_f.g is not finite: lower the learning rate or clip"
-        with pytest.raises(FloatingPointError, match=told):
+        words = f"fit: after {at} of 4 steps ln_f.g is not finite: lower the learning rate or clip"
+        with pytest.raises(FloatingPointError, match=words):
             ml.fit(model, windows(), optimizer, 4, checkpoint=path, save_every=1, progress=False,
                    log_every=99)
-        assert held(path)[1]["done"] == at - 1
-        assert all(np.isfinite(array).all() for array in held(path)[0].values())
+        assert contents(path)[1]["done"] == at - 1
+        assert all(np.isfinite(array).all() for array in contents(path)[0].values())
         model, optimizer = poisoned(at, value=value)
-        with pytest.raises(FloatingPointError, match=told):
+        with pytest.raises(FloatingPointError, match=words):
             ml.fit(model, windows(), optimizer, at, progress=False) if at == 4 else ml.fit(
                 model, windows(), optimizer, 4, progress=False, log_every=1
             )
         path.unlink()
 
 
-def test_a_gradient_that_fails_for_a_spoiled_parameter_names_the_parameter(backend):
+def test_a_gradient_that_fails_because_of_a_parameter_names_the_parameter(backend):
     if not backend.on_host:
-        pytest.skip("there it is told when the losses are looked at")
+        pytest.skip("a device raises when the losses are read")
     model, optimizer = poisoned(2)
-    told = "after 2 of 9 steps ln_f.g is not finite"
-    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=told):
+    words = "after 2 of 9 steps ln_f.g is not finite"
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=words):
         ml.fit(model, windows(), optimizer, 9, progress=False, log_every=99)
     model, optimizer = job("full")
     model.tok.W.data[...] = float("nan")
     with pytest.raises(
-        FloatingPointError, match=r"before the first step tok.W is not finite: look at the"
+        FloatingPointError, match=r"before the first step tok.W is not finite: check the"
     ):
         ml.fit(model, windows(), optimizer, 2, progress=False)
 
@@ -685,8 +686,8 @@ def test_a_gradient_that_fails_for_a_spoiled_parameter_names_the_parameter(backe
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_held_out_loss_that_is_not_finite_raises(value, tmp_path):
     def loss(model, batch):
-        told = train.lm_loss(model, batch)
-        return told if ml.tensor.recording() or optimizer.t < at else told * value
+        result = train.lm_loss(model, batch)
+        return result if ml.tensor.recording() or optimizer.t < at else result * value
 
     for at, when in ((0, "before the first step"), (4, "after 4 of 5 steps")):
         model, optimizer = job("lora")
@@ -695,10 +696,10 @@ def test_a_held_out_loss_that_is_not_finite_raises(value, tmp_path):
             ml.fit(model, windows(), optimizer, 5, held_out=[windows(9)[0]], eval_every=2,
                    loss=loss, checkpoint=path, save_every=1, progress=False)
         assert path.exists() == (at > 0)
-        assert at == 0 or held(path)[1]["done"] == 3
+        assert at == 0 or contents(path)[1]["done"] == 3
 
 
-def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
+def test_an_interrupt_saves_no_parameter_that_is_not_finite(tmp_path):
     path = tmp_path / "run.npz"
     model, optimizer = poisoned(3)
 
@@ -711,14 +712,14 @@ def test_an_interrupt_does_not_save_what_is_spoiled(tmp_path):
         ml.fit(model, windows(), optimizer, 5, checkpoint=path, save_every=2, progress=False,
                loss=loss, log_every=99)
     assert isinstance(stopped.value.__context__, FloatingPointError)
-    assert held(path)[1]["done"] == 2
+    assert contents(path)[1]["done"] == 2
 
 
-# What cannot be meant is said before the work: nothing is computed, nothing written.
+# Invalid arguments raise before the work: nothing is computed, nothing written.
 
 X, NAN = windows()[0], float("nan")
-MADE = "make the optimizer after attach, from model.trainable_parameters()"
-PAIRS = r"one alone goes in a list, \[\(inputs, targets\)\]"
+NEW = "create the optimizer after attach, from model.trainable_parameters()"
+PAIRS = r"put a single batch in a list, \[\(inputs, targets\)\]"
 
 
 def before_attach(call) -> None:
@@ -732,7 +733,7 @@ def from_another_model(call) -> None:
 
 
 MISTAKES = [
-    ({"batches": "text"}, TypeError, "fit: batches must be .* by number, not text: encode it"),
+    ({"batches": "text"}, TypeError, r"fit: batches must give \(inputs, targets\), not text"),
     ({"batches": []}, ValueError, "fit: there are no batches"),
     ({"batches": iter([X])}, TypeError, r"fit: batches\[i\] must work.*pass list\(batches\)"),
     ({"batches": X}, TypeError, rf"fit: batches\[0\] must .* array of shape \(2, 6\): {PAIRS}"),
@@ -742,18 +743,18 @@ MISTAKES = [
     ({"optimizer": None}, TypeError, "fit: the optimizer must be one of minilora.*, not None"),
     ({"optimizer": gpt2()}, TypeError, r"AdamW\(model.trainable_.*, lr=1e-3\), not a GPT2"),
     ({"optimizer": optim.AdamW}, TypeError, "the optimizer must be .*, not the class AdamW"),
-    (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {MADE}"),
-    (before_attach, ValueError, f"fit: tok.W, like all .*, is frozen by now: {MADE}"),
+    (from_another_model, ValueError, f"fit: no parameter of the optimizer is in the model: {NEW}"),
+    (before_attach, ValueError, f"fit: tok.W and all other .* are frozen: {NEW}"),
     ({"held_out": X}, TypeError, rf"fit: held_out\[0\] must be .* of shape \(2, 6\): {PAIRS}"),
-    ({"held_out": []}, ValueError, "fit: held_out has no batches: leave it out, or give some"),
+    ({"held_out": []}, ValueError, "fit: held_out has no batches: leave it out or add one"),
     ({"held_out": windows()}, TypeError, "fit: held_out must be a list of batches, not a Windows"),
     ({"held_out": "text"}, TypeError, r"fit: held_out\[0\] must be"),
-    ({"eval_every": 2}, ValueError, "fit: eval_every is 2, and there is no held_out: give both"),
-    ({"eval_every": -1}, ValueError, "fit: eval_every must be a whole number from 0, not -1"),
-    ({"log_every": -1}, ValueError, "fit: log_every must be a whole number from 0, not -1"),
-    ({"steps": 0}, ValueError, "fit: steps must be a whole number from 1, not 0"),
-    ({"steps": 2.5}, ValueError, "fit: steps must be a whole number from 1, not 2.5"),
-    ({"schedule": 0.1}, TypeError, "fit: schedule must be .*, not a float: one rate .* lr"),
+    ({"eval_every": 2}, ValueError, "fit: eval_every is 2, but held_out is missing: give both"),
+    ({"eval_every": -1}, ValueError, "fit: eval_every must be an integer >= 0, not -1"),
+    ({"log_every": -1}, ValueError, "fit: log_every must be an integer >= 0, not -1"),
+    ({"steps": 0}, ValueError, "fit: steps must be an integer >= 1, not 0"),
+    ({"steps": 2.5}, ValueError, "fit: steps must be an integer >= 1, not 2.5"),
+    ({"schedule": 0.1}, TypeError, "fit: schedule must be .*, not a float: for a const.* lr"),
     ({"schedule": lambda i: 1.0 - i}, ValueError, r"schedule\(2\) must be finite and .*, not -1"),
     ({"schedule": lambda i: NAN}, ValueError, r"fit: schedule\(0\) must be finite .*, not nan"),
     ({"schedule": lambda i: 1 / (4 - i) if i < 4 else 1e999}, ValueError, r"schedule\(4\) .* inf"),
@@ -765,7 +766,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("mistake", range(len(MISTAKES)))
-def test_a_mistake_is_said_before_the_work(mistake, backend, tmp_path, monkeypatch):
+def test_an_invalid_argument_raises_before_the_work(mistake, backend, tmp_path, monkeypatch):
     if backend.name != "numpy":
         pytest.skip("no array is touched")
     monkeypatch.chdir(tmp_path)
@@ -790,24 +791,24 @@ def test_a_mistake_is_said_before_the_work(mistake, backend, tmp_path, monkeypat
     change(call) if callable(change) else call(**change)
 
 
-def test_a_rate_that_was_set_by_hand_is_checked():
+def test_a_rate_set_by_hand_is_checked():
     model, optimizer = job("full")
     optimizer.lr = float("nan")
     with pytest.raises(ValueError, match="fit: the optimizer's lr must be finite"):
         ml.fit(model, windows(), optimizer, 5, progress=False)
 
 
-def test_a_schedule_is_asked_once_for_every_step():
+def test_a_schedule_is_called_once_for_every_step():
     asked = []
     ml.fit(*with_batches("full"), 4, schedule=lambda i: asked.append(i) or 0.1, progress=False)
     assert asked == [0, 1, 2, 3]
 
 
-def test_an_update_that_nobody_has_a_gradient_for_raises_and_is_not_made():
+def test_an_update_without_any_gradient_raises_and_changes_nothing():
     model, _ = job("lora")
     optimizer = optim.SGD(gpt2().trainable_parameters(), 0.1)
     with pytest.raises(
-        ValueError, match="train_step: no parameter of the optimizer has got a grad"
+        ValueError, match="train_step: no parameter of the optimizer gets a gradient"
     ):
         ml.train_step(model, [X], optimizer)
     assert optimizer.t == 0
@@ -818,12 +819,12 @@ def test_an_update_that_nobody_has_a_gradient_for_raises_and_is_not_made():
     optimizer = optim.SGD(model.trainable_parameters(), 0.1)
     lora.activate(model)
     for p in model.tok.parameters():
-        p.requires_grad = True  # so that there is a tape
-    with pytest.raises(ValueError, match="no parameter of the optimizer has got a gradient"):
+        p.requires_grad = True  # so that a tape exists
+    with pytest.raises(ValueError, match="no parameter of the optimizer gets a gradient"):
         ml.fit(model, windows(), optimizer, 3, progress=False)
 
 
-def test_evaluating_or_one_step_with_what_is_no_batch_or_no_loss_raises():
+def test_an_invalid_batch_or_loss_raises():
     model, optimizer = job("full")
     for call in (lambda x: ml.evaluate(model, x), lambda x: ml.train_step(model, x, optimizer)):
         for batches, kind in (
@@ -838,7 +839,7 @@ def test_evaluating_or_one_step_with_what_is_no_batch_or_no_loss_raises():
     with pytest.raises(TypeError, match=r"evaluate: the model must be a Module, .* not a list"):
         ml.evaluate([X], model)
     for call in (ml.evaluate, lambda *x, **how: ml.train_step(*x, optimizer, **how)):
-        with pytest.raises(TypeError, match=r"the loss must give a Tensor .*, not a float"):
+        with pytest.raises(TypeError, match=r"the loss must return a Tensor .*, not a float"):
             call(model, [X], loss=lambda model, batch: train.lm_loss(model, batch).item())
-    with pytest.raises(TypeError, match=r"evaluate: the loss must give a Tensor .*, not None"):
+    with pytest.raises(TypeError, match=r"evaluate: the loss must return a Tensor .*, not None"):
         ml.evaluate(model, [X], loss=lambda model, batch: None)

@@ -1,4 +1,4 @@
-"""Where the bytes of training go: predicted on arrays without numbers, measured on live ones."""
+"""The memory of one training step: predicted on arrays without numbers, measured on real ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from ..backend.threads import threads
 from ..nn import Module
 from ..training.optim import Optimizer
+from ..words import our_words
 from .step import ROWS, live, on_shapes, random_ids
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of memory: what shapes predict and what the arrays take, in bytes."""
+    """One kind of memory, in bytes: predicted on shapes, and measured."""
 
     name: str
     predicted: int
@@ -21,10 +22,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of `ledger`, their sums, and what the predicted activations consist of.
+    """The result of `ledger`, in bytes.
 
-    peak: the most that is alive at one time in a step: weights, optimizer state, the activations so
-    far, the gradients so far, and what an op needs only while it works.
+    rows         one for each kind of memory
+    activations  kind of op -> predicted bytes
+    peak         the most memory in use at one time: weights, optimizer state, activations and
+                 gradients so far, and an op's temporary arrays
     """
 
     rows: tuple[Row, ...]
@@ -43,7 +46,7 @@ class Ledger:
         return next(row for row in self.rows if row.name == name)
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """name -> {"predicted", "measured"}, "total" and "peak" included; bytes."""
+        """Return name -> {"predicted", "measured"} in bytes, with "total" and "peak"."""
         rows = [*self.rows, Row("total", self.predicted, self.measured), self.peak]
         return {row.name: {"predicted": row.predicted, "measured": row.measured} for row in rows}
 
@@ -54,14 +57,17 @@ class Ledger:
         return "\n".join(lines)
 
 
+@our_words
 def ledger(model: Module, optimizer: Optimizer, batch: int, tokens: int) -> Ledger:
-    """The memory of one training step on `batch` sequences of `tokens`, predicted and measured.
+    """Predict and measure the memory of one training step on `batch` sequences of `tokens`.
 
-    model: from ids (batch, tokens) to logits, with any adapters; optimizer: any. Each runs a step
-    on random ids twice: on arrays without numbers, and for real, on one thread (another one has
-    temporary arrays of its own). Activations are what is alive between forward and backward. On a
-    device, the blocks of the memory pool are counted. Nothing of it is left: not in weights,
-    gradients, optimizer, generators.
+    model      ids (batch, tokens) -> logits, with or without adapters
+    optimizer  any
+
+    The step runs twice on random ids: on arrays without numbers, and on the real arrays. The real
+    step uses one thread, because each thread has temporary arrays of its own. Activations are the
+    arrays alive between forward and backward. On a device, the blocks of the memory pool are
+    counted. Afterwards weights, gradients, optimizer and generators are as before.
     """
     ids = random_ids(model, batch, tokens)
     expected = on_shapes(model, optimizer, ids)

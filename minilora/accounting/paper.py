@@ -1,9 +1,9 @@
-"""Every number of parameters that the paper prints, found twice: by formula, and on the model.
+"""The paper's numbers of parameters, each computed twice: by a formula, and on the model.
 
-A row says where the number is printed, what is counted, and the exact integer. `formula` computes
-it from sizes, `ran` builds the model on arrays without numbers, applies the method and counts what
-it trains. Whether it matches what is printed follows from both by rule (`status`). Rows that do not
-match stay, and those that were tried as an explanation, each with its reason.
+A row gives the place of the printed number, the thing counted, and the exact integer. `formula`
+computes it from sizes. `ran` builds the model on arrays without numbers, applies the method and
+counts its trained parameters. `status` compares the exact number with the printed one. Rows that do
+not match stay, with the reason; so do rows that were tried as an explanation.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .parameters import count
 
 
 def status(exact: float, printed: str, unit: int = 10**6) -> str:
-    """How an exact number and a printed one agree, the first of these that is true:
+    """Compare an exact number with a printed one. Return the first of these that is true:
 
     match      rounded to as many digits as are printed
-    truncated  cut there
+    truncated  cut to as many digits
     MiB        rounded, in units of a power of 2 instead of 10 (2^20 for a million)
-    nominal    rounded or cut to the digits before the printed number's last zeros (125.0, 1500.0)
+    nominal    rounded or cut to the digits before the printed number's final zeros (125.0, 1500.0)
     mismatch   none of these
     """
     number, value = Decimal(printed.replace(",", "")), Decimal(str(exact))
@@ -42,7 +42,7 @@ def status(exact: float, printed: str, unit: int = 10**6) -> str:
         ways["nominal"] = value / unit, short, ROUND_HALF_UP
         ways["nominal, cut"] = value / unit, short, ROUND_DOWN
     for way, (measured, stated, rounding) in ways.items():
-        last = Decimal(1).scaleb(int(stated.as_tuple().exponent))  # the last digit that is printed
+        last = Decimal(1).scaleb(int(stated.as_tuple().exponent))  # the last printed digit
         if measured.quantize(last, rounding) == stated:
             return way.partition(",")[0]
     return "mismatch"
@@ -50,9 +50,11 @@ def status(exact: float, printed: str, unit: int = 10**6) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some of the model's own parameters, and linear layers beside it: what no method is called.
+    """Train some of the model's own parameters, and linear layers beside it. It is no method.
 
-    patterns: what is trained   formula: their number, of a config   beside: (d_in, d_out, bias)
+    patterns  of the trained parameters
+    formula   config -> their number
+    beside    (d_in, d_out, bias) of each layer
     """
 
     patterns: tuple[str, ...]
@@ -74,7 +76,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Both:
-    """What two of them train, one after the other."""
+    """Two methods on one model; both train."""
 
     first: Any
     second: Any
@@ -96,11 +98,16 @@ class Both:
 
 @dataclass(frozen=True)
 class Row:
-    """A number that the paper prints, and what gives it.
+    """A number that the paper prints, and the model and method that give it.
 
-    shape: of SHAPES, or a config   method: has `count(config)` and `apply(model)`
-    exact: what both must give   printed: in `unit`s   each: what a parameter counts, such as bytes
-    why: what is known about a number that does not match
+    source   the table or section
+    what     the thing counted
+    shape    a name of SHAPES, or a config
+    method   has `count(config)` and `apply(model)`
+    exact    the integer that formula and model must give
+    printed  the paper's number, in `unit`s
+    why      the reason for a mismatch, as far as it is known
+    each     the value of one parameter, such as its bytes
     """
 
     source: str
@@ -119,11 +126,11 @@ class Row:
 
     @property
     def formula(self) -> int:
-        """The closed form."""
+        """Compute the number from sizes."""
         return int(self.method.count(self.config)) * self.each
 
     def ran(self) -> int:
-        """What the method trains, on the model, without numbers."""
+        """Count the trained parameters of the model, built on arrays without numbers."""
         with using("shapes"):
             model = build(self.config, rng=0)
             self.method.apply(model)
@@ -136,7 +143,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A quotient of two rows that the paper prints, times `unit` (100: in per cent)."""
+    """A quotient of two rows that the paper prints, times `unit` (100 for a percentage)."""
 
     source: str
     what: str

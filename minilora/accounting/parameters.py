@@ -1,15 +1,16 @@
-"""How many parameters a model has, and how many of them are trained."""
+"""The number of parameters of a model, trained and frozen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..nn import Module
+from ..words import our_words
 
 
 @dataclass(frozen=True)
 class Count:
-    """Numbers of parameters (not bytes), each shared one counted once."""
+    """Numbers of parameters (not bytes). A shared parameter counts once."""
 
     trainable: int
     frozen: int
@@ -20,7 +21,7 @@ class Count:
 
     @property
     def percent(self) -> float:
-        """Trainable parameters in per cent of all."""
+        """Trainable parameters as a percentage of all."""
         return 100 * self.trainable / self.total if self.total else 0.0
 
     def __str__(self) -> str:
@@ -28,7 +29,8 @@ class Count:
                 f"trainable%: {self.percent:.4f}")
 
 
+@our_words
 def count(model: Module) -> Count:
-    """The model's parameters, trained and frozen. LoRA's share is Σ r · (d + k), §4.2."""
+    """Count the model's parameters, trained and frozen. LoRA trains Σ r · (d + k), §4.2."""
     sizes = [(p.data.size, p.requires_grad) for p in model.parameters()]
     return Count(sum(n for n, on in sizes if on), sum(n for n, on in sizes if not on))

@@ -1,4 +1,4 @@
-"""What training a model would cost, at any size: built and run on arrays without numbers."""
+"""The cost of one training step of a model of any size, counted on arrays without numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from ..backend.shapes import Cost
 from ..models.config import ModelConfig
 from ..models.families import SHAPES, build
 from ..training import optim
+from ..words import our_words
 from .parameters import Count, count
 from .step import observe, random_ids
 
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
-POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # what is computed
+POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # -> arithmetic
 
-COMPARED = (  # what the paper's tables 2 to 4 have side by side, at sizes of theirs
+UNITS = (  # of the table of costs
+    "units: products: FLOPs (2 per multiply-add), elementwise: numbers, moved: bytes, "
+    "depth: calls"
+)
+
+COMPARED = (  # the methods of the paper's tables 2 to 4, at sizes of these tables
     methods.Full(), methods.FTTop2(), methods.BitFit(), methods.PreEmbed(lp=256, li=8),
     methods.PreLayer(lp=8, li=8), methods.AdapterH(r=1), methods.AdapterH(r=8),
     methods.AdapterL(r=8), methods.AdapterP(r=8), methods.AdapterD(r=8), methods.LoRA(r=1),
@@ -29,11 +35,16 @@ COMPARED = (  # what the paper's tables 2 to 4 have side by side, at sizes of th
 
 @dataclass(frozen=True)
 class Plan:
-    """What one training step takes.
+    """The memory and the work of one training step.
 
-    title: what was asked for   count: parameters   bytes: by row, and "peak"
-    activations: bytes, by kind of op   checkpoint: bytes of what training saves
-    forward, backward, step: cost of each; products are floating-point operations
+    title        the arguments of `plan`
+    count        numbers of parameters
+    bytes        kind of memory -> bytes, with "peak": the most in use at one time
+    activations  kind of op -> bytes
+    checkpoint   bytes of the trained parameters, which training saves
+    forward, backward, step (the optimizer's): the `Cost` of each. products: floating-point
+    operations, 2 per multiply-add; elementwise: numbers; moved: bytes; calls; depth: calls in the
+    longest chain of dependent calls
     """
 
     title: str
@@ -46,7 +57,7 @@ class Plan:
     step: Cost
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain numbers, for JSON."""
+        """Return all fields as plain numbers, for JSON."""
         costs = {name: getattr(self, name)._asdict() for name in ("forward", "backward", "step")}
         parameters = {"trainable": self.count.trainable, "frozen": self.count.frozen}
         return {
@@ -62,38 +73,42 @@ class Plan:
         for name in Cost._fields:
             each = (getattr(cost, name) for cost in (self.forward, self.backward, self.step))
             lines.append(f"{name:<16}" + "".join(f"{n:>22,}" for n in each))
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(line.rstrip() for line in [*lines, UNITS])
 
 
+@our_words
 def plan(
     shape: str | ModelConfig, *, method: str | methods.Method = "lora", batch: int = 1,
     tokens: int | None = None, optimizer: str = "adamw", policy: str = "float32",
     recompute: bool = False, device: str = "numpy", plain: bool = False, **settings: Any,
 ) -> Plan:
-    """What one step of training takes: the code runs, on arrays that have no numbers.
+    """Return the memory and work of one training step. The step runs on arrays without numbers.
 
     shape      a name of SHAPES, or a model's config, such as a GPT2Config
-    method     a name of methods.METHODS, with its settings (r=4), or a method; "full" trains the
-               model's own parameters here, where `methods.apply` keeps the base beside its copies
-    tokens     of each sequence of the batch; None: as many as there is room for
-    policy     "float32"; "half base": the frozen matrices are stored in float16, all is computed in
-               float32; "mixed": model and arithmetic are float16, what the optimizer trains float32
-    device     "numpy" or "cupy": whose memory and calls
-    plain      without the kernels
+    method     a name of methods.METHODS, with its settings (r=4), or a method. "full" trains the
+               model's own parameters; `methods.apply` would train copies beside the base
+    batch      sequences
+    tokens     of each sequence; None: the most that the model reads
+    optimizer  "adamw", "adam" or "sgd"
+    policy     "float32"; "half base": frozen matrices are stored in float16, arithmetic is float32;
+               "mixed": weights and arithmetic are float16, the optimizer's masters float32
+    recompute  recompute each block's activations in the backward pass
+    device     the array library that is imitated: "numpy" or "cupy"
+    plain      run without the kernels
 
-    Raises ValueError for a name that there is not.
+    Raises ValueError for an unknown name, TypeError for settings beside a method that has its own.
     """
-    for what, name, known in (
+    for argument, name, known in (
         ("shape", shape, SHAPES), ("method", method, methods.METHODS),
         ("optimizer", optimizer, OPTIMIZERS), ("policy", policy, POLICIES),
         ("device", device, ("numpy", "cupy")),
     ):
         if isinstance(name, str) and name not in known:
-            raise ValueError(f"plan: there is no {what} {name!r}: there are {', '.join(known)}")
+            raise ValueError(f"plan: unknown {argument} {name!r}: choose from {', '.join(known)}")
     if isinstance(method, str):
         method = methods.METHODS[method](**settings)
     elif settings:
-        raise TypeError(f"plan: {method} has its settings, and needs no {', '.join(settings)}")
+        raise TypeError(f"plan: leave out {', '.join(settings)}: {method} has its own settings")
     if isinstance(method, methods.Full) and policy == "half base":
         raise ValueError('plan: "half base" goes with "lora": full training has no frozen base')
     config = SHAPES[shape] if isinstance(shape, str) else shape
@@ -108,25 +123,26 @@ def plan(
         trained = model.trainable_parameters()
         ids, meter = random_ids(model, batch, tokens), library.meter()
         meter.ignore(ids)
-        with methods.prompt(tokens):  # where trained tokens stand behind one
+        with methods.prompt(tokens):  # for methods with trained tokens behind the prompt
             seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
-        again = "recomputed, " if recompute else ""
+        extra = "recomputed, " if recompute else ""
         by = OPTIMIZERS[optimizer].__name__
         name = shape if isinstance(shape, str) else type(shape).__name__
         return Plan(
             f"{name}: {label(method)}, {batch} × {tokens:,} tokens, {by}, {policy}, "
-            f"{again}{device}",
+            f"{extra}{device}",
             count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
         )
 
 
+@our_words
 def label(method: methods.Method) -> str:
-    """A method by its name, with its sizes, and what of its settings is not left as it is."""
+    """Return the method's name with its sizes, targets, and settings that are not the default."""
     always = ("r", "lp", "li", "targets")
-    held = {f.name: (getattr(method, f.name), f.default) for f in fields(method)}  # type: ignore[arg-type]
-    shown = {name: value for name, (value, usual) in held.items()
-             if name in always or (usual is not MISSING and value != usual)}
+    both = {f.name: (getattr(method, f.name), f.default) for f in fields(method)}  # type: ignore[arg-type]
+    settings = {name: value for name, (value, default) in both.items()
+                if name in always or (default is not MISSING and value != default)}
     words = [f"{name}={','.join(value) if name == 'targets' else value}"
-             for name, value in shown.items()]
+             for name, value in settings.items()]
     return " ".join([method.called, *words])

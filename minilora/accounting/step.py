@@ -1,7 +1,7 @@
-"""One training step under observation: forward, backward, optimizer; and then as if it never was.
+"""The memory and the cost of one training step, which leaves no trace in the model.
 
-The same few lines run on live arrays and on arrays without numbers (backend/shapes), so that what
-is predicted is what the code does, not what somebody wrote down about it.
+The same lines run on real arrays and on arrays without numbers (backend/shapes). So a prediction
+comes from the code itself, not from formulas beside it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from ..ops import cross_entropy
 from ..tensor import Node, Tensor, no_grad
 from ..training.optim import Optimizer
 
-WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # what is there before a step
+WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # in memory before a step
 ROWS = (*WEIGHTS[:2], "gradients", WEIGHTS[2], "activations")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step took, in bytes, by row.
+    """The memory of a step in bytes, and its costs.
 
-    activations: alive between forward and backward   peak: the most at any time, weights included
-    kinds: what the activations are, by kind of op   costs: of forward, backward, optimizer.step();
-    both on arrays without numbers only
+    rows   kind of memory -> bytes; activations are the arrays alive between forward and backward
+    peak   the most in use at any time, weights included
+    kinds  kind of op -> bytes of activations; only on arrays without numbers
+    costs  of forward, backward and optimizer.step(); only on arrays without numbers
     """
 
     rows: dict[str, int]
@@ -46,7 +47,7 @@ class Step:
 def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) -> Step:
     """Run forward, backward and update on ids (2, batch, tokens): inputs and targets.
 
-    Where a model has one answer for a whole sequence, the first id stands for its class.
+    For a model with one output per sequence, the first target id is the sequence's class.
     """
     costs, peaks, weights = [], [], model.parameters()
     rows = {
@@ -58,7 +59,7 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
     meter.reset()
     _, start = meter.read()
 
-    def done() -> int:
+    def next_phase() -> int:
         live, peak = meter.read()
         peaks.append(peak)
         costs.append(getattr(meter, "cost", Cost()))
@@ -66,51 +67,51 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
         return int(live)
 
     logits = model(ids[0])
-    whole = len(logits.shape) < 3
-    loss = cross_entropy(logits, ids[1, :, 0] % logits.shape[-1] if whole else ids[1])
+    classifies = len(logits.shape) < 3
+    loss = cross_entropy(logits, ids[1, :, 0] % logits.shape[-1] if classifies else ids[1])
     del logits
-    rows["activations"] = done() - before
+    rows["activations"] = next_phase() - before
     kinds = {}
     if isinstance(current(), Shapes):
         kinds = by_kind(loss, rows["activations"], everything(model, optimizer))
     loss.backward()
-    done()
+    next_phase()
     optimizer.step()
-    done()
+    next_phase()
     rows["gradients"] = nbytes(p.grad for p in weights if p.grad is not None)
     peak = max(peaks) - start + sum(rows[name] for name in WEIGHTS)
     return Step({name: rows[name] for name in ROWS}, peak, kinds, tuple(costs))
 
 
 def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
-    """The step of a live model, on arrays without numbers that imitate the library in use."""
+    """Observe a live model's step on arrays without numbers, which imitate the library in use."""
     like = "numpy" if current().on_host else "cupy"
-    with using(f"shapes:{like}", plain=is_plain()) as library, undone(model, optimizer):
+    with using(f"shapes:{like}", plain=is_plain()) as library, restored(model, optimizer):
         meter = library.meter()
         meter.ignore(ids)
-        held: dict[int, Any] = {}  # two parameters may share an array
+        replaced: dict[int, Any] = {}  # two parameters may share an array
 
-        def instead(array: Any) -> Any:
-            if id(array) not in held:
-                held[id(array)] = library.module.empty(tuple(array.shape), str(array.dtype))
-            return held[id(array)]
+        def without_numbers(array: Any) -> Any:
+            if id(array) not in replaced:
+                replaced[id(array)] = library.module.empty(tuple(array.shape), str(array.dtype))
+            return replaced[id(array)]
 
         for p in everything(model, optimizer):
-            p.data = instead(p.data)
+            p.data = without_numbers(p.data)
         for states in optimizer.state.values():
-            states.update({name: instead(array) for name, array in states.items()})
+            states.update({name: without_numbers(array) for name, array in states.items()})
         return observe(model, optimizer, ids, meter)
 
 
 def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
-    """The step on the arrays that there are, which then hold the same bits again."""
-    with undone(model, optimizer):
+    """Observe the step on the real arrays, then restore every bit of them."""
+    with restored(model, optimizer):
         arrays = [p.data for p in everything(model, optimizer) if p.requires_grad]
         arrays += [*optimizer.arrays().values()]
         copies = [array.copy() for array in arrays]
         try:
             with no_grad():
-                model(ids[0])  # what is made once and kept, such as erf's series, is no activation
+                model(ids[0])  # creates cached arrays, such as erf's series: no activations
             with current().meter() as meter:
                 return observe(model, optimizer, ids, meter)
         finally:
@@ -119,11 +120,10 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
 
 
 @contextmanager
-def undone(model: Module, optimizer: Optimizer) -> Iterator[None]:
-    """Inside, nothing has a gradient. Afterwards parameters and optimizer hold the same arrays as
-    before, and generators are where they were."""
+def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
+    """Run the block without gradients, then put back all arrays, gradients and generators."""
     parameters = [(p, p.data, p.grad) for p in everything(model, optimizer)]
-    states = {name: (held, dict(held)) for name, held in optimizer.state.items()}
+    states = {name: (state, dict(state)) for name, state in optimizer.state.items()}
     draws = [(rng, rng.bit_generator.state) for rng in generators(model).values()]
     t = optimizer.t
     try:
@@ -135,29 +135,31 @@ def undone(model: Module, optimizer: Optimizer) -> Iterator[None]:
             p.data, p.grad = data, grad
         optimizer.t = t
         optimizer.state.clear()
-        for name, (held, arrays) in states.items():
-            held.clear()
-            held.update(arrays)
-            optimizer.state[name] = held
-        for rng, state in draws:
-            rng.bit_generator.state = state
+        for name, (state, arrays) in states.items():
+            state.clear()
+            state.update(arrays)
+            optimizer.state[name] = state
+        for rng, position in draws:
+            rng.bit_generator.state = position
 
 
 def everything(model: Module, optimizer: Optimizer) -> list[Any]:
-    """The parameters of both, each once."""
+    """Return the parameters of both, each once."""
     return list(dict.fromkeys([*model.parameters(), *optimizer.parameters.values()]))
 
 
 def random_ids(model: Module, batch: int, tokens: int) -> np.ndarray:
-    """(2, batch, tokens): as many ids as the model's first table has rows; ValueError for none."""
+    """Return random ids (2, batch, tokens) for the first Embedding; ValueError if there is none."""
     tables = [m.W.shape[0] for _, m in model.named_modules() if isinstance(m, Embedding)]
     if not tables:
-        raise ValueError("accounting: the model has no Embedding: how many ids does it know?")
+        raise ValueError(
+            "accounting: the model has no Embedding: pass one that reads token ids, such as a GPT2"
+        )
     return np.random.default_rng(0).integers(0, tables[0], (2, batch, tokens))
 
 
 def nbytes(arrays: Iterable[Any]) -> int:
-    """Bytes of these arrays; of those that share memory, of the one that owns it."""
+    """Return the bytes of these arrays. Arrays that share memory count once, as their owner."""
     owners = {}
     for array in arrays:
         while hasattr(getattr(array, "base", None), "nbytes"):
@@ -166,57 +168,58 @@ def nbytes(arrays: Iterable[Any]) -> int:
     return sum(owners.values())
 
 
-def by_kind(loss: Tensor, kept: int, parameters: Iterable[Tensor]) -> dict[str, int]:
-    """Kind of op -> bytes of the arrays that its rules hold on to, each buffer once.
+def by_kind(loss: Tensor, total: int, parameters: Iterable[Tensor]) -> dict[str, int]:
+    """Return kind of op -> bytes of the arrays in its rules' closures, each buffer once.
 
-    Parameters are not among them. What of `kept` is not found on the tape comes as "other".
+    Parameters do not count. "other" is the part of `total` that is not on the tape.
     """
-    found, kinds = {id(p.data.buffer) for p in parameters}, Counter[str]()
+    counted, kinds = {id(p.data.buffer) for p in parameters}, Counter[str]()
     for node in sorted(_nodes(loss), key=lambda node: node.serial):
         rules = [rule for _, rule in node.edges or ()]
-        for array in _held([rules, loss.data if node is loss._node else None], set()):
-            if id(array.buffer) not in found:
-                found.add(id(array.buffer))
+        for array in _arrays([rules, loss.data if node is loss._node else None], set()):
+            if id(array.buffer) not in counted:
+                counted.add(id(array.buffer))
                 kinds[node.name] += array.buffer.nbytes
-    kinds["other"] = kept - sum(kinds.values())
+    kinds["other"] = total - sum(kinds.values())
     return {kind: size for kind, size in kinds.items() if size}
 
 
 def _targets(node: Node, kind: type) -> list[Any]:
-    """Where a node's gradients flow to: nodes, or leaves."""
-    found = [target for targets, _ in node.edges or () for target in targets]
-    return [target for target in found if isinstance(target, kind)]
+    """Return the nodes (or leaves) that a node's gradients flow to."""
+    every = [target for targets, _ in node.edges or () for target in targets]
+    return [target for target in every if isinstance(target, kind)]
 
 
 def _nodes(loss: Tensor) -> set[Node]:
-    found, todo = set[Node](), [loss._node]
+    """Return all nodes of the tape below the loss."""
+    nodes, todo = set[Node](), [loss._node]
     while todo:
         node = todo.pop()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in nodes:
+            nodes.add(node)
             todo += _targets(node, Node)
-    return found
+    return nodes
 
 
-def _held(thing: Any, seen: set[int]) -> Iterator[Any]:
-    """The arrays that a rule holds: in its closure, and in what that holds."""
+def _arrays(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield the arrays in `thing`: in tensors, closures and containers, at any depth."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
     if isinstance(thing, Array):
         yield thing
     elif isinstance(thing, Tensor):
-        yield from _held(thing.data, seen)
+        yield from _arrays(thing.data, seen)
     elif isinstance(thing, FunctionType):
         for cell in thing.__closure__ or ():
-            yield from _held(_content(cell), seen)
+            yield from _arrays(_content(cell), seen)
     elif isinstance(thing, list | tuple | dict):
         for item in thing.values() if isinstance(thing, dict) else thing:
-            yield from _held(item, seen)
+            yield from _arrays(item, seen)
 
 
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # it was deleted
+    except ValueError:  # the variable was deleted
         return None

@@ -11,6 +11,7 @@ from typing import Any
 from ..backend import asnumpy
 from ..files import checkpoint
 from ..nn import Module
+from ..words import our_words
 from .registry import (
     METHODS,
     Method,
@@ -28,6 +29,7 @@ from .transaction import all_or_nothing
 KINDS = "adapter", "method"  # version 0.1.0 wrote two kinds of file; both are read
 
 
+@our_words
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
     """Write what one adapter trains (.npz), and its method's settings; return the path.
 
@@ -53,6 +55,7 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     return checkpoint.write(path, {at: asnumpy(array) for at, array in arrays.items()}, meta)
 
 
+@our_words
 @all_or_nothing
 def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,

@@ -9,12 +9,14 @@ from typing import Any
 
 from ..backend import current, xp
 from ..nn import Module, Parameter
+from ..words import our_words
 from .places import adapted, swap
 from .protocol import Adapted
 from .registry import Adapters, find, forget, state_of
 from .transaction import all_or_nothing
 
 
+@our_words
 @all_or_nothing
 def merge(model: Module) -> dict[str, float]:
     """Put layers with W0 + ΔW of the active adapters in place, for good (§4.1: no added latency).
@@ -42,6 +44,7 @@ def merge(model: Module) -> dict[str, float]:
     return lost
 
 
+@our_words
 @contextmanager
 def merged(model: Module) -> Iterator[None]:
     """Inside, the model is merged. Afterwards W0 and the adapters are back, bit for bit.

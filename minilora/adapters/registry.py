@@ -18,6 +18,7 @@ from ..backend import Rng, generator
 from ..checks import describe
 from ..config import Config
 from ..nn import Module, Parameter
+from ..words import our_words
 from .places import adapted, parameters, swap, walk
 from .protocol import Adapted, Adapter
 from .storage import storable, store, wide_copy
@@ -94,6 +95,7 @@ class Adapters(State):
         self.flags = {p: p.requires_grad for p in model.parameters()}
 
 
+@our_words
 @all_or_nothing
 def attach(
     model: Module, method: Method, name: str = "default", rng: Rng = None, base_dtype: Any = None
@@ -119,6 +121,7 @@ def attach(
     return list(trained_by(model, name))
 
 
+@our_words
 @all_or_nothing
 def set_adapter(model: Module, name: str) -> None:
     """Activate this adapter and train it, alone, as when it was attached."""
@@ -127,6 +130,7 @@ def set_adapter(model: Module, name: str) -> None:
     _activate(model, state, [name])
 
 
+@our_words
 @all_or_nothing
 def activate(model: Module, *names: str) -> None:
     """Let these adapters take part in the forward pass, and no others; none: the base alone.
@@ -138,6 +142,7 @@ def activate(model: Module, *names: str) -> None:
     _activate(model, state_of(model, *names), names)
 
 
+@our_words
 @contextmanager
 def disabled(model: Module) -> Iterator[None]:
     """Inside, the model is the base, bit for bit; afterwards the same adapters are active."""
@@ -160,6 +165,7 @@ def disabled(model: Module) -> Iterator[None]:
         raise
 
 
+@our_words
 @all_or_nothing
 def detach(model: Module, name: str | None = None) -> Module:
     """Take one adapter off, or all (name None): then the base's own modules and flags are back."""

@@ -14,12 +14,14 @@ import numpy as np
 from .. import ops
 from ..nn import Module
 from ..tensor import Tensor
+from ..words import our_words
 from .context import within
 from .places import adapted
 from .protocol import Adapted
 from .registry import state_of
 
 
+@our_words
 @contextmanager
 def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     """Inside, each row of a batch is computed with the adapter named for it; "base": with none.

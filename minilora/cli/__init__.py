@@ -16,7 +16,7 @@ from typing import Any
 from .. import __version__, backend
 from ..backend.threads import threads
 from ..demo import demo
-from ..files.atomic import said
+from ..files.atomic import reason
 from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
 from .parser import Parser, Say, parse
 
@@ -92,8 +92,8 @@ def _complain(message: str) -> None:
 def _sentence(error: BaseException) -> str:
     """The error as one sentence."""
     if isinstance(error, MemoryError):
-        reason = f" ({error})" if str(error) else ""
-        return f"there is not enough memory{reason}: try a smaller --batch or --r"
+        why = f" ({error})" if str(error) else ""
+        return f"there is not enough memory{why}: try a smaller --batch or --r"
     if isinstance(error, ModuleNotFoundError) and error.name == "hypothesis":
         return "the exercises need hypothesis: pip install 'minilora[exercises]'"
     if isinstance(error, KeyError):
@@ -101,5 +101,5 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file {error.filename}"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {said(error)}" if error.filename else said(error)
+        return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
     return str(error)

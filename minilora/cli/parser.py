@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..config import OURS
+from .. import words
 from ..files import atomic
 
 Say = Callable[[str], None]
@@ -152,7 +152,8 @@ def meant(word: str, known: Iterable[str], otherwise: str) -> str:
     (with two in a word of six letters or more).
     """
     letters, known = word.strip("-"), [*known]
-    ours = f"--{OURS.get(letters.replace('-', '_'))}"
+    here = [name.strip('-').replace('-', '_') for name in known]
+    ours = f"--{words.counterpart(letters.replace('-', '_'), here)}"
     begun = [name for name in known if len(letters) > 2 and name.startswith(word)]
     wrong = {name: edits(letters, name.strip("-")) for name in known}
     near = [name for name in wrong if wrong[name] <= (len(letters) > 1) + (len(letters) > 5)]

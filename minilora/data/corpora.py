@@ -7,7 +7,8 @@ import operator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import describe, real, whole
+from ..checks import describe, integer, real
+from ..words import our_words
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -19,6 +20,7 @@ TEXTS: dict[str, str] = {
 _FILES = {"plays": "plays.txt.gz", "kjv": "kjv.txt", "devil": "devil.txt"}
 
 
+@our_words
 def load_text(name: str) -> str:
     """Return the built-in text of this name (see TEXTS). Raises ValueError for an unknown name."""
     if name not in TEXTS:
@@ -30,6 +32,7 @@ def load_text(name: str) -> str:
     return (gzip.decompress(raw) if _FILES[name].endswith(".gz") else raw).decode("utf-8")
 
 
+@our_words
 def split(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """Return (first part, held-out last part) of a text, cut after a newline if possible.
 
@@ -55,11 +58,12 @@ class Windows:
     the same batches. There is no last batch, so there is no length.
     """
 
+    @our_words
     def __init__(self, ids: ArrayLike, batch: int, tokens: int, seed: int = 0) -> None:
         """Use ids without a copy. Raises ValueError if no window fits."""
         self.ids = _stream(ids, batch, tokens, "Windows")
         self.batch, self.tokens = batch, tokens
-        self.seed = whole("Windows", "seed", seed)
+        self.seed = integer("Windows", "seed", seed)
 
     def __getitem__(self, i: int) -> Batch:
         """Return batch i >= 0; default_rng([seed, i]) draws the starts of its windows."""
@@ -78,6 +82,7 @@ class Windows:
         return _windows(self.ids, starts, self.tokens)
 
 
+@our_words
 def sequential(ids: ArrayLike, batch: int, tokens: int) -> list[Batch]:
     """Return all full windows in order, for evaluation: every target is predicted exactly once.
 
@@ -98,8 +103,8 @@ def _windows(ids: NDArray[np.integer], starts: NDArray[np.integer], tokens: int)
 
 def _stream(ids: ArrayLike, batch: int, tokens: int, who: str) -> NDArray[np.integer]:
     """Return ids as an array. Raises ValueError if it has no window of tokens + 1 integers."""
-    whole(who, "batch", batch, 1)
-    whole(who, "tokens", tokens, 1)
+    integer(who, "batch", batch, 1)
+    integer(who, "tokens", tokens, 1)
     stream = np.asarray(ids)
     if stream.ndim != 1 or (stream.size and not np.issubdtype(stream.dtype, np.integer)):
         raise ValueError(

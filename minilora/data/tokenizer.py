@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..checks import describe, whole
+from ..checks import describe, integer
 
 Pair = tuple[int, int]
 
@@ -49,7 +49,7 @@ class BPE:
         for i, pair in enumerate(merges, start=256):
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise ValueError(f"BPE: token {i} must join a pair of ids, not {describe(pair)}")
-            a, b = (whole("BPE", f"each id of token {i}", half, 0, i - 1) for half in pair)
+            a, b = (integer("BPE", f"each id of token {i}", half, 0, i - 1) for half in pair)
             if (a, b) in self._ids:
                 raise ValueError(f"BPE: tokens {self._ids[a, b]} and {i} both join ({a}, {b})")
             room -= len(self._bytes[a]) + len(self._bytes[b])
@@ -66,7 +66,7 @@ class BPE:
         Among equally frequent pairs the one with smaller ids is merged first. The vocabulary is
         smaller than vocab_size if the text has no more pairs.
         """
-        whole("BPE.train", "vocab_size", vocab_size, 256)
+        integer("BPE.train", "vocab_size", vocab_size, 256)
         words = Counter(_words(text, "BPE.train"))
         ids, weights = list[int](), list[int]()  # of all words; how often each occurs
         for word, times in words.items():

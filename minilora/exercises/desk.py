@@ -63,7 +63,7 @@ class Desk:
         except UnicodeDecodeError:
             raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8; {reset}") from None
         except OSError as error:
-            raise ValueError(f"{file} cannot be read ({atomic.said(error)}); {reset}") from error
+            raise ValueError(f"{file} cannot be read ({atomic.reason(error)}); {reset}") from error
 
     def of(self, number: str) -> Progress:
         return self.progress.get(number, Progress())

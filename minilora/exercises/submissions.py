@@ -105,7 +105,7 @@ def read(path: Path | None) -> tuple[str, tuple[str, str] | None]:
     except UnicodeDecodeError:
         return "", ("unreadable", "the file is not UTF-8 text")
     except OSError as error:
-        return "", ("unreadable", f"the file cannot be read: {atomic.said(error)}")
+        return "", ("unreadable", f"the file cannot be read: {atomic.reason(error)}")
 
 
 def plain(text: str) -> str:

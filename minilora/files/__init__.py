@@ -1,1 +1,1 @@
-"""Files: arrays and JSON in one .npz, written whole or not at all."""
+"""Files: arrays and JSON in one .npz, written completely or not at all."""

@@ -1,7 +1,7 @@
-"""A file that appears under its name only when it is whole: written beside it, then renamed.
+"""Atomic writes: a complete temporary file in the same folder is renamed to the final name.
 
-A write that fails, or is killed, leaves what was there. What a killed one leaves beside it is swept
-by the next write to that name: a living writer holds a lock on its temporary file, a dead one none.
+A write that fails or is killed leaves the old file unchanged. The next write to the same name
+deletes temporary files of killed writers. It knows them by their lock: a running writer holds one.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# On Windows nobody can remove a file that is open, and there are no such locks.
+# Windows has no such locks, and open files cannot be removed there.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
-FORGOTTEN = 3600  # seconds: without locks, a temporary file this old has no writer
+FORGOTTEN = 3600  # seconds; without locks, an older temporary file counts as abandoned
 
 
 def check(path: str | os.PathLike[str], *suffixes: str) -> None:
-    """Raise ValueError, with the remedy, if a file cannot be written at `path`: before the work.
+    """Raise ValueError, with the remedy, if no file can be written at `path`. For use before work.
 
-    suffixes: what its name may end in, such as ".npz"; none: anything.
+    suffixes: allowed endings of the name, such as ".npz"; none: any.
     """
     try:
         file = _beside(_target(path, suffixes))
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be written ({said(error)}): give another name, or a folder that you "
-            "may write in"
+            f"{path} cannot be written ({reason(error)}): give another name, or a folder in which "
+            "you may write"
         ) from error
     _drop(file)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
-    """A binary file to write to. It is at `path` when the block ends, and not if the block raises.
+    """Yield a binary file. It is renamed to `path` at the end, unless the block raises.
 
-    A link stays a link to the same place, a file that is replaced leaves its mode to the new one.
-    Raises ValueError as `check` does; OSError, with the file's name, where the disk is full.
+    A link stays a link to the same place, and a replaced file passes its mode on. Raises ValueError
+    as `check` does, and OSError with the file's name if the disk is full.
     """
     target = _target(path, suffixes)
     _sweep(target)
@@ -69,16 +69,16 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
         room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OSError(
             error.errno,
-            f"it cannot be written ({said(error)}), what was there is as it was: "
+            f"it cannot be written ({reason(error)}), and the old file is unchanged: "
             + ("make room, or write to another disk" if room else "write to another place"),
             str(path),
         ) from error
 
 
 def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
-    """The file that `path` is, links followed, once nothing in sight speaks against writing it."""
+    """Return the file that `path` refers to through links; ValueError if it cannot be written."""
     if not os.fspath(path):
-        raise ValueError("'' is no name of a file: give one, such as out.npz")
+        raise ValueError("'' is not a file name: give one, such as out.npz")
     target, given = Path(os.path.realpath(path)), Path(path)
     if os.path.isdir(target):
         raise ValueError(f"{path} is a folder: give the name of a file in it")
@@ -90,17 +90,17 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     if not target.parent.is_dir():
         raise ValueError(
             f"{path}: {target.parent if given.is_symlink() else given.parent} is not a folder: "
-            "create it first, or give another"
+            "create it first, or give another folder"
         )
     if os.path.exists(target) and not (os.path.isfile(target) and os.access(target, os.W_OK)):
-        raise ValueError(f"{path} is there and may not be replaced: give another name")
+        raise ValueError(f"{path} exists and may not be replaced: give another name")
     return target
 
 
 def _beside(target: Path) -> BinaryIO:
-    """A new, empty file in the same folder, under a name of its own, locked as long as it is open.
+    """Create an empty temporary file in the same folder, locked as long as it is open.
 
-    Its mode is what the umask leaves, as of any new file.
+    Its mode follows the umask, as for any new file.
     """
     while True:
         name = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -108,23 +108,23 @@ def _beside(target: Path) -> BinaryIO:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-        if name.exists():  # else it was swept before it was locked
+        if name.exists():  # else another writer deleted it before it was locked
             return file
         file.close()
 
 
 def _drop(file: BinaryIO) -> None:
-    """Close it, and remove it where it still has its own name."""
-    with contextlib.suppress(OSError):  # what a full disk did not take is not asked for again
+    """Close the file, and delete it if it still has its temporary name."""
+    with contextlib.suppress(OSError):  # the disk may be full
         file.close()
     with contextlib.suppress(OSError):
         os.unlink(file.name)
 
 
 def _sweep(target: Path) -> None:
-    """Remove the temporary files of writers of `target` that live no more."""
+    """Delete the temporary files of killed writers of `target`."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.tmp"):
-        with contextlib.suppress(OSError):  # it is locked, or somebody else's
+        with contextlib.suppress(OSError):  # it is locked, or another user's
             if fcntl is None:
                 if time.time() - left.stat().st_mtime > FORGOTTEN:
                     left.unlink()
@@ -135,7 +135,7 @@ def _sweep(target: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring the new name itself to the disk, where the system lets one ask for that."""
+    """Write the folder with the new name to the disk, where the system allows it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -144,6 +144,6 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def said(error: OSError) -> str:
-    """What the system says, as part of a sentence."""
+def reason(error: OSError) -> str:
+    """Return the system's message, for use inside a sentence."""
     return re.sub("^[A-Z]", lambda first: first[0].lower(), error.strerror or str(error))

@@ -1,9 +1,8 @@
-"""Arrays and a little JSON in one .npz file: written atomically, read strictly, never pickled.
+"""Arrays and JSON in one .npz file: written atomically, read strictly, never pickled.
 
-Files come from strangers. So a file is opened first, which reads what it says of itself and holds
-the sizes against each other and against the file's own; then its reader says which arrays it wants,
-of which shapes; and only then is a number read. Members are stored as they are, not compressed: no
-file can take more memory than it has bytes.
+A file may come from a stranger. `opened` reads its headers and checks all sizes against the size of
+the file. Then the reader names the arrays and shapes that it wants, and only then numbers are read.
+Members are not compressed, so that no file takes more memory than its own size.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 META = "meta.json"
-FORMAT = 1  # of the files, told in each; a file that tells none is of the first
+FORMAT = 1  # version of the file format, stored in each file; a file without one has version 1
 LONGEST_META, MOST_MEMBERS, LONGEST_LIST = 1 << 20, 10_000, 1 << 21  # bytes, number, bytes
 
-# The header of an array as NumPy writes it, of plain numbers in C order: nothing is evaluated.
+# NumPy's header for an array of plain numbers in C order. It is matched, not evaluated.
 HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biuf][1248])', 'fortran_order': False, "
     rb"'shape': \(((?:\d{1,15}, ?)*\d{0,15})\), \} *\n",
@@ -39,23 +38,23 @@ HEADER = re.compile(
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
-    """Write arrays (host) and meta (JSON) to `path`, all of it or nothing; returns the path.
+    """Write arrays (host) and meta (JSON) to `path`, completely or not at all. Return the path.
 
-    The same content makes the same bytes. Raises ValueError for a path that cannot be written,
-    TypeError for what is neither numbers nor JSON, FloatingPointError for numbers that are not
-    finite; then what was there before is still there.
+    Equal content gives equal bytes. Raises ValueError for a path that cannot be written, TypeError
+    for anything but numbers and JSON, FloatingPointError for numbers that are not finite; the old
+    file is unchanged then.
     """
     import json
     import zipfile
     from pathlib import Path
 
-    held = {name: np.asarray(array) for name, array in arrays.items()}
-    for name, array in held.items():
+    members = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in members.items():
         if array.dtype.kind not in "biuf":
-            raise TypeError(f"{path}: {name} holds {array.dtype}, not numbers: nothing is pickled")
+            raise TypeError(f"{path}: {name} is {array.dtype}, not numbers: nothing is pickled")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise FloatingPointError(
-                f"{path} is not written: {name} holds numbers that are not finite"
+                f"{path} is not written: {name} has numbers that are not finite"
             )
     try:
         text = json.dumps({"format": FORMAT, **meta}, allow_nan=False).encode()
@@ -63,11 +62,11 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
         raise type(error)(f"{path} is not written: its {META}: {error}") from error
     if len(text) > LONGEST_META:
         raise ValueError(
-            f"{path} is not written: its {META} would have {len(text):,} bytes, and "
-            f"{LONGEST_META:,} is the most"
+            f"{path} is not written: its {META} would have {len(text):,} bytes, and at most "
+            f"{LONGEST_META:,} are allowed"
         )
     with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in {META: np.frombuffer(text, np.uint8), **held}.items():
+        for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
             with archive.open(entry, "w", force_zip64=True) as member:
                 little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
@@ -76,14 +75,13 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
 
 
 READERS = {"adapter": "lora.load", "method": "methods.load", "model": "load_model"}
-LIKE = "it takes a model of the kind and sizes that it was saved from"
+LIKE = "use a model of the same kind and sizes as the saved one"
 
 
 class File:
-    """What a file says of itself, before a number of it is read.
+    """An open file: path, kind, meta (its JSON, a dict) and shapes (array name -> shape).
 
-    path, kind, meta (a dict: its JSON), shapes (name -> shape) of all its arrays.
-    Every refusal is a ValueError that begins with the file's name.
+    Numbers are read later. Every error is a ValueError that begins with the file's name.
     """
 
     def __init__(self, path: str | os.PathLike[str], stream: BinaryIO) -> None:
@@ -97,20 +95,20 @@ class File:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
         if form not in range(1, FORMAT + 1):
             raise self.wrong(
-                f"it is of format {form!r}, and this version of minilora reads up to {FORMAT}: "
+                f"it has format {form!r}, and this version of minilora reads up to {FORMAT}: "
                 "use a newer one"
             )
         kind = self.meta.get("kind")
-        self.kind = kind if isinstance(kind, str) else "thing of no kind"
+        self.kind = kind if isinstance(kind, str) else "unknown kind of content"
         self.shapes = {name: shape for name, (_, shape, _) in self._members.items() if name != META}
 
-    def wrong(self, what: str) -> ValueError:
-        """The refusal of this file."""
-        return ValueError(f"{self.path}: {what}")
+    def wrong(self, problem: str) -> ValueError:
+        """Return a ValueError that names the file."""
+        return ValueError(f"{self.path}: {problem}")
 
     @contextlib.contextmanager
     def blamed(self) -> Iterator[None]:
-        """Inside, what is made of the file's facts may refuse them: in the file's name."""
+        """Turn a TypeError, ValueError or KeyError raised in the block into one of `wrong`."""
         try:
             yield
         except (TypeError, ValueError, KeyError) as error:
@@ -118,32 +116,32 @@ class File:
                 raise
             raise self.wrong(str(error.args[0] if error.args else error)) from error
 
-    def facts(self, where: str = META, held: Any = None, /, **wanted: type) -> list[Any]:
-        """The entries of these names, each of its type, of `meta` or of `held` somewhere in it."""
-        held = self.meta if where == META else held
+    def facts(self, where: str = META, part: Any = None, /, **wanted: type) -> list[Any]:
+        """Return the entries of these names and types, of `meta` or of `part`, a dict inside it."""
+        part = self.meta if where == META else part
         for name, kind in wanted.items():
-            if not isinstance(held, dict) or name not in held:
+            if not isinstance(part, dict) or name not in part:
                 raise self.wrong(f"its {where} has no {name!r}: another version wrote it")
-            if type(held[name]) is not kind:
-                kinds = f"{describe(held[name])}, not {a(kind.__name__)}"
+            if type(part[name]) is not kind:
+                kinds = f"{describe(part[name])}, not {a(kind.__name__)}"
                 raise self.wrong(f"{name!r} of its {where} is {kinds}")
-        return [held[name] for name in wanted]
+        return [part[name] for name in wanted]
 
     def budget(self) -> np.random.Generator:
-        """A generator of zeros: what is made with it to be filled from the file.
+        """Return a generator of zeros, for a model whose weights are then read from the file.
 
-        Raises ValueError where more of them are asked for than the file holds numbers: before
-        memory is taken for what a lying size asks for.
+        It raises ValueError when more zeros are drawn than the file has numbers. So a wrong size in
+        the file cannot use up memory.
         """
-        held = sum(math.prod(shape) for shape in self.shapes.values())
+        total = sum(math.prod(shape) for shape in self.shapes.values())
 
         class Budget(np.random.Generator):  # here, so that numpy.random loads when it is needed
-            left = held
+            left = total
 
             def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
                 self.left -= math.prod(np.atleast_1d(size).tolist())
                 if self.left < 0:
-                    raise ValueError(f"its sizes ask for more numbers than the {held:,} it holds")
+                    raise ValueError(f"its sizes ask for more numbers than the {total:,} in it")
                 return np.zeros(size)
 
             def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
@@ -152,32 +150,33 @@ class File:
         return Budget(np.random.PCG64(0))
 
     def arrays(self, wanted: Mapping[str, Collection[int]]) -> dict[str, np.ndarray]:
-        """The arrays of these names and shapes, of finite floats, on the host; the file must have
-        no others.
+        """Return the arrays of these names and shapes, on the host.
+
+        ValueError unless they are finite floats, and all arrays in the file.
         """
-        theirs = self.shapes
-        missing, unknown = sorted(wanted.keys() - theirs.keys()), sorted(theirs.keys() - wanted)
+        stored = self.shapes
+        missing, unknown = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted)
         if missing or unknown:
             raise self.wrong(
                 f"it does not fit: missing {missing[:4]}, unexpected {unknown[:4]} "
                 f"({len(missing)} and {len(unknown)} in all): {LIKE}"
             )
         for name, shape in wanted.items():
-            if theirs[name] != tuple(shape):
+            if stored[name] != tuple(shape):
                 raise self.wrong(
-                    f"it does not fit: {name} is {theirs[name]}, not {tuple(shape)}: {LIKE}"
+                    f"it does not fit: {name} is {stored[name]}, not {tuple(shape)}: {LIKE}"
                 )
             dtype = self._members[name][2]
             if dtype.kind != "f":
-                raise self.wrong(f"{name} holds {dtype}, not floats")
-        made = {name: self.array(name) for name in wanted}
-        for name, array in made.items():
+                raise self.wrong(f"{name} is {dtype}, not floats")
+        arrays = {name: self.array(name) for name in wanted}
+        for name, array in arrays.items():
             if not np.isfinite(array).all():
-                raise self.wrong(f"{name} holds numbers that are not finite")
-        return made
+                raise self.wrong(f"{name} has numbers that are not finite")
+        return arrays
 
     def array(self, name: str) -> np.ndarray:
-        """One array, whatever it is."""
+        """Return one array of any dtype and shape, on the host."""
         try:
             return self._raw(name)
         except _Damaged as error:
@@ -186,19 +185,19 @@ class File:
     def _header(
         self, name: str, entry: zipfile.ZipInfo
     ) -> tuple[zipfile.ZipInfo, tuple[int, ...], np.dtype[Any]]:
-        """(its entry, shape, dtype) of an array whose sizes are what they say."""
+        """Return (entry, shape, dtype) of an array, after a check of its size."""
         with _reading(name), self._archive.open(entry) as member:
             head = member.read(10)
             length = int.from_bytes(head[8:10], "little")
-            found = HEADER.fullmatch(head + member.read(length))
-        if not found:
+            match = HEADER.fullmatch(head + member.read(length))
+        if not match:
             raise _Damaged(f"{name} is not an array of plain numbers")
-        descr, sizes = found.groups()
+        descr, sizes = match.groups()
         shape = tuple(int(n) for n in sizes.split(b",") if n.strip())
         dtype = np.dtype(descr.decode())
         if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
             raise _Damaged(
-                f"{name} is {shape} of {dtype}, which its {entry.file_size} bytes are not"
+                f"{name} is {shape} of {dtype}, but has {entry.file_size} bytes"
             )
         if name == META and (len(shape) != 1 or dtype != np.uint8 or shape[0] > LONGEST_META):
             raise _Damaged(f"{META} is {shape} of {dtype}, not up to {LONGEST_META:,} bytes")
@@ -208,25 +207,25 @@ class File:
         if name not in self._members:
             raise _Damaged(f"it has no {name}")
         entry, shape, dtype = self._members[name]
-        made = np.empty(shape, dtype)
-        left = made.reshape(-1).view(np.uint8).data
+        array = np.empty(shape, dtype)
+        left = array.reshape(-1).view(np.uint8).data
         with _reading(name), self._archive.open(entry) as member:
             member.read(entry.file_size - len(left))  # the header
             while n := member.readinto(left[: 1 << 20]):  # type: ignore[attr-defined]
                 left = left[n:]
         if left:
             raise _Damaged(f"{name} is cut short")
-        return made
+        return array
 
 
 @contextlib.contextmanager
 def opened(
     path: str | os.PathLike[str], kind: str | None = None, *others: str
 ) -> Iterator[File]:
-    """The file, open for reading; ValueError where it is not what `write` made.
+    """Yield the file, open for reading; ValueError if `write` did not write it.
 
-    kind: what meta["kind"] has to be, such as "adapter" or "model"; None: whatever it is.
-    others: kinds that will do as well.
+    kind: the required meta["kind"], such as "adapter" or "model"; None: any. others: kinds that
+    will do as well.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder, not a file")
@@ -241,7 +240,7 @@ def opened(
 def read(
     path: str | os.PathLike[str], kind: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, meta) of a file, whatever arrays it holds: for looking into it. See `opened`."""
+    """Return (arrays, meta) of a file with any arrays, to inspect it. See `opened`."""
     with opened(path, kind) as file:
         return {name: file.array(name) for name in file.shapes}, file.meta
 
@@ -249,9 +248,9 @@ def read(
 def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True) -> None:
     """Copy the arrays of `state` into those of the same name in `own`, all of them or none.
 
-    Whatever is raised on the way, an interrupt too, all of `own` is as it was. Raises KeyError for
-    missing or unexpected names (unless strict=False), ValueError for a shape, for what are no
-    numbers, and for numbers that are not finite in the dtype that they go to.
+    After any exception, an interrupt too, `own` is as before. Raises KeyError for missing or
+    unexpected names (unless strict=False), ValueError for another shape, for anything but numbers,
+    and for numbers that are not finite in own's dtype.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"{who}: it takes arrays by name, not {describe(state)}")
@@ -268,7 +267,7 @@ def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: boo
     written = []
     try:
         for name in list(new):
-            written.append((name, own[name].copy()))  # so that there are never two whole copies
+            written.append((name, own[name].copy()))  # so that there are never two complete copies
             own[name][...] = new.pop(name)
     except BaseException:
         for name, old in written:
@@ -277,7 +276,7 @@ def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: boo
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
-    """Eight hexadecimal digits that change when a bit of the arrays (host) does (CRC-32)."""
+    """Return the CRC-32 of the arrays (host), as eight hexadecimal digits."""
     import zlib
 
     code = 0
@@ -287,46 +286,45 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
 
 
 def _fitting(given: Any, own: Any, who: str) -> Any:
-    """`given` as an array of own's shape and dtype; ValueError where it is none."""
+    """Convert `given` to own's dtype; ValueError if shape or numbers do not fit."""
     array = given if hasattr(given, "dtype") else np.asarray(given)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{who} is to hold numbers, not {describe(given)}")
+        raise ValueError(f"{who} must be numbers, not {describe(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
-    with np.errstate(over="ignore", invalid="ignore"):  # it is looked at
-        made = asarray(array, own.dtype)
-    if own.dtype.kind == "u" and not np.array_equal(asnumpy(made), asnumpy(array)):
-        raise ValueError(f"{who} is to hold whole numbers from 0, not {describe(given)}")
-    if own.dtype.kind == "f" and not current().read(xp.isfinite(made).all(), 1.0):
-        why = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
-        raise ValueError(f"{who} holds numbers that are {why}")
-    return made
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
+        result = asarray(array, own.dtype)
+    if own.dtype.kind == "u" and not np.array_equal(asnumpy(result), asnumpy(array)):
+        raise ValueError(f"{who} must be integers >= 0, not {describe(given)}")
+    if own.dtype.kind == "f" and not current().read(xp.isfinite(result).all(), 1.0):
+        problem = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
+        raise ValueError(f"{who} has numbers that are {problem}")
+    return result
 
 
 class _Damaged(Exception):
-    """What is wrong with the bytes of a file."""
+    """A defect in the bytes of a file."""
 
 
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Inside, whatever zipfile makes of broken bytes is one thing: they are broken."""
+    """Turn any error of zipfile in the block into _Damaged."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the disk, not the bytes; EINVAL is an offset that cannot be
+            raise  # the disk is at fault, not the bytes; EINVAL means an impossible offset
         raise _Damaged(f"{name} cannot be read, or its checksum is wrong") from error
 
 
 def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """(the archive, its entries by the names of the arrays), once their list is known to be short
-    and their sizes to be those of the file."""
+    """Return (archive, array name -> entry), after a check of the list's length and all sizes."""
     import struct
     import zipfile
 
     size = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, size - 98))
-    tail = stream.read(98).rjust(98, b"\0")  # a long list's end 56, where it is 20, the end 22
+    tail = stream.read(98).rjust(98, b"\0")  # 56 + 20 bytes of a ZIP64 end, 22 of the end
     if tail[76:80] != b"PK\5\6":
         raise _Damaged("it does not end as a .npz file does")
     count, length = struct.unpack("<HL", tail[86:92])
@@ -342,11 +340,11 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
     for entry in archive.infolist():
         name = entry.filename.removesuffix(".npy")
         if name == entry.filename or not name.isprintable():
-            raise _Damaged(f"it holds {entry.filename[:80]!r}, which is no array")
+            raise _Damaged(f"it contains {entry.filename[:80]!r}, which is not an array")
         if name in entries:
-            raise _Damaged(f"it holds {name} twice")
+            raise _Damaged(f"it contains {name} twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            raise _Damaged(f"{name} is compressed, and minilora stores arrays as they are")
+            raise _Damaged(f"{name} is compressed, and minilora never compresses")
         entries[name] = entry
     if sum(entry.file_size for entry in entries.values()) > size:
         raise _Damaged("its arrays overlap")
@@ -356,7 +354,7 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
 
 
 def _json(text: bytes) -> dict[str, Any]:
-    """The JSON object, without what JSON has no words for: nan, infinity, a name twice."""
+    """Parse a JSON object. _Damaged for nan, infinity, a repeated name or a huge integer."""
     import json
 
     def finite(number: str) -> float:
@@ -364,21 +362,21 @@ def _json(text: bytes) -> dict[str, Any]:
             raise ValueError(f"{number} is not a finite number")
         return value
 
-    def whole(digits: str) -> int:
+    def integer(digits: str) -> int:
         if len(digits) > 40:
             raise ValueError(f"a number has {len(digits):,} digits")
         return int(digits)
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            raise ValueError("a name stands there twice")
-        return made
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise ValueError("a name appears twice")
+        return result
 
     try:
         meta = json.loads(
-            text.decode(), parse_float=finite, parse_int=whole, parse_constant=finite,
-            object_pairs_hook=once,
+            text.decode(), parse_float=finite, parse_int=integer, parse_constant=finite,
+            object_pairs_hook=unique,
         )
     except RecursionError as error:
         raise _Damaged(f"its {META} is nested too deeply") from error

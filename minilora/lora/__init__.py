@@ -7,7 +7,7 @@ and work on every method.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapters import (
     Adapted,
@@ -28,12 +28,12 @@ from ..adapters.registry import adapters_of, state_of
 from ..adapters.transaction import all_or_nothing
 from ..backend import Rng
 from ..nn import Module
+from ..words import our_words
 from .combination import combine
 from .config import LoRAConfig
 from .layers import LoRAEmbedding, LoRALinear
 
-if TYPE_CHECKING:  # the package's face sets it here: rounding is above LoRA
-    from ..rounding import verify as verify
+verify: Any  # minilora.rounding's; the package's face loads it when it is asked for
 
 __all__ = [
     "Adapted", "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALinear", "activate", "adaptable",
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 
+@our_words
 @all_or_nothing
 def attach(
     model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None,
@@ -56,6 +57,7 @@ def attach(
     return list(adapters_of(model, name))
 
 
+@our_words
 @all_or_nothing
 def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,

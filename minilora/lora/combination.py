@@ -11,13 +11,15 @@ from ..adapters.places import adapted
 from ..adapters.registry import _activate, install, state_of
 from ..adapters.transaction import all_or_nothing
 from ..backend import asarray, asnumpy
-from ..checks import choice, real, whole
+from ..checks import choice, integer, real
 from ..nn import Module
+from ..words import our_words
 from .config import LoRAConfig
 
 Term = tuple[float, np.ndarray, np.ndarray]  # weight · scale, B, A
 
 
+@our_words
 @all_or_nothing
 def combine(
     model: Module, weights: Mapping[str, float], how: str = "cat", name: str = "combined",
@@ -86,7 +88,7 @@ def _cat(path: str, terms: list[Term], r: int | None) -> tuple[np.ndarray, np.nd
 
 
 def _svd(path: str, terms: list[Term], r: int | None) -> tuple[np.ndarray, np.ndarray]:
-    r = whole("combine", "r", max(len(A) for _, _, A in terms) if r is None else r, 1)
+    r = integer("combine", "r", max(len(A) for _, _, A in terms) if r is None else r, 1)
     B, A = _cat(path, terms, r)
     (Q, R), (P, S) = np.linalg.qr(B), np.linalg.qr(A.T)  # B A = Q (R Sᵀ) Pᵀ, and R Sᵀ is small
     U, s, V = np.linalg.svd(R @ S.T)

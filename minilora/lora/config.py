@@ -11,7 +11,7 @@ import numpy as np
 from ..adapters.patterns import below, first, matching
 from ..adapters.places import adaptable, bare, is_bias
 from ..adapters.registry import Method, base_of
-from ..checks import choice, describe, real, warn, whole
+from ..checks import choice, describe, integer, real, warn
 from ..nn import Embedding, Linear, Module
 from .layers import LoRAEmbedding, LoRALinear
 
@@ -59,11 +59,12 @@ class LoRAConfig(Method, called="lora"):
                 )
             _patterns(name, given)
         self._set(
-            r=whole(who, "r", self.r, 1),
+            r=integer(who, "r", self.r, 1),
             alpha=_alpha("alpha", self.alpha),
             dropout=real(who, "dropout", self.dropout, "[0, 1)"),
             rank_pattern={
-                at: whole(who, f"rank_pattern[{at!r}]", r, 1) for at, r in self.rank_pattern.items()
+                at: integer(who, f"rank_pattern[{at!r}]", r, 1)
+                for at, r in self.rank_pattern.items()
             },
             alpha_pattern={
                 at: _alpha(f"alpha_pattern[{at!r}]", alpha)
@@ -88,7 +89,8 @@ class LoRAConfig(Method, called="lora"):
                 raise ValueError(
                     f"{self.called}: {at} is a table, and takes Linear layers: name other targets"
                 )
-            parts[at] = kind(layer, r, self.scaled(alpha, r), self, rng)
+            parts[at] = kind(
+                layer, r, self.scaled(alpha, r), init=self.init, dropout=self.dropout, rng=rng)
             if r > min(layer.W.shape):
                 over.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
         if over:

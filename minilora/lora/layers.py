@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import ops
 from ..adapters.protocol import Adapter, Factors
-from ..backend import Array, asarray, xp
+from ..backend import Array, Rng, asarray, generator, xp
 from ..nn import Embedding, Linear, Parameter
 from ..tensor import Tensor
-
-if TYPE_CHECKING:
-    from .config import LoRAConfig
 
 
 class LoRALinear(Adapter):
@@ -24,17 +21,17 @@ class LoRALinear(Adapter):
     """
 
     def __init__(
-        self, layer: Linear | Embedding, r: int, alpha: float, config: LoRAConfig,
-        rng: np.random.Generator,
+        self, layer: Linear | Embedding, r: int, alpha: float, *, init: str = "gaussian",
+        dropout: float = 0.0, rng: Rng = None,
     ) -> None:
         d, k = self.sides(layer)
         std = self.std(r, k)
         dtype = np.promote_types(layer.dtype, "float32")
-        normal = config.init == "gaussian"
-        draw = rng.standard_normal((r, k)) if normal else rng.uniform(-1, 1, (r, k))
+        rng, gaussian = generator(rng), init == "gaussian"
+        draw = rng.standard_normal((r, k)) if gaussian else rng.uniform(-1, 1, (r, k))
         self.A = Parameter(asarray((draw * std).astype(dtype)))     # (r, k)
         self.B = Parameter(xp.zeros((d, r), dtype))                 # (d, r)
-        self.r, self.alpha, self.dropout = r, float(alpha), config.dropout
+        self.r, self.alpha, self.dropout = r, float(alpha), dropout
         self.rng = np.random.default_rng(rng.integers(2**63))
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
@@ -90,8 +87,8 @@ class LoRAEmbedding(LoRALinear):
     One table, one ΔW: a head that is tied to the table reads W0 + ΔW too, so merging keeps the tie.
     """
 
-    def __init__(self, layer: Any, *how: Any) -> None:
-        super().__init__(layer, *how)
+    def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
+        super().__init__(layer, r, alpha, **settings)
         self.dtype = layer.dtype
 
     def forward(self, inner: Any, ids: Any) -> Tensor:

@@ -31,6 +31,7 @@ from ..backend import Rng
 from ..lora.combination import combine
 from ..lora.config import LoRAConfig
 from ..nn import Module
+from ..words import our_words
 from .bottleneck import AdapterD, AdapterH, AdapterL, AdapterP
 from .dora import DoRA
 from .fine_tuning import BitFit, FTTop2, Full
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 
+@our_words
 @all_or_nothing
 def apply(
     model: Module, method: Method | str, name: str = "default", rng: Rng = None,

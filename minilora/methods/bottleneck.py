@@ -20,7 +20,7 @@ from .. import ops
 from ..adapters import Adapter, Method
 from ..adapters.places import bare, walk
 from ..backend import xp
-from ..checks import describe, whole
+from ..checks import describe, integer
 from ..nn import Embedding, LayerNorm, Linear, Module, Parameter
 from ..tensor import Tensor
 
@@ -58,7 +58,7 @@ class AdapterP(Method, called="adapter-p"):
     norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self._set(r=whole(type(self).__name__, "r", self.r, 1))
+        self._set(r=integer(type(self).__name__, "r", self.r, 1))
 
     def chosen(self, n_layers: int) -> Sequence[int]:
         """The blocks that get adapters."""
@@ -119,7 +119,7 @@ class AdapterD(AdapterP, called="adapter-d"):
             raise ValueError(
                 f"AdapterD: layers are numbers like (0, 2), not {describe(self.layers)}"
             )
-        numbers = [whole("AdapterD", "each of layers", i) for i in self.layers]
+        numbers = [integer("AdapterD", "each of layers", i) for i in self.layers]
         if not numbers:
             raise ValueError("AdapterD: layers must name a block: without one nothing is trained")
         self._set(layers=tuple(sorted(set(numbers))))

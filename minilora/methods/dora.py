@@ -28,8 +28,8 @@ class DoRALinear(LoRALinear):
 
     exclusive = "DoRA's m is the length of one W0 + s B A: activate it alone"
 
-    def __init__(self, layer: Any, *how: Any) -> None:
-        super().__init__(layer, *how)
+    def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
+        super().__init__(layer, r, alpha, **settings)
         V = self.V(layer.W)
         self.m = Parameter(xp.sqrt((V * V).sum(axis=1)))            # (d,)
 

@@ -33,9 +33,9 @@ class _Start(Module):
 class PiSSALinear(LoRALinear):
     """s (B A - B0 A0) x is added: A and B are trained, from A0 and B0, which `start` keeps."""
 
-    def __init__(self, layer: Any, *how: Any) -> None:
+    def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
         """A0: (r, k), B0: (d, r) from W0: (d, k). Beyond W0's rank, A stays random and B is 0."""
-        super().__init__(layer, *how)
+        super().__init__(layer, r, alpha, **settings)
         if not isinstance(current(), Shapes):  # which have no numbers
             W0 = asnumpy(layer.W.data).astype("float64")
             U, sigma, V = np.linalg.svd(W0, full_matrices=False)

@@ -22,7 +22,7 @@ import numpy as np
 from .. import ops
 from ..adapters import Adapter, Method, context, within
 from ..backend import asarray, normal, xp
-from ..checks import whole
+from ..checks import integer
 from ..nn import Parameter
 from ..tensor import Tensor
 from .bottleneck import own_dtype
@@ -218,7 +218,7 @@ class PreEmbed(Method, called="preembed"):
 
     def __post_init__(self) -> None:
         for name in ("lp", "li"):
-            self._set(**{name: whole(type(self).__name__, name, getattr(self, name))})
+            self._set(**{name: integer(type(self).__name__, name, getattr(self, name))})
         if not self.lp + self.li:
             raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least: give one of them")
 

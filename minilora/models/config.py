@@ -21,8 +21,8 @@ class ModelConfig(Config):
     dropout: float = 0.0  # of the embeddings and of what each half block adds
 
     def __post_init__(self) -> None:
-        self._whole(1, "vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
-        self._whole(0, "d_ff")
+        self._integers(1, "vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
+        self._integers(0, "d_ff")
         who = type(self).__name__
         self._set(dropout=real(who, "dropout", self.dropout, "[0, 1)"))
         if self.d_model % self.n_heads:
@@ -41,5 +41,5 @@ class EncoderConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._whole(0, "n_types", "num_labels")
+        self._integers(0, "n_types", "num_labels")
         self._set(eps=real(type(self).__name__, "eps", self.eps, "(0, inf)"))

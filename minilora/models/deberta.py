@@ -67,7 +67,8 @@ class DebertaConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         who, kinds = "DebertaConfig", self.pos_att_type
-        self._whole(0, "position_buckets", "max_relative_positions", "conv_kernel_size", "z_steps")
+        self._integers(
+            0, "position_buckets", "max_relative_positions", "conv_kernel_size", "z_steps")
         for name in ("share_att_key", "norm_rel_ebd", "position_biased_input"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{who}: {name} is True or False, not {describe(value)}")

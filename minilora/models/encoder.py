@@ -13,6 +13,7 @@ from .. import ops
 from ..backend import Rng, generator, xp
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter
 from ..tensor import Tensor
+from ..words import our_words
 from .config import EncoderConfig
 from .inputs import Given, checked
 from .recompute import recomputed
@@ -86,6 +87,7 @@ class Encoder(Module):
     pooling: Any = staticmethod(ops.tanh)  # f in the head for classes
     drops_twice = False  # in that head
 
+    @our_words
     def __init__(
         self, config: EncoderConfig, *, rng: Rng = None, dtype: Any = "float32",
         recompute: bool = False,

@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import Rng, generator
 from ..nn import Dropout, Embedding, LayerNorm, Module
 from ..tensor import Tensor
+from ..words import our_words
 from .cache import Cache
 from .config import ModelConfig
 from .recompute import recomputed
@@ -33,6 +34,7 @@ class GPT2(Module):
     recompute: in training, each block's activations are computed again instead of kept.
     """
 
+    @our_words
     def __init__(
         self, config: GPT2Config, *, rng: Rng = None, dtype: Any = "float32",
         recompute: bool = False) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from ..backend import asnumpy
 from ..data.tokenizer import BPE
 from ..files import checkpoint
+from ..words import our_words
 from .families import FAMILIES, Model, family_of, smallest
 from .gpt2 import GPT2
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's plays"}
 
 
+@our_words
 def save_model(
     model: Model, path: str | os.PathLike[str], *, dtype: Any = None, about: Mapping[str, Any] = {}
 ) -> Path:
@@ -47,6 +49,7 @@ def save_model(
     return checkpoint.write(path, arrays, {"kind": "model", **config, "merges": merges, **about})
 
 
+@our_words
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
     """The model in a file that `save_model` made, its `.tokenizer` with it. Dropout is off.
 
@@ -82,6 +85,7 @@ def base_path(name: str) -> Path:
     return Path(__file__).parent.parent / "data" / "bases" / f"{name}.npz"
 
 
+@our_words
 def load_base(name: str = "shakespeare", *, dtype: Any = "float32") -> GPT2:
     """The built-in pretrained base; `minilora pretrain` is how it was made."""
     base: GPT2 = load_model(base_path(name), dtype=np.dtype(dtype))

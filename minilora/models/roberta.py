@@ -35,7 +35,7 @@ class RobertaConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._whole(0, "padding_id")
+        self._integers(0, "padding_id")
         if self.n_positions == 512 + self.padding_id + 1:
             warnings.warn(
                 f"RobertaConfig: n_positions is {self.n_positions}: it counts tokens, without the "

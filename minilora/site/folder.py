@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..files.atomic import said
+from ..files.atomic import reason
 
 MARK = '<meta name="generator" content="minilora">'
 
@@ -36,7 +36,7 @@ def check(out: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".site-", dir=parent))
     except OSError as error:
         raise ValueError(
-            f"{out} cannot be written ({said(error)}): give another name, or a folder where you "
+            f"{out} cannot be written ({reason(error)}): give another name, or a folder where you "
             "may write"
         ) from error
 

@@ -1,1 +1,1 @@
-"""Training: optimizers, schedules, loss scaling, `fit`, and a run that can be interrupted."""
+"""Training: optimizers, schedules, loss scaling, `fit`, and runs that can be interrupted."""

@@ -1,4 +1,4 @@
-"""Adam, one step: the formula that `optim.Adam` runs and a kernel may stand in for."""
+"""One step of Adam: the formula of `optim.Adam`, which a kernel may replace."""
 from __future__ import annotations
 
 from ..backend import Array, xp
@@ -9,7 +9,7 @@ from ..tensor import has_kernel
 def adam(
     p: Array, g: Array, m: Array, v: Array, *, betas: tuple[float, float], rate: float,
     spread: float, eps: float, kept: float) -> None:
-    """One step, in place. rate is lr · m̂/m, spread is √(v̂/v), kept what decay leaves of p."""
+    """Update p, m, v in place. rate = lr · m̂/m, spread = √(v̂/v), kept = 1 - lr · weight_decay."""
     b1, b2 = betas
     m[...] = b1 * m + (1 - b1) * g
     v[...] = b2 * v + (1 - b2) * (g * g)

@@ -1,4 +1,4 @@
-"""One training loop, for everything that is trained here, and one evaluation."""
+"""The training loop and the evaluation that every model and method uses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .. import checks, ops
 from ..files import atomic
 from ..nn import Module, evaluating
 from ..tensor import Tensor, no_grad
+from ..words import our_words
 from . import signals
 from .loss_scale import LossScale
 from .optim import Optimizer, clip_grad_norm
@@ -26,19 +27,20 @@ Loss = Callable[[Module, Batch], Tensor]
 
 
 class Batches(Protocol):
-    """Anything with batches[i] -> (inputs, targets); what has a length is gone through in turn."""
+    """Anything with batches[i] -> (inputs, targets). With a length, `fit` cycles through it."""
 
     def __getitem__(self, i: int, /) -> Batch: ...
 
 
 def lm_loss(model: Module, batch: Batch) -> Tensor:
-    """Cross-entropy of the next token, in nats, a mean over the batch."""
+    """Return the mean cross-entropy of the next token over the batch, in nats."""
     inputs, targets = batch
     return ops.cross_entropy(model(inputs), targets)
 
 
+@our_words
 def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> float:
-    """The mean loss over `batches`, weighted by their numbers of targets; dropout off, no tape."""
+    """Return the mean loss over `batches`, weighted by numbers of targets. No dropout, no tape."""
     _is_model("evaluate", model)
     total, count = 0.0, 0
     with no_grad(), evaluating(model):
@@ -51,13 +53,14 @@ def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> f
     return total / count
 
 
+@our_words
 def train_step(
     model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
     max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
 ) -> Any:
-    """One update from the mean gradient over `batches`; returns the mean loss, where arrays are.
+    """Update once by the mean gradient over `batches`. Return the mean loss, an array ().
 
-    Raises ValueError, before the update, if no parameter of the optimizer has got a gradient.
+    Raises ValueError, before the update, if no parameter of the optimizer gets a gradient.
     """
     optimizer.zero_grad()
     total: Any = 0.0
@@ -72,8 +75,8 @@ def train_step(
     elif all(p.grad is None for p in optimizer.parameters.values()):
         raise ValueError(
             "train_step: there are no batches" if not batches else
-            "train_step: no parameter of the optimizer has got a gradient, so nothing would be "
-            "trained: make the optimizer after attach, from model.trainable_parameters()"
+            "train_step: no parameter of the optimizer gets a gradient: create the optimizer after "
+            "attach, from model.trainable_parameters()"
         )
     if max_grad_norm is not None:
         clip_grad_norm(optimizer.parameters, max_grad_norm)
@@ -81,6 +84,7 @@ def train_step(
     return total
 
 
+@our_words
 def fit(
     model: Module, batches: Batches, optimizer: Optimizer, steps: int, *,
     schedule: Callable[[int], float] | None = None, max_grad_norm: float | None = None,
@@ -91,50 +95,53 @@ def fit(
 ) -> History:
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
-    schedule            step -> learning rate, asked for all steps at the start and set before each
-                        update (None: the optimizer's own)
-    max_grad_norm       the largest global norm of the gradients (None: as they are)
-    accumulation_steps  batches whose gradients are averaged into one update
-    held_out            batches to evaluate every `eval_every` steps, at the start and at the end
+    schedule            step -> learning rate (None: the optimizer's lr for all steps). It is called
+                        for all steps at the start
+    max_grad_norm       the largest global norm of the gradients (None: no clipping)
+    accumulation_steps  number of batches whose gradients are averaged into one update
+    held_out            batches to evaluate at the start, every `eval_every` steps and at the end
     progress            print a line every `log_every` steps (0: ten lines in all); or a function
-    checkpoint          a .npz file written every `save_every` steps. If it is there already the run
-                        goes on from it (resume=False: starts anew), and ends with the bits it would
-                        have had, on any number of threads (on a GPU, where a table is trained:
-                        nearly). SIGINT and SIGTERM wait for the step in hand and are saved: then
-                        KeyboardInterrupt, or SystemExit(143), says where the run stands. A second
-                        SIGINT does not wait
-    about               what else makes the run what it is and cannot be seen from here, such as its
-                        text and seed: numbers, words, arrays by name. It belongs to the checkpoint
-    loss_scale          for a model in half precision: its gradients are computed larger, so as not
-                        to vanish, and steps whose gradients overflow are left out
+                        that receives the line
+    checkpoint          a .npz file, written every `save_every` steps. If it exists, the run
+                        continues from it (resume=False: starts again) and ends with the same bits
+                        as without the interruption, on any number of threads (on a GPU that trains
+                        a table of embeddings: nearly). SIGINT and SIGTERM finish the step and save,
+                        then raise KeyboardInterrupt or SystemExit(143). A second SIGINT interrupts
+                        at once
+    about               further settings that identify the run, such as its text and seed: name ->
+                        number, text or array. They are stored in the checkpoint
+    loss_scale          for half precision: gradients are computed larger so that they do not
+                        vanish, and steps whose gradients overflow are skipped
 
-    Raises TypeError or ValueError, before the work, for what cannot be meant and for a checkpoint
-    that is damaged, of another run (anything that changes a bit), or cannot be written: nothing has
+    Raises TypeError or ValueError, before any work, for invalid arguments and for a checkpoint that
+    is damaged, of another run (any setting that may change a bit), or not writable; nothing has
     changed then. FloatingPointError names the step at which a gradient, a parameter or the held-out
-    loss stops being finite (with a loss_scale: a loss, or gradients at every scale; then, and on a
-    device, and parameters: when the losses are next looked at, to log or to save).
+    loss is not finite (with a loss_scale: a loss, or gradients at every scale). Parameters, and
+    with a loss_scale or on a device all of these, are checked when losses are next read: to log or
+    to save.
     """
     counts = [("steps", steps, 1), ("accumulation_steps", accumulation_steps, 1),
               ("save_every", save_every, 1), ("eval_every", eval_every, 0),
               ("log_every", log_every, 0)]
-    steps, several, save_every, eval_every, log_every = (checks.whole("fit", *x) for x in counts)
+    steps, several, save_every, eval_every, log_every = (checks.integer("fit", *x) for x in counts)
     if max_grad_norm is not None:
         checks.real("fit", "max_grad_norm", max_grad_norm, "(0, inf]")
     _can_train(model, batches, optimizer)
-    seen, rates = _seen(held_out, eval_every), _rates(schedule, optimizer, steps)
+    unseen, rates = _unseen(held_out, eval_every), _rates(schedule, optimizer, steps)
     size = len(batches) if isinstance(batches, Sized) else 0
     say = progress if callable(progress) else (print if progress else lambda line: None)
     log_every = log_every or max(1, steps // 10)
-    looks = {0, *range(0, steps, eval_every or steps), steps} if seen else set[int]()
-    run, what, tokens = Run(model, optimizer, loss_scale, steps, sorted(looks)), dict[str, str](), 0
+    eval_steps = {0, *range(0, steps, eval_every or steps), steps} if unseen else set[int]()
+    run = Run(model, optimizer, loss_scale, steps, sorted(eval_steps))
+    settings, tokens = dict[str, str](), 0
 
     def batch(i: int) -> Batch:
         return _pair(f"fit: batches[{i}]", batches[i % size if size else i])
 
     if checkpoint is not None:
         atomic.check(checkpoint, ".npz")
-        what = identity(
-            model, optimizer, loss, loss_scale, about or {}, rates, steps=steps, held_out=seen,
+        settings = identity(
+            model, optimizer, loss, loss_scale, about or {}, rates, steps=steps, held_out=unseen,
             accumulation_steps=several, max_grad_norm=max_grad_norm, eval_every=eval_every,
             batches=[size, *(batch(i) for i in (0, steps * several // 2, steps * several - 1))],
         )
@@ -151,30 +158,30 @@ def fit(
                 loss_scale=loss_scale,
             )
         except FloatingPointError as error:
-            run.check()  # was it the update before?
+            run.check()  # raises if the update before caused it
             raise FloatingPointError(f"fit: step {step}: {error}") from error
         run.waiting.append(value)
         run.history.lrs.append(optimizer.lr)
 
-    def look(done: int) -> None:
-        if done not in looks or done in [at for at, _ in run.history.held_out[-1:]]:
+    def evaluate_at(done: int) -> None:
+        if done not in eval_steps or done in [step for step, _ in run.history.held_out[-1:]]:
             return
-        value = evaluate(model, takewhile(lambda x: x is seen[0] or not asked, seen), loss)
+        value = evaluate(model, takewhile(lambda x: x is unseen[0] or not received, unseen), loss)
         if not math.isfinite(value):
             raise run.wrong(f"the held-out loss is {value}")
-        if not asked:
+        if not received:
             run.history.held_out.append((done, value))
 
-    with signals.kept(checkpoint is not None) as asked:
+    with signals.deferred(checkpoint is not None) as received:
         first = 0
         if checkpoint is not None and resume and os.path.exists(checkpoint):
-            first = run.load(checkpoint, what)
-            say(f"going on from step {first} ({checkpoint})")
+            first = run.load(checkpoint, settings)
+            say(f"continuing from step {first} ({checkpoint})")
         began = time.perf_counter()
         for done in range(first, steps + 1):
             if done > first:
                 update(done - 1)
-            look(done)
+            evaluate_at(done)
             if done > first and (done % log_every == 0 or done == steps):
                 run.settle()
                 spent = max(1e-9, time.perf_counter() - began)
@@ -182,14 +189,14 @@ def fit(
                 say(_line(done, steps, run.history, tokens / spent, left))
             if checkpoint is None:
                 continue
-            if asked or (done > first and (done % save_every == 0 or done == steps)):
+            if received or (done > first and (done % save_every == 0 or done == steps)):
                 run.settle()
-                run.save(checkpoint, what)
-            if asked:
+                run.save(checkpoint, settings)
+            if received:
                 raise signals.answer(
-                    asked,
-                    f"fit: interrupted {run.when()}: {checkpoint} holds the run, and the same "
-                    "call goes on from there",
+                    received,
+                    f"fit: interrupted {run.when()}: {checkpoint} has the run's state, and the "
+                    "same call continues it",
                     say,
                 )
     optimizer.zero_grad()
@@ -205,15 +212,15 @@ def _line(done: int, steps: int, history: History, speed: float, left: float) ->
 
 
 def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
-    """Raise TypeError or ValueError where these three cannot be meant."""
+    """Raise TypeError or ValueError if these cannot be trained."""
     _is_model("fit", model)
     if isinstance(batches, str):
         raise TypeError(
-            "fit: batches must be (inputs, targets) by number, not text: encode it, and cut it "
-            "with data.Windows(ids, batch, tokens)"
+            "fit: batches must give (inputs, targets), not text: encode the text, then use "
+            "data.Windows(ids, batch, tokens)"
         )
     if not hasattr(batches, "__getitem__"):
-        raise TypeError("fit: batches[i] must work, so that a run can go on: pass list(batches)")
+        raise TypeError("fit: batches[i] must work, so that a run can resume: pass list(batches)")
     if isinstance(batches, Sized) and not len(batches):
         raise ValueError("fit: there are no batches")
     if not isinstance(optimizer, Optimizer):
@@ -221,14 +228,14 @@ def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
             f"fit: the optimizer must be one of minilora.optim, such as "
             f"AdamW(model.trainable_parameters(), lr=1e-3), not {_kind(optimizer)}"
         )
-    remedy = "make the optimizer after attach, from model.trainable_parameters()"
-    held = set(model.parameters())
-    here = [name for name, p in optimizer.parameters.items() if p in held]
-    if not here:
+    remedy = "create the optimizer after attach, from model.trainable_parameters()"
+    own = set(model.parameters())
+    shared = [name for name, p in optimizer.parameters.items() if p in own]
+    if not shared:
         raise ValueError(f"fit: no parameter of the optimizer is in the model: {remedy}")
     if not any(p.requires_grad for p in optimizer.parameters.values()):
         raise ValueError(
-            f"fit: {here[0]}, like all that the optimizer holds, is frozen by now: {remedy}"
+            f"fit: {shared[0]} and all other parameters of the optimizer are frozen: {remedy}"
         )
 
 
@@ -237,12 +244,12 @@ def _is_model(who: str, model: Any) -> None:
         raise TypeError(f"{who}: the model must be a Module, such as a GPT2, not {_kind(model)}")
 
 
-def _pair(what: str, batch: Any) -> Batch:
-    """The batch, if it has inputs and targets."""
+def _pair(who: str, batch: Any) -> Batch:
+    """Return the batch if it has inputs and targets; else raise TypeError."""
     if isinstance(batch, list | tuple) and len(batch) > 1:
         return batch  # type: ignore[return-value]
     raise TypeError(
-        f"{what} must be (inputs, targets), not {_kind(batch)}: one alone goes in a list, "
+        f"{who} must be (inputs, targets), not {_kind(batch)}: put a single batch in a list, "
         "[(inputs, targets)]"
     )
 
@@ -250,12 +257,12 @@ def _pair(what: str, batch: Any) -> Batch:
 def _loss(who: str, loss: Loss, model: Module, batch: Batch) -> Tensor:
     value: Any = loss(model, _pair(f"{who}: a batch", batch))
     if not isinstance(value, Tensor):
-        raise TypeError(f"{who}: the loss must give a Tensor (no .item()), not {_kind(value)}")
+        raise TypeError(f"{who}: the loss must return a Tensor (no .item()), not {_kind(value)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    """What an argument is, in an error."""
+    """Describe the type of an argument for an error."""
     if value is None or hasattr(value, "shape"):
         return "None" if value is None else f"an array of shape {tuple(value.shape)}"
     if isinstance(value, type):
@@ -263,28 +270,28 @@ def _kind(value: Any) -> str:
     return checks.a(type(value).__name__)
 
 
-def _seen(held_out: Any, eval_every: int) -> list[Batch]:
-    """The held-out batches as a list, each a pair; none where none were given."""
+def _unseen(held_out: Any, eval_every: int) -> list[Batch]:
+    """Return the held-out batches as a list of pairs; [] without them."""
     if held_out is None:
         if eval_every:
             raise ValueError(
-                f"fit: eval_every is {eval_every}, and there is no held_out: give both"
+                f"fit: eval_every is {eval_every}, but held_out is missing: give both"
             )
         return []
     if not isinstance(held_out, Sized):
         raise TypeError(f"fit: held_out must be a list of batches, not {_kind(held_out)}")
     if not len(held_out):
-        raise ValueError("fit: held_out has no batches: leave it out, or give some")
+        raise ValueError("fit: held_out has no batches: leave it out or add one")
     return [_pair(f"fit: held_out[{i}]", batch) for i, batch in enumerate(held_out)]  # type: ignore
 
 
 def _rates(schedule: Any, optimizer: Optimizer, steps: int) -> list[float]:
-    """The learning rate of every step."""
+    """Return the learning rate of every step."""
     if schedule is None:
         return [checks.real("fit", "the optimizer's lr", optimizer.lr, "[0, inf)")] * steps
     if not callable(schedule):
         raise TypeError(
             f"fit: schedule must be a function, step -> learning rate, not {_kind(schedule)}: "
-            "one rate for all steps is the optimizer's lr"
+            "for a constant rate, set the optimizer's lr"
         )
     return [checks.real("fit", f"schedule({i})", schedule(i), "[0, inf)") for i in range(steps)]

@@ -1,8 +1,8 @@
-"""Loss scaling, so that gradients in half precision do not vanish (Micikevicius et al. 2018, §3.2).
+"""Loss scaling: gradients in half precision do not vanish (Micikevicius et al. 2018, §3.2).
 
-A half ends at 6e-8, and most gradients of a fine-tuned model are smaller. The loss times a power of
-two makes every gradient larger by that factor, without rounding; where a gradient arrives, in
-float32, the factor is taken out again.
+The smallest float16 is 6e-8, and most gradients in fine-tuning are smaller. A loss multiplied by a
+power of two gives gradients larger by that factor, without rounding. The float32 gradients of the
+parameters are then divided by it.
 """
 
 from __future__ import annotations
@@ -13,56 +13,59 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, asarray, asnumpy, current, xp
-from ..checks import real, whole
+from ..checks import integer, real
 from ..tensor import Tensor
+from ..words import our_words
 from .optim import Optimizer
 
-SCALES = "[1e-38, 3e38]"  # that are numbers in float32
-LEAST, MOST = 2.0**-10, 2.0**24  # below, no gradient is left to save; it grows no further
+SCALES = "[1e-38, 3e38]"  # normal numbers of float32
+LEAST, MOST = 2.0**-10, 2.0**24  # below LEAST training has failed; no growth above MOST
 
 
 class LossScale:
-    """The scale, and what becomes of it: fit(..., loss_scale=LossScale()).
+    """A scale that adapts itself: fit(..., loss_scale=LossScale()).
 
-    Where a gradient is not finite, the update is left out and the scale halved; after `patience`
-    updates in a row it is doubled. A step that was left out counts for the schedules and for Adam's
-    t. All of it stays where the arrays are: no step waits for a number; for that, `step` holds a
-    copy of all that is trained, and of its moments.
+    If a gradient is not finite, the update is skipped and the scale halved. After `patience`
+    updates in a row the scale is doubled. A skipped step counts for schedules and for Adam's t. The
+    scale stays on the device, so no step waits for a number; for that, `step` copies the trained
+    parameters and their moments.
     """
 
+    @our_words
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
         self.start = real("LossScale", "scale", scale, SCALES)
-        self.patience = whole("LossScale", "patience", patience, 1)
+        self.patience = integer("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
-        self.finite: Array = xp.ones((), bool)  # were all gradients of this step?
+        self.finite: Array = xp.ones((), bool)  # are all gradients of this step finite?
 
     def backward(self, loss: Tensor) -> None:
-        """Add the scaled gradients of the loss to the leaves' `.grad`."""
+        """Add the gradients of the scaled loss to the leaves' `.grad`."""
         scaled = loss * self.scale
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # the host would warn of what is met
+            with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn of an overflow
                 scaled.backward()
-            self.finite = self.finite & xp.isfinite(scaled.data)  # a device made it nan, if not
+            self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Take the scale out of the gradients: before they are clipped."""
+        """Divide the gradients by the scale, before they are clipped."""
         inverse = 1 / self.scale
         for p in optimizer.parameters.values():
             if p.grad is not None:
-                p.grad = p.grad * inverse  # in float32: a half would lose it again
+                p.grad = p.grad * inverse  # float32: in a half it would vanish again
 
     def step(self, optimizer: Optimizer) -> None:
-        """`optimizer.step()`, unless a gradient was not finite; then the next scale."""
+        """Call `optimizer.step()` unless a gradient is not finite, then adapt the scale."""
         if current().peek(self.finite, True):
-            held = [p.data for p in optimizer.parameters.values()] + [*optimizer.arrays().values()]
-            before = [array.copy() for array in held]
+            arrays = [p.data for p in optimizer.parameters.values()]
+            arrays += [*optimizer.arrays().values()]
+            before = [array.copy() for array in arrays]
             optimizer.step()
-            for array, old in zip(held, before):
+            for array, old in zip(arrays, before):
                 xp.copyto(array, old, where=~self.finite)
-        else:  # on the host it is known that nothing is to be done
+        else:  # the host knows that the step is skipped
             optimizer.t += 1
         self.good = xp.where(self.finite, self.good + 1, 0)
         grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
@@ -72,11 +75,11 @@ class LossScale:
         self.finite = xp.ones((), bool)
 
     def state_dict(self) -> dict[str, float]:
-        """The scale and how many updates it has held, on the host."""
+        """Return the scale and the number of updates since it changed, on the host."""
         return {"scale": float(asnumpy(self.scale)), "good": int(asnumpy(self.good))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`; ValueError for what is none."""
+        """Restore a `state_dict`; ValueError for an invalid one."""
         scale = real("LossScale", "scale", state.get("scale"), SCALES)
-        good = whole("LossScale", "good", state.get("good"))
+        good = integer("LossScale", "good", state.get("good"))
         self.scale, self.good = asarray(np.array(scale, "float32")), asarray(np.array(good))

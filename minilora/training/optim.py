@@ -1,4 +1,4 @@
-"""Optimizers that work in place: SGD, Adam, AdamW. Schedules and clipping: schedules.py."""
+"""Optimizers that update in place: SGD, Adam, AdamW. Schedules and clipping: schedules.py."""
 from __future__ import annotations
 
 import math
@@ -11,18 +11,20 @@ import numpy as np
 from ..backend import Array, asarray, asnumpy, xp
 from ..checks import real
 from ..files import checkpoint
+from ..words import our_words
 from .adam import adam
 from .schedules import Parameters, clip_grad_norm, cosine_schedule, linear_schedule, named, why_idle
 
 __all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
 
 class Optimizer:
-    """Parameters by name, their learning rate, and state arrays of the same shapes ("m", "v").
-    A parameter narrower than float32 is trained on a copy in float32, its "master", and rounded
-    after each step: in half precision most updates would be lost (Micikevicius et al. 2018, §3.1).
+    """Parameters by name, a learning rate, and state arrays of the parameters' shapes ("m", "v").
+    A parameter narrower than float32 has a float32 copy, its "master". The step updates the master
+    and rounds it: in half precision most updates would vanish (Micikevicius et al. 2018, §3.1).
     """
     state_names: tuple[str, ...] = ()
 
+    @our_words
     def __init__(self, parameters: Parameters, lr: float) -> None:
         self.who = type(self).__name__
         self.parameters = named(self.who, parameters, trained=True)
@@ -35,38 +37,38 @@ class Optimizer:
                 self.state[name]["master"] = p.data.astype(wide)
 
     def zero_grad(self) -> None:
-        """Forget the gradients, and free their memory."""
+        """Set all gradients to None, which frees their memory."""
         for p in self.parameters.values():
             p.grad = None
     def step(self) -> None:
-        """One update of every parameter that has a gradient, in place; RuntimeError if none has."""
+        """Update every parameter that has a gradient, in place; RuntimeError if none has."""
         real(self.who, "lr", self.lr, "[0, inf)")
         if all(p.grad is None for p in self.parameters.values()):
             raise RuntimeError(f"{self.who}: {why_idle(self.parameters)}")
         self.t += 1
         for name, p in self.parameters.items():
             if p.grad is not None:
-                held = self.state[name]
-                wide: Array = held.get("master", p.data)
-                if wide is not p.data:  # what was written to p since the last step counts
+                state = self.state[name]
+                wide: Array = state.get("master", p.data)
+                if wide is not p.data:  # p may have been written to since the last step
                     xp.copyto(wide, p.data, where=wide.astype(p.dtype) != p.data)
                 g = p.grad.astype(wide.dtype, copy=False)
-                self.update(name, wide, g, *(held[s] for s in self.state_names))
+                self.update(name, wide, g, *(state[s] for s in self.state_names))
                 if wide is not p.data:
                     p.data[...] = wide
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
-        """Change p and the state in place; g is read only. All have the parameter's shape."""
+        """Update p and the state in place; g is read-only. All have the parameter's shape."""
         raise NotImplementedError
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of the step count and the state arrays, on the host ("t", "blocks.0....A.m")."""
+        """Copy the step count and the state arrays to the host ("t", "blocks.0....A.m")."""
         arrays = {name: np.array(asnumpy(array)) for name, array in self.arrays().items()}
         return {"t": np.array(self.t), **arrays}
     def arrays(self) -> dict[str, Array]:
-        """The state arrays by their names in `state_dict`."""
-        return {f"{n}.{s}": a for n, held in self.state.items() for s, a in held.items()}
+        """Return the state arrays by their names in `state_dict`."""
+        return {f"{n}.{s}": a for n, state in self.state.items() for s, a in state.items()}
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` of the same parameters; KeyError, ValueError if it is not."""
+        """Restore a `state_dict` of the same parameters; KeyError or ValueError for another."""
         t = asarray(np.array(self.t, "uint64"))
         checkpoint.fill({"t": t, **self.arrays()}, state, self.who)
         self.t = int(asnumpy(t))
@@ -74,6 +76,7 @@ class Optimizer:
 class SGD(Optimizer):
     """p -= lr · m,   m = momentum · m + g"""
 
+    @our_words
     def __init__(self, parameters: Parameters, lr: float, momentum: float = 0.0) -> None:
         self.momentum = real("SGD", "momentum", momentum, "[0, 1)")
         self.state_names = ("m",) if momentum else ()
@@ -86,12 +89,13 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """p -= lr · m̂ / (√v̂ + eps)        Kingma & Ba 2015, algorithm 1
-    m and v are running means of g and g², m̂ and v̂ those without their start at 0. Where √v̂ + eps
-    is 0 the step is 0, so that eps = 0 is allowed.
+    m and v are running means of g and g²; m̂ and v̂ are corrected for their start at 0. Where
+    √v̂ + eps is 0 the step is 0, so eps = 0 is allowed.
     """
     state_names = ("m", "v")
     weight_decay, decays = 0.0, set[str]()
 
+    @our_words
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
@@ -107,10 +111,11 @@ class Adam(Optimizer):
              kept=1 - lr * self.weight_decay * (name in self.decays))
 
 class AdamW(Adam):
-    """Adam, and p -= lr · weight_decay · p apart from it        Loshchilov & Hutter 2019
-    `exclude`: names or globs of parameters that do not decay; by default biases and norms.
+    """Adam with decoupled decay, p -= lr · weight_decay · p        Loshchilov & Hutter 2019
+    exclude: names or globs of parameters without decay; by default biases and norms.
     """
 
+    @our_words
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

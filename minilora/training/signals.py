@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, kept until what is in hand is whole."""
+"""SIGINT and SIGTERM, deferred until the current step is finished."""
 
 from __future__ import annotations
 
@@ -10,41 +10,44 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def kept(wanted: bool = True) -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives, for `answer`.
+def deferred(wanted: bool = True) -> Iterator[list[int]]:
+    """Defer SIGINT and SIGTERM in the block. Yield the list of those received, for `answer`.
 
-    A second SIGINT interrupts at once. Afterwards the handlers are as they were, and a signal that
-    was not answered comes through. Signals that the process ignores stay ignored; in a thread other
-    than the main one nothing changes, as Python brings no signal there.
+    A second SIGINT interrupts at once. After the block the handlers are as before, and a signal
+    without an answer is raised again. Signals that the process ignores stay ignored. Outside the
+    main thread nothing changes, because Python delivers signals there only.
     """
-    noted: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if noted and number == signal.SIGINT:
-            noted.clear()
+        if received and number == signal.SIGINT:
+            received.clear()
             raise KeyboardInterrupt
-        noted.append(number)
+        received.append(number)
 
     before: dict[int, Any] = {}
     if wanted and threading.current_thread() is threading.main_thread():
-        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {n: h for n, h in found.items() if h not in (None, signal.SIG_IGN)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
     try:
         for number in before:
             signal.signal(number, note)
-        yield noted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if noted:
-            signal.raise_signal(noted[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
-def answer(noted: list[int], message: str, say: Callable[[str], None]) -> BaseException:
-    """What to raise for the first of them: KeyboardInterrupt(message), or SystemExit(143) for a
-    SIGTERM, whose message is said, as that exit has none."""
-    number = noted[0]
-    noted.clear()
+def answer(received: list[int], message: str, say: Callable[[str], None]) -> BaseException:
+    """Return the exception for the first signal, and clear the list.
+
+    KeyboardInterrupt(message) for SIGINT. SystemExit(143) for SIGTERM, which has no message, so the
+    message is passed to `say`.
+    """
+    number = received[0]
+    received.clear()
     if number == signal.SIGINT:
         return KeyboardInterrupt(message)
     say(message)
