@@ -27,15 +27,6 @@ class _Package(ModuleType):
         super().__setattr__(name, value)
         if name == "ops":
             importlib.import_module(".kernels", __name__)
-        if name == "lora":
-            vars(value)["__getattr__"] = _verify
-
-
-def _verify(name: str) -> Any:
-    """`lora.verify`, which is loaded when it is asked for: it stands above LoRA, in rounding."""
-    if name != "verify":
-        raise AttributeError(f"minilora.lora has no {name!r}")
-    return importlib.import_module(".rounding", __name__).verify
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from . import display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
 from .checks import real
-from .files import checkpoint
+from .state_dict import fill
 from .tensor import Tensor
 from .words import our_words
 
@@ -95,7 +95,7 @@ class Module:
         if self.locked:
             raise RuntimeError(f"load_state_dict: {self.locked}")
         own = {name: p.data for name, p in self.named_parameters()}
-        checkpoint.fill(own, state, "load_state_dict", strict)
+        fill(own, state, "load_state_dict", strict)
 
     def extra_repr(self) -> str:
         """Return text for this module's line in the tree, such as r and alpha."""

@@ -13,6 +13,7 @@ from strategies import normal, same_bytes, seeds
 
 import minilora as ml
 from minilora.files import checkpoint
+from minilora.state_dict import fill
 
 DTYPES = ["float16", "float32", "float64", "int64", "uint8", "bool"]
 texts = st.text(max_size=8)
@@ -447,14 +448,14 @@ def test_arrays_that_do_not_fit_change_nothing(existing):
         ({"c": np.zeros(1)}, KeyError, r"me: missing \[\], unexpected \['c'\]"),
     ):
         with pytest.raises(error, match=words):
-            checkpoint.fill(own, good | change, "me")
+            fill(own, good | change, "me")
         assert ml.asnumpy(own["a"]).tolist() == [1, 1] and not ml.asnumpy(own["b"]).any()
     with pytest.raises(KeyError, match=r"me: missing \['b'\]"):
-        checkpoint.fill(own, {"a": good["a"]}, "me")
+        fill(own, {"a": good["a"]}, "me")
     for state in (existing, [1], None):
         with pytest.raises(TypeError, match="me: it takes arrays by name, not"):
-            checkpoint.fill(own, state, "me")
-    checkpoint.fill(own, {"a": good["a"], "c": 1}, "me", strict=False)
+            fill(own, state, "me")
+    fill(own, {"a": good["a"], "c": 1}, "me", strict=False)
     assert ml.asnumpy(own["a"]).tolist() == [3, 4] and not ml.asnumpy(own["b"]).any()
-    checkpoint.fill(own, good | {"b": [[7, 8]]}, "me")
+    fill(own, good | {"b": [[7, 8]]}, "me")
     assert ml.asnumpy(own["b"]).tolist() == [[7, 8]] and str(own["a"].dtype) == "float32"

@@ -6,7 +6,7 @@ import pytest
 
 import minilora as ml
 from minilora import accounting, data, lora, methods, nn, optim
-from minilora.words import OURS, REMEDIES, VALUES, our_words
+from minilora.words import our_words, table
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -94,7 +94,7 @@ def test_a_foreign_word_is_answered_with_ours(f, word, ours):
 def test_a_foreign_word_without_a_counterpart_is_answered_with_a_remedy(f, word, remedy):
     assert word not in inspect.signature(f).parameters
     message = answer(f, **{word: 3})
-    assert message == f"{name(f)}: {word} {REMEDIES[word]}" and remedy in message
+    assert message == f"{name(f)}: {word} {table().remedies[word]}" and remedy in message
 
 
 @pytest.mark.parametrize("f", sorted({f for f, *_ in CALLS}, key=name), ids=name)
@@ -136,9 +136,9 @@ def test_an_initialization_that_is_a_method_names_the_method(kind, value):
 def test_what_a_remedy_names_is_there():
     for word in ("dora", "rslora", "pissa"):
         assert word in methods.METHODS
-    assert "pissa" in VALUES["init"]
+    assert "pissa" in table().values["init"]
     assert ml.GPT2(ml.GPT2Config(9, 4, 8, 1, 2), recompute=True, rng=0).recompute
-    assert not set(REMEDIES) & set(inspect.signature(ml.LoRAConfig).parameters)
+    assert not set(table().remedies) & set(inspect.signature(ml.LoRAConfig).parameters)
 
 
 def test_each_of_our_words_is_a_parameter_of_a_public_callable():
@@ -149,7 +149,7 @@ def test_each_of_our_words_is_a_parameter_of_a_public_callable():
     for f in public:
         if callable(f) and f.__module__.startswith("minilora"):
             ours |= inspect.signature(f).parameters.keys()
-    assert {word for words in OURS.values() for word in words} <= ours
+    assert {word for words in table().names.values() for word in words} <= ours
 
 
 def test_a_subclass_is_named_and_the_first_foreign_word_counts():

@@ -5,8 +5,10 @@ detaches it; merging.py merges; rows.py gives each batch row its own; files.py s
 LoRA (minilora.lora) and its rivals (minilora.methods) are instances of the protocol.
 """
 
+import importlib
+from typing import Any
+
 from .context import Context, context, within
-from .files import load, save
 from .merging import merge, merged
 from .places import adaptable
 from .protocol import Adapted, Adapter, Factors
@@ -21,10 +23,19 @@ from .registry import (
     set_adapter,
     trained_by,
 )
-from .rows import per_row
 
 __all__ = [
     "METHODS", "Adapted", "Adapter", "Adapters", "Context", "Factors", "Method", "activate",
     "adaptable", "attach", "context", "detach", "disabled", "load", "merge", "merged", "per_row",
     "save", "set_adapter", "trained_by", "within",
 ]
+_LATER = {"load": ".files", "per_row": ".rows", "save": ".files"}  # loaded when asked for
+load: Any
+per_row: Any
+save: Any
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"minilora.adapters has no {name!r}: it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_LATER[name], __name__), name)

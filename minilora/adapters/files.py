@@ -11,6 +11,7 @@ from typing import Any
 from ..backend import asnumpy
 from ..files import checkpoint
 from ..nn import Module
+from ..state_dict import fill
 from ..words import our_words
 from .registry import (
     METHODS,
@@ -83,7 +84,7 @@ def load(
         if file.kind == "method":
             written |= {method.renamed(at): at for at in file.shapes}
         arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
-        checkpoint.fill(
+        fill(
             {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
         )
     store(matrices, state.flags)

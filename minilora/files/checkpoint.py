@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ..backend import asarray, asnumpy, current, xp
 from ..checks import a, describe
 from . import atomic
 
@@ -245,36 +244,6 @@ def read(
         return {name: file.array(name) for name in file.shapes}, file.meta
 
 
-def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True) -> None:
-    """Copy the arrays of `state` into those of the same name in `own`, all of them or none.
-
-    After any exception, an interrupt too, `own` is as before. Raises KeyError for missing or
-    unexpected names (unless strict=False), ValueError for another shape, for anything but numbers,
-    and for numbers that are not finite in own's dtype.
-    """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"{who}: it takes arrays by name, not {describe(state)}")
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if strict and (missing or unexpected):
-        raise KeyError(
-            f"{who}: missing {missing[:5]}, unexpected {unexpected[:5]} "
-            f"({len(missing)} and {len(unexpected)} in all)"
-        )
-    new = {}
-    for name in own:
-        if name in state:
-            new[name] = _fitting(state[name], own[name], f"{who}: {name}")
-    written = []
-    try:
-        for name in list(new):
-            written.append((name, own[name].copy()))  # so that there are never two complete copies
-            own[name][...] = new.pop(name)
-    except BaseException:
-        for name, old in written:
-            own[name][...] = old
-        raise
-
-
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
     """Return the CRC-32 of the arrays (host), as eight hexadecimal digits."""
     import zlib
@@ -283,23 +252,6 @@ def fingerprint(arrays: Iterable[np.ndarray]) -> str:
     for array in arrays:
         code = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, code)
     return f"{code:08x}"
-
-
-def _fitting(given: Any, own: Any, who: str) -> Any:
-    """Convert `given` to own's dtype; ValueError if shape or numbers do not fit."""
-    array = given if hasattr(given, "dtype") else np.asarray(given)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{who} must be numbers, not {describe(given)}")
-    if tuple(array.shape) != tuple(own.shape):
-        raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
-    with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        result = asarray(array, own.dtype)
-    if own.dtype.kind == "u" and not np.array_equal(asnumpy(result), asnumpy(array)):
-        raise ValueError(f"{who} must be integers >= 0, not {describe(given)}")
-    if own.dtype.kind == "f" and not current().read(xp.isfinite(result).all(), 1.0):
-        problem = f"beyond {own.dtype}" if np.isfinite(asnumpy(array)).all() else "not finite"
-        raise ValueError(f"{who} has numbers that are {problem}")
-    return result
 
 
 class _Damaged(Exception):

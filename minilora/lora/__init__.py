@@ -6,7 +6,7 @@ and work on every method.
 
 from __future__ import annotations
 
-import os
+import importlib
 from typing import Any
 
 from ..adapters import (
@@ -18,28 +18,37 @@ from ..adapters import (
     disabled,
     merge,
     merged,
-    per_row,
     set_adapter,
 )
 from ..adapters import attach as _attach
-from ..adapters import load as _load
-from ..adapters import save as save
-from ..adapters.registry import adapters_of, state_of
+from ..adapters.registry import adapters_of
 from ..adapters.transaction import all_or_nothing
 from ..backend import Rng
 from ..nn import Module
 from ..words import our_words
-from .combination import combine
 from .config import LoRAConfig
 from .layers import LoRAEmbedding, LoRALinear
-
-verify: Any  # minilora.rounding's; the package's face loads it when it is asked for
 
 __all__ = [
     "Adapted", "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALinear", "activate", "adaptable",
     "attach", "combine", "detach", "disabled", "load", "merge", "merged", "per_row", "save",
     "set_adapter", "verify",
 ]
+_LATER = {  # these files are loaded when the name is asked for
+    "combine": ".combination", "load": ".files", "per_row": "..adapters.rows",
+    "save": "..adapters.files", "verify": "..rounding",
+}
+combine: Any
+load: Any
+per_row: Any
+save: Any
+verify: Any
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"minilora.lora has no {name!r}: it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_LATER[name], __name__), name)
 
 
 @our_words
@@ -55,14 +64,3 @@ def attach(
     """
     _attach(model, config, name, rng, base_dtype)
     return list(adapters_of(model, name))
-
-
-@our_words
-@all_or_nothing
-def load(
-    model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
-    base_dtype: Any = None,
-) -> list[str]:
-    """Attach the adapter in a file of `save`; return the adapted paths. See `adapters.load`."""
-    _load(model, path, name, trainable, base_dtype)
-    return list(adapters_of(model, state_of(model).active[-1]))

@@ -17,15 +17,14 @@ from ..adapters import (
     activate,
     detach,
     disabled,
-    load,
     merge,
     merged,
-    per_row,
-    save,
     set_adapter,
     trained_by,
 )
 from ..adapters import attach as _attach
+from ..adapters.files import load, save
+from ..adapters.rows import per_row
 from ..adapters.transaction import all_or_nothing
 from ..backend import Rng
 from ..lora.combination import combine

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import Array, asarray, asnumpy, xp
 from ..checks import real
-from ..files import checkpoint
+from ..state_dict import fill
 from ..words import our_words
 from .adam import adam
 from .schedules import Parameters, clip_grad_norm, cosine_schedule, linear_schedule, named, why_idle
@@ -70,7 +70,7 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict` of the same parameters; KeyError or ValueError for another."""
         t = asarray(np.array(self.t, "uint64"))
-        checkpoint.fill({"t": t, **self.arrays()}, state, self.who)
+        fill({"t": t, **self.arrays()}, state, self.who)
         self.t = int(asnumpy(t))
 
 class SGD(Optimizer):

@@ -20,6 +20,7 @@ from ..backend.settings import is_plain, thread_settings
 from ..checks import a
 from ..files import checkpoint as files
 from ..nn import Module, Parameter, generators
+from ..state_dict import fill
 from .loss_scale import LEAST, LossScale
 from .optim import Optimizer
 
@@ -154,7 +155,7 @@ class Run:
                 scale.load_state_dict({"scale": scaling[0], "good": int(scaling[1])})
             self.history = History(losses, lrs, [*zip(evaluated, held_out)])
             # last, because it restores the arrays itself where it fails
-            files.fill(into, {name: read[name] for name in into}, str(path))
+            fill(into, {name: read[name] for name in into}, str(path))
         return int(done)
 
 
