@@ -260,8 +260,8 @@ class Adapter(Reader):
         assert np.isfinite(ml.asnumpy(self.model(ids()).data)).all()
         again = self.path.with_suffix(".again.npz")
         arrays, meta = checkpoint.read(lora.save(self.model, again))
-        layers = {at: tuple(of.values()) for at, of in meta["layers"].items()}
-        return arrays, {"name": name, "layers": layers, "config": self.model.adapters.configs[name]}
+        config = self.model.adapters.configs[name]
+        return arrays, {"name": name, "scales": meta["scales"], "config": config}
 
 
 class Run(Reader):

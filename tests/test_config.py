@@ -16,7 +16,7 @@ import minilora as ml
 from minilora.lora.config import LoRAConfig
 from minilora.models.families import SHAPES
 from minilora.models.gpt2 import GPT2Config
-from minilora.words import OURS, REMEDIES
+from minilora.words import table
 
 KINDS = [GPT2Config, LoRAConfig]
 SIZES = ["vocab_size", "n_positions", "d_model", "n_layers", "n_heads"]
@@ -146,7 +146,7 @@ def test_heads_divide_the_width():
     refused(GPT2Config, "n_heads", 7, "d_model 768 is not a multiple of n_heads 7")
 
 
-@given(st.sampled_from(KINDS), st.sampled_from([*OURS, *REMEDIES, *"abcdefgh"]))
+@given(st.sampled_from(KINDS), st.sampled_from([*table().names, *table().remedies, *"abcdefgh"]))
 def test_an_unknown_setting_is_refused_with_ours_or_a_remedy(kind, name):
     fields = [field.name for field in dataclasses.fields(kind)]
     if name in fields:
@@ -155,11 +155,11 @@ def test_an_unknown_setting_is_refused_with_ours_or_a_remedy(kind, name):
         kind(dropout=0.1, **{name: 3})
     message = str(error.value)
     assert message.startswith(f"{kind.__name__}: ") and name in message
-    ours = [word for word in OURS.get(name, ()) if word in fields]
+    ours = [word for word in table().names.get(name, ()) if word in fields]
     if ours:
         assert message == f"{kind.__name__}: {name} is called {ours[0]} here"
-    elif name in REMEDIES:
-        assert message == f"{kind.__name__}: {name} {REMEDIES[name]}"
+    elif name in table().remedies:
+        assert message == f"{kind.__name__}: {name} {table().remedies[name]}"
     else:
         assert message.endswith(f"t takes {', '.join(fields)}")
 

@@ -8,9 +8,10 @@ import pytest
 from conftest import THOROUGH
 
 from minilora import cli
-from minilora.exercises import book, desk, dev, guide, kit, report, wire
+from minilora.exercises import book, desk, dev, kit, report, wire
 from minilora.exercises.judge import judge, judge_here
 from minilora.exercises.student import Limits
+from minilora.site import guide
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 EXERCISES = pytest.mark.parametrize("number", book.paths())

@@ -1141,10 +1141,10 @@ def test_an_attach_that_fails_in_the_middle_leaves_the_model_as_it_was(more, mon
     before, held = snapshot(model), {path: dict(x.adapters) for path, x in layers(model).items()}
     made, start = [], lora.LoRALinear.__init__
 
-    def fails(self, *facts):
+    def fails(self, *facts, **settings):
         if len(made) == 3:
             raise MemoryError
-        made.append(start(self, *facts))
+        made.append(start(self, *facts, **settings))
 
     monkeypatch.setattr(lora.LoRALinear, "__init__", fails)
     with pytest.raises(MemoryError):

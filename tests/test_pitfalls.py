@@ -318,7 +318,7 @@ def test_row_16_the_scale_is_alpha_over_r_and_travels_with_the_file(
         family, seed, "float64", r, alpha, rank_pattern={"v": other}, alpha_pattern={"v": 9}
     )
     lora.save(model, path)
-    assert checkpoint.read(path)[1]["layers"]["blocks.0.attn.v"]["scale"] == 9 / other
+    assert checkpoint.read(path)[1]["scales"]["blocks.0.attn.v"] == 9 / other
     fresh = made(family, seed)
     lora.load(fresh, path)
     for held in (layers(model), layers(fresh)):
@@ -407,7 +407,7 @@ def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, family, seed, wh
     [
         ("missing", "does not fit"), ("unexpected", "does not fit"), ("shape", "does not fit"),
         ("transposed", "does not fit"), ("whole missing", "does not fit"),
-        ("fewer layers", "does not fit"), ("taken", "cannot be the adapter's name"),
+        ("fewer layers", "no parameter matches"), ("taken", "cannot be an adapter's name"),
         ("kind", "holds a model, not an adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
         ("empty", "damaged"),
     ],

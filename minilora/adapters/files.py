@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from ..backend import asnumpy
+from ..checks import warn
 from ..files import checkpoint
 from ..nn import Module
 from ..state_dict import fill
@@ -51,7 +53,7 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     meta = {
         "kind": "adapter", "name": name, "method": method.called,
         "settings": asdict(method),  # type: ignore[call-overload]
-        "scales": scales, "base": fingerprint(model),
+        "scales": scales, "base": fingerprint(model, scales),
     }
     return checkpoint.write(path, {at: asnumpy(array) for at, array in arrays.items()}, meta)
 
@@ -71,7 +73,7 @@ def load(
     """
     fresh = find(model) is None
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
-        saved_name, method, scales, base = _described(file)
+        saved_name, method, scales, base = described(file)
         name, matrices = name or saved_name, storable(base_of(model), base_dtype)
         state = install(model, method, name, file.budget())
         parts, ours = adapters_of(model, name), trained_by(model, name)
@@ -93,12 +95,12 @@ def load(
     for p in ours.values():
         p.requires_grad = trainable
     _activate(model, state, [name])
-    if fingerprint(model, parts if "layers" in file.meta else None) != base:
-        warnings.warn(f"load: {path} was trained on another base than this model", stacklevel=3)
+    if fingerprint(model, scales) != base:
+        warn(f"load: {path} was trained on another base than this model")
     return [*ours]
 
 
-def _described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str]:
+def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str]:
     """(name, method, path -> scale, fingerprint of the base) of a file, new or of version 0.1.0."""
     if "layers" in file.meta:  # by lora.save of 0.1.0
         name, config, layers, copied, base = file.facts(
@@ -119,10 +121,15 @@ def _described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], st
     return name, METHODS[called](**settings), scales, base
 
 
-def fingerprint(model: Module, paths: Iterable[str] | None = None) -> str:
-    """A checksum of the base's parameters; of the weights at these paths alone, if given."""
+def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -> str:
+    """A checksum of the base's weights at these paths; without paths, of all its parameters.
+
+    dtype: as if they were stored in it.
+    """
     base = base_of(model)
-    if paths is not None:
+    if paths:
         base = {f"{at}.W": base[f"{at}.W"] for at in paths}
-    unique = {id(p): p for _, p in base.values()}
-    return checkpoint.fingerprint(asnumpy(p.data) for p in unique.values())
+    arrays = {id(p): asnumpy(p.data) for _, p in base.values()}
+    with np.errstate(over="ignore"):
+        return checkpoint.fingerprint(
+            array if dtype is None else array.astype(dtype) for array in arrays.values())

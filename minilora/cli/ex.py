@@ -248,7 +248,7 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Print a guide for teachers: courses, grading, new exercises."""
-    from ..exercises import guide
+    from ..site import guide
 
     text = guide.page()
     say(text)

@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import data, lora
 from ..adapters.patterns import matching
-from ..backend import asnumpy
 from ..files import checkpoint
 from ..models.gpt2 import GPT2
 from ..models.pretrained import BASES, load_base, load_model
@@ -130,14 +129,15 @@ def load_adapter(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
 
     A base that is not the one it was trained on is an error if `strict`, else a warning.
     """
-    with checkpoint.opened(args.adapter, "adapter") as file:
+    with checkpoint.opened(args.adapter, *files.KINDS) as file:
         fingerprint = checkpoint.fingerprint(file.array(name) for name in sorted(file.shapes))
         if fingerprint in merged_adapters(args.base):
             problem = (
                 f"{args.adapter} is already merged into {args.base}: use the base without it"
             )
         else:
-            problem = _mismatch(model, args, *file.facts(layers=dict, base=str))
+            _, _, scales, base = files.described(file)
+            problem = _mismatch(model, args, scales, base)
     if problem and strict:
         raise ValueError(problem)
     with warnings.catch_warnings():
@@ -158,18 +158,13 @@ def merged_adapters(name: str) -> list[str]:
 
 
 def _mismatch(
-    model: GPT2, args: argparse.Namespace, layers: dict[str, Any], trained_on: str
+    model: GPT2, args: argparse.Namespace, paths: Collection[str], trained_on: str
 ) -> str:
     """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
-    targets = lora.adaptable(model)
-    if not layers.keys() <= targets.keys():
+    if not set(paths) <= lora.adaptable(model).keys():
         return ""  # lora.load says what does not fit
-    matrices = [asnumpy(targets[path].W.data) for path in layers]
-    with np.errstate(over="ignore"):
-        fingerprints = {
-            dtype: checkpoint.fingerprint(matrix.astype(dtype) for matrix in matrices)
-            for dtype in ("float16", "float32", "float64")
-        }
+    dtypes = "float16", "float32", "float64"
+    fingerprints = {dtype: files.fingerprint(model, paths, dtype) for dtype in dtypes}
     if trained_on == fingerprints.pop("float16"):
         how, remedy, wrong = "in half precision", "give --base-dtype float16", not args.base_dtype
     elif trained_on in fingerprints.values():

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .. import __version__
-from ..site.publish import ASSETS
 from .grading import Class, Result, Task
 from .submissions import plain
 
@@ -22,6 +22,7 @@ STUCK = 0.5  # a student is stuck who tried an exercise and has a smaller share 
 NAMES = 6  # students listed with a mistake
 VISIBLE = 12  # mistakes, and stuck students; the rest is folded
 
+ASSETS = Path(__file__).parent.parent / "site" / "assets"  # the same style as the site
 STYLE = """
 main { max-width: 60rem; }
 main h2 { margin-top: 2.5rem; }

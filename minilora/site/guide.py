@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import site
-from .book import MILESTONES, OWN, Exercise, exercise, exercises
+from ..exercises.book import MILESTONES, OWN, Exercise, exercise, exercises
+from .contents import chapter
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Course:
     @property
     def minutes(self) -> int:
         """The minutes of reading and writing."""
-        reading = sum(int(site.chapter(number).time.split()[0]) for number in self.chapters)
+        reading = sum(int(chapter(number).time.split()[0]) for number in self.chapters)
         return reading + sum(exercise(number).minutes for number in self.exercises)
 
 
