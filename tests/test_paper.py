@@ -115,7 +115,7 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
     ("line", "words"),
     [
         ("account gpt2 --method bitfit --lp 3", "or lora+prelayer: bitfit has no settings"),
-        ("account gpt2 --method bitfit --r 8", "dora or pissa: bitfit has no settings"),
+        ("account gpt2 --method bitfit --r 8", "rslora: bitfit has no settings"),
         ("account gpt2 --compare --targets q", "its own methods and sizes: leave out --targets"),
         ("account gpt2 --method lora --compare", "its own methods and sizes: leave out --method"),
         ("account --compare", "--compare needs a shape"),

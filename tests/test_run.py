@@ -12,8 +12,8 @@ from test_train import assert_same, contents, go, windows
 
 import minilora as ml
 from minilora import lora, methods, ops
-from minilora.files import checkpoint
 from minilora.nn import generators
+from minilora.state_dict import fill
 from minilora.training import fit as train
 from minilora.training import optim, run
 
@@ -481,8 +481,8 @@ def test_an_interrupt_at_any_line_of_the_loading_changes_nothing(begun, tmp_path
 
     def trace(frame, event, _):
         nonlocal left
-        mine = frame.f_code in (run.Run.load.__code__, checkpoint.fill.__code__)
-        if mine and event == "return" and frame.f_code is checkpoint.fill.__code__:
+        mine = frame.f_code in (run.Run.load.__code__, fill.__code__)
+        if mine and event == "return" and frame.f_code is fill.__code__:
             left = min(left, 0)  # loading is complete: later interrupts are no failure
         elif mine and event == "line" and left:
             left -= 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import data, lora
+from ..adapters import files
 from ..adapters.patterns import matching
 from ..files import checkpoint
 from ..models.gpt2 import GPT2
