@@ -672,7 +672,7 @@ MISTAKES = {  # command line -> how the message begins
     "account --policy mixed": "--policy needs a shape: account gpt2 --policy mixed",
     "account --compare": "--compare needs a shape: account gpt2 --compare",
     "account --layers 2": "--layers needs a shape: account gpt2 --method adapter-d --layers 4",
-    "account gpt2 --method adapter-h --alpha 3": "--alpha is for lora, rslora, lora+preembed, lora",
+    "account gpt2 --method adapter-h --alpha 3": "--alpha is for lora, dora, lora+preembed, lora",
     "account gpt2 --method full --lp 3": "--lp is for preembed, prelayer, lora+preembed or lora+pr",
     "account gpt2 --method adapter-d --layers x": "--layers x: give numbers of blocks from 0, sepa",
     "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: there is no block 12",

@@ -114,7 +114,8 @@ def test_alpha_is_a_finite_number(bad):
 def test_an_alpha_of_0_is_refused_and_a_negative_one_warns():
     refused(LoRAConfig, "alpha", 0, "alpha must not be 0: .* change nothing, and learn nothing")
     refused(LoRAConfig, "alpha_pattern", {"q": -0.0}, r"alpha_pattern\['q'\] must not be 0: ")
-    with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha is -2.5: a negative alpha ") as caught:
+    says = r"^LoRAConfig: alpha is -2.5: a negative alpha "
+    with pytest.warns(UserWarning, match=says) as caught:
         assert LoRAConfig(alpha=-2.5).alpha == -2.5
     assert caught[0].filename == __file__
     with pytest.warns(UserWarning, match=r"^LoRAConfig: alpha_pattern\['q'\] is -1: "):

@@ -407,7 +407,7 @@ def test_row_20_all_that_was_trained_is_saved(tmp_path_factory, family, seed, wh
     [
         ("missing", "does not fit"), ("unexpected", "does not fit"), ("shape", "does not fit"),
         ("transposed", "does not fit"), ("whole missing", "does not fit"),
-        ("fewer layers", "no parameter matches"), ("taken", "cannot be an adapter's name"),
+        ("fewer layers", "does not fit"), ("taken", "cannot be an adapter's name"),
         ("kind", "holds a model, not an adapter"), ("truncated", "damaged"), ("garbage", "damaged"),
         ("empty", "damaged"),
     ],

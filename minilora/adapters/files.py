@@ -15,6 +15,7 @@ from ..files import checkpoint
 from ..nn import Module
 from ..state_dict import fill
 from ..words import our_words
+from .places import adaptable
 from .registry import (
     METHODS,
     Method,
@@ -74,6 +75,8 @@ def load(
     fresh = find(model) is None
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
         saved_name, method, scales, base = described(file)
+        if missing := sorted(scales.keys() - adaptable(model).keys()):
+            raise ValueError(f"it does not fit: this model has no {missing[0]!r}")
         name, matrices = name or saved_name, storable(base_of(model), base_dtype)
         state = install(model, method, name, file.budget())
         parts, ours = adapters_of(model, name), trained_by(model, name)

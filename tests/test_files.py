@@ -1,0 +1,59 @@
+"""Adapters in files: one kind for every method, and those of version 0.1.0 (adapters/files.py)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from strategies import gpt2, ids, logits, same_bytes, shake
+
+import minilora as ml
+from minilora import lora, methods
+from minilora.adapters.registry import trained_by
+from minilora.files import checkpoint
+from minilora.models.pretrained import load_model
+
+pytestmark = pytest.mark.usefixtures("numpy_only")
+SAMPLES = Path(__file__).parent / "samples"  # written by minilora 0.1.0, before the one registry
+ADAPTERS = sorted(p for p in SAMPLES.glob("*.npz") if "adapter-" in p.name or "method-" in p.name)
+RENAMED = {"tok.E": "embed.E"}  # where trained tokens stand now
+
+
+@pytest.mark.filterwarnings("error")  # such as: trained on another base
+@pytest.mark.parametrize("load", [lora.load, methods.load])
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
+def test_files_of_0_1_0_load_bit_for_bit_by_either_door(path, load, tmp_path):
+    arrays, meta = checkpoint.read(path)
+    model = load_model(SAMPLES / ("bert.npz" if path.name.startswith("bert-") else "gpt2.npz"))
+    load(model, path, base_dtype="float16" if path.stem == "adapter-half" else None)
+    ours = {at: ml.asnumpy(p.data) for at, p in trained_by(model, meta["name"]).items()}
+    tokens = "preembed" in path.stem
+    assert ours.keys() == {RENAMED.get(at, at) if tokens else at for at in arrays}
+    for at, array in arrays.items():
+        assert same_bytes(ours[RENAMED.get(at, at) if tokens else at], array), at
+    again = tmp_path / "again.npz"
+    lora.save(model, again)
+    assert checkpoint.read(again)[1]["base"] == meta["base"] or path.name.count("method-")
+    other = load_model(SAMPLES / ("bert.npz" if path.name.startswith("bert-") else "gpt2.npz"))
+    load(other, again, base_dtype="float16" if path.stem == "adapter-half" else None)
+    x = ids(vocabulary=16)
+    with methods.prompt(3):
+        assert same_bytes(logits(other, x), logits(model, x))
+
+
+def test_there_is_a_sample_of_every_method_and_kind():
+    called = {path.stem.partition("method-")[2] for path in ADAPTERS}
+    assert set(methods.METHODS) <= called and len(ADAPTERS) >= 28
+
+
+@pytest.mark.parametrize("called", ["lora", "bitfit", "adapter-h"])
+def test_a_file_of_one_door_is_a_file_of_the_other(tmp_path, called):
+    model = gpt2(0)
+    methods.apply(model, called, rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    said = logits(model, ids())
+    for save in (lora.save, methods.save):
+        for load in (lora.load, methods.load):
+            save(model, tmp_path / "a.npz")
+            other = gpt2(0)
+            load(other, tmp_path / "a.npz")
+            assert np.array_equal(logits(other, ids()), said)
