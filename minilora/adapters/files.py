@@ -87,7 +87,7 @@ def load(
                 raise ValueError(f"the scale of {at} is {scale}, and its settings give {given}")
         written = {at: at for at in ours}  # our name -> the file's
         if file.kind == "method":
-            written |= {method.renamed(at): at for at in file.shapes}
+            written |= {method.renamed(_unwrapped(at)): at for at in file.shapes}
         arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
         fill(
             {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
@@ -122,6 +122,11 @@ def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str
         raise ValueError(f"unknown method {called!r}: another version of minilora wrote the file")
     scales = file.facts(scales=dict)[0] if file.kind == "adapter" else {}
     return name, METHODS[called](**settings), scales, base
+
+
+def _unwrapped(path: str) -> str:
+    """A path in the base model: 0.1.0 also wrote paths through adapted modules."""
+    return path.replace(".base.", ".")
 
 
 def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -> str:

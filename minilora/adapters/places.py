@@ -44,15 +44,17 @@ def adaptable(model: Module) -> dict[str, Any]:
     return {path: m for path, m in walk(model) if path and isinstance(bare(m), Linear | Embedding)}
 
 
-def parameters(model: Module) -> Iterator[tuple[str, Module, Parameter]]:
+def parameters(module: Module, path: str = "") -> Iterator[tuple[str, Module, Parameter]]:
     """(name, its module, parameter) of all parameters but the adapters', those in use now.
 
-    A parameter that stands in two places comes twice.
+    In order of assignment. A parameter that stands in two places comes twice.
     """
-    for path, module in walk(model):
-        for letter, child in bare(module).children():
-            if isinstance(child, Parameter):
-                yield f"{path}.{letter}" if path else letter, bare(module), child
+    for name, child in bare(module).children():
+        at = f"{path}.{name}" if path else name
+        if isinstance(child, Parameter):
+            yield at, bare(module), child
+        else:
+            yield from parameters(child, at)
 
 
 def is_bias(name: str, module: Module, p: Parameter) -> bool:
