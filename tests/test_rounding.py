@@ -532,7 +532,7 @@ def test_an_adapter_that_is_merged_and_not_used_is_caught(monkeypatch):
     """Each merged W is right then: it takes the logits to see it."""
 
     def forward(self, x):
-        return self.around(self.base, "forward", self.active[:2])(x)
+        return self.compose(self.base, "forward", self.active[:2])(x)
 
     monkeypatch.setattr(lora.Adapted, "forward", forward)
     assert failed(three()) == {"float64", "rounding"}

@@ -30,9 +30,6 @@ __all__ = [
     "save", "set_adapter", "trained_by", "within",
 ]
 _LATER = {"load": ".files", "per_row": ".rows", "save": ".files"}  # loaded when asked for
-load: Any
-per_row: Any
-save: Any
 
 
 def __getattr__(name: str) -> Any:

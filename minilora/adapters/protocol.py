@@ -71,16 +71,22 @@ class Adapted(Module):
         rows = context().rows
         if rows is not None and id(self) in rows.modules:
             return rows.run(self, "forward", *inputs)
-        return self.around(self.base, "forward", self.active)(*inputs, **settings)
+        return self.compose(self.base, "forward", self.active)(*inputs, **settings)
 
     def project(self, x: Tensor) -> Any:
         rows = context().rows
         if rows is not None and id(self) in rows.modules:
             return rows.run(self, "project", x)
-        return self.around(self.base.project, "project", self.active)(x)
+        return self.compose(self.base.project, "project", self.active)(x)
 
-    def around(self, run: Any, call: str, names: tuple[str, ...]) -> Any:
-        """The function that the named adapters make of the base's."""
+    def around(self, inner: Any) -> Any:
+        """See `Seam.around`: where the base is a seam, the adapters stand around a function."""
+        rows = context().rows
+        active = self.active if rows is None or id(self) not in rows.modules else ()
+        return self.compose(self.base.around(inner), "forward", active)
+
+    def compose(self, run: Any, call: str, names: tuple[str, ...]) -> Any:
+        """Return the function that the named adapters make of the base's."""
         for name in names:
             run = partial(getattr(self.adapters[name], call), run)
         return run

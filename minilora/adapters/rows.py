@@ -68,7 +68,8 @@ class Rows:
         used = [name if name in module.adapters else "" for name in self.names]
         base: Any = module.base if call == "forward" else module.base.project
         run = {
-            name: module.around(base, call, (name,) if name else ()) for name in dict.fromkeys(used)
+            name: module.compose(base, call, (name,) if name else ())
+            for name in dict.fromkeys(used)
         }
         if len(run) == 1:
             return run[used[0]](x)

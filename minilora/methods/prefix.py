@@ -144,8 +144,9 @@ class AtEmbed(Tokens):
         n = self.lp + self.li
         self.E = None if rng is None else Parameter(normal(rng, (n, d), 0.02, dtype))
 
-    def forward(self, seam: Any, inner: Any, ids: np.ndarray, about: Any = None) -> Tensor:
-        x: Tensor = seam(inner, ids)
+    def forward(self, inner: Any, ids: np.ndarray, about: Any = None) -> Tensor:
+        """about: a decoder's cache, an encoder's mask."""
+        x: Tensor = inner(ids, about)
         if self.continues(about):
             return x
         batch, n = ids.shape
@@ -166,17 +167,17 @@ class AtEmbed(Tokens):
 class AtThrough(Tokens):
     """Around `through`: the blocks see all tokens; only the given ones' outputs go on."""
 
-    def forward(self, seam: Any, inner: Any, x: Tensor, *inputs: Any) -> Tensor:
+    def forward(self, inner: Any, x: Tensor, *inputs: Any) -> Tensor:
         """inputs: a decoder's cache; an encoder's ids, mask and types."""
         if self.continues(inputs[0]):
-            return seam(inner, x, *inputs)  # type: ignore[no-any-return]
+            return inner(x, *inputs)  # type: ignore[no-any-return]
         mask = inputs[1] if len(inputs) > 1 else None
         layout = self.layout(x.shape[0], x.shape[1] - self.lp - self.li, mask)
         if self.padding is not None:
             others = self.padding, True, 0
             inputs = tuple(layout.spread(*pair) for pair in zip(inputs, others))
         with within(layout=layout):
-            y = seam(inner, x, *inputs)
+            y = inner(x, *inputs)
         return layout.read(y, layout.last if self.padding is None else layout.places)
 
 

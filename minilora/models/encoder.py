@@ -121,8 +121,14 @@ class Encoder(Module):
     def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
         """The last block's output for each token, (batch, tokens, d_model)."""
         ids, mask, types = checked(type(self).__name__, self.config, ids, mask, types)
-        x = self.embed(self.tok, ids, about=mask)               # (batch, tokens, d_model)
-        return self.through(self.stack, x, ids, mask, types)    # (batch, tokens, d_model)
+        embed, through = self.embed.around(self.vectors), self.through.around(self.stack)
+        x: Tensor = through(embed(ids, mask), ids, mask, types)     # (batch, tokens, d_model)
+        return x
+
+    def vectors(self, ids: np.ndarray, mask: Given) -> Tensor:
+        """Return the tokens' rows of the table."""
+        rows: Tensor = self.tok(ids)
+        return rows
 
     def stack(self, x: Tensor, ids: np.ndarray, mask: Given, types: Given) -> Tensor:
         """Add positions and types to the tokens' vectors, normalize, then run all blocks."""

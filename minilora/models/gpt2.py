@@ -60,9 +60,13 @@ class GPT2(Module):
                 f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
                 f"{ids.shape}" + (f" after {start}" if start else "") + ": encode a "
                 "text as model.tokenizer.encode(text)[None]")
-        x = self.embed(self.tok, ids, about=cache)                  # (batch, tokens, d_model)
-        x = self.through(self.stack, x, cache)                      # (batch, tokens, d_model)
+        embed, through = self.embed.around(self.vectors), self.through.around(self.stack)
+        x = through(embed(ids, cache), cache)                       # (batch, tokens, d_model)
         return self.tok.project(self.ln_f(x))                       # (batch, tokens, vocab_size)
+
+    def vectors(self, ids: np.ndarray, cache: Sequence[Cache] | None = None) -> Tensor:
+        """Return the tokens' rows of the table."""
+        return self.tok(ids)  # type: ignore[no-any-return]
 
     def stack(self, x: Tensor, cache: Sequence[Cache] | None = None) -> Tensor:
         """Add positions to the tokens' vectors, then run all blocks."""

@@ -14,14 +14,13 @@ from .cache import Cache
 class Seam(Module):
     """A place in a model's forward pass where an adapter can stand; without one it changes nothing.
 
-    forward(inner, *inputs) = inner(*inputs). Each model has `embed`, around ids -> vectors, and
-    `through`, around vectors -> vectors: the positions and all blocks. about: a decoder's cache or
-    an encoder's mask, for the adapter alone.
+    Each model has `embed`, around ids -> vectors, and `through`, around vectors -> vectors: the
+    positions and all blocks.
     """
 
-    def forward(self, inner: Any, *inputs: Any, about: Any = None) -> Tensor:
-        out: Tensor = inner(*inputs)
-        return out
+    def around(self, inner: Any) -> Any:
+        """The function `inner` with the adapters around it: here, `inner` itself."""
+        return inner
 
     def window(self, positions: int, tokens: int) -> int:
         """How many of the model's positions are left for given tokens.
