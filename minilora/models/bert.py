@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import EncoderConfig
 from .encoder import Encoder
+from .inputs import EncoderConfig
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from ..checks import choice, describe
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module
 from ..ops.neural import padding
 from ..tensor import Tensor
-from .config import EncoderConfig
 from .encoder import Encoder
-from .inputs import Given
+from .inputs import EncoderConfig, Given
 from .transformer import Attention
 
 

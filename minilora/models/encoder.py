@@ -14,8 +14,7 @@ from ..backend import Rng, generator, xp
 from ..nn import Dropout, Embedding, LayerNorm, Linear, Module, Parameter
 from ..tensor import Tensor
 from ..words import our_words
-from .config import EncoderConfig
-from .inputs import Given, checked
+from .inputs import EncoderConfig, Given, checked
 from .recompute import recomputed
 from .transformer import MLP, Attention, Seam
 

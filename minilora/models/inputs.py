@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .config import EncoderConfig
+from ..checks import real
+from .config import ModelConfig
 
 Given = np.ndarray | None
+
+
+@dataclass(frozen=True)
+class EncoderConfig(ModelConfig):
+    """What an encoder has beside: of the heads, and of the rows that are added to each token's."""
+
+    eps: float = 1e-12  # of every layer norm
+    n_types: int = 0  # token types, such as first and second sentence; 0: no table of them
+    num_labels: int = 0  # 0: a head that fills masks in; else one that tells classes apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._integers(0, "n_types", "num_labels")
+        self._set(eps=real(type(self).__name__, "eps", self.eps, "(0, inf)"))
 
 
 def checked(

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .config import EncoderConfig
 from .encoder import Encoder
-from .inputs import Given
+from .inputs import EncoderConfig, Given
 
 
 @dataclass(frozen=True)
