@@ -1196,3 +1196,15 @@ def test_a_rank_that_is_too_high_is_told_once():
     (one,) = told
     layers = 2 * gpt2().config.n_layers
     assert str(one.message).endswith(f"at most, not r = 99 (and {layers - 1} others)")
+
+
+def test_all_linear_is_every_linear_layer_that_is_not_trained_as_a_whole():
+    for family in ("gpt2", "bert"):
+        model = made(family)
+        linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+        assert lora.attach(model, ml.LoRAConfig(targets="all-linear", r=2), rng=0) == linear
+    model = made("bert", num_labels=3)
+    config = ml.LoRAConfig(targets=("all-linear", "tok"), trainable="head", r=2)
+    paths = lora.attach(model, config, rng=0)
+    assert "tok" in paths and len(paths) > 10 and not any(at.startswith("head") for at in paths)
+    assert "head.out.W" in model.trainable_parameters()
