@@ -44,7 +44,7 @@ def summary(module: Any) -> str:
 
 def _below(module: Any, indent: str) -> list[str]:
     """Return the lines of the tree below a module."""
-    rows = [(name, _row(child, indent)) for name, child in module.children()]
+    rows = [(name, _row(child, indent)) for name, child in module.children() if _speaks(child)]
     lines = []
     for (_, row), same in groupby(rows, lambda r: (r[0].rstrip("0123456789"), r[1])):
         names = [name for name, _ in same]
@@ -63,6 +63,13 @@ def _row(child: Any, indent: str) -> list[str]:
         return [" ".join(marks) + child.extra_repr()]
     size = sum(p.data.size for p in child.parameters())
     return [f"{size:,} parameters{child.extra_repr()}", *_below(child, indent + "  ")]
+
+
+def _speaks(child: Any) -> bool:
+    """Return whether there is anything to show: a parameter, or text of the module's own."""
+    return _is_parameter(child) or any(
+        m.extra_repr() or any(_is_parameter(c) for _, c in m.children())
+        for _, m in child.named_modules())
 
 
 def _is_parameter(child: Any) -> bool:

@@ -1199,8 +1199,8 @@ def test_a_rank_that_is_too_high_is_told_once():
 
 
 def test_all_linear_is_every_linear_layer_that_is_not_trained_as_a_whole():
-    for family in ("gpt2", "bert"):
-        model = made(family)
+    for name in ("gpt2", "bert"):
+        model = made(name)
         linear = [path for path, m in model.named_modules() if isinstance(m, nn.Linear)]
         assert lora.attach(model, ml.LoRAConfig(targets="all-linear", r=2), rng=0) == linear
     model = made("bert", num_labels=3)
