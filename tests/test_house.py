@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -92,7 +93,10 @@ def test_the_core_and_all_that_it_imports_is_read_in_one_sitting(capsys):
         f"for name in {CORE!r}: importlib.import_module('minilora.' + name)\n"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'minilora'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},  # the package that the tests import
+    )
     loaded = [Path(name) for name in done.stdout.split()]
     core = [path for path in loaded if room(path) != "kernels"]
     imported, todo = set(), [FILES[tuple(name.split("."))] for name in CORE]
