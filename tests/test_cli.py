@@ -675,7 +675,7 @@ MISTAKES = {  # command line -> how the message begins
     "account gpt2 --method adapter-h --alpha 3": "--alpha is for lora, dora, lora+preembed, lora",
     "account gpt2 --method full --lp 3": "--lp is for preembed, prelayer, lora+preembed or lora+pr",
     "account gpt2 --method adapter-d --layers x": "--layers x: give numbers of blocks from 0, sepa",
-    "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: there is no block 12",
+    "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: unknown block 12",
     "account gpt2 --base-dtype float16": "account gpt2 has no --base-dtype: give --policy 'half ba",
     "account --batch 1000000000": "there is not enough memory (Unable to allocate 1.86 TiB for an",
     "bench --engines numpyy": "--engines numpyy: choose some of minilora, minilora full, minilora",
