@@ -176,15 +176,15 @@ def test_parameters_keep_their_names_below_the_layer():
         (
             {"targets": "q", "rank_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': choose from q",
         ),
         (
             {"targets": "q", "alpha_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': choose from q",
         ),
-        ({"trainable": "head"}, "new", "attach: trainable: no parameter matches 'head': there are"),
-        ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained as a copy and to"),
+        ({"trainable": "head"}, "new", "attach: trainable: no parameter matches 'head': choose from"),
+        ({"targets": "pos", "trainable": "pos"}, "new", "pos.W cannot have both a trained copy and an"),
         ({}, "base", "'base' cannot be an adapter's name"),
         ({}, "", "cannot be an adapter's name"),
         ({}, "a.b", "'a.b' cannot be an adapter's name"),
@@ -689,7 +689,7 @@ def test_two_adapters_that_each_own_a_parameter_cannot_both_be_active():
     for name in ("one", "two"):
         lora.attach(model, ml.LoRAConfig(trainable="ln_f.g"), name=name, rng=0)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"one and two each have a ln_f\.g"):
+    with pytest.raises(ValueError, match=r"one and two each train a copy of ln_f\.g"):
         lora.activate(model, "one", "two")
     assert snapshot(model) == before
 
@@ -919,14 +919,14 @@ def test_a_model_with_half_matrices_is_saved_and_loaded_with_the_same_values(tmp
 @pytest.mark.parametrize(
     "dtype, value, says",
     [
-        ("float32", 0.0, "base_dtype: tok.W computes in float32.*float32 is not.*'float16', or"),
-        ("float64", 0.0, "tok.W computes in float32.*float64 is not a narrower"),
+        ("float32", 0.0, "base_dtype: float32 is not.* narrower.*of tok.W: give 'float16', or"),
+        ("float64", 0.0, "float64 is not a narrower float than float32, the dtype of tok.W"),
         ("int8", 0.0, "int8 is not a narrower float"),
         ("nonsense", 0.0, "base_dtype: .*nonsense.*give 'float16'"),
-        ("float16", 7e4, r"blocks.1.attn.k.W holds 70000, float16 ends at 65504: give a wider"),
-        ("float16", -7e4, "blocks.1.attn.k.W holds 70000"),
-        ("float16", np.nan, "blocks.1.attn.k.W holds nan"),
-        ("float16", np.inf, "blocks.1.attn.k.W holds inf"),
+        ("float16", 7e4, r"blocks.1.attn.k.W contains 70000, and float16 ends at 65504: give a wider"),
+        ("float16", -7e4, "blocks.1.attn.k.W contains 70000"),
+        ("float16", np.nan, "blocks.1.attn.k.W contains nan"),
+        ("float16", np.inf, "blocks.1.attn.k.W contains inf"),
     ],
 )
 @pytest.mark.parametrize("bare", [True, False])

@@ -487,7 +487,7 @@ def test_two_methods_have_one_base(numpy_only, one, two):
         methods.activate(model, "one", "two")
         assert not any(same_bytes(logits(model, IDS), x) for x in outputs.values())
     else:
-        with pytest.raises(ValueError, match="each have a"):
+        with pytest.raises(ValueError, match="each train a copy of"):
             methods.activate(model, "one", "two")
     with pytest.raises(ValueError, match="'two' cannot be an adapter's name"):
         methods.apply(model, "full", "two")
@@ -534,7 +534,7 @@ def test_two_prompts_cannot_be_active_together():
         (lambda m: methods.apply(m, "full", "base"), "'base' cannot be an adapter's name"),
         (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be an integer >= 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
-        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "unknown block 2: choose from 0 to 1"),
+        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "unknown block 2: choose .* 0 to 1"),
         (lambda m: methods.apply(m, "adapter-d", layers=()), "layers is empty"),
         (lambda m: methods.apply(m, "adapter-d", layers="0"), "layers must be integers"),
         (lambda m: methods.apply(m, "preembed", lp=0), "lp \\+ li must be 1 at least"),
