@@ -289,9 +289,9 @@ BAD = [
     ("mask", [1, 1, 0], "mask is (3,): it must be (2, 3), as ids are"),
     ("mask", [[1, 1], [1, 0]], "mask is (2, 2): it must be (2, 3)"),
     ("mask", [[1, 1, 1], [0, 0, 0]], "mask (2, 3) hides all tokens of row 1: leave that row out"),
-    ("mask", [[0.0, 0.0, -np.inf]] * 2, "mask has -inf: it is 1 where a token is real, 0"),
-    ("mask", [[1, 2, 1]] * 2, "mask has 2: it is 1 where"),
-    ("mask", [["1", "1", "0"]] * 2, "mask has 1: it is 1 where"),
+    ("mask", [[0.0, 0.0, -np.inf]] * 2, "mask contains -inf: give 1 for a token and 0"),
+    ("mask", [[1, 2, 1]] * 2, "mask contains 2: give 1 for"),
+    ("mask", [["1", "1", "0"]] * 2, "mask contains 1: give 1 for"),
 ]
 OF_TYPES = [
     ("bert", [0, 1, 0], "types is (3,): it must be (2, 3), as ids are"),
@@ -300,9 +300,9 @@ OF_TYPES = [
         [[0, 1, 2]] * 2,
         "the type 2 is not from 0 to 1, n_types is 2: number them from 0, or",
     ),
-    ("bert", [[0.0, 1.0, 0.0]] * 2, "types must be integers as ids are, not float64"),
+    ("bert", [[0.0, 1.0, 0.0]] * 2, "types must be integers, as ids are, not float64"),
     ("roberta", [[0, 1, 0]] * 2, "the type 1 is not from 0 to 0, n_types is 1: number them"),
-    ("deberta", [[0, 0, 0]] * 2, "types are given, (2, 3), and n_types is 0: leave them out"),
+    ("deberta", [[0, 0, 0]] * 2, "types (2, 3) are given, but n_types is 0: leave them out"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The sizes that models share; each family's own config stands with the family."""
+"""The sizes that all models share; each family's own config is in the family's file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..config import Config
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """The sizes that every transformer has."""
+    """The sizes of a transformer."""
 
     vocab_size: int
     n_positions: int  # the longest input, in tokens
@@ -18,7 +18,7 @@ class ModelConfig(Config):
     n_layers: int
     n_heads: int  # d_model is a multiple of it
     d_ff: int = 0  # 0: four times d_model
-    dropout: float = 0.0  # of the embeddings and of what each half block adds
+    dropout: float = 0.0  # of the embeddings and of each half block's output
 
     def __post_init__(self) -> None:
         self._integers(1, "vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
@@ -33,11 +33,11 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True)
 class EncoderConfig(ModelConfig):
-    """What an encoder has beside: of the heads, and of the rows that are added to each token's."""
+    """The sizes of an encoder: those of a transformer, its token types and its head."""
 
     eps: float = 1e-12  # of every layer norm
-    n_types: int = 0  # token types, such as first and second sentence; 0: no table of them
-    num_labels: int = 0  # 0: a head that fills masks in; else one that tells classes apart
+    n_types: int = 0  # token types, such as first and second sentence; 0: none
+    num_labels: int = 0  # 0: a masked-language-model head; else a classifier
 
     def __post_init__(self) -> None:
         super().__post_init__()
