@@ -1,4 +1,4 @@
-"""What is done to a whole model is done whole, or not at all (minilora.adapters.transaction)."""
+"""Functions that change a model change all of it or nothing (minilora.adapters.transaction)."""
 
 import functools
 import sys
@@ -162,7 +162,7 @@ def test_what_changes_a_model_wants_it_first(name):
         getattr(lora, name)("a.npz", gpt2())
 
 
-def test_what_is_undone_is_all_that_can_change():
+def test_everything_that_can_change_is_restored():
     model, optimizer = subject()
     model.extra = [np.zeros(2), {"a": (1, [2])}]
     before = everything(model, optimizer)

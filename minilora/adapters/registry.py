@@ -211,7 +211,7 @@ def base_of(model: Module) -> Base:
     """
     state, own = find(model), dict[int, Parameter]()
     if state is not None:
-        own = {id(p): state.base[at] for held in state.copies.values() for at, p in held.items()}
+        own = {id(p): state.base[at] for named in state.copies.values() for at, p in named.items()}
     return {name: (module, own.get(id(p), p)) for name, module, p in parameters(model)}
 
 

@@ -49,15 +49,15 @@ class Verification:
         one, rows = self.logits, [("merged against unmerged", "seen", "allowed", "")]
         if self.weights:
             name, w = max(self.weights.items(), key=lambda item: item[1].off / item[1].allowed)
-            why = "units in the last place: it is rounded once"
+            why = "units in the last place: W is rounded once"
             rows.append(("each number of each W", f"{w.off:.5g}", f"{w.allowed:.5g}", why))
             rows.append(("", "", "", f"(furthest off: {name}[{w.entry[0]}, {w.entry[1]}])"))
         rows += [
             ("logits, computed in float64", f"{self.apart:.1e}", f"{APART:.1e}",
-             "of the largest: both are one function"),
+             "of the largest: the two are one function"),
             (f"logits, computed in {one.dtype}", f"{one.difference:.1e}", f"{one.probable:.1e}",
-             "what rounding alone makes, but once in a million"),
-            ("", "", f"{one.bound:.1e}", "at the very worst: all roundings pull one way"),
+             "bound on rounding, exceeded once in a million"),
+            ("", "", f"{one.bound:.1e}", "bound in the worst case: all roundings add up"),
         ]
         failed = [name for name, passed in self.checks.items() if not passed]
         verdict = f"the merge is WRONG: {', '.join([*failed, *self.changed])}"
@@ -71,8 +71,8 @@ def verify(model: Module, ids: Any) -> Verification:
     weights: every entry of every merged W equals W0 + Σ (alpha / r) · B A, computed with twice the
     digits of float64. Allowed is half a unit in the last place, because W is rounded once, plus the
     rounding of the merge's own sum in float64: about 1e-8 units in a float32 model. In a float64
-    model that sum is no wider than W, so it is about r units if ΔW is as large as W. For PiSSA, W is
-    W0 + s (B A - B0 A0). For DoRA it is m / |V| · V, and |V| adds about k units.
+    model that sum is no wider than W, so it is about r units if ΔW is as large as W. PiSSA's W is
+    W0 + s (B A - B0 A0). DoRA's W is m / |V| · V, and |V| adds about k units.
     unchanged: all other parameters are the same, bit for bit.
     float64: merged and unmerged logits for ids (batch, tokens), of the model in float64, differ by
     less than 1e-12 of the largest. This finds errors in how weights are used, such as an adapter
