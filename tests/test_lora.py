@@ -390,7 +390,7 @@ def test_each_layer_merged_is_the_layer_within_rounding(family, seed, dtype, nam
     inputs = {path: normal(seed, 2, 3, named[path].base.W.shape[1], dtype=dtype) for path in paths}
 
     def outputs():
-        found = dict(model.named_modules())
+        modules = dict(model.named_modules())
         for path in paths:
             layer, x = modules[path], Tensor(inputs[path])
             tied = path in ("tok", "pos")

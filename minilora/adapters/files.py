@@ -77,7 +77,7 @@ def load(
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
         saved_name, method, scales, base = described(file)
         if missing := sorted(scales.keys() - adaptable(model).keys()):
-            raise ValueError(f"it does not fit: this model has no {missing[0]!r}")
+            raise ValueError(f"it does not fit this model, which has no {missing[0]!r}")
         name, matrices = name or saved_name, storable(base_of(model), base_dtype)
         state = install(model, method, name, file.budget())
         parts, ours = adapters_of(model, name), trained_by(model, name)

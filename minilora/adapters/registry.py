@@ -50,7 +50,7 @@ class Method(Config):
         return {}
 
     def copied(self, model: Module) -> list[str]:
-        """Return the names of the base's parameters of which the method trains copies."""
+        """Return the names of the base's parameters that the method copies and trains."""
         return []
 
     def saved(
@@ -205,9 +205,9 @@ def state_of(model: Module, *names: str) -> Adapters:
 
 
 def base_of(model: Module) -> Base:
-    """The base's own parameters by name, each with its module, whatever is attached or active.
+    """Return the base's own parameters by name, each with its module; adapters do not matter.
 
-    A parameter that stands in two places is there under both names.
+    A parameter in two places has both names.
     """
     state, own = find(model), dict[int, Parameter]()
     if state is not None:
@@ -233,17 +233,17 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
     if not isinstance(name, str) or name in (*state.configs, "base", "") or "." in name:
         raise ValueError(
             f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base' or taken; attached "
-            f"are {sorted(state.configs)}: give another name"
+            f"are {sorted(state.configs)}: choose another name"
         )
     base, modules = base_of(model), dict(walk(model))
     parts, names = dict(method.around(model, rng)), method.copied(model)
     for at in [*parts, *names]:
         if at not in modules and at not in base:
-            raise ValueError(f"{method.called} does not fit: this model has no {at!r}")
+            raise ValueError(f"{method.called} does not fit this model, which has no {at!r}")
     copies: dict[int, tuple[str, Parameter]] = {}  # one per parameter, even if it has two names
     for at in names:
         copies.setdefault(id(base[at][1]), (at, wide_copy(*base[at])))
-    _refuse_clashes(modules, base, parts, copies)
+    _refuse_clashes(base, parts, copies)
     new: dict[int, Adapted] = {}
     for at, part in parts.items():
         module = modules[at]
@@ -261,8 +261,7 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
 
 
 def _refuse_clashes(
-    modules: dict[str, Module], base: Base, parts: dict[str, Adapter],
-    copies: dict[int, tuple[str, Parameter]],
+    base: Base, parts: dict[str, Adapter], copies: dict[int, tuple[str, Parameter]]
 ) -> None:
     """Raise ValueError for a weight that is both adapted and copied, or shared by two modules.
 

@@ -90,7 +90,7 @@ class DebertaConfig(EncoderConfig):
 
     @property
     def most(self) -> int:
-        """The bound on distances: each is smaller, in either direction."""
+        """A bound: every distance is smaller, in both directions."""
         return self.max_relative_positions or self.n_positions
 
     @property
