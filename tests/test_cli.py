@@ -647,7 +647,8 @@ MISTAKES = {  # command line -> how the message begins
     "generate --adapter empty.npz": f"empty.npz {BROKEN}",
     "generate --adapter words.txt": f"words.txt {BROKEN}",
     "generate --adapter small.npz": "small.npz: ",
-    "generate --adapter deep.npz": "deep.npz: it does not fit: this model has no 'blocks.4.attn.q'",
+    "generate --adapter deep.npz":
+        "deep.npz: it does not fit this model, which has no 'blocks.4.attn.q'",
     "merge --adapter half.npz": "half.npz was trained on this base in half precision: give --base-",
     "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained on this base in full prec",
     "merge --adapter half.npz --base plain.npz": "half.npz was trained on a base other than plain.",
