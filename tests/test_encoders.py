@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, DeBERTa: what their formulas say, whatever is padded, on every array library."""
+"""BERT, RoBERTa, DeBERTa: they follow their formulas, with any padding, on every backend."""
 
 import math
 import re
@@ -28,7 +28,7 @@ KINDS = [
 ]
 
 
-def said(model, at, mask=None, types=None) -> np.ndarray:
+def outputs(model, at, mask=None, types=None) -> np.ndarray:
     with ml.no_grad():
         return np.array(ml.asnumpy(model(at, mask=mask, types=types).data))
 
@@ -117,13 +117,13 @@ def reference(model, row: np.ndarray, types: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("family", "sizes"), KINDS)
 @settings(max_examples=4)
 @given(seeds, st.sampled_from(HEADS), st.integers(1, 2), st.booleans())
-def test_an_encoder_is_what_its_formulas_say(family, sizes, seed, head, layers, told):
-    """Of each row alone, without what it is padded with."""
+def test_an_encoder_follows_its_formulas(family, sizes, seed, head, layers, typed):
+    """For each row alone, without its padding."""
     model = made(family, seed, **{"n_layers": layers, "eps": 0.01} | sizes | head)
     at, mask = seen(model, seed)
     types = np.random.default_rng(seed).integers(0, model.config.n_types or 1, at.shape)
-    given = {"types": types} if told and model.config.n_types else {}
-    out = said(model, at, mask, **given)
+    given = {"types": types} if typed and model.config.n_types else {}
+    out = outputs(model, at, mask, **given)
     for row, real, kinds, got in zip(at, mask, types, out):
         wanted = reference(model, row[real], kinds[real] if given else 0 * row[real])
         got = got if model.config.num_labels else got[real]
@@ -135,7 +135,7 @@ def test_an_encoder_is_what_its_formulas_say(family, sizes, seed, head, layers, 
 def test_an_encoder_has_a_score_for_each_word_or_for_each_class(family, labels):
     model = made(family, num_labels=labels)
     at, mask = seen(model)
-    assert said(model, at, mask).shape == ((3, labels) if labels else (3, 12, 11))
+    assert outputs(model, at, mask).shape == ((3, labels) if labels else (3, 12, 11))
 
 
 def shaken(model, seed: int):
@@ -190,9 +190,9 @@ def test_a_row_does_not_know_what_is_padded_beside_it(family, head, seed, more, 
             loss_of(model, ids, mask, at).backward()
             grads.append({n: 1.0 * ml.asnumpy(p.grad) for n, p in model.named_parameters()})
             model.requires_grad_()
-            out.append(said(model, ids, mask))
-        wide = said(model, longer, whole)
-        alone = [said(model, longer[i : i + 1], whole[i : i + 1])[0] for i in range(len(at))]
+            out.append(outputs(model, ids, mask))
+        wide = outputs(model, longer, whole)
+        alone = [outputs(model, longer[i : i + 1], whole[i : i + 1])[0] for i in range(len(at))]
     assert np.array_equal(out[0][real], out[1][real])
     for name, grad in grads[0].items():  # equal ids add up in another order
         np.testing.assert_allclose(grads[1][name], grad, rtol=0, atol=1e-13, err_msg=name)
@@ -203,13 +203,13 @@ def test_a_row_does_not_know_what_is_padded_beside_it(family, head, seed, more, 
 
 @pytest.mark.parametrize("kind", ["bool", "int64", "float32", "list"])
 @encoder
-def test_a_mask_is_of_any_numbers_and_one_that_hides_nothing_changes_nothing(family, kind):
+def test_a_mask_may_have_any_dtype_and_one_without_padding_changes_nothing(family, kind):
     model = made(family)
     at, mask = seen(model)
     given = mask.tolist() if kind == "list" else mask.astype(kind)
-    assert np.array_equal(said(model, at, given), said(model, at, mask))
+    assert np.array_equal(outputs(model, at, given), outputs(model, at, mask))
     at, _ = seen(model, padded=False)
-    np.testing.assert_allclose(said(model, at, np.ones_like(at)), said(model, at), atol=1e-12)
+    np.testing.assert_allclose(outputs(model, at, np.ones_like(at)), outputs(model, at), atol=1e-12)
 
 
 @encoder
@@ -231,9 +231,9 @@ def test_without_a_mask_there_is_no_array_and_no_op_for_it(family, numpy_only, m
     monkeypatch.setattr(deberta, "asarray", None)
     for plain in (False, True):
         with ml.plain(plain):
-            said(model, at)
+            outputs(model, at)
             with pytest.raises(TypeError):
-                said(model, at, mask)
+                outputs(model, at, mask)
 
 
 # Dropout.
@@ -245,7 +245,7 @@ def test_dropout_is_where_it_should_be(numpy_only, family, labels):
     """One for the embeddings, two a block, one at the convolution, the head's: RoBERTa's two."""
     model, calls, out_of = made(family, dropout=0.5, num_labels=labels), [], {}
     at, mask = seen(model)
-    quiet = said(model.eval(), at, mask)
+    quiet = outputs(model.eval(), at, mask)
 
     def watched(module, path):
         forward = module.forward
@@ -264,7 +264,7 @@ def test_dropout_is_where_it_should_be(numpy_only, family, labels):
     for path, module in model.named_modules():
         if isinstance(module, ml.nn.Dropout | ml.nn.Linear | ml.nn.LayerNorm):
             watched(module, path)
-    assert np.array_equal(said(model, at, mask), quiet)
+    assert np.array_equal(outputs(model, at, mask), quiet)
     blocks = [
         [(f"blocks.{i}.drop", f"blocks.{i}.{half}") for half in ("attn.o", "mlp.down")]
         for i in range(2)
@@ -289,9 +289,9 @@ BAD = [
     ("mask", [1, 1, 0], "mask is (3,): it must be (2, 3), as ids are"),
     ("mask", [[1, 1], [1, 0]], "mask is (2, 2): it must be (2, 3)"),
     ("mask", [[1, 1, 1], [0, 0, 0]], "mask (2, 3) hides all tokens of row 1: leave that row out"),
-    ("mask", [[0.0, 0.0, -np.inf]] * 2, "mask has -inf: it is 1 where a token is real, 0"),
-    ("mask", [[1, 2, 1]] * 2, "mask has 2: it is 1 where"),
-    ("mask", [["1", "1", "0"]] * 2, "mask has 1: it is 1 where"),
+    ("mask", [[0.0, 0.0, -np.inf]] * 2, "mask contains -inf: give 1 for a token and 0"),
+    ("mask", [[1, 2, 1]] * 2, "mask contains 2: give 1 for"),
+    ("mask", [["1", "1", "0"]] * 2, "mask contains 1: give 1 for"),
 ]
 OF_TYPES = [
     ("bert", [0, 1, 0], "types is (3,): it must be (2, 3), as ids are"),
@@ -300,28 +300,28 @@ OF_TYPES = [
         [[0, 1, 2]] * 2,
         "the type 2 is not from 0 to 1, n_types is 2: number them from 0, or",
     ),
-    ("bert", [[0.0, 1.0, 0.0]] * 2, "types must be integers as ids are, not float64"),
+    ("bert", [[0.0, 1.0, 0.0]] * 2, "types must be integers, as ids are, not float64"),
     ("roberta", [[0, 1, 0]] * 2, "the type 1 is not from 0 to 0, n_types is 1: number them"),
-    ("deberta", [[0, 0, 0]] * 2, "types are given, (2, 3), and n_types is 0: leave them out"),
+    ("deberta", [[0, 0, 0]] * 2, "types (2, 3) are given, but n_types is 0: leave them out"),
 ]
 
 
 @encoder
 @pytest.mark.parametrize(("name", "bad", "words"), BAD)
-def test_what_an_encoder_cannot_read_is_named_with_the_remedy(numpy_only, family, name, bad, words):
+def test_wrong_inputs_raise_with_the_remedy(numpy_only, family, name, bad, words):
     with pytest.raises(ValueError, match=f"^{family}: .*{re.escape(words)}".replace("^", "(?i)^")):
         made(family)(**{"ids": IDS, name: bad})
 
 
 @pytest.mark.parametrize(("family", "bad", "words"), OF_TYPES)
-def test_types_that_there_are_not_are_named_with_the_remedy(numpy_only, family, bad, words):
+def test_wrong_types_raise_with_the_remedy(numpy_only, family, bad, words):
     with pytest.raises(ValueError, match=f"(?i)^{family}: {re.escape(words)}"):
         made(family)(IDS, types=bad)
 
 
 def test_types_that_are_left_out_are_of_kind_0(numpy_only):
     model = made("bert")
-    kind = [said(model, IDS, None, types) for types in (None, 0 * IDS, 0 * IDS + 1)]
+    kind = [outputs(model, IDS, None, types) for types in (None, 0 * IDS, 0 * IDS + 1)]
     assert np.array_equal(kind[0], kind[1]) and not np.allclose(kind[0], kind[2])
 
 
@@ -345,10 +345,10 @@ PUBLISHED = {  # of each config.json: vocabulary, positions, d, layers, heads, d
 
 
 @pytest.mark.parametrize("shape", PUBLISHED)
-def test_the_settings_of_a_shape_are_those_that_are_published(numpy_only, shape):
+def test_shapes_have_the_published_settings(numpy_only, shape):
     c = SHAPES[shape]
-    told = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
-    assert (*told, c.d_ff or 4 * c.d_model, c.eps, c.n_types) == PUBLISHED[shape]
+    shared = c.vocab_size, c.n_positions, c.d_model, c.n_layers, c.n_heads
+    assert (*shared, c.d_ff or 4 * c.d_model, c.eps, c.n_types) == PUBLISHED[shape]
     if "deberta" in shape:
         assert (c.pos_att_type, c.share_att_key, c.position_buckets) == (("c2p", "p2c"), True, 256)
         assert (c.conv_kernel_size, c.conv_act, c.position_biased_input) == (3, "gelu", False)
@@ -373,14 +373,14 @@ def test_514_positions_of_roberta_s_are_512():
 def test_the_first_weights_are_small_and_each_one_s_own(numpy_only, family):
     """Of BERT's spread, 0.02; biases are 0 and gains 1."""
     kind, own = MODELS[family][0], {"share_att_key": False} if family == "deberta" else {}
-    held = build(kind(100, 300, 40, 2, 4, **own), rng=0).state_dict()
-    for name, x in held.items():
+    state = build(kind(100, 300, 40, 2, 4, **own), rng=0).state_dict()
+    for name, x in state.items():
         if name.endswith("W"):
             assert abs(x.std() / 0.02 - 1) < 6 / np.sqrt(2 * x.size), name
         else:
             assert (x == name.endswith(".g")).all(), name
-    assert len({x.tobytes() for n, x in held.items() if n.endswith("W")}) == sum(
-        n.endswith("W") for n in held
+    assert len({x.tobytes() for n, x in state.items() if n.endswith("W")}) == sum(
+        n.endswith("W") for n in state
     )
 
 
@@ -400,6 +400,6 @@ def test_a_head_for_classes_is_trained_saved_and_loaded_with_the_adapter(tmp_pat
     ml.lora.save(model, tmp_path / "a.npz")
     ml.lora.load(other := fresh(), tmp_path / "a.npz")
     assert bits(other) == bits(model) and bits(model)["head.out.W"] != bits(fresh())["head.out.W"]
-    assert np.array_equal(said(other, at, mask), said(model, at, mask))
+    assert np.array_equal(outputs(other, at, mask), outputs(model, at, mask))
     with ml.lora.disabled(other):
-        assert np.array_equal(said(other, at, mask), said(fresh(), at, mask))
+        assert np.array_equal(outputs(other, at, mask), outputs(fresh(), at, mask))

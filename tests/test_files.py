@@ -1,4 +1,4 @@
-"""Adapters in files: one kind for every method, and those of version 0.1.0 (adapters/files.py)."""
+"""Adapters in files: one format for all methods, and files of version 0.1.0 (adapters/files.py)."""
 
 from pathlib import Path
 
@@ -53,10 +53,10 @@ def test_a_file_of_one_door_is_a_file_of_the_other(tmp_path, called):
     model = gpt2(0)
     methods.apply(model, called, rng=0)
     shake(model.trainable_parameters().values(), 1)
-    said = logits(model, ids())
+    outputs = logits(model, ids())
     for save in (lora.save, methods.save):
         for load in (lora.load, methods.load):
             save(model, tmp_path / "a.npz")
             other = gpt2(0)
             load(other, tmp_path / "a.npz")
-            assert np.array_equal(logits(other, ids()), said)
+            assert np.array_equal(logits(other, ids()), outputs)

@@ -1,6 +1,6 @@
-"""LoRA: at first nothing, then BA alone is trained, merged the same function (minilora.lora).
+"""LoRA: it starts as the base, trains only A and B, and merges exactly (minilora.lora).
 
-What other implementations got wrong, row by row, is in test_pitfalls.py.
+The mistakes of other implementations are in test_pitfalls.py.
 """
 
 import warnings
@@ -65,8 +65,8 @@ def two(seed: int = 0, family: str = "gpt2", **config):
     model = made(family, seed)
     lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=("q", "tok"), **config), "one", rng=1)
     lora.attach(model, ml.LoRAConfig(r=1, alpha=-2.5, targets=("q", "up")), "two", rng=2)
-    held = [x for layer in layers(model).values() for x in layer.adapters.values()]
-    shake([p for adapter in held for p in (adapter.A, adapter.B)], seed + 3)
+    parts = [x for layer in layers(model).values() for x in layer.adapters.values()]
+    shake([p for adapter in parts for p in (adapter.A, adapter.B)], seed + 3)
     return model
 
 
@@ -176,15 +176,21 @@ def test_parameters_keep_their_names_below_the_layer():
         (
             {"targets": "q", "rank_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': choose from q",
         ),
         (
             {"targets": "q", "alpha_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': there are q",
+            "attach: no adapted layer matches 'v': choose from q",
         ),
-        ({"trainable": "head"}, "new", "attach: trainable: no parameter matches 'head': there are"),
-        ({"targets": "pos", "trainable": "pos"}, "new", "pos.W is to be trained as a copy and to"),
+        (
+            {"trainable": "head"}, "new",
+            "attach: trainable: no parameter matches 'head': choose from",
+        ),
+        (
+            {"targets": "pos", "trainable": "pos"}, "new",
+            "pos.W cannot have both a trained copy and an adapter",
+        ),
         ({}, "base", "'base' cannot be an adapter's name"),
         ({}, "", "cannot be an adapter's name"),
         ({}, "a.b", "'a.b' cannot be an adapter's name"),
@@ -222,8 +228,8 @@ def four(seed: int = 0, family: str = "gpt2"):
     for i, (name, names) in enumerate(FOUR.items()):
         config = ml.LoRAConfig(r=1 + i % 3, alpha=5 - 3.5 * i, targets=names)
         lora.attach(model, config, name, rng=i)
-    held = [x for layer in layers(model).values() for x in layer.adapters.values()]
-    shake([p for adapter in held for p in (adapter.A, adapter.B)], seed + 3)
+    parts = [x for layer in layers(model).values() for x in layer.adapters.values()]
+    shake([p for adapter in parts for p in (adapter.A, adapter.B)], seed + 3)
     return model
 
 
@@ -270,8 +276,8 @@ def test_the_gradients_of_three_active_adapters_are_those_of_their_sum(seed):
     for i, name in enumerate(("one", "two", "three")):
         lora.attach(model, ml.LoRAConfig(r=i + 1, alpha=3 - 2 * i, targets="q"), name, rng=i)
     layer = layers(model)["blocks.0.attn.q"]
-    held = [p for a in layer.adapters.values() for p in (a.A, a.B)]
-    shake(held, seed)
+    factors = [p for a in layer.adapters.values() for p in (a.A, a.B)]
+    shake(factors, seed)
     lora.activate(model, *layer.adapters)
 
     def f(x, *arrays):
@@ -279,7 +285,7 @@ def test_the_gradients_of_three_active_adapters_are_those_of_their_sum(seed):
             setattr(adapter, letter, t)
         return layer(x)
 
-    assert ml.gradcheck(f, normal(seed, 3, 8), *(ml.asnumpy(p) for p in held)) < 1e-6
+    assert ml.gradcheck(f, normal(seed, 3, 8), *(ml.asnumpy(p) for p in factors)) < 1e-6
 
 
 @settings(max_examples=3)
@@ -380,20 +386,20 @@ def test_each_layer_merged_is_the_layer_within_rounding(family, seed, dtype, nam
     allows 4 times as much.
     """
     model, paths = lora_of(family, seed, dtype, r, alpha, targets=names)
-    held, before = layers(model), []
-    inputs = {path: normal(seed, 2, 3, held[path].base.W.shape[1], dtype=dtype) for path in paths}
+    named, before = layers(model), []
+    inputs = {path: normal(seed, 2, 3, named[path].base.W.shape[1], dtype=dtype) for path in paths}
 
     def outputs():
-        found = dict(model.named_modules())
+        modules = dict(model.named_modules())
         for path in paths:
-            layer, x = found[path], Tensor(inputs[path])
+            layer, x = modules[path], Tensor(inputs[path])
             tied = path in ("tok", "pos")
             yield ml.asnumpy((layer.project(x) if tied else layer(x)).data)
 
     before = list(outputs())
     lora.merge(model)
     for path, y, merged in zip(paths, before, outputs()):
-        layer, x = held[path], np.abs(wide(inputs[path]))
+        layer, x = named[path], np.abs(wide(inputs[path]))
         W, a = layer.base.W, layer.adapters["default"]
         narrow = np.abs(wide(a.B)) @ np.abs(wide(a.A)) * abs(alpha / r)
         narrow = narrow.T if path in ("tok", "pos") else narrow
@@ -540,25 +546,25 @@ def test_merging_what_is_not_finite_names_the_layer_and_changes_nothing(letter, 
 
 def test_merging_beyond_float16_names_the_layer_and_changes_nothing():
     model, _ = adapted(dtype="float16", targets=("q", "v"))
-    held = layers(model)["blocks.1.attn.v"].adapters["default"]
-    held.alpha = 1e9
+    adapter = layers(model)["blocks.1.attn.v"].adapters["default"]
+    adapter.alpha = 1e9
     before = snapshot(model)
     with pytest.raises(FloatingPointError, match=r"blocks\.1\.attn\.v: .* finite in float16"):
         lora.merge(model)
     assert snapshot(model) == before
-    held.alpha = 5.0
+    adapter.alpha = 5.0
     lora.merge(model)
     assert {str(p.dtype) for p in model.parameters()} == {"float16"}
 
 
 @family
-def test_merge_takes_what_is_trained_whole_with_it(family):
+def test_merge_includes_trained_copies(family):
     model = made(family)
     model.blocks[1].ln2.requires_grad_(False)
     before = flags(model)
     lora.attach(model, ml.LoRAConfig(r=3, alpha=5, bias="all", trainable="blocks.1.ln2"), rng=0)
     shake(model.trainable_parameters().values(), 1)
-    said, own = logits(model, IDS), bits(model)
+    outputs, own = logits(model, IDS), bits(model)
     lora.merge(model)
     assert (
         bits(model)["blocks.1.ln2.b"]
@@ -567,7 +573,7 @@ def test_merge_takes_what_is_trained_whole_with_it(family):
     )
     assert bits(model)["blocks.0.attn.q.b"] == own["blocks.0.attn.q.base.b"]
     assert flags(model) == before
-    np.testing.assert_allclose(logits(model, IDS), said, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(logits(model, IDS), outputs, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_not_adapted_is_left_alone_and_the_rest_says_so():
@@ -624,16 +630,16 @@ def test_adapters_come_off_in_any_order_and_the_others_stay(family, seed, order)
 @given(families, seeds)
 def test_activation_switches_and_comes_back(family, seed):
     model = two(seed, family)
-    said = dict.fromkeys([(), ("one",), ("two",), ("one", "two")])
-    for names in said:
+    outputs = dict.fromkeys([(), ("one",), ("two",), ("one", "two")])
+    for names in outputs:
         lora.activate(model, *names)
-        said[names] = logits(model, IDS)
-    assert len({a.tobytes() for a in said.values()}) == 4
-    assert same_bytes(said[()], logits(made(family, seed), IDS))
-    for names, expected in said.items():
+        outputs[names] = logits(model, IDS)
+    assert len({a.tobytes() for a in outputs.values()}) == 4
+    assert same_bytes(outputs[()], logits(made(family, seed), IDS))
+    for names, expected in outputs.items():
         lora.activate(model, *names)
         with lora.disabled(model):
-            assert same_bytes(logits(model, IDS), said[()])
+            assert same_bytes(logits(model, IDS), outputs[()])
         assert same_bytes(logits(model, IDS), expected)
 
 
@@ -689,19 +695,19 @@ def test_two_adapters_that_each_own_a_parameter_cannot_both_be_active():
     for name in ("one", "two"):
         lora.attach(model, ml.LoRAConfig(trainable="ln_f.g"), name=name, rng=0)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"one and two each have a ln_f\.g"):
+    with pytest.raises(ValueError, match=r"one and two each train a copy of ln_f\.g"):
         lora.activate(model, "one", "two")
     assert snapshot(model) == before
 
 
-def test_each_adapter_trains_its_own_copy_of_what_it_trains_whole():
-    model, said = gpt2(), {}
+def test_each_adapter_trains_its_own_copies():
+    model, outputs = gpt2(), {}
     for i, name in enumerate(("one", "two")):
         lora.attach(model, ml.LoRAConfig(r=2, trainable="ln_f"), name=name, rng=i)
         train(model)
-        said[name] = logits(model, IDS), bits(model)["ln_f.g"]
-    assert len({said["one"][1], said["two"][1], bits(gpt2())["ln_f.g"]}) == 3
-    for name, (expected, g) in said.items():
+        outputs[name] = logits(model, IDS), bits(model)["ln_f.g"]
+    assert len({outputs["one"][1], outputs["two"][1], bits(gpt2())["ln_f.g"]}) == 3
+    for name, (expected, g) in outputs.items():
         lora.activate(model, name)
         assert same_bytes(logits(model, IDS), expected) and bits(model)["ln_f.g"] == g
     with lora.disabled(model):
@@ -911,22 +917,22 @@ def test_a_model_with_half_matrices_is_saved_and_loaded_with_the_same_values(tmp
     model = lora.detach(half())
     again = ml.load_model(ml.save_model(model, tmp_path / "m.npz"))
     assert {str(p.dtype) for p in again.parameters()} == {"float32"}
-    held = model.state_dict()
-    assert all(np.array_equal(array, held[name]) for name, array in again.state_dict().items())
+    state = model.state_dict()
+    assert all(np.array_equal(array, state[name]) for name, array in again.state_dict().items())
     assert same_bytes(logits(again, IDS), logits(model, IDS))
 
 
 @pytest.mark.parametrize(
     "dtype, value, says",
     [
-        ("float32", 0.0, "base_dtype: tok.W computes in float32.*float32 is not.*'float16', or"),
-        ("float64", 0.0, "tok.W computes in float32.*float64 is not a narrower"),
+        ("float32", 0.0, "base_dtype: float32 is not.* narrower.*of tok.W: give 'float16', or"),
+        ("float64", 0.0, "float64 is not a narrower float than float32, the dtype of tok.W"),
         ("int8", 0.0, "int8 is not a narrower float"),
         ("nonsense", 0.0, "base_dtype: .*nonsense.*give 'float16'"),
-        ("float16", 7e4, r"blocks.1.attn.k.W holds 70000, float16 ends at 65504: give a wider"),
-        ("float16", -7e4, "blocks.1.attn.k.W holds 70000"),
-        ("float16", np.nan, "blocks.1.attn.k.W holds nan"),
-        ("float16", np.inf, "blocks.1.attn.k.W holds inf"),
+        ("float16", 7e4, "blocks.1.attn.k.W contains 70000, and float16 ends at 65504: give a wid"),
+        ("float16", -7e4, "blocks.1.attn.k.W contains 70000"),
+        ("float16", np.nan, "blocks.1.attn.k.W contains nan"),
+        ("float16", np.inf, "blocks.1.attn.k.W contains inf"),
     ],
 )
 @pytest.mark.parametrize("bare", [True, False])
@@ -980,9 +986,9 @@ def test_half_storage_halves_the_books_and_stays_under_the_bound_of_rounding():
     assert frozen[1].predicted - frozen[0].predicted == saved
     assert books[0].activations == books[1].activations
     assert books[0]["activations"].measured == books[1]["activations"].measured
-    told = rounding.compare(model, ids())
-    assert 0 < told.difference <= told.bound < 1
-    assert told == rounding.compare(whole, ids()), "the bound of what it computes in"
+    result = rounding.compare(model, ids())
+    assert 0 < result.difference <= result.bound < 1
+    assert result == rounding.compare(whole, ids()), "the bound is of the dtype of its arithmetic"
 
 
 # The small print.
@@ -1138,7 +1144,7 @@ def test_layers_in_tuples_and_under_keys_that_are_no_strings_are_adapted_too():
 @pytest.mark.parametrize("more", [False, True])
 def test_an_attach_that_fails_in_the_middle_leaves_the_model_as_it_was(more, monkeypatch):
     model = two() if more else gpt2()
-    before, held = snapshot(model), {path: dict(x.adapters) for path, x in layers(model).items()}
+    before, parts = snapshot(model), {path: dict(x.adapters) for path, x in layers(model).items()}
     made, start = [], lora.LoRALinear.__init__
 
     def fails(self, *facts, **settings):
@@ -1150,20 +1156,20 @@ def test_an_attach_that_fails_in_the_middle_leaves_the_model_as_it_was(more, mon
     with pytest.raises(MemoryError):
         lora.attach(model, ml.LoRAConfig(targets=("q", "v"), trainable="ln_f"), "new", rng=0)
     assert snapshot(model) == before
-    assert {path: x.adapters for path, x in layers(model).items()} == held
+    assert {path: x.adapters for path, x in layers(model).items()} == parts
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 6), st.integers(1, 7))
 def test_a_rank_that_no_update_can_have_is_warned_of(seed, d, k, r):
     model = nn.Module()
     model.linear = nn.Linear(k, d, rng=seed)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lora.attach(model, ml.LoRAConfig(r=r, targets="linear"))
-    assert [str(w.message) for w in told] == [
+    assert [str(w.message) for w in caught] == [
         f"attach: ΔW of linear has rank {min(d, k)} at most, not r = {r}"
     ] * (r > min(d, k))
-    assert all(w.filename == __file__ for w in told)  # it points at who called
+    assert all(w.filename == __file__ for w in caught)  # it points at who called
 
 
 def test_an_adapter_can_be_trained_again_and_alone():
@@ -1174,9 +1180,9 @@ def test_an_adapter_can_be_trained_again_and_alone():
         for p in model.parameters():
             p.grad = p.data
         lora.set_adapter(model, name)
-        held = model.trainable_parameters()
-        assert model.adapters.active == (name,) and len(held) == trained[name]
-        assert all(f".{name}." in f".{path}" or path.startswith("ln_f") for path in held)
+        trainable = model.trainable_parameters()
+        assert model.adapters.active == (name,) and len(trainable) == trained[name]
+        assert all(f".{name}." in f".{path}" or path.startswith("ln_f") for path in trainable)
         assert not any(p.requires_grad for other, copies in model.adapters.copies.items()
                        if other != name for p in copies.values())
         assert not any(p.requires_grad for p in model.adapters.base.values())
@@ -1184,16 +1190,16 @@ def test_an_adapter_can_be_trained_again_and_alone():
         before = bits(model)
         train(model)
         moved = {path for path, b in bits(model).items() if b != before[path]}
-        assert moved == set(held)
+        assert moved == set(trainable)
     with pytest.raises(KeyError, match="no adapter is called 'four'"):
         lora.set_adapter(model, "four")
 
 
-def test_a_rank_that_is_too_high_is_told_once():
-    with warnings.catch_warnings(record=True) as told:
+def test_a_rank_that_is_too_high_warns_once():
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lora.attach(gpt2(), ml.LoRAConfig(r=99, targets=("q", "v")), rng=0)
-    (one,) = told
+    (one,) = caught
     layers = 2 * gpt2().config.n_layers
     assert str(one.message).endswith(f"at most, not r = 99 (and {layers - 1} others)")
 

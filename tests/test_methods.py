@@ -45,14 +45,14 @@ def make(called: str, seed: int = 0, r: int = 2, lp: int = 2, li: int = 0, **mor
 
 
 def applied(called: str, seed: int = 0, dtype: str = "float64", model=None, **how):
-    """A model and a method on it, every trained number shaken: nothing of it is 0."""
+    """A model with a method, all trained numbers moved away from 0."""
     model = model or gpt2(seed, dtype)
     make(called, **how).apply(model, rng=seed + 1)
     shake(model.trainable_parameters().values(), seed + 2, 0.3)
     return model
 
 
-def told(li: int, tokens):
+def prompt_of(li: int, tokens):
     return methods.prompt(tokens) if li else nullcontext()
 
 
@@ -233,14 +233,14 @@ def test_an_adapter_is_its_formula_and_so_is_its_gradient(seed, norm):
         ("lora+preembed", ["0.attn.q", "0.attn.v", "1.attn.q", "1.attn.v", "embed"]),
     ],
 )
-def test_parts_stand_where_the_paper_has_them(called, where):
+def test_adapters_are_where_the_paper_has_them(called, where):
     model = applied(called)
     names = list(model.trainable_parameters())
     found = sorted({name.removeprefix("blocks.").split(".default.")[0] for name in names})
     assert [path.replace(".base", "") for path in found] == where
 
 
-def test_adapter_d_is_in_the_blocks_that_are_named():
+def test_adapter_d_is_in_the_chosen_blocks():
     method = methods.AdapterD(r=1, layers=[2, 0, 2])
     model = gpt2(n_layers=4)
     names = method.apply(model, rng=0)
@@ -248,7 +248,7 @@ def test_adapter_d_is_in_the_blocks_that_are_named():
     assert [n for n in names if n.endswith("up.W")] == ["blocks.0.mlp.up.W", "blocks.2.mlp.up.W"]
 
 
-def test_parts_within_parts_come_off():
+def test_adapters_inside_adapters_come_off():
     class Nested(methods.AdapterH, called=""):
         def around(self, model, rng):
             return super().around(model, rng) | {"blocks.1": Bottleneck(8, 2, False, rng, "f8")}
@@ -306,7 +306,7 @@ def test_trained_tokens_are_where_they_should_be(called, seed, li, ends):
     model, rows = applied(called, seed, li=li), ids(seed, 3, 5)
     E = [wide(p) for _, p in sorted(methods.trained_by(model, "default").items())]
     E = E[-1:] + E[:-1]  # what the first block gets comes last, as `drop`
-    with told(li, ends):
+    with prompt_of(li, ends):
         got = logits(model, rows)
     wanted = by_hand(model, rows, ends if li else [5] * 3, E, layer=called == "prelayer" or None)
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
@@ -316,10 +316,10 @@ def test_trained_tokens_are_where_they_should_be(called, seed, li, ends):
 
 
 @pytest.mark.parametrize("called", PREFIXES)
-def test_trained_tokens_and_their_bounds_are_told(called):
+def test_errors_of_trained_tokens_name_the_bound(called):
     model = applied(called, li=1)
     says = {
-        "where it ends": (nullcontext(), IDS),
+        "give its length": (nullcontext(), IDS),
         "7 to 7 tokens in rows of 6": (methods.prompt(7), IDS),
         "one for each of the 2 rows": (methods.prompt([1, 2, 3]), IDS),
         "one integer": (methods.prompt(1.5), IDS),
@@ -343,9 +343,9 @@ def test_trained_tokens_and_their_bounds_are_told(called):
 @every
 @pytest.mark.parametrize("li", [0, 2])
 def test_generating_is_the_same_with_a_cache(called, li):
-    """Beyond the window, too: it then goes on with its latter half."""
+    """Also beyond the window, where generation continues with the latter half."""
     model = applied(called, li=li)
-    with told(li, [6, 4]):
+    with prompt_of(li, [6, 4]):
         how = {"temperature": 0.0 if li else 1.0, "rng": 3}
         n = 3 if li else 12
         assert (
@@ -368,9 +368,9 @@ def test_recomputed_blocks_give_the_same_gradients(called, li):
     for again in (False, True):
         model = applied(called, li=li, r=2)
         model.recompute = again
-        with told(li, [2, 3]):
+        with prompt_of(li, [2, 3]):
             loss = ml.ops.cross_entropy(model(IDS), IDS)
-        loss.backward()  # outside: what was told is remembered
+        loss.backward()  # outside the block: the prompt's length is remembered
         grads.append([ml.asnumpy(p.grad) for p in model.trainable_parameters().values()])
     assert all(map(same_bytes, *grads))
 
@@ -390,7 +390,7 @@ def test_kernels_and_plain_ops_agree(called):
 
 
 @every
-def test_a_step_is_foreseen_on_shapes(numpy_only, called):
+def test_shapes_plan_a_step(numpy_only, called):
     seen = []
     for where in ("numpy", "shapes:numpy"):
         with ml.using(where) as library:
@@ -414,18 +414,18 @@ def test_a_step_is_foreseen_on_shapes(numpy_only, called):
 @every
 def test_a_file_holds_what_is_trained_and_nothing_else(numpy_only, tmp_path, called):
     model = applied(called)
-    said, trained = logits(model, IDS), methods.trained_by(model, "default")
+    outputs, trained = logits(model, IDS), methods.trained_by(model, "default")
     methods.save(model, tmp_path / "m.npz")
     arrays, _ = checkpoint.read(tmp_path / "m.npz")
     assert arrays.keys() == trained.keys()
     other = gpt2(0)
     methods.load(other, tmp_path / "m.npz", name="poet")
     assert not other.trainable_parameters()
-    if called == "pissa":  # kept as a plain LoRA of twice the rank
+    if called == "pissa":  # saved as a LoRA of twice the rank
         assert other.adapters.configs["poet"] == methods.LoRA(r=4, alpha=10.0)
-        np.testing.assert_allclose(logits(other, IDS), said, rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(logits(other, IDS), outputs, rtol=1e-11, atol=1e-12)
         return
-    assert same_bytes(logits(other, IDS), said)
+    assert same_bytes(logits(other, IDS), outputs)
     assert all(same_bytes(a, ml.asnumpy(trained[name].data)) for name, a in arrays.items())
     assert other.adapters.configs["poet"] == model.adapters.configs["default"]
     methods.remove(other)
@@ -444,9 +444,9 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
 
     def refused(words, arrays=arrays, meta=meta, to=other):
         checkpoint.write(path, arrays, meta)
-        with pytest.raises(ValueError, match=words) as told:
+        with pytest.raises(ValueError, match=words) as caught:
             methods.load(to, path)
-        assert str(told.value).startswith(str(path))
+        assert str(caught.value).startswith(str(path))
 
     renamed = {"odd" if name == first else name: a for name, a in arrays.items()}
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
@@ -473,21 +473,21 @@ def test_a_file_for_another_base_warns(numpy_only, tmp_path):
 def test_two_methods_have_one_base(numpy_only, one, two):
     model = gpt2(0)
     before = snapshot(model)
-    said = {"": logits(model, IDS)}
+    outputs = {"": logits(model, IDS)}
     for name, called in (("one", one), ("two", two)):
         make(called).apply(model, name, rng=0)
         trained = methods.trained_by(model, name).values()
         assert {id(p) for p in model.trainable_parameters().values()} == {id(p) for p in trained}
-        shake(trained, len(said), 0.3)
-        said[name] = logits(model, IDS)
+        shake(trained, len(outputs), 0.3)
+        outputs[name] = logits(model, IDS)
     for name in ("one", "two", ""):
         methods.activate(model, *[name] if name else [])
-        assert same_bytes(logits(model, IDS), said[name]), name
+        assert same_bytes(logits(model, IDS), outputs[name]), name
     if {one, two} != {"bitfit", "fttop2"}:
         methods.activate(model, "one", "two")
-        assert not any(same_bytes(logits(model, IDS), x) for x in said.values())
+        assert not any(same_bytes(logits(model, IDS), x) for x in outputs.values())
     else:
-        with pytest.raises(ValueError, match="each have a"):
+        with pytest.raises(ValueError, match="each train a copy of"):
             methods.activate(model, "one", "two")
     with pytest.raises(ValueError, match="'two' cannot be an adapter's name"):
         methods.apply(model, "full", "two")
@@ -496,7 +496,7 @@ def test_two_methods_have_one_base(numpy_only, one, two):
     methods.activate(model, "one")
     methods.remove(model, "two")
     assert [*model.adapters.configs] == ["one"] and "two" not in model.adapters.copies
-    assert same_bytes(logits(model, IDS), said["one"])
+    assert same_bytes(logits(model, IDS), outputs["one"])
     methods.remove(model, "one")
     assert snapshot(model) == before
 
@@ -506,18 +506,18 @@ def test_an_adapter_of_either_door_is_in_the_one_registry(called):
     model = gpt2(0)
     lora.attach(model, ml.LoRAConfig(r=2, targets=("k",)), "bare", rng=0)
     shake(model.trainable_parameters().values(), 1)
-    said = logits(model, IDS)
+    outputs = logits(model, IDS)
     make(called).apply(model, rng=0)
     assert [*model.adapters.configs] == ["bare", "default"]
     lora.activate(model, "bare", "default")
-    assert same_bytes(logits(model, IDS), said)  # the new one starts as nothing
+    assert same_bytes(logits(model, IDS), outputs)  # the new one starts at 0
     with methods.disabled(model):
         assert same_bytes(logits(model, IDS), logits(gpt2(0), IDS))
     lora.detach(model, "default")
-    assert same_bytes(logits(model, IDS), said)
+    assert same_bytes(logits(model, IDS), outputs)
 
 
-def test_two_prompts_do_not_count_together():
+def test_two_prompts_cannot_be_active_together():
     model = applied("preembed")
     methods.apply(model, "prelayer", "two", rng=0)
     says = "default and two cannot be active together: each puts trained tokens"
@@ -534,15 +534,16 @@ def test_two_prompts_do_not_count_together():
         (lambda m: methods.apply(m, "full", "base"), "'base' cannot be an adapter's name"),
         (lambda m: methods.apply(m, "adapter-h", r=0), "AdapterH: r must be an integer >= 1"),
         (lambda m: methods.apply(m, "adapter-h", rank=2), "rank is called r here"),
-        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "there is no block 2: they are"),
-        (lambda m: methods.apply(m, "adapter-d", layers=()), "must name a block"),
-        (lambda m: methods.apply(m, "adapter-d", layers="0"), "layers are numbers"),
+        (lambda m: methods.apply(m, "adapter-d", layers=(2,)), "unknown block 2: choose .* 0 to 1"),
+        (lambda m: methods.apply(m, "adapter-d", layers=()), "layers is empty"),
+        (lambda m: methods.apply(m, "adapter-d", layers="0"), "layers must be integers"),
         (lambda m: methods.apply(m, "preembed", lp=0), "lp \\+ li must be 1 at least"),
-        (lambda m: methods.apply(m, "prelayer", lp=8, li=4), "12 of n_positions, 12: take fewer"),
+        (lambda m: methods.apply(m, "prelayer", lp=8, li=4),
+         "lp \\+ li = 12 leaves no place for a prompt: n_positions is 12: take fewer"),
         (lambda m: methods.apply(m, "lora+preembed", lp=-1), "PreEmbed: lp must be"),
         (lambda m: methods.apply(m, "lora+preembed", targets="x"), "no layer matches 'x'"),
-        (lambda m: methods.apply(m, 3), "it takes a method.s name"),
-        (lambda m: methods.apply(m, methods.Full(), r=3), "it takes a method.s name"),
+        (lambda m: methods.apply(m, 3), "give a method.s name"),
+        (lambda m: methods.apply(m, methods.Full(), r=3), "give a method.s name"),
         (lambda m: methods.activate(m), "this model has no adapter: attach one first"),
         (lambda m: methods.remove(m), "this model has no adapter: attach one first"),
         (lambda m: methods.LoRA(targets="tok").count(m.config), "the formula is for targets among"),
@@ -563,10 +564,10 @@ def test_lora_s_own_functions_know_a_method_s_lora(called):
     model = applied(called)
     if not isinstance(make(called), methods.LoRA):
         return
-    said = logits(model, IDS)
+    outputs = logits(model, IDS)
     with lora.merged(model):
-        np.testing.assert_allclose(logits(model, IDS), said, rtol=1e-11, atol=1e-12)
-    assert same_bytes(logits(model, IDS), said)
+        np.testing.assert_allclose(logits(model, IDS), outputs, rtol=1e-11, atol=1e-12)
+    assert same_bytes(logits(model, IDS), outputs)
 
 
 # All or nothing.
@@ -625,7 +626,7 @@ def test_an_interrupt_at_any_line_changes_nothing(numpy_only, tmp_path_factory, 
 
 
 @pytest.mark.parametrize("call", [methods.apply, methods.activate, methods.remove, lora.combine])
-def test_what_changes_a_model_wants_it_first(numpy_only, call):
+def test_the_model_is_the_first_argument(numpy_only, call):
     with pytest.raises(TypeError, match=r"the model comes first, and not str"):
         call("lora", "default")
 

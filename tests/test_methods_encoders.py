@@ -1,4 +1,4 @@
-"""The methods on encoders: the same paths, no family known (minilora.methods)."""
+"""The methods on encoders, of any family, by the same paths (minilora.methods)."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def encoder(
     family: str, seed: int = 0, labels: int = 0, dtype: str = "float64", vocabulary: int = 11,
     **sizes,
 ):
-    """A tiny one, all of it random."""
+    """A tiny encoder with random numbers everywhere."""
     config = getattr(ml, f"{family}Config")(
         vocab_size=vocabulary, n_positions=12, d_model=8, n_heads=2, d_ff=12, num_labels=labels,
         **({"position_buckets": 4} if family == "Deberta" else {}) | {"n_layers": 3} | sizes,
@@ -33,13 +33,13 @@ def encoder(
 
 @pytest.fixture(autouse=True)
 def once(backend, request):
-    """On other array libraries than NumPy one family will do."""
+    """One family is enough on array libraries other than NumPy."""
     family = request.node.callspec.params.get("family", "Roberta")
     if backend.name != "numpy" and family != "Roberta":
         pytest.skip("RoBERTa runs there")
 
 
-def said(model, mask=MASK):
+def outputs(model, mask=MASK):
     with ml.no_grad():
         return np.array(ml.asnumpy(model(IDS, mask=mask).data))
 
@@ -53,11 +53,11 @@ def loss_of(model):
 @family
 def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
     model = encoder(family, labels=2 * (len(called) % 2))  # one head or the other
-    before, first = snapshot(model), said(model)
+    before, first = snapshot(model), outputs(model)
     base = [(p, p.data.tobytes()) for p in model.parameters()]
     method = make(called, r=3)
     method.apply(model, rng=0)
-    assert same_bytes(said(model), first) == (called not in PREFIXES)
+    assert same_bytes(outputs(model), first) == (called not in PREFIXES)
     trained = model.trainable_parameters()
     assert method.count(model.config) == size_of(trained.values())
     start = bits(model)
@@ -73,17 +73,17 @@ def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
     now = bits(model)
     assert {n for n in now if now[n] != start[n]} <= set(trained)
     with methods.disabled(model):
-        assert same_bytes(said(model), first)
+        assert same_bytes(outputs(model), first)
     if isinstance(method, methods.LoRA):
-        wanted = said(model)
+        wanted = outputs(model)
         with lora.merged(model):
-            np.testing.assert_allclose(said(model), wanted, rtol=1e-11, atol=1e-12)
+            np.testing.assert_allclose(outputs(model), wanted, rtol=1e-11, atol=1e-12)
     methods.remove(model)
     assert snapshot(model) == before and all(p.data.tobytes() == b for p, b in base)
 
 
 @family
-@settings(max_examples=12, phases=[Phase.generate])  # to shrink one would take minutes
+@settings(max_examples=12, phases=[Phase.generate])  # shrinking takes minutes
 @given(st.data())
 def test_what_is_trained_is_counted_by_the_formula(numpy_only, family, data):
     some, flag = data.draw, st.booleans()
@@ -113,14 +113,14 @@ def test_what_is_trained_is_counted_by_the_formula(numpy_only, family, data):
 
 @every
 @family
-def test_padding_stays_without_effect_and_blocks_recompute(called, family):
+def test_padding_has_no_effect_and_blocks_recompute(called, family):
     model = encoder(family, labels=2)
     make(called, r=3).apply(model, rng=0)
     shake(model.trainable_parameters().values(), 1, 0.2)
-    kept = said(model)
+    batch = outputs(model)
     model.eval()
     alone = np.array(ml.asnumpy(model(IDS[1:, :4], mask=MASK[1:, :4]).data))
-    np.testing.assert_allclose(kept[1:], alone, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(batch[1:], alone, rtol=1e-9, atol=1e-11)
     model.train()
     grads = []
     for again in (False, True):
@@ -129,8 +129,8 @@ def test_padding_stays_without_effect_and_blocks_recompute(called, family):
         grads.append([ml.asnumpy(p.grad).copy() for p in model.trainable_parameters().values()])
         for p in model.parameters():
             p.grad = None
-    for kept, again in zip(*grads):  # a table that all blocks share adds up in another order
-        np.testing.assert_allclose(again, kept, rtol=1e-9, atol=1e-13)
+    for one, two in zip(*grads):  # the shared table sums its gradients in another order
+        np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-13)
 
 
 @every
@@ -141,14 +141,14 @@ def test_a_file_of_an_encoder_s_method(numpy_only, tmp_path, called, family):
     shake(model.trainable_parameters().values(), 1, 0.2)
     path, other = methods.save(model, tmp_path / "m.npz"), encoder(family)
     methods.load(other, path)
-    np.testing.assert_allclose(said(other), said(model), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(outputs(other), outputs(model), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("labels", [0, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @family
-def test_trained_tokens_are_rows_that_the_table_does_not_have(family, labels, masked):
-    """Equal to a model of a larger table, given ids of its new rows, at the given places."""
+def test_trained_tokens_equal_new_rows_of_the_table(family, labels, masked):
+    """As in a model with a larger table, with ids of its new rows at these places."""
     model, large = encoder(family, 0, labels), encoder(family, 0, labels, vocabulary=14)
     for p, q in zip(model.parameters(), large.parameters()):
         q.data[: len(p.data)] = p.data
@@ -166,55 +166,55 @@ def test_trained_tokens_are_rows_that_the_table_does_not_have(family, labels, ma
         kinds[i, places[i]] = 0 if types is None else types[i]
     with ml.no_grad():
         got = ml.asnumpy(model(IDS, mask, types))
-        said = large.encode(rows, wider if masked else None, None if types is None else kinds)
-        at = [ml.asnumpy(said)[i : i + 1, where] for i, where in enumerate(places)]
+        hidden = large.encode(rows, wider if masked else None, None if types is None else kinds)
+        at = [ml.asnumpy(hidden)[i : i + 1, where] for i, where in enumerate(places)]
         heads = [large.head(ml.Tensor(ml.xp.array(x)), large.tok) for x in at]
         wanted = np.concatenate([ml.asnumpy(x) for x in heads])
     np.testing.assert_allclose(got, wanted[..., : got.shape[-1]], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"z_steps": 2, "conv_kernel_size": 0, "n_layers": 2}])
-def test_a_block_gets_nothing_of_trained_tokens_but_its_own(sizes):
-    """Not what the table has at their places, nor what came of those of the block before."""
+def test_a_block_sees_only_its_own_trained_tokens(sizes):
+    """Not the table's rows at their places, nor the outputs of the block before."""
     model = encoder("Deberta", labels=2, **sizes)
     make("prelayer", lp=2, li=1).apply(model, rng=0)
-    before = said(model)
+    before = outputs(model)
     model.tok.W.data[0] += 1.0  # no token is 0
-    assert same_bytes(said(model), before)
+    assert same_bytes(outputs(model), before)
     if sizes:
         E = methods.trained_by(model, "default")
         model.blocks[0].attn.o.W.data[...] = 0.0  # so the others see nothing of the first
-        before = said(model)
+        before = outputs(model)
         shake([E["drop.E"]], 1)  # a norm would not see a constant
-        assert same_bytes(said(model), before)
+        assert same_bytes(outputs(model), before)
         shake([E["blocks.1.E"]], 1)
-        assert not same_bytes(said(model), before)
+        assert not same_bytes(outputs(model), before)
 
 
-@pytest.mark.parametrize("odd", ["a row", "a shape", "a mask", "ids"])
-def test_beside_trained_tokens_what_is_given_is_refused_as_without_them(numpy_only, odd):
+@pytest.mark.parametrize("wrong", ["a row", "a shape", "a mask", "ids"])
+def test_wrong_inputs_raise_the_same_errors_with_trained_tokens(numpy_only, wrong):
     given = {"a row": (IDS, [[1] * 6, [0] * 6]), "a shape": (IDS, [1] * 6),
-             "a mask": (IDS, MASK - 1.0), "ids": (IDS[0], None)}[odd]
+             "a mask": (IDS, MASK - 1.0), "ids": (IDS[0], None)}[wrong]
     model, says = encoder("Roberta"), []
     for tokens in (0, 2):
         if tokens:
             make("preembed", lp=tokens).apply(model, rng=0)
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as caught:
             model(given[0], given[1])
-        says.append(str(told.value))
+        says.append(str(caught.value))
     assert says[0] == says[1]
 
 
-def test_padding_of_id_0_is_no_trained_token():
+def test_trained_tokens_are_not_padding_where_its_id_is_0():
     model, other = encoder("Roberta", padding_id=0), encoder("Roberta", padding_id=1)
     for p, q in zip(model.parameters(), other.parameters()):
         q.data[len(q.data) - len(p.data) :] = p.data  # one position more, before the others
     for one in (model, other):
         make("preembed", lp=2).apply(one, rng=0)
-    assert same_bytes(said(model), said(other))
+    assert same_bytes(outputs(model), outputs(other))
 
 
-def test_two_do_not_put_tokens_beside_one_row():
+def test_two_prompts_cannot_be_active_together():
     model = encoder("Bert")
     for name in ("one", "two"):
         make("preembed").apply(model, name, rng=0)

@@ -1,4 +1,4 @@
-"""models: GPT-2's function and its properties, and whole models in files."""
+"""Models: GPT-2's function and its properties, and models in files."""
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def block(seed: int, causal: bool) -> Block:
 
 
 def through_block(made, x: np.ndarray, mask, at) -> tuple[np.ndarray, np.ndarray]:
-    """What the block says of the tokens where `at` is true, and how x moves that."""
+    """The block's output for the tokens where `at` is true, and its gradient for x."""
     t = ml.Tensor(x, requires_grad=True)
     y = made(t, mask=mask)
     (y * ml.backend.asarray(normal(3, *x.shape) * at[..., None])).sum().backward()
@@ -166,13 +166,13 @@ def test_a_token_of_an_encoder_sees_all_and_one_of_a_decoder_what_came_before(se
     assert moved.tolist() == [i >= at or not causal for i in range(6)]
 
 
-def test_what_is_not_told_otherwise_is_a_decoder(rng):
+def test_a_block_is_a_decoder_by_default(rng):
     assert Attention(8, 2, rng=rng, dtype="float32").causal
     assert Block(8, 2, 12, rng=rng, dtype="float32").attn.causal
 
 
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
-def test_an_mlp_takes_the_gelu_that_it_was_told(approximate):
+def test_an_mlp_uses_the_chosen_gelu(approximate):
     made = MLP(4, 6, approximate=approximate, std=1.0, rng=np.random.default_rng(0), dtype="f8")
     x = ml.Tensor(normal(0, 3, 4))
     wanted = made.down(ops.gelu(made.up(x), approximate=approximate))
@@ -249,13 +249,13 @@ def test_the_float32_model_is_the_float64_model_rounded():
 
 
 def test_the_first_weights_follow_gpt2():
-    held = ml.GPT2(ml.GPT2Config(300, 64, 64, 8, 2), rng=0).state_dict()
+    state = ml.GPT2(ml.GPT2Config(300, 64, 64, 8, 2), rng=0).state_dict()
     for name, std in (
         ("tok.W", 0.02), ("blocks.3.attn.q.W", 0.02), ("blocks.3.mlp.up.W", 0.02),
         ("blocks.3.attn.o.W", 0.02 / 4), ("blocks.3.mlp.down.W", 0.02 / 4),  # 1 / √(2 · layers)
     ):
-        assert abs(held[name].std() / std - 1) < 6 / np.sqrt(2 * held[name].size), name
-    assert all(not a.any() for n, a in held.items() if n.endswith(".b"))
+        assert abs(state[name].std() / std - 1) < 6 / np.sqrt(2 * state[name].size), name
+    assert all(not a.any() for n, a in state.items() if n.endswith(".b"))
 
 
 @given(seeds)
@@ -363,12 +363,12 @@ def test_tokens_that_come_in_pieces_through_a_cache_give_the_same_logits(seed, p
                 parts.append(ml.asnumpy(model(piece, cache).data))
             start += n
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=0, atol=1e-12)
-    assert all(held.n == at.shape[1] for held in cache)
+    assert all(each.n == at.shape[1] for each in cache)
 
 
 def test_a_new_cache_has_room_for_the_window_whatever_is_adapted():
     model, _ = adapted(targets=("pos", "tok", "q"))
-    assert [held.kv.shape for held in model.new_cache(3)] == [(2, 3, 12, 8)] * 2
+    assert [each.kv.shape for each in model.new_cache(3)] == [(2, 3, 12, 8)] * 2
     with ml.no_grad():
         assert model(ids(0, 2, 12), model.new_cache(2)).shape == (2, 12, 11)
 
@@ -450,7 +450,8 @@ def test_a_file_of_a_model_that_does_not_fit_names_what(numpy_only, tmp_path, fa
     elif fault == "shape":
         arrays[name] = arrays[name].T.copy()
     elif fault == "family":
-        meta["family"], name = "t5", "'t5', and what can be read is gpt2, bert, roberta, deberta"
+        meta["family"] = "t5"
+        name = "unknown model family 't5': load_model reads gpt2, bert, roberta, deberta"
     else:
         meta["config"] |= {"n_heads": 3}
         name = "n_heads"
@@ -458,12 +459,12 @@ def test_a_file_of_a_model_that_does_not_fit_names_what(numpy_only, tmp_path, fa
     with pytest.raises(ValueError, match=rf"m\.npz.*{name}"):
         ml.load_model(path)
     checkpoint.write(path, *checkpoint.read(ml.save_model(made(other), tmp_path / "o.npz")))
-    kept = ml.load_model(path)
-    assert type(kept).__name__.lower() == other
+    loaded = ml.load_model(path)
+    assert type(loaded).__name__.lower() == other
 
 
 def test_a_base_that_is_not_there_raises_and_lists_the_names():
-    with pytest.raises(ValueError, match=r"no built-in base 'homer'.*shakespeare"):
+    with pytest.raises(ValueError, match=r"unknown built-in base 'homer'.*shakespeare"):
         ml.load_base("homer")
 
 

@@ -1,4 +1,4 @@
-"""One registry for all adapters: every verb, in any order, on any model (minilora.adapters)."""
+"""The registry of adapters: its functions in any order, on any model (minilora.adapters)."""
 
 import copy
 from pathlib import Path
@@ -40,8 +40,8 @@ BIASED = {"r": 2, "alpha": 3.0, "targets": ("q", "v"), "bias": "all"}
 
 
 class Own(nn.Module):
-    """A user's model: a head tied to a table, a layer used twice, and names that mean something
-    to the engine."""
+    """A user's model: a tied head, a layer that is used twice, and attributes with the engine's
+    names."""
 
     def __init__(self, seed: int = 0, dtype: str = "float64") -> None:
         rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def reference(pristine, model) -> np.ndarray:
 
 
 class Registry(RuleBasedStateMachine):
-    """Verbs in any order; after each, the outputs are the reference's, and nothing else moved."""
+    """Functions in any order; after each, the outputs equal the reference, and no base changed."""
 
     names = st.sampled_from("abc")
     steps = 0

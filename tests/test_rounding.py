@@ -1,5 +1,5 @@
-"""The proof of a merge: right ones pass, wrong ones are caught by the check that should; and the
-bounds on rounding are never broken by it, and not much too wide."""
+"""The proof of a merge: right merges pass, and the proper check catches each wrong one. The bounds
+on rounding hold, and are not much too wide."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 class One(nn.Module):
-    """ids -> a layer's output for a fixed x per id, so that all of its rounding is that layer's."""
+    """ids -> a layer's output for a fixed x per id, so all rounding is the layer's."""
 
     def __init__(self, layer, x):
         self.only, self.x = layer, asarray(x)
@@ -109,8 +109,8 @@ def test_the_bound_holds_at_every_scale(dtype, data, seed, d, k, r):
     model = one(seed, d, k, r, dtype, adapters=some(st.integers(1, 3)), powers=powers)
     bound = wide(rounding.layer_bound(model.only, model.x))
     assert (differing(model) <= bound).all()
-    told = lora.verify(model, np.arange(5)[None])
-    assert told.passed, told
+    result = lora.verify(model, np.arange(5)[None])
+    assert result.passed, result
 
 
 LOSSES = {  # dtype, k, r, and all numbers of x, W0, A, B, and s; 0.49 of the smallest is lost
@@ -128,8 +128,8 @@ LOSSES = {  # dtype, k, r, and all numbers of x, W0, A, B, and s; 0.49 of the sm
 
 
 @pytest.mark.parametrize("what", LOSSES)
-def test_each_way_to_lose_what_is_small_is_in_the_bound(what):
-    """It is all the difference that there is, and all of it adds up."""
+def test_each_kind_of_underflow_is_in_the_bound(what):
+    """The underflow is the only difference, and its parts add up."""
     dtype, k, r, x, W0, A, B, s = LOSSES[what]
     model = one(0, 2, k, r, dtype)
     in_use(model.only)[0].alpha = s * r
@@ -162,7 +162,7 @@ def test_gamma_is_n_roundings_in_a_row(n):
     assert rounding.gamma(n, "float32") >= (1 + u) ** n - 1
 
 
-def test_gamma_knows_nothing_of_too_many_roundings():
+def test_gamma_is_infinite_for_too_many_roundings():
     assert 0 < rounding.gamma(2047, "float16") < math.inf == rounding.gamma(2048, "float16")
 
 
@@ -202,44 +202,44 @@ def by_hand(model, x: np.ndarray, i: int, dtype: str) -> tuple[float, float]:
 @pytest.mark.parametrize("kind", [nn.Linear, nn.Embedding])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_rounding_of_a_layer_or_a_tied_head_is_counted(dtype, kind, seed, d, k, r):
-    """With a bias that is larger than all else. It is half of the bound or none of it."""
+    """With a bias larger than everything else, which is half of the bound, or absent."""
     model = one(seed, d, k, r, dtype, kind=kind, powers=(0, 0, 6, 0, 0))
-    told = rounding.compare(model, np.arange(5)[:, None])
-    sequence, _, i = told.logit
+    result = rounding.compare(model, np.arange(5)[:, None])
+    sequence, _, i = result.logit
     sizes, squares = by_hand(model, wide(model.x)[sequence], i, dtype)
-    assert told.bound == pytest.approx(U[dtype] * sizes, rel=1e-5)
+    assert result.bound == pytest.approx(U[dtype] * sizes, rel=1e-5)
     spread = math.sqrt(2 * math.log(2 * 5 * d / 1e-6) * squares)
-    assert told.probable == pytest.approx(min(told.bound, U[dtype] * spread), rel=1e-5)
+    assert result.probable == pytest.approx(min(result.bound, U[dtype] * spread), rel=1e-5)
 
 
 @family
 @pytest.mark.parametrize("targets", [("q", "v"), ("tok", "o", "up"), ("blocks.*",)])
 def test_compare_bounds_the_largest_logit_difference(family, targets):
     model, _ = lora_of(family, dtype="float32", targets=targets)
-    told = rounding.compare(model, ids())
-    assert 0 < told.difference <= told.probable <= told.bound < 1
+    result = rounding.compare(model, ids())
+    assert 0 < result.difference <= result.probable <= result.bound < 1
     with lora.merged(model):
         merged = ml.asnumpy(model(ids()).data)
     apart = np.abs(merged.astype("float64") - ml.asnumpy(model(ids()).data))
-    assert apart.max() == told.difference == apart[told.logit]
-    assert told.dtype == "float32"
+    assert apart.max() == result.difference == apart[result.logit]
+    assert result.dtype == "float32"
 
 
-def test_the_probable_bound_is_near_what_is_seen():
+def test_the_probable_bound_is_near_the_observed_difference():
     ratios = []
     for seed in range(5):
         sizes = {"d_model": 32, "vocab_size": 50}
         model, _ = adapted(seed, dtype="float32", targets=("q", "v", "up"), sizes=sizes)
-        told = rounding.compare(model, ids(seed, tokens=12, vocabulary=50))
-        ratios.append(told.probable / told.difference)
+        result = rounding.compare(model, ids(seed, tokens=12, vocabulary=50))
+        ratios.append(result.probable / result.difference)
     assert 1 < min(ratios) < max(ratios) < 100
 
 
 def test_a_model_that_recomputes_has_the_same_bounds():
     model, _ = adapted(dtype="float32", targets=("q", "tok"))
-    told = rounding.compare(model, ids())
+    result = rounding.compare(model, ids())
     model.recompute = True
-    assert rounding.compare(model, ids()) == told
+    assert rounding.compare(model, ids()) == result
 
 
 def test_every_op_that_rounds_is_counted():
@@ -261,8 +261,8 @@ CASES = {
 @few
 @given(st.data(), seeds, st.booleans())
 @pytest.mark.parametrize("name", CASES)
-def test_what_an_op_rounds_is_at_least_what_it_does_round(name, data, seed, plain):
-    """Every op against itself in float64, each input at a scale of its own."""
+def test_the_count_of_an_op_covers_its_rounding(name, data, seed, plain):
+    """Compare every op with itself in float64, each input at a different scale."""
     assert CASES.keys() == counted.ROUNDINGS.keys()
     scales = [data.draw(st.sampled_from([0, 5, -75, -149])) for _ in CASES[name]]
     arrays = [(normal(seed + i, *shape) * 2.0**scale).astype("float32")
@@ -285,7 +285,7 @@ def test_what_an_op_rounds_is_at_least_what_it_does_round(name, data, seed, plai
     ].all()
 
 
-def test_what_is_made_of_other_ops_is_what_it_stands_in_for():
+def test_composed_ops_equal_the_ops_that_they_replace():
     x, gain, shift = (normal(i, *shape) for i, shape in enumerate([(2, 3, 4), (4,), (4,)]))
     W, A, B = (normal(i, *shape) for i, shape in enumerate([(5, 4), (2, 4), (5, 2)]))
     for how in ({}, {"axis": 0}, {"axis": 1}, {"axis": -1}):
@@ -356,13 +356,13 @@ def random_model(data, seed):
 def test_a_right_merge_passes_and_the_model_stays_as_it_was(data, seed):
     model = random_model(data, seed)
     before = snapshot(model)
-    told = lora.verify(model, ids(seed))
-    assert told.passed, told
+    result = lora.verify(model, ids(seed))
+    assert result.passed, result
     assert snapshot(model) == before
-    assert told.apart < 1e-13
-    assert told.weights.keys() == {f"{path}.W" for path in layers(model)}
+    assert result.apart < 1e-13
+    assert result.weights.keys() == {f"{path}.W" for path in layers(model)}
     if model.blocks[0].ln1.g.dtype != "float64":
-        assert all(weight.off <= 0.5000001 for weight in told.weights.values())
+        assert all(weight.off <= 0.5000001 for weight in result.weights.values())
 
 
 def three(dtype="float32", **config):
@@ -378,9 +378,9 @@ def three(dtype="float32", **config):
 
 
 def failed(model) -> set[str]:
-    told = lora.verify(model, ids(vocabulary=8))
-    wrong = {name for name, good in told.checks.items() if not good}
-    assert told.passed == (not wrong)
+    result = lora.verify(model, ids(vocabulary=8))
+    wrong = {name for name, good in result.checks.items() if not good}
+    assert result.passed == (not wrong)
     return wrong
 
 
@@ -388,7 +388,7 @@ ALL = {"weights", "float64", "rounding"}
 
 
 def merging(monkeypatch, weigh, transposed=True):
-    """Let a merge add Σ weigh(adapter) · B A, and not what it should."""
+    """Make a merge add Σ weigh(adapter) · B A, which is wrong."""
 
     def delta(self):
         total = sum(weigh(a) * (wide(a.B) @ wide(a.A)) for a in in_use(self))
@@ -424,7 +424,7 @@ def test_a_right_merge_is_not_refused(monkeypatch):
 
 
 def planted(monkeypatch, path, change):
-    """merged_layer, whose layer at `path` is changed afterwards."""
+    """Replace merged_layer by one that changes the layer at `path` afterwards."""
     right = adapter_merging.merged_layer
 
     def wrong(at, module):
@@ -440,7 +440,7 @@ def planted(monkeypatch, path, change):
 @given(seeds, st.integers(0, 7), st.integers(0, 7), st.sampled_from([-np.inf, np.inf]))
 @dtypes
 def test_one_ulp_in_one_entry_is_caught_and_named(dtype, seed, i, j, towards):
-    """In float64 where ΔW is small beside W: of a large one, the merge itself loses more."""
+    """In float64 only for a small ΔW: for a large one the merge itself rounds more."""
 
     def change(layer):
         W = np.array(ml.asnumpy(layer.W.data))
@@ -454,26 +454,26 @@ def test_one_ulp_in_one_entry_is_caught_and_named(dtype, seed, i, j, towards):
     with pytest.MonkeyPatch.context() as patch:
         planted(patch, "blocks.1.attn.q", change)
         patch.setattr(weights, "PIECE", 20)  # some rows at a time
-        told, _ = weights.weigh(model)
-    assert [name for name, weight in told.items() if not weight.right] == ["blocks.1.attn.q.W"]
-    assert told["blocks.1.attn.q.W"].entry == (i, j)
+        worst, _ = weights.weigh(model)
+    assert [name for name, weight in worst.items() if not weight.right] == ["blocks.1.attn.q.W"]
+    assert worst["blocks.1.attn.q.W"].entry == (i, j)
 
 
 @given(st.integers(1, 64), st.integers(1, 4))
-def test_what_a_merge_in_float64_may_lose_is_a_rounding_for_each_of_its_steps(r, adapters):
-    """Of numbers that are all 1, and a scale of 1, so that every update is r."""
+def test_a_merge_in_float64_may_lose_one_rounding_per_step(r, adapters):
+    """All numbers and the scale are 1, so every update is r."""
     update = np.ones((3, r)), np.ones((r, 2)), 1.0
-    told = weights.furthest(
+    result = weights.furthest(
         np.full((3, 2), 1.0 + adapters * r), np.ones((3, 2)), [update] * adapters
     )
-    assert told.off == 0 and 0.5 < told.allowed <= 0.5 + (r + adapters + 2) * 1.001
+    assert result.off == 0 and 0.5 < result.allowed <= 0.5 + (r + adapters + 2) * 1.001
 
 
 def test_a_sum_that_float64_rounds_to_a_tie_is_right():
-    """1 + 2⁻²⁴ + 2⁻⁶⁴ is above the middle between two float32, by less than float64 sees."""
+    """1 + 2⁻²⁴ + 2⁻⁶⁴ is above the middle of two float32 by less than float64 resolves."""
     one, update = np.ones((1, 1), np.float32), np.full((1, 1), 2.0**-24)
-    told = weights.furthest(one, one, [(update, np.full((1, 1), 1 + 2.0**-40), 1.0)])
-    assert 0.5 < told.off <= told.allowed < 0.5 + 1e-6
+    result = weights.furthest(one, one, [(update, np.full((1, 1), 1 + 2.0**-40), 1.0)])
+    assert 0.5 < result.off <= result.allowed < 0.5 + 1e-6
 
 
 def test_one_ulp_is_caught_by_the_weights_alone(monkeypatch):
@@ -485,8 +485,8 @@ def test_one_ulp_is_caught_by_the_weights_alone(monkeypatch):
 
     planted(monkeypatch, "tok", change)
     assert failed(three()) == {"weights"}
-    told = str(lora.verify(three(), ids(vocabulary=8)))
-    assert "the merge is WRONG: weights" in told and "tok.W[3, 4]" in told
+    text = str(lora.verify(three(), ids(vocabulary=8)))
+    assert "the merge is WRONG: weights" in text and "tok.W[3, 4]" in text
 
 
 def test_a_mistake_that_is_too_small_for_float32_is_caught_in_float64(monkeypatch):
@@ -510,17 +510,17 @@ def test_a_merge_in_another_dtype_or_a_bias_that_moved_is_named(monkeypatch):
 
     with monkeypatch.context() as patch:
         planted(patch, "blocks.0.attn.q", change)
-        told = lora.verify(three(), ids(vocabulary=8))
-        assert told.changed == ("blocks.0.attn.q.b",) and not told.checks["unchanged"]
-        assert "WRONG: unchanged" in str(told) and "attn.q.b" in str(told).splitlines()[-1]
+        result = lora.verify(three(), ids(vocabulary=8))
+        assert result.changed == ("blocks.0.attn.q.b",) and not result.checks["unchanged"]
+        assert "WRONG: unchanged" in str(result) and "attn.q.b" in str(result).splitlines()[-1]
 
     def wider(layer):
         layer.W.data = layer.W.data.astype("float64")
         layer.more = nn.Parameter(layer.W.data)
 
     planted(monkeypatch, "blocks.0.attn.q", wider)
-    told = lora.verify(three(), ids(vocabulary=8))
-    assert told.changed == ("blocks.0.attn.q.W", "blocks.0.attn.q.more")
+    result = lora.verify(three(), ids(vocabulary=8))
+    assert result.changed == ("blocks.0.attn.q.W", "blocks.0.attn.q.more")
 
 
 def test_a_missing_transpose_of_the_embedding_is_caught(monkeypatch):
@@ -528,8 +528,8 @@ def test_a_missing_transpose_of_the_embedding_is_caught(monkeypatch):
     assert failed(three()) == ALL
 
 
-def test_an_adapter_that_is_merged_and_not_used_is_caught(monkeypatch):
-    """Each merged W is right then: it takes the logits to see it."""
+def test_an_adapter_that_is_merged_but_not_active_is_caught(monkeypatch):
+    """Each merged W is right, so only the logits show the mistake."""
 
     def forward(self, x):
         return self.compose(self.base, "forward", self.active[:2])(x)
@@ -538,7 +538,7 @@ def test_an_adapter_that_is_merged_and_not_used_is_caught(monkeypatch):
     assert failed(three()) == {"float64", "rounding"}
 
 
-def test_an_adapter_that_is_used_and_not_merged_is_caught(monkeypatch):
+def test_an_adapter_that_is_active_but_not_merged_is_caught(monkeypatch):
     active = lora.Adapted.delta
 
     def delta(self):
@@ -553,22 +553,22 @@ def test_an_adapter_that_is_used_and_not_merged_is_caught(monkeypatch):
 # What verify is to the outside.
 
 
-def test_what_it_tells_is_json():
-    told = lora.verify(three(), ids(vocabulary=8))
-    read = json.loads(json.dumps(told.as_dict(), allow_nan=False))
-    assert read["passed"] is True and read["checks"] == told.checks
-    assert read["weights"]["tok.W"]["off"] == told.weights["tok.W"].off
-    assert read["logits"]["probable"] == told.logits.probable
-    assert str(told).endswith("the merge is right")
-    assert "the merge is right" in str(dataclasses.replace(told, weights={}))
+def test_a_verification_is_json():
+    result = lora.verify(three(), ids(vocabulary=8))
+    read = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert read["passed"] is True and read["checks"] == result.checks
+    assert read["weights"]["tok.W"]["off"] == result.weights["tok.W"].off
+    assert read["logits"]["probable"] == result.logits.probable
+    assert str(result).endswith("the merge is right")
+    assert "the merge is right" in str(dataclasses.replace(result, weights={}))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        told.apart = 0.0
+        result.apart = 0.0
 
 
-def test_apart_is_a_share_of_the_largest_logit():
+def test_apart_is_relative_to_the_largest_logit():
     model, _ = adapted(dtype="float64")
-    told, largest = lora.verify(model, ids()), np.abs(wide(model(ids()).data)).max()
-    assert 0 < told.apart == pytest.approx(told.logits.difference / largest)
+    result, largest = lora.verify(model, ids()), np.abs(wide(model(ids()).data)).max()
+    assert 0 < result.apart == pytest.approx(result.logits.difference / largest)
 
 
 def test_nothing_active_is_verified_too():
@@ -576,9 +576,9 @@ def test_nothing_active_is_verified_too():
     model.blocks[0].attn.q.adapters["default"].alpha = 0.0
     assert lora.verify(model, ids()).passed
     lora.activate(model)
-    told = lora.verify(model, ids())
-    assert told.passed and told.apart == told.logits.difference == 0
-    assert {weight.off for weight in told.weights.values()} == {0}
+    result = lora.verify(model, ids())
+    assert result.passed and result.apart == result.logits.difference == 0
+    assert {weight.off for weight in result.weights.values()} == {0}
 
 
 def test_nan_is_never_right():
@@ -587,11 +587,11 @@ def test_nan_is_never_right():
     assert not weights.furthest(W, np.ones((2, 2)), []).right
 
 
-def test_what_cannot_be_verified_is_told():
+def test_what_cannot_be_verified_raises():
     with pytest.raises(ValueError, match="no adapter"):
         lora.verify(gpt2(), ids())
     model, _ = adapted(dtype="float32")
-    with pytest.raises(ValueError, match=r"compare: ids are \(0, 5\): give it a sequence"):
+    with pytest.raises(ValueError, match=r"compare: ids are \(0, 5\): give at least one token"):
         lora.verify(model, np.zeros((0, 5), int))
     with lora.merged(model), pytest.raises(RuntimeError, match=r"leave lora\.merged"):
         lora.verify(model, ids())
@@ -603,11 +603,11 @@ def test_what_cannot_be_verified_is_told():
 @pytest.mark.parametrize("calls", [0, 7, 12, 17, 22, 27, 30])
 def test_the_model_is_as_it_was_after_an_interrupt(calls, monkeypatch):
     model, _ = adapted(dtype="float32", dropout=0.5, trainable="ln_f")
-    held = {p: asarray(normal(0, *p.shape, dtype="float32"))
+    gradients = {p: asarray(normal(0, *p.shape, dtype="float32"))
             for p in model.trainable_parameters().values()}
-    for p, gradient in held.items():
+    for p, gradient in gradients.items():
         p.grad = gradient
-    before = snapshot(model), {p: ml.asnumpy(g).tobytes() for p, g in held.items()}
+    before = snapshot(model), {p: ml.asnumpy(g).tobytes() for p, g in gradients.items()}
     states = [m.rng.bit_generator.state for _, m in model.named_modules() if hasattr(m, "rng")]
     left, forward = [calls], nn.LayerNorm.forward
 
@@ -624,8 +624,8 @@ def test_the_model_is_as_it_was_after_an_interrupt(calls, monkeypatch):
     except KeyboardInterrupt:
         assert calls < 30
     for p in model.parameters():
-        assert p.grad is held.get(p)
-    assert before == (snapshot(model), {p: ml.asnumpy(g).tobytes() for p, g in held.items()})
+        assert p.grad is gradients.get(p)
+    assert before == (snapshot(model), {p: ml.asnumpy(g).tobytes() for p, g in gradients.items()})
     assert all(module.training for _, module in model.named_modules())
     assert states == [
         m.rng.bit_generator.state for _, m in model.named_modules() if hasattr(m, "rng")

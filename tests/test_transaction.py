@@ -1,4 +1,4 @@
-"""What is done to a whole model is done whole, or not at all (minilora.adapters.transaction)."""
+"""Functions that change a model change all of it or nothing (minilora.adapters.transaction)."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
 
 import minilora as ml
 from minilora import lora
-from minilora.adapters.transaction import undone
+from minilora.adapters.transaction import restore_on_error
 from minilora.nn import evaluating
 
 PACKAGE = str(Path(ml.__file__).parent)
@@ -23,9 +23,9 @@ class Interrupted(BaseException):
 
 
 def interrupted(call, after: int) -> bool:
-    """Run it, raising at the `after`-th line that it runs in the package; False: it ended before.
+    """Run it, and raise at the `after`-th line of the package that runs; False: it ended before.
 
-    Once only: what is undone is undone in peace.
+    Once only: the restoring itself is not interrupted.
     """
     left = after
 
@@ -162,12 +162,12 @@ def test_what_changes_a_model_wants_it_first(name):
         getattr(lora, name)("a.npz", gpt2())
 
 
-def test_what_is_undone_is_all_that_can_change():
+def test_everything_that_can_change_is_restored():
     model, optimizer = subject()
     model.extra = [np.zeros(2), {"a": (1, [2])}]
     before = everything(model, optimizer)
     drawn = repr(model.drop.rng.bit_generator.state)
-    with pytest.raises(Interrupted), undone(model, optimizer):
+    with pytest.raises(Interrupted), restore_on_error(model, optimizer):
         model(ids())  # dropout draws
         assert repr(model.drop.rng.bit_generator.state) != drawn
         model.blocks.reverse()
@@ -181,7 +181,7 @@ def test_what_is_undone_is_all_that_can_change():
         raise Interrupted
     assert everything(model, optimizer) == before and not hasattr(model, "new")
     assert optimizer.lr == 0.1 and model.extra[1] == {"a": (1, [2])}
-    with undone(model):
+    with restore_on_error(model):
         model.new = 1
     assert model.new == 1
 

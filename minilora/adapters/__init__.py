@@ -1,8 +1,8 @@
-"""The registry of adapters: what is attached to a model, and every verb for it.
+"""The registry of adapters: what is attached to a model, and the functions that change it.
 
-protocol.py says what an adapter is; registry.py what a method is, and attaches, activates and
-detaches it; merging.py merges; rows.py gives each batch row its own; files.py saves and loads.
-LoRA (minilora.lora) and its rivals (minilora.methods) are instances of the protocol.
+protocol.py defines an adapter. registry.py defines a method; it attaches, activates and detaches.
+merging.py merges, rows.py runs one adapter per batch row, files.py saves and loads.
+LoRA (minilora.lora) and the other methods (minilora.methods) follow the protocol.
 """
 
 import importlib
@@ -29,7 +29,7 @@ __all__ = [
     "adaptable", "attach", "context", "detach", "disabled", "load", "merge", "merged", "per_row",
     "save", "set_adapter", "trained_by", "within",
 ]
-_LATER = {"load": ".files", "per_row": ".rows", "save": ".files"}  # loaded when asked for
+_LATER = {"load": ".files", "per_row": ".rows", "save": ".files"}  # loaded on first use
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""How a forward pass is to run: one object with named fields, for all modules of the pass."""
+"""The context of a forward pass: one object with named fields, the same for all modules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..backend.settings import choose, thread_settings
 
 @dataclass(frozen=True)
 class Context:
-    """What holds for the forward passes of a block, in the thread that entered it.
+    """The settings of forward passes in a block, for the thread that entered it.
 
-    rows     which adapter each batch row uses (see `per_row`); None: all rows use the active ones
-    prompt   how many tokens the prompt has, one number or one for each row (see `methods.prompt`)
-    layout   where trained tokens stand in the pass that is running; None: it has none
+    rows     the adapter of each batch row (see `per_row`); None: all rows use the active adapters
+    prompt   tokens in the prompt, one integer or one for each row (see `methods.prompt`)
+    layout   the places of trained tokens in the current pass; None: it has no trained tokens
     """
 
     rows: Any = None
@@ -29,9 +29,8 @@ EMPTY = Context()
 
 
 def context() -> Context:
-    """The context of this thread."""
-    found: Context = thread_settings.context or EMPTY
-    return found
+    """Return the context of this thread."""
+    return thread_settings.context or EMPTY
 
 
 def within(**fields: Any) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""One adapter, one file: its method's settings and what it trains, not a byte of the base."""
+"""One file per adapter: its method's settings and its trained arrays, nothing of the base."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from .registry import (
 from .storage import storable, store
 from .transaction import all_or_nothing
 
-KINDS = "adapter", "method"  # version 0.1.0 wrote two kinds of file; both are read
+KINDS = "adapter", "method"  # version 0.1.0 wrote two kinds of file; `load` reads both
 
 
 @our_words
 def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -> Any:
-    """Write what one adapter trains (.npz), and its method's settings; return the path.
+    """Write an adapter's trained arrays and its method's settings to one .npz; return the path.
 
-    name: which one; None where only one is attached. Raises as `checkpoint.write` does.
+    name: the adapter; it can be None if only one is attached. Raises ValueError for an ambiguous
+    name or an unregistered method, and the errors of `checkpoint.write`.
     """
     state = state_of(model, *([] if name is None else [name]))
     if name is None and len(state.configs) > 1:
@@ -47,7 +48,7 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     method, arrays = state.configs[name].saved(parts, state.copies[name])
     if METHODS.get(method.called) is not type(method):
         raise ValueError(
-            f"save: {type(method).__name__} is not registered, and could not be loaded again: "
+            f"save: {type(method).__name__} is not registered, so no file of it can be loaded: "
             'define it as class MyMethod(Method, called="my-method")'
         )
     scales = {at: factors[0][0] for at, part in parts.items() if (factors := part.factors())}
@@ -65,18 +66,18 @@ def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
     base_dtype: Any = None,
 ) -> list[str]:
-    """Attach the adapter in a file that `save` wrote, activate it; return the names of its arrays.
+    """Attach the adapter in a file from `save`, activate it; return the names of its arrays.
 
-    It is frozen unless `trainable`. A base without adapters is frozen too; other adapters keep
-    their flags. All or nothing: names, shapes or numbers that do not fit raise ValueError with the
-    file's name. Warns where the base is not the one that the adapter was trained on: for an adapter
-    that was trained over a base in half precision, give the same `base_dtype` (see `attach`).
+    The adapter is frozen unless `trainable`. A base without adapters is frozen too; other adapters
+    keep their flags. If names, shapes or numbers do not fit, the model stays as it was, and a
+    ValueError names the file. Warns if the adapter was trained on another base. For an adapter that
+    was trained over a base in half precision, give the same `base_dtype` (see `attach`).
     """
     fresh = find(model) is None
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
         saved_name, method, scales, base = described(file)
         if missing := sorted(scales.keys() - adaptable(model).keys()):
-            raise ValueError(f"it does not fit: this model has no {missing[0]!r}")
+            raise ValueError(f"it does not fit this model, which has no {missing[0]!r}")
         name, matrices = name or saved_name, storable(base_of(model), base_dtype)
         state = install(model, method, name, file.budget())
         parts, ours = adapters_of(model, name), trained_by(model, name)
@@ -84,7 +85,7 @@ def load(
             factors = parts[at].factors() if at in parts else None
             given = factors[0][0] if factors else None
             if given != scale:
-                raise ValueError(f"the scale of {at} is {scale}, and its settings give {given}")
+                raise ValueError(f"the scale of {at} is {scale}, but its settings give {given}")
         written = {at: at for at in ours}  # our name -> the file's
         if file.kind == "method":
             written |= {method.renamed(_unwrapped(at)): at for at in file.shapes}
@@ -104,8 +105,8 @@ def load(
 
 
 def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str]:
-    """(name, method, path -> scale, fingerprint of the base) of a file, new or of version 0.1.0."""
-    if "layers" in file.meta:  # by lora.save of 0.1.0
+    """Return (name, method, path -> scale, base's fingerprint) from a file of any version."""
+    if "layers" in file.meta:  # from lora.save of 0.1.0
         name, config, layers, copied, base = file.facts(
             name=str, config=dict, layers=dict, whole=list, base=str)
         ranks, alphas, scales = dict[str, int](), dict[str, float](), dict[str, float]()
@@ -125,14 +126,14 @@ def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str
 
 
 def _unwrapped(path: str) -> str:
-    """A path in the base model: 0.1.0 also wrote paths through adapted modules."""
+    """Return a path in the base model: 0.1.0 also wrote paths through adapted modules."""
     return path.replace(".base.", ".")
 
 
 def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -> str:
-    """A checksum of the base's weights at these paths; without paths, of all its parameters.
+    """Return a checksum of the base's weights at these paths; without paths, of all parameters.
 
-    dtype: as if they were stored in it.
+    dtype: round the weights to it first.
     """
     base = base_of(model)
     if paths:

@@ -1,4 +1,4 @@
-"""Merging: layers with W0 + ΔW in place of the adapted ones, for good or for a block (§4.1)."""
+"""Merging: replace adapted layers by layers with W0 + ΔW, for good or for a block (§4.1)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .transaction import all_or_nothing
 @our_words
 @all_or_nothing
 def merge(model: Module) -> dict[str, float]:
-    """Put layers with W0 + ΔW of the active adapters in place, for good (§4.1: no added latency).
+    """Replace adapted layers by plain layers with W0 + ΔW (§4.1: no added latency).
 
-    Returns path -> the share of ΔW that rounding lost. Parameters require a gradient where they did
-    before the first adapter came. Raises ValueError for an adapter that is not active, which would
-    be lost, and for one that is not an update of a weight; FloatingPointError where W0 + ΔW is not
-    finite. A model without adapters is left alone, so merging twice is harmless.
+    Returns path -> the fraction of ΔW that rounding lost. Each parameter gets back the
+    `requires_grad` that it had before the first adapter. Raises ValueError for an adapter that is
+    not active, or not an update of a weight; FloatingPointError if W0 + ΔW is not finite. Does
+    nothing to a model without adapters, so merging twice is harmless.
     """
     state = find(model)
     if state is None:
@@ -47,16 +47,15 @@ def merge(model: Module) -> dict[str, float]:
 @our_words
 @contextmanager
 def merged(model: Module) -> Iterator[None]:
-    """Inside, the model is merged. Afterwards W0 and the adapters are back, bit for bit.
+    """Merge the model in the block; afterwards W0 and the adapters are back, bit for bit.
 
-    Adapters that are not updates of a weight stay where they are, such as trained tokens beside
-    LoRA; ValueError where no active adapter can be merged. What is written into the model inside
-    would be lost, so loading, attaching and saving raise RuntimeError there. train() and eval()
-    last.
+    Adapters that are not updates of a weight stay active, such as trained tokens beside LoRA.
+    Raises ValueError if no active adapter can be merged. Changes to the weights would be lost, so
+    loading, attaching and saving raise RuntimeError in the block. train() and eval() persist.
     """
     state = state_of(model)
     layers, _ = merged_layers(model, state, strict=False)
-    (name,) = [name for name, held in vars(model).items() if held is state]
+    (name,) = [name for name, value in vars(model).items() if value is state]
 
     def restore() -> None:
         for _, module in model.named_modules():
@@ -83,9 +82,9 @@ def merged(model: Module) -> Iterator[None]:
 def merged_layers(
     model: Module, state: Adapters, strict: bool
 ) -> tuple[dict[Adapted, Any], dict[str, float]]:
-    """({adapted module: the plain layer for its place}, {path: share of ΔW lost in rounding}).
+    """Return {adapted module: its plain layer}, {path: fraction of ΔW lost in rounding}.
 
-    strict: all active adapters must be updates of a weight; False: at least one.
+    strict: all active adapters must be updates of a weight; False: at least one must be.
     """
     layers: dict[Adapted, Any] = {}
     lost: dict[str, float] = {}
@@ -100,29 +99,29 @@ def merged_layers(
             layers[module] = module.base
     if other and (strict or not lost):
         raise ValueError(
-            f"merge: {other} computes between layers, and no weight can hold that: only updates "
-            "of a layer's W can be merged"
+            f"merge: {other} is not an update of a layer's W, so no weight can contain it: detach "
+            "it first"
         )
     return layers, lost
 
 
 def merged_layer(path: str, module: Adapted) -> tuple[Any, float]:
-    """(a layer like the base with W0 + ΔW, the share of ΔW that rounding to its dtype lost).
+    """Return (a copy of the base layer with W0 + ΔW, the fraction of ΔW lost in rounding).
 
-    The sum is made in float64 and rounded once, to the dtype in which the layer computes: a W0 that
-    is stored narrower is coarser than ΔW. Raises FloatingPointError where the result is not finite.
+    The sum is computed in float64 and rounded once, to the layer's dtype, not to the narrower one
+    in which W0 may be stored. Raises FloatingPointError if the result is not finite.
     """
     base, read = module.base, current().read
     W0, delta, dtype = base.W.data, module.delta(), base.dtype
     wide = W0.astype("float64") + delta
     if not read(abs(wide).max(), 0.0) <= float(xp.finfo(dtype).max):  # false for nan, too
         raise FloatingPointError(
-            f"merge: {path}: W0 + ΔW is not finite in {dtype}; the model is left as it was: look "
-            "at A, B and alpha"
+            f"merge: {path}: W0 + ΔW is not finite in {dtype}; the model is unchanged: check A, B "
+            "and alpha"
         )
     W = wide.astype(dtype)
     rounding = (W.astype("float64") - W0.astype("float64")) - delta
-    size, gone = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, rounding))
+    size, lost = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, rounding))
     layer: Any = copy(base)
     layer.W = Parameter(W, requires_grad=False)
-    return layer, gone / size if size else 0.0
+    return layer, lost / size if size else 0.0

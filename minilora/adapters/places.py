@@ -1,8 +1,8 @@
-"""Where modules and parameters stand in a model: found by path, replaced by identity.
+"""Find modules and parameters in a model by path, and replace them by identity.
 
-Paths are those of the base model: an adapted module stands at its base's path. What a thing is
-decides, never its name, so a user's own attribute may be called `base`. One object that stands in
-several places is replaced in all of them.
+Paths are those of the base model: an adapted module has its base's path. Types decide, never
+names, so a user's own attribute may be called `base`. An object in several places is replaced in
+all of them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .protocol import Adapted
 
 
 def bare(module: Module) -> Any:
-    """The module without the adapters around it."""
+    """Return the module without the adapters around it."""
     return module.base if isinstance(module, Adapted) else module
 
 
 def walk(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
-    """(path, module) of the model and all below it; an adapted module comes with its adapters.
+    """Yield (path, module) for the model and all modules below, adapted ones with their adapters.
 
-    A module that stands in two places comes twice.
+    A module in two places comes twice.
     """
     yield path, module
     for name, child in bare(module).children():
@@ -31,23 +31,23 @@ def walk(module: Module, path: str = "") -> Iterator[tuple[str, Module]]:
 
 
 def adapted(model: Module) -> dict[str, Adapted]:
-    """The modules that have adapters, by path, each once."""
-    found: dict[Adapted, str] = {}
+    """Return the modules that have adapters, by path, each once."""
+    paths: dict[Adapted, str] = {}
     for path, module in walk(model):
         if isinstance(module, Adapted):
-            found.setdefault(module, path)
-    return {path: module for module, path in found.items()}
+            paths.setdefault(module, path)
+    return {path: module for module, path in paths.items()}
 
 
 def adaptable(model: Module) -> dict[str, Any]:
-    """The layers that can get an adapter of A and B, or have one, by path: Linear and Embedding."""
+    """Return the layers that A and B can adapt, by path: Linear and Embedding, adapted or not."""
     return {path: m for path, m in walk(model) if path and isinstance(bare(m), Linear | Embedding)}
 
 
 def parameters(module: Module, path: str = "") -> Iterator[tuple[str, Module, Parameter]]:
-    """(name, its module, parameter) of all parameters but the adapters', those in use now.
+    """Yield (name, its module, parameter) for the parameters in use, without the adapters' own.
 
-    In order of assignment. A parameter that stands in two places comes twice.
+    In order of assignment. A parameter in two places comes twice.
     """
     for name, child in bare(module).children():
         at = f"{path}.{name}" if path else name
@@ -58,12 +58,12 @@ def parameters(module: Module, path: str = "") -> Iterator[tuple[str, Module, Pa
 
 
 def is_bias(name: str, module: Module, p: Parameter) -> bool:
-    """Is it a vector that is added? It has one axis, and is not the gain of a norm."""
+    """Return whether the parameter is a bias: it has one axis, and is not the gain of a norm."""
     return len(p.shape) == 1 and not (isinstance(module, LayerNorm) and name.endswith(".g"))
 
 
 def swap(model: Module, new: Mapping[int, Module | Parameter]) -> None:
-    """Replace modules and parameters wherever they stand in the model: new is id(old) -> new."""
+    """Replace modules and parameters everywhere in the model; new: id(old) -> new."""
     seen: set[int] = set()
 
     def enter(module: Module) -> Module:
@@ -72,7 +72,7 @@ def swap(model: Module, new: Mapping[int, Module | Parameter]) -> None:
             attributes = vars(module)
             for name, value in list(attributes.items()):
                 if isinstance(module, Adapted) and name == "base":
-                    enter(value)  # what an adapter stands around stays there
+                    enter(value)  # the base of an adapted module stays
                 elif (other := visit(value)) is not value:
                     attributes[name] = other
         return module

@@ -1,4 +1,4 @@
-"""What an adapter is, and the module that holds the adapters of one base module."""
+"""The interface of an adapter, and the module that contains the adapters of one base module."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ Factors = list[tuple[float, Parameter, Parameter]]  # (scale, B, A), ...
 
 
 class Adapter(Module):
-    """A module that stands around another one, and is called with it: forward(inner, *inputs).
+    """A module around another module, which it gets as an argument: forward(inner, *inputs).
 
-    Without overrides it changes nothing. An adapter that only adds to a layer's weight gives
-    `factors`, and can then be merged, verified and combined.
+    Without overrides it changes nothing. An adapter that only adds to a layer's weight defines
+    `factors`; then it can be merged, verified and combined.
     """
 
-    exclusive: ClassVar[str] = ""  # why it cannot be active beside another adapter of its module
+    exclusive: ClassVar[str] = ""  # why it must be the only active adapter of its module
 
     def forward(self, *inputs: Any, **settings: Any) -> Any:
         inner, *others = inputs
         return inner(*others, **settings)
 
     def project(self, inner: Any, x: Tensor) -> Any:
-        """Around a table that is also the model's head: x (..., d) -> scores (..., n)."""
+        """Wrap a table that is also the model's head: x (..., d) -> scores (..., n)."""
         return inner(x)
 
     def window(self, positions: int, tokens: int) -> int:
-        """How many of the model's positions are left for given tokens. See `Seam.window`."""
+        """Return the number of positions that are left for given tokens. See `Seam.window`."""
         return positions
 
     def factors(self) -> Factors | None:
-        """[(scale, B, A), ...] with ΔW = Σ scale · B A, or (Σ scale · B A)ᵀ where W is a table.
+        """Return [(scale, B, A), ...] with ΔW = Σ scale · B A, or its transpose for a table.
 
         B: (d, r)   A: (r, k). None: the adapter is not an update of W, so it cannot be merged.
         """
         return None
 
     def row_scale(self) -> Parameter | None:
-        """m: (d,), where each row of W0 + ΔW is scaled to the length m (DoRA); None: it is not."""
+        """Return DoRA's m, (d,): row i of W0 + ΔW is scaled to the length m_i; None: no scaling."""
         return None
 
     def trained(self) -> dict[str, Parameter]:
-        """What the adapter trains, by name; a file holds these arrays."""
+        """Return the trained parameters by name, as they are saved."""
         return dict(self.named_parameters())
 
 
 class Adapted(Module):
-    """A base module and its adapters, by name. The active ones stand around it, one around another.
+    """A base module and its adapters, by name; each active adapter wraps the one before it.
 
-    It takes the base module's place in the model. Other attributes are the base module's.
+    It replaces the base module in the model. Other attributes are the base module's.
     """
 
     def __init__(self, base: Module) -> None:
@@ -86,7 +86,7 @@ class Adapted(Module):
         return self.compose(self.base.around(inner), "forward", active)
 
     def compose(self, run: Any, call: str, names: tuple[str, ...]) -> Any:
-        """Return the function that the named adapters make of the base's."""
+        """Return the base's function `run`, wrapped by the named adapters."""
         for name in names:
             run = partial(getattr(self.adapters[name], call), run)
         return run
@@ -98,7 +98,7 @@ class Adapted(Module):
         return positions
 
     def delta(self) -> Array:
-        """W - W0 for the active adapters: float64, in W's shape. All must have `factors`."""
+        """Return W - W0 of the active adapters: float64, W's shape. All must define `factors`."""
         base = self.base
         W0 = base.W.data.astype("float64")
         update, lengths = xp.zeros_like(W0), None
@@ -120,6 +120,6 @@ class Adapted(Module):
 
 
 def row_lengths(V: Array) -> Array:
-    """The length of each row of V, (d,); 1 for a row of zeros, which can then be divided by it."""
+    """Return the length of each row of V, (d,); 1 for a row of zeros, so that one can divide."""
     lengths = xp.sqrt((V * V).sum(axis=1))
     return xp.where(lengths == 0, xp.ones_like(lengths), lengths)

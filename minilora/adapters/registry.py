@@ -1,9 +1,9 @@
-"""What a method is, the one registry of a model's methods, `model.adapters`, and its verbs.
+"""Methods, and the registry of a model's methods, `model.adapters`, with its functions.
 
-Conversions, not modes. `attach` puts adapters around modules, `detach` gives the base's own modules
-back, `merge` (merging.py) puts layers with W0 + ΔW in their place. Nothing depends on train() or
-eval(), and the base's own parameters are never written. Each verb is all or nothing: where it
-raises, or is interrupted, the model is as it was.
+`attach` puts adapters around modules. `detach` gives the base's own modules back. `merge`
+(merging.py) replaces adapted layers by layers with W0 + ΔW. Nothing depends on train() or eval(),
+and the base's own parameters are never written. If a function raises, or is interrupted, the model
+is as it was before.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ DOORS = 'lora.attach(model, LoRAConfig(...)) or methods.apply(model, "bitfit")'
 Base = dict[str, tuple[Module, Parameter]]
 
 
-METHODS: dict[str, type[Method]] = {}  # by name, as `methods.apply` takes them
+METHODS: dict[str, type[Method]] = {}  # by name, for `methods.apply`
 
 
 class Method(Config):
-    """A way to adapt a model: a frozen dataclass with its settings.
+    """A way to adapt a model: a frozen dataclass of settings.
 
-    A subclass overrides `around`, `copied` or both, and registers itself by name:
+    A subclass overrides `around`, `copied` or both. It is registered under a name:
     class BitFit(Method, called="bitfit").
     """
 
@@ -46,17 +46,17 @@ class Method(Config):
             METHODS[called] = cls
 
     def around(self, model: Module, rng: np.random.Generator) -> Mapping[str, Adapter]:
-        """The adapters that it puts around modules, by the module's path in the base model."""
+        """Create the adapters, by the path in the base model of the module that each wraps."""
         return {}
 
     def copied(self, model: Module) -> list[str]:
-        """The names of the base's parameters of which it trains a copy."""
+        """Return the names of the base's parameters that the method copies and trains."""
         return []
 
     def saved(
         self, adapters: Mapping[str, Adapter], copies: Mapping[str, Parameter]
     ) -> tuple[Method, dict[str, Any]]:
-        """What a file holds: a method, and the arrays that it trains, by name.
+        """Return the content of a file: a method, and its trained arrays by name.
 
         adapters: by path   copies: by the parameter's name
         """
@@ -64,27 +64,27 @@ class Method(Config):
         return self, {name: p.data for name, p in (named | dict(copies)).items()}
 
     def renamed(self, name: str) -> str:
-        """The name in today's files of an array in a file of version 0.1.0."""
+        """Return the present name of an array from a file of version 0.1.0."""
         return name
 
     def apply(self, model: Module, name: str = "default", rng: Rng = None) -> list[str]:
-        """Attach it: see `attach`."""
+        """Attach the method: see `attach`."""
         return attach(model, self, name, rng)  # type: ignore[no-any-return]
 
     def count(self, config: Any) -> int:
-        """How many numbers it trains in a model of these sizes, by the paper's formula."""
+        """Return the number of trained parameters for a model's config, by the paper's formula."""
         raise NotImplementedError
 
 
 class Adapters(State):
-    """What is attached to a model.
+    """The methods that are attached to a model.
 
     configs  name -> the method, with its settings
-    active   the names that take part in the forward pass, the innermost first
-    copies   name -> parameter's name -> the copy that this one trains; it stands in the model
-             while the name is active
-    base     parameter's name -> the base's own parameter, for each that was copied
-    flags    the base's parameters -> did it require a gradient before the first adapter came?
+    active   the names of the active adapters, the innermost first
+    copies   name -> parameter's name -> the trained copy; it is in the model while the name is
+             active
+    base     parameter's name -> the base's own parameter, for each parameter with a copy
+    flags    base parameter -> its `requires_grad` before the first adapter
     """
 
     def __init__(self, model: Module) -> None:
@@ -100,19 +100,19 @@ class Adapters(State):
 def attach(
     model: Module, method: Method, name: str = "default", rng: Rng = None, base_dtype: Any = None
 ) -> list[str]:
-    """Freeze the whole model, attach a method under a name, activate it; return what it trains.
+    """Freeze the model, attach a method under a name; return the names of what it trains.
 
-    Several can be attached; the new one is active and trained, alone (see `activate` and
-    `set_adapter`). Raises ValueError for a name that is taken, and where the method does not fit
-    the model.
+    Several methods can be attached. The new one is active and trained, alone (see `activate` and
+    `set_adapter`). Raises ValueError for a name that is taken, and if the method does not fit the
+    model.
 
-    base_dtype: "float16" stores the frozen matrices in half the bytes. They are rounded once and
-    for good; `detach` gives them back as stored, and frozen. Everything is computed, trained and
-    merged in the model's own dtype. Raises ValueError for a dtype that is not a narrower float, and
-    for numbers beyond its range.
+    base_dtype: "float16" stores the frozen matrices in half the bytes. They are rounded once, for
+    good: `detach` gives them back rounded, and frozen. The model still computes, trains and merges
+    in its own dtype. Raises ValueError for a dtype that is not a narrower float, and for numbers
+    beyond its range.
     """
     if not isinstance(method, Method):
-        raise TypeError(f"attach: it takes a LoRAConfig(r=8, targets=...), not {describe(method)}")
+        raise TypeError(f"attach: give a LoRAConfig(r=8, targets=...), not {describe(method)}")
     matrices = storable(base_of(model), base_dtype)
     state = install(model, method, name, generator(rng))
     store(matrices, state.flags)
@@ -124,7 +124,7 @@ def attach(
 @our_words
 @all_or_nothing
 def set_adapter(model: Module, name: str) -> None:
-    """Activate this adapter and train it, alone, as when it was attached."""
+    """Activate and train this adapter alone, as `attach` does."""
     state = state_of(model, name)
     _train(model, state, name)
     _activate(model, state, [name])
@@ -133,11 +133,11 @@ def set_adapter(model: Module, name: str) -> None:
 @our_words
 @all_or_nothing
 def activate(model: Module, *names: str) -> None:
-    """Let these adapters take part in the forward pass, and no others; none: the base alone.
+    """Activate these adapters, and no others; without names, run the base alone.
 
-    What is trained does not change (see `set_adapter`). Raises KeyError for a name that is not
-    attached, ValueError where two cannot be active together: both train a copy of one parameter,
-    or both need the same place for themselves.
+    Trained parameters stay the same (see `set_adapter`). Raises KeyError for a name that is not
+    attached, and ValueError for two that cannot be active together: both train a copy of one
+    parameter, or one of them must be the only active adapter of a module.
     """
     _activate(model, state_of(model, *names), names)
 
@@ -145,7 +145,7 @@ def activate(model: Module, *names: str) -> None:
 @our_words
 @contextmanager
 def disabled(model: Module) -> Iterator[None]:
-    """Inside, the model is the base, bit for bit; afterwards the same adapters are active."""
+    """Run the base alone in the block, bit for bit; afterwards the same adapters are active."""
     before = state_of(model).active
 
     def restore() -> None:
@@ -168,17 +168,17 @@ def disabled(model: Module) -> Iterator[None]:
 @our_words
 @all_or_nothing
 def detach(model: Module, name: str | None = None) -> Module:
-    """Take one adapter off, or all (name None): then the base's own modules and flags are back."""
+    """Remove one adapter, or all (name=None): then the base's own modules and flags are back."""
     state = state_of(model, *([] if name is None else [name]))
-    gone = [*state.configs] if name is None else [name]
-    _activate(model, state, [other for other in state.active if other not in gone])
-    for other in gone:
+    removed = [*state.configs] if name is None else [name]
+    _activate(model, state, [other for other in state.active if other not in removed])
+    for other in removed:
         del state.configs[other], state.copies[other]
     left = {at for copies in state.copies.values() for at in copies}
     state.base = {at: p for at, p in state.base.items() if at in left}
     modules = [*adapted(model).values()]
     for module in modules:
-        for other in gone:
+        for other in removed:
             module.adapters.pop(other, None)
     swap(model, {id(module): module.base for module in modules if not module.adapters})
     if not state.configs:
@@ -187,14 +187,14 @@ def detach(model: Module, name: str | None = None) -> Module:
 
 
 def find(model: Module) -> Adapters | None:
-    """The model's registry; None where nothing is attached. RuntimeError inside `merged`."""
+    """Return the model's registry; None if nothing is attached. RuntimeError inside `merged`."""
     if model.locked:
         raise RuntimeError(model.locked)
-    return next((held for held in vars(model).values() if isinstance(held, Adapters)), None)
+    return next((value for value in vars(model).values() if isinstance(value, Adapters)), None)
 
 
 def state_of(model: Module, *names: str) -> Adapters:
-    """The model's registry; ValueError where nothing is attached, KeyError for an unknown name."""
+    """Return the model's registry; ValueError if there is none, KeyError for an unknown name."""
     state = find(model)
     if state is None:
         raise ValueError(f"this model has no adapter: attach one first, by {DOORS}")
@@ -205,45 +205,45 @@ def state_of(model: Module, *names: str) -> Adapters:
 
 
 def base_of(model: Module) -> Base:
-    """The base's own parameters by name, each with its module, whatever is attached or active.
+    """Return the base's own parameters by name, each with its module; adapters do not matter.
 
-    A parameter that stands in two places is there under both names.
+    A parameter in two places has both names.
     """
     state, own = find(model), dict[int, Parameter]()
     if state is not None:
-        own = {id(p): state.base[at] for held in state.copies.values() for at, p in held.items()}
+        own = {id(p): state.base[at] for named in state.copies.values() for at, p in named.items()}
     return {name: (module, own.get(id(p), p)) for name, module, p in parameters(model)}
 
 
 def adapters_of(model: Module, name: str) -> dict[str, Adapter]:
-    """The adapters of this name, by the path of the module that each stands around."""
+    """Return the adapters of this name, by the path of the module that each wraps."""
     return {at: m.adapters[name] for at, m in adapted(model).items() if name in m.adapters}
 
 
 def trained_by(model: Module, name: str) -> dict[str, Parameter]:
-    """The parameters of this name's adapters and copies, by the name that a file gives them."""
+    """Return the trained parameters of this adapter, copies included, by their names in a file."""
     state, parts = state_of(model, name), adapters_of(model, name)
     named = {f"{at}.{x}": p for at, part in parts.items() for x, p in part.trained().items()}
     return named | state.copies[name]
 
 
 def install(model: Module, method: Method, name: str, rng: np.random.Generator) -> Adapters:
-    """Put a method's adapters and copies in, neither active nor trained yet."""
+    """Add a method's adapters and copies to the model, neither active nor trained yet."""
     state = find(model) or Adapters(model)
     if not isinstance(name, str) or name in (*state.configs, "base", "") or "." in name:
         raise ValueError(
             f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base' or taken; attached "
-            f"are {sorted(state.configs)}: give another name"
+            f"are {sorted(state.configs)}: choose another name"
         )
     base, modules = base_of(model), dict(walk(model))
     parts, names = dict(method.around(model, rng)), method.copied(model)
     for at in [*parts, *names]:
         if at not in modules and at not in base:
-            raise ValueError(f"{method.called} does not fit: this model has no {at!r}")
-    copies: dict[int, tuple[str, Parameter]] = {}  # one for each parameter, whatever its names
+            raise ValueError(f"{method.called} does not fit this model, which has no {at!r}")
+    copies: dict[int, tuple[str, Parameter]] = {}  # one per parameter, even if it has two names
     for at in names:
         copies.setdefault(id(base[at][1]), (at, wide_copy(*base[at])))
-    _refuse_clashes(modules, base, parts, copies)
+    _refuse_clashes(base, parts, copies)
     new: dict[int, Adapted] = {}
     for at, part in parts.items():
         module = modules[at]
@@ -261,12 +261,11 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
 
 
 def _refuse_clashes(
-    modules: dict[str, Module], base: Base, parts: dict[str, Adapter],
-    copies: dict[int, tuple[str, Parameter]],
+    base: Base, parts: dict[str, Adapter], copies: dict[int, tuple[str, Parameter]]
 ) -> None:
-    """ValueError where a weight is adapted and copied, or shared with another module.
+    """Raise ValueError for a weight that is both adapted and copied, or shared by two modules.
 
-    Merging gives a layer a weight of its own. Two modules that share one would come apart.
+    Merging gives a layer a new weight, so two modules that share one would no longer share it.
     """
     places: dict[int, list[tuple[str, Module]]] = {}
     for at, (module, p) in base.items():
@@ -277,19 +276,19 @@ def _refuse_clashes(
         W = base[f"{path}.W"][1]
         if id(W) in copies:
             raise ValueError(
-                f"{path}.W is to be trained as a copy and to get an adapter: choose one of them"
+                f"{path}.W cannot have both a trained copy and an adapter: choose one of them"
             )
         for at, module in places[id(W)]:
             if module is not base[f"{path}.W"][0]:
                 raise ValueError(
                     f"{path}.W and {at} are one parameter, and merging an adapter of {path} would "
-                    "part them: adapt other layers, or give each module a weight of its own"
+                    "separate them: adapt other layers, or give each module its own weight"
                 )
 
 
 def _train(model: Module, state: Adapters, name: str) -> None:
-    """Require gradients of what this name trains, and of nothing else."""
-    copies = [p for held in state.copies.values() for p in held.values()]
+    """Train the parameters of this adapter, and freeze all others."""
+    copies = [p for named in state.copies.values() for p in named.values()]
     for p in [*model.parameters(), *state.base.values(), *copies]:
         p.requires_grad, p.grad = False, None
     for p in trained_by(model, name).values():
@@ -298,13 +297,13 @@ def _train(model: Module, state: Adapters, name: str) -> None:
 
 def _activate(model: Module, state: Adapters, names: Sequence[str]) -> None:
     names = tuple(dict.fromkeys(names))
-    standing: dict[int, tuple[str, Parameter]] = {}  # the base's parameter -> whose copy, the copy
+    chosen: dict[int, tuple[str, Parameter]] = {}  # id of a base parameter -> (name, its copy)
     for name in names:
         for at, copy in state.copies[name].items():
-            other, _ = standing.setdefault(id(state.base[at]), (name, copy))
+            other, _ = chosen.setdefault(id(state.base[at]), (name, copy))
             if other != name:
                 raise ValueError(
-                    f"activate: {other} and {name} each have a {at} of their own: activate one"
+                    f"activate: {other} and {name} each train a copy of {at}: activate one"
                 )
     modules = adapted(model)
     for module in modules.values():
@@ -318,7 +317,7 @@ def _activate(model: Module, state: Adapters, names: Sequence[str]) -> None:
     for copies in state.copies.values():
         for at, copy in copies.items():
             own = state.base[at]
-            _, wanted = standing.get(id(own), ("", own))
+            _, wanted = chosen.get(id(own), ("", own))
             new |= {id(p): wanted for p in (own, copy) if p is not wanted}
     swap(model, new)
     for module in modules.values():
@@ -327,9 +326,9 @@ def _activate(model: Module, state: Adapters, names: Sequence[str]) -> None:
 
 
 def forget(model: Module) -> None:
-    """Drop the registry; the base's parameters require a gradient where they did before."""
+    """Remove the registry, and give the base's parameters their first `requires_grad` back."""
     state = state_of(model)
     for p in model.parameters():
         p.requires_grad = state.flags.get(p, p.requires_grad)
-    for name in [name for name, held in vars(model).items() if held is state]:
+    for name in [name for name, value in vars(model).items() if value is state]:
         del vars(model)[name]

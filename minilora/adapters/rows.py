@@ -1,6 +1,6 @@
-"""Another adapter for each row of a batch, in one forward pass.
+"""A different adapter for each batch row, in one forward pass.
 
-§4.2 says that this is not straightforward once B A is added into W. Here it is not added.
+§4.2 says that this is not straightforward after merging B A into W. Here nothing is merged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .registry import state_of
 @our_words
 @contextmanager
 def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
-    """Inside, each row of a batch is computed with the adapter named for it; "base": with none.
+    """Run each batch row with its own adapter in the block; "base": without an adapter.
 
     with lora.per_row(model, ["poet", "base", "clerk"]): model(ids)      ids: (3, tokens)
 
-    Each row is what it would be alone, in training as in generation, in this thread only. Raises
-    ValueError for adapters that are not updates of a layer's weight, and for names with copies of
-    parameters, which all rows share.
+    Each row gets the result that it would get alone, in training and in generation, in this thread
+    only. Raises ValueError for adapters that are not updates of a layer's weight, and for adapters
+    with trained copies, because all rows share a copy.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
     mine = [name for name in dict.fromkeys(names) if name != "base"]
@@ -38,32 +38,32 @@ def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     for name in dict.fromkeys([*mine, *state.active]):
         for at in state.copies[name]:
             raise ValueError(
-                f"per_row: {name!r} trains a copy of {at}, which all rows would share: name "
-                "others, and activate none that copies"
+                f"per_row: {name!r} trains a copy of {at}, which all rows would share: name and "
+                "activate only adapters without copies"
             )
     modules = adapted(model)
     for path, module in modules.items():
         for name in mine:
             if name in module.adapters and module.adapters[name].factors() is None:
                 raise ValueError(
-                    f"per_row: {name!r} ({state.configs[name].called}) stands around {path}, for "
-                    "all rows: it takes adapters of a layer's weight, such as LoRA"
+                    f"per_row: {name!r} ({state.configs[name].called}) at {path} is not an update "
+                    "of a layer's weight: name adapters that are, such as LoRA"
                 )
     with within(rows=Rows(names, frozenset(map(id, modules.values())))):
         yield
 
 
 class Rows:
-    """The adapter of each batch row, and the modules (by id) that this is about."""
+    """The adapter of each batch row, and the ids of the adapted modules."""
 
     def __init__(self, names: tuple[str, ...], modules: frozenset[int]) -> None:
         self.names, self.modules = names, modules
 
     def run(self, module: Adapted, call: str, x: Any) -> Any:
-        """The module's output, each row by its own adapter.
+        """Return the module's output, each row computed with its own adapter.
 
-        x: (batch, ...); or (1, ...) or a slice of a table, which all rows share: then the output
-        has one entry for each row.
+        x: (batch, ...). If all rows share x, (1, ...) or a slice of a table, the output has one
+        entry for each row.
         """
         used = [name if name in module.adapters else "" for name in self.names]
         base: Any = module.base if call == "forward" else module.base.project
@@ -79,7 +79,9 @@ class Rows:
             entry = np.array([list(run).index(name) for name in used])
             return taken(ops.concat(*outputs, axis=0), entry)
         if x.shape[0] != len(used):
-            raise ValueError(f"per_row: {len(used)} names, and the batch is {tuple(x.shape)}")
+            raise ValueError(
+                f"per_row: {len(used)} names for a batch of shape {tuple(x.shape)}: give one name "
+                "for each row")
         rows = {name: np.flatnonzero([other == name for other in used]) for name in run}
         outputs = [run[name](taken(x, at)) for name, at in rows.items()]
         order = np.argsort(np.concatenate([*rows.values()]))
@@ -87,7 +89,7 @@ class Rows:
 
 
 def taken(x: Any, rows: np.ndarray) -> Any:
-    """x[rows] along the first axis, of a Tensor or of ids on the host."""
+    """Return x[rows] along the first axis; x: a Tensor, or ids on the host."""
     if not isinstance(x, Tensor):
         return x[rows]
     flat = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))

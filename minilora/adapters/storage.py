@@ -1,7 +1,7 @@
-"""A base whose frozen matrices are stored in half precision, and widened for each product.
+"""Store the base's frozen matrices in half precision; each product widens them again.
 
-Widening is exact. So the model equals, bit for bit, one whose matrices were rounded once. Norms,
-biases, adapters and everything that is trained stay as they are.
+Widening is exact, so the model equals, bit for bit, one whose matrices were rounded once. Norms,
+biases, adapters and all trained parameters stay as they are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from ..nn import Embedding, Linear, Module, Parameter
 def storable(
     base: Mapping[str, tuple[Module, Parameter]], dtype: Any
 ) -> dict[str, tuple[Parameter, np.dtype[Any]]]:
-    """Return the base's matrices by name, each with its new dtype; none where `dtype` is None.
+    """Return the base's matrices by name, each with its new dtype; none if `dtype` is None.
 
-    base: name -> (the module that has the parameter, the parameter). Nothing is changed. Raises
-    ValueError where `dtype` is not a float narrower than the one in which the layer computes, or
-    where a number is beyond its range.
+    base: name -> (its module, the parameter). Nothing is changed. Raises ValueError if `dtype` is
+    not a float narrower than the layer's, or if a number is beyond its range.
     """
-    found: dict[str, tuple[Parameter, np.dtype[Any]]] = {}
+    matrices: dict[str, tuple[Parameter, np.dtype[Any]]] = {}
     if dtype is None:
-        return found
+        return matrices
     try:
         stored = np.dtype(dtype)
     except TypeError as error:
@@ -36,29 +35,29 @@ def storable(
             continue
         if stored.kind != "f" or stored.itemsize >= owner.dtype.itemsize:
             raise ValueError(
-                f"base_dtype: {name} computes in {owner.dtype}, and {stored} is not a narrower "
-                "float: give 'float16', or None to store it as it is"
+                f"base_dtype: {stored} is not a narrower float than {owner.dtype}, the dtype of "
+                f"{name}: give 'float16', or None to store it as it is"
             )
         largest, most = current().read(abs(p.data).max(), 0.0), float(np.finfo(stored).max)
         if not largest <= most:  # false for nan, too
             raise ValueError(
-                f"base_dtype: {name} holds {largest:.6g}, {stored} ends at {most:.6g}: give a "
-                "wider float, or None to store the base as it is"
+                f"base_dtype: {name} contains {largest:.6g}, and {stored} ends at {most:.6g}: give "
+                "a wider float, or None to store the base as it is"
             )
-        found[name] = p, stored
-    return found
+        matrices[name] = p, stored
+    return matrices
 
 
 def store(
     matrices: Mapping[str, tuple[Parameter, np.dtype[Any]]], flags: dict[Parameter, bool]
 ) -> None:
-    """Round each of them to its dtype, for good. They stay frozen when the last adapter is gone:
-    in so few digits, an update of the size that training makes would be lost."""
+    """Round each matrix to its dtype, for good. It stays frozen after the last adapter is removed,
+    because half precision would lose updates of the size that training makes."""
     for p, dtype in matrices.values():
         p.data, flags[p] = p.data.astype(dtype), False
 
 
 def wide_copy(owner: Module, p: Parameter) -> Parameter:
-    """A copy of a base parameter for training: in its layer's dtype, float32 at least."""
+    """Return a copy of a base parameter to train: in its layer's dtype, at least float32."""
     dtype = np.promote_types(str(getattr(owner, "dtype", p.dtype)), "float32")
     return Parameter(p.data.astype(dtype))

@@ -1,4 +1,4 @@
-"""All or nothing: what raises, or is interrupted, leaves a model as it was."""
+"""All or nothing: after an error or an interrupt, a model is as it was before."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from ..tensor import Tensor
 
 
 class State:
-    """What is kept beside a model's modules, such as its adapters, and put back by `undone`."""
+    """Base class of a model's state outside its modules, which `restore_on_error` restores too."""
 
 
 @contextlib.contextmanager
-def undone(*held: Any) -> Iterator[None]:
-    """Inside it is all or nothing: whatever is raised, an interrupt too, puts everything back.
+def restore_on_error(*objects: Any) -> Iterator[None]:
+    """Restore the objects if the block raises anything, an interrupt included.
 
-    held: modules, optimizers and the like. Put back are their attributes, lists and dicts, and of
-    every module and parameter below: attributes, arrays, flags, gradients, generators, adapters.
-    What is written *into* an array is not; `checkpoint.fill` undoes that itself.
+    objects: modules, optimizers and the like. Restored are their attributes, lists and dicts, and
+    those of all modules and parameters below, with flags, gradients, generators and adapters.
+    Numbers written *into* an array are not restored; `state_dict.fill` undoes its own writes.
     """
-    before = list(_reached([vars(thing) for thing in held], set()))
+    before = list(_reached([vars(thing) for thing in objects], set()))
     try:
         yield
     except BaseException:
-        for thing, kept in before:
-            _put_back(thing, kept)
+        for thing, content in before:
+            _put_back(thing, content)
         raise
 
 
 def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a model whose failure changes nothing; see `undone`."""
+    """Decorate a function of a model so that a failure changes nothing; see `restore_on_error`."""
 
     @functools.wraps(function)
     def run(model: Any, *args: Any, **settings: Any) -> Any:
         if not isinstance(model, Module):
             name = function.__name__
             raise TypeError(f"{name}: the model comes first, and not {type(model).__name__}")
-        with undone(model):
+        with restore_on_error(model):
             return function(model, *args, **settings)
 
     return run
 
 
 def _reached(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-    """(each thing below that can change, a copy of what it holds)"""
+    """Yield (object, a copy of its content) for each mutable object below."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -72,13 +72,13 @@ def _reached(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
         yield from _reached(item, seen)
 
 
-def _put_back(thing: Any, kept: Any) -> None:
+def _put_back(thing: Any, content: Any) -> None:
     if isinstance(thing, Tensor):
-        thing.data, thing.requires_grad, thing.grad = kept
+        thing.data, thing.requires_grad, thing.grad = content
     elif isinstance(thing, np.random.Generator):
-        thing.bit_generator.state = kept
+        thing.bit_generator.state = content
     elif isinstance(thing, dict):
         thing.clear()
-        thing.update(kept)
+        thing.update(content)
     else:
-        thing[:] = kept
+        thing[:] = content

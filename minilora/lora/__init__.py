@@ -1,7 +1,7 @@
-"""LoRA (arXiv 2106.09685): its layers, its settings, and the verbs for a model.
+"""LoRA (arXiv 2106.09685): its layers, its settings, and functions to adapt a model.
 
-Read layers.py first, then config.py. The verbs are those of the one registry, minilora.adapters,
-and work on every method.
+Read layers.py first, then config.py. The functions are those of the registry, minilora.adapters,
+and work for every method.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "attach", "combine", "detach", "disabled", "load", "merge", "merged", "per_row", "save",
     "set_adapter", "verify",
 ]
-_LATER = {  # these files are loaded when the name is asked for
+_LATER = {  # name -> its file, loaded on first use
     "combine": ".combination", "load": ".files", "per_row": "..adapters.rows",
     "save": "..adapters.files", "verify": "..rounding",
 }
@@ -57,10 +57,10 @@ def attach(
     model: Module, config: LoRAConfig, name: str = "default", rng: Rng = None,
     base_dtype: Any = None,
 ) -> list[str]:
-    """Freeze the model, put LoRA around its target layers; return their paths.
+    """Freeze the model, put LoRA around its target layers; return the paths of these layers.
 
     The new adapter is active and trained, alone. See `adapters.attach` for names, `base_dtype` and
-    errors. Warns of a rank that no ΔW can have.
+    errors. Warns if r is greater than the largest possible rank of a ΔW.
     """
     _attach(model, config, name, rng, base_dtype)
     return list(adapters_of(model, name))

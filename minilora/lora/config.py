@@ -1,4 +1,4 @@
-"""LoRA as a method: which layers get A and B, of which rank and scale."""
+"""LoRA's settings: the layers that get A and B, their rank and scale."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ALL_LINEAR = "all-linear"
 class LoRAConfig(Method, called="lora"):
     """W0 + (alpha / r) B A in the target layers (§4.1). A: (r, d_in), B: (d_out, r).
 
-    B starts at 0, so at first the model computes exactly what it did. Only A and B are trained,
-    plus what the config names: |Θ| = Σ r (d_in + d_out) over the layers, which is 2 L_LoRA d r
-    where they are square (§5.1). A pattern is a layer's name ("q"), a glob, or its path.
+    B starts at 0, so the model starts as the base. Only A and B are trained, plus the parameters
+    that the config names: |Θ| = Σ r (d_in + d_out) over the layers, or 2 L_LoRA d r if they are
+    square (§5.1). A pattern is a layer's name ("q"), a glob, or its path.
 
-    targets        layers that get an adapter (§4.2: attention weights; the paper chose q and v);
-                   "all-linear" is every Linear layer that `trainable` does not name
-    dropout        of the adapter's input, in training only; tables of rows (embeddings) have none
-    init           of A: "gaussian", σ² = 1/k (§4.1 leaves σ open), or "kaiming", uniform
-                   in ±1/√k, as the authors' code has it. B is 0. A table's A: σ² = 1/r.
-    bias           "none", "lora" (the adapted layers' biases are trained), "all" (every bias)
-    trainable      more parameters to train as a whole, such as a task's head
-    rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, where a layer differs
+    targets        patterns of the layers that get an adapter (§4.2: attention weights; the paper
+                   adapts q and v); "all-linear": every Linear layer that `trainable` does not name
+    dropout        of the adapter's input, in training only; embeddings have no dropout
+    init           of A: "gaussian", σ² = 1/k (§4.1 does not give σ), or "kaiming", uniform in
+                   ±1/√k, as in the authors' code. B is 0. In an embedding, A has σ² = 1/r
+    bias           "none", "lora" (train the adapted layers' biases), "all" (train every bias)
+    trainable      patterns of other parameters to train in full, such as a task's head
+    rank_pattern   pattern -> r, alpha_pattern: pattern -> alpha, for layers that differ
     """
 
     r: int = 8
@@ -55,7 +55,8 @@ class LoRAConfig(Method, called="lora"):
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(given := getattr(self, name), Mapping):
                 raise ValueError(
-                    f'{who}: {name} is a mapping like {{"attn.q": 4}}, not {describe(given)}'
+                    f'{who}: {name} must be a mapping such as {{"attn.q": 4}}, not '
+                    f"{describe(given)}"
                 )
             _patterns(name, given)
         self._set(
@@ -79,7 +80,7 @@ class LoRAConfig(Method, called="lora"):
         paths = self.paths(model)
         matching(paths, (*self.rank_pattern, *self.alpha_pattern), "attach: no adapted layer")
         unique = {id(bare(layers[at])): at for at in reversed(paths)}  # one layer in two places
-        parts, over = {}, []
+        parts, warnings = {}, []
         for at in reversed(unique.values()):
             layer = bare(layers[at])
             r = first(self.rank_pattern, at, self.r)
@@ -87,26 +88,27 @@ class LoRAConfig(Method, called="lora"):
             kind = next((k for base, k in self.layers.items() if isinstance(layer, base)), None)
             if kind is None:
                 raise ValueError(
-                    f"{self.called}: {at} is a table, and takes Linear layers: name other targets"
+                    f"{self.called}: {at} is an Embedding: name targets that are Linear layers"
                 )
             parts[at] = kind(
                 layer, r, self.scaled(alpha, r), init=self.init, dropout=self.dropout, rng=rng)
             if r > min(layer.W.shape):
-                over.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
-        if over:
-            warn(f"attach: {over[0]}" + f" (and {len(over) - 1} others)" * (len(over) > 1))
+                warnings.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
+        if warnings:
+            more = f" (and {len(warnings) - 1} others)" * (len(warnings) > 1)
+            warn(f"attach: {warnings[0]}{more}")
         return parts
 
     def paths(self, model: Module) -> list[str]:
-        """The paths of the target layers; ValueError for a pattern that matches none."""
+        """Return the paths of the target layers; ValueError for a pattern without a match."""
         layers = adaptable(model)
         named = [target for target in self.targets if target != ALL_LINEAR]
-        found = matching(layers, named or [""] * (not self.targets), "attach: no layer")
+        paths = matching(layers, named or [""] * (not self.targets), "attach: no layer")
         if ALL_LINEAR in self.targets:
             trained = set(self._trained(model))
-            found = [at for at, layer in layers.items() if at in found
+            paths = [at for at, layer in layers.items() if at in paths
                      or (isinstance(bare(layer), Linear) and f"{at}.W" not in trained)]
-        return found
+        return paths
 
     def copied(self, model: Module) -> list[str]:
         base, paths = base_of(model), self.paths(model)
@@ -120,7 +122,7 @@ class LoRAConfig(Method, called="lora"):
         return below([*base_of(model)], self.trainable, "attach: trainable: no parameter")
 
     def scaled(self, alpha: float, r: int) -> float:
-        """The alpha of a layer's adapter, whose scale is alpha / r."""
+        """Return the alpha of a layer's adapter; its scale is alpha / r."""
         return alpha
 
     def count(self, config: Any) -> int:
@@ -130,19 +132,19 @@ class LoRAConfig(Method, called="lora"):
         for target in self.targets:
             if target not in sides or self.rank_pattern or self.bias != "none" or self.trainable:
                 raise ValueError(
-                    f"count: the formula is for targets among {', '.join(sides)} of one rank, and "
-                    f"not for {self}: count it on shapes"
+                    f"count: the formula is for targets among {', '.join(sides)} of one rank, not "
+                    f"for {self}: use accounting.plan"
                 )
         return sum(self.r * sides[target] for target in {*self.targets})
 
 
 def _patterns(name: str, given: Any) -> tuple[str, ...]:
-    """The patterns, one alone or several, as a tuple."""
+    """Return one pattern, or several, as a tuple."""
     patterns = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for pattern in (patterns := tuple(patterns)):
         if not isinstance(pattern, str):
             raise ValueError(
-                f'LoRAConfig: {name} takes names or patterns such as "q" and "attn.*", '
+                f'LoRAConfig: {name} takes patterns such as "q" and "attn.*", '
                 f"not {describe(pattern)}"
             )
     return patterns
@@ -152,8 +154,8 @@ def _alpha(name: str, given: Any) -> float:
     alpha = real("LoRAConfig", name, given)
     if alpha == 0:
         raise ValueError(
-            f"LoRAConfig: {name} must not be 0: the adapter would change nothing, and learn nothing"
+            f"LoRAConfig: {name} must not be 0: the adapter could change and learn nothing"
         )
     if alpha < 0:
-        warn(f"LoRAConfig: {name} is {alpha:g}: a negative alpha turns the update around")
+        warn(f"LoRAConfig: {name} is {alpha:g}: a negative alpha reverses the update")
     return alpha

@@ -1,4 +1,4 @@
-"""LoRA's `load`: the file of an adapter, and the paths that it adapts."""
+"""LoRA's `load`, which returns the adapted paths."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def load(
     model: Module, path: str | os.PathLike[str], name: str | None = None, trainable: bool = False,
     base_dtype: Any = None,
 ) -> list[str]:
-    """Attach the adapter in a file of `save`; return the adapted paths. See `adapters.load`."""
+    """Attach the adapter in a file from `save`; return the adapted paths. See `adapters.load`."""
     files.load(model, path, name, trainable, base_dtype)
     return list(adapters_of(model, state_of(model).active[-1]))

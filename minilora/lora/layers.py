@@ -17,7 +17,7 @@ from ..tensor import Tensor
 class LoRALinear(Adapter):
     """y = W0 x + b + scale · B A x        x: (..., k)   y: (..., d)        equation 3
     A: (r, k)   B: (d, r)   scale = alpha / r
-    A and B are float32 in a layer of half precision too: a half would lose most updates.
+    A and B are float32 even in a half-precision layer, which would lose most updates.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class LoRALinear(Adapter):
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         mask = self.mask(x)
-        if type(inner) is Linear:  # the first adapter of the layer: one op for both
+        if type(inner) is Linear:  # the layer's first adapter: one op for both
             return ops.lora_linear(
                 x, inner.W, inner.b, self.A, self.B, mask, scale=self.scale)
         y: Tensor = inner(x)
         return y + self.update(x if mask is None else x * mask)
 
     def update(self, x: Tensor) -> Tensor:
-        """scale · B A x"""
+        """Return scale · B A x."""
         return ops.linear(ops.linear(x, self.A), self.B) * self.scale
 
     def mask(self, x: Tensor) -> Array | None:
-        """Dropout's mask for x; None outside training."""
+        """Return the dropout mask for x; None outside training."""
         if not (self.training and self.dropout):
             return None
         return ops.dropout_mask(  # type: ignore
@@ -61,7 +61,7 @@ class LoRALinear(Adapter):
         return [(self.scale, self.B, self.A)]
 
     def delta(self) -> Array:
-        """Σ scale · B A of the factors, float64, (d, k)."""
+        """Return ΔW = Σ scale · B A, float64, (d, k)."""
         total: Array = sum(
             s * (B.data.astype("float64") @ A.data.astype("float64"))
             for s, B, A in self.factors())
@@ -69,13 +69,13 @@ class LoRALinear(Adapter):
 
     @staticmethod
     def sides(layer: Any) -> tuple[int, int]:
-        """(d, k) of B A."""
+        """Return (d, k), the shape of B A."""
         d, k = layer.W.shape
         return d, k
 
     @staticmethod
     def std(r: int, k: int) -> float:
-        """The standard deviation of A at the start."""
+        """Return the standard deviation of A at the start."""
         return 1 / math.sqrt(k)
 
     def extra_repr(self) -> str:
@@ -84,7 +84,7 @@ class LoRALinear(Adapter):
 
 class LoRAEmbedding(LoRALinear):
     """W0[ids] + scale · (B A)ᵀ[ids]        W0: (n, d)   A: (r, n)   B: (d, r)
-    One table, one ΔW: a head that is tied to the table reads W0 + ΔW too, so merging keeps the tie.
+    A head that is tied to the table uses W0 + ΔW too, so it is still tied after merging.
     """
 
     def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:

@@ -1,10 +1,10 @@
 """The methods that the paper compares LoRA with (§2, §5.1), LoRA itself, and its variants.
 
-    methods.apply(model, "adapter-h", r=8)        frozen, but for what the method trains
-    methods.activate(model, "default")            that one is active, of several by name
-    methods.remove(model)                         the base, bit for bit
+    methods.apply(model, "adapter-h", r=8)        freeze the model, train the method's parameters
+    methods.activate(model, "default")            of several methods, activate this one
+    methods.remove(model)                         give the base back, bit for bit
 
-The verbs are those of the one registry, minilora.adapters, which `lora.attach` uses too.
+The functions are those of the registry, minilora.adapters. `lora.attach` uses it too.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def apply(
     model: Module, method: Method | str, name: str = "default", rng: Rng = None,
     base_dtype: Any = None, **settings: Any,
 ) -> list[str]:
-    """Freeze the model and let this method be trained instead; return the names of what it trains.
+    """Freeze the model, attach a method; return the names of the parameters that it trains.
 
-    method: a name of METHODS with its settings, or a method: "adapter-h", r=8 is AdapterH(r=8).
-    Several can be applied under names of their own; the new one is active (see `activate`). For
-    `base_dtype` see `adapters.attach`. Raises ValueError for an unknown method, for a name that is
-    taken, and where the method does not fit the model.
+    method: a name in METHODS with its settings, or a method: "adapter-h", r=8 is AdapterH(r=8).
+    Several methods can be applied under different names. The new one is active and trained, alone.
+    For `base_dtype` see `adapters.attach`. Raises ValueError for an unknown method, for a name that
+    is taken, and if the method does not fit the model.
     """
     if isinstance(method, str):
         if method not in METHODS:
@@ -70,7 +70,7 @@ def apply(
         method = METHODS[method](**settings)
     elif settings or not isinstance(method, Method):
         raise TypeError(
-            'apply: it takes a method\'s name and its settings, as in "lora", r=8, or a method, as '
-            f"in methods.LoRA(r=8): not {method!r}, {settings}"
+            'apply: give a method\'s name and its settings, as in "lora", r=8, or a method, as in '
+            f"methods.LoRA(r=8), not {method!r}, {settings}"
         )
     return _attach(model, method, name, rng, base_dtype)  # type: ignore[no-any-return]

@@ -1,11 +1,11 @@
 """Bottleneck adapters (§5.1): h + U relu(D h + b) + c        h: (..., d)
 
 h is the output of attention or of the MLP, before the skip connection adds it. D: (r, d), b: (r,),
-U: (d, r), c: (d,); the model itself is frozen. U and c start at 0, so at first the model computes
-exactly what it did.
+U: (d, r), c: (d,). The model is frozen. U and c start at 0, so at the start the model computes
+exactly what the base computes.
 
-|Θ| = L_Adpt · (2 d r + r + d) + 2 · L_LN · d: L_Adpt counts the adapters, L_LN their own layer
-norms. Tables 2 to 4 and 15 list them; table 1 has the time that they add and LoRA does not.
+|Θ| = L_Adpt · (2 d r + r + d) + 2 · L_LN · d, with L_Adpt adapters and L_LN trained layer norms.
+Tables 2 to 4 and 15 list the sizes. Table 1 shows the inference time that adapters add.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..tensor import Tensor
 
 
 def own_dtype(model: Module) -> np.dtype[Any]:
-    """The dtype of a method's own parameters: the model's, float32 at least."""
+    """Return the dtype of a method's own parameters: the model's, at least float32."""
     layers = (m for _, m in walk(model) if isinstance(bare(m), Linear | Embedding))
     return np.promote_types(bare(next(layers)).dtype, "float32")
 
 
 class Bottleneck(Adapter):
-    """h + up(relu(down(h))), h the inner module's output; with a norm h + up(relu(down(ln(h))))."""
+    """h + up(relu(down(h))), or h + up(relu(down(ln(h)))); h is the inner module's output."""
 
     def __init__(self, d: int, r: int, norm: bool, rng: np.random.Generator, dtype: Any) -> None:
         self.ln = LayerNorm(d, dtype=dtype) if norm else None
@@ -48,9 +48,9 @@ class Bottleneck(Adapter):
 
 @dataclass(frozen=True)
 class AdapterP(Method, called="adapter-p"):
-    """Pfeiffer et al. 2021: after the MLP, without a norm of its own. L_Adpt = L, L_LN = 0.
+    """Pfeiffer et al. 2021: after the MLP, without a new norm. L_Adpt = L, L_LN = 0.
 
-    r   width of the bottleneck
+    r   the width of the bottleneck
     """
 
     r: int = 8
@@ -61,14 +61,14 @@ class AdapterP(Method, called="adapter-p"):
         self._set(r=integer(type(self).__name__, "r", self.r, 1))
 
     def chosen(self, n_layers: int) -> Sequence[int]:
-        """The blocks that get adapters."""
+        """Return the numbers of the blocks that get adapters."""
         return range(n_layers)
 
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Adapter]:
         if not hasattr(getattr(model, "config", None), "n_layers"):
             raise ValueError(
-                f"{self.called} stands in the blocks of a transformer of minilora, and this model, "
-                f"a {type(model).__name__}, has no config that counts them"
+                f"{self.called}: a {type(model).__name__} has no config.n_layers: use a model with "
+                "blocks, such as ml.GPT2"
             )
         c, dtype = model.config, own_dtype(model)
         return {
@@ -92,10 +92,10 @@ class AdapterH(AdapterP, called="adapter-h"):
 
 @dataclass(frozen=True)
 class AdapterL(AdapterP, called="adapter-l"):
-    """Lin et al. 2020: after the MLP, with a norm of its own. L_Adpt = L_LN = L.
+    """Lin et al. 2020: after the MLP, with a new norm. L_Adpt = L_LN = L.
 
-    The norm stands in the adapter's own path, h + up(relu(down(ln(h)))), so this too is at first
-    what the model was.
+    The norm is inside the adapter, h + up(relu(down(ln(h)))). So the model starts as the base here
+    too.
     """
 
     norm = True
@@ -105,8 +105,8 @@ class AdapterL(AdapterP, called="adapter-l"):
 class AdapterD(AdapterP, called="adapter-d"):
     """AdapterDrop (Rücklé et al. 2020): Adapter-P in some blocks only. L_Adpt = their number.
 
-    layers   the blocks that keep their adapter, from 0; None: the upper half. Which ones the paper
-             dropped it does not say
+    layers   the blocks that keep their adapter, from 0; None: the upper half, because the paper
+             does not say which ones it dropped
     """
 
     layers: Sequence[int] | None = None
@@ -117,17 +117,17 @@ class AdapterD(AdapterP, called="adapter-d"):
             return
         if not isinstance(self.layers, list | tuple | range):
             raise ValueError(
-                f"AdapterD: layers are numbers like (0, 2), not {describe(self.layers)}"
+                f"AdapterD: layers must be integers such as (0, 2), not {describe(self.layers)}"
             )
         numbers = [integer("AdapterD", "each of layers", i) for i in self.layers]
         if not numbers:
-            raise ValueError("AdapterD: layers must name a block: without one nothing is trained")
+            raise ValueError("AdapterD: layers is empty, so nothing is trained: name a block")
         self._set(layers=tuple(sorted(set(numbers))))
 
     def chosen(self, n_layers: int) -> Sequence[int]:
         layers = range(n_layers // 2, n_layers) if self.layers is None else self.layers
         if layers[-1] >= n_layers:
             raise ValueError(
-                f"AdapterD: layers: there is no block {layers[-1]}: they are 0 to {n_layers - 1}"
+                f"AdapterD: layers: unknown block {layers[-1]}: choose from 0 to {n_layers - 1}"
             )
         return layers

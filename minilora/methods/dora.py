@@ -1,10 +1,10 @@
-"""DoRA (Liu et al. 2024): LoRA for the direction of each row of W, and a trained length for it.
+"""DoRA (Liu et al. 2024): LoRA for the direction of each row of W, and a trained length.
 
 V = W0 + s B A        y = m / |V| · V x + b        |V|: (d,), the lengths of V's rows; m: (d,)
 
-At first B = 0 and m = |W0|, so the model computes exactly what it did. |V| counts as a constant in
-the gradient (their §4.3): that takes less memory, at next to no loss of quality. A row of zeros has
-no direction, and stays what it is.
+At the start B = 0 and m = |W0|, so the model computes exactly what the base computes. The gradient
+treats |V| as a constant (their §4.3): this saves memory and costs almost no quality. A row of zeros
+has no direction, and stays as it is.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from . import sizes
 
 
 class DoRALinear(LoRALinear):
-    """y = m / |V| · V x + b        x: (..., k)   y: (..., d)   in half precision y is float32"""
+    """y = m / |V| · V x + b        x: (..., k)   y: (..., d); float32 in half precision"""
 
-    exclusive = "DoRA's m is the length of one W0 + s B A: activate it alone"
+    exclusive = "DoRA's m is the row length of one W0 + s B A: activate it alone"
 
     def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
         super().__init__(layer, r, alpha, **settings)
@@ -40,7 +40,7 @@ class DoRALinear(LoRALinear):
         return y if b is None else y + b
 
     def V(self, W: Parameter) -> Array:
-        """W0 + s B A in the layer's own dtype, float32 at least."""
+        """Return W0 + s B A, (d, k), in the layer's dtype, at least float32."""
         return W.data + self.scale * (self.B.data @ self.A.data)
 
     def row_scale(self) -> Parameter:
@@ -49,7 +49,10 @@ class DoRALinear(LoRALinear):
 
 @dataclass(frozen=True)
 class DoRA(LoRAConfig, called="dora"):
-    """LoRA's settings: |Θ| = Σ r (d_in + d_out) + d_out. Linear layers only; active alone."""
+    """DoRA with LoRA's settings. |Θ| = Σ r (d_in + d_out) + d_out. For Linear layers only.
+
+    No other adapter of the same layer can be active beside it.
+    """
 
     layers: ClassVar[Mapping[type, Any]] = {Linear: DoRALinear}
 

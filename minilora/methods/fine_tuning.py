@@ -1,7 +1,7 @@
-"""Methods that train parameters of the model itself: all, those of two blocks, the biases (§5.1).
+"""Methods that train parameters of the model: all, those of two blocks, or the biases (§5.1).
 
-Each trains copies, which stand in the model while the method is active. At first the model computes
-exactly what it did, and the base's own parameters are never written.
+Each trains copies, which are in the model while the method is active. So the model starts as the
+base, and the base's own parameters are never written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import sizes
 
 @dataclass(frozen=True)
 class Full(Method, called="full"):
-    """Full fine-tuning, FT: every parameter, Φ0 + ΔΦ, |ΔΦ| = |Φ0| (§2, equation 1)."""
+    """Full fine-tuning, FT: train every parameter, Φ0 + ΔΦ, |ΔΦ| = |Φ0| (§2, equation 1)."""
 
     def copied(self, model: Module) -> list[str]:
         return list(base_of(model))
@@ -30,17 +30,18 @@ class Full(Method, called="full"):
 
 @dataclass(frozen=True)
 class FTTop2(Method, called="fttop2"):
-    """FT^Top2: the last two blocks (Li & Liang 2021; table 3). |Θ| = 2 (12 d² + 13 d) for a GPT-2.
+    """FT^Top2: train the last two blocks (Li & Liang 2021; table 3), or the only block.
 
-    In a model with one block it is that block.
+    |Θ| = 2 (12 d² + 13 d) for a GPT-2.
     """
 
     def copied(self, model: Module) -> list[str]:
-        found = ((at, re.match(r"blocks\.(\d+)\.", at)) for at in base_of(model))
-        blocks = {at: int(match[1]) for at, match in found if match}
+        names = ((at, re.match(r"blocks\.(\d+)\.", at)) for at in base_of(model))
+        blocks = {at: int(match[1]) for at, match in names if match}
         top = sorted(set(blocks.values()))[-2:]
         if not top:
-            raise ValueError("fttop2 trains the last two of `blocks`, and this model has no blocks")
+            raise ValueError(
+                "fttop2: this model has no `blocks`: use a model with blocks, such as ml.GPT2")
         return [at for at, block in blocks.items() if block in top]
 
     def count(self, config: Any) -> int:
@@ -49,16 +50,16 @@ class FTTop2(Method, called="fttop2"):
 
 @dataclass(frozen=True)
 class BitFit(Method, called="bitfit"):
-    """Every bias vector, the norms' too, and nothing else (Zaken et al. 2021; tables 2 and 4).
+    """Train every bias vector, the norms' too, and nothing else (Zaken et al. 2021; tables 2, 4).
 
     A bias is a parameter with one axis that is not the gain of a norm. |Θ| = 11 d for each block,
-    and the biases outside of blocks.
+    plus the biases outside the blocks.
     """
 
     def copied(self, model: Module) -> list[str]:
         names = [at for at, (module, p) in base_of(model).items() if is_bias(at, module, p)]
         if not names:
-            raise ValueError("bitfit trains biases, and this model has none")
+            raise ValueError("bitfit: this model has no biases: choose another method")
         return names
 
     def count(self, config: Any) -> int:

@@ -1,7 +1,7 @@
-"""LoRA+ (Hayou et al. 2024): LoRA whose B learns faster than its A, by a constant factor λ.
+"""LoRA+ (Hayou et al. 2024): the learning rate of B is λ times the rate of A.
 
-With one rate for both, one of them hardly learns where the model is wide: the gain of a right λ
-grows with the width. They found λ = 16 a good choice. It is an optimizer, for whatever has a B.
+With one rate for both, either A or B hardly learns in a wide model, so λ matters more as the width
+grows. The authors recommend λ = 16. LoRA+ is an optimizer; it works for every method with a B.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..training.optim import AdamW
 
 
 class LoRAPlus(AdamW):
-    """AdamW with lr times a rate of each parameter's own, in its weight decay, too.
+    """AdamW whose lr is multiplied by a rate for each parameter, in the weight decay too.
 
-    rates   glob for the parameter's name -> its rate; the first that matches, 1 where none does
+    rates   glob for the parameter's full name -> its rate. The first match counts; without one, 1.
 
         optimizer = methods.LoRAPlus(model.trainable_parameters(), lr=1e-4, rates={"*.B": 16})
     """
@@ -33,8 +33,8 @@ class LoRAPlus(AdamW):
         for pattern in rates:
             if not any(fnmatchcase(name, pattern) for name in self.parameters):
                 raise ValueError(
-                    f"LoRAPlus: no parameter matches {pattern!r}: there are names like "
-                    f"{next(iter(self.parameters))}: a pattern is for the whole of it, as '*.B'"
+                    f"LoRAPlus: no parameter matches {pattern!r}: a pattern must match the full "
+                    f"name, such as {next(iter(self.parameters))}: use '*.B'"
                 )
         self.rates = {
             name: next((rate for p, rate in rates.items() if fnmatchcase(name, p)), 1.0)

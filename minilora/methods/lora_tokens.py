@@ -1,4 +1,4 @@
-"""LoRA together with trained tokens (§E, table 15)."""
+"""LoRA combined with trained tokens (§E, table 15)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .prefix import PreEmbed, PreLayer
 
 
 class _Both(Method):
-    """Two methods under one name: those that the class inherits from, with their settings."""
+    """Two methods under one name: the other base classes of the class, with their settings."""
 
     def halves(self) -> list[Any]:
         kinds: list[Any] = [kind for kind in type(self).__bases__ if kind is not _Both]
@@ -37,9 +37,9 @@ class _Both(Method):
 
 @dataclass(frozen=True)
 class LoRAPreEmbed(_Both, LoRAConfig, PreEmbed, called="lora+preembed"):
-    """LoRA and PreEmbed together. |Θ| is the sum; the tokens start random."""
+    """LoRA and PreEmbed together. |Θ| is the sum of theirs. The tokens start random."""
 
 
 @dataclass(frozen=True)
 class LoRAPreLayer(_Both, LoRAConfig, PreLayer, called="lora+prelayer"):
-    """LoRA and PreLayer together. |Θ| is the sum; the tokens start random."""
+    """LoRA and PreLayer together. |Θ| is the sum of theirs. The tokens start random."""

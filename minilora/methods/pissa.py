@@ -1,8 +1,8 @@
-"""PiSSA (Meng et al. 2024): LoRA that starts at the principal part of W0 instead of at nothing.
+"""PiSSA (Meng et al. 2024): LoRA that starts at the principal part of W0 instead of at 0.
 
-W0 = U diag(σ) V, the SVD. A0 = √(σ/s) V and B0 = U √(σ/s), from the first r parts, make s B0 A0 the
-nearest matrix of rank r to W0. W0 - s B0 A0 is frozen, and s B A is trained from there. Here W0 is
-not written: y = W0 x + b + s (B A - B0 A0) x, which at first is exactly what it was.
+W0 = U diag(σ) V is the SVD. With A0 = √(σ/s) V and B0 = U √(σ/s) of the r largest σ, s B0 A0 is the
+nearest matrix of rank r to W0. The paper freezes W0 - s B0 A0, and trains s B A from B0 and A0.
+Here W0 is not written: y = W0 x + b + s (B A - B0 A0) x, which starts exactly as the base.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..tensor import Tensor
 
 
 class _Start(Module):
-    """A0 and B0, which are frozen."""
+    """A0 and B0, both frozen."""
 
     A: Parameter
     B: Parameter
 
 
 class PiSSALinear(LoRALinear):
-    """s (B A - B0 A0) x is added: A and B are trained, from A0 and B0, which `start` keeps."""
+    """y = W0 x + b + s (B A - B0 A0) x. A and B are trained; A0 and B0 are in `start`."""
 
     def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
-        """A0: (r, k), B0: (d, r) from W0: (d, k). Beyond W0's rank, A stays random and B is 0."""
+        """A0: (r, k), B0: (d, r), W0: (d, k). If r > min(d, k), the rest of A is random, B is 0."""
         super().__init__(layer, r, alpha, **settings)
-        if not isinstance(current(), Shapes):  # which have no numbers
+        if not isinstance(current(), Shapes):  # shapes have no numbers
             W0 = asnumpy(layer.W.data).astype("float64")
             U, sigma, V = np.linalg.svd(W0, full_matrices=False)
             root, n = np.sqrt(sigma[: self.r] / abs(self.scale)), min(self.r, len(sigma))
@@ -49,9 +49,9 @@ class PiSSALinear(LoRALinear):
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         mask, start, y = self.mask(x), self.start, inner(x)
-        moved = self.update(x if mask is None else x * mask)
-        moved = moved - ops.linear(ops.linear(x, start.A), start.B) * self.scale
-        return y + moved  # type: ignore[no-any-return]
+        update = self.update(x if mask is None else x * mask)
+        update = update - ops.linear(ops.linear(x, start.A), start.B) * self.scale
+        return y + update  # type: ignore[no-any-return]
 
     def factors(self) -> Factors:
         return [(self.scale, self.B, self.A), (-self.scale, self.start.B, self.start.A)]
@@ -62,9 +62,9 @@ class PiSSALinear(LoRALinear):
 
 @dataclass(frozen=True)
 class PiSSA(LoRAConfig, called="pissa"):
-    """LoRA's settings; A and B start at the first r parts of W0's SVD.
+    """PiSSA with LoRA's settings: A and B start at the first r parts of W0's SVD.
 
-    A file holds the LoRA of rank 2 r that it has become, [B, -B0] [A; A0], and loads as that.
+    It is saved, and loads, as a LoRA of rank 2 r: [B, -B0] [A; A0].
     """
 
     layers: ClassVar[Mapping[type, Any]] = {Linear: PiSSALinear}

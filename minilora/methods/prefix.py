@@ -1,12 +1,11 @@
-"""Tokens that are trained instead of the model (§5.1): `lp` before each prompt, `li` after it.
+"""Trained tokens instead of a trained model (§5.1): `lp` before each prompt, `li` after it.
 
-They are no words of the vocabulary, but they take positions and places in the cache, as words do.
-For n given tokens the model computes lp + n + li, and returns the output for the given ones. In a
-decoder, the token after the prompt is predicted at the last of `li`, which stands behind the
-prompt. In an encoder the prompt is the sequence without its padding, and each token is read at its
-own place.
+The tokens are vectors, not words of the vocabulary. Like words, they take positions and places in
+the cache. For n given tokens the model computes lp + n + li, and returns n outputs. In a decoder
+the prompt's last output is read at the last of the `li` tokens, which predict the next word. In an
+encoder the prompt is the sequence without its padding, and each output is read at its own token.
 
-The tokens start random, N(0, 0.02²), and take part from the first step on. So these methods do not
+The vectors start random, N(0, 0.02²), and take part from the first step. So these methods do not
 start as the base, as all others do.
 """
 
@@ -19,104 +18,61 @@ from typing import Any
 
 import numpy as np
 
-from .. import ops
 from ..adapters import Adapter, Method, context, within
-from ..backend import asarray, normal, xp
+from ..backend import normal, xp
 from ..checks import integer
 from ..nn import Parameter
 from ..tensor import Tensor
 from .bottleneck import own_dtype
+from .layout import Layout
 
 
 def prompt(tokens: int | Sequence[int]) -> AbstractContextManager[None]:
-    """Inside, the first `tokens` of the model's input are the prompt: of all rows, or of each.
+    """Set the length of the prompt in the block: one integer for all rows, or one for each row.
 
     with methods.prompt(5): generate(model, ids, 20)        only `li` depends on it
     """
     return within(prompt=np.asarray(tokens))
 
 
-class Layout:
-    """Where n given tokens and lp + li trained ones stand, in rows of lp + n + li.
-
-    ends: (batch,), where each row's prompt ends
-    places: (batch, n), where each given token stands
-    which: (batch, lp + n + li), the number of the trained token at each place; -1: a given token
-    """
-
-    def __init__(self, ends: np.ndarray, n: int, lp: int, li: int) -> None:
-        self.n, at, batch = n, np.arange(n)[None], len(ends)
-        self.places = lp + at + li * (at >= ends[:, None])
-        self.last = self.places + li * (at == ends[:, None] - 1)  # where each is read in a decoder
-        self.which = np.full((batch, lp + n + li), -1)
-        free = np.ones(self.which.shape, bool)
-        np.put_along_axis(free, self.places, False, 1)
-        self.which[free] = np.tile(np.arange(lp + li), batch)
-
-    def spread(self, given: np.ndarray | None, other: Any) -> np.ndarray | None:
-        """Ids, mask or types (batch, n) at their places; `other` where trained tokens stand."""
-        if given is None:
-            return None
-        out = np.full(self.which.shape, other, given.dtype)
-        np.put_along_axis(out, self.places, given, 1)
-        return out
-
-    def mixed(self, x: Tensor, E: Tensor) -> Tensor:
-        """x (batch, n, d) at the places of the given tokens, E (lp + li, d) at the others."""
-        batch, n, d = x.shape
-        rows = ops.concat(x.reshape(batch * n, d), E, axis=0)
-        own = np.where(self.which < 0, 0, self.which + batch * n)
-        np.put_along_axis(own, self.places, np.arange(batch * n).reshape(batch, n), 1)
-        out: Tensor = ops.embedding(rows, own, dtype=x.dtype)
-        return out
-
-    def put(self, x: Tensor, E: Tensor) -> Tensor:
-        """x (batch, lp + n + li, d) with E at the places of the trained tokens."""
-        ours = asarray((self.which >= 0)[..., None].astype(str(x.dtype)))
-        rows: Tensor = ops.embedding(E, np.maximum(self.which, 0), dtype=x.dtype)
-        out: Tensor = x * (1 - ours) + rows * ours
-        return out
-
-    @staticmethod
-    def read(x: Tensor, places: np.ndarray) -> Tensor:
-        """x (batch, lp + n + li, d) at these places: (batch, n, d)."""
-        batch, n, d = x.shape
-        rows = places + n * np.arange(batch)[:, None]
-        return ops.embedding(x.reshape(batch * n, d), rows)
-
-
-class Tokens(Adapter):
-    """What both seams need: how many tokens there are, and where they stand."""
+class TokenAdapter(Adapter):
+    """An adapter that finds the layout of its input."""
 
     exclusive = "each puts trained tokens beside the prompt: activate one"
 
-    def __init__(self, called: str, lp: int, li: int, positions: int, padding: int | None) -> None:
-        self.called, self.lp, self.li = called, lp, li
-        self.positions = positions  # n_positions of the model
-        self.padding = padding  # an encoder's id for trained tokens; None: a decoder
+    def __init__(self, method: PreEmbed, model: Any) -> None:
+        self.called, self.lp, self.li = method.called, method.lp, method.li
+        self.total, self.positions = method.lp + method.li, model.config.n_positions
+        self.decoder = hasattr(model, "new_cache")
+        self.filler = int(getattr(model.config, "padding_id", 1) == 0)  # an id that is not padding
 
-    def layout(self, batch: int, n: int, mask: Any) -> Layout:
-        """Raises ValueError where the tokens are too many, or the prompt's end is unknown."""
-        if n + self.lp + self.li > self.positions:
+    def layout(self, batch: int, n: int, about: Any) -> Layout | None:
+        """Return the layout of `batch` rows of n tokens; None if they continue a decoder's cache.
+
+        about: a decoder's cache or an encoder's mask, or None. Raises ValueError if the tokens are
+        too many, or the prompt's length is missing or does not fit.
+        """
+        if self.decoder and about and about[0].n:  # the cache contains the trained tokens
+            return None
+        if n + self.total > self.positions:
             raise ValueError(
-                f"{self.called}: {n} tokens and {self.lp + self.li} trained ones are more than "
-                f"n_positions, {self.positions}: give it {self.positions - self.lp - self.li} "
-                "tokens at most"
+                f"{self.called}: {n} tokens and {self.total} trained ones exceed n_positions, "
+                f"{self.positions}: give it {self.positions - self.total} tokens at most"
             )
-        if self.padding is None:
-            ends = self.prompts(batch, n)
+        if self.decoder and self.li:
+            ends = self.prompt_lengths(batch, n)
+        elif self.decoder or about is None:
+            ends = np.full(batch, n)
         else:
-            ends = np.full(batch, n) if mask is None else n - np.argmax(mask[:, ::-1], 1)
+            ends = n - np.argmax(about[:, ::-1], 1)
         return Layout(ends, n, self.lp, self.li)
 
-    def prompts(self, batch: int, n: int) -> np.ndarray:
-        """Where each row's prompt ends, as `prompt` has said."""
+    def prompt_lengths(self, batch: int, n: int) -> np.ndarray:
+        """Return the lengths that `prompt` set, (batch,), checked."""
         ends = context().prompt
-        if not self.li:
-            return np.full(batch, n)
         if ends is None:
             raise ValueError(
-                f"{self.called}: li={self.li} tokens come after the prompt: say where it ends, as "
+                f"{self.called}: li={self.li} tokens come after the prompt: give its length, as "
                 "in with methods.prompt(tokens): model(ids)"
             )
         if ends.dtype.kind not in "iu" or ends.shape not in ((), (batch,)):
@@ -131,87 +87,78 @@ class Tokens(Adapter):
             )
         return np.broadcast_to(ends, batch)
 
-    def continues(self, state: Any) -> bool:
-        """Does a decoder go on after tokens that are in its cache, the trained ones with them?"""
-        return self.padding is None and bool(state) and state[0].n > 0
 
+class InsertTokens(TokenAdapter):
+    """Around `embed`: insert E (lp + li, d), or zeros without a `start`, among the given tokens."""
 
-class AtEmbed(Tokens):
-    """Around `embed`: E: (lp + li, d) stands among the vectors of the given tokens."""
-
-    def __init__(self, *how: Any, d: int, rng: np.random.Generator | None, dtype: Any) -> None:
-        super().__init__(*how)
-        n = self.lp + self.li
-        self.E = None if rng is None else Parameter(normal(rng, (n, d), 0.02, dtype))
+    def __init__(self, method: PreEmbed, model: Any, start: Parameter | None = None) -> None:
+        super().__init__(method, model)
+        self.E = start
 
     def forward(self, inner: Any, ids: np.ndarray, about: Any = None) -> Tensor:
         """about: a decoder's cache, an encoder's mask."""
         x: Tensor = inner(ids, about)
-        if self.continues(about):
+        layout = self.layout(ids.shape[0], ids.shape[1], about)
+        if layout is None:
             return x
-        batch, n = ids.shape
-        layout = self.layout(batch, n, about)
-        zeros = xp.zeros((self.lp + self.li, x.shape[2]), x.dtype)
-        return layout.mixed(x, Tensor(zeros) if self.E is None else self.E)
+        E = Tensor(xp.zeros((self.total, x.shape[2]), x.dtype)) if self.E is None else self.E
+        return layout.insert(x, E)
 
     def window(self, positions: int, tokens: int) -> int:
-        size = positions - self.lp - self.li
+        size = positions - self.total
         if size < 1 or (self.li and tokens > size):
             raise ValueError(
-                f"{self.called}: {tokens} tokens and {self.lp + self.li} trained ones are more "
-                f"than n_positions, {positions}" + ", and the prompt has to stay" * bool(self.li)
+                f"{self.called}: {tokens} tokens and {self.total} trained ones exceed n_positions, "
+                f"{positions}" + ", and the prompt has to stay" * bool(self.li)
             )
         return size
 
 
-class AtThrough(Tokens):
-    """Around `through`: the blocks see all tokens; only the given ones' outputs go on."""
+class RunWithTokens(TokenAdapter):
+    """Around `through`: run the blocks on all tokens, and return the outputs of the given ones."""
 
     def forward(self, inner: Any, x: Tensor, *inputs: Any) -> Tensor:
-        """inputs: a decoder's cache; an encoder's ids, mask and types."""
-        if self.continues(inputs[0]):
+        """inputs: a decoder's cache, or an encoder's ids, mask and types."""
+        about = inputs[0] if self.decoder else inputs[1]
+        layout = self.layout(x.shape[0], x.shape[1] - self.total, about)
+        if layout is None:
             return inner(x, *inputs)  # type: ignore[no-any-return]
-        mask = inputs[1] if len(inputs) > 1 else None
-        layout = self.layout(x.shape[0], x.shape[1] - self.lp - self.li, mask)
-        if self.padding is not None:
-            others = self.padding, True, 0
-            inputs = tuple(layout.spread(*pair) for pair in zip(inputs, others))
+        if not self.decoder:
+            inputs = tuple(map(layout.spread, inputs, (self.filler, True, 0)))
         with within(layout=layout):
             y = inner(x, *inputs)
-        return layout.read(y, layout.last if self.padding is None else layout.places)
+        return layout.read(y, layout.last if self.decoder else layout.places)
 
 
-class Before(Adapter):
-    """Around a block, or the dropout before the first: E replaces the trained tokens' vectors."""
+class ReplaceBefore(Adapter):
+    """Around a block: E (lp + li, d) replaces the trained tokens' vectors in its input."""
 
-    def __init__(self, n: int, d: int, rng: np.random.Generator, dtype: Any) -> None:
-        self.E = Parameter(normal(rng, (n, d), 0.02, dtype))        # (lp + li, d)
+    def __init__(self, start: Parameter) -> None:
+        self.E = start
 
     def forward(self, inner: Any, x: Tensor, *inputs: Any, **settings: Any) -> Tensor:
-        layout = context().layout
-        if layout is not None:
-            x = layout.put(x, self.E)
-            if settings.get("context") is not None:  # what DeBERTa's last block looks at again
-                settings["context"] = layout.put(settings["context"], self.E)
-        out: Tensor = inner(x, *inputs, **settings)
-        return out
+        if (layout := context().layout) is not None:
+            x = layout.replace(x, self.E)
+            if settings.get("context") is not None:  # keys and values of DeBERTa's last block
+                settings["context"] = layout.replace(settings["context"], self.E)
+        return inner(x, *inputs, **settings)  # type: ignore[no-any-return]
 
 
-class AfterDrop(Before):
-    """Around the dropout before the first block: E is put behind it."""
+class ReplaceAfter(ReplaceBefore):
+    """Around the dropout before the first block: E replaces them in its output."""
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         layout, y = context().layout, inner(x)
-        return y if layout is None else layout.put(y, self.E)  # type: ignore[no-any-return]
+        return y if layout is None else layout.replace(y, self.E)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class PreEmbed(Method, called="preembed"):
-    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): the embeddings of lp + li tokens are
-    trained. |Θ| = d (lp + li).
+    """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): train the embeddings of lp + li
+    tokens. |Θ| = d (lp + li).
 
-    lp   how many come before the prompt
-    li   how many come after it; then `methods.prompt` has to say where it ends
+    lp   tokens before the prompt
+    li   tokens after the prompt; then `methods.prompt` has to set its length
     """
 
     lp: int = 8
@@ -226,23 +173,24 @@ class PreEmbed(Method, called="preembed"):
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Adapter]:
         if not (hasattr(model, "embed") and hasattr(model, "through")):
             raise ValueError(
-                f"{self.called}: this model has no seams `embed` and `through` for trained tokens: "
-                "build them in, as models/gpt2.py does"
+                f"{self.called}: this model has no modules `embed` and `through` to put trained "
+                "tokens in: add them as models/gpt2.py does"
             )
         if self.lp + self.li >= (most := model.config.n_positions):
             raise ValueError(
-                f"{self.called}: lp + li = {self.lp + self.li} of n_positions, {most}: take fewer: "
-                "the prompt takes places, too"
+                f"{self.called}: lp + li = {self.lp + self.li} leaves no place for a prompt: "
+                f"n_positions is {most}: take fewer"
             )
-        padding = None
-        if not hasattr(model, "new_cache"):  # an encoder: any id that is no padding
-            padding = int(getattr(model.config, "padding_id", 1) == 0)
-        how = self.called, self.lp, self.li, most, padding
-        return {**self.tokens(model, how, rng), "through": AtThrough(*how)}
+        return {**self.tokens(model, rng), "through": RunWithTokens(self, model)}
 
-    def tokens(self, model: Any, how: Any, rng: np.random.Generator) -> dict[str, Adapter]:
-        """The adapters with the tokens' vectors."""
-        return {"embed": AtEmbed(*how, d=model.config.d_model, rng=rng, dtype=own_dtype(model))}
+    def tokens(self, model: Any, rng: np.random.Generator) -> dict[str, Adapter]:
+        """The adapters with the tokens' vectors, by path."""
+        return {"embed": InsertTokens(self, model, self.start(model, rng))}
+
+    def start(self, model: Any, rng: np.random.Generator) -> Parameter:
+        """Draw the vectors at the start, (lp + li, d)."""
+        shape = self.lp + self.li, model.config.d_model
+        return Parameter(normal(rng, shape, 0.02, own_dtype(model)))
 
     def renamed(self, name: str) -> str:
         return "embed.E" if name == "tok.E" else name
@@ -254,16 +202,15 @@ class PreEmbed(Method, called="preembed"):
 @dataclass(frozen=True)
 class PreLayer(PreEmbed, called="prelayer"):
     """Prefix-layer tuning, PreLayer (§5.1; tables 3, 4, 15): before every block, trained vectors
-    replace those of the lp + li tokens; before the first one, embedding and position.
+    replace those of the lp + li tokens; before the first block, embedding and position.
     |Θ| = L d (lp + li). For GPT-3 the paper prints more in all five rows of table 15.
     """
 
-    def tokens(self, model: Any, how: Any, rng: np.random.Generator) -> dict[str, Adapter]:
-        c, n, dtype = model.config, self.lp + self.li, own_dtype(model)
-        parts: dict[str, Adapter] = {"drop": AfterDrop(n, c.d_model, rng, dtype)}
-        for i in range(1, c.n_layers):
-            parts[f"blocks.{i}"] = Before(n, c.d_model, rng, dtype)
-        return {**parts, "embed": AtEmbed(*how, d=c.d_model, rng=None, dtype=dtype)}
+    def tokens(self, model: Any, rng: np.random.Generator) -> dict[str, Adapter]:
+        parts: dict[str, Adapter] = {"drop": ReplaceAfter(self.start(model, rng))}
+        for i in range(1, model.config.n_layers):
+            parts[f"blocks.{i}"] = ReplaceBefore(self.start(model, rng))
+        return {**parts, "embed": InsertTokens(self, model)}
 
     def count(self, config: Any) -> int:
         return config.n_layers * super().count(config)  # type: ignore[no-any-return]

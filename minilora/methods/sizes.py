@@ -1,4 +1,4 @@
-"""How many numbers a model has, by formula: V d + P d + L (12 d² + 13 d) + 2 d for a GPT-2."""
+"""Numbers of parameters by formula: V d + P d + L (12 d² + 13 d) + 2 d for a GPT-2."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def d_ff(c: Any) -> int:
-    """The width of the MLP."""
+    """Return the width of the MLP."""
     return int(c.d_ff or 4 * c.d_model)
 
 
 def block(c: Any) -> int:
-    """q, k, v, o and the MLP with their biases, two norms: 12 d² + 13 d if d_ff = 4 d."""
+    """Count one block: q, k, v, o, MLP and two norms. 12 d² + 13 d if d_ff = 4 d."""
     d: int = c.d_model
     return (4 + _own(c)) * (d * d + d) + (2 * d * d_ff(c) + d_ff(c) + d) + 4 * d
 
 
 def total(c: Any) -> int:
-    """Tables, blocks, the last norm; of an encoder: its first norm, its head, DeBERTa's own."""
+    """Count a model: tables, blocks and last norm; in an encoder first norm, head and DeBERTa's."""
     d: int = c.d_model
     rows = c.vocab_size + (c.n_positions if getattr(c, "position_biased_input", True) else 0)
     more = 0
@@ -31,7 +31,7 @@ def total(c: Any) -> int:
 
 
 def biases(c: Any) -> int:
-    """7 d + d_ff a block (11 d if d_ff = 4 d), the last norm's; of an encoder: as in `total`."""
+    """Count the biases: 7 d + d_ff for each block, 11 d if d_ff = 4 d; others as in `total`."""
     d, more = c.d_model, 0
     if hasattr(c, "n_types"):
         more = d + (c.num_labels or d + c.vocab_size)
@@ -41,5 +41,5 @@ def biases(c: Any) -> int:
 
 
 def _own(c: Any) -> int:
-    """The layers that a block of a DeBERTa has for distances alone."""
+    """Count the layers of a DeBERTa block that only read distances."""
     return 0 if getattr(c, "share_att_key", True) else len(c.pos_att_type)

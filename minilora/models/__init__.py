@@ -1,9 +1,9 @@
-"""Model families: the parts in transformer.py, then one file per family; whole models in files."""
+"""Model families: shared parts in transformer.py, one file per family, models in files."""
 
 import importlib
 from typing import Any
 
-_FILES = {  # public name -> the file that has it, which is loaded when it is asked for
+_FILES = {  # public name -> its file, which is loaded on first use
     "GPT2": "gpt2", "GPT2Config": "gpt2", "Bert": "bert", "BertConfig": "bert",
     "Roberta": "roberta", "RobertaConfig": "roberta", "Deberta": "deberta",
     "DebertaConfig": "deberta", "SHAPES": "families", "build": "families",

@@ -1,8 +1,8 @@
 """BERT (Devlin et al. 2019): a post-norm encoder with token types, pooled at its first token.
 
-`Encoder` is BERT, and the other families say what is different. Pad on the right: positions are
-counted from the left, whatever is padding. What elsewhere is the pooler is `head.dense` here, and
-there with num_labels alone.
+`Encoder` is BERT; the other families override what differs. Pad on the right: positions count from
+the left, padding included. The pooler of other implementations is `head.dense` here, which exists
+only with num_labels.
 """
 
 from __future__ import annotations
@@ -26,4 +26,4 @@ class BertConfig(EncoderConfig):
 
 
 class Bert(Encoder):
-    """ids (batch, tokens) -> logits of the words; model(ids, mask, types), types 0 and 1."""
+    """ids (batch, tokens) -> logits of the words; model(ids, mask, types) with types 0 and 1."""

@@ -1,4 +1,4 @@
-"""What generating keeps: the keys and values of the tokens that were seen."""
+"""The key/value cache of generation, and the window of a model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from ..tensor import Tensor
 
 
 class Cache:
-    """Keys and values of the tokens that one attention has seen; room for `size` tokens."""
+    """Keys and values of the tokens that one attention layer has read; capacity: `size` tokens."""
 
     def __init__(self, batch: int, size: int, d_model: int, dtype: Any) -> None:
         self.kv: Array = xp.empty((2, batch, size, d_model), dtype)
-        self.n = 0  # tokens held
+        self.n = 0  # tokens in the cache
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (batch, m, d); return everything held so far, (batch, n + m, d) each."""
+        """Append (batch, m, d); return all keys and all values, (batch, n + m, d) each."""
         start, self.n = self.n, self.n + k.shape[1]
         self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
         return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
 
 
 def window(model: Any, tokens: int) -> int:
-    """How many tokens of a text the model reads at once: its positions, less those of trained
-    tokens. Raises ValueError where `tokens` have to be read together, and are more.
+    """Return the number of tokens that the model can read at once: its positions, minus those of
+    trained tokens. Raises ValueError if `tokens` tokens must be read together and do not fit.
     """
     positions: int = model.embed.window(model.config.n_positions, tokens)
     return positions

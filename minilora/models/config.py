@@ -1,4 +1,4 @@
-"""The sizes that models share; each family's own config stands with the family."""
+"""The sizes that all models share; each family's own config is in the family's file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..config import Config
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """The sizes that every transformer has."""
+    """The sizes of a transformer."""
 
     vocab_size: int
     n_positions: int  # the longest input, in tokens
@@ -18,7 +18,7 @@ class ModelConfig(Config):
     n_layers: int
     n_heads: int  # d_model is a multiple of it
     d_ff: int = 0  # 0: four times d_model
-    dropout: float = 0.0  # of the embeddings and of what each half block adds
+    dropout: float = 0.0  # of the embeddings and of each half block's output
 
     def __post_init__(self) -> None:
         self._integers(1, "vocab_size", "n_positions", "d_model", "n_layers", "n_heads")

@@ -1,12 +1,12 @@
-"""DeBERTa v2 (He et al. 2021): attention to content and to distance, each on its own.
+"""DeBERTa v2 (He et al. 2021): attention with separate vectors for content and distance.
 
-What a token is and how far away it is are two vectors (§3.1). The score of query i and key j is
+Content and distance of a token are two vectors (§3.1). The score of query i and key j is
 
     q_i · k_j  +  q_i · r_k[δ(i, j)]  +  k_j · r_q[δ(i, j)]       content-content, c2p, p2c
 
-over √(d_head · terms), with r_k and r_q made of one table of distances, which all blocks share.
-That is eq. 4, but for the third term's δ(j, i): δ(i, j) is what transformers, and so the published
-weights, have there. Version 2 adds distances that share a row (`bucket`) and the convolution.
+over √(d_head · terms). r_k and r_q are computed from one table of distances, which all blocks
+share. This is eq. 4, except that its third term has δ(j, i): the transformers library, and so the
+published weights, use δ(i, j). Version 2 adds buckets of distances (`bucket`) and the convolution.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ from .transformer import Attention
 
 @dataclass(frozen=True)
 class DebertaConfig(EncoderConfig):
-    """The sizes of a DeBERTa v2; the defaults are XXL (He et al. 2021), of 1.5 billion parameters.
+    """The sizes of a DeBERTa v2; the defaults are XXL (He et al. 2021), 1.5 billion parameters.
 
-    pos_att_type            which scores know the distance: "c2p", what a query wants, "p2c", what a
-                            key offers; () is BERT's attention
-    share_att_key           q and k read the table of distances too, instead of layers of its own
-    position_buckets        distances that are told apart, each way; 0: all up to the largest
+    pos_att_type            scores that depend on the distance: "c2p", through the query, "p2c",
+                            through the key; () is BERT's attention
+    share_att_key           q and k also project the table of distances; False: layers of its own
+    position_buckets        buckets of distances in each direction; 0: one for each distance
     max_relative_positions  the largest distance; 0: n_positions
-    norm_rel_ebd            a layer norm over the table of distances
-    position_biased_input   positions are added to the tokens as well, as in BERT
-    conv_kernel_size        tokens that the convolution beside the first block sees; 0: none
-    conv_act                what follows it, "tanh" or "gelu"
-    z_steps                 how often the last block reads what it reads, the enhanced mask decoder;
-                            0 and 1: once
+    norm_rel_ebd            apply a layer norm to the table of distances
+    position_biased_input   also add positions to the tokens, as in BERT
+    conv_kernel_size        the width of the convolution beside the first block; 0: none
+    conv_act                its activation, "tanh" or "gelu"
+    z_steps                 how often the last block runs (enhanced mask decoder); 0 and 1: once
     """
 
     vocab_size: int = 128100
@@ -70,40 +69,40 @@ class DebertaConfig(EncoderConfig):
             0, "position_buckets", "max_relative_positions", "conv_kernel_size", "z_steps")
         for name in ("share_att_key", "norm_rel_ebd", "position_biased_input"):
             if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{who}: {name} is True or False, not {describe(value)}")
+                raise ValueError(f"{who}: {name} must be True or False, not {describe(value)}")
         if not isinstance(kinds, list | tuple) or not all(kind in ("c2p", "p2c") for kind in kinds):
             raise ValueError(
-                f'{who}: pos_att_type is some of ("c2p", "p2c"), not {describe(kinds)}'
+                f'{who}: pos_att_type must contain only "c2p" and "p2c", not {describe(kinds)}'
             )
         self._set(pos_att_type=tuple(sorted(set(kinds))))
         choice(who, "conv_act", self.conv_act, ("tanh", "gelu"))
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise ValueError(
-                f"{who}: conv_kernel_size {self.conv_kernel_size} is even: an odd one has a middle"
+                f"{who}: conv_kernel_size {self.conv_kernel_size} is even: give an odd number or 0"
             )
         most = self.most
         if self.position_buckets and not 1 < self.position_buckets < 2 * (most - 1):
             raise ValueError(
                 f"{who}: position_buckets {self.position_buckets} is not from 2 to "
-                f"{2 * most - 3}, for distances up to {most - 1}: 0 tells each of them apart"
+                f"{2 * most - 3}, for distances up to {most - 1}: 0 gives each its own row"
             )
 
     @property
     def most(self) -> int:
-        """All distances are less, each way."""
+        """A bound: every distance is smaller, in both directions."""
         return self.max_relative_positions or self.n_positions
 
     @property
     def span(self) -> int:
-        """Rows of the table of distances, each way."""
+        """The rows of the table of distances for each direction."""
         return self.position_buckets or self.most
 
 
 class Deberta(Encoder):
     """ids (batch, tokens) -> logits. `rel` is the table of distances, `ln_r` the norm over it.
 
-    z_steps is the enhanced mask decoder (§3.2) as transformers has it: the last block reads on, and
-    no absolute positions are added to its queries.
+    z_steps is the enhanced mask decoder (§3.2) as in the transformers library: the last block runs
+    again, and no absolute positions are added to its queries.
     """
 
     config: DebertaConfig
@@ -121,22 +120,22 @@ class Deberta(Encoder):
         self.conv = Conv(c, rng=rng, dtype=dtype) if c.conv_kernel_size else None
 
     def run_blocks(self, x: Tensor, mask: Given) -> Tensor:
-        """All blocks; beside the first one a convolution, the last one z_steps times."""
+        """Run all blocks, with a convolution beside the first; run the last one z_steps times."""
         first, how = x, {"at": distances(x.shape[1], self.config), "mask": mask}
         table = self.table()
         for i, block in enumerate(self.blocks):
             before, x = x, self.run(block, x, *table, **how)
             if i == 0 and self.conv is not None:
                 x = self.conv(first, x, mask)
-        for _ in range(1, self.config.z_steps):  # its queries go on, what they look at stays
-            # never recomputed: that would find no gradient for what is given by name
+        for _ in range(1, self.config.z_steps):  # new queries, the same keys and values
+            # not recomputed: `recomputed` gives no gradient to keyword arguments
             x = self.blocks[-1](x, *table, context=before, **how)
         return x
 
     def table(self) -> list[Tensor]:
-        """[(1, 2 span, d)], a vector for each distance; [] where no score depends on distance.
+        """Return [(1, 2 span, d)], a vector for each distance; [] if no score depends on distance.
 
-        The first axis is the batch: an adapter that differs by row gives each row a table.
+        The first axis is the batch, because `per_row` gives each batch row its own table.
         """
         if self.rel is None:
             return []
@@ -157,7 +156,7 @@ class Deberta(Encoder):
 
 
 class Disentangled(Attention):
-    """Attention whose scores know the distance; without `pos_att_type`, plain attention."""
+    """Attention whose scores depend on distance; without `pos_att_type`, as in BERT."""
 
     def __init__(self, c: DebertaConfig, *, rng: np.random.Generator, dtype: Any) -> None:
         super().__init__(c.d_model, c.n_heads, causal=False, rng=rng, dtype=dtype)
@@ -174,7 +173,7 @@ class Disentangled(Attention):
         self, x: Tensor, table: Tensor | None = None, *, at: np.ndarray, mask: Given = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """table: of distances, where there is one   context: what is looked at; None: x itself."""
+        """table: (1, 2 span, d), of distances, or None   context: input of k and v; None: x."""
         context = x if context is None else context
         q, k, v = self.q(x), self.k(context), self.v(context)
         if table is None:
@@ -188,7 +187,7 @@ def disentangled(
     q: Tensor, k: Tensor, v: Tensor, pos_k: Tensor | None, pos_q: Tensor | None, *,
     at: np.ndarray, heads: int, mask: Given = None,
 ) -> Tensor:
-    """Attention with the scores above        q, k, v: (batch, n, d)   out: (batch, n, d)
+    """Return attention with the scores above        q, k, v: (batch, n, d)   out: (batch, n, d)
 
     pos_k, pos_q: (1 or batch, 2 span, d), a row for each distance, or None
     at: (n, n), the row for each query and key, on the host
@@ -215,49 +214,49 @@ def disentangled(
 
 
 def turned(x: Tensor) -> Tensor:
-    """The last two of four axes change places."""
+    """Swap the last two of four axes."""
     return ops.transpose(x, axes=(0, 1, 3, 2))
 
 
 def along(x: Tensor, at: np.ndarray) -> Tensor:
-    """x[..., i, at[i, j]], at (n, n)        x: (batch, heads, n, rows)   out: (batch, heads, n, n)
+    """Return x[..., i, at[i, j]], at: (n, n)        x: (batch, heads, n, rows)
 
-    Read as a lookup: of the table that has a row, of all heads, for each i and distance.
+    out: (batch, heads, n, n). A lookup in a table with one row for each i and distance.
     """
     batch, heads, n, rows = x.shape
     table = x.reshape(batch * heads, n * rows).T
-    found = ops.embedding(table, np.arange(n)[:, None] * rows + at)
-    return ops.transpose(found, axes=(2, 0, 1)).reshape(batch, heads, n, n)
+    scores = ops.embedding(table, np.arange(n)[:, None] * rows + at)    # (n, n, batch · heads)
+    return ops.transpose(scores, axes=(2, 0, 1)).reshape(batch, heads, n, n)
 
 
-@functools.lru_cache(maxsize=4)  # every step of a training asks for the same
+@functools.lru_cache(maxsize=4)  # all steps of a training run use the same array
 def distances(n: int, c: DebertaConfig) -> np.ndarray:
-    """δ(i, j): the row of the table for query i and key j, (n, n)."""
+    """Return δ(i, j), (n, n): the row of the table for query i and key j."""
     away = np.arange(n)[:, None] - np.arange(n)
     if c.position_buckets:
         away = bucket(away, c.position_buckets, c.most)
     at: np.ndarray = np.clip(away + c.span, 0, 2 * c.span - 1)
-    at.setflags(write=False)  # it is everybody's
+    at.setflags(write=False)  # all callers share it
     return at
 
 
 def bucket(away: np.ndarray, size: int, most: int) -> np.ndarray:
-    """Distances up to size / 2 as they are; then ever more of them alike, by their logarithm.
+    """Return distances up to size / 2 unchanged, and larger ones in buckets by their logarithm.
 
-    The largest of all, most - 1, is size - 1; one beyond it is more, and `distances` cuts it off.
+    The largest distance, most - 1, becomes size - 1. `distances` clips those beyond it.
     """
     middle = size // 2
     far = np.log(np.maximum(np.abs(away), middle) / middle) / math.log((most - 1) / middle)
     far = middle + np.ceil(far * (middle - 1)).astype(int)
-    found: np.ndarray = np.where(np.abs(away) <= middle, away, np.sign(away) * far)
-    return found
+    buckets: np.ndarray = np.where(np.abs(away) <= middle, away, np.sign(away) * far)
+    return buckets
 
 
 class Conv(Module):
-    """ln(y + f(W x of the tokens around + b))        x: what the blocks start from, y: their first
+    """ln(y + f(W [neighbours of x] + b))        x: input of the first block, y: its output
 
-    W: (d, tokens · d), a Linear over neighbours that lie side by side; beyond the ends, and where
-    there is padding, they are 0.
+    W: (d, tokens · d), a Linear over the concatenated neighbours. Neighbours beyond the ends, and
+    padding, are 0.
     """
 
     def __init__(self, c: DebertaConfig, *, rng: np.random.Generator, dtype: Any) -> None:

@@ -1,6 +1,6 @@
-"""What encoders share: the post-norm block, the sum of embeddings, and the two heads.
+"""The shared parts of encoders: the post-norm block, the sum of embeddings, and the two heads.
 
-Everything is BERT's (Devlin et al. 2019, §3 and §4.1), until a family says otherwise.
+All parts are BERT's (Devlin et al. 2019, §3 and §4.1), unless a family overrides them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .transformer import MLP, Attention, Seam
 
 
 class Block(Module):
-    """ln1(x + attn(x)), then ln2(x + mlp(x)): post-norm (Vaswani et al. 2017, §3.1), GELU exact.
+    """ln1(x + attn(x)), then ln2(x + mlp(x)): post-norm (Vaswani et al. 2017, §3.1), exact GELU.
 
-    attn: the attention of the family, which gets all that forward is given.
+    attn: the family's attention; it gets all arguments of forward.
     x: (batch, tokens, d) -> (batch, tokens, d)
     """
 
@@ -41,7 +41,7 @@ class Block(Module):
 
 
 class MaskedLM(Module):
-    """E ln(gelu(dense(x))) + b, E the table of tokens: a score for each word (§3.1, task 1).
+    """E ln(gelu(dense(x))) + b, a score for each word; E is the token table (§3.1, task 1).
 
     x: (batch, tokens, d) -> (batch, tokens, vocab_size)
     """
@@ -56,9 +56,9 @@ class MaskedLM(Module):
 
 
 class Classifier(Module):
-    """out(f(dense(x of the first token))): a score for each class (§4.1, with f = tanh).
+    """out(f(dense(x of the first token))), a score for each class (§4.1, with f = tanh).
 
-    twice: dropout before `dense` as well as after f.   x: (batch, tokens, d) -> (batch, num_labels)
+    twice: apply dropout before `dense` too.   x: (batch, tokens, d) -> (batch, num_labels)
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class Classifier(Module):
 
 
 class Encoder(Module):
-    """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size); where the
-    config has num_labels, (batch, num_labels).
+    """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size), or
+    (batch, num_labels) if the config has num_labels.
 
-    recompute: in training, each block's activations are computed again instead of kept.
-    Dropout is on the embeddings, on what each half block adds and in the head, but not, as in BERT,
-    on the attention's weights.
+    recompute: in training, compute each block's activations again instead of keeping them.
+    Dropout applies to the embeddings, to each half block's output and in the head. Unlike in BERT,
+    it does not apply to the attention weights.
     """
 
-    pooling: Any = staticmethod(ops.tanh)  # f in the head for classes
-    drops_twice = False  # in that head
+    pooling: Any = staticmethod(ops.tanh)  # f in the classifier
+    drops_twice = False  # its `twice`
 
     @our_words
     def __init__(
@@ -93,7 +93,7 @@ class Encoder(Module):
     ) -> None:
         c, rng = config, generator(rng)
         self.config, self.recompute = config, recompute
-        self.tokenizer: Any = None  # whoever has one puts it here
+        self.tokenizer: Any = None  # set by the caller or by load_model
         self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
         rows = self.rows()
         self.pos = Embedding(rows, c.d_model, rng=rng, dtype=dtype) if rows else None
@@ -111,14 +111,14 @@ class Encoder(Module):
         )
 
     def forward(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        """mask: (batch, tokens), on the host, 1 where a token is real, 0 where it is padding; None:
-        all are real.   types: (batch, tokens), which kind of token each is; None: all of kind 0.
+        """mask: (batch, tokens), on the host, 1 for a token, 0 for padding; None: no padding.
+        types: (batch, tokens), the type of each token; None: all have type 0.
         """
         scores: Tensor = self.head(self.encode(ids, mask, types), self.tok)
         return scores
 
     def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
-        """The last block's output for each token, (batch, tokens, d_model)."""
+        """Return the last block's output for each token, (batch, tokens, d_model)."""
         ids, mask, types = checked(type(self).__name__, self.config, ids, mask, types)
         embed, through = self.embed.around(self.vectors), self.through.around(self.stack)
         x: Tensor = through(embed(ids, mask), ids, mask, types)     # (batch, tokens, d_model)
@@ -130,15 +130,15 @@ class Encoder(Module):
         return rows
 
     def stack(self, x: Tensor, ids: np.ndarray, mask: Given, types: Given) -> Tensor:
-        """Add positions and types to the tokens' vectors, normalize, then run all blocks."""
+        """Add positions and types to the tokens' vectors, normalize, and run all blocks."""
         if self.pos is not None:
-            x = x + self.pos(self.positions(ids, mask))
+            x = x + self.pos(self.positions(ids, mask))         # (batch, tokens, d_model)
         if self.types is not None:
             x = x + self.types(slice(0, 1) if types is None else types)
-        return self.run_blocks(self.drop(self.ln_e(x)), mask)
+        return self.run_blocks(self.drop(self.ln_e(x)), mask)   # (batch, tokens, d_model)
 
     def run_blocks(self, x: Tensor, mask: Given) -> Tensor:
-        """All blocks, one after the other."""
+        """Run all blocks in order."""
         for block in self.blocks:
             x = self.run(block, x, mask=mask)
         return x
@@ -147,14 +147,14 @@ class Encoder(Module):
         return recomputed(block, *inputs, **how) if self.recompute else block(*inputs, **how)
 
     def rows(self) -> int:
-        """Of the table of positions; 0: there is none."""
+        """Return the number of rows of the position table; 0: no table."""
         return self.config.n_positions
 
     def positions(self, ids: np.ndarray, mask: Given) -> Any:
-        """Which rows of that table are added: 0, 1, 2 ..., whatever is padding."""
+        """Return the rows of that table to add: 0, 1, 2, ..., padding included."""
         return slice(0, ids.shape[1])
 
     def attention(self, rng: np.random.Generator, dtype: Any) -> Module:
-        """A block's, as the family has it."""
+        """Create the attention of one block."""
         c = self.config
         return Attention(c.d_model, c.n_heads, causal=False, rng=rng, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which model a config makes; a family's name is that in its files."""
+"""The model families by name, and the model for a config; files use the same names."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ SHAPES: dict[str, ModelConfig] = {  # Radford et al. 2019; Brown et al. 2020, ta
 
 
 def family_of(config: ModelConfig) -> str:
-    """The name of the family. Raises TypeError where it is no model's config."""
+    """Return the family's name. Raises TypeError if `config` is not a model's config."""
     for name, (kind, _) in FAMILIES.items():
         if type(config) is kind:
             return name
     kinds = ", ".join(kind.__name__ for kind, _ in FAMILIES.values())
-    raise TypeError(f"a model is made of one of {kinds}, not of {type(config).__name__}")
+    raise TypeError(f"a model's config must be one of {kinds}, not {type(config).__name__}")
 
 
 def build(config: ModelConfig, **how: Any) -> Any:
-    """The model of this config; how: rng, dtype, recompute."""
+    """Return a new model with this config; how: rng, dtype, recompute."""
     return FAMILIES[family_of(config)][1](config, **how)
 
 
 def smallest(config: ModelConfig) -> Any:
-    """A model of the same parts, as small as can be: for its names."""
+    """Return the smallest model with the same parameter names."""
     return build(replace(config, vocab_size=1, d_model=1, n_heads=1, d_ff=1), rng=0)

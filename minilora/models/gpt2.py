@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): pre-norm decoder, learned positions, head tied to the embedding."""
+"""GPT-2 (Radford et al. 2019): a pre-norm decoder with learned positions and a tied head."""
 from __future__ import annotations
 
 import math
@@ -31,7 +31,7 @@ class GPT2Config(ModelConfig):
 
 class GPT2(Module):
     """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size).
-    recompute: in training, each block's activations are computed again instead of kept.
+    recompute: in training, compute each block's activations again instead of keeping them.
     """
 
     @our_words
@@ -40,7 +40,7 @@ class GPT2(Module):
         recompute: bool = False) -> None:
         c, rng = config, generator(rng)
         self.config, self.recompute = config, recompute
-        self.tokenizer: Any = None  # whoever has one puts it here
+        self.tokenizer: Any = None  # set by the caller or by load_model
         self.tok = Embedding(c.vocab_size, c.d_model, rng=rng, dtype=dtype)
         self.pos = Embedding(c.n_positions, c.d_model, rng=rng, dtype=dtype)
         self.blocks = [
@@ -52,7 +52,7 @@ class GPT2(Module):
         self.embed, self.through = Seam(), Seam()
 
     def forward(self, ids: Any, cache: Sequence[Cache] | None = None) -> Tensor:
-        """With a `cache` (see `new_cache`), ids continue the tokens that are in it."""
+        """With a `cache` (see `new_cache`), ids continue the tokens in it."""
         ids = np.asarray(ids)
         start, most = cache[0].n if cache else 0, self.config.n_positions
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
@@ -69,15 +69,15 @@ class GPT2(Module):
         return self.tok(ids)
 
     def stack(self, x: Tensor, cache: Sequence[Cache] | None = None) -> Tensor:
-        """Add positions to the tokens' vectors, then run all blocks."""
+        """Add positions to the tokens' vectors, and run all blocks."""
         start = cache[0].n if cache else 0
-        x = self.drop(x + self.pos(slice(start, start + x.shape[1])))
+        x = self.drop(x + self.pos(slice(start, start + x.shape[1])))   # (batch, tokens, d_model)
         caches: Sequence[Any] = cache or [None] * len(self.blocks)
         for block, own in zip(self.blocks, caches, strict=True):
             x = recomputed(block, x) if self.recompute and not cache else block(x, own)
         return x
 
     def new_cache(self, batch: int) -> list[Cache]:
-        """An empty key/value cache for each block."""
+        """Return an empty key/value cache for each block."""
         c, dtype = self.config, self.ln_f.g.dtype
         return [Cache(batch, c.n_positions, c.d_model, dtype) for _ in range(c.n_layers)]

@@ -1,4 +1,4 @@
-"""What an encoder is given, checked: ids, which of them are padding, and their types."""
+"""Checks of an encoder's inputs: ids, mask and types."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Given = np.ndarray | None
 
 @dataclass(frozen=True)
 class EncoderConfig(ModelConfig):
-    """What an encoder has beside: of the heads, and of the rows that are added to each token's."""
+    """The sizes of an encoder: those of a transformer, its token types and its head."""
 
     eps: float = 1e-12  # of every layer norm
-    n_types: int = 0  # token types, such as first and second sentence; 0: no table of them
-    num_labels: int = 0  # 0: a head that fills masks in; else one that tells classes apart
+    n_types: int = 0  # token types, such as first and second sentence; 0: none
+    num_labels: int = 0  # 0: a masked-language-model head; else a classifier
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,7 +30,7 @@ class EncoderConfig(ModelConfig):
 def checked(
     who: str, c: EncoderConfig, ids: Any, mask: Any, types: Any
 ) -> tuple[Any, Given, Given]:
-    """ids, mask (bool) and types, each (batch, tokens) on the host; ValueError for any other."""
+    """Return ids, mask (bool) and types, each (batch, tokens) on the host, or raise ValueError."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu" or ids.ndim != 2 or not ids.shape[1]:
         raise ValueError(
@@ -45,10 +45,10 @@ def checked(
     within(who, "id", ids, c.vocab_size, "vocab_size", "encode with the model's own tokenizer")
     if mask is not None:
         mask = like(who, "mask", mask, ids)
-        odd = mask[~np.isin(mask, (0, 1))]
-        if odd.size:
+        wrong = mask[~np.isin(mask, (0, 1))]
+        if wrong.size:
             raise ValueError(
-                f"{who}: mask has {odd[0]}: it is 1 where a token is real, 0 where it is padding"
+                f"{who}: mask contains {wrong[0]}: give 1 for a token and 0 for padding"
             )
         mask = mask.astype(bool)
         if not mask.any(axis=1).all():
@@ -59,27 +59,27 @@ def checked(
     if types is not None:
         if not c.n_types:
             raise ValueError(
-                f"{who}: types are given, {np.shape(types)}, and n_types is 0: leave them out"
+                f"{who}: types {np.shape(types)} are given, but n_types is 0: leave them out"
             )
         types = like(who, "types", types, ids)
         if types.dtype.kind not in "iu":
-            raise ValueError(f"{who}: types must be integers as ids are, not {types.dtype}")
+            raise ValueError(f"{who}: types must be integers, as ids are, not {types.dtype}")
         within(who, "type", types, c.n_types, "n_types", "number them from 0, or leave them out")
     return ids, mask, types
 
 
 def like(who: str, name: str, given: Any, ids: np.ndarray) -> np.ndarray:
-    """What is given for each token, as an array of the same shape."""
+    """Return `given` as an array; ValueError unless it has the shape of ids."""
     array = np.asarray(given)
     if array.shape != ids.shape:
         raise ValueError(f"{who}: {name} is {array.shape}: it must be {ids.shape}, as ids are")
     return array
 
 
-def within(who: str, name: str, held: np.ndarray, n: int, size: str, remedy: str) -> None:
-    """Raise ValueError unless each is one of n."""
-    odd = held[(held < 0) | (held >= n)]
-    if odd.size:
+def within(who: str, name: str, numbers: np.ndarray, n: int, size: str, remedy: str) -> None:
+    """Raise ValueError unless all numbers are from 0 to n - 1."""
+    wrong = numbers[(numbers < 0) | (numbers >= n)]
+    if wrong.size:
         raise ValueError(
-            f"{who}: the {name} {odd[0]} is not from 0 to {n - 1}, {size} is {n}: {remedy}"
+            f"{who}: the {name} {wrong[0]} is not from 0 to {n - 1}, {size} is {n}: {remedy}"
         )

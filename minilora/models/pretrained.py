@@ -1,4 +1,4 @@
-"""Whole models in files: save, load, and the base that comes with the package."""
+"""Models in files: save, load, and the base model that comes with the package."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's pla
 def save_model(
     model: Model, path: str | os.PathLike[str], *, dtype: Any = None, about: Mapping[str, Any] = {}
 ) -> Path:
-    """Write config, weights and tokenizer to one .npz; `dtype`: store the weights in it.
+    """Write config, weights and tokenizer to one .npz; return its path.
 
-    None writes each as it is, a matrix that is stored in half precision as such; `load_model` gives
-    all of them in one dtype again, with the same values.
+    dtype: convert the weights to it; None: write each in its own, so a matrix in half precision
+    stays so. `load_model` converts all of them to one dtype. about: more facts for the file.
+    Raises RuntimeError inside `lora.merged`, and ValueError for a model with adapters.
     """
     if model.locked:
         raise RuntimeError(
-            "save_model: it would write the merged weights, without the adapters, and does not: "
-            f"{model.locked}; to keep them merged, lora.merge(model) and save"
+            "save_model: the merged weights would be saved without the adapters: "
+            f"{model.locked}; to save them merged, call lora.merge(model) first"
         )
     arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
-    if odd := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
+    if changed := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
         raise ValueError(
-            f"save_model: {sorted(odd)[0]} is not a plain {type(model).__name__}'s parameter: "
+            f"save_model: {sorted(changed)[0]} is no parameter of a base {type(model).__name__}: "
             "merge or detach the adapters first, or save them alone with lora.save"
         )
     if dtype is not None:
@@ -51,16 +52,16 @@ def save_model(
 
 @our_words
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
-    """The model in a file that `save_model` made, its `.tokenizer` with it. Dropout is off.
+    """Return the model in a file from `save_model`, with its `.tokenizer`. Dropout is off.
 
-    Raises ValueError, in the file's name, for what is no such file, or does not fit together.
+    dtype: that of the weights. Raises a ValueError that names the file if it is not such a file, or
+    if its parts do not fit together.
     """
     with checkpoint.opened(path, "model") as file, file.blamed():
         family, config = file.facts(family=str, config=dict)
         if family not in FAMILIES:
             raise ValueError(
-                f"it is a model of the family {family!r}, and what can be read is "
-                f"{', '.join(FAMILIES)}"
+                f"unknown model family {family!r}: load_model reads {', '.join(FAMILIES)}"
             )
         kind, make = FAMILIES[family]
         model = make(kind(**config), rng=file.budget(), dtype=dtype)
@@ -70,16 +71,16 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
         model.tokenizer = None if merges is None else BPE(merges)
         if merges is not None and model.tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
-                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, its model "
+                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
                 f"{model.config.vocab_size:,}"
             )
     return model.eval()
 
 
 def base_path(name: str) -> Path:
-    """Where the built-in base `name` lies."""
+    """Return the path of the built-in base `name`."""
     if name not in BASES:
-        raise ValueError(f"there is no built-in base {name!r}: there are {', '.join(BASES)}")
+        raise ValueError(f"unknown built-in base {name!r}: choose {', '.join(BASES)}")
     from pathlib import Path
 
     return Path(__file__).parent.parent / "data" / "bases" / f"{name}.npz"
@@ -87,6 +88,6 @@ def base_path(name: str) -> Path:
 
 @our_words
 def load_base(name: str = "shakespeare", *, dtype: Any = "float32") -> GPT2:
-    """The built-in pretrained base; `minilora pretrain` is how it was made."""
+    """Return the built-in pretrained base; the command `minilora pretrain` created it."""
     base: GPT2 = load_model(base_path(name), dtype=np.dtype(dtype))
     return base

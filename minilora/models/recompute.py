@@ -1,4 +1,4 @@
-"""Activations recomputed instead of kept: memory for time (Chen et al. 2016)."""
+"""Recompute activations instead of keeping them: less memory, more time (Chen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from ..tensor import Node, Tensor, gradients, no_grad, recording
 
 
 def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
-    """module(*xs, **how), of which the tape keeps xs alone; the backward pass runs it again.
+    """Return module(*xs, **how). The tape keeps only xs; the backward pass runs the module again.
 
-    The same value and the same gradients, to the bit, dropout and the choice of kernels included.
-    It costs one more forward pass, and saves all that the module's own rules would have kept until
-    then.
+    Value and gradients are the same, bit for bit, with the same dropout and kernels. It costs one
+    more forward pass, and saves the memory of all activations inside the module.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     wanted = [x for x in dict.fromkeys(xs) if x.requires_grad]
@@ -34,16 +33,16 @@ def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
         with choices():
             out = module(*(starts[x] for x in xs), **how)
         node, same = out._node, [x for x, start in starts.items() if out is start]
-        del out  # its numbers are not needed
+        del out  # free its array
         for path, state in later.items():
             own[path].bit_generator.state = state
-        if node is None:  # it gave back its own input, or nothing that is trained
+        if node is None:  # the output is an input, or requires no gradient
             return tuple(g if t in same else None for t in inputs)
-        made = {
+        grads = {
             leaf: grad if owned or grad is g else grad.copy()
             for leaf, grad, owned in gradients(node, g)
         }
-        return tuple(made.get(starts.get(t, t)) for t in inputs)
+        return tuple(grads.get(starts.get(t, t)) for t in inputs)
 
     y.requires_grad = True
     y._node = Node("recomputed", y.shape, [([t._node or t for t in inputs], again)])

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT without a second type, positions counted by real tokens."""
+"""RoBERTa (Liu et al. 2019): BERT with one token type, and positions that skip padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .inputs import EncoderConfig, Given
 class RobertaConfig(EncoderConfig):
     """The sizes of a RoBERTa; the defaults are RoBERTa base (Liu et al. 2019).
 
-    Its table of positions has padding_id + 1 rows more than n_positions: elsewhere 514 counts all.
+    The position table has padding_id + 1 more rows than n_positions; other packages count them too:
+    514.
     """
 
     counted: ClassVar[Mapping[str, str]] = {
@@ -30,7 +31,7 @@ class RobertaConfig(EncoderConfig):
     n_heads: int = 12
     eps: float = 1e-5
     n_types: int = 1
-    padding_id: int = 1  # the token that is no token; the first position is the row after this one
+    padding_id: int = 1  # the id of padding; positions start in the row after it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,7 +39,7 @@ class RobertaConfig(EncoderConfig):
         if self.n_positions == 512 + self.padding_id + 1:
             warnings.warn(
                 f"RobertaConfig: n_positions is {self.n_positions}: it counts tokens, without the "
-                f"padding_id + 1 rows before the first, which max_position_embeddings has in it: "
+                "padding_id + 1 rows before them that max_position_embeddings counts too: "
                 "RoBERTa's is 512",
                 stacklevel=4,
             )
@@ -47,8 +48,8 @@ class RobertaConfig(EncoderConfig):
 class Roberta(Encoder):
     """ids (batch, tokens) -> logits.
 
-    Positions are counted as in the authors' code (fairseq's make_positions): from padding_id + 1,
-    and padding takes none. Padding is an id of padding_id, and whatever the mask hides.
+    Positions count as in the authors' code (fairseq's make_positions): from padding_id + 1, and
+    padding has none. Padding is every id equal to padding_id, and every masked token.
     """
 
     config: RobertaConfig
@@ -58,7 +59,7 @@ class Roberta(Encoder):
         return self.config.n_positions + self.config.padding_id + 1
 
     def positions(self, ids: np.ndarray, mask: Given) -> Any:
-        """padding_id + 1, + 2, ... for what is real, padding_id for what is not."""
+        """Return padding_id + 1, + 2, ... for tokens, padding_id for padding."""
         real = ids != self.config.padding_id
         if mask is not None:
             real &= mask

@@ -1,4 +1,4 @@
-"""What every transformer here is made of: attention, the MLP, and the pre-norm block."""
+"""The parts of every transformer: attention, the MLP, and the pre-norm block."""
 from __future__ import annotations
 
 from typing import Any
@@ -12,10 +12,9 @@ from .cache import Cache
 
 
 class Seam(Module):
-    """A place in a model's forward pass where an adapter can stand; without one it changes nothing.
+    """A place in the forward pass for an adapter. Without one, it changes nothing.
 
-    Each model has `embed`, around ids -> vectors, and `through`, around vectors -> vectors: the
-    positions and all blocks.
+    Each model has two: `embed`, around ids -> vectors, and `through`, around positions and blocks.
     """
 
     def around(self, inner: Any) -> Any:
@@ -23,9 +22,9 @@ class Seam(Module):
         return inner
 
     def window(self, positions: int, tokens: int) -> int:
-        """How many of the model's positions are left for given tokens.
+        """Return the number of the model's positions that are left for given tokens.
 
-        tokens: how many of them have to be seen together; ValueError where they do not fit.
+        tokens: how many must be read together; an adapter raises ValueError if they do not fit.
         """
         return positions
 
@@ -42,15 +41,15 @@ class Attention(Module):
         self.o = Linear(d_model, d_model, std=std_out or std, rng=rng, dtype=dtype)
 
     def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
-        """mask: (batch, tokens), on the host, false where a token is padding; None: nowhere."""
-        q, k, v = self.q(x), self.k(x), self.v(x)  # (batch, tokens, d_model) each
+        """mask: (batch, tokens), on the host, False for padding; None: no padding."""
+        q, k, v = self.q(x), self.k(x), self.v(x)                   # (batch, tokens, d_model) each
         if cache is not None:
             k, v = cache.extend(k, v)
         return self.o(
             ops.attention(q, k, v, heads=self.n_heads, causal=self.causal, mask=mask))
 
 class MLP(Module):
-    """down(gelu(up(x)))"""
+    """down(gelu(up(x)))        x: (..., d_model)   out: (..., d_model)"""
 
     def __init__(
         self, d_model: int, d_ff: int, *, std: float = 0.02, std_out: float | None = None,
@@ -64,7 +63,7 @@ class MLP(Module):
 
 class Block(Module):
     """x + attn(ln1(x)), then x + mlp(ln2(x)): pre-norm, as in GPT-2.
-    causal: a token sees no later one, as in a decoder; False: it sees all, as in an encoder.
+    causal: each token attends to itself and earlier ones, as in a decoder; False: to all tokens.
     """
 
     def __init__(
@@ -78,5 +77,5 @@ class Block(Module):
         self.drop = Dropout(dropout, rng=rng)
 
     def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
-        x = x + self.drop(self.attn(self.ln1(x), cache, mask))
-        return x + self.drop(self.mlp(self.ln2(x)))
+        x = x + self.drop(self.attn(self.ln1(x), cache, mask))      # (batch, tokens, d_model)
+        return x + self.drop(self.mlp(self.ln2(x)))                 # (batch, tokens, d_model)

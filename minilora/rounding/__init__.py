@@ -1,4 +1,4 @@
-"""Is a merge right? `verify` proves it; `compare` and `layer_bound` say what rounding may do."""
+"""Proof of a merge, `verify`, and bounds on its rounding errors, `compare` and `layer_bound`."""
 
 from .bounds import Comparison, compare, gamma, layer_bound
 from .verification import Verification, verify

@@ -1,9 +1,9 @@
-"""How far rounding alone can part a merged model from the unmerged one.
+"""Bounds on the difference that rounding alone makes between a merged and an unmerged model.
 
-The two compute the same numbers in another order. An operation on floats gives the exact result
-times 1 + δ, |δ| <= u, u half the spacing of floats at 1; and a product that is too small for that
-is off by at most half the smallest float η. What stays under a bound made of this may be rounding;
-what does not is a mistake, such as alpha for alpha / r.
+Both compute the same numbers in a different order. An operation on floats returns the exact result
+times 1 + δ, |δ| <= u, where u is half the spacing of floats at 1. A product that underflows has an
+error of at most half the smallest float η. A difference below the bound may be rounding; one above
+it is a mistake, such as alpha for alpha / r.
 
 Higham, Accuracy and Stability of Numerical Algorithms, §2.2 and §3.1; Higham and Mary, A new
 approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41(5), 2019.
@@ -24,29 +24,29 @@ from ..nn import Linear, Module
 from ..tensor import no_grad
 from .roundings import Moved, least, roundings_as_it_is, roundings_merged, twin, unit
 
-ODDS = 1e-6  # how likely it is that one of the probable bounds of all logits is too low
+ODDS = 1e-6  # the probability that any logit exceeds its probable bound
 
 
 def gamma(terms: int, dtype: Any) -> float:
-    """γ(n) = n u / (1 - n u), the relative error of n roundings in a row in this dtype.
+    """Return γ(n) = n u / (1 - n u), the bound on the relative error of n roundings in a row.
 
-    Infinite from n u = 1 on: then nothing is known.
+    Infinite if n u >= 1, where no bound is known.
     """
     t = terms * unit(dtype)
     return t / (1 - t) if t < 1 else math.inf
 
 
 def layer_bound(layer: Linear | Adapted, x: Array) -> Array:
-    """The bound on |merged(x) - unmerged(x)|, entry by entry, at every scale of x, W, A and B.
+    """Return the bound on |merged(x) - unmerged(x)|, entry by entry, for any scale of x, W, A, B.
 
-    x: (..., k)   out: (..., d), float64. Each side adds up at most k + r + 3 terms per output; the
-    merged weight itself is rounded once.
+    x: (..., k)   out: (..., d), float64. Each side sums at most k + r + 3 terms per output; the
+    merged weight is rounded once. Raises ValueError for adapters other than one B A.
 
-    What is lost below the smallest floats, η / 2 at a time, is counted as η, to leave room for
-    later roundings. It is lost in k products of W0 x and k of W x; in r of B (A x), and one with
-    s = alpha / r; in k of each entry of A x, which reach the output through |s B|; in an entry of
-    the merged W, which meets x. In half precision A, B and s are themselves rounded to it: A meets
-    x, B and s meet A x. In float64 the products that W is made of may be too small as well.
+    Each underflow loses η / 2, and counts as η to leave room for later roundings. The places are:
+    k products of W0 x and k of W x; r products of B (A x), and one with s = alpha / r; k products
+    in each entry of A x, times |s B|; each entry of the merged W, times x. In half precision A, B
+    and s are rounded too: A is multiplied by x, B and s by A x. In float64 the products in W may
+    underflow as well.
     """
     base: Any = bare(layer)
     adapters = [layer.adapters[n] for n in layer.active] if isinstance(layer, Adapted) else []
@@ -57,8 +57,8 @@ def layer_bound(layer: Linear | Adapted, x: Array) -> Array:
         factors = adapter.factors() or ()
         if len(factors) != 1 or adapter.row_scale() is not None:
             raise ValueError(
-                f"layer_bound: it is for one B A, not for {type(adapter).__name__}: lora.verify "
-                "has bounds for it"
+                f"layer_bound: {type(adapter).__name__} is not a single update B A: use "
+                "lora.verify, which has bounds for it"
             )
         ((scale, B_, A_),) = factors
         r, s, B = B_.shape[1], abs(scale), abs(_wide(B_.data)).T
@@ -79,32 +79,32 @@ def _wide(x: Any) -> Array:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest difference between merged and unmerged logits, and the bounds for that logit."""
+    """The largest difference between merged and unmerged logits, and its bounds."""
 
     difference: float
-    bound: float  # what rounding can do in the worst case
-    probable: float  # what it does, but for one time in 1 / ODDS
+    bound: float  # by rounding, in the worst case
+    probable: float  # by rounding, exceeded with probability ODDS
     logit: tuple[int, ...]  # (sequence, token, vocabulary)
-    dtype: str  # in which they were computed
+    dtype: str  # of the logits
 
 
 def compare(model: Module, ids: Any) -> Comparison:
-    """Run the model on ids (batch, tokens) as it is and merged, and compare the logits.
+    """Run the model on ids (batch, tokens), unmerged and merged, and compare the logits.
 
-    Every operation of both runs is counted, of all ops of minilora. To first order a rounding δ
-    moves the logit by c δ: c is the size of what is rounded times the logit's gradient there, both
-    from a run in float64. So the roundings together move it by u Σ|c| at most. If they do not
-    depend on one another and are 0 on average, they move it by less than λ u √Σc², but for a
-    probability of 2 e^(-λ²/2) (Hoeffding): λ is such that this is ODDS for all logits together.
-    What is lost below the smallest floats is added to both at its worst. The probable bound is some
-    40 times what is seen; more where rows are long, or halves are added up in float32.
+    Every operation of both runs counts, for all ops of minilora. To first order a rounding δ
+    changes a logit by c δ: c is the size of the rounded number times the logit's gradient there,
+    both from a run in float64. So all roundings change it by at most u Σ|c|. If they are
+    independent with mean 0, the change exceeds λ u √Σc² with probability at most 2 e^(-λ²/2)
+    (Hoeffding). λ is chosen so that this is ODDS for all logits together. The worst case of all
+    underflows is added to both bounds. The probable bound is about 40 times the observed
+    difference; more for long rows, or for halves that are summed in float32.
 
-    The model stays as it is. Raises ValueError for no ids, FloatingPointError where a logit is not
+    The model is not changed. Raises ValueError for empty ids, FloatingPointError if a logit is not
     finite.
     """
     same, ids = twin(model), np.asarray(ids)
     if not ids.size:
-        raise ValueError(f"compare: ids are {ids.shape}: give it a sequence of one token at least")
+        raise ValueError(f"compare: ids are {ids.shape}: give at least one token")
     with no_grad():
         before = asnumpy(same(ids).data)
         with merged(same):
@@ -113,10 +113,10 @@ def compare(model: Module, ids: Any) -> Comparison:
     if not np.isfinite(apart).all():
         raise FloatingPointError(
             "compare: a logit of the model, merged or not, is not finite in "
-            f"{before.dtype}: look at the weights, or load the model in a wider dtype"
+            f"{before.dtype}: check the weights, or load the model in a wider dtype"
         )
     at = tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape))
-    one, moved = ids[at[0] : at[0] + 1], Moved(before.dtype)  # no sequence changes another
+    one, moved = ids[at[0] : at[0] + 1], Moved(before.dtype)  # sequences are independent
     roundings_as_it_is(twin(model, "float64"), one, (0, *at[1:]), moved)
     roundings_merged(twin(model, "float64"), one, (0, *at[1:]), moved)
     spread = math.sqrt(2 * math.log(2 * apart.size / ODDS) * moved.squares)

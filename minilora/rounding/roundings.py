@@ -1,7 +1,7 @@
-"""Every rounding of a run, and how far it moves one number of the result.
+"""All roundings of a forward pass, and how much they change one number of the result.
 
-The run is repeated in float64. There each op is followed by one that hands its number on and, when
-the gradient comes back, adds up what the roundings of that op move the result by.
+The pass runs again in float64. There each op is followed by an identity op. In the backward pass
+that op gets the gradient, and adds the effect of the first op's roundings on the result.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ At = tuple[int, ...]
 
 
 def unit(dtype: Any) -> float:
-    """u, the largest relative error of one rounding in this dtype."""
+    """Return u, the largest relative error of one rounding in this dtype."""
     return float(np.finfo(str(dtype)).eps) / 2
 
 
 def least(dtype: Any) -> float:
-    """η, the smallest float of this dtype above 0."""
+    """Return η, the smallest positive float of this dtype."""
     return float(np.finfo(str(dtype)).smallest_subnormal)
 
 
 def twin(model: Module, dtype: Any = None) -> Module:
-    """A model like this one to do with as one likes: dropout off, nothing trained.
+    """Return a copy of the model, with dropout off and all parameters frozen.
 
-    Its modules are copies, its arrays the model's own, which nothing here writes to. dtype: its
-    arrays are those in that dtype, and so its layers compute.
+    Modules are copied; arrays are shared, and never written here. dtype: convert arrays and layers
+    to it.
     """
     arrays = {
         id(p.data): p.data if dtype is None else p.data.astype(dtype, copy=False)
         for p in model.parameters()
     }
-    other = copy.deepcopy(model, arrays).eval().requires_grad_(False)  # deepcopy takes those
+    other = copy.deepcopy(model, arrays).eval().requires_grad_(False)  # deepcopy uses those
     for _, module in other.named_modules():
         if dtype is not None and hasattr(module, "dtype"):
             module.dtype = np.dtype(dtype)
@@ -51,19 +51,21 @@ def twin(model: Module, dtype: Any = None) -> Module:
 
 
 class Moved:
-    """What roundings to `dtype` move the result by, in units of its u and its η.
+    """The sums over all roundings to `dtype` of their effects on the result.
 
-    sum: Σ|c|, squares: Σc² (see `compare`), lost: the sum of what is lost below η.
+    sum: Σ|c| and squares: Σc², in units of u (see `compare`); lost: by underflow, in units of η.
     """
 
     def __init__(self, dtype: Any) -> None:
         self.sum = self.squares = self.lost = 0.0
-        self.finer = unit("float64") / unit(dtype)  # what a rounding in float64 counts for
+        self.finer = unit("float64") / unit(dtype)  # of a rounding in float64
         self.finest = least("float64") / least(dtype)
 
     def add(self, g: Array | None, size: Array, roundings: int, lost: Any) -> None:
-        """Numbers of this size, so many roundings in each and η / 2 lost so often, where the
-        result's gradient is g (None: it does not depend on them)."""
+        """Add numbers of this size, with `roundings` roundings and `lost` underflows in each.
+
+        g: the gradient of the result there; None: it does not depend on them.
+        """
         if g is not None:
             c, read = abs(g) * size, current().read
             self.sum += roundings * read(c.sum(), 0.0)
@@ -72,18 +74,17 @@ class Moved:
 
 
 def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
-    """Add all roundings of the adapted model, whose result is model(ids)[at].
+    """Add all roundings of the adapted model in the result model(ids)[at].
 
-    Each rounding is of one number, but for three that every token meets: A, rounded to halves in
-    half precision; B, rounded so and times s = alpha / r; and s itself. So is m / |V|, where rows
-    are scaled.
+    Each rounding affects one number, with exceptions that affect every token: A and B, which are
+    rounded in half precision; the product of B and s = alpha / r; s itself; and DoRA's m / |V|.
     """
     used = [(module, module.adapters[name]) for module in adapted(model).values()
             for name in module.active]
     for _, adapter in used:
         adapter.requires_grad_()
     _run(model, ids, at, moved)
-    along = 0.0
+    total = 0.0
     for module, adapter in used:
         of_scale = 0.0
         for scale, B, A in adapter.factors() or ():
@@ -95,14 +96,14 @@ def roundings_as_it_is(model: Module, ids: Any, at: At, moved: Moved) -> None:
                 c = abs(current().read((B.grad * B.data).sum(), 0.0))
                 of_scale += c
                 moved.lost += c / abs(scale)
-        along += of_scale
+        total += of_scale
         if (m := adapter.row_scale()) is not None:
             moved.add(m.grad, abs(m.data) * lengths(module, adapter)[1], 1, 1)
-    moved.sum, moved.squares = moved.sum + along, moved.squares + along * along
+    moved.sum, moved.squares = moved.sum + total, moved.squares + total * total
 
 
 def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
-    """Add all roundings of the merged model: an entry of W, once rounded, is met by every token."""
+    """Add all roundings of the merged model, whose W is rounded once, for all tokens."""
     modules = {path: m for path, m in adapted(model).items()
                if any(m.adapters[name].factors() for name in m.active)}
     with merged(model):
@@ -113,11 +114,11 @@ def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
     for path, W in weights.items():
         module = modules[path]
         W0 = abs(module.base.W.data)
-        for adapter in (module.adapters[name] for name in module.active):  # ΔW is made in float64
+        for adapter in (module.adapters[name] for name in module.active):  # ΔW is in float64
             size, factors = oriented(module, added(adapter)), adapter.factors() or ()
             rank = sum(B.shape[1] for _, B, _ in factors)
             steps, most = rank + 1 + len(module.active), max(abs(s) for s, _, _ in factors)
-            if (m := adapter.row_scale()) is not None:  # V, its length, and W0 off and on again
+            if (m := adapter.row_scale()) is not None:  # V, |V|, and W0 subtracted and added
                 n, off = lengths(module, adapter)
                 size = (abs(m.data) / n)[:, None] * (W0 + size)
                 moved.add(W.grad, abs(W.data) * (off + 2)[:, None] * moved.finer, 1, 1)
@@ -127,21 +128,21 @@ def roundings_merged(model: Module, ids: Any, at: At, moved: Moved) -> None:
 
 
 def oriented(module: Adapted, BA: Array) -> Array:
-    """B A in the shape of W, which is its transpose where W is a table."""
+    """Return B A in W's shape: transposed for a table."""
     return BA.T if isinstance(module.base, Embedding) else BA
 
 
 def added(adapter: Any) -> Array:
-    """Σ |s| |B| |A|: the sizes of the terms that a product is the sum of."""
+    """Return Σ |s| |B| |A|, the sum of the sizes of all terms of ΔW."""
     terms = [abs(s) * (abs(B.data) @ abs(A.data)) for s, B, A in adapter.factors()]
     return sum(terms[1:], terms[0])
 
 
 def lengths(module: Any, adapter: Any) -> tuple[Array, Array]:
-    """(|V|, how many of its roundings m / |V| is off by), each (d,), with V = W0 + Σ s B A.
+    """Return (|V|, the error of m / |V| in roundings), each (d,), with V = W0 + Σ s B A.
 
-    V is off by γ(r + 2) of |W0| + Σ |s| |B| |A|, row by row; then k squares, half of their sum's
-    error in the root, and the division.
+    V has an error of γ(r + 2) times |W0| + Σ |s| |B| |A|, row by row. Then come k squares, whose
+    sum's error the root halves, and the division.
     """
     W0 = module.base.W.data
     factors = adapter.factors()
@@ -160,7 +161,7 @@ def _run(model: Module, ids: Any, at: At, moved: Moved) -> None:
 
 
 def _counted(of: Callable[..., Tensor], rule: Rule, moved: Moved) -> Callable[..., Tensor]:
-    """The op, and behind it one that sees the gradient of its output."""
+    """Return the op, followed by an identity op that gets the gradient of its output."""
 
     def apply(*inputs: Any, **settings: Any) -> Tensor:
         y = of(*inputs, **settings)
@@ -180,10 +181,10 @@ def _counted(of: Callable[..., Tensor], rule: Rule, moved: Moved) -> Callable[..
     return apply
 
 
-# For each op that rounds: (output, arrays, settings) -> (roundings in each number, the size of what
-# is rounded, how often η / 2 may be lost). A sum of n products is n roundings of the sum of their
-# sizes, in whatever order it is made: of each product once, and n - 1 sums on the way. Left out are
-# those that round nothing (moves, signs) and those behind the logits, log_softmax and the loss.
+# For each op that rounds: (output, arrays, settings) -> (roundings in each number, the size of the
+# rounded numbers, the number of possible underflows). A sum of n products counts as n roundings of
+# the sum of their sizes, in any order: one of its product and n - 1 of sums. Ops that do not round
+# (moves, signs) are not listed, nor are those after the logits, log_softmax and the loss.
 
 Rule = Callable[..., tuple[int, Array, Any]]
 
@@ -215,14 +216,14 @@ def _gelu(y: Array, x: Array, **_: Any) -> tuple[int, Array, Any]:
 
 
 ROUNDINGS: dict[str, Rule] = {
-    **dict.fromkeys(("add", "sub"), _elementwise(1, 0)),  # no small sum of floats is inexact
+    **dict.fromkeys(("add", "sub"), _elementwise(1, 0)),  # sums do not underflow
     **dict.fromkeys(("mul", "div"), _elementwise(1, 1)),
-    **dict.fromkeys(("exp", "log", "sqrt", "tanh"), _elementwise(8, 1)),  # NumPy's: 4 last places
+    **dict.fromkeys(("exp", "log", "sqrt", "tanh"), _elementwise(8, 1)),  # NumPy's: 4 ulp
     "sum": _sum, "mean": _mean, "matmul": _matmul, "linear": _linear, "gelu": _gelu,
 }
 
 
-# And those that are made of them, as minilora/ops has them.
+# Ops that are composed of those above, by the formulas of minilora/ops.
 
 
 def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
@@ -241,12 +242,12 @@ def _lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, mask: Any = None, *, sc
 
 
 def _lost_in_lora(y: Array, x: Any, W: Any, b: Any, A: Any, *_: Any, **__: Any) -> Any:
-    """Kernels multiply A x by s B: where s is small, the r products lose more than those by B."""
+    """Kernels compute (s B) (A x): if s is small, the r products underflow more than those by B."""
     return 0, y, len(A)
 
 
 def _beside(x: Tensor, axis: int = -1) -> Tensor:
-    """x with an axis of 1 where it lost one."""
+    """Return x with a new axis of length 1."""
     shape = list(x.shape)
     shape.insert(axis % (len(shape) + 1), 1)
     return x.reshape(*shape)

@@ -1,4 +1,4 @@
-"""Each merged W, entry by entry, against W0 + (alpha / r) · B A made with twice the digits."""
+"""Compare each merged W with W0 + (alpha / r) · B A, computed with twice the digits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..nn import Embedding, Linear, Module, Parameter
 from .bounds import gamma
 from .roundings import least, twin, unit
 
-PIECE = 1 << 15  # entries of W that are looked at together, so that they stay in the cache
+PIECE = 1 << 15  # entries of W that are compared at once, so that they fit in the CPU cache
 Update = tuple[np.ndarray, np.ndarray, float]  # (n, r), (r, m) and the scale, all in float64
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The entry of one merged W that is furthest off, in units in its last place."""
+    """The entry of one merged W with the largest error, in units in the last place."""
 
-    off: float  # how far it is from W0 + (alpha / r) · B A
-    allowed: float  # half a unit, and what the merge may lose where it adds up in float64
+    off: float  # the difference from W0 + (alpha / r) · B A
+    allowed: float  # half a unit, plus the rounding of the merge's sum in float64
     entry: tuple[int, int]
 
     @property
@@ -34,15 +34,15 @@ class Weight:
 
 
 def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
-    """Merge a twin of the model, and compare every parameter with what it should be.
+    """Merge a copy of the model, and compare every parameter with its expected value.
 
-    Returns (the furthest entry of each adapted layer's W, by name; the names of the others that are
-    not what they were, bit for bit). No ΔW that the merge computes is used, only the factors.
+    Returns (the worst entry of each adapted layer's W, by name; the names of other parameters that
+    changed). The comparison uses only the factors, not the ΔW that the merge computes.
     """
     modules = {f"{at}.W": m for at, m in adapted(model).items()
                if isinstance(m.base, Linear | Embedding)}
     state_of(model)
-    same, found, changed = twin(model), dict[str, Weight](), list[str]()
+    same, worst, changed = twin(model), dict[str, Weight](), list[str]()
     with merged(same):
         after = {name: asnumpy(p.data) for name, p in _once(same)}
     for name, p in _once(model):
@@ -55,14 +55,14 @@ def weigh(model: Module) -> tuple[dict[str, Weight], tuple[str, ...]]:
             m = [asnumpy(m.data).astype(np.float64) for a in active
                  if (m := a.row_scale()) is not None]
             updates = [_update(module, *factor) for a in active for factor in a.factors() or ()]
-            found[name] = furthest(W, W0, updates, *m)
+            worst[name] = furthest(W, W0, updates, *m)
         elif W.tobytes() != W0.tobytes():
             changed.append(name)
-    return found, (*changed, *after)
+    return worst, (*changed, *after)
 
 
 def _once(model: Module) -> Iterator[tuple[str, Parameter]]:
-    """(name, parameter) of all but the adapters', each once."""
+    """Yield (name, parameter) for all parameters but the adapters' own, each once."""
     seen = set[int]()
     for name, _, p in parameters(model):
         if id(p) not in seen:
@@ -71,7 +71,7 @@ def _once(model: Module) -> Iterator[tuple[str, Parameter]]:
 
 
 def _update(module: Adapted, scale: float, B: Any, A: Any) -> Update:
-    """scale · B A in W's orientation."""
+    """Return the factors of scale · B A in W's orientation."""
     left, right = (asnumpy(p.data).astype(np.float64) for p in (B, A))
     return (right.T, left.T, scale) if isinstance(module.base, Embedding) else (left, right, scale)
 
@@ -79,14 +79,14 @@ def _update(module: Adapted, scale: float, B: Any, A: Any) -> Update:
 def furthest(
     W: np.ndarray, W0: np.ndarray, updates: Sequence[Update], m: np.ndarray | None = None
 ) -> Weight:
-    """The entry of W that is furthest from W0 + Σ scale · left right.
+    """Return the entry of W that is furthest from W0 + Σ scale · left right.
 
-    A merge makes the sum in float64 and rounds it once. Before that rounding, an update is off by
+    A merge computes the sum in float64 and rounds it once. Before that, the error of an update is
     at most γ(r + n + 1) of |scale| · |left| |right|: r products and sums, the product with the
-    scale, and sums with the other n - 1 updates; then the sum with W0 by u of itself, which in a
-    float64 model is that one rounding. (One step more for what it is compared with.)
+    scale, and sums with the other n - 1 updates. The sum with W0 has an error of u of itself, which
+    in a float64 model is that one rounding. (One step more is for the reference.)
 
-    m: DoRA's lengths; V, which is that sum, is then compared as m / |V| · V, row by row.
+    m: DoRA's lengths; W is then compared with m / |V| · V, where V is the sum above.
     """
     worst, share, steps = Weight(0.0, 0.5, (0, 0)), -1.0, len(updates) + 2
     for start in range(0, len(W), rows := max(1, PIECE // W.shape[1])):
@@ -94,12 +94,12 @@ def furthest(
         some = [(left[at], right, scale) for left, right, scale in updates]
         high, low = _exact(W0[at].astype(np.float64), some)
         size = abs(high)
-        last = W.dtype == np.float64 and m is None  # is that sum the one rounding of W?
+        last = W.dtype == np.float64 and m is None  # is this sum the only rounding of W?
         room = np.zeros_like(size) if last else size * unit("float64")
         for left, right, scale in some:
             r, s = len(right), abs(scale)
             room += gamma(r + steps, "float64") * s * (abs(left) @ abs(right))
-            room += 6 * (r + 1) * (1 + s) * least("float64")  # what is lost below the smallest
+            room += 6 * (r + 1) * (1 + s) * least("float64")  # underflow
         if m is not None:
             high, room = _lengthened(high + low, room, m[at], abs(W0[at]))
             low, size = np.zeros_like(high), abs(high)
@@ -115,10 +115,10 @@ def furthest(
 def _lengthened(
     V: np.ndarray, room: np.ndarray, m: np.ndarray, W0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """m / |V| · V, and what float64 loses until it is made.
+    """Return m / |V| · V, and the bound on its error in float64.
 
-    |V| is off by γ(k / 2 + 2) of itself, in the merge and here, and in the merge by that of V.
-    There ΔW is what W0 is taken off and added to again: two roundings of W or W0 more.
+    |V| has a relative error of γ(k / 2 + 2), in the merge and here, and in the merge that of V too.
+    The merge also subtracts W0 and adds it again: two more roundings of W or W0.
     """
     n = np.sqrt((V * V).sum(axis=1))
     off = gamma(V.shape[1] + 8, "float64") + np.sqrt((room * room).sum(axis=1)) / n
@@ -128,16 +128,16 @@ def _lengthened(
 
 
 def place(size: np.ndarray, dtype: Any) -> np.ndarray:
-    """The unit in the last place of numbers of this size in this dtype."""
+    """Return the unit in the last place of numbers of this size in this dtype."""
     info = np.finfo(dtype)
     _, exponent = np.frexp(np.maximum(size, float(info.smallest_normal)))
     return np.asarray(np.ldexp(1.0, exponent - info.nmant - 1))
 
 
 def _exact(W0: np.ndarray, updates: Sequence[Update]) -> tuple[np.ndarray, np.ndarray]:
-    """W0 + Σ scale · left right as the sum of two float64 arrays, to some 2⁻¹⁰⁰ of the terms.
+    """Return W0 + Σ scale · left right as the sum of two float64 arrays, to 2⁻¹⁰⁰ of the terms.
 
-    Each product and sum is kept with its own rounding error, which is a float (Ogita, Rump and
+    The rounding error of each product and sum is itself a float, and is added too (Ogita, Rump and
     Oishi, Accurate sum and dot product, SIAM J. Sci. Comput. 26(6), 2005).
     """
     high, low = W0, np.zeros_like(W0)
@@ -151,14 +151,14 @@ def _exact(W0: np.ndarray, updates: Sequence[Update]) -> tuple[np.ndarray, np.nd
 
 
 def _sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """(a + b rounded, its error), exactly."""
+    """Return (a + b rounded, its exact error)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def _product(a: Any, b: Any) -> tuple[Any, Any]:
-    """(a · b rounded, its error), exactly: of halves of 26 bits each product is a float."""
+    """Return (a · b rounded, its exact error); products of 26-bit halves are exact."""
     p, (a1, a2), (b1, b2) = a * b, _halves(a), _halves(b)
     return p, a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..adapters.context import context
-from ..adapters.transaction import undone
+from ..adapters.transaction import restore_on_error
 from ..backend import Array, asnumpy, current, xp
 from ..backend.settings import is_plain, thread_settings
 from ..checks import a
@@ -147,7 +147,7 @@ class Run:
                 raise file.wrong(
                     f"its loss scale is {scaling[0]:g}, unchanged for {scaling[1]:g} updates"
                 )
-        with undone(self.model, self.optimizer, *[scale] * bool(scale)):
+        with restore_on_error(self.model, self.optimizer, *[scale] * bool(scale)):
             for name, rng in rngs.items():
                 rng.bit_generator.state = states[name]
             self.optimizer.t, self.optimizer.lr = t, [self.optimizer.lr, *lrs][-1]
