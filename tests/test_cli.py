@@ -706,7 +706,7 @@ def test_a_mistake_gets_one_sentence_and_returns_2(line, shelf, capsys, monkeypa
 @pytest.mark.parametrize(("line", "message"), [
     ("generate --adapter half.npz", "half.npz was trained on this base in half precision: give "),
     ("generate --adapter fox.npz --base plain.npz", "fox.npz is already merged into plain.npz: us"),
-    ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "attach: ΔW of blocks.0.attn.q ha"),
+    ("account --r 161 --batch 1 --window 4 --targets 0.attn.q", "ΔW of blocks.0.attn.q has rank"),
 ])
 def test_a_warning_is_a_line_without_a_source(line, message, shelf, capsys, monkeypatch):
     monkeypatch.chdir(shelf)

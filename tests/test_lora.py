@@ -172,20 +172,20 @@ def test_parameters_keep_their_names_below_the_layer():
     [
         ({"targets": "query"}, "new", "'query'.*down, k, o, pos, q, tok, up, v"),
         ({"targets": ("q", "ln1")}, "new", "'ln1'"),
-        ({"targets": ()}, "new", "attach: no layer matches"),
+        ({"targets": ()}, "new", "targets: no layer matches"),
         (
             {"targets": "q", "rank_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': choose from q",
+            "rank_pattern, alpha_pattern: no adapted layer matches 'v': choose from q",
         ),
         (
             {"targets": "q", "alpha_pattern": {"v": 2}},
             "new",
-            "attach: no adapted layer matches 'v': choose from q",
+            "rank_pattern, alpha_pattern: no adapted layer matches 'v': choose from q",
         ),
         (
             {"trainable": "head"}, "new",
-            "attach: trainable: no parameter matches 'head': choose from",
+            "trainable: no parameter matches 'head': choose from",
         ),
         (
             {"targets": "pos", "trainable": "pos"}, "new",
@@ -1075,7 +1075,7 @@ def test_the_fingerprint_is_of_the_base_whichever_adapter_is_active(tmp_path):
 
 
 def test_a_model_that_is_a_layer_itself_is_not_swapped_into_itself():
-    with pytest.raises(ValueError, match="attach: no layer matches"):
+    with pytest.raises(ValueError, match="targets: no layer matches"):
         lora.attach(nn.Linear(2, 2, rng=0), ml.LoRAConfig(targets="*"), rng=0)
 
 
@@ -1167,7 +1167,7 @@ def test_a_rank_that_no_update_can_have_is_warned_of(seed, d, k, r):
         warnings.simplefilter("always")
         lora.attach(model, ml.LoRAConfig(r=r, targets="linear"))
     assert [str(w.message) for w in caught] == [
-        f"attach: ΔW of linear has rank {min(d, k)} at most, not r = {r}"
+        f"ΔW of linear has rank {min(d, k)} at most, not r = {r}"
     ] * (r > min(d, k))
     assert all(w.filename == __file__ for w in caught)  # it points at who called
 

@@ -16,7 +16,7 @@ def matching(paths: Collection[str], patterns: Iterable[str], what: str) -> list
     """Return the paths that match a pattern, in order.
 
     Raises ValueError for a pattern without a match; its message starts with `what`, such as
-    "attach: no layer".
+    "targets: no layer".
     """
     for pattern in patterns:
         if not any(matches(path, pattern) for path in paths):

@@ -78,7 +78,8 @@ class LoRAConfig(Method, called="lora"):
     def around(self, model: Module, rng: np.random.Generator) -> Mapping[str, LoRALinear]:
         layers = adaptable(model)
         paths = self.paths(model)
-        matching(paths, (*self.rank_pattern, *self.alpha_pattern), "attach: no adapted layer")
+        matching(paths, (*self.rank_pattern, *self.alpha_pattern),
+                 "rank_pattern, alpha_pattern: no adapted layer")
         unique = {id(bare(layers[at])): at for at in reversed(paths)}  # one layer in two places
         parts, warnings = {}, []
         for at in reversed(unique.values()):
@@ -96,14 +97,14 @@ class LoRAConfig(Method, called="lora"):
                 warnings.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
         if warnings:
             more = f" (and {len(warnings) - 1} others)" * (len(warnings) > 1)
-            warn(f"attach: {warnings[0]}{more}")
+            warn(f"{warnings[0]}{more}")
         return parts
 
     def paths(self, model: Module) -> list[str]:
         """Return the paths of the target layers; ValueError for a pattern without a match."""
         layers = adaptable(model)
         named = [target for target in self.targets if target != ALL_LINEAR]
-        paths = matching(layers, named or [""] * (not self.targets), "attach: no layer")
+        paths = matching(layers, named or [""] * (not self.targets), "targets: no layer")
         if ALL_LINEAR in self.targets:
             trained = set(self._trained(model))
             paths = [at for at, layer in layers.items() if at in paths
@@ -119,7 +120,7 @@ class LoRAConfig(Method, called="lora"):
         return [at for at in base if at in chosen]
 
     def _trained(self, model: Module) -> list[str]:
-        return below([*base_of(model)], self.trainable, "attach: trainable: no parameter")
+        return below([*base_of(model)], self.trainable, "trainable: no parameter")
 
     def scaled(self, alpha: float, r: int) -> float:
         """Return the alpha of a layer's adapter; its scale is alpha / r."""
