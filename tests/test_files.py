@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import gpt2, ids, logits, same_bytes, shake
+from strategies import bits, gpt2, ids, logits, same_bytes, shake
 
 import minilora as ml
-from minilora import lora, methods
+from minilora import lora, methods, nn
 from minilora.adapters.registry import trained_by
 from minilora.files import checkpoint
 from minilora.models.pretrained import load_model
@@ -60,3 +60,30 @@ def test_a_file_of_one_door_is_a_file_of_the_other(tmp_path, called):
             other = gpt2(0)
             load(other, tmp_path / "a.npz")
             assert np.array_equal(logits(other, ids()), said)
+
+
+@pytest.mark.parametrize("ranks, copied", [
+    ({"q": 2, "sub.q": 1}, []), ({"q": 2}, []), ({"q": 2}, ["q.b"]), ({"sub.q": 2}, ["q.b"]),
+])
+def test_a_file_of_0_1_0_adapts_its_own_paths_where_one_ends_another(ranks, copied, tmp_path):
+    model = nn.Module()
+    model.q, model.sub = nn.Linear(3, 3, rng=0), nn.Module()
+    model.sub.q = nn.Linear(3, 3, rng=1)
+    before = bits(model)
+    shapes = {at: (3,) for at in copied}
+    for at, r in ranks.items():
+        shapes |= {f"{at}.A": (r, 3), f"{at}.B": (3, r)}
+    rng = np.random.default_rng(0)
+    arrays = {at: rng.normal(size=shape).astype("float32") for at, shape in shapes.items()}
+    settings = {"r": 2, "alpha": 3.0, "targets": [*ranks], "dropout": 0.0, "init": "gaussian",
+                "bias": "none", "trainable": copied, "rank_pattern": {}, "alpha_pattern": {}}
+    checkpoint.write(tmp_path / "a.npz", arrays, {
+        "kind": "adapter", "name": "old", "config": settings, "whole": copied, "base": "0",
+        "layers": {at: {"r": r, "alpha": 3.0, "scale": 3 / r} for at, r in ranks.items()},
+    })
+    with pytest.warns(UserWarning, match="trained on another base"):
+        assert lora.load(model, tmp_path / "a.npz") == [*ranks]
+    ours = {at: ml.asnumpy(p.data) for at, p in trained_by(model, "old").items()}
+    assert ours.keys() == arrays.keys()
+    assert all(same_bytes(ours[at], x) for at, x in arrays.items())
+    assert bits(lora.detach(model)) == before

@@ -339,3 +339,76 @@ def test_every_verb_in_any_order(tmp_path_factory):
     Registry.folder = tmp_path_factory.mktemp("registry")
     run_state_machine_as_test(Registry, settings=settings(
         max_examples=200 if THOROUGH else 12, stateful_step_count=30 if THOROUGH else 12))
+
+
+# Mistakes that were planted.
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_of_two_bottlenecks_the_first_that_is_named_is_the_inner_one(order):
+    model = made("gpt2")
+    for seed, name in enumerate(("one", "two")):
+        methods.apply(model, "adapter-p", name, rng=seed, r=2)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    methods.activate(model, *order)
+    mlp, x = model.blocks[0].mlp, ml.Tensor(np.random.default_rng(0).standard_normal((2, 3, 8)))
+    wanted = wide(mlp.base(x))
+    for name in order:
+        part = mlp.adapters[name]
+        inside = np.maximum(wanted @ wide(part.down.W).T + wide(part.down.b), 0)
+        wanted = wanted + inside @ wide(part.up.W).T + wide(part.up.b)
+    np.testing.assert_allclose(wide(mlp(x)), wanted, rtol=1e-9, atol=1e-11)
+
+
+class Ends(nn.Module):
+    """A layer "q", and "sub.q": one path is the end of the other."""
+
+    def __init__(self) -> None:
+        self.q, self.sub = nn.Linear(3, 3, rng=0, dtype="float64"), nn.Module()
+        self.sub.q = nn.Linear(3, 3, rng=1, dtype="float64")
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+@pytest.mark.parametrize("config", [{"targets": "q", "rank_pattern": {"sub.q": 1}},
+                                    {"targets": "[q]"}, {"targets": "sub.q"}])
+def test_combine_keeps_to_the_paths_and_ranks_of_what_it_combines(how, config):
+    model = Ends()
+    paths = lora.attach(model, ml.LoRAConfig(r=2, alpha=3, **config), "a", rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    off = lora.combine(model, {"a": -0.5}, how, name="b")
+    assert [*off] == paths and max(off.values()) < 1e-12
+    assert [at for at, module in adapted(model).items() if "b" in module.adapters] == paths
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("end", [lora.merge, lora.detach])
+@pytest.mark.parametrize("config", [{"targets": "late"}, {"targets": "q", "trainable": "late"}])
+def test_a_layer_that_came_after_the_first_adapter_has_flags_of_its_own(config, end, flag):
+    model = Ends()
+    lora.attach(model, ml.LoRAConfig(r=2, targets="q"), "a", rng=0)
+    model.late = nn.Linear(3, 2, rng=0, dtype="float64").requires_grad_(flag)
+    lora.attach(model, ml.LoRAConfig(r=2, **config), "b", rng=0)
+    lora.activate(model, "a", "b")
+    end(model)
+    assert {p.requires_grad for p in model.late.parameters()} == {flag}
+    assert all(p.requires_grad for layer in (model.q, model.sub.q) for p in layer.parameters())
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_detach_leaves_the_flags_of_a_layer_that_no_adapter_has_met(flag):
+    model = Ends()
+    lora.attach(model, ml.LoRAConfig(r=2, targets="q"), rng=0)
+    model.late = nn.Linear(3, 2, rng=0).requires_grad_(flag)
+    lora.detach(model)
+    assert {p.requires_grad for p in model.late.parameters()} == {flag}
+
+
+@pytest.mark.parametrize("path, other", [("tok", "head.W"), ("head", "tok.W")])
+def test_a_weight_of_two_modules_gets_no_adapter_that_merging_would_part(path, other):
+    model = Own()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"{path}.W and {other} are one parameter"):
+        methods.apply(model, "lora", targets=path, rng=0)
+    assert snapshot(model) == before and find(model) is None
+    methods.apply(model, "lora", targets="base", trainable="head", rng=0)  # a copy is no adapter
+    assert model.head.W is model.tok.W

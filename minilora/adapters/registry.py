@@ -251,6 +251,7 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
             id(module), Adapted(module))
         holder.adapters.setdefault(name, part.train(module.training))
     swap(model, new)
+    state.flags |= {p: p.requires_grad for _, p in base.values() if p not in state.flags}
     state.configs[name] = method
     state.copies[name] = dict(copies.values())
     state.base |= {at: base[at][1] for at in state.copies[name]}
