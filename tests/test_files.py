@@ -70,7 +70,7 @@ def test_a_file_of_0_1_0_adapts_its_own_paths_where_one_ends_another(ranks, copi
     model.q, model.sub = nn.Linear(3, 3, rng=0), nn.Module()
     model.sub.q = nn.Linear(3, 3, rng=1)
     before = bits(model)
-    shapes = {at: (3,) for at in copied}
+    shapes = dict.fromkeys(copied, (3,))
     for at, r in ranks.items():
         shapes |= {f"{at}.A": (r, 3), f"{at}.B": (3, r)}
     rng = np.random.default_rng(0)
