@@ -630,7 +630,7 @@ def test_what_changes_a_model_wants_it_first(numpy_only, call):
         call("lora", "default")
 
 
-@pytest.mark.parametrize("top", [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("top", [(0, 1), (1, 2), (2, 3), (9, 10)])
 def test_fttop2_is_the_last_two_blocks(top):
     model = gpt2(n_layers=top[1] + 1)
     names = methods.apply(model, "fttop2")

@@ -23,6 +23,7 @@ import minilora as ml
 from minilora import adapters, lora, methods, nn
 from minilora.adapters.places import adapted, bare, parameters
 from minilora.adapters.registry import find, trained_by
+from minilora.models.cache import window
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 SAMPLES = Path(__file__).parent / "samples"
@@ -412,3 +413,14 @@ def test_a_weight_of_two_modules_gets_no_adapter_that_merging_would_part(path, o
     assert snapshot(model) == before and find(model) is None
     methods.apply(model, "lora", targets="base", trainable="head", rng=0)  # a copy is no adapter
     assert model.head.W is model.tok.W
+
+
+def test_the_window_is_less_by_the_active_tokens_alone():
+    model = made("gpt2")  # 12 positions
+    methods.apply(model, "preembed", "one", lp=2, li=1, rng=0)
+    methods.apply(model, "prelayer", "two", lp=4, rng=0)
+    methods.apply(model, "bitfit", "three")
+    windows = {("one",): 9, ("two",): 8, ("three",): 12, (): 12, ("one", "three"): 9}
+    for names, left in windows.items():
+        methods.activate(model, *names)
+        assert window(model, 5) == left
