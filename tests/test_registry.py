@@ -424,3 +424,20 @@ def test_the_window_is_less_by_the_active_tokens_alone():
     for names, left in windows.items():
         methods.activate(model, *names)
         assert window(model, 5) == left
+
+
+@pytest.mark.parametrize("called", ["adapter-h", "preembed", "prelayer"])
+def test_a_block_is_not_merged_where_nothing_that_is_active_can_be(called):
+    model = made("gpt2")
+    methods.apply(model, "lora", "update", targets="q", rng=0)
+    methods.apply(model, called, "other", rng=0, **SETTINGS[called])
+    before = snapshot(model)
+    for verb in (lora.merge, lambda model: lora.merged(model).__enter__()):
+        with pytest.raises(ValueError, match="merge: "):
+            verb(model)
+        assert snapshot(model) == before
+    methods.activate(model, "update", "other")
+    with pytest.raises(ValueError, match=f"merge: other .{called}. at .* computes between layers"):
+        lora.merge(model)
+    with lora.merged(model):
+        assert {name for m in adapted(model).values() for name in m.active} == {"other"}

@@ -156,6 +156,28 @@ def test_an_interrupt_on_the_way_into_a_block_or_inside_it_leaves_everything_as_
     assert everything(model, optimizer) == before
 
 
+@pytest.mark.parametrize("context, out", [
+    (lora.disabled, False), (lora.disabled, True), (lora.merged, False), (lora.merged, True),
+    (evaluating, False),
+])
+def test_an_interrupt_at_any_line_of_a_block_s_way_in_or_out_leaves_everything(context, out):
+    model, optimizer = subject()
+    before = everything(model, optimizer)
+
+    def call(inside=not out):
+        with context(model):
+            if inside:
+                sys.settrace(None)  # no interrupt after this one
+                raise Interrupted
+
+    lines = 1
+    while interrupted(lambda: call(False), lines):
+        lines *= 2
+    for after in np.linspace(1, lines, 80).astype(int):
+        interrupted(call, after)
+        assert everything(model, optimizer) == before, after
+
+
 @pytest.mark.parametrize("name", ["attach", "set_adapter", "activate", "detach", "merge", "load"])
 def test_what_changes_a_model_wants_it_first(name):
     with pytest.raises(TypeError, match=f"^{name}: the model comes first, and not str$"):
