@@ -441,3 +441,36 @@ def test_a_block_is_not_merged_where_nothing_that_is_active_can_be(called):
         lora.merge(model)
     with lora.merged(model):
         assert {name for m in adapted(model).values() for name in m.active} == {"other"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("active", [(), ("one",), ("one", "two")])
+@pytest.mark.parametrize("rows", [("one", "two", "base"), ("base", "two", "one", "two")])
+def test_a_row_of_its_own_has_its_own_tied_head_whatever_is_active(family, active, rows):
+    model = made(family)
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets="tok"), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = ids(batch=len(rows), tokens=6), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, row[None])[0])
+    lora.activate(model, *active)
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, x), alone, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_of_their_own_do_not_share_a_copy_that_happens_to_be_active():
+    model = made("gpt2")
+    lora.attach(model, ml.LoRAConfig(r=2), "update", rng=0)
+    methods.apply(model, "bitfit", "biases")
+    before = snapshot(model)
+    with (
+        pytest.raises(ValueError, match="'biases' trains a copy of"),
+        lora.per_row(model, ["update", "base"]),
+    ):
+        pass
+    assert snapshot(model) == before
+    lora.activate(model)
+    with lora.per_row(model, ["update", "base"]):
+        assert same_bytes(logits(model, IDS)[1], logits(made("gpt2"), IDS)[1])
