@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from strategies import ids, logits, made, partition, same_bytes, shake, snapshot, wide
+from strategies import DEBERTAS, ids, logits, made, partition, same_bytes, shake, snapshot, wide
 from test_transaction import interrupted
 
 import minilora as ml
@@ -474,3 +474,47 @@ def test_rows_of_their_own_do_not_share_a_copy_that_happens_to_be_active():
     lora.activate(model)
     with lora.per_row(model, ["update", "base"]):
         assert same_bytes(logits(model, IDS)[1], logits(made("gpt2"), IDS)[1])
+
+
+class Shared(nn.Module):
+    """y = out(x + start(one)): `start` gets an input that all rows share, (1, ...) or a slice."""
+
+    def __init__(self, one) -> None:
+        self.start, self.out = nn.Embedding(5, 4, rng=0, dtype="float64"), nn.Linear(
+            4, 3, rng=1, dtype="float64")
+        self.layer, self.one = nn.Linear(4, 4, rng=2, dtype="float64"), one
+
+    def forward(self, x):
+        start = self.start(self.one)
+        if len(start.shape) == 2:  # a first axis says that all rows share it
+            start = start.reshape(1, *start.shape)
+        return self.out(x + self.layer(start))
+
+
+@pytest.mark.parametrize("one", [slice(1, 4), np.array([[3, 0, 3]])], ids=["slice", "ids"])
+@pytest.mark.parametrize("targets", ["start", "layer", ("start", "layer", "out")])
+def test_of_an_input_that_all_rows_share_each_row_has_its_own_output(one, targets):
+    model, rows = Shared(one), ("two", "base", "one", "two")
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=targets), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = np.random.default_rng(0).standard_normal((4, 3, 4)), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, ml.Tensor(row[None]))[0])
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, ml.Tensor(x)), alone, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("config", DEBERTAS)
+def test_each_row_of_a_deberta_has_its_own_table_of_distances(config):
+    model, rows = made("deberta", **config), ("two", "base", "one")
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, targets="all-linear"), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = ids(batch=3, tokens=5), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, row[None])[0])
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, x), alone, rtol=1e-8, atol=1e-10)
