@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import bits, gpt2, ids, logits, same_bytes, shake
+from strategies import bits, gpt2, ids, logits, same_bytes, shake, snapshot
 
 import minilora as ml
 from minilora import lora, methods, nn
@@ -87,3 +87,37 @@ def test_a_file_of_0_1_0_adapts_its_own_paths_where_one_ends_another(ranks, copi
     assert ours.keys() == arrays.keys()
     assert all(same_bytes(ours[at], x) for at, x in arrays.items())
     assert bits(lora.detach(model)) == before
+
+
+@pytest.mark.parametrize("path", ["blocks.0.attn.q", "blocks.1.attn.v"])
+@pytest.mark.parametrize("called", ["lora", "dora"])
+def test_a_file_whose_scales_are_not_those_of_its_settings_changes_nothing(tmp_path, called, path):
+    model = gpt2(0)
+    methods.apply(model, called, r=2, alpha=5.0, rng=0)
+    lora.save(model, tmp_path / "a.npz")
+    arrays, meta = checkpoint.read(tmp_path / "a.npz")
+    assert set(meta["scales"].values()) == {2.5} and len(meta["scales"]) == 4
+    meta["scales"][path] = 5.0
+    checkpoint.write(tmp_path / "b.npz", arrays, meta)
+    fresh = gpt2(0)
+    before = snapshot(fresh)
+    with pytest.raises(ValueError, match=f"b.npz.*the scale of {path} is 5.0, and .* give 2.5"):
+        lora.load(fresh, tmp_path / "b.npz")
+    assert snapshot(fresh) == before
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_loading_leaves_the_flags_of_other_adapters_and_freezes_a_base_that_had_none(
+    trainable, tmp_path
+):
+    model = gpt2(0)
+    methods.apply(model, "lora", r=2, trainable="ln_f", rng=0)
+    lora.save(model, tmp_path / "a.npz")
+    ours = trained_by(model, "default")
+    lora.load(model, tmp_path / "a.npz", "loaded", trainable=trainable)
+    assert all(p.requires_grad for p in ours.values())
+    assert {p.requires_grad for p in trained_by(model, "loaded").values()} == {trainable}
+    fresh = gpt2(0)
+    lora.load(fresh, tmp_path / "a.npz", trainable=trainable)
+    wanted = trained_by(fresh, "default").values() if trainable else []
+    assert {*map(id, fresh.trainable_parameters().values())} == {*map(id, wanted)}
