@@ -164,17 +164,17 @@ def test_an_interrupt_at_any_line_of_a_block_s_way_in_or_out_leaves_everything(c
     model, optimizer = subject()
     before = everything(model, optimizer)
 
-    def call(inside=not out):
+    def call(model, inside=not out):
         with context(model):
             if inside:
                 sys.settrace(None)  # no interrupt after this one
                 raise Interrupted
 
-    lines = 1
-    while interrupted(lambda: call(False), lines):
+    lines, (other, _) = 1, subject()
+    while interrupted(lambda: call(other, False), lines):
         lines *= 2
     for after in np.linspace(1, lines, 80).astype(int):
-        interrupted(call, after)
+        interrupted(lambda: call(model), after)
         assert everything(model, optimizer) == before, after
 
 
