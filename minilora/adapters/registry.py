@@ -84,7 +84,7 @@ class Adapters(State):
     copies   name -> parameter's name -> the copy that this one trains; it stands in the model
              while the name is active
     base     parameter's name -> the base's own parameter, for each that was copied
-    flags    the base's parameters -> did it require a gradient before the first adapter came?
+    flags    the base's parameters -> did it require a gradient at the first attach that met it?
     """
 
     def __init__(self, model: Module) -> None:
