@@ -104,6 +104,17 @@ CALLS = {
 }
 
 
+def outline(model) -> list:
+    """Names, flags and what is attached and active: equal for two models in the same state."""
+    _, modules, parameters, held, state, copies, locked, groups = snapshot(model)
+    return [
+        [at for at, _ in modules], [(at, flag) for at, _, flag in parameters],
+        [(at, [name for name, _ in parts], active) for at, parts, active in held],
+        state and (state[0], state[1], [*state[2]]),
+        copies and {name: [*each] for name, each in copies.items()}, locked, groups,
+    ]
+
+
 @functools.cache
 def length(name: str, folder) -> int:
     """How many lines of the package the call runs."""
@@ -137,6 +148,7 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
         CALLS[name](other, twin, folder)
         assert everything(model, optimizer)[1:] == everything(other, twin)[1:]
         assert snapshot(model)[0] == snapshot(other)[0]
+        assert outline(model) == outline(other)
 
 
 @pytest.mark.parametrize("context", [lora.disabled, lora.merged, evaluating])
