@@ -151,6 +151,16 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
         assert outline(model) == outline(other)
 
 
+@pytest.mark.parametrize("name", ["activate", "set_adapter"])
+def test_an_interrupt_near_the_end_of_a_short_call_leaves_everything_as_it_was(name, folder):
+    last = length(name, folder)
+    model, optimizer = subject()
+    before = everything(model, optimizer)
+    for after in range(max(1, last - 400), last - 10, 7):  # the end: the call has done its work
+        assert interrupted(lambda: CALLS[name](model, optimizer, folder), after)
+        assert everything(model, optimizer) == before, after
+
+
 @pytest.mark.parametrize("context", [lora.disabled, lora.merged, evaluating])
 @settings(max_examples=12)
 @given(st.integers(1, 400))
