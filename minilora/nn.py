@@ -174,8 +174,8 @@ class Dropout(Module):
 def evaluating(model: Module) -> Iterator[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in before:

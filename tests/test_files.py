@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import gpt2, ids, logits, same_bytes, shake
+from strategies import bits, gpt2, ids, logits, same_bytes, shake, snapshot
 
 import minilora as ml
-from minilora import lora, methods
+from minilora import lora, methods, nn
 from minilora.adapters.registry import trained_by
 from minilora.files import checkpoint
 from minilora.models.pretrained import load_model
@@ -60,3 +60,64 @@ def test_a_file_of_one_door_is_a_file_of_the_other(tmp_path, called):
             other = gpt2(0)
             load(other, tmp_path / "a.npz")
             assert np.array_equal(logits(other, ids()), outputs)
+
+
+@pytest.mark.parametrize("ranks, copied", [
+    ({"q": 2, "sub.q": 1}, []), ({"q": 2}, []), ({"q": 2}, ["q.b"]), ({"sub.q": 2}, ["q.b"]),
+])
+def test_a_file_of_0_1_0_adapts_its_own_paths_where_one_ends_another(ranks, copied, tmp_path):
+    model = nn.Module()
+    model.q, model.sub = nn.Linear(3, 3, rng=0), nn.Module()
+    model.sub.q = nn.Linear(3, 3, rng=1)
+    before = bits(model)
+    shapes = dict.fromkeys(copied, (3,))
+    for at, r in ranks.items():
+        shapes |= {f"{at}.A": (r, 3), f"{at}.B": (3, r)}
+    rng = np.random.default_rng(0)
+    arrays = {at: rng.normal(size=shape).astype("float32") for at, shape in shapes.items()}
+    settings = {"r": 2, "alpha": 3.0, "targets": [*ranks], "dropout": 0.0, "init": "gaussian",
+                "bias": "none", "trainable": copied, "rank_pattern": {}, "alpha_pattern": {}}
+    checkpoint.write(tmp_path / "a.npz", arrays, {
+        "kind": "adapter", "name": "old", "config": settings, "whole": copied, "base": "0",
+        "layers": {at: {"r": r, "alpha": 3.0, "scale": 3 / r} for at, r in ranks.items()},
+    })
+    with pytest.warns(UserWarning, match="trained on another base"):
+        assert lora.load(model, tmp_path / "a.npz") == [*ranks]
+    ours = {at: ml.asnumpy(p.data) for at, p in trained_by(model, "old").items()}
+    assert ours.keys() == arrays.keys()
+    assert all(same_bytes(ours[at], x) for at, x in arrays.items())
+    assert bits(lora.detach(model)) == before
+
+
+@pytest.mark.parametrize("path", ["blocks.0.attn.q", "blocks.1.attn.v"])
+@pytest.mark.parametrize("called", ["lora", "dora"])
+def test_a_file_whose_scales_are_not_those_of_its_settings_changes_nothing(tmp_path, called, path):
+    model = gpt2(0)
+    methods.apply(model, called, r=2, alpha=5.0, rng=0)
+    lora.save(model, tmp_path / "a.npz")
+    arrays, meta = checkpoint.read(tmp_path / "a.npz")
+    assert set(meta["scales"].values()) == {2.5} and len(meta["scales"]) == 4
+    meta["scales"][path] = 5.0
+    checkpoint.write(tmp_path / "b.npz", arrays, meta)
+    fresh = gpt2(0)
+    before = snapshot(fresh)
+    with pytest.raises(ValueError, match=f"b.npz.*the scale of {path} is 5.0, and .* give 2.5"):
+        lora.load(fresh, tmp_path / "b.npz")
+    assert snapshot(fresh) == before
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_loading_leaves_the_flags_of_other_adapters_and_freezes_a_base_that_had_none(
+    trainable, tmp_path
+):
+    model = gpt2(0)
+    methods.apply(model, "lora", r=2, trainable="ln_f", rng=0)
+    lora.save(model, tmp_path / "a.npz")
+    ours = trained_by(model, "default")
+    lora.load(model, tmp_path / "a.npz", "loaded", trainable=trainable)
+    assert all(p.requires_grad for p in ours.values())
+    assert {p.requires_grad for p in trained_by(model, "loaded").values()} == {trainable}
+    fresh = gpt2(0)
+    lora.load(fresh, tmp_path / "a.npz", trainable=trainable)
+    wanted = trained_by(fresh, "default").values() if trainable else []
+    assert {*map(id, fresh.trainable_parameters().values())} == {*map(id, wanted)}

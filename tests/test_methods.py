@@ -631,7 +631,7 @@ def test_the_model_is_the_first_argument(numpy_only, call):
         call("lora", "default")
 
 
-@pytest.mark.parametrize("top", [(0, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("top", [(0, 1), (1, 2), (2, 3), (9, 10)])
 def test_fttop2_is_the_last_two_blocks(top):
     model = gpt2(n_layers=top[1] + 1)
     names = methods.apply(model, "fttop2")

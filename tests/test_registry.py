@@ -16,13 +16,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from strategies import ids, logits, made, partition, same_bytes, shake, snapshot, wide
+from strategies import DEBERTAS, ids, logits, made, partition, same_bytes, shake, snapshot, wide
 from test_transaction import interrupted
 
 import minilora as ml
 from minilora import adapters, lora, methods, nn
 from minilora.adapters.places import adapted, bare, parameters
 from minilora.adapters.registry import find, trained_by
+from minilora.models.cache import window
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 SAMPLES = Path(__file__).parent / "samples"
@@ -339,3 +340,200 @@ def test_every_verb_in_any_order(tmp_path_factory):
     Registry.folder = tmp_path_factory.mktemp("registry")
     run_state_machine_as_test(Registry, settings=settings(
         max_examples=200 if THOROUGH else 12, stateful_step_count=30 if THOROUGH else 12))
+
+
+# Mistakes that were planted.
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_of_two_bottlenecks_the_first_that_is_named_is_the_inner_one(order):
+    model = made("gpt2")
+    for seed, name in enumerate(("one", "two")):
+        methods.apply(model, "adapter-p", name, rng=seed, r=2)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    methods.activate(model, *order)
+    mlp, x = model.blocks[0].mlp, ml.Tensor(np.random.default_rng(0).standard_normal((2, 3, 8)))
+    wanted = wide(mlp.base(x))
+    for name in order:
+        part = mlp.adapters[name]
+        inside = np.maximum(wanted @ wide(part.down.W).T + wide(part.down.b), 0)
+        wanted = wanted + inside @ wide(part.up.W).T + wide(part.up.b)
+    np.testing.assert_allclose(wide(mlp(x)), wanted, rtol=1e-9, atol=1e-11)
+
+
+class Ends(nn.Module):
+    """A layer "q", and "sub.q": one path is the end of the other."""
+
+    def __init__(self) -> None:
+        self.q, self.sub = nn.Linear(3, 3, rng=0, dtype="float64"), nn.Module()
+        self.sub.q = nn.Linear(3, 3, rng=1, dtype="float64")
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "linear"])
+@pytest.mark.parametrize("config", [{"targets": "q", "rank_pattern": {"sub.q": 1}},
+                                    {"targets": "[q]"}, {"targets": "sub.q"}])
+def test_combine_keeps_to_the_paths_and_ranks_of_what_it_combines(how, config):
+    model = Ends()
+    paths = lora.attach(model, ml.LoRAConfig(r=2, alpha=3, **config), "a", rng=0)
+    shake(model.trainable_parameters().values(), 1)
+    off = lora.combine(model, {"a": -0.5}, how, name="b")
+    assert [*off] == paths and max(off.values()) < 1e-12
+    assert [at for at, module in adapted(model).items() if "b" in module.adapters] == paths
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("end", [lora.merge, lora.detach])
+@pytest.mark.parametrize("config", [{"targets": "late"}, {"targets": "q", "trainable": "late"}])
+def test_a_layer_that_came_after_the_first_adapter_has_flags_of_its_own(config, end, flag):
+    model = Ends()
+    lora.attach(model, ml.LoRAConfig(r=2, targets="q"), "a", rng=0)
+    model.late = nn.Linear(3, 2, rng=0, dtype="float64").requires_grad_(flag)
+    lora.attach(model, ml.LoRAConfig(r=2, **config), "b", rng=0)
+    lora.activate(model, "a", "b")
+    end(model)
+    assert {p.requires_grad for p in model.late.parameters()} == {flag}
+    assert all(p.requires_grad for layer in (model.q, model.sub.q) for p in layer.parameters())
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_detach_leaves_the_flags_of_a_layer_that_no_adapter_has_met(flag):
+    model = Ends()
+    lora.attach(model, ml.LoRAConfig(r=2, targets="q"), rng=0)
+    model.late = nn.Linear(3, 2, rng=0).requires_grad_(flag)
+    lora.detach(model)
+    assert {p.requires_grad for p in model.late.parameters()} == {flag}
+
+
+@pytest.mark.parametrize("path, other", [("tok", "head.W"), ("head", "tok.W")])
+def test_a_weight_of_two_modules_gets_no_adapter_that_merging_would_part(path, other):
+    model = Own()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"{path}.W and {other} are one parameter"):
+        methods.apply(model, "lora", targets=path, rng=0)
+    assert snapshot(model) == before and find(model) is None
+    methods.apply(model, "lora", targets="base", trainable="head", rng=0)  # a copy is no adapter
+    assert model.head.W is model.tok.W
+
+
+def test_the_window_is_less_by_the_active_tokens_alone():
+    model = made("gpt2")  # 12 positions
+    methods.apply(model, "preembed", "one", lp=2, li=1, rng=0)
+    methods.apply(model, "prelayer", "two", lp=4, rng=0)
+    methods.apply(model, "bitfit", "three")
+    windows = {("one",): 9, ("two",): 8, ("three",): 12, (): 12, ("one", "three"): 9}
+    for names, left in windows.items():
+        methods.activate(model, *names)
+        assert window(model, 5) == left
+
+
+@pytest.mark.parametrize("called", ["adapter-h", "preembed", "prelayer"])
+def test_a_block_is_not_merged_where_nothing_that_is_active_can_be(called):
+    model = made("gpt2")
+    methods.apply(model, "lora", "update", targets="q", rng=0)
+    methods.apply(model, called, "other", rng=0, **SETTINGS[called])
+    before = snapshot(model)
+    for verb in (lora.merge, lambda model: lora.merged(model).__enter__()):
+        with pytest.raises(ValueError, match="merge: "):
+            verb(model)
+        assert snapshot(model) == before
+    methods.activate(model, "update", "other")
+    with pytest.raises(ValueError, match=f"merge: other .{called}. at .* computes between layers"):
+        lora.merge(model)
+    with lora.merged(model):
+        assert {name for m in adapted(model).values() for name in m.active} == {"other"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+@pytest.mark.parametrize("active", [(), ("one",), ("one", "two")])
+@pytest.mark.parametrize("rows", [("one", "two", "base"), ("base", "two", "one", "two")])
+def test_a_row_of_its_own_has_its_own_tied_head_whatever_is_active(family, active, rows):
+    model = made(family)
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets="tok"), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = ids(batch=len(rows), tokens=6), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, row[None])[0])
+    lora.activate(model, *active)
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, x), alone, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_of_their_own_do_not_share_a_copy_that_happens_to_be_active():
+    model = made("gpt2")
+    lora.attach(model, ml.LoRAConfig(r=2), "update", rng=0)
+    methods.apply(model, "bitfit", "biases")
+    before = snapshot(model)
+    with (
+        pytest.raises(ValueError, match="'biases' trains a copy of"),
+        lora.per_row(model, ["update", "base"]),
+    ):
+        pass
+    assert snapshot(model) == before
+    lora.activate(model)
+    with lora.per_row(model, ["update", "base"]):
+        assert same_bytes(logits(model, IDS)[1], logits(made("gpt2"), IDS)[1])
+
+
+class Shared(nn.Module):
+    """y = out(x + start(one)): `start` gets an input that all rows share, (1, ...) or a slice."""
+
+    def __init__(self, one) -> None:
+        self.start, self.out = nn.Embedding(5, 4, rng=0, dtype="float64"), nn.Linear(
+            4, 3, rng=1, dtype="float64")
+        self.layer, self.one = nn.Linear(4, 4, rng=2, dtype="float64"), one
+
+    def forward(self, x):
+        start = self.start(self.one)
+        if len(start.shape) == 2:  # a first axis says that all rows share it
+            start = start.reshape(1, *start.shape)
+        return self.out(x + self.layer(start))
+
+
+@pytest.mark.parametrize("one", [slice(1, 4), np.array([[3, 0, 3]])], ids=["slice", "ids"])
+@pytest.mark.parametrize("targets", ["start", "layer", ("start", "layer", "out")])
+def test_of_an_input_that_all_rows_share_each_row_has_its_own_output(one, targets):
+    model, rows = Shared(one), ("two", "base", "one", "two")
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, alpha=3, targets=targets), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = np.random.default_rng(0).standard_normal((4, 3, 4)), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, ml.Tensor(row[None]))[0])
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, ml.Tensor(x)), alone, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("config", DEBERTAS)
+def test_each_row_of_a_deberta_has_its_own_table_of_distances(config):
+    model, rows = made("deberta", **config), ("two", "base", "one")
+    for seed, name in enumerate(("one", "two")):
+        lora.attach(model, ml.LoRAConfig(r=2, targets="all-linear"), name, rng=seed)
+        shake(model.trainable_parameters().values(), seed, 0.5)
+    x, alone = ids(batch=3, tokens=5), []
+    for row, name in zip(x, rows):
+        lora.activate(model, *[name] * (name != "base"))
+        alone.append(logits(model, row[None])[0])
+    with lora.per_row(model, rows):
+        np.testing.assert_allclose(logits(model, x), alone, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("first", ["the part", "the whole"])
+def test_a_part_with_adapters_of_its_own_is_not_taken_over(first):
+    model = made("gpt2")
+    one, other = (model.blocks[0], model) if first == "the part" else (model, model.blocks[0])
+    lora.attach(one, ml.LoRAConfig(r=2), rng=0)
+    before = snapshot(model), snapshot(model.blocks[0])
+    for name in ("default", "new"):
+        with pytest.raises(ValueError, match="a part of this model"):
+            lora.attach(other, ml.LoRAConfig(r=3), name, rng=0)
+    assert (snapshot(model), snapshot(model.blocks[0])) == before
+
+
+def test_one_name_for_all_rows_needs_as_many_rows():
+    model = made("gpt2")
+    lora.attach(model, ml.LoRAConfig(r=2), rng=0)
+    with lora.per_row(model, ["default", "default"]), pytest.raises(ValueError, match="2 names"):
+        model(ids(batch=3))

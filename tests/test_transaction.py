@@ -104,6 +104,17 @@ CALLS = {
 }
 
 
+def outline(model) -> list:
+    """Names, flags and what is attached and active: equal for two models in the same state."""
+    _, modules, parameters, held, state, copies, locked, groups = snapshot(model)
+    return [
+        [at for at, _ in modules], [(at, flag) for at, _, flag in parameters],
+        [(at, [name for name, _ in parts], active) for at, parts, active in held],
+        state and (state[0], state[1], [*state[2]]),
+        copies and {name: [*each] for name, each in copies.items()}, locked, groups,
+    ]
+
+
 @functools.cache
 def length(name: str, folder) -> int:
     """How many lines of the package the call runs."""
@@ -137,6 +148,17 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
         CALLS[name](other, twin, folder)
         assert everything(model, optimizer)[1:] == everything(other, twin)[1:]
         assert snapshot(model)[0] == snapshot(other)[0]
+        assert outline(model) == outline(other)
+
+
+@pytest.mark.parametrize("name", ["activate", "set_adapter"])
+def test_an_interrupt_near_the_end_of_a_short_call_leaves_everything_as_it_was(name, folder):
+    last = length(name, folder)
+    model, optimizer = subject()
+    before = everything(model, optimizer)
+    for after in range(max(1, last - 400), last - 10, 7):  # the end: the call has done its work
+        assert interrupted(lambda: CALLS[name](model, optimizer, folder), after)
+        assert everything(model, optimizer) == before, after
 
 
 @pytest.mark.parametrize("context", [lora.disabled, lora.merged, evaluating])
@@ -154,6 +176,28 @@ def test_an_interrupt_on_the_way_into_a_block_or_inside_it_leaves_everything_as_
 
     interrupted(call, after)
     assert everything(model, optimizer) == before
+
+
+@pytest.mark.parametrize("context, out", [
+    (lora.disabled, False), (lora.disabled, True), (lora.merged, False), (lora.merged, True),
+    (evaluating, False),
+])
+def test_an_interrupt_at_any_line_of_a_block_s_way_in_or_out_leaves_everything(context, out):
+    model, optimizer = subject()
+    before = everything(model, optimizer)
+
+    def call(model, inside=not out):
+        with context(model):
+            if inside:
+                sys.settrace(None)  # no interrupt after this one
+                raise Interrupted
+
+    lines, (other, _) = 1, subject()
+    while interrupted(lambda: call(other, False), lines):
+        lines *= 2
+    for after in np.linspace(1, lines, 80).astype(int):
+        interrupted(lambda: call(model), after)
+        assert everything(model, optimizer) == before, after
 
 
 @pytest.mark.parametrize("name", ["attach", "set_adapter", "activate", "detach", "merge", "load"])

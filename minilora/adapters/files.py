@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import asdict
+from glob import escape
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,11 @@ def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str
             name=str, config=dict, layers=dict, whole=list, base=str)
         ranks, alphas, scales = dict[str, int](), dict[str, float](), dict[str, float]()
         for at, layer in layers.items():
-            ranks[at], alphas[at], scales[at] = file.facts(
+            ranks[exact(at)], alphas[exact(at)], scales[at] = file.facts(
                 at, layer, r=int, alpha=float, scale=float)
         config |= {
-            "targets": [*layers], "rank_pattern": ranks, "alpha_pattern": alphas,
-            "trainable": copied, "bias": "none",
+            "targets": [*ranks], "rank_pattern": ranks, "alpha_pattern": alphas,
+            "trainable": [*map(exact, copied)], "bias": "none",
         }
         return name, METHODS["lora"](**config), scales, base
     name, called, settings, base = file.facts(name=str, method=str, settings=dict, base=str)
@@ -123,6 +124,11 @@ def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str
         raise ValueError(f"unknown method {called!r}: another version of minilora wrote the file")
     scales = file.facts(scales=dict)[0] if file.kind == "adapter" else {}
     return name, METHODS[called](**settings), scales, base
+
+
+def exact(path: str) -> str:
+    """Return a glob that matches this path alone, and no path that ends in it."""
+    return f"[{path[:1]}]{escape(path[1:])}"
 
 
 def _unwrapped(path: str) -> str:

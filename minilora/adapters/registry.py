@@ -84,7 +84,7 @@ class Adapters(State):
     copies   name -> parameter's name -> the trained copy; it is in the model while the name is
              active
     base     parameter's name -> the base's own parameter, for each parameter with a copy
-    flags    base parameter -> its `requires_grad` before the first adapter
+    flags    base parameter -> its `requires_grad` at the first attach that met it
     """
 
     def __init__(self, model: Module) -> None:
@@ -235,6 +235,11 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
             f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base' or taken; attached "
             f"are {sorted(state.configs)}: choose another name"
         )
+    if own := {n for m in adapted(model).values() for n in m.adapters} - state.configs.keys():
+        raise ValueError(
+            f"a part of this model, or a model that it is part of, has adapters {sorted(own)}: "
+            "detach them there, and attach all to one of the two"
+        )
     base, modules = base_of(model), dict(walk(model))
     parts, names = dict(method.around(model, rng)), method.copied(model)
     for at in [*parts, *names]:
@@ -251,12 +256,13 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
             id(module), Adapted(module))
         holder.adapters.setdefault(name, part.train(module.training))
     swap(model, new)
+    state.flags |= {p: p.requires_grad for _, p in base.values() if p not in state.flags}
     state.configs[name] = method
     state.copies[name] = dict(copies.values())
     state.base |= {at: base[at][1] for at in state.copies[name]}
     if find(model) is None:
-        own = vars(model)
-        own["adapters" if "adapters" not in own else "adapters of minilora"] = state
+        attributes = vars(model)
+        attributes["adapters" if "adapters" not in attributes else "adapters of minilora"] = state
     return state
 
 

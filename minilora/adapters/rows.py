@@ -71,17 +71,18 @@ class Rows:
             name: module.compose(base, call, (name,) if name else ())
             for name in dict.fromkeys(used)
         }
+        shared = isinstance(x, slice) or x.shape[0] == 1
+        if not shared and x.shape[0] != len(used):
+            raise ValueError(
+                f"per_row: {len(used)} names for a batch of shape {tuple(x.shape)}: give one name "
+                "for each row")
         if len(run) == 1:
             return run[used[0]](x)
-        if isinstance(x, slice) or x.shape[0] == 1:
+        if shared:
             outputs = [each(x) for each in run.values()]
             outputs = [y.reshape(1, *y.shape) if isinstance(x, slice) else y for y in outputs]
             entry = np.array([list(run).index(name) for name in used])
             return taken(ops.concat(*outputs, axis=0), entry)
-        if x.shape[0] != len(used):
-            raise ValueError(
-                f"per_row: {len(used)} names for a batch of shape {tuple(x.shape)}: give one name "
-                "for each row")
         rows = {name: np.flatnonzero([other == name for other in used]) for name in run}
         outputs = [run[name](taken(x, at)) for name, at in rows.items()]
         order = np.argsort(np.concatenate([*rows.values()]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.files import exact
 from ..adapters.places import adapted
 from ..adapters.registry import _activate, install, state_of
 from ..adapters.transaction import all_or_nothing
@@ -55,9 +56,9 @@ def combine(
     if not sums:
         raise ValueError("combine: give at least one adapter, as in {'a': 0.5, 'b': 0.5}")
     results = {path: HOW[how](path, terms, r) for path, terms in sums.items()}
-    ranks = {path: len(A) for path, (_, A) in results.items()}
+    ranks = {exact(path): len(A) for path, (_, A) in results.items()}
     config = LoRAConfig(  # its scale is 1
-        r=max(ranks.values()), alpha=max(ranks.values()), targets=tuple(results),
+        r=max(ranks.values()), alpha=max(ranks.values()), targets=tuple(ranks),
         rank_pattern=ranks, alpha_pattern={path: float(rank) for path, rank in ranks.items()},
     )
     state = install(model, config, name, np.random.default_rng(0))
