@@ -596,6 +596,9 @@ def test_one_stays_one_when_it_is_trained_saved_and_merged(tmp_path):
     lora.merge(model)
     assert partition(model) == groups
     np.testing.assert_allclose(logits(model, IDS), wanted, rtol=1e-9)
+    lora.detach(other)
+    other.load_state_dict(model.state_dict())
+    assert same_bytes(logits(other, IDS), logits(model, IDS))
 
 
 @pytest.mark.parametrize("target", ["tok", "head"])
