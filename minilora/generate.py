@@ -117,13 +117,21 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
 
     places = [f"the parameter {path}" for path, p in model.named_parameters() if not finite(p.data)]
     replaced: list[tuple[dict[str, Any], Any]] = []
-    try:
-        for path, module in list(model.named_modules()):
-            replaced.append((vars(module), vars(module).get("forward")))
-            vars(module)["forward"] = checked(path, module.forward)
-        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
-            model(*inputs)
-    finally:
+
+    def restore() -> None:
         for attributes, own in reversed(replaced):
-            attributes.pop("forward") if own is None else attributes.update(forward=own)
+            attributes.pop("forward", None) if own is None else attributes.update(forward=own)
+
+    try:
+        try:
+            for path, module in list(model.named_modules()):
+                replaced.append((vars(module), vars(module).get("forward")))
+                vars(module)["forward"] = checked(path, module.forward)
+            with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+                model(*inputs)
+        finally:
+            restore()
+    except BaseException:
+        restore()  # the first call may have been interrupted
+        raise
     return places[0] if places else ""

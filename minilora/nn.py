@@ -175,11 +175,16 @@ def evaluating(model: Module) -> Iterator[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
     try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in before:
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in before:
+                module.training = mode
+    except BaseException:
+        for module, mode in before:  # the loop above may have been interrupted
             module.training = mode
+        raise
 
 def generators(model: Module) -> dict[str, np.random.Generator]:
     """Return the generators that dropout draws from, by the path of their module."""

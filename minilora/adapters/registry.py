@@ -26,8 +26,6 @@ from .transaction import State, all_or_nothing
 
 DOORS = 'lora.attach(model, LoRAConfig(...)) or methods.apply(model, "bitfit")'
 Base = dict[str, tuple[Module, Parameter]]
-
-
 METHODS: dict[str, type[Method]] = {}  # by name, for `methods.apply`
 
 

@@ -28,11 +28,15 @@ thread_settings = _ThreadSettings()
 def choose(**values: Any) -> Iterator[None]:
     """Set these settings of this thread in the block, and restore the previous ones after it."""
     before = {name: getattr(thread_settings, name) for name in values}
-    vars(thread_settings).update(values)
     try:
-        yield
-    finally:
-        vars(thread_settings).update(before)
+        try:
+            vars(thread_settings).update(values)
+            yield
+        finally:
+            vars(thread_settings).update(before)
+    except BaseException:
+        vars(thread_settings).update(before)  # the line above may have been interrupted
+        raise
 
 
 def no_grad() -> AbstractContextManager[None]:
@@ -57,8 +61,6 @@ def is_plain() -> bool:
 
 def as_now() -> Callable[[], AbstractContextManager[None]]:
     """Return a function that re-enters the current settings, with recording on."""
-    then = {
-        "plain": is_plain(), "replaced": thread_settings.replaced,
-        "context": thread_settings.context,
-    }
+    now = thread_settings
+    then = {"plain": is_plain(), "replaced": now.replaced, "context": now.context}
     return lambda: choose(recording=True, **then)
