@@ -23,7 +23,7 @@ def undone(*held: Any) -> Iterator[None]:
 
     held: modules, optimizers and the like. Put back are their attributes, lists and dicts, and of
     every module and parameter below: attributes, arrays, flags, gradients, generators, adapters.
-    What is written *into* an array is not; `checkpoint.fill` undoes that itself.
+    What is written *into* an array is not; `state_dict.fill` undoes that itself.
     """
     before = list(_reached([vars(thing) for thing in held], set()))
     try:
