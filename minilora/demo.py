@@ -29,7 +29,7 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
     before = _sample(model, seed)
     full = accounting.ledger(model, AdamW(model.trainable_parameters()), BATCH, TOKENS)
 
-    say(f"\n2. Frozen, and adapted to {data.TEXTS[TEXT]}\n")
+    say(f"\n2. Base frozen, and adapted to {data.TEXTS[TEXT]}\n")
     lora.attach(model, CONFIG, rng=seed)
     count = accounting.count(model)
     say(
@@ -51,8 +51,9 @@ def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS
         bytes_of_full = full.as_dict()[name]["measured"]
         share = f"{row['measured'] / bytes_of_full:.3f}" if bytes_of_full else "-"
         say(f"{name:<16}{bytes_of_full:>18,}{row['measured']:>14,}{share:>13}")
-    say(f"predicted from shapes alone: {full.predicted:,} and {adapted.predicted:,} in total,")
-    say(f"{full.peak.predicted:,} and {adapted.peak.predicted:,} at the peak, with scratch arrays.")
+    say(f"predicted from shapes alone: total {full.predicted:,} and {adapted.predicted:,};")
+    peaks = f"{full.peak.predicted:,} and {adapted.peak.predicted:,}"
+    say(f"peak, which includes scratch arrays: {peaks}.")
     say("Gradients are allocated as activations are freed, so the total is never resident at once.")
 
     say("\n4. Merged: W0 + (alpha / r) · B A in layers without adapters\n")

@@ -453,7 +453,8 @@ def test_a_block_is_not_merged_where_nothing_that_is_active_can_be(called):
             verb(model)
         assert snapshot(model) == before
     methods.activate(model, "update", "other")
-    with pytest.raises(ValueError, match=f"merge: other .{called}. at .* is not an update of a layer's W"):
+    says = f"merge: other .{called}. at .* is not an update of a layer's W"
+    with pytest.raises(ValueError, match=says):
         lora.merge(model)
     with lora.merged(model):
         assert {name for m in adapted(model).values() for name in m.active} == {"other"}

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 02. Shapes
 #
-# *The reader can then:* sum a gradient back to the shape it came from, and read a shape error.
+# *The reader can then:* sum a gradient back to the shape of its input, and read a shape error.
 # *Time:* 15 minutes. *Needs:* chapter 01.
 # *Remember:* What the forward pass copies, the backward pass sums.
 #
-# NumPy adds a bias of 3 numbers to a batch of 4 rows and says nothing about it. The gradient of the
+# NumPy adds a bias of 3 numbers to a batch of 4 rows without any message. The gradient of the
 # result has 4 rows, but the bias has only one. How does the gradient get back to one row? Many
 # shape errors in training code come from this step. So do mistakes that raise no error.
 
@@ -20,9 +20,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## One bias, four rows
 #
-# We have four examples with three features each, and one bias for all of them. To have a loss, we
-# take `(g * y).sum()` with fixed numbers `g`, one for each output. Then the gradient of the loss
-# with respect to `y` is `g` itself.
+# We have four examples with three features each, and one bias for all of them. Our loss is
+# `(g * y).sum()`, with a fixed number in `g` for each output. Then the gradient of the loss with
+# respect to `y` is `g` itself.
 
 # %%
 x = np.arange(12.0).reshape(4, 3)  # (4, 3)
@@ -33,8 +33,8 @@ print(y)
 
 # %% [markdown]
 # NumPy computes `x + b` as if `b` were copied into each of the four rows: it *broadcasts* `b`. In
-# other words, `b` takes part in four additions, one for each row. Chapter 01 says what follows: the
-# gradients of the four paths are added.
+# other words, `b` takes part in four additions, one for each row. As in chapter 01, we add the
+# gradients of the four paths.
 
 # %%
 db = np.zeros(3)
@@ -56,8 +56,8 @@ assert (ml.asnumpy(B.grad) == db).all() and (g.sum(axis=0) == db).all()
 # <details><summary>Answer</summary>
 #
 # `(4, 1)`, the shape of $u$: a gradient always has the shape of its array. NumPy copied `u[i]` into
-# the three columns of row $i$. So we sum along axis 1, one sum for each row. For $b$ it is the
-# other way round: it was copied down the rows, so we sum along axis 0.
+# the three columns of row $i$. So we sum along axis 1, one sum for each row. NumPy copied $b$ down
+# the rows, so for $b$ we sum along axis 0.
 #
 # </details>
 #
@@ -99,17 +99,17 @@ viz.show()
 # Each colour is one number of $u$ or of $b$. The upper half shows its copies. The lower half shows
 # the gradients of these copies, which are added up. minilora's engine does this for every op: if a
 # gradient is larger than its input, the engine sums it. So the rules of `mul` are those of chapter
-# 01 and say nothing about shapes:
+# 01, without shapes:
 
 # %%
 viz.source(ops.mul)
 
 # %% [markdown]
-# ## A check without small steps
+# ## A check without finite differences
 #
 # Copying is linear. Write the copies as one long vector: then broadcasting is a matrix $M$ of zeros
-# and ones, with a single one in each row. The backward pass is $M^\top$. So for any $g$ and $x$ two
-# inner products are equal, $g \cdot (Mx) = (M^\top g) \cdot x$, that is
+# and ones, with exactly one 1 in each row. The backward pass is $M^\top$. So for any $g$ and $x$,
+# $g \cdot (Mx) = (M^\top g) \cdot x$. In other words, two inner products are equal:
 #
 # $$ \langle g, \mathrm{broadcast}(x) \rangle = \langle \mathrm{unbroadcast}(g), x \rangle. $$
 #
@@ -118,12 +118,12 @@ viz.source(ops.mul)
 # %%
 copies = [np.broadcast_to(unit, (4, 3)).ravel() for unit in np.eye(3)]
 M = np.stack(copies, axis=1)  # (12, 3)
-print(M.T.astype(int))  # a line for each number of b: 1 at its four copies
+print(M.T.astype(int))  # one line for each number of b: 1 at its four copies
 assert (M.T @ g.ravel() == unbroadcast(g, (3,))).all()
 
 # %% [markdown]
-# **Check.** The identity holds for every way in which a shape can grow. (`np.vdot` multiplies two
-# arrays of the same shape entry by entry, and sums the products.)
+# **Check.** The identity holds for every kind of broadcasting. (`np.vdot` multiplies two arrays of
+# the same shape entry by entry, and sums the products.)
 
 
 # %%
@@ -201,8 +201,8 @@ print("mean square:", ((prediction - target) ** 2).mean(), "(should be 0)")
 #
 # ## Break it
 #
-# Forget the sum, in two ways. `as_it_came` returns the gradient as it is. `one_row` returns the
-# right shape, but the gradient of only one row. Then the second mistake again, as an op of the
+# We forget the sum, in two ways. `as_it_came` returns the gradient as it is. `one_row` returns the
+# right shape, but the gradient of only one row. Then we write the second mistake as an op of the
 # engine: `ml.op` turns a function into an op. The function returns the value and a rule for each
 # input, like the library's code above.
 
@@ -245,6 +245,6 @@ else:
 # ## What you built, and what is next
 #
 # You built the backward pass of broadcasting: a sum along each copied axis. You have a check that
-# takes two inner products. And you know why the gradient of a layer's weights is a sum over rows.
+# needs only two inner products. And you know why the gradient of the weights is a sum over rows.
 #
 # **Next:** chapter 03 puts weights, gradients and a loss together, and trains.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03. Training
 #
-# *The reader can then:* write a model, its loss and optimizer and the loop that trains it by hand.
+# *The reader can then:* write by hand a model, its loss, its optimizer and the training loop.
 # *Time:* 25 minutes. *Needs:* chapter 02.
 # *Remember:* Every training loop has four lines: forget the gradients, forward, backward, step.
 #

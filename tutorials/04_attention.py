@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04. Attention
 #
-# *The reader can then:* build a head of attention, say what its scale and mask do, read its map.
+# *The reader can then:* build an attention head, say what its scale and mask do, and read its map.
 # *Time:* 25 minutes. *Needs:* chapter 03.
 # *Remember:* Attention is an average over tokens, and each token chooses its own weights.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 05. A base model
 #
-# *The reader can then:* make tokens of a text, pretrain a small GPT on it, read its loss, sample.
+# *The reader can then:* split a text into tokens, pretrain a small GPT, read its loss, and sample.
 # *Time:* 25 minutes. *Needs:* chapter 04.
 # *Remember:* A language model answers one question, what comes next. Every text has the answers.
 #

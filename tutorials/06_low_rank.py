@@ -8,9 +8,8 @@
 # LoRA writes the change of a weight matrix as a product of two thin matrices, so the rank of the
 # change is at most $r$. The paper assumes that a small $r$ is enough (§4.1), following Aghajanyan
 # et al. (2020, [arXiv 2012.13255](https://arxiv.org/abs/2012.13255)). Here nothing limits the rank:
-# we train all weights, and then look at what changed. We look most closely at one matrix, which
-# computes the values in the first block. (`MINILORA_FAST=1` trains for two steps: its numbers mean
-# nothing.)
+# we train all weights, and then look at the changes. We look most closely at one matrix: the value
+# projection of the first block. (`MINILORA_FAST=1` trains for two steps: its numbers mean nothing.)
 
 # %%
 import os
@@ -49,7 +48,7 @@ def sizes(D: np.ndarray) -> np.ndarray:
 
 
 def share(D: np.ndarray) -> np.ndarray:
-    """Return the energy's share in the first 1, 2, ... directions ([7]: in 8)."""
+    """Return the share of energy in the first 1, 2, ... directions ([7]: 8)."""
     energy = sizes(D) ** 2
     return np.cumsum(energy) / energy.sum()
 
@@ -121,8 +120,8 @@ updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
 #
 # <details><summary>Answer</summary>
 #
-# The middle one. A random matrix needs as many as the last answer says, so the update is far from
-# random. But it is not a matrix of rank 8 either.
+# About 30. A random matrix needs about 80, so the update is far from random. But it is not a matrix
+# of rank 8 either.
 #
 # </details>
 
@@ -142,10 +141,10 @@ for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
 # %% [markdown]
 # ## Are the first directions the useful ones?
 #
-# Training does not aim at energy, but at a low loss. So we cut every $\Delta W$, also those of the
-# two tables, down to its first $r$ directions. We add the result to $W_0$, and evaluate the
-# held-out loss. Biases and layer norms are vectors: they keep their entire change, and at $r = 0$
-# only they change. For comparison, we also take $r$ random directions.
+# Training aims at a low loss, not at energy. So we reduce every $\Delta W$, also those of the two
+# embeddings, to its first $r$ directions. We add the result to $W_0$, and evaluate the held-out
+# loss. Biases and layer norms are vectors: they keep their entire change, and at $r = 0$ only they
+# change. For comparison, we also take $r$ random directions.
 
 
 # %%
@@ -171,7 +170,7 @@ cuts = {"full ΔW, first r directions": first, "r random directions": at_random}
 for label, cut in cuts.items():
     by_seed = [losses(update, cut) for update in updates]
     sweeps[label] = {r: [by_rank[r] for by_rank in by_seed] for r in (0, *RANKS)}
-print("r, and the share of the gain in loss: first, random directions")
+print("r | share of the gain in loss: r first directions, r random ones")
 for r in (0, *RANKS):
     gains = [start - np.median(sweep[r]) for sweep in sweeps.values()]
     print(f"{r:3}", *(f"{gain / (start - np.median(tuned)):8.0%}" for gain in gains))
@@ -197,15 +196,15 @@ viz.show()
 # %% [markdown]
 # ## What we found, and what we did not find
 #
-# **Found:** the energy of $\Delta W$ is in fewer directions than by chance, and in fewer than the
-# energy of $W_0$. For the loss the effect is stronger: the first few directions give most of the
-# gain, and as many random directions give far less. The vectors alone give a part of it.
+# **Found:** $\Delta W$ has its energy in fewer directions than a random matrix, and in fewer than
+# $W_0$. For the loss the effect is stronger: the first few directions give most of the gain, and as
+# many random directions give far less. Biases and layer norms alone give a part of it.
 #
-# **Not found:** a rank. The singular values do not stop at some number, nor does the gain, and the
-# last part of the gain takes tens of directions. During training the share in 8 directions fell. In
-# a longer training it might fall further; we did not measure that. We also cut *after* training. Is
-# training *within* rank $r$ as good? The next chapters ask that. And this is one small model, one
-# pair of texts, and one optimizer.
+# **Not found:** a rank. Neither the singular values nor the gain stop at some $r$, and the last
+# part of the gain takes tens of directions. During training the share in 8 directions fell. In a
+# longer training it might fall further; we did not measure that. We reduced the rank *after*
+# training. Is training *within* rank $r$ as good? The next chapters ask that. And this is one small
+# model, one pair of texts, and one optimizer.
 #
 # ## Break it
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 07. The LoRA layer
 #
-# *The reader can then:* write LoRA's layer, start it, scale it, and say which memory it saves.
+# *The reader can then:* write LoRA's layer, initialize and scale it, and say which memory it saves.
 # *Time:* 25 minutes. *Needs:* chapter 06.
 # *Remember:* B starts at zero and A does not: nothing changes at first, but the layer can learn.
 #

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 09. Merge
 #
-# *The reader can then:* tell rounding from a mistake in a merge, and say what a merge can lose.
+# *The reader can then:* separate rounding from a mistake in a merge, and say what a merge can lose.
 # *Time:* 25 minutes. *Needs:* chapter 08.
 # *Remember:* Rounding shrinks when you compute in float64; a mistake does not.
 #
 # $W_0 x + s B A x = (W_0 + s B A)\, x$ is true on paper. A computer rounds every operation, so the
-# two sides differ a little. How large can the difference be? How can a test tell rounding from a
-# mistake? What does a merge lose, and how do we undo it? (`MINILORA_FAST=1` tests fewer cases.)
+# two sides differ a little. How large can the difference be? How can a test separate rounding from
+# a mistake? What does a merge lose, and how do we undo it? (`MINILORA_FAST=1` tests fewer cases.)
 
 # %%
 import os
@@ -24,7 +24,7 @@ FAST = os.environ.get("MINILORA_FAST") == "1"
 # %% [markdown]
 # ## One layer, one input
 #
-# We train an adapter for a moment, as in chapter 08, and follow one layer: the first query
+# We train an adapter for a few steps, as in chapter 08, and follow one layer: the first query
 # projection, with its input at the last token of "And God said". (We leave out the bias.)
 
 # %%
@@ -64,17 +64,17 @@ for dtype in (np.float32, np.float64):
 # term of an output, $s\, b_{il}\, a_{lj}\, x_j$, and count how often it is rounded.
 #
 # - *Unmerged.* The product with $x_j$ and the sum over $j$ take at most $k$ roundings. The product
-#   with $b_{il}$ and the sum over $l$ take at most $r$. Three are left: $s = \alpha / r$ itself,
-#   the product with it, and the addition to $W_0 x$.
-# - *Merged.* $BA$ takes at most $r$. Three more are $s$, the product with it, and the addition to
-#   $W_0$. The product with $x_j$ and the sum over $j$ take at most $k$. (In float32 all but the
-#   last $k$ are done in float64 and then rounded once, which is better.)
+#   with $b_{il}$ and the sum over $l$ take at most $r$. Three more: $s = \alpha / r$, the product
+#   with $s$, and the addition to $W_0 x$.
+# - *Merged.* $BA$ takes at most $r$. Three more: $s$, the product with $s$, and the addition to
+#   $W_0$. The product with $x_j$ and the sum over $j$ take at most $k$. (For float32, `merge`
+#   computes $W$ in float64 and rounds it once. This is more precise.)
 #
-# In both cases it is at most $n = k + r + 3$. A term of $W_0 x$ is rounded less often. In any order
-# of the sums, the term is multiplied by $(1 + \delta_1) \cdots (1 + \delta_n)$. This factor differs
+# A term of $W_0 x$ has fewer roundings. So each term has at most $n = k + r + 3$. In any order of
+# summation, rounding multiplies it by $(1 + \delta_1) \cdots (1 + \delta_n)$. This factor differs
 # from 1 by at most $\gamma = nu / (1 - nu)$ (Higham, *Accuracy and Stability of Numerical
-# Algorithms*, §3.1). So the error of each side is at most $\gamma$ times the sum of the absolute
-# terms, and for both sides together
+# Algorithms*, §3.1). So the error of each side is at most $\gamma$ times the sum of the terms'
+# absolute values. For both sides together:
 #
 # $$ |\mathrm{merged} - \mathrm{unmerged}| \le 2\gamma\, (|W_0|\,|x| + |s|\,|B|\,|A|\,|x|). $$
 
@@ -91,9 +91,9 @@ def difference(merge, dtype, W0, A, B, alpha, x):
 
 # %% [markdown]
 # **Check.** A right merge stays below the bound for all sizes, scales and numbers. A loop searches
-# random cases for a counterexample. For the right merge it finds none. For the scale $\alpha$
-# instead of $\alpha / r$ it finds one. ($d$ and $k$ differ, so that a missing transpose cannot
-# hide. We leave out numbers so close to zero that floats become less precise.)
+# random cases for a counterexample. For our merge it finds none. With the scale $\alpha$ instead of
+# $\alpha / r$ it finds one. ($d$ and $k$ differ, so that a missing transpose cannot hide. We leave
+# out numbers so close to zero that floats become less precise.)
 
 
 # %%
@@ -125,8 +125,7 @@ print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
 #
 # The bound allows for the worst case, in which all rounding errors have the same sign. This almost
 # never happens, so the bound is far above the usual error. For an entire model (`lora.verify`
-# counts the roundings op by op) it is so high that a small mistake stays below it. Here is a merge
-# with an update that is 1 % too large.
+# counts the roundings op by op) it is so high that an update that is 1 % too large stays below it.
 
 
 # %%
@@ -135,14 +134,15 @@ with mock.patch.object(lora.Adapted, "delta", lambda layer: 1.01 * right(layer))
     proof = lora.verify(model, ids[None])
 off = proof.logits
 assert off.difference <= off.bound and not proof.passed
-print(f"Caught: logits off by {off.difference:.0e} pass the bound, {off.bound:.0e}, but:\n{proof}")
+print(f"Caught: {off.difference:.0e} is below the bound {off.bound:.0e}, but:")
+print(proof)
 
 # %% [markdown]
-# Three sharper checks find it. *The weights*: each is rounded once, so a right weight is off by at
-# most half a unit in its last digit. (The worst weight is one where $W_0$ and the update almost
-# cancel: its last digit is tiny.) *float64*: rounding is smaller than in float32 by a factor of
-# $2^{29}$; a mistake stays the same. *Chance*: rounding errors go up and down and mostly cancel. A
-# limit that they exceed once in a million cases is far lower. The library's merge passes all three:
+# Three sharper checks find it. *Weights*: a right one is rounded once, so it is off by at most half
+# a unit in its last digit. (The error is largest where $W_0$ and the update almost cancel: the last
+# digit of such a weight is tiny.) *float64*: rounding is smaller than in float32 by a factor of
+# $2^{29}$; a mistake stays the same. *Rounding*: errors of both signs mostly cancel. The bound that
+# they exceed once in a million cases is far below the worst case. The library's merge passes all:
 
 # %%
 print(lora.verify(model, ids[None]))
@@ -159,9 +159,9 @@ print(lora.verify(model, ids[None]))
 #
 # <details><summary>Answer</summary>
 #
-# Most of it. From a weight to the next bfloat16, the distance is several thousandths of the weight.
-# Rounding removes an update below half of this. The lost share is at most
-# $u\,\|W\| / \|\Delta W\|$, and at most 1: then no weight changes.
+# Most of it. The distance from a weight to the next bfloat16 is several thousandths of the weight.
+# Rounding removes an update below half of this distance. The lost share is at most
+# $u\,\|W\| / \|\Delta W\|$, and at most 1. If it is 1, no weight changes.
 #
 # </details>
 
@@ -183,7 +183,7 @@ def lost(store, size: float) -> float:
 
 stores = {"bfloat16": bfloat16, "float16": np.float16, "float32": np.float32}
 for name, store in stores.items():
-    print(f"{name:>8}: loses {lost(store, 1e-3):.1e} of such an update,", end=" ")
+    print(f"{name:>8}: loses {lost(store, 1e-3):.1e} of the small update,", end=" ")
     print(f"{lost(store, size):.1e} of the one trained above")
 
 sizes = np.logspace(-5, 0, 41)
@@ -201,8 +201,8 @@ viz.show()
 # ## The same layers, the same speed
 #
 # The merged model has the same layers as the base. In the unmerged model, each adapted layer
-# computes two more products. The three models take turns, so that other work slows them all alike.
-# We compare the fastest turns.
+# computes two more products. The three models take turns, so that other programs slow all three
+# equally. We compare the fastest turns.
 
 # %%
 plain, merged = ml.load_base("shakespeare"), ml.load_base("shakespeare")

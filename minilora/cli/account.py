@@ -15,14 +15,14 @@ from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, blocks, either, integer, some_names
 
 SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and its help
-    "r": (integer(1), "rank; of adapter-*: the width of the bottleneck"),
-    "alpha": (above_0, "ΔW = (alpha / r) B A"),
-    "targets": (some_names, "layers that get an adapter: names or globs, with commas"),
-    "dropout": (below_1, "dropout of the adapters' input"),
-    "bias": (OneOf("none", "lora", "all"), "biases that train"),
-    "layers": (blocks, "of adapter-d: blocks that get an adapter, such as 6,7 (the upper half)"),
-    "lp": (integer(0), "of *pre*: trained tokens before the prompt"),
-    "li": (integer(0), "of *pre*: trained tokens after the prompt"),
+    "r": (integer(1), "rank; for adapter-*: width of the bottleneck"),
+    "alpha": (above_0, "scale of the update ΔW = (alpha / r) B A"),
+    "targets": (some_names, "layers that get an adapter: names or globs, separated by commas"),
+    "dropout": (below_1, "dropout rate of the adapters' input"),
+    "bias": (OneOf("none", "lora", "all"), "which biases are trained"),
+    "layers": (blocks, "for adapter-d: blocks that get an adapter, such as 6,7 (the upper half)"),
+    "lp": (integer(0), "for methods with *pre*: trained tokens before the prompt"),
+    "li": (integer(0), "for methods with *pre*: trained tokens after the prompt"),
 }
 DEFAULTS = {  # method -> its settings, with their defaults
     name: {field.name: field.default for field in fields(kind) if field.name in SETTINGS}  # type: ignore[arg-type]
@@ -37,18 +37,18 @@ def having(setting: str) -> list[str]:
 
 def add_to(top: Parser) -> None:
     to = top.command("account", run)
-    help = f"a shape to count for, instead of --base: {', '.join(SHAPES)}"
+    help = f"a known model to count for, instead of --base: {', '.join(SHAPES)}"
     to.argument("shape", help, read=OneOf(*SHAPES, metavar="shape"))
     inputs.add_base(to)
-    inputs.add_sizes(to, "; of a shape: 1", "; of a shape: as many as it reads")
-    help = f"of a shape: how to train it, {', '.join(METHODS)} (lora)"
+    inputs.add_sizes(to, "; with a shape: 1", "; with a shape: its maximum")
+    help = f"with a shape: how to train it; one of {', '.join(METHODS)} (lora)"
     to.option("--method", read=OneOf(*METHODS, metavar="NAME"), help=help)
     for name, (read, help) in SETTINGS.items():
         to.option(f"--{name}", read=read, help=help, default=DEFAULTS[having(name)[0]][name])
     to.set_defaults(**dict.fromkeys(SETTINGS))  # None: not given
-    to.flag("--compare", help="of a shape: compare the methods of the paper's tables 2 to 4")
-    help = ("of a shape; half base: the frozen matrices are float16; mixed: all is float16, and "
-            "what trains has float32 masters")
+    to.flag("--compare", help="with a shape: compare the methods of the paper's tables 2 to 4")
+    help = ("with a shape: its precision; half base: frozen matrices in float16; mixed: all in "
+            "float16, with float32 copies of the trained parameters")
     to.option("--policy", read=OneOf(*POLICIES), help=help, default="float32")
 
 

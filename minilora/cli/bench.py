@@ -17,14 +17,14 @@ def add_to(top: Parser) -> None:
     to.option("--shapes", read=names, help=help, default="classroom,long,gpt2-small")
     help = f"some of {', '.join(ENGINES)} (all that are installed)"
     to.option("--engines", read=some_names, help=help)
-    to.option("--rounds", read=integer(1), help="turns of three steps each (10)")
-    to.flag("--no-whole", help="do not time a run in a new process: start, 50 steps, exit")
+    to.option("--rounds", read=integer(1), help="turns of each engine, three steps in each (10)")
+    to.flag("--no-whole", help="skip the time of an entire process (start, 50 steps, exit)")
     to.option("--chart", read=to_write(".png", ".svg", ".pdf"),
-              help="draw time and memory into this .png, .svg or .pdf")
+              help="draw time and memory in this .png, .svg or .pdf")
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Time a training step of several engines in turns, on 2 threads (see --threads)."""
+    """Time a training step of several engines, on 2 threads (see --threads)."""
     for shape in args.shapes:
         sizes(shape)
     for name in args.engines or ():

@@ -17,7 +17,7 @@ CACHE = ".minilora-grades"  # a folder beside the results: an interrupted gradin
 
 
 def add_to(top: Parser) -> None:
-    to = top.command("ex", None, "Do the exercises (ex init begins), or teach with them.")
+    to = top.command("ex", None, "Do the exercises (start with ex init), or teach with them.")
 
     def of_one(run: Run, example: str = "an exercise: ex {} 01") -> Parser:
         """Add a command for one exercise."""
@@ -27,21 +27,21 @@ def add_to(top: Parser) -> None:
 
     sub = to.command("init", init)
     sub.argument("folder", "the folder to write (exercises)")
-    course = "the exercises of a course: numbers in order, with commas (all)"
+    course = "only these exercises: numbers in order, separated by commas (all)"
     sub.option("--only", read=some_names, help=course)
     to.command("status", status)
     for sub in (of_one(check), to.command("watch", watch)):
-        sub.flag("-v", "--verbose", help="show every failure, and all frames")
+        sub.flag("-v", "--verbose", help="show every failure, and all calls that led to it")
     of_one(hint)
-    of_one(solution).flag("--give-up", help="show the solution before a pass")
+    of_one(solution).flag("--give-up", help="show it even if you have not passed")
     of_one(reset)
     of_one(milestone, "one of 05, 08, 10: ex milestone 05")
     sub = to.command("grade", grade, conflict_handler="resolve")  # it has a --json of its own
-    sub.argument("folder", "the submissions", needs="a folder: ex grade SUBMISSIONS")
+    sub.argument("folder", "the folder of submissions", needs="a folder: ex grade SUBMISSIONS")
     sub.option("--only", read=some_names, help=course)
-    sub.option("--jobs", read=integer(1, 256), help="processes that grade", default=1)
+    sub.option("--jobs", read=integer(1, 256), help="number of processes", default=1)
     sub.option("--csv", read=to_write(".csv"), help="write the points to this .csv")
-    sub.option("--html", read=to_write(".html"), help="write a page about the class")
+    sub.option("--html", read=to_write(".html"), help="write a page about the class to this file")
     sub.option("--gradescope", read=to_write(".json"), help="write a .json for Gradescope")
     sub.add_argument(
         "--json", nargs="?", const=True, type=to_write(".json"), default=argparse.SUPPRESS,
@@ -147,7 +147,7 @@ def _checked(desk: Any, exercise: Any, args: argparse.Namespace, say: Say) -> di
 
 
 def watch(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Check a file whenever you save it, until Ctrl-C."""
+    """Check each file when you save it; Ctrl-C stops."""
     from ..exercises import desk as desks
 
     desk = _desk()
@@ -173,7 +173,7 @@ def hint(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Show a solution, after a pass."""
+    """Show the solution of an exercise that you passed."""
     desk, exercise, done = _place(args)
     number = exercise.number
     if not (done.passed or done.given_up or args.give_up):
@@ -188,7 +188,7 @@ def solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def reset(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Write the stub of an exercise again; keep your file under another name."""
+    """Write a new stub of an exercise; your file is kept under another name."""
     desk, exercise, _ = _place(args)
     backup = desk.reset(exercise)
     say(f"{desk.file(exercise)} is the stub again"
@@ -198,7 +198,7 @@ def reset(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Train with your own functions in the engine."""
+    """Train a model with your own functions in the engine."""
     from ..exercises import book
 
     desk, exercise, _ = _place(args)
@@ -262,7 +262,7 @@ def _chosen(number: str | None) -> Any:
 
 
 def dev_check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Test exercises: the solution passes, the stub and every known mistake fail."""
+    """Test exercises: the solution must pass; the stub and each known mistake must fail."""
     from ..exercises import dev
 
     complaints = {}
@@ -289,7 +289,7 @@ def dev_messages(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def dev_new(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Write a file to make an exercise from."""
+    """Write a template of a new exercise."""
     from ..exercises import book, dev
 
     file = dev.new(args.name)

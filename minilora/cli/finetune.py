@@ -33,22 +33,23 @@ def add_to(top: Parser) -> None:
     inputs.add_run(to, "adapter.npz", 200)
     inputs.add_base(to)
     to.option("--r", read=integer(1), help="rank", default=DEFAULT.r)
-    to.option("--alpha", read=above_0, help="ΔW = (alpha / r) B A", default=DEFAULT.alpha)
-    help = "layers that get an adapter: names or globs, with commas"
+    help = "scale of the update ΔW = (alpha / r) B A"
+    to.option("--alpha", read=above_0, help=help, default=DEFAULT.alpha)
+    help = "layers that get an adapter: names or globs, separated by commas"
     to.option("--targets", read=some_names, help=help, default=tuple(DEFAULT.targets))
-    help = "dropout of the adapters' input"
+    help = "dropout rate of the adapters' input"
     to.option("--dropout", read=below_1, help=help, default=DEFAULT.dropout)
     inputs.add_sizes(to)
     to.option("--lr", read=above_0, help="peak learning rate", default=5e-3)
-    help = ("of the frozen base and the arithmetic; float16 is for a GPU: it scales the loss, and "
-            "its adapter needs --base-dtype float16 afterwards")
+    help = ("dtype of the frozen base and of the arithmetic; float16 is for a GPU: the loss is "
+            "scaled, and other commands need --base-dtype float16 to load the adapter")
     dtypes = OneOf("float16", "float32", "float64")
     to.option("--dtype", read=dtypes, help=help, default="float32")
-    to.option("--checks", read=integer(1), help="held-out batches to evaluate", default=8)
+    to.option("--checks", read=integer(1), help="number of held-out batches to evaluate", default=8)
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Train an adapter of the base on a text, and write it."""
+    """Train an adapter on a text, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
     inputs.check_out(args.out, "adapter", say)
     if args.base_dtype == args.dtype:

@@ -23,11 +23,12 @@ def add_to(top: Parser) -> None:
     to.option("--prompt", read=prompt, help="the text to continue, with \\n for a new line",
               default="\\n")
     to.option("--tokens", read=integer(0), help="how many tokens to write", default=100)
-    to.option("--temperature", read=from_0, help="0 takes the likeliest token", default=0.8)
+    help = "randomness; 0 always takes the likeliest token"
+    to.option("--temperature", read=from_0, help=help, default=0.8)
     to.option("--top-k", read=integer(1), help="sample from the k likeliest tokens (all)")
-    help = "sample from the likeliest tokens that have probability p together"
+    help = "sample from the likeliest tokens whose probabilities add up to p"
     to.option("--top-p", read=share, help=help, default=0.95)
-    to.flag("--no-cache", help="compute keys and values again: slower, the same text")
+    to.flag("--no-cache", help="compute all keys and values again at each token: slower, same text")
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:

@@ -32,16 +32,16 @@ def add_base(to: Parser) -> None:
 def add_sizes(to: Parser, batch: str = "", window: str = "") -> None:
     """The sizes of a batch; `batch` and `window` say more about their defaults."""
     to.option("--batch", read=integer(1), help=f"sequences in a batch ({BATCH}{batch})")
-    most = f"{WINDOW}, or as many as the base reads{window}"
+    most = f"{WINDOW}, or the base's maximum if that is less{window}"
     to.option("--window", read=integer(1), help=f"tokens in a sequence ({most})")
-    to.flag("--recompute", help="keep fewer activations, and compute them again: less memory")
+    to.flag("--recompute", help="keep fewer activations, compute them again: slower, less memory")
 
 
 def add_run(to: Parser, out: str, steps: int) -> None:
     """The options of a command that trains."""
     to.option("--out", read=to_write(".npz"), help="the file to write", default=out)
-    to.option("--steps", read=integer(1), help="updates", default=steps)
-    to.flag("--restart", help="start anew instead of continuing an interrupted run")
+    to.option("--steps", read=integer(1), help="number of training steps", default=steps)
+    to.flag("--restart", help="start again at step 1; do not continue an interrupted run")
     to.instead |= {
         "--resume": "an interrupted run continues by itself; --restart starts anew",
         "--epochs": "give --steps",

@@ -274,8 +274,8 @@ COMMON: dict[str, dict[str, Any]] = {  # they may stand before the command or af
     "--seed": {"type": integer(0, 2**63 - 1), "help": "seed of all random numbers (0)"},
     "--backend": {"type": array_library, "help": "numpy, cupy, or cupy:1 for GPU 1 (numpy)"},
     "--threads": {
-        "type": integer(0, 1024), "help": "threads that share the work (0: one for each core)"
+        "type": integer(0, 1024), "help": "number of threads (0: one for each core)"
     },
-    "--plain": {"action": "store_true", "help": "run the plain ops, without kernels"},
+    "--plain": {"action": "store_true", "help": "run all ops without kernels: slower"},
     "--json": {"action": "store_true", "help": "print the result as JSON"},
 }

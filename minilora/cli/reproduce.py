@@ -17,12 +17,12 @@ HEAD = ("source", "what", "shape", "exact", "printed", "")
 def add_to(top: Parser) -> None:
     to = top.command("reproduce", run)
     what = OneOf("counts", metavar="what")
-    to.argument("what", "counts", needs="to know what to reproduce: counts", read=what)
+    to.argument("what", "the numbers: counts", needs="to know what to reproduce: counts", read=what)
     to.flag("--markdown", help="print the tables as Markdown")
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Compute every number of parameters and bytes in the paper, by formula and by running."""
+    """Compute the paper's numbers of parameters and bytes, with formulas and by running code."""
     from ..accounting import claims  # slow to import
 
     result: dict[str, Any] = {}

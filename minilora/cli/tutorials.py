@@ -27,15 +27,15 @@ def add_to(top: Parser) -> None:
     for name, run in (("run", run_chapter), ("notebook", write_notebook)):
         sub = to.command(name, run)
         sub.argument("chapter", "its number, such as 07", needs=f"a chapter: tutorials {name} 07")
-    sub.option("-o", "--out", read=Path, help="the file to write (the chapter's name.ipynb)")
+    sub.option("-o", "--out", read=Path, help="the file to write (named after the chapter)")
     for name, run in (("build", build), ("serve", serve)):
         sub = to.command(name, run)
         sub.option("-o", "--out", read=Path, help="the folder of the site", default="site")
-    sub.option("--port", read=integer(0, 65535), help="0 is any free port", default=8000)
+    sub.option("--port", read=integer(0, 65535), help="port; 0: any free port", default=8000)
 
 
 def list_chapters(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """List the chapters: title, time, and what a reader can do afterwards."""
+    """List the chapters: title, time, and what you can do afterwards."""
     chapters = site.chapters()
     width = max(len(chapter.title) for chapter in chapters)
     for chapter in chapters:
@@ -88,7 +88,7 @@ def write_notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def serve(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Serve the site on this machine, until Ctrl-C."""
+    """Serve the site on this machine; Ctrl-C stops."""
     if not folder.is_site(args.out):
         raise ValueError(
             f"{args.out} holds no site: minilora tutorials build -o {args.out} writes one"

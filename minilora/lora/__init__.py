@@ -38,11 +38,6 @@ _LATER = {  # name -> its file, loaded on first use
     "combine": ".combination", "load": ".files", "per_row": "..adapters.rows",
     "save": "..adapters.files", "verify": "..rounding",
 }
-combine: Any
-load: Any
-per_row: Any
-save: Any
-verify: Any
 
 
 def __getattr__(name: str) -> Any:

@@ -46,18 +46,18 @@ class Verification:
         return {"passed": self.passed, "checks": self.checks, **asdict(self)}
 
     def __str__(self) -> str:
-        one, rows = self.logits, [("merged against unmerged", "seen", "allowed", "")]
+        one, rows = self.logits, [("merged against unmerged", "error", "allowed", "")]
         if self.weights:
             name, w = max(self.weights.items(), key=lambda item: item[1].off / item[1].allowed)
             why = "units in the last place: W is rounded once"
             rows.append(("each number of each W", f"{w.off:.5g}", f"{w.allowed:.5g}", why))
-            rows.append(("", "", "", f"(furthest off: {name}[{w.entry[0]}, {w.entry[1]}])"))
+            rows.append(("", "", "", f"(largest error: {name}[{w.entry[0]}, {w.entry[1]}])"))
         rows += [
             ("logits, computed in float64", f"{self.apart:.1e}", f"{APART:.1e}",
-             "of the largest: the two are one function"),
+             "relative to the largest logit"),
             (f"logits, computed in {one.dtype}", f"{one.difference:.1e}", f"{one.probable:.1e}",
-             "bound on rounding, exceeded once in a million"),
-            ("", "", f"{one.bound:.1e}", "bound in the worst case: all roundings add up"),
+             "rounding exceeds this once in a million cases"),
+            ("", "", f"{one.bound:.1e}", "worst case: all rounding errors have one sign"),
         ]
         failed = [name for name, passed in self.checks.items() if not passed]
         verdict = f"the merge is WRONG: {', '.join([*failed, *self.changed])}"

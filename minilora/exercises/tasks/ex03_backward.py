@@ -4,28 +4,28 @@ A computation is a graph of nodes. In
     c = a * b
     d = c + a
 c has the parents a and b, and d has the parents c and a. The walk goes back from d. Each node gets
-a share of gradient from every node that uses it. The gradient of the node is the sum of its shares:
-a gets one share from d and one from c. A node may pass on its gradient only after all its shares
-have arrived.
+one share of its gradient from every use of it: a gets one share from d and one from c. Its
+gradient is the sum of its shares. A node may pass on its gradient only after all its shares have
+arrived.
 
 A Node (below) has
     .value    a number or an array
-    .parents  tuple, the nodes from which it was computed; () for an input; a node that was used
-              twice is in it twice
+    .parents  tuple of the nodes from which it was computed; () for an input; for a * a it is (a, a)
     .rules    tuple of functions, one for each parent: rules[i](gradient of this node) is the share
               of parents[i]
     .grad     its gradient, 0.0 at first
 
 backward(node) takes
     node   Node whose value is one number; its own gradient is 1.0
-and returns nothing. For `node`, and for each node from which it was computed, it adds to .grad how
-fast node.value grows with the value of that node. The old content of .grad stays in the sum: after
-backward(y) and backward(z), a.grad is the slope of y + z.
+and returns nothing. It works on `node`, its parents, their parents, and so on. To the .grad of each
+such node n it adds the derivative of node.value with respect to n.value. It does not delete the old
+.grad: after backward(y) and backward(z), a.grad is the derivative of y + z.
 
 A graph can be long: 10,000 nodes in a row. Python does not let a function call itself that often.
-Call each rule only once: it may be a large matrix product. Nodes can be keys of a dict.
+Call each rule only once: it may be a large matrix product. A Node can be a key of a dict.
 
-The function `example` below has the two lines from above, with a = 2 and b = 3, and calls backward:
+The function `example` below computes the two lines above with a = 2 and b = 3, calls backward, and
+returns the .grad of a, b, c and d:
 
     example()  ->  (4, 2, 1, 1)
 """

@@ -5,28 +5,28 @@ freezes most of them. Training must not change a frozen parameter, not even by o
 
 freeze(parameters, pattern) takes
     parameters  dict, name -> array
-    pattern     text: the names that match it are frozen. A * in it stands for any text, also for no
-                text; fnmatchcase(name, pattern), imported below, says whether the full name matches
-and returns the list of the other names, which are trained, in the order of the dict.
+    pattern     text: a parameter is frozen if its full name matches. A * matches any text, also an
+                empty one. Use fnmatchcase(name, pattern), imported below: it is True for a match
+and returns the list of the other names, in the order of the dict. These parameters are trained.
 
     len(freeze({"q.W": np.ones(2), "q.A": np.ones(2), "q.B": np.ones(2)}, "*.W"))  ->  2
 
 count_lora(shapes, r) takes
     shapes  list of (d, k), the shapes of the matrices W that get an update B A of rank r
     r       integer; A is (r, k), B is (d, r)
-and returns how many numbers are trained: those of all A and B together.
+and returns how many numbers all A and B have together.
 
     count_lora([(3, 5), (4, 4)], 2)  ->  32
 
 train_step(params, grads, trained, lr, decay) takes
     params   dict, name -> array of floats
-    grads    dict, name -> gradient; a frozen parameter may have a gradient in it, or none
+    grads    dict, name -> gradient; the names of frozen parameters may be in it or not
     trained  list of the names that are trained; all others are frozen
     lr       number, the learning rate
     decay    number, the weight decay
-and changes each trained parameter to p - lr (g + decay p), in place: write the new numbers into the
-arrays themselves, because the model uses the same arrays. It returns nothing, and does not change
-grads. With p = 2, g = 1, lr = 0.1 and decay = 0.5, the new p is 2 - 0.1 (1 + 0.5 · 2) = 1.8.
+and changes each trained parameter p to p - lr (g + decay p), where g is its gradient. Write the new
+numbers into the same array, because the model uses it. train_step returns nothing, and does not
+change grads. With p = 2, g = 1, lr = 0.1 and decay = 0.5, the new p is 2 - 0.1 (1 + 0.5 · 2) = 1.8.
 """
 
 from fnmatch import fnmatchcase

@@ -1,19 +1,20 @@
 """13. Bug hunt: find three mistakes in a training script.
 
-The script below fine-tunes a small GPT-2 with LoRA on a text, and merges it. It runs and raises no
-error. But it has three bugs of kinds that occurred in real scripts. Each bug is in a different
-function or class. Find and repair them. You may rewrite anything, if each function does what its
+The script below fine-tunes a small GPT-2 with LoRA on a text, and merges the adapters. It raises no
+error, but it has three bugs. Real scripts had bugs like these. Each bug is in a different function
+or class. Find and repair them. You may rewrite anything, but each function must do what its
 docstring says: the checks call the functions one by one, and all together through `fine_tune`.
 
 These statements must be true:
     the model with new adapters computes the same as the base, bit for bit
     an adapted layer adds (alpha / r) B A x to the output of the base layer
     every adapter is trained, and nothing else: the arrays of the base keep their bits
-    each step uses the gradient of its own batch only; batches differ; a second run draws the same
-        batches; a target is the token that follows
+    each step uses only the gradient of its own batch; each step has another batch; a second run
+        draws the same batches; a target is the next token
     the learning rate falls from lr to 0, as in rate
     dropout is on in training (also after an evaluation), and off in an evaluation
-    an evaluation gives the mean over all tokens; merged and unmerged model compute the same
+    an evaluation gives the mean loss over all tokens
+    the merged and the unmerged model compute the same
 
     rate(0, 10, 0.5)    -> 0.5
     rate(5, 10, 0.5)    -> 0.25
