@@ -817,3 +817,25 @@ def test_lora_of_a_tied_head_is_refused_with_both_names(target):
     with pytest.raises(ValueError, match=r"(tok\.W.*head\.W|head\.W.*tok\.W).* are one parameter"):
         lora.attach(model, ml.LoRAConfig(r=2, targets=target))
     assert snapshot(model) == before
+
+
+def test_a_model_of_a_user_s_own_generates_and_its_own_embed_is_no_seam():
+    """A decoder whose table is called `embed`: trained tokens need a seam, generating does not."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            self.config = ml.GPT2Config(7, 6, 4, 1, 1)
+            self.embed, self.head = nn.Embedding(7, 4, rng=0), nn.Linear(4, 7, rng=0)
+
+        def forward(self, x, cache=None):
+            return self.head(self.embed(x))
+
+        def new_cache(self, batch):
+            return []
+
+    model = Decoder()
+    said = ml.generate(model, [1, 2], 8, temperature=0, cache=False)
+    lora.attach(model, ml.LoRAConfig(targets=("embed", "head"), r=1), rng=0)
+    assert (ml.generate(model, [1, 2], 8, temperature=0, cache=False) == said).all()
+    with pytest.raises(ValueError, match="no seams `embed` and `through`"):
+        methods.apply(model, "preembed", "tokens")

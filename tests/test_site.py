@@ -304,7 +304,7 @@ def test_the_default_port_is_the_one_in_the_help(tmp_path, monkeypatch, capsys):
     port = capsys.readouterr().err.split()[2]
     with pytest.raises(SystemExit):
         cli.main(["tutorials", "serve", "--help"])
-    assert f"0 is any free port ({port})" in capsys.readouterr().out
+    assert f"0: any free port ({port})" in capsys.readouterr().out
 
 
 @builds

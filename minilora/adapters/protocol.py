@@ -92,7 +92,6 @@ class Adapted(Module):
         return run
 
     def window(self, positions: int, tokens: int) -> int:
-        positions = self.base.window(positions, tokens)
         for name in self.active:
             positions = self.adapters[name].window(positions, tokens)
         return positions

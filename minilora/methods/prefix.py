@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from ..adapters import Adapter, Method, context, within
+from ..adapters.places import bare
 from ..backend import normal, xp
 from ..checks import integer
+from ..models.transformer import Seam
 from ..nn import Parameter
 from ..tensor import Tensor
 from .bottleneck import own_dtype
@@ -171,9 +173,10 @@ class PreEmbed(Method, called="preembed"):
             raise ValueError(f"{type(self).__name__}: lp + li must be 1 at least: give one of them")
 
     def around(self, model: Any, rng: np.random.Generator) -> Mapping[str, Adapter]:
-        if not (hasattr(model, "embed") and hasattr(model, "through")):
+        seams = (bare(getattr(model, name, None)) for name in ("embed", "through"))  # type: ignore
+        if not all(isinstance(seam, Seam) for seam in seams):
             raise ValueError(
-                f"{self.called}: this model has no modules `embed` and `through` to put trained "
+                f"{self.called}: this model has no seams `embed` and `through` to put trained "
                 "tokens in: add them as models/gpt2.py does"
             )
         if self.lp + self.li >= (most := model.config.n_positions):

@@ -26,5 +26,6 @@ def window(model: Any, tokens: int) -> int:
     """Return the number of tokens that the model can read at once: its positions, minus those of
     trained tokens. Raises ValueError if `tokens` tokens must be read together and do not fit.
     """
-    positions: int = model.embed.window(model.config.n_positions, tokens)
-    return positions
+    positions: int = model.config.n_positions
+    seam: Any = getattr(model, "embed", None)  # a user's model may have none, or a table
+    return seam.window(positions, tokens) if hasattr(seam, "window") else positions
