@@ -76,7 +76,7 @@ def load(
     """
     fresh = find(model) is None
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
-        saved_name, method, scales, base = described(file)
+        saved_name, method, scales, base = described(file, model)
         if missing := sorted(scales.keys() - adaptable(model).keys()):
             raise ValueError(f"it does not fit this model, which has no {missing[0]!r}")
         name, matrices = name or saved_name, storable(base_of(model), base_dtype)
@@ -88,8 +88,8 @@ def load(
             if given != scale:
                 raise ValueError(f"the scale of {at} is {scale}, but its settings give {given}")
         written = {at: at for at in ours}  # our name -> the file's
-        if file.kind == "method":
-            written |= {method.renamed(_unwrapped(at)): at for at in file.shapes}
+        if "scales" not in file.meta:
+            written |= {method.renamed(_unwrapped(at, ours)): at for at in file.shapes}
         arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
         fill(
             {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
@@ -105,18 +105,21 @@ def load(
     return [*ours]
 
 
-def described(file: checkpoint.File) -> tuple[str, Method, dict[str, float], str]:
+def described(
+    file: checkpoint.File, model: Module) -> tuple[str, Method, dict[str, float], str]:
     """Return (name, method, path -> scale, base's fingerprint) from a file of any version."""
+    known = base_of(model).keys() | adaptable(model).keys()
     if "layers" in file.meta:  # from lora.save of 0.1.0
         name, config, layers, copied, base = file.facts(
             name=str, config=dict, layers=dict, whole=list, base=str)
         ranks, alphas, scales = dict[str, int](), dict[str, float](), dict[str, float]()
-        for at, layer in layers.items():
+        for stored, layer in layers.items():
+            at = _unwrapped(stored, known)
             ranks[exact(at)], alphas[exact(at)], scales[at] = file.facts(
-                at, layer, r=int, alpha=float, scale=float)
+                stored, layer, r=int, alpha=float, scale=float)
         config |= {
             "targets": [*ranks], "rank_pattern": ranks, "alpha_pattern": alphas,
-            "trainable": [*map(exact, copied)], "bias": "none",
+            "trainable": [exact(_unwrapped(at, known)) for at in copied], "bias": "none",
         }
         return name, METHODS["lora"](**config), scales, base
     name, called, settings, base = file.facts(name=str, method=str, settings=dict, base=str)
@@ -131,9 +134,9 @@ def exact(path: str) -> str:
     return f"[{path[:1]}]{escape(path[1:])}"
 
 
-def _unwrapped(path: str) -> str:
+def _unwrapped(path: str, known: Collection[str]) -> str:
     """Return a path in the base model: 0.1.0 also wrote paths through adapted modules."""
-    return path.replace(".base.", ".")
+    return path if path in known else path.replace(".base.", ".")
 
 
 def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -> str:

@@ -138,7 +138,7 @@ def load_adapter(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
                 f"{args.adapter} is already merged into {args.base}: use the base without it"
             )
         else:
-            _, _, scales, base = files.described(file)
+            _, _, scales, base = files.described(file, model)
             problem = _mismatch(model, args, scales, base)
     if problem and strict:
         raise ValueError(problem)
