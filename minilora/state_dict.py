@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from .backend import asarray, asnumpy, current, xp
 from .checks import describe
 
 
-def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True) -> None:
-    """Copy the arrays of `state` into those of the same name in `own`, all of them or none.
+def fill(
+    own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: bool = True,
+    then: Callable[[], object] = lambda: None) -> None:
+    """Copy the arrays of `state` into those of the same name in `own`, then call `then`.
 
-    After any exception, an interrupt too, `own` is as before. Raises KeyError for missing or
-    unexpected names (unless strict=False), ValueError for another shape, for anything but numbers,
-    and for numbers that are not finite in own's dtype.
+    After any exception, an interrupt or one from `then` too, `own` is as before. Raises KeyError
+    for missing or unexpected names (unless strict=False), ValueError for another shape, for
+    anything but numbers, and for numbers that are not finite in own's dtype.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"{who}: it takes arrays by name, not {describe(state)}")
@@ -35,6 +37,7 @@ def fill(own: Mapping[str, Any], state: Mapping[str, Any], who: str, strict: boo
         for name in list(new):
             written.append((name, own[name].copy()))  # so that there are never two complete copies
             own[name][...] = new.pop(name)
+        then()
     except BaseException:
         for name, old in written:
             own[name][...] = old

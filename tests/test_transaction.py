@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
 
@@ -136,6 +136,7 @@ def length(name: str, folder) -> int:
 @pytest.mark.parametrize("name", CALLS)
 @settings(max_examples=8)
 @given(st.floats(0, 1), seeds)
+@example(1.0, 0)
 def test_an_interrupt_at_any_line_leaves_everything_as_it_was_or_all_of_it_done(
     folder, name, where, seed
 ):

@@ -70,8 +70,8 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict` of the same parameters; KeyError or ValueError for another."""
         t = asarray(np.array(self.t, "uint64"))
-        fill({"t": t, **self.arrays()}, state, self.who)
-        self.t = int(asnumpy(t))
+        fill({"t": t, **self.arrays()}, state, self.who,
+             then=lambda: setattr(self, "t", int(asnumpy(t))))
 
 class SGD(Optimizer):
     """p -= lr · m,   m = momentum · m + g"""
