@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
+from .backend.settings import restoring
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
@@ -122,16 +123,10 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
         for attributes, own in reversed(replaced):
             attributes.pop("forward", None) if own is None else attributes.update(forward=own)
 
-    try:
-        try:
-            for path, module in list(model.named_modules()):
-                replaced.append((vars(module), vars(module).get("forward")))
-                vars(module)["forward"] = checked(path, module.forward)
-            with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
-                model(*inputs)
-        finally:
-            restore()
-    except BaseException:
-        restore()  # the first call may have been interrupted
-        raise
+    with restoring(restore):
+        for path, module in list(model.named_modules()):
+            replaced.append((vars(module), vars(module).get("forward")))
+            vars(module)["forward"] = checked(path, module.forward)
+        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+            model(*inputs)
     return places[0] if places else ""

@@ -11,6 +11,7 @@ import numpy as np
 
 from . import display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
+from .backend.settings import restoring
 from .checks import real
 from .state_dict import fill
 from .tensor import Tensor
@@ -174,17 +175,14 @@ class Dropout(Module):
 def evaluating(model: Module) -> Iterator[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
-    try:
-        try:
-            model.eval()
-            yield
-        finally:
-            for module, mode in before:
-                module.training = mode
-    except BaseException:
-        for module, mode in before:  # the loop above may have been interrupted
+
+    def restore() -> None:
+        for module, mode in before:
             module.training = mode
-        raise
+
+    with restoring(restore):
+        model.eval()
+        yield
 
 def generators(model: Module) -> dict[str, np.random.Generator]:
     """Return the generators that dropout draws from, by the path of their module."""

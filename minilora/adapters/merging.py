@@ -8,6 +8,7 @@ from copy import copy
 from typing import Any
 
 from ..backend import current, xp
+from ..backend.settings import restoring
 from ..nn import Module, Parameter
 from ..words import our_words
 from .places import adapted, swap
@@ -65,18 +66,12 @@ def merged(model: Module) -> Iterator[None]:
         swap(model, {id(layer): module for module, layer in layers.items()})
         vars(model)[name] = state
 
-    try:
-        try:
-            swap(model, {id(module): layer for module, layer in layers.items()})
-            del vars(model)[name]
-            for _, module in model.named_modules():
-                module.locked = "the model is merged in this block: leave lora.merged(...) first"
-            yield
-        finally:
-            restore()
-    except BaseException:
-        restore()  # the first call may have been interrupted
-        raise
+    with restoring(restore):
+        swap(model, {id(module): layer for module, layer in layers.items()})
+        del vars(model)[name]
+        for _, module in model.named_modules():
+            module.locked = "the model is merged in this block: leave lora.merged(...) first"
+        yield
 
 
 def merged_layers(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import Rng, generator
+from ..backend.settings import restoring
 from ..checks import describe
 from ..config import Config
 from ..nn import Module, Parameter
@@ -152,15 +153,9 @@ def disabled(model: Module) -> Iterator[None]:
             if state.active != tuple(names):
                 activate(model, *names)
 
-    try:
-        try:
-            activate(model)
-            yield
-        finally:
-            restore()
-    except BaseException:
-        restore()  # the first call may have been interrupted
-        raise
+    with restoring(restore):
+        activate(model)
+        yield
 
 
 @our_words

@@ -25,18 +25,25 @@ thread_settings = _ThreadSettings()
 
 
 @contextmanager
+def restoring(restore: Callable[[], object]) -> Iterator[None]:
+    """Call `restore` after the block, and once more if an interrupt stopped the first call."""
+    try:
+        try:
+            yield
+        finally:
+            restore()
+    except BaseException:
+        restore()
+        raise
+
+
+@contextmanager
 def choose(**values: Any) -> Iterator[None]:
     """Set these settings of this thread in the block, and restore the previous ones after it."""
     before = {name: getattr(thread_settings, name) for name in values}
-    try:
-        try:
-            vars(thread_settings).update(values)
-            yield
-        finally:
-            vars(thread_settings).update(before)
-    except BaseException:
-        vars(thread_settings).update(before)  # the line above may have been interrupted
-        raise
+    with restoring(lambda: vars(thread_settings).update(before)):
+        vars(thread_settings).update(values)
+        yield
 
 
 def no_grad() -> AbstractContextManager[None]:
