@@ -42,6 +42,13 @@ class Adapter(Module):
         """
         return None
 
+    def delta(self) -> Array:
+        """Return ΔW = Σ scale · B A of `factors`, float64, (d, k)."""
+        total: Array = sum(
+            scale * (B.data.astype("float64") @ A.data.astype("float64"))
+            for scale, B, A in self.factors() or ())
+        return total
+
     def row_scale(self) -> Parameter | None:
         """Return DoRA's m, (d,): row i of W0 + ΔW is scaled to the length m_i; None: no scaling."""
         return None
@@ -102,9 +109,8 @@ class Adapted(Module):
         W0 = base.W.data.astype("float64")
         update, lengths = xp.zeros_like(W0), None
         for name in self.active:
-            for scale, B, A in self.adapters[name].factors() or ():
-                BA = B.data.astype("float64") @ A.data.astype("float64")
-                update += scale * (BA.T if isinstance(base, Embedding) else BA)
+            BA = self.adapters[name].delta()
+            update += BA.T if isinstance(base, Embedding) else BA
             if (scale_of_rows := self.adapters[name].row_scale()) is not None:
                 lengths = scale_of_rows
         if lengths is None:

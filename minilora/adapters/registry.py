@@ -59,8 +59,7 @@ class Method(Config):
 
         adapters: by path   copies: by the parameter's name
         """
-        named = {f"{at}.{x}": p for at, each in adapters.items() for x, p in each.trained().items()}
-        return self, {name: p.data for name, p in (named | dict(copies)).items()}
+        return self, {at: p.data for at, p in _named(adapters, copies).items()}
 
     def renamed(self, name: str) -> str:
         """Return the present name of an array from a file of version 0.1.0."""
@@ -215,9 +214,13 @@ def adapters_of(model: Module, name: str) -> dict[str, Adapter]:
 
 def trained_by(model: Module, name: str) -> dict[str, Parameter]:
     """Return the trained parameters of this adapter, copies included, by their names in a file."""
-    state, parts = state_of(model, name), adapters_of(model, name)
-    named = {f"{at}.{x}": p for at, part in parts.items() for x, p in part.trained().items()}
-    return named | state.copies[name]
+    return _named(adapters_of(model, name), state_of(model, name).copies[name])
+
+
+def _named(
+    adapters: Mapping[str, Adapter], copies: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    parts = {f"{at}.{x}": p for at, each in adapters.items() for x, p in each.trained().items()}
+    return parts | dict(copies)
 
 
 def install(model: Module, method: Method, name: str, rng: np.random.Generator) -> Adapters:

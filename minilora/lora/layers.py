@@ -60,13 +60,6 @@ class LoRALinear(Adapter):
     def factors(self) -> Factors:
         return [(self.scale, self.B, self.A)]
 
-    def delta(self) -> Array:
-        """Return ΔW = Σ scale · B A, float64, (d, k)."""
-        total: Array = sum(
-            s * (B.data.astype("float64") @ A.data.astype("float64"))
-            for s, B, A in self.factors())
-        return total
-
     @staticmethod
     def sides(layer: Any) -> tuple[int, int]:
         """Return (d, k), the shape of B A."""
