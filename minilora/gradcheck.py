@@ -31,7 +31,7 @@ def gradcheck(
         moved[which][index] += step
         with no_grad():
             total: Tensor = (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum()
-        return total.item()
+        return float(total)
 
     worst = 0.0
     for which, (x, tensor) in enumerate(zip(inputs, tensors)):

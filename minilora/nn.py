@@ -24,8 +24,6 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
-        if not self.data.flags.c_contiguous:  # kernels write through a flat view
-            self.data = self.data.copy(order="C")
 
 class Module:
     """Parameters and modules in attributes, lists and dicts, named in order of assignment."""
@@ -49,6 +47,10 @@ class Module:
             for path, item in _flat(name, value):
                 if isinstance(item, Module | Parameter):
                     yield path, item
+                elif isinstance(item, Tensor) and item.requires_grad and item._node is None:
+                    raise TypeError(
+                        f"{type(self).__name__}.{path} is a Tensor that requires a gradient: make "
+                        "it an nn.Parameter, so that it is trained and saved")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield ("", self), then every module below with its path."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .backend import asarray, asnumpy, current, xp
+from .backend.writes import wrote
 from .checks import describe
 
 
@@ -37,6 +38,7 @@ def fill(
         for name in list(new):
             written.append((name, own[name].copy()))  # so that there are never two complete copies
             own[name][...] = new.pop(name)
+            wrote(own[name])
         then()
     except BaseException:
         for name, old in written:

@@ -897,9 +897,10 @@ class Module:
         LOG.copied("to device", f"{type(a).__name__} as {host.dtype} {host.shape}")
         return StrictArray(host, name="asarray")
 
-    def array(self, obj, dtype=None, copy=True, **kwargs):
+    def array(self, obj, dtype=None, copy=True, order="K", **kwargs):
         result = self.asarray(obj, dtype)
-        return result.copy() if result is obj and copy else result
+        fits = result is not obj or not copy
+        return result if fits and (order != "C" or result.flags.c_contiguous) else result.copy()
 
     def asnumpy(self, a, stream=None, order="C", out=None, *, blocking=True):
         return a.get() if isinstance(a, StrictArray) else np.asarray(a)

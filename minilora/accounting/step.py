@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
 from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
-from ..tensor import Node, Tensor, no_grad
+from ..tensor import Node, Tensor, held, no_grad
 from ..training.optim import Optimizer
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # in memory before a step
@@ -176,8 +175,8 @@ def by_kind(loss: Tensor, total: int, parameters: Iterable[Tensor]) -> dict[str,
     counted, kinds = {id(p.data.buffer) for p in parameters}, Counter[str]()
     for node in sorted(_nodes(loss), key=lambda node: node.serial):
         rules = [rule for _, rule in node.edges or ()]
-        for array in _arrays([rules, loss.data if node is loss._node else None], set()):
-            if id(array.buffer) not in counted:
+        for array in held([rules, loss.data if node is loss._node else None]):
+            if isinstance(array, Array) and id(array.buffer) not in counted:
                 counted.add(id(array.buffer))
                 kinds[node.name] += array.buffer.nbytes
     kinds["other"] = total - sum(kinds.values())
@@ -199,27 +198,3 @@ def _nodes(loss: Tensor) -> set[Node]:
             nodes.add(node)
             todo += _targets(node, Node)
     return nodes
-
-
-def _arrays(thing: Any, seen: set[int]) -> Iterator[Any]:
-    """Yield the arrays in `thing`: in tensors, closures and containers, at any depth."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Array):
-        yield thing
-    elif isinstance(thing, Tensor):
-        yield from _arrays(thing.data, seen)
-    elif isinstance(thing, FunctionType):
-        for cell in thing.__closure__ or ():
-            yield from _arrays(_content(cell), seen)
-    elif isinstance(thing, list | tuple | dict):
-        for item in thing.values() if isinstance(thing, dict) else thing:
-            yield from _arrays(item, seen)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the variable was deleted
-        return None

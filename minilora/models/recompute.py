@@ -23,10 +23,10 @@ def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
     draws = {path: rng.bit_generator.state for path, rng in generators(module).items()}
     inputs, choices = [*wanted, *trained], as_now()
     with no_grad():
-        y = Tensor(module(*xs, **how).data)
+        y = Tensor.of(module(*xs, **how).data)
 
     def again(g: Array) -> tuple[Array | None, ...]:
-        starts, own = {x: Tensor(x.data, x.requires_grad) for x in xs}, generators(module)
+        starts, own = {x: Tensor.of(x.data, x.requires_grad) for x in xs}, generators(module)
         later = {path: rng.bit_generator.state for path, rng in own.items()}
         for path, state in draws.items():
             own[path].bit_generator.state = state
@@ -45,5 +45,5 @@ def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
         return tuple(grads.get(starts.get(t, t)) for t in inputs)
 
     y.requires_grad = True
-    y._node = Node("recomputed", y.shape, [([t._node or t for t in inputs], again)])
+    y._node = Node("recomputed", y, [([t._node or t for t in inputs], again)])
     return y

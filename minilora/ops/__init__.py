@@ -18,11 +18,14 @@ from .algebra import (
     log,
     lora_linear,
     matmul,
+    max,
     mean,
     mul,
     neg,
+    power,
     relu,
     rows,
+    sigmoid,
     sqrt,
     sub,
     sum,
@@ -34,8 +37,8 @@ from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, t
 __all__ = [
     "add", "attention", "concat", "cross_entropy", "div", "dropout", "dropout_mask", "embedding",
     "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "lora_linear", "matmul",
-    "mean", "mul", "neg", "op", "plain", "relu", "replaced", "reshape", "rows", "softmax", "sqrt",
-    "sub", "sum", "tanh", "transpose",
+    "max", "mean", "mul", "neg", "op", "plain", "power", "relu", "replaced", "reshape", "rows",
+    "sigmoid", "softmax", "sqrt", "sub", "sum", "tanh", "transpose",
 ]
 OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")})
 

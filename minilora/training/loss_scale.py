@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, asarray, asnumpy, current, xp
+from ..backend.flags import own_flags, quiet
+from ..backend.writes import wrote
 from ..checks import integer, real
 from ..tensor import Tensor
 from ..words import our_words
@@ -41,14 +43,14 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
-        scaled = loss * self.scale
+        scaled = loss * asarray(self.scale)  # an array: a number would be rounded to a half
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn of an overflow
-                scaled.backward()
+            quiet(scaled.backward)()  # NumPy would warn of an overflow
             self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
 
+    @own_flags
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, before they are clipped."""
         inverse = 1 / self.scale
@@ -56,6 +58,7 @@ class LossScale:
             if p.grad is not None:
                 p.grad = p.grad * inverse  # float32: in a half it would vanish again
 
+    @own_flags
     def step(self, optimizer: Optimizer) -> None:
         """Call `optimizer.step()` unless a gradient is not finite, then adapt the scale."""
         if current().peek(self.finite, True):
@@ -65,6 +68,7 @@ class LossScale:
             optimizer.step()
             for array, old in zip(arrays, before):
                 xp.copyto(array, old, where=~self.finite)
+                wrote(array)
         else:  # the host knows that the step is skipped
             optimizer.t += 1
         self.good = xp.where(self.finite, self.good + 1, 0)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, asarray, asnumpy, xp
+from ..backend.flags import own_flags
+from ..backend.writes import wrote
 from ..checks import real
 from ..state_dict import fill
 from ..words import our_words
@@ -40,6 +42,7 @@ class Optimizer:
         """Set all gradients to None, which frees their memory."""
         for p in self.parameters.values():
             p.grad = None
+    @own_flags
     def step(self) -> None:
         """Update every parameter that has a gradient, in place; RuntimeError if none has."""
         real(self.who, "lr", self.lr, "[0, inf)")
@@ -56,6 +59,7 @@ class Optimizer:
                 self.update(name, wide, g, *(state[s] for s in self.state_names))
                 if wide is not p.data:
                     p.data[...] = wide
+                wrote(p.data)
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         """Update p and the state in place; g is read-only. All have the parameter's shape."""
