@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
-from .backend.settings import restoring
+from .backend.blocks import arithmetic, restoring
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
@@ -58,7 +58,7 @@ def generate(
     out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
     kv, seen = None, 0  # the cache, and the number of tokens in it
-    with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+    with no_grad(), evaluating(model), arithmetic(over="ignore", invalid="ignore"):
         for _ in range(n_tokens):
             if out.shape[1] - start > size:
                 start, kv, seen = out.shape[1] - max(1, size // 2), None, 0
@@ -127,6 +127,6 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
         for path, module in list(model.named_modules()):
             replaced.append((vars(module), vars(module).get("forward")))
             vars(module)["forward"] = checked(path, module.forward)
-        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+        with no_grad(), evaluating(model), arithmetic(over="ignore", invalid="ignore"):
             model(*inputs)
     return places[0] if places else ""

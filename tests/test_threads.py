@@ -153,7 +153,8 @@ def test_there_are_as_many_threads_as_cores_unless_blas_is_limited_to_fewer(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(allowed), raising=False)
     monkeypatch.setattr(threads, "_blas", lambda: (None, lambda: 9))
-    monkeypatch.setattr(threads._quiet, "before", blas_has)
+    monkeypatch.setattr(threads, "_before", blas_has)
+    monkeypatch.setattr(threads, "_inside", {0: None} if blas_has else {})
     assert threads.cores() == expected
 
 

@@ -8,16 +8,17 @@ host.py       functions that NumPy lacks      threads.py   work shared by the co
 gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
 shapes/       arrays without numbers, whose bytes and operations are counted
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
+blocks.py     blocks that restore what they changed, interrupts included
 """
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from .blocks import block, restoring
 from .library import Array as Array
 from .library import Backend as Backend
 from .library import Rng as Rng
@@ -63,14 +64,13 @@ def current() -> Backend:
     """Return the backend in use."""
     return _current
 
-@contextmanager
+@block
 def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
     """Use this array library in the block, and the previous one again after it."""
-    before = use(backend, plain=plain)
-    try:
+    before = _current
+    with restoring(lambda: use(before)):
+        use(backend, plain=plain)
         yield _current
-    finally:
-        use(before)
 
 def asarray(x: Any, dtype: Any = None) -> Array:
     """Return x as an array of the library in use; copy only if necessary."""
