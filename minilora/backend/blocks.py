@@ -13,29 +13,39 @@ import numpy as np
 P, T = ParamSpec("P"), TypeVar("T")
 
 
-class _Block(ContextDecorator, io.IOBase):
-    """Its `__exit__` is io's, in C: it calls `close`, which resumes a generator inside its `try`.
+class _Enter:
+    """`__enter__` of a block: looked up, it is the function in C that begins the generator."""
 
-    Python looks for signals where a function begins. So an `__exit__` in Python may be interrupted
-    before its first line, and nothing is restored.
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        if owner is None:
+            return self
+        if owner.entered:
+            raise RuntimeError("this block was entered before: call its function again")
+        owner.entered = True
+        return owner.close
+
+    def __call__(self, owner: Any) -> Any:
+        return self.__get__(owner)()
+
+
+class _Block(ContextDecorator, io.IOBase):
+    """A context manager whose way in and out are in C: both are `close`, which begins a generator,
+    or resumes it inside its own `try`. `__exit__` is io's.
+
+    Python looks for signals where a function in Python begins and after it has called one in C. So
+    an `__exit__` in Python may end before its first line, and an `__enter__` after its last.
     """
 
-    closed = True  # do not call close() when this is freed
+    closed = True  # nothing is to be closed when this is freed
+    entered = False
+    __enter__: Any = _Enter()
 
     def __init__(self, steps: Callable[[], Iterator[Any]]) -> None:
+        self.steps = steps
         self.close = functools.partial(next, steps(), None)  # type: ignore[method-assign]
-        self._recreate_cm = lambda: _Block(steps)  # type: ignore[method-assign]
-        self.entered = False
 
-    def __enter__(self) -> Any:
-        if self.entered:
-            raise RuntimeError("this block was entered before: call its function again")
-        self.entered = True
-        try:
-            return self.close()
-        except BaseException:
-            self.close()  # it may have been interrupted after the generator's first part
-            raise
+    def _recreate_cm(self) -> _Block:
+        return _Block(self.steps)
 
 
 def block(steps: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:

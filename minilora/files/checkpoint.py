@@ -64,7 +64,18 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
             f"{path} is not written: its {META} would have {len(text):,} bytes, and at most "
             f"{LONGEST_META:,} are allowed"
         )
-    with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
+
+    class Archive(zipfile.ZipFile):
+        """It is finished, or thrown away as it is: an interrupted one cannot be closed."""
+
+        def __exit__(self, kind: Any, *_: object) -> None:
+            if kind is None:
+                self.close()
+
+        def __del__(self) -> None:
+            """Do not close it."""
+
+    with atomic.writing(path, ".npz") as file, Archive(file, "w") as archive:
         for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
             with archive.open(entry, "w", force_zip64=True) as member:
