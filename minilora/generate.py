@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
-from .backend.blocks import arithmetic, restoring
+from .backend.blocks import block, restoring
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
@@ -58,7 +59,7 @@ def generate(
     out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
     kv, seen = None, 0  # the cache, and the number of tokens in it
-    with no_grad(), evaluating(model), arithmetic(over="ignore", invalid="ignore"):
+    with no_grad(), evaluating(model), no_warnings():
         for _ in range(n_tokens):
             if out.shape[1] - start > size:
                 start, kv, seen = out.shape[1] - max(1, size // 2), None, 0
@@ -78,6 +79,15 @@ def generate(
             next_ids = [sample(row, temperature, top_k, top_p, rng) for row in last]
             out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
     return out[0] if given.ndim == 1 else out
+
+
+@block
+def no_warnings() -> Iterator[None]:
+    """Let NumPy not warn of an overflow in the block: the logits are checked."""
+    before = np.geterr()
+    with restoring(lambda: np.seterr(**before)):
+        np.seterr(over="ignore", invalid="ignore")
+        yield
 
 
 def sample(
@@ -127,6 +137,6 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
         for path, module in list(model.named_modules()):
             replaced.append((vars(module), vars(module).get("forward")))
             vars(module)["forward"] = checked(path, module.forward)
-        with no_grad(), evaluating(model), arithmetic(over="ignore", invalid="ignore"):
+        with no_grad(), evaluating(model), no_warnings():
             model(*inputs)
     return places[0] if places else ""

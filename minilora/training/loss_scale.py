@@ -7,7 +7,8 @@ parameters are then divided by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ from .optim import Optimizer
 
 SCALES = "[1e-38, 3e38]"  # normal numbers of float32
 LEAST, MOST = 2.0**-10, 2.0**24  # below LEAST training has failed; no growth above MOST
+
+
+def _without_warnings(run: Callable[[], None]) -> None:
+    """NumPy would warn of an overflow. In a context of its own, the flags end with it."""
+    np.seterr(over="ignore", invalid="ignore")
+    run()
 
 
 class LossScale:
@@ -43,8 +50,7 @@ class LossScale:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
         scaled = loss * self.scale
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn of an overflow
-                scaled.backward()
+            copy_context().run(_without_warnings, scaled.backward)
             self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
@@ -67,11 +73,15 @@ class LossScale:
                 xp.copyto(array, old, where=~self.finite)
         else:  # the host knows that the step is skipped
             optimizer.t += 1
-        self.good = xp.where(self.finite, self.good + 1, 0)
+        good = xp.where(self.finite, self.good + 1, 0)
         grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
-        grown = xp.where(self.good >= self.patience, grown, self.scale)
-        self.scale = xp.where(self.finite, grown, self.scale * 0.5)
-        self.good = self.good % self.patience
+        grown = xp.where(good >= self.patience, grown, self.scale)
+        scale = xp.where(self.finite, grown, self.scale * 0.5)
+        good, finite = good % self.patience, xp.ones((), bool)
+        self.scale, self.good, self.finite = scale, good, finite  # no interrupt comes between
+
+    def begin(self) -> None:
+        """Forget the gradients of a step that was interrupted, as `zero_grad` does."""
         self.finite = xp.ones((), bool)
 
     def state_dict(self) -> dict[str, float]:

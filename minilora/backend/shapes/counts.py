@@ -49,7 +49,7 @@ class Counts:
         """
         self._live = self.live + buffer.nbytes
         self._sizes[weakref.ref(buffer, self._freed.append)] = buffer.nbytes
-        self.peak = max(self.peak, self._live)
+        self.peak: int = max(self.peak, self._live)
 
     def __enter__(self) -> Counts:
         return self
