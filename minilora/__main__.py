@@ -5,9 +5,12 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; return its exit code, also where a second Ctrl-C comes at the end."""
+    """Run the command line; return its exit code, as `cli.main` lists them.
+
+    After Ctrl-C it is 130, also if more of them come, while the package loads or at the end.
+    """
     try:
-        from .cli import main  # loads for half a second
+        from .cli import main
 
         code = main()
     except KeyboardInterrupt:

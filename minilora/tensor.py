@@ -76,12 +76,18 @@ class Tensor:
                 "no_grad(), or call model.requires_grad_() or lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self.data))
         self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
-        while arrived:
-            leaf, grad, owned = arrived.pop()
-            if leaf.grad is not None:
-                leaf.grad += grad
-            else:
-                leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
+        before = [(leaf, leaf.grad) for leaf, _, _ in arrived]
+        try:
+            while arrived:
+                leaf, grad, owned = arrived.pop()
+                if leaf.grad is not None:
+                    leaf.grad = asarray(leaf.grad + grad, leaf.grad.dtype)
+                else:
+                    leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
+        except BaseException:  # an interrupt: all gradients are added, or none
+            for leaf, old in before:
+                leaf.grad = old
+            raise
 
     # Operators, and the most common ops as methods. Each of them is an op of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)

@@ -63,10 +63,10 @@ class World:
 
     def state(self) -> dict:
         now, library = settings.thread_settings, ml.current()
+        objects, *values = everything(self.model, self.optimizer)
         get_threads = threads._blas()[1]
         return {
-            "objects": everything(self.model, self.optimizer)[0],
-            "bytes": everything(self.model, self.optimizer)[1:], "rate": self.optimizer.lr,
+            "objects": objects, "bytes": values, "rate": self.optimizer.lr,
             "leaf": b"" if self.x.grad is None else self.x.grad.tobytes(),
             "scale": (self.scale.state_dict(), bool(self.scale.finite)),
             "settings": (now.recording, now.plain, dict(now.replaced), now.context),
@@ -233,9 +233,9 @@ def traces(name: str, attacks: dict[str, int], show=lambda line: None) -> dict[s
             for attack, times in attacks.items():
                 run, event = ATTACKS[attack]
                 (world, before), hits, left = fresh(), 0, 0
-                most = run(lambda w=world: call(w), 0, event)
+                most, now = run(lambda w=world: call(w), 0, event), world.state()
                 for _ in range(times):
-                    if name in ONCE or world.state() != before:
+                    if name in ONCE or now != before:
                         world, before = fresh()
                     held, at = None, rng.randint(1, most) if event else rng.random() * most
                     try:
