@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
-from .backend.settings import restoring
+from .backend.blocks import restoring
+from .backend.flags import quietly
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
@@ -58,16 +59,16 @@ def generate(
     out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
     kv, seen = None, 0  # the cache, and the number of tokens in it
-    with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+    with no_grad(), evaluating(model):
         for _ in range(n_tokens):
             if out.shape[1] - start > size:
                 start, kv, seen = out.shape[1] - max(1, size // 2), None, 0
             if cache:
                 kv = kv or model.new_cache(len(out))
-                logits = model(out[:, start + seen :], cache=kv)
+                logits = quietly(model, out[:, start + seen :], cache=kv)
                 seen = out.shape[1] - start
             else:
-                logits = model(out[:, start:])
+                logits = quietly(model, out[:, start:])
             last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocab_size)
             if not np.isfinite(last.max(axis=1)).all():
                 place = first_not_finite(model, out[:, start:]) or "the key/value cache"
@@ -75,7 +76,7 @@ def generate(
                     f"generate: the logits are not finite, starting at {place}: load finite "
                     "weights, or compute in a wider dtype"
                 )
-            next_ids = [sample(row, temperature, top_k, top_p, rng) for row in last]
+            next_ids = [quietly(sample, row, temperature, top_k, top_p, rng) for row in last]
             out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
     return out[0] if given.ndim == 1 else out
 
@@ -127,6 +128,6 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
         for path, module in list(model.named_modules()):
             replaced.append((vars(module), vars(module).get("forward")))
             vars(module)["forward"] = checked(path, module.forward)
-        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
-            model(*inputs)
+        with no_grad(), evaluating(model):
+            quietly(model, *inputs)
     return places[0] if places else ""

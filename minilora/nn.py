@@ -1,7 +1,6 @@
 """Modules: plain objects with parameters. No registration, no base `__init__`, no hooks."""
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -11,7 +10,7 @@ import numpy as np
 
 from . import display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
-from .backend.settings import restoring
+from .backend.blocks import block, restoring
 from .checks import real
 from .state_dict import fill
 from .tensor import Tensor
@@ -173,7 +172,7 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
 
-@contextlib.contextmanager
+@block
 def evaluating(model: Module) -> Iterator[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]

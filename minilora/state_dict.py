@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .backend import asarray, asnumpy, current, xp
+from .backend.flags import quietly
 from .backend.writes import wrote
 from .checks import describe
 
@@ -53,8 +54,7 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
         raise ValueError(f"{who} must be numbers, not {describe(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
-    with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        result = asarray(array, own.dtype)
+    result = quietly(asarray, array, own.dtype)  # checked below
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(result), asnumpy(array)):
         raise ValueError(f"{who} must be integers >= 0, not {describe(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(result).all(), 1.0):

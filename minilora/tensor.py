@@ -103,13 +103,18 @@ class Tensor(Converts):
                 "no_grad(), or call model.requires_grad_() or lora.set_adapter(model, name)")
         arrived = gradients(self._node, xp.ones_like(self._data))
         self._data = current().finite(self._data, [grad for _, grad, _ in arrived])
-        while arrived:
-            leaf, grad, owned = arrived.pop()
-            if leaf.grad is None:
-                leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
-            else:
-                leaf.grad = wide(leaf.grad)  # halves are added up in float32
-                leaf.grad += grad
+        before = [(leaf, leaf.grad) for leaf, _, _ in arrived]
+        try:
+            while arrived:
+                leaf, grad, owned = arrived.pop()
+                if leaf.grad is None:
+                    leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
+                else:
+                    leaf.grad = wide(leaf.grad) + grad  # halves are added up in float32
+        except BaseException:  # an interrupt: all gradients are added, or none
+            for leaf, old in before:
+                leaf.grad = old
+            raise
 
     # Operators, and the most common ops as methods. Each of them is an op of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backend import current, using
+from ..backend.blocks import block, restoring
 from ..backend.settings import is_plain
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
@@ -108,28 +108,27 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
         arrays = [p.data for p in everything(model, optimizer) if p.requires_grad]
         arrays += [*optimizer.arrays().values()]
         copies = [array.copy() for array in arrays]
-        try:
+
+        def restore() -> None:
+            for array, copy in zip(arrays, copies):
+                array[...] = copy
+
+        with restoring(restore):
             with no_grad():
                 model(ids[0])  # creates cached arrays, such as erf's series: no activations
             with current().meter() as meter:
                 return observe(model, optimizer, ids, meter)
-        finally:
-            for array, copy in zip(arrays, copies):
-                array[...] = copy
 
 
-@contextmanager
+@block
 def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
     """Run the block without gradients, then put back all arrays, gradients and generators."""
     parameters = [(p, p.data, p.grad) for p in everything(model, optimizer)]
     states = {name: (state, dict(state)) for name, state in optimizer.state.items()}
     draws = [(rng, rng.bit_generator.state) for rng in generators(model).values()]
     t = optimizer.t
-    try:
-        for p, _, _ in parameters:
-            p.grad = None
-        yield
-    finally:
+
+    def restore() -> None:
         for p, data, grad in parameters:
             p.data, p.grad = data, grad
         optimizer.t = t
@@ -140,6 +139,11 @@ def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
             optimizer.state[name] = state
         for rng, position in draws:
             rng.bit_generator.state = position
+
+    with restoring(restore):
+        for p, _, _ in parameters:
+            p.grad = None
+        yield
 
 
 def everything(model: Module, optimizer: Optimizer) -> list[Any]:

@@ -9,13 +9,12 @@ is as it was before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backend import Rng, generator
-from ..backend.settings import restoring
+from ..backend.blocks import block, restoring
 from ..checks import describe
 from ..config import Config
 from ..nn import Module, Parameter
@@ -141,7 +140,7 @@ def activate(model: Module, *names: str) -> None:
 
 
 @our_words
-@contextmanager
+@block
 def disabled(model: Module) -> Iterator[None]:
     """Run the base alone in the block, bit for bit; afterwards the same adapters are active."""
     before = state_of(model).active

@@ -9,17 +9,18 @@ gpu.py        CuPy: the only file that may import it        fuse.py   elementwis
 shapes/       arrays without numbers, whose bytes and operations are counted
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
 writes.py     which arrays were written to, and when
+blocks.py     blocks that restore what they changed, interrupts included
 """
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from .blocks import block, restoring
 from .library import Array as Array
 from .library import Backend as Backend
 from .library import InUse, switch
@@ -42,16 +43,18 @@ def use(backend: str | Backend, *, plain: bool = False) -> Backend:
         InUse.chosen = current()
     return before
 
-@contextmanager
+@block
 def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
     """Use this array library in the block, in this thread only, and the previous one after it."""
     library, before = _library(backend, plain), current()
-    try:
-        switch(library)
-        yield library
-    finally:
+
+    def restore() -> None:
         before.enter()
         switch(before)
+
+    with restoring(restore):
+        switch(library)
+        yield library
 
 def _library(backend: str | Backend, plain: bool) -> Backend:
     """Return the backend of that name, ready for this thread."""

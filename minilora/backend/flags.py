@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import current
+from .library import current
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,14 +40,10 @@ def own_flags(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def quiet(function: F) -> F:
-    """Run a function without warnings of NumPy's: its result is checked for what is not finite."""
-
-    @wraps(function)
-    def run(*inputs: Any, **settings: Any) -> Any:
-        return copy_context().run(_with, _quiet, function, inputs, settings)
-
-    return run  # type: ignore[return-value]
+def quietly(function: Callable[..., Any], *inputs: Any, **settings: Any) -> Any:
+    """Return function(*inputs, **settings), computed without warnings of NumPy's: for a result that
+    is checked for numbers that are not finite."""
+    return copy_context().run(_with, _quiet, function, inputs, settings)
 
 
 def _with(flags: Any, function: Callable[..., Any], inputs: Any, settings: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +52,9 @@ class Backend:
 
     def generator(self, rng: Rng) -> np.random.Generator:
         """Return the generator, on the host, for `rng`."""
-        return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+        if isinstance(rng, np.random.Generator):
+            return rng
+        return copy_context().run(np.random.default_rng, rng)  # it may leave NumPy's flags changed
 
     def read(self, x: Any, otherwise: float) -> float:
         """Return the number in x, after waiting for it; `otherwise` if arrays have no numbers."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from ..backend.blocks import restoring
 from ..checks import a, describe
 from . import atomic
 
@@ -64,12 +65,15 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
             f"{path} is not written: its {META} would have {len(text):,} bytes, and at most "
             f"{LONGEST_META:,} are allowed"
         )
-    with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
-            with archive.open(entry, "w", force_zip64=True) as member:
-                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-                np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+    with atomic.writing(path, ".npz") as file:
+        archive = zipfile.ZipFile(file, "w")
+        with restoring(lambda: setattr(archive, "fp", None)):  # half of it cannot be closed
+            for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+                    np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+            archive.close()
     return Path(path)
 
 

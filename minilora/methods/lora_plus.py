@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..backend import Array
+from ..backend.blocks import restoring
 from ..checks import real
 from ..training.optim import AdamW
 
@@ -43,8 +44,6 @@ class LoRAPlus(AdamW):
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         before = self.lr
-        self.lr = before * self.rates[name]
-        try:
+        with restoring(lambda: setattr(self, "lr", before)):
+            self.lr = before * self.rates[name]
             super().update(name, p, g, *state)
-        finally:
-            self.lr = before

@@ -6,8 +6,8 @@ them, and the package face (minilora/__init__.py) loads it as soon as the ops ar
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
+from ..backend.blocks import block
 from ..backend.settings import choose, plain, thread_settings
 from ..tensor import OPS, Tensor, op
 from .algebra import (
@@ -43,7 +43,7 @@ __all__ = [
 OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")})
 
 
-@contextmanager
+@block
 def replaced(**substitutes: Callable[..., Tensor]) -> Iterator[None]:
     """Replace ops by name in the block, everywhere in the engine, for this thread.
     with ops.replaced(softmax=my_softmax): model(ids)

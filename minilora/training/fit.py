@@ -63,6 +63,8 @@ def train_step(
     Raises ValueError, before the update, if no parameter of the optimizer gets a gradient.
     """
     optimizer.zero_grad()
+    if loss_scale:
+        loss_scale.begin()
     total: Any = 0.0
     for batch in batches:
         value = _loss("train_step", loss, model, batch)

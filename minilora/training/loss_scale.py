@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, asarray, asnumpy, current, xp
-from ..backend.flags import own_flags, quiet
+from ..backend.flags import own_flags, quietly
 from ..backend.writes import wrote
 from ..checks import integer, real
 from ..tensor import Tensor
@@ -45,7 +45,7 @@ class LossScale:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
         scaled = loss * asarray(self.scale)  # an array: a number would be rounded to a half
         try:
-            quiet(scaled.backward)()  # NumPy would warn of an overflow
+            quietly(scaled.backward)  # an overflow is expected
             self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
@@ -71,11 +71,15 @@ class LossScale:
                 wrote(array)
         else:  # the host knows that the step is skipped
             optimizer.t += 1
-        self.good = xp.where(self.finite, self.good + 1, 0)
+        good = xp.where(self.finite, self.good + 1, 0)
         grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
-        grown = xp.where(self.good >= self.patience, grown, self.scale)
-        self.scale = xp.where(self.finite, grown, self.scale * 0.5)
-        self.good = self.good % self.patience
+        grown = xp.where(good >= self.patience, grown, self.scale)
+        scale = xp.where(self.finite, grown, self.scale * 0.5)
+        good, finite = good % self.patience, xp.ones((), bool)
+        self.scale, self.good, self.finite = scale, good, finite  # no interrupt comes between
+
+    def begin(self) -> None:
+        """Forget the gradients of a step that was interrupted, as `zero_grad` does."""
         self.finite = xp.ones((), bool)
 
     def state_dict(self) -> dict[str, float]:
