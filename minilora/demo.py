@@ -12,7 +12,8 @@ from .lora import LoRAConfig
 from .models.gpt2 import GPT2
 from .models.pretrained import load_base
 from .training.fit import fit
-from .training.optim import AdamW, linear_schedule
+from .training.optim import AdamW
+from .training.schedules import linear_schedule
 
 TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 1e-2
 CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))

@@ -171,9 +171,12 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
 
-@contextlib.contextmanager
-def evaluating(model: Module) -> Iterator[None]:
+def evaluating(model: Module) -> contextlib.AbstractContextManager[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
+    return in_mode(model, training=False)
+@contextlib.contextmanager
+def in_mode(model: Module, training: bool) -> Iterator[None]:
+    """Switch dropout on or off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
 
     def restore() -> None:
@@ -181,7 +184,7 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
     with restoring(restore):
-        model.eval()
+        model.train(training)
         yield
 
 def generators(model: Module) -> dict[str, np.random.Generator]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend import Rng, generator
 from ..backend.settings import restoring
-from ..checks import describe
+from ..checks import describe, warn
 from ..config import Config
 from ..nn import Module, Parameter
 from ..words import our_words
@@ -116,6 +116,10 @@ def attach(
     store(matrices, state.flags)
     _train(model, state, name)
     _activate(model, state, [name])
+    holders = [m for m in adapted(model).values() if name in m.adapters]
+    if getattr(method, "dropout", 0) and not all(m.training for m in holders):
+        warn("attach: in eval mode dropout is off: fit and train_step switch it on in their steps, "
+             "a loop of your own has to call model.train()")
     return list(trained_by(model, name))
 
 

@@ -13,7 +13,8 @@ from ..data.corpora import Batch
 from ..models.gpt2 import GPT2
 from ..training.fit import evaluate, fit
 from ..training.loss_scale import LossScale
-from ..training.optim import AdamW, linear_schedule
+from ..training.optim import AdamW
+from ..training.schedules import linear_schedule
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, integer, some_names
 

@@ -33,7 +33,7 @@ class LossScale:
 
     @our_words
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
-        self.start = real("LossScale", "scale", scale, SCALES)
+        self.start = real("LossScale", "scale", scale, f"[{LEAST}, 3e38]")
         self.patience = integer("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
