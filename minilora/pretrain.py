@@ -43,7 +43,7 @@ def pretrain(
 
     def print_and_log(line: str) -> None:
         say(line)
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     text = load_text("plays") if text is None else text

@@ -230,10 +230,11 @@ def _named(
 def install(model: Module, method: Method, name: str, rng: np.random.Generator) -> Adapters:
     """Add a method's adapters and copies to the model, neither active nor trained yet."""
     state = find(model) or Adapters(model)
-    if not isinstance(name, str) or name in (*state.configs, "base", "") or "." in name:
+    taken = *state.configs, "base", ""  # and arrays in a file have printable names, with dots
+    if not isinstance(name, str) or name in taken or "." in name or not name.isprintable():
         raise ValueError(
-            f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base' or taken; attached "
-            f"are {sorted(state.configs)}: choose another name"
+            f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base', taken, or has "
+            f"characters that do not print; attached are {sorted(state.configs)}: choose another"
         )
     if own := {n for m in adapted(model).values() for n in m.adapters} - state.configs.keys():
         raise ValueError(
