@@ -490,6 +490,127 @@ def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
         assert np.linalg.norm(one[name] - summed[name]) <= 10 * rows * eps * size, name
 
 
+@st.composite
+def splits(draw):
+    """(batch, its rows in parts of any sizes): any targets masked, in whole parts too, but one."""
+    rows, tokens = draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    seed = draw(seeds)
+    inputs, targets = ids(seed, rows, tokens), ids(seed + 1, rows, tokens)
+    mask = np.random.default_rng(seed).random((rows, tokens)) < draw(st.sampled_from([0, 0.5, 0.9]))
+    mask[draw(st.lists(st.integers(0, rows - 1), max_size=2))] = True
+    mask[draw(st.integers(0, rows - 1)), draw(st.integers(0, tokens - 1))] = False
+    targets[mask] = -100
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, rows - 1)), max_size=rows - 1)))
+    return (inputs, targets), list(zip(np.split(inputs, cuts), np.split(targets, cuts)))
+
+
+class Gradients(optim.SGD):
+    """Keeps the gradients of its last step."""
+
+    def update(self, name, p, g, *state):
+        self.seen[name] = ml.asnumpy(g).astype("float64")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@settings(max_examples=15)
+@given(splits(), st.booleans())
+def test_a_split_of_a_batch_changes_neither_loss_nor_gradient(dtype, split, scaled):
+    whole, parts = split
+
+    def step(batches, accumulate=False):
+        model = gpt2(3, dtype, dropout=0.5)  # which `evaluate` switches off
+        loss = ml.evaluate(model, batches)
+        for _, module in model.named_modules():
+            if isinstance(module, nn.Dropout):
+                module.rate = 0.0
+        optimizer = Gradients(model.trainable_parameters(), 1.0)
+        optimizer.seen = {}
+        how = {"loss_scale": ml.LossScale(2.0**6) if scaled or dtype == "float16" else None}
+        if accumulate:
+            trained = ml.fit(model, batches, optimizer, 1, accumulation_steps=len(batches),
+                             progress=False, **how).losses[0]
+        else:
+            trained = float(ml.train_step(model, batches, optimizer, **how))
+        return loss, trained, optimizer.seen
+
+    (loss, trained, one), (apart, summed, many) = step([whole]), step(parts)
+    eps, numbers = float(np.finfo(dtype).eps), whole[1].size * 11
+    wide = max(eps, float(np.finfo("float32").eps)) if dtype != "float64" else eps
+    assert abs(loss - trained) <= 10 * numbers * wide * loss
+    assert abs(loss - apart) <= 10 * numbers * wide * loss
+    assert abs(trained - summed) <= 10 * numbers * wide * loss
+    assert step(parts, accumulate=True)[1] == summed
+    for name in one:
+        # each part is rounded alone: `eps` of terms no larger than a gain times a gradient
+        size = max(np.abs(g[name]).max() for g in (one, many)) + 0.1
+        assert np.abs(one[name] - many[name]).max() <= 20 * eps * size, name
+
+
+def test_the_weight_is_the_number_that_cross_entropy_averages_over():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(0, 11, (3, 4))
+        targets[rng.random((3, 4)) < 0.5] = -100
+        targets[0, 0] = 1
+        logits = ml.Tensor(normal(seed, 3, 4, 11), requires_grad=True)
+        loss = ops.cross_entropy(logits, targets)
+        total = -sum(
+            ops.log_softmax(logits).data[i, j, targets[i, j]]
+            for i, j in zip(*np.nonzero(targets != -100))
+        )
+        counted = train.targets_in((None, targets))
+        assert loss.item() == pytest.approx(float(total) / counted, rel=1e-12)
+        assert train.targets_in((None, targets.tolist())) == counted
+        assert train.targets_in((None, ml.backend.asarray(targets))) == counted
+    reals = np.full((3, 2), -100.0)
+    assert train.targets_in((None, reals)) == 6 == train.targets_in((None, ml.Tensor(reals)))
+    assert train.targets_in((None, [1, -100, 2])) == 2 and train.targets_in((None, [True])) == 1
+
+
+def test_a_loss_of_its_own_is_weighted_by_its_own_number():
+    """The mean over rows of a sum over tokens: as one batch or in parts."""
+    def loss(model, batch):
+        logits, targets = model(batch[0]), batch[1]
+        return ops.cross_entropy(logits, targets, ignore_index=0) * (targets.size / len(targets))
+
+    model = gpt2(1)
+    one, two, three = ((ids(i, 2 + i, 3), ids(9 + i, 2 + i, 3) % 10 + 1) for i in range(3))
+    joined = tuple(np.concatenate(pair) for pair in zip(one, two, three))
+    rows = {"loss": loss, "weight": lambda batch: len(batch[1])}
+    whole = ml.evaluate(model, [joined], **rows)
+    assert ml.evaluate(model, [one, two, three], **rows) == pytest.approx(whole, rel=1e-13)
+    losses = []
+    for batches in ([joined], [one, two, three]):
+        twin = gpt2(1)
+        losses += [ml.train_step(twin, batches, optim.SGD(twin.trainable_parameters(), 1), **rows)]
+    assert [float(x) for x in losses] == pytest.approx([whole] * 2, rel=1e-13)
+    for bad in (-1, float("nan"), "2", None):
+        with pytest.raises(ValueError, match="a batch: its weight must be finite and not negative"):
+            ml.evaluate(model, [one], weight=lambda batch, bad=bad: bad)
+
+
+def test_batches_without_a_target_weigh_nothing_and_alone_are_refused_by_step():
+    inputs, targets = windows()[0]
+    full, masked = (inputs, targets), (inputs, np.full_like(targets, -100))
+    model, optimizer = job("full")
+    assert ml.evaluate(model, [masked, full]) == ml.evaluate(model, [full])
+    words = r"all targets are masked \(-100\), so there is nothing to average"
+    with pytest.raises(ValueError, match=f"evaluate: {words}"):
+        ml.evaluate(model, [masked, masked])
+    with pytest.raises(ValueError, match=f"train_step: {words}"):
+        ml.train_step(model, [masked], optimizer)
+    assert optimizer.t == 0
+    with pytest.raises(ValueError, match=f"fit: held_out: {words}"):
+        ml.fit(model, [full], optimizer, 3, held_out=[masked], progress=False)
+    assert optimizer.t == 0
+    with pytest.raises(ValueError, match=f"fit: step 1: train_step: {words}"):
+        ml.fit(model, [full, masked], optimizer, 3, progress=False)
+    assert optimizer.t == 1
+    history = ml.fit(model, [full, masked], optimizer, 2, accumulation_steps=2, progress=False,
+                     held_out=[masked, full])
+    assert len(history.losses) == 2 and len(history.held_out) == 2
+
+
 @settings(max_examples=10)
 @given(seeds, st.sampled_from([0.01, 0.1, 100.0]))
 def test_clipping_bounds_the_step(seed, clip):

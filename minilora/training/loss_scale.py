@@ -41,9 +41,9 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
-        scaled = loss * self.scale
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn of an overflow
+                scaled = loss * self.scale
                 scaled.backward()
             self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
         except FloatingPointError:  # on the host
@@ -68,7 +68,7 @@ class LossScale:
         else:  # the host knows that the step is skipped
             optimizer.t += 1
         self.good = xp.where(self.finite, self.good + 1, 0)
-        grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
+        grown = xp.maximum(self.scale, xp.minimum(self.scale, MOST / 2) * 2)
         grown = xp.where(self.good >= self.patience, grown, self.scale)
         self.scale = xp.where(self.finite, grown, self.scale * 0.5)
         self.good = self.good % self.patience
