@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     batches = data.Windows(training, batch, window, args.seed)
     checks = data.sequential(held_out, batch, window)
     chosen, vocabulary = checks[: args.checks], model.config.vocab_size
-    fewer = f" ({len(chosen)} batches, not {args.checks})" * (len(chosen) < args.checks)
+    fewer = f" (batches: {len(chosen)}, not {args.checks})" * (len(chosen) < args.checks)
     say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out{fewer}")
     about = {
         "text": text, "tokenizer": model.tokenizer.merges, "--batch": batch,
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     unigrams = data.unigram_loss(training, chosen, vocabulary)
     remedy, guess = f"train longer, with --steps {3 * args.steps}", math.log(vocabulary)
     if (start := evaluate(model, chosen)) > guess:
-        if not any(path.startswith("tok.") for path in paths):
+        if "tok" not in paths:
             remedy = f"adapt its table of tokens too, with --targets {EVERY_LAYER}"
         say(
             f"the base does not know these tokens: its held-out loss is {start:.4f}, above "
