@@ -611,6 +611,18 @@ def test_batches_without_a_target_weigh_nothing_and_alone_are_refused_by_step():
     assert len(history.losses) == 2 and len(history.held_out) == 2
 
 
+def test_an_interrupt_is_answered_though_the_first_held_out_batch_is_masked(tmp_path):
+    def loss(model, batch):
+        if ml.tensor.recording():
+            signal.raise_signal(signal.SIGINT)
+        return train.lm_loss(model, batch)
+
+    inputs, targets = windows()[0]
+    held_out = [(inputs, np.full_like(targets, -100)), (inputs, targets)]
+    with pytest.raises(KeyboardInterrupt, match="after 1 of 5 steps"):
+        go("lora", windows(), tmp_path / "run.npz", loss=loss, held_out=held_out, eval_every=1)
+
+
 @settings(max_examples=10)
 @given(seeds, st.sampled_from([0.01, 0.1, 100.0]))
 def test_clipping_bounds_the_step(seed, clip):
