@@ -24,7 +24,7 @@ def generate(
 ) -> np.ndarray:
     """Return ids followed by `n_tokens` generated ones        ids: (tokens,) or (batch, tokens)
 
-    temperature  divides the logits; 0 takes the likeliest token
+    temperature  divides the logits; 0 takes the likeliest token, so top_k and top_p are refused
     top_k        sample from the k likeliest tokens only
     top_p        sample from the fewest likeliest tokens whose probabilities sum to p or more
     cache        keep keys and values instead of computing them again: faster, the same tokens
@@ -39,6 +39,11 @@ def generate(
         integer("generate", "top_k", top_k, 1)
     if top_p is not None:
         real("generate", "top_p", top_p, "(0, 1]")
+    if not temperature and (top_k is not None or top_p is not None):
+        raise ValueError(
+            f"generate: top_{'p' if top_k is None else 'k'} has no effect at temperature 0, which "
+            "takes the likeliest token: leave it out, or give a temperature above 0"
+        )
     given, vocab_size = np.asarray(ids), model.config.vocab_size
     out = np.atleast_2d(given)
     if out.ndim != 2 or not out.size:

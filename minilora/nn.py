@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -172,9 +173,13 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
 
-@block
-def evaluating(model: Module) -> Iterator[None]:
+def evaluating(model: Module) -> AbstractContextManager[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
+    return in_mode(model, training=False)
+
+@block
+def in_mode(model: Module, training: bool) -> Iterator[None]:
+    """Switch dropout on or off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
 
     def restore() -> None:
@@ -182,7 +187,7 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
     with restoring(restore):
-        model.eval()
+        model.train(training)
         yield
 
 def generators(model: Module) -> dict[str, np.random.Generator]:

@@ -16,7 +16,8 @@ from .generate import generate
 from .models.gpt2 import GPT2, GPT2Config
 from .models.pretrained import save_model
 from .training.fit import History, evaluate, fit
-from .training.optim import AdamW, cosine_schedule
+from .training.optim import AdamW
+from .training.schedules import cosine_schedule
 
 CONFIG = GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5)
 STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
@@ -42,7 +43,7 @@ def pretrain(
 
     def print_and_log(line: str) -> None:
         say(line)
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     text = load_text("plays") if text is None else text

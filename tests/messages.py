@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import data, lora, nn, ops
-from minilora.training import optim
+from minilora import data, lora, nn, ops, optim
 
 PYTHON = {
     # inputs of layers, models and ops

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import FAMILIES, families, family, gpt2, ids, made
 
 import minilora as ml
-from minilora import accounting, lora, nn, ops
+from minilora import accounting, lora, nn, ops, optim
 from minilora.accounting import SHAPES, plan
 from minilora.accounting.plan import OPTIMIZERS, POLICIES
 from minilora.accounting.step import nbytes, observe, random_ids
@@ -22,7 +22,6 @@ from minilora.backend.settings import plain
 from minilora.models.families import FAMILIES as MODELS
 from minilora.models.families import build
 from minilora.nn import generators
-from minilora.training import optim
 
 NAMES = ("q", "k", "v", "o", "up", "down")
 MOST, OTHER = 1 / 100, 130_000  # tolerance of a peak: Python's iterators use memory

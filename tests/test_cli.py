@@ -96,7 +96,7 @@ def test_an_interrupted_finetune_continues_to_the_same_adapter(folder, capsys, m
         assert cli.main([*line.split(), "--out", "part.npz"]) == 130
     assert capsys.readouterr().err == (
         "minilora: interrupted; the training is finished and saved in part.run.npz: the same "
-        "command writes the adapter\n"
+        "command writes the file\n"
     )
     before = (folder / "part.run.npz").read_bytes()
     assert cli.main([*line.split(), "--out", "part.npz", "--seed", "1"]) == 2
@@ -839,7 +839,8 @@ def test_the_demo_prints_what_the_readme_shows(monkeypatch):
         assert rates == [(str(i), str(steps), f"{schedule(i - 1):.2e}")
                         for i in range(log_every, steps + 1, log_every)]
         assert optimizer.weight_decay == 0
-        return ml.fit(model, batches, optimizer, 3, schedule=schedule, log_every=1, **how)
+        start = [schedule(i) for i in range(3)]
+        return ml.fit(model, batches, optimizer, 3, schedule=start.__getitem__, log_every=1, **how)
 
     monkeypatch.setattr(demo, "fit", fit)
     result = demo.demo(0, lines.append)

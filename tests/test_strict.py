@@ -393,11 +393,12 @@ def test_a_run_that_was_interrupted_on_one_library_is_another_run_on_the_other(w
             raise Stopped
 
     def run(progress=False, **settings):
+        settings |= {"save_every": 1} if settings else {}
         model, _ = adapted(0, "float32", dropout=0.2)
         optimizer = ml.AdamW(model.trainable_parameters(), lr=0.01)
         x = ids(0, tokens=8)
         history = ml.fit(model, [(x[:, :-1], x[:, 1:])], optimizer, 6, progress=progress,
-                         log_every=1, save_every=1, max_grad_norm=1.0, **settings)
+                         log_every=1, max_grad_norm=1.0, **settings)
         return history.losses, model.state_dict()
 
     write, read = ways

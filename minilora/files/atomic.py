@@ -80,7 +80,12 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     """Return the file that `path` refers to through links; ValueError if it cannot be written."""
     if not os.fspath(path):
         raise ValueError("'' is not a file name: give one, such as out.npz")
-    target, given = Path(os.path.realpath(path)), Path(path)
+    try:
+        target, given = Path(os.path.realpath(path)), Path(path)
+    except ValueError as error:  # a letter that the file system cannot encode, or a NUL
+        raise ValueError(
+            f"{os.fspath(path)!a} cannot be a file's name here ({error}): give another name"
+        ) from error
     if os.path.isdir(target):
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     if suffixes and given.suffix not in suffixes:

@@ -35,7 +35,7 @@ class LossScale:
 
     @our_words
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
-        self.start = real("LossScale", "scale", scale, SCALES)
+        self.start = real("LossScale", "scale", scale, f"[{LEAST}, 3e38]")
         self.patience = integer("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
@@ -43,10 +43,14 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
-        scaled = loss * asarray(self.scale)  # an array: a number would be rounded to a half
+        def scaled() -> Tensor:
+            result: Tensor = loss * asarray(self.scale)  # an array: a number would be rounded to a half
+            result.backward()
+            return result
+
         try:
-            quietly(scaled.backward)  # an overflow is expected
-            self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
+            value = quietly(scaled)  # an overflow is expected
+            self.finite = self.finite & xp.isfinite(value.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
 
@@ -72,7 +76,7 @@ class LossScale:
         else:  # the host knows that the step is skipped
             optimizer.t += 1
         good = xp.where(self.finite, self.good + 1, 0)
-        grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
+        grown = xp.maximum(self.scale, xp.minimum(self.scale, MOST / 2) * 2)
         grown = xp.where(good >= self.patience, grown, self.scale)
         scale = xp.where(self.finite, grown, self.scale * 0.5)
         good, finite = good % self.patience, xp.ones((), bool)
