@@ -19,6 +19,7 @@ from ..demo import demo
 from ..files.atomic import reason
 from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
 from .parser import Parser, Say, parse
+from .streams import safe
 
 COMMANDS = (finetune, generate, merge, account, reproduce, info, bench, pretrain, tutorials, ex)
 # Errors that bad input causes. A TypeError or an AttributeError is a bug: it keeps its traceback.
@@ -48,14 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code.
 
     0: it worked   1: a comparison failed   2: bad input   130, 143: interrupted, terminated
-    141: the reader of its output went away
+
+    The code tells of the work: it is the same if the output cannot be shown.
     """
-    with warnings.catch_warnings():
+    with safe(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *where: _complain(f"warning: {message}")
         try:
             return _run(sys.argv[1:] if argv is None else argv)
-        except BrokenPipeError:
-            return 141
         except KeyboardInterrupt as stop:
             _complain(str(stop) or "interrupted; nothing new was saved")
             return 130
@@ -68,9 +68,7 @@ def _run(argv: list[str]) -> int:
     args = parse(command_line(), argv)
 
     def say(line: str) -> None:
-        stream = sys.stderr if args.json is True else sys.stdout
-        encoding = stream.encoding or "ascii"  # a terminal that cannot show a letter shows "?"
-        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+        print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
 
     if args.threads is not None:
         threads(args.threads)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import words
+from ..docstrings import docstring
 from ..files import atomic
 
 Say = Callable[[str], None]
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         """Add a command; return its parser. `run` runs it, and its docstring describes it."""
         self._group = self._group or self.add_subparsers(title="commands", metavar="COMMAND")
         self._action_groups.sort(key=lambda group: group is self._common)  # the last in a help
-        does = does or (run.__doc__ or "").partition("\n")[0]
+        does = does or docstring(run).partition("\n")[0]
         parser: Parser = self._group.add_parser(name, help=does, description=does, **settings)
         parser.set_defaults(command=run)
         return parser
