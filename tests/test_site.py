@@ -30,7 +30,7 @@ from minilora.exercises import book
 from minilora.site import cache, contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
-builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
+builds = pytest.mark.skipif(not BUILDS, reason="needs pip install '.[tutorials]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
     pytest.mark.browser,
@@ -119,7 +119,7 @@ def built(tmp_path_factory) -> Path:
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
     if not BUILDS:
-        pytest.skip("needs pip install 'minilora[tutorials]'")
+        pytest.skip("needs pip install '.[tutorials]'")
     place = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
@@ -249,7 +249,7 @@ def test_a_missing_package_fails_before_any_work(line, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tutorials", *line.split()]) == 2
     assert capsys.readouterr().err == (
-        "minilora: this needs jupytext: pip install 'minilora[tutorials]'\n"
+        "minilora: this needs jupytext: pip install '.[tutorials]' in the checkout of minilora\n"
     )
 
 

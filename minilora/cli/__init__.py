@@ -17,6 +17,7 @@ from .. import __version__, backend
 from ..backend.threads import threads
 from ..demo import demo
 from ..files.atomic import reason
+from ..words import INSTALL
 from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
 from .parser import Parser, Say, parse
 from .streams import safe
@@ -93,7 +94,7 @@ def _sentence(error: BaseException) -> str:
         why = f" ({error})" if str(error) else ""
         return f"there is not enough memory{why}: try a smaller --batch or --r"
     if isinstance(error, ModuleNotFoundError) and error.name == "hypothesis":
-        return "the exercises need hypothesis: pip install 'minilora[exercises]'"
+        return f"the exercises need hypothesis: {INSTALL('exercises')}"
     if isinstance(error, KeyError):
         return str(error.args[0])
     if isinstance(error, FileNotFoundError) and error.filename:

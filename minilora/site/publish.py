@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..words import INSTALL
 from . import folder
 from .contents import Chapter, chapters, notebook_text
 
@@ -25,7 +26,7 @@ def need(*names: str) -> None:
     """Raise ImportError, with the remedy, if one of these packages (none: NEEDS) is missing."""
     missing = [name for name in names or NEEDS if find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
+        raise ImportError(f"this needs {', '.join(missing)}: {INSTALL('tutorials')}")
 
 
 def build(
@@ -111,6 +112,7 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
     files["exercises.html"] = page(
         "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
         description="Functions to write, each checked by properties", exercises=tasks,
+        install=INSTALL("exercises").partition(" in "),
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):
