@@ -14,8 +14,8 @@ from .models.pretrained import load_base
 from .training.fit import fit
 from .training.optim import AdamW, linear_schedule
 
-TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 1e-2
-CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
+TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 2e-2
+CONFIG = LoRAConfig()
 
 
 def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_an_interruption_has_its_message(capsys, monkeypatch):
         assert capsys.readouterr().err == f"minilora: {message}\n"
 
 
-CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 8", "--dropout 0.5", "--lr 0.1",
+CHANGES = ["--seed 1", "--targets q", "--r 4", "--alpha 16", "--dropout 0.5", "--lr 0.1",
            "--checks 2", "--dtype float64", "--batch 3", "--window 8"]
 
 

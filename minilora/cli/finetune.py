@@ -17,7 +17,7 @@ from ..training.optim import AdamW, linear_schedule
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, integer, some_names
 
-DEFAULT = lora.LoRAConfig(alpha=16)
+DEFAULT = lora.LoRAConfig()
 # The options that define a run, besides base, text and sizes: a checkpoint belongs to these values.
 DEFINING = ("seed", "targets", "r", "alpha", "dropout", "lr", "checks", "dtype")
 WINDOWS = 64  # enough to estimate how the loss differs from window to window
@@ -40,7 +40,7 @@ def add_to(top: Parser) -> None:
     help = "dropout rate of the adapters' input"
     to.option("--dropout", read=below_1, help=help, default=DEFAULT.dropout)
     inputs.add_sizes(to)
-    to.option("--lr", read=above_0, help="peak learning rate", default=5e-3)
+    to.option("--lr", read=above_0, help="peak learning rate", default=1e-2)
     help = ("dtype of the frozen base and of the arithmetic; float16 is for a GPU: the loss is "
             "scaled, and other commands need --base-dtype float16 to load the adapter")
     dtypes = OneOf("float16", "float32", "float64")

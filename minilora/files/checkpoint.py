@@ -74,7 +74,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
     return Path(path)
 
 
-READERS = {"adapter": "lora.load", "method": "methods.load", "model": "load_model"}
+READERS = {"adapter": "lora.load", "method": "methods.load", "model": "ml.load_model",
+           "run": "ml.fit(..., checkpoint=...)"}
 LIKE = "use a model of the same kind and sizes as the saved one"
 
 
