@@ -1,6 +1,7 @@
 """accounting: predictions on shapes equal measurements on arrays, and the paper's numbers."""
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc

@@ -131,8 +131,8 @@ def _compare(shape: str, step: dict[str, Any], say: Say) -> dict[str, Any]:
     say(UNITS)
     say(f"{'':<44}{'trained':>18}{'%':>9}{'file, MB':>13}{'peak, GB':>11}{'TFLOP':>11}{'depth':>8}")
     with Progress(len(accounting.COMPARED)) as begins:
-        for i, method in enumerate(accounting.COMPARED, 1):
-            begins(i, label := accounting.label(method))
+        for method in accounting.COMPARED:
+            begins(label := accounting.label(method))
             try:
                 plan = accounting.plan(shape, method=method, **step)
             except ValueError as error:  # full fine-tuning has no frozen base to store in half

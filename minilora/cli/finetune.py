@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train an adapter on a text, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
     inputs.check_out(args.out, "adapter", say)
+    inputs.check_run(args.out)
     if args.base_dtype == args.dtype:
         raise ValueError(f"--base-dtype {args.dtype} repeats --dtype: leave it out")
     model = inputs.base_model(args)

@@ -10,6 +10,7 @@ from typing import Any
 from ..generate import generate
 from . import inputs
 from .parser import Parser, Say, integer, number, refused
+from .streams import Progress
 
 from_0 = number("a finite number >= 0", lambda x: 0 <= x < math.inf)
 share = number("a number in (0, 1]", lambda x: 0 < x <= 1)
@@ -38,10 +39,12 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         inputs.load_adapter(model, args, strict=False)
     elif args.base_dtype:
         raise ValueError(f"--base-dtype {args.base_dtype} needs an adapter: give --adapter")
-    ids = generate(
-        model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, rng=args.seed, cache=not args.no_cache,
-    )
+    with Progress(args.tokens) as begins:
+        ids = generate(
+            model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
+            top_k=args.top_k, top_p=args.top_p, rng=args.seed, cache=not args.no_cache,
+            begins=begins,
+        )
     text = model.tokenizer.decode(ids)
     if not args.json:
         say(text)

@@ -116,6 +116,32 @@ def check_targets(model: Any, targets: tuple[str, ...]) -> None:
     matching(lora.adaptable(model), targets, "--targets: no layer")
 
 
+# Nothing of the user's is overwritten. A command replaces a file without being asked only where it
+# can see that minilora wrote it and nobody edits such files by hand: an .npz of the same kind, and
+# an unchanged site (site/folder.py). It replaces any other file only with --force.
+
+
+def check_new(out: Path, replace: bool, remedy: str) -> None:
+    """Raise ValueError, with the remedy, if there is a file that is not to be replaced."""
+    if out.exists() and not replace:
+        raise ValueError(f"{out} exists, and minilora did not write it so: {remedy}")
+
+
+def check_run(out: Path) -> None:
+    """Raise ValueError if another file stands where the run is to be kept until it is finished."""
+    run = out.with_suffix(".run.npz")
+    try:
+        with checkpoint.opened(run, "run"):
+            pass
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ValueError(
+            f"{run} exists and holds no run, which is to be kept there: give another --out, or "
+            "move it first"
+        ) from error
+
+
 def check_out(out: Path, kind: str, say: Say) -> None:
     """Announce that a file of the same kind is replaced. Raise ValueError if it is another kind."""
     if not out.exists():

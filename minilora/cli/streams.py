@@ -99,24 +99,25 @@ def _occupy() -> None:
 
 
 class Progress:
-    """How far long work is, on stderr: `with Progress(14) as at: at(3, "full")` before part 3.
+    """How far long work is, on stderr: `with Progress(14) as begins: begins("full")` for each part.
 
     In a terminal it is one line, which is written again; elsewhere a line every EVERY seconds.
     """
 
     def __init__(self, parts: int) -> None:
-        self.parts, self.began, self.last = parts, time.monotonic(), float("-inf")
+        self.parts, self.part, self.began = parts, 0, time.monotonic()
+        self.last = self.began
 
     def __enter__(self) -> Progress:
         return self
 
-    def __call__(self, part: int, what: str) -> None:
-        """Report that part number `part`, from 1, begins."""
-        now, left = time.monotonic(), ""
-        if part > 1:
-            seconds = round((now - self.began) / (part - 1) * (self.parts - part + 1))
-            left = f", about {seconds // 60}:{seconds % 60:02} left"
-        line = f"{part} of {self.parts}: {what}{left}"
+    def __call__(self, what: str = "") -> None:
+        """Report that the next part begins, and how long it and those after it will take."""
+        now, done, self.part = time.monotonic(), self.part, self.part + 1
+        line = f"{self.part} of {self.parts}" + f": {what}" * bool(what)
+        if done:
+            seconds = round((now - self.began) / done * (self.parts - done))
+            line += f", about {seconds // 60}:{seconds % 60:02} left"
         if sys.stderr.isatty():
             print(f"\r{line:.79}\x1b[K", end="", file=sys.stderr, flush=True)
         elif now - self.last >= EVERY:
