@@ -465,6 +465,11 @@ def test_a_user_without_a_home_has_no_cache(variables, monkeypatch, tmp_path):
     assert cache.get("a") is None and not [*tmp_path.iterdir()]
     with pytest.raises(FileNotFoundError):
         cache._folder()
+    if "XDG_CACHE_HOME" not in variables:
+        before = os.environ.get("HOME")
+        with publish._home():  # Jupyter needs one
+            assert cache._folder().is_relative_to(home := Path.home()) and home.is_dir()
+        assert os.environ.get("HOME") == before and not home.exists()
 
 
 def test_a_site_replaces_only_a_site(tmp_path):

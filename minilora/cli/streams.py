@@ -35,7 +35,7 @@ class Stream(io.TextIOBase):
         return io.IOBase.fileno(self) if self.stream is None else self.stream.fileno()
 
     def isatty(self) -> bool:
-        return self.stream is not None and self.stream.isatty()
+        return bool(self._try(lambda stream: stream.isatty()))
 
     def writable(self) -> bool:
         return True
@@ -47,17 +47,18 @@ class Stream(io.TextIOBase):
     def flush(self) -> None:
         self._try(lambda stream: stream.flush())
 
-    def _try(self, action: Callable[[TextIO], Any]) -> None:
+    def _try(self, action: Callable[[TextIO], Any]) -> Any:
         if self.stream is None:
-            return
+            return None
         try:
-            action(self.stream)
+            return action(self.stream)
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self.error = error
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 # What waits in its buffer goes there. Else Python tries it again as it ends.
                 os.dup2(nowhere.fileno(), self.stream.fileno())
             self.stream = None
+            return None
 
 
 def shown(text: str, encoding: str) -> str:

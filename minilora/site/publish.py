@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,12 +45,29 @@ def build(
     began = time.monotonic()
     need()
     folder.check(out)
-    files = _files([*(chapters() if of is None else of)], say)
+    with _home():
+        files = _files([*(chapters() if of is None else of)], say)
     folder.write(out, files)
     size = sum(map(len, files.values()))
     took = time.monotonic() - began
     say(f"{out}: {len(files)} files, {size / 1024:,.0f} KB, in {took:.1f} s")
     return {"site": str(out), "files": len(files), "bytes": size, "seconds": took}
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[None]:
+    """Give a temporary home to a user without one: Jupyter needs it."""
+    if os.path.expanduser("~") != "~":
+        yield
+        return
+    before = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+            os.environ |= {"HOME": before} if before is not None else {}
 
 
 def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
