@@ -14,7 +14,7 @@ from .models.pretrained import load_base
 from .training.fit import fit
 from .training.optim import AdamW, linear_schedule
 
-TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 2e-2
+TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 3e-2
 CONFIG = LoRAConfig()
 
 

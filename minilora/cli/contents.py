@@ -28,8 +28,7 @@ def contents(path: str) -> dict[str, Any]:
         if file.kind in files.KINDS:
             return facts | _adapter(file) | {"fingerprint": checkpoint.fingerprint(numbers)}
         if file.kind == "run":
-            settings, done = file.facts(what=dict, done=int)
-            return facts | {"steps_done": done, "settings": settings}
+            return facts | _run(file)
         return facts
 
 
@@ -42,7 +41,15 @@ def _model(file: checkpoint.File) -> dict[str, Any]:
     about = {name: value for name, value in file.meta.items() if name not in known}
     tokenizer = f"{tokens:,} tokens" if tokens else "none"
     return {"family": family, "sizes": config, "tokenizer": tokenizer,
-            "merged": file.meta.get("merged", []), **about}
+            "merged": file.meta.get("merged", []), "about": about}
+
+
+def _run(file: checkpoint.File) -> dict[str, Any]:
+    settings, done = file.facts(what=dict, done=int)
+    of = {name: settings.get(name, "unknown") for name in ("steps", "model", "optimizer")}
+    about = {name[6:]: value for name, value in settings.items() if name.startswith("about.")}
+    losses = file.array("losses").tolist()
+    return {"steps_done": done, **of, "last_loss": losses[-1] if losses else None, "about": about}
 
 
 def _adapter(file: checkpoint.File) -> dict[str, Any]:
@@ -54,7 +61,8 @@ def _adapter(file: checkpoint.File) -> dict[str, Any]:
     rest = {setting: value for setting, value in settings.items() if setting not in first}
     return {
         "name": name, "method": "lora" if of_0_1_0 else file.facts(method=str)[0], **first,
-        "settings": rest, "layers": len(layers), "base": base, "base_is": _base(layers, base),
+        "settings": rest, "adapted_layers": len(layers), "base": base,
+        "base_is": _base(layers, base),
     }
 
 

@@ -63,8 +63,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
     if len(text) > LONGEST_META:
         raise ValueError(
             f"{path} is not written: its {META} would have {len(text):,} bytes, and at most "
-            f"{LONGEST_META:,} are allowed"
-        )
+            f"{LONGEST_META:,} are allowed")
     with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
@@ -92,7 +91,7 @@ class File:
             self._archive, entries = _directory(stream)
             self._members = {name: self._header(name, entry) for name, entry in entries.items()}
             self.meta = _json(self._raw(META).tobytes())
-            form, made_by = self.meta.pop("format", 1), str(self.meta.pop("made_by", "unknown"))
+            form, made_by = self.meta.pop("format", 1), self.meta.pop("made_by", None)
         except _Damaged as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
         if form not in range(1, FORMAT + 1):
@@ -100,7 +99,8 @@ class File:
                 f"it has format {form!r}, and this version reads up to {FORMAT}: use a newer one")
         kind = self.meta.get("kind")
         self.kind = kind if isinstance(kind, str) else "unknown kind of content"
-        self.made_by = made_by if made_by.isprintable() and len(made_by) < 40 else "unknown"
+        version = re.fullmatch("minilora [0-9a-z.+]{1,30}", str(made_by))
+        self.made_by = version[0] if version else "unknown"
         members = {name: member for name, member in self._members.items() if name != META}
         self.shapes = {name: shape for name, (_, shape, _) in members.items()}
         self.dtypes = {name: dtype for name, (_, _, dtype) in members.items()}
@@ -325,8 +325,7 @@ def _json(text: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(
             text.decode(), parse_float=finite, parse_int=integer, parse_constant=finite,
-            object_pairs_hook=unique,
-        )
+            object_pairs_hook=unique)
     except RecursionError as error:
         raise _Damaged(f"its {META} is nested too deeply") from error
     except ValueError as error:
