@@ -220,7 +220,7 @@ def real(command: str, **variables: str) -> subprocess.CompletedProcess:
          f'minilora "$@"; }}; {command}'],
         capture_output=True, encoding="latin-1", check=False,
         env={**os.environ, "PYTHONPATH": str(Path(ml.__file__).parent.parent), "FLAGS": "",
-             **variables},
+             "PYTHONUNBUFFERED": "", **variables},
     )
 
 
@@ -248,6 +248,16 @@ def test_streams_of_the_shell(command, variables, code, tmp_path):
     done = real(command, HOME=str(tmp_path), **variables)
     assert done.returncode == code, done.stderr
     assert not any(word in done.stderr for word in ("Traceback", "codec", "fails", "Exception"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell's redirections")
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    """Libraries and child processes write to 1 and 2, whatever is there."""
+    code = ("from minilora.cli import streams\nwith streams.safe():\n"
+            "    file = open('out.txt', 'w'); print(file.fileno(), file=file)")
+    done = real(f"cd $HOME; $PYTHON -c {shlex.quote(code)} <&- >&- 2>&-", HOME=str(tmp_path),
+                PYTHON=sys.executable)
+    assert done.returncode == 0 and int((tmp_path / "out.txt").read_text()) > 2
 
 
 def test_help_titles_and_docs_are_the_same_without_docstrings():
