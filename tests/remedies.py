@@ -84,7 +84,7 @@ def installs(text: str) -> Iterator[str]:
     for what in re.findall(r"pip install (?:-e )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=]+)*)", text):
         for name in [what.strip("'")] if what[0] == "'" else what.split():
             each = name.removeprefix(".[").removesuffix("]").split(",")
-            fits = name in known or "{}" in name or (
+            fits = name in known or name in ("{}", ".[{}]") or (
                 name[:2] == ".[" and all(f".[{extra}]" in known for extra in each))
             if not fits and name[0] != "&":
                 yield f"pip install {name}"

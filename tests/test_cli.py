@@ -1048,6 +1048,16 @@ def test_a_file_of_the_users_stays(line, kept, remedy, content, folder, shelf, m
 
 
 @once
+def test_another_kind_of_file_where_a_run_is_kept_stays(folder, shelf, capsys):
+    fox = (shelf / "fox.npz").read_bytes()
+    (folder / "poet.run.npz").write_bytes(fox)
+    for line in ("finetune kjv --out poet.npz --restart", "pretrain --out poet.npz --restart"):
+        assert cli.main(line.split()) == 2
+        assert "poet.run.npz exists and holds no run" in capsys.readouterr().err
+    assert (folder / "poet.run.npz").read_bytes() == fox
+
+
+@once
 def test_force_replaces_and_an_equal_file_needs_none(folder, monkeypatch, capsys):
     line = ["tutorials", "notebook", "07"]
     assert cli.main(line) == 0
