@@ -55,7 +55,8 @@ def test_an_option_that_a_text_names_is_there():
 
 
 @pytest.mark.parametrize("text", [
-    "pip install 'minilora[viz]'", "pip install 'minilora[{}]'", "pip install minilora", "pip install '.[vix]'",
+    "pip install 'minilora[viz]'", "pip install 'minilora[{}]'",
+    "pip install minilora", "pip install '.[vix]'",
     "see `minilora finetunes --help`", "`minilora ex chek 01`", "minilora generate --resume",
     "minilora ex hint 01 --adapter", "call lora.atach(model)", "use ml.fit(model, epochs=3)",
     "AdamW(parameters, learning_rate=1e-3)", "data.Window(ids, 4, 8)",
