@@ -15,8 +15,8 @@ from .training.fit import fit
 from .training.optim import AdamW
 from .training.schedules import linear_schedule
 
-TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 1e-2
-CONFIG = LoRAConfig(r=8, alpha=16, targets=("q", "k", "v", "o"))
+TEXT, STEPS, BATCH, TOKENS, PEAK = "kjv", 150, 8, 128, 3e-2
+CONFIG = LoRAConfig()
 
 
 def demo(seed: int = 0, say: Callable[[str], Any] = print, *, steps: int = STEPS) -> dict[str, Any]:

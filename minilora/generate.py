@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .words import our_words
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
+    begins: Callable[[], Any] | None = None,
 ) -> np.ndarray:
     """Return ids followed by `n_tokens` generated ones        ids: (tokens,) or (batch, tokens)
 
@@ -28,6 +30,7 @@ def generate(
     top_k        sample from the k likeliest tokens only
     top_p        sample from the fewest likeliest tokens whose probabilities sum to p or more
     cache        keep keys and values instead of computing them again: faster, the same tokens
+    begins       is called before each token, to show progress
 
     When n_positions tokens are full, the latter half of them becomes the new context. Arguments are
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
@@ -66,6 +69,8 @@ def generate(
     kv, seen = None, 0  # the cache, and the number of tokens in it
     with no_grad(), evaluating(model):
         for _ in range(n_tokens):
+            if begins:
+                begins()
             if out.shape[1] - start > size:
                 start, kv, seen = out.shape[1] - max(1, size // 2), None, 0
             if cache:

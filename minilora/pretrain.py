@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from .training.schedules import cosine_schedule
 
 CONFIG = GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5)
 STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a file begins as the log of `pretrain` does."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return bool(re.search(r"; seed \d+; \d+ steps of \d+ x \d+ tokens$", file.readline()))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def pretrain(
@@ -48,15 +58,15 @@ def pretrain(
 
     text = load_text("plays") if text is None else text
     train_text, held_out_text = split(text, 0.05)
-    tokenizer = BPE.train(train_text, config.vocab_size)
-    ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
     tokens = min(TOKENS, config.n_positions)
-    model = GPT2(config, rng=seed)
-    model.tokenizer = tokenizer
     header = say if continuing else print_and_log  # the log of a continued run has it already
     header(
         f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens"
     )
+    tokenizer = BPE.train(train_text, config.vocab_size)
+    ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
+    model = GPT2(config, rng=seed)
+    model.tokenizer = tokenizer
     header(
         f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
         f"{len(train_text) / len(ids):.2f} characters a token"

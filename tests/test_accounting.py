@@ -1,6 +1,7 @@
 """accounting: predictions on shapes equal measurements on arrays, and the paper's numbers."""
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -604,11 +605,11 @@ def test_a_plan_prints_a_table_and_is_plain_data():
     for n in (*planned.bytes.values(), planned.checkpoint, *planned.forward, *planned.step):
         assert f"{n:,}" in text
     assert max(map(len, text.splitlines())) <= 100
-    units = text.splitlines()[-1]
-    assert units == (
-        "units: products: FLOPs (2 per multiply-add), elementwise: numbers, moved: bytes, "
-        "depth: calls"
-    )
+    assert accounting.UNITS.keys() == set(accounting.Cost._fields)
+    for name, (unit, what) in accounting.UNITS.items():  # in its row, and explained below
+        assert re.search(rf"^{name}(, {unit})?  .*\d$", text, re.MULTILINE), name
+        assert f"\n{name}: {unit} {what}" in text and (name == unit or f"{name}, {unit} " in text)
+    assert re.search(r"^memory +bytes$", text, re.MULTILINE)
 
 
 def test_label_was_called_told():

@@ -336,7 +336,7 @@ def test_without_hypothesis_it_says_what_to_install(ex, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("minilora.exercises")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
-    assert "pip install 'minilora[exercises]'" in ex("status", code=2)
+    assert "pip install '.[exercises]'" in ex("status", code=2)
 
 
 def test_a_course_fits_into_its_hours_and_the_guide_lists_every_exercise(ex):

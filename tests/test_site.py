@@ -30,7 +30,7 @@ from minilora.exercises import book
 from minilora.site import cache, contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
-builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
+builds = pytest.mark.skipif(not BUILDS, reason="needs pip install '.[tutorials]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
     pytest.mark.browser,
@@ -119,7 +119,7 @@ def built(tmp_path_factory) -> Path:
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
     if not BUILDS:
-        pytest.skip("needs pip install 'minilora[tutorials]'")
+        pytest.skip("needs pip install '.[tutorials]'")
     place = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
@@ -249,7 +249,7 @@ def test_a_missing_package_fails_before_any_work(line, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tutorials", *line.split()]) == 2
     assert capsys.readouterr().err == (
-        "minilora: this needs jupytext: pip install 'minilora[tutorials]'\n"
+        "minilora: this needs jupytext: pip install '.[tutorials]' in the checkout of minilora\n"
     )
 
 
@@ -407,6 +407,71 @@ def test_old_cache_entries_are_removed(tmp_path, monkeypatch):
     assert cache.get("new") is None
 
 
+def damage(path, how):
+    """Damage a file of the cache."""
+    text = path.read_bytes()
+    if how == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "not text":
+        path.write_bytes(b"\xff" + text)
+    elif isinstance(how, float):
+        path.write_bytes(text[: int(how * len(text))])
+    elif how == "a letter":
+        path.write_bytes(text[:-9] + b"#" + text[-8:])
+    elif how == "another's":
+        path.write_bytes(path.with_name("other").read_bytes().replace(b"other", b"wrong"))
+    elif how == "a loop":
+        path.unlink()
+        path.symlink_to(path)
+    else:
+        path.write_text(how, "utf-8")
+
+
+DAMAGES = ["", "{}", "[]", "null", "5", '{"cells": [], "nbformat": 4}', "a folder", "not text",
+           "a letter", "another's", *([] if os.name == "nt" else ["a loop"]), 0.0, 0.3, 0.999]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_is_damaged_in_the_cache_is_made_again(how, monkeypatch):
+    from minilora.site import cover
+
+    calls = []
+    monkeypatch.setattr(cover, "_compute", lambda: calls.append(1) or COVER)
+    assert cover.cover(print) == cover.cover(print) == COVER and len(calls) == 1
+    (path,) = cache._folder().iterdir()
+    cache.put("other", json.dumps({"other": 1}))
+    damage(path, how)
+    assert cache.get(path.name) is None
+    assert cover.cover(print) == COVER and len(calls) == 2
+    assert cover.cover(print) == COVER and len(calls) == (3 if how == "a folder" else 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="homes are found in another way there")
+@pytest.mark.parametrize("variables", [{}, {"HOME": "~"}, {"XDG_CACHE_HOME": "here"}])
+def test_a_user_without_a_home_has_no_cache(variables, monkeypatch, tmp_path):
+    import pwd
+
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cache.put("a", "text")
+    assert cache.get("a") is None and not [*tmp_path.iterdir()]
+    with pytest.raises(FileNotFoundError):
+        cache._folder()
+    if "XDG_CACHE_HOME" not in variables:
+        before = os.environ.get("HOME")
+        with publish._home():  # Jupyter needs one
+            assert cache._folder().is_relative_to(home := Path.home()) and home.is_dir()
+        assert os.environ.get("HOME") == before and not home.exists()
+
+
 def test_a_site_replaces_only_a_site(tmp_path):
     out, page = tmp_path / "out", f"<html>{folder.MARK}".encode()
     folder.write(out, {"index.html": page, "a/b.txt": b"1"})
@@ -415,7 +480,7 @@ def test_a_site_replaces_only_a_site(tmp_path):
     if os.name == "posix":
         link.symlink_to(out)
     folder.write(link if os.name == "posix" else out, {"index.html": page, "c.txt": b"2"})
-    assert sorted(p.name for p in out.iterdir()) == ["c.txt", "index.html"]
+    assert sorted(p.name for p in out.iterdir()) == [folder.LIST, "c.txt", "index.html"]
     assert os.name != "posix" or link.is_symlink()
     with pytest.raises(TypeError):
         folder.write(out, {"index.html": b"new", "d.txt": None})
@@ -442,7 +507,41 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "replace", fails)
     with pytest.raises(PermissionError):
         folder.write(out, {"index.html": page, "new": b""})
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["index.html", "old", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [folder.LIST, "index.html", "old", "out"]
+
+
+def theirs(out, what):
+    """What a user may do in a site's folder."""
+    if what == "a file":
+        (out / "CNAME").write_text("example.org")
+    elif what == "a folder":
+        (out / "notes").mkdir()
+        (out / "notes" / "mine.txt").write_text("")
+    elif what == "an edit":
+        (out / "03.html").write_bytes(b"03, corrected")
+    elif what == "a link":
+        (out / "data").symlink_to(out.parent)
+    elif what == "no list":
+        (out / folder.LIST).unlink()
+    else:
+        (out / folder.LIST).write_text(what)
+
+
+@pytest.mark.parametrize(("what", "named"), {
+    "a file": "CNAME", "a folder": "notes/mine.txt", "an edit": "03.html", "a link": "data",
+    "no list": "03.html", "": "03.html", "[]": "03.html", '{"03.html": "1"}': "03.html",
+}.items())
+def test_a_site_with_a_file_of_the_users_is_not_replaced(what, named, tmp_path):
+    out = tmp_path / "out"
+    files = {"index.html": folder.MARK.encode(), "03.html": b"03", "get/03.py": b"x = 1"}
+    folder.write(out, files)
+    (out / ".DS_Store").write_bytes(b"\0")  # the system's, not the user's
+    folder.write(out, files)
+    theirs(out, what)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=rf"out has {named}, .*: give another name, or remove"):
+        folder.write(out, files)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @builds
@@ -466,7 +565,7 @@ def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp
         site.build(tmp_path / "out", lambda line: None, told_of)
     assert str(error.value) == f"chapter 04 fails at 04_name.py, {message}"
     assert time.monotonic() - began < 30  # the other chapter is stopped
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"index.html", folder.LIST}
     assert not (tmp_path / "cache").exists()
 
 
@@ -611,7 +710,7 @@ def test_every_link_and_anchor_leads_somewhere(built):
             assert link.startswith("data:image") or (built / where).is_file(), (name, link)
     reached = {link.partition("#")[0] for _, link in links}
     assert {path.relative_to(built).as_posix() for path in built.rglob("*.*")} <= reached | {
-        "search.js", "index.html"
+        "search.js", "index.html", folder.LIST
     }
 
 

@@ -240,7 +240,8 @@ def test_devices_are_listed_or_the_reason_why_there_are_none(monkeypatch):
         raise ImportError("no module named cupy")
 
     monkeypatch.setattr(StrictBackend, "libraries", missing)
-    assert "pip install 'minilora[gpu]' (no module named cupy)" in gpu.devices()
+    install = "pip install '.[gpu]' in the checkout of minilora"
+    assert f"{install} (no module named cupy)" in gpu.devices()
 
 
 def test_a_device_that_cannot_be_used_is_named(monkeypatch):

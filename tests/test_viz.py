@@ -377,9 +377,9 @@ def test_without_matplotlib_it_says_what_to_install_and_goes_on():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True
     )
-    left_out = "figure left out: pip install 'minilora[viz]'"
+    left_out = "figure left out: pip install '.[viz]' in the checkout of minilora"
     assert done.stdout.split("\n")[:3] == [left_out] * 3
     assert "[1/2] a caption\n(figure left out)" in done.stdout
     assert "mul" in done.stdout and "-x, (dx,)" in done.stdout
     assert "refused: 2" in done.stdout.splitlines()[-1]  # before the work
-    assert "figures need matplotlib: pip install 'minilora[viz]'" in done.stderr
+    assert "figures need matplotlib: pip install '.[viz]'" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import secrets
 import subprocess
 import sys
@@ -216,6 +217,7 @@ def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     done = subprocess.run(  # a process of its own: it replaces functions of the engine
         [sys.executable, "-m", "minilora.exercises.milestones", exercise.number, str(desk.folder)],
         check=False, capture_output=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2] or "the milestone failed")

@@ -20,7 +20,7 @@ from ..training.schedules import linear_schedule
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, integer, some_names
 
-DEFAULT = lora.LoRAConfig(alpha=16)
+DEFAULT = lora.LoRAConfig()
 # The options that define a run, besides base, text and sizes: a checkpoint belongs to these values.
 DEFINING = ("seed", "targets", "r", "alpha", "dropout", "lr", "checks", "dtype")
 EVERY_LAYER = "q,k,v,o,up,down,tok"
@@ -44,7 +44,7 @@ def add_to(top: Parser) -> None:
     help = "dropout rate of the adapters' input"
     to.option("--dropout", read=below_1, help=help, default=DEFAULT.dropout)
     inputs.add_sizes(to)
-    to.option("--lr", read=above_0, help="peak learning rate", default=5e-3)
+    to.option("--lr", read=above_0, help="peak learning rate", default=1e-2)
     help = ("dtype of the frozen base and of the arithmetic; float16 is for a GPU: the loss is "
             "scaled, and other commands need --base-dtype float16 to load the adapter")
     dtypes = OneOf("float16", "float32", "float64")
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train an adapter on a text, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
     inputs.check_out(args.out, "adapter", say)
+    inputs.check_run(args.out)
     if args.base_dtype == args.dtype:
         raise ValueError(f"--base-dtype {args.dtype} repeats --dtype: leave it out")
     model = inputs.base_model(args)

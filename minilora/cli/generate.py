@@ -10,6 +10,7 @@ from typing import Any
 from ..generate import generate
 from . import inputs
 from .parser import Parser, Say, integer, number, refused
+from .streams import Progress
 
 TOP_P = 0.95
 from_0 = number("a finite number >= 0", lambda x: 0 <= x < math.inf)
@@ -40,10 +41,12 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     elif args.base_dtype:
         raise ValueError(f"--base-dtype {args.base_dtype} needs an adapter: give --adapter")
     top_p = TOP_P if args.top_p is None and args.temperature else args.top_p
-    ids = generate(
-        model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=top_p, rng=args.seed, cache=not args.no_cache,
-    )
+    with Progress(args.tokens) as begins:
+        ids = generate(
+            model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
+            top_k=args.top_k, top_p=top_p, rng=args.seed, cache=not args.no_cache,
+            begins=begins,
+        )
     text = model.tokenizer.decode(ids)
     if not args.json:
         say(text)

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from ..docstrings import docstring
 from .wire import Opaque
 
 Case = Mapping[str, Any]
@@ -44,7 +45,7 @@ def check(
     """Make a Check of a function `(student, **case)`. Its docstring's first line is the title."""
 
     def decorate(run: Callable[..., None]) -> Check:
-        title = (run.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        title = docstring(run).partition("\n")[0].rstrip(".")
         return Check(title, cases, points, examples, run)
 
     return decorate

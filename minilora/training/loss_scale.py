@@ -44,7 +44,7 @@ class LossScale:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
         def scaled() -> Tensor:
-            result: Tensor = loss * asarray(self.scale)  # an array: a number would be rounded to a half
+            result: Tensor = loss * asarray(self.scale)  # a number would be rounded to a half
             result.backward()
             return result
 

@@ -7,10 +7,12 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from ..words import INSTALL
+
 Axes = Any  # a matplotlib.axes.Axes
 P = ParamSpec("P")
 
-LEFT_OUT = "figure left out: pip install 'minilora[viz]'"
+LEFT_OUT = f"figure left out: {INSTALL('viz')}"
 SHORT = 16  # letters of a title that always fits
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
 
@@ -20,7 +22,7 @@ def need() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        message = f"figures need matplotlib: pip install 'minilora[viz]' ({error})"
+        message = f"figures need matplotlib: {INSTALL('viz')} ({error})"
         raise ImportError(message) from error
     return plt
 
