@@ -92,7 +92,7 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("forged flood", "no answer"), ("forged drops", "no answer"), ("forged ahead", "no answer"),
         ("forged arguments", "no answer"), ("forged array", "no answer"), ("frames", "= -7."),
         ("the exercise", "this reads"), ("the exercise, in place", "this reads"),
-        ("the exercise, imported", "this reads"), ("the hook's names", "this reads"),
+        ("the exercise, imported", "exercises"), ("the hook's names", "this reads"),
         ("the neighbour", "this reads"), ("patched paths", "this reads"),
         ("patched builtins", "to write"),
         ("patched NumPy", "expected the gradient"), ("always equal", "expected the gradient"),
@@ -317,7 +317,7 @@ def test_all_calls_together_have_a_limit(tmp_path):
     slow = right().replace("    new = g.ndim", f"    {body}\n    new = g.ndim")
     verdict = judging.judge(book.exercise("02"), slow, limits=Limits(total=1.0))
     assert verdict.points == 0
-    assert "its calls took more than 1 seconds in total" in verdict.outcomes[0].lines
+    assert "its calls took more than 1 seconds in total, the limit" in verdict.outcomes[0].lines
 
 
 def test_a_check_that_raises_gives_no_points():

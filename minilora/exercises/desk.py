@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..files import atomic
 from .book import Exercise, exercise, paths
+from .submissions import source
 
 PROGRESS = ".minilora-exercises.json"
 FOLDER = "exercises"  # the default name
@@ -54,16 +55,11 @@ class Desk:
 
     def source(self, of: Exercise) -> str:
         """Return the text of the student's file. Raises ValueError if it cannot be read."""
-        file = self.file(of)
-        reset = f"to write its stub again: minilora ex reset {of.number}"
         try:
-            return file.read_text("utf-8")
-        except FileNotFoundError:
-            raise ValueError(f"{file} is missing; {reset}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8; {reset}") from None
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({atomic.reason(error)}); {reset}") from error
+            return source(self.file(of))
+        except ValueError as error:
+            reset = f"to write its stub again: minilora ex reset {of.number}"
+            raise ValueError(f"{error}; {reset}") from error
 
     def of(self, number: str) -> Progress:
         return self.progress.get(number, Progress())
