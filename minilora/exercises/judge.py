@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import itertools
+import os
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -13,15 +14,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.errors import Flaky
 
+from ..files import cache
 from .book import Exercise, with_drivers, with_mistake
 from .kit import Case, Check, Wrong
 from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Remote, Student
 from .worker import LIMIT
 
 HALTS = 2  # after this many halts of a file's process, no further check is run
+HOME = "__hypothesis_home_directory"  # Hypothesis writes into it: not into a student's folder
 CASES = 20  # cases of a failed check on which a known mistake has to agree with the student
 
 
@@ -204,7 +207,14 @@ def _on_cases(
     def property_(case: Case) -> None:
         run(case)
 
-    property_()
+    home = vars(configuration)
+    before = home.get(HOME)
+    if before is None and "HYPOTHESIS_STORAGE_DIRECTORY" not in os.environ:
+        configuration.set_hypothesis_home_dir(cache.folder("hypothesis"))
+    try:
+        property_()
+    finally:
+        configuration.set_hypothesis_home_dir(before)
 
 
 def explained(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:

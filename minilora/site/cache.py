@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..files import atomic
+from ..files import atomic, cache
 from .contents import PACKAGE
 
 PACKAGES = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")
@@ -54,8 +54,7 @@ def put(name: str, text: str) -> None:
 
 
 def _folder() -> Path:
-    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return (Path(place) if place else Path.home() / ".cache") / "minilora" / "site"
+    return cache.folder("site")
 
 
 @functools.cache
