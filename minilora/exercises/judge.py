@@ -25,6 +25,7 @@ from .worker import LIMIT
 
 HALTS = 2  # after this many halts of a file's process, no further check is run
 HOME = "__hypothesis_home_directory"  # Hypothesis writes into it: not into a student's folder
+VISIBLE = 0.05  # a larger gap can be seen, as a share of the largest expected number
 CASES = 20  # cases of a failed check on which a known mistake has to agree with the student
 
 
@@ -167,6 +168,14 @@ def attempt(
         with contextlib.suppress(Wrong, Raised):
             run(case)
 
+    def run_clear(case: Case) -> None:
+        with contextlib.suppress(Raised):
+            try:
+                run(case)
+            except Wrong as wrong:
+                if wrong.share >= VISIBLE:
+                    raise
+
     try:
         _on_cases(exercise, check, seed_, check.examples, run, shrink=explain)
     except Flaky:
@@ -178,6 +187,13 @@ def attempt(
         return _failed(check, case=last.case, trials=(last,), **_raised(error))
     except Wrong as wrong:
         smallest = trials[-1]
+        if explain and wrong.share < VISIBLE:  # -2.0001 for -2: is there a case that shows more?
+            try:
+                _on_cases(exercise, check, seed_, check.examples, run_clear, shrink=True)
+            except Wrong as clear:
+                wrong, smallest = clear, trials[-1]
+            except Flaky:
+                pass
         del trials[:]
         if isinstance(wrong, Changed):
             student.known.add(wrong.function)
