@@ -133,10 +133,10 @@ def test_a_right_answer_written_differently_passes():
 
 def test_two_mistakes_at_once_are_not_guessed_at():
     text = verdict_text("return g.mean(axis=tuple(range(g.ndim - len(shape))))", verbose=True)
-    assert "0 of 10" in text and "what you get if" not in text
+    assert "1 of 10" in text and "what you get if" not in text
     once = verdict_text("return g.sum(axis=tuple(range(g.ndim - len(shape))))")
     assert "if you sum the new axes in front, but not the repeated ones" in once
-    assert "3 of 10 points" in once
+    assert "4 of 10 points" in once
 
 
 def test_what_a_student_prints_is_shown_and_marks_can_be_ascii():
@@ -299,7 +299,7 @@ def test_a_teachers_own_exercises(ex, tmp_path, monkeypatch):
     assert "exists already" in ex("dev", "new", "97_mine", code=2)
     monkeypatch.setenv(book.OWN, str(tmp_path))
     assert [*book.paths()][-1] == "97"
-    assert "97 un-broadcast: 3 checks" in ex("dev", "check", "97")
+    assert "97 un-broadcast: 4 checks" in ex("dev", "check", "97")
     text = (tmp_path / "ex97_mine.py").read_text("utf-8")
     older = text.replace("from minilora.exercises import kit", "from . import kit")
     assert older != text
@@ -318,7 +318,7 @@ def test_every_known_mistake_has_its_message(ex):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["check"], "needs an exercise"), (["check", "77"], "unknown exercise 77"),
+        (["hint"], "needs an exercise"), (["check", "77"], "unknown exercise 77"),
         (["status", "02"], "takes no '02'"),
         (["hint", "02", "--jobs", "2"], "has no option --jobs: ex grade has it"),
         (["dev", "odd"], "has no command odd: choose check, messages or new"),
