@@ -52,6 +52,7 @@ def chapters():
 def test_the_faults_of_an_exercise_are_named(monkeypatch):
     from dataclasses import replace
 
+    monkeypatch.setattr(dev, "SEEDS", 1)
     of = book.exercise("02")
     right = of.reference["unbroadcast"]
     bad = replace(
@@ -295,6 +296,7 @@ def test_watching_yields_a_changed_file(tmp_path, monkeypatch):
 
 
 def test_a_teachers_own_exercises(ex, tmp_path, monkeypatch):
+    monkeypatch.setattr(dev, "SEEDS", 1)
     assert "MINILORA_EXERCISES=" in ex("dev", "new", "97_mine")
     assert "exists already" in ex("dev", "new", "97_mine", code=2)
     monkeypatch.setenv(book.OWN, str(tmp_path))

@@ -275,7 +275,7 @@ def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Grade a folder of submissions."""
-    from ..exercises import classpage, gradebook, grading
+    from ..exercises import classpage, gradebook, grading, submissions
 
     formats = {
         args.csv: gradebook.table, args.json: gradebook.as_json,
@@ -293,7 +293,12 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if not formats:
         say(gradebook.table(grades).decode().rstrip())
     points = {pupil.name: pupil.points for pupil in grades.pupils}
-    return {"points": points, "files": [str(file) for file in formats]}
+    result = {"points": points, "files": [str(file) for file in formats]}
+    if not grades.unjudged:
+        return result
+    names = ", ".join(map(submissions.plain, grades.unjudged))
+    words = f"these could not be judged, and their 0 points mean nothing: {names}: grade again"
+    return {**result, "passed": False, "failed": words}
 
 
 def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:

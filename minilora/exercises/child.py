@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -30,14 +31,17 @@ def start(module: str, function: str, **options: Any) -> tuple[subprocess.Popen[
     where = where if package in map(os.path.realpath, where) else [package, *where]
     code = f"import sys; sys.path[:] = {where!a}; " \
            f"from minilora.exercises.{module} import {function}; {function}()"
-    try:
-        words = tempfile.TemporaryFile()  # noqa: SIM115 - whoever ends the process closes it
-        return subprocess.Popen(
-            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=words, **options,
-        ), words
-    except (OSError, ValueError) as error:
-        raise fault(f"a process cannot be started: {error}") from error
+    with contextlib.ExitStack() as opened:
+        try:
+            words = opened.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=words, **options,
+            )
+        except (OSError, ValueError) as error:
+            raise fault(f"a process cannot be started: {error}") from error
+        opened.pop_all()  # whoever ends the process closes the file
+    return process, words
 
 
 def fault(why: str, words: IO[bytes] | None = None) -> Fault:

@@ -117,6 +117,14 @@ class Class:
     def of(self) -> int:
         return sum(task.points for task in self.tasks)
 
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The students of whom a file could not be judged: its 0 points mean nothing."""
+        return tuple(
+            pupil.name for pupil in self.pupils
+            if any(result.state == STATES[UNJUDGED] for result in pupil.results)
+        )
+
 
 def grade(
     folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
