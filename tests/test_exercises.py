@@ -106,7 +106,11 @@ CASE = "W, A, B = np.eye(2), np.ones((1, 2)), np.ones((2, 1)); "
         (CASE + "assert (merge(W, W[:1], W, 3) == W).all()", "A (1, 2), B (2, 2): it takes W (d,"),
         ("assert merge([[1]], [[1]], [[1]], 1) == 2", "calls merge with W list, A list, B list"),
         ("W, A, B = (np.random.default_rng(0).normal(size=(9, 9)) for _ in 'WAB')\n"
-         "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()", "allow for rounding?"),
+         "    assert (merge(W, A, B, 3.3) == (3 * W + 1.1 * (B @ A)) / 3).all()",
+         "do you allow for rounding?"),
+        ("W, A, B = (np.random.default_rng(0).normal(size=(9, 9)) for _ in 'WAB')\n"
+         "    assert (merge(W, A, B, 3.3) == W + 3.3 / 9 * B @ A).all()",
+         "do you allow for rounding?"),
         (CASE + "assert merge(W, A, B, 3)[0, 0] == 4, mistyped", "NameError"),
     ],
 )
