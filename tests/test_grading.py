@@ -85,7 +85,8 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("loop", "did not end within"), ("leave", "ended with exit code"),
+        ("loop", ", the limit"), ("sleep", "did not end within"),
+        ("leave", "ended with exit code"),
         ("kill", "calls os.kill"),
         ("pidfd", "starts or signals a process"), ("fork", "calls os.fork"),
         ("a process, below", "starts or signals a process"), ("large", "more than 4 MiB"),
@@ -133,9 +134,9 @@ def outputs(of) -> tuple[bytes, ...]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A class of eight: its folder, the expected and the actual results."""
+    """A class of twelve: its folder, the expected and the actual results."""
     folder = tmp_path_factory.mktemp("class")
-    planted = klass.make(folder, 8, 7, ["02"])
+    planted = klass.make(folder, 12, 7, ["02"])
     return folder, planted, grade(folder)
 
 
@@ -166,7 +167,7 @@ def test_an_interrupted_run_continues_and_the_number_of_jobs_changes_no_byte(sma
     assert all(path.stat().st_mtime_ns == done[path] for path in done if path != min(done))
     lines = []
     assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
-    assert lines == ["8 of 8 need no judging: no file, or judged before"]
+    assert lines == ["12 of 12 need no judging: no file, or judged before"]
     key = grading._Store(tmp_path, 7, klass.SOON).key
     first, second = book.exercise("01"), book.exercise("02")
     others = {key(second, "x"), key(second, "y"), key(first, "x"),
@@ -176,7 +177,7 @@ def test_an_interrupted_run_continues_and_the_number_of_jobs_changes_no_byte(sma
 
 @pytest.mark.parametrize(("deaths", "points"), [(1, [10, 10]), (2, [0, 10])])
 def test_a_judge_that_dies_tries_again_and_then_says_so(tmp_path, monkeypatch, deaths, points):
-    hand_in(folder := tmp_path / "class", a=right(), b=right())
+    hand_in(folder := tmp_path / "class", a=right(), b=right() + "# another")
     running, died = grading._Judge._running, []
 
     def dies(self):
@@ -260,7 +261,7 @@ def test_the_class_page(tmp_path):
     assert not page.open and not page.folded and "script" not in page.tags
     assert {address[1:] for address in page.addresses} == page.ids - {"main"}
     text = " ".join(page.text.split())
-    assert f"2 students: {MEAN}" in text and "1 passed, 0 with some points, 3 with none" in text
+    assert f"2 students: {MEAN}" in text and "1 passed, 2 with some points, 1 with none" in text
     assert "1 not begun" in text and "<script>x" in text
     assert not re.search(r"url\(|@import", page.text)
     with pytest.MonkeyPatch.context() as patch:
