@@ -15,6 +15,7 @@ from ..adapters import files
 from ..adapters.patterns import matching
 from ..checks import a
 from ..files import checkpoint
+from ..files.text import read
 from ..models.gpt2 import GPT2
 from ..models.pretrained import BASES, load_base, load_model
 from .parser import OneOf, Parser, Say, integer, to_write
@@ -72,15 +73,7 @@ def text(name: str) -> str:
     path = Path(name)
     if not path.exists():
         raise ValueError(f"{name} is neither a file nor a built-in text: give {TEXTS}")
-    if not (path.is_file() or path.is_fifo()):
-        raise ValueError(f"{name} is a {'folder' if path.is_dir() else 'device'}: give a text file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}: "
-            "save it as UTF-8"
-        ) from None
+    return read(path)
 
 
 def split(name: str, words: str, model: GPT2, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,14 @@ Case = Mapping[str, Any]
 
 
 class Wrong(AssertionError):
-    """A failed check. Its lines: what was expected, what came, how far apart they are."""
+    """A failed check. Its lines: what was expected, what came, how far apart they are.
 
-    def __init__(self, *lines: str) -> None:
+    share: the gap, as a share of the largest expected number; 1.0 where that has no meaning.
+    """
+
+    def __init__(self, *lines: str, share: float = 1.0) -> None:
         super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines, self.share = lines, share
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
             f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
             *_transposed(a, b, rtol * top),
+            share=float(np.max(gap)) / top if top and np.all(np.isfinite(gap)) else 1.0,
         )
 
 

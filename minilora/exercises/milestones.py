@@ -31,6 +31,7 @@ from ..tensor import Tensor, op
 from ..training.fit import evaluate, train_step
 from ..training.optim import Adam, Optimizer
 from .book import MILESTONES
+from .submissions import source
 from .worker import load
 
 STEPS, SECONDS = 30, 6.0  # both trainings together stop at whichever comes first
@@ -289,7 +290,7 @@ def main() -> None:
     picture = folder / f"milestone_{after}.png"
     try:
         atomic.check(picture, ".png")
-        result = milestone(after, {n: file.read_text("utf-8") for n, file in files.items()})
+        result = milestone(after, {n: source(file) for n, file in files.items()})
     except Exception as error:
         sys.exit(f"milestone {after}: {_message(error, files)}")
     print(f"milestone {after}: {result.lines[0]}", *result.lines[1:], sep="\n  ")

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..files import atomic
+from ..files import atomic, cache
 from .contents import PACKAGE
 
 PACKAGES = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")
@@ -59,12 +59,7 @@ def _digest(text: str) -> str:
 
 
 def _folder() -> Path:
-    """Return the folder of the cache. Raises FileNotFoundError if the user has no home."""
-    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    cache = Path(place or os.path.expanduser("~/.cache"))
-    if not cache.is_absolute():  # "~/.cache" stays as it is for a user without a home
-        raise FileNotFoundError(f"{cache} is no place for a cache")
-    return cache / "minilora" / "site"
+    return cache.folder("site")
 
 
 @functools.cache
