@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..accounting import Ledger
 from ..training.fit import History
-from .axes import BESIDE, Axes, axes, figure
+from .axes import WIDE, Axes, axes, figure, legend
 from .palette import COLOURS, OTHERS, ROWS, colour
 
 FEWEST = 3  # seeds for a band
@@ -31,7 +32,7 @@ def curves(
             ax.plot(*_line(dotted[name]), ":", color=colour(name, i))
     _log(ax, log)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -48,7 +49,7 @@ def spectrum(
         ax.plot(np.arange(1, len(sizes) + 1), sizes, color=colour(name, i), label=name, **style)
     _log(ax, log)
     ax.set(xlabel="i, from the largest", ylabel=ylabel)
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -81,7 +82,7 @@ def loss_curves(
     ax.xaxis.set_major_locator(_integer_ticks(8))
     quantity = "held-out loss" if kinds == {"held out"} else "loss"
     ax.set(xlabel="steps", ylabel=ylabel or f"{quantity} (nats a token)")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -119,7 +120,27 @@ def rank_sweep(
     band = f"median of {count} seeds, band: minimum to maximum" if min(seeds) >= FEWEST else (
         f"{count} seed{'s' * (max(seeds) > 1)}: no band")
     ax.set(xlabel=f"{xlabel}\n({band})", ylabel=ylabel)
-    ax.legend(**BESIDE)
+    legend(ax)
+    return ax
+
+
+@figure
+def rate_sweep(
+    results: Mapping[tuple[int, float], Any], ax: Axes = None, title: str = "",
+    above: float | None = None,
+) -> Axes:
+    """Draw {(rank, learning rate): (loss, ...) of each seed}: a line for each rank.
+
+    above: the highest loss in the figure, such as the base's; a line may leave it.
+    """
+    ranks, rates = (sorted({key[i] for key in results}) for i in (0, 1))
+    by_rank = {
+        f"r = {r}": {lr: np.reshape(results[r, lr], (-1, np.shape(results[r, lr])[-1]))[:, 0]
+                     for lr in rates}
+        for r in ranks
+    }
+    ax = rank_sweep(by_rank, ax, title, "learning rate")
+    ax.set_ylim(top=above)
     return ax
 
 
@@ -129,12 +150,13 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
 
     Each bar has its number and its share of the largest.
     """
-    ax = axes(ax, title, (6.4, 0.9 + 0.5 * len(counts)))
-    names, values, most = list(counts), list(counts.values()), max([1, *counts.values()])
-    bars = ax.barh(names, values, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
+    ax = axes(ax, title, (WIDE, 1.2 + 0.5 * len(counts)))
+    values, most = list(counts.values()), max([1, *counts.values()])
+    tints = [colour(name, i) for i, name in enumerate(counts)]
+    bars = ax.barh(_broken(counts), values, color=tints, height=0.6)
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
     ax.bar_label(bars, texts, padding=4)
-    ax.set_xlim(0, 1.35 * most)  # space for the numbers
+    ax.set_xlim(0, 1.75 * most)  # space for the numbers
     ax.xaxis.set_major_locator(_integer_ticks(4))
     ax.xaxis.set_major_formatter(lambda x, _: _with_unit(x, most))
     ax.invert_yaxis()
@@ -145,19 +167,20 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
 @figure
 def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "") -> Axes:
     """Draw the measured memory of one training step: stacked by kind, with the total."""
-    ax = axes(ax, title, (7.2, 1.6 + 0.5 * len(ledgers)))
-    names = list(ledgers)
+    ax = axes(ax, title, (WIDE, 2.0 + 0.5 * len(ledgers)))
+    names = _broken(ledgers)
     left = np.zeros(len(names))
     for i, row in enumerate(next(iter(ledgers.values())).rows):
         width = np.array([ledger[row.name].measured for ledger in ledgers.values()]) / 2**20
         fill = ROWS.get(row.name, OTHERS[i % len(OTHERS)])
-        bars = ax.barh(names, width, left=left, height=0.6, color=fill, label=row.name)
+        bars = ax.barh(names, width, left=left, height=0.6, color=fill, label=row.name, lw=0.8,
+                       edgecolor="white")
         left += width
     ax.bar_label(bars, [f"{total:.1f} MiB" for total in left], padding=4)
-    ax.set_xlim(0, 1.3 * left.max())
+    ax.set_xlim(0, 1.45 * left.max())
     ax.invert_yaxis()
     ax.set(xlabel="memory of one training step (MiB)")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -192,8 +215,13 @@ def merge_error(
     ax.plot([], [], ".", color=COLOURS["merged"], label="an output")
     if above:
         ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
+
+
+def _broken(names: Iterable[str]) -> list[str]:
+    """Return the names with long ones broken into lines."""
+    return [textwrap.fill(name, 12) for name in names]
 
 
 def _line(line: Any) -> tuple[Any, Any]:
