@@ -37,13 +37,11 @@ print(f"held-out loss of the base: {frozen:.3f}")
 # %% [markdown]
 # One training. `fit` is the loop of chapter 03.
 
-
 # %%
 def train(model, seed, lr, ids=training, steps=STEPS) -> ml.History:
     optimizer = ml.AdamW(model.trainable_parameters(), lr, weight_decay=0.0)
     batches = data.Windows(ids, 2, TOKENS, seed=seed)
     return ml.fit(model, batches, optimizer, steps, progress=False)
-
 
 def tune(seed, lr, r=FIRST, alpha=FIRST, targets=ATTENTION) -> ml.GPT2:
     model = ml.load_base("shakespeare")
@@ -51,13 +49,11 @@ def tune(seed, lr, r=FIRST, alpha=FIRST, targets=ATTENTION) -> ml.GPT2:
     train(model, seed, lr)
     return model
 
-
 def deltas(model) -> np.ndarray:
     """Return the ΔW of all adapted layers, in one row."""
     modules = [module for _, module in model.named_modules()]
     layers = [m for m in modules if isinstance(m, lora.LoRALinear)]
     return np.concatenate([ml.asnumpy(m.delta()).ravel() for m in layers])
-
 
 # %% [markdown]
 # ## Two ways to set alpha
@@ -67,7 +63,6 @@ def deltas(model) -> np.ndarray:
 # ([§4.1](https://arxiv.org/abs/2106.09685)). Our first rank is 4, so $\alpha = 4$ for every rank.
 # Many users set $\alpha = 2r$, so the scale is always 2. We try both, with every rank, rate and
 # seed. All else stays the same: the layers (attention), the steps, the text.
-
 
 # %%
 def sweep(alpha_of) -> dict:
@@ -81,7 +76,6 @@ def sweep(alpha_of) -> dict:
             results[r, lr] = list(zip(losses, sizes))
     return results
 
-
 # %%
 def table(results) -> None:
     """Print the medians of the seeds; apart: the worst rank less the best."""
@@ -93,12 +87,10 @@ def table(results) -> None:
         row = (f"{loss:5.2f}{size:6.1f}" for loss, size in cells)
         print(f"{lr:<6g}", *row, f"{apart:6.2f}")
 
-
-fixed, twice = sweep(lambda r: FIRST), sweep(lambda r: 2 * r)
 print(f"alpha = {FIRST} for every rank")
-table(fixed)
+table(fixed := sweep(lambda r: FIRST))
 print("\nalpha = 2r")
-table(twice)
+table(twice := sweep(lambda r: 2 * r))
 
 # %%
 top, bottom = viz.panels(2, 1)
@@ -141,7 +133,6 @@ viz.show()
 # $(1, \sqrt{s}\,\mathrm{lr}, \sqrt{s} A_0)$ give the same ΔW. If $\sqrt{s}$ is a power of two,
 # nothing is rounded, and even the bits are the same.
 
-
 # %%
 def update(s, lr, start=1.0, eps=0.0, decay=0.0) -> np.ndarray:
     """Return ΔW of all adapted layers. `start` multiplies A0."""
@@ -155,7 +146,6 @@ def update(s, lr, start=1.0, eps=0.0, decay=0.0) -> np.ndarray:
     batches = data.Windows(training, 2, 16, seed=0)
     ml.fit(model, batches, optimizer, 3, progress=False)
     return deltas(model)
-
 
 # %% [markdown]
 # **Check.** The two runs give the same bits. With Adam's usual $\varepsilon$ they differ a little,
@@ -178,8 +168,8 @@ for how in ({"eps": 1e-8}, {"decay": 0.1}):
 #
 # ## Which matrices
 #
-# The paper adapts only attention. We put about as many trained parameters into the MLP, and show both
-# at the better of two rates.
+# The paper adapts only attention. We also put about as many trained parameters into the MLP. For
+# both we show the better of two rates.
 
 # %%
 places = {"attention": (4, ATTENTION), "MLP": (3, MLP)}
@@ -202,25 +192,23 @@ for place, (r, targets) in places.items():
 #
 # The base knew Shakespeare's plays. How much of this does it lose? We print how both losses change.
 
-
 # %%
 def tune_all(seed, lr) -> ml.GPT2:
     model = ml.load_base("shakespeare")
     train(model, seed, lr)
     return model
 
-
 plays = encode(data.split(data.load_text("plays"), 0.05)[1])
 old = data.sequential(plays, *HELD_OUT)[:1]  # held out
 known = ml.evaluate(base, old)
-print("loss of ...    new text  old text (from .. to)")
+print("loss of ...    new text old text (from .. to)")
 for way, rates in ((tune, RATES[1:4]), (tune_all, (1e-4, 3e-4))):
     for lr in rates:
         models = [way(seed, lr) for seed in SEEDS]
         gain = np.median([ml.evaluate(m, new) for m in models]) - frozen
         low, lost, high = sorted(ml.evaluate(m, old) - known for m in models)
         name = f"{'LoRA' if way is tune else 'full'}, {lr:g}"
-        print(f"{name:<14}{gain:+9.2f}{lost:+10.2f} ({low:.2f} .. {high:.2f})")
+        print(f"{name:<14}{gain:+9.2f}{lost:+9.2f} ({low:.2f} .. {high:.2f})")
 
 # %% [markdown]
 # When the new loss falls, the old loss rises. LoRA does not prevent this. $W_0$ is unchanged, but
@@ -247,6 +235,5 @@ print(f"held-out loss {frozen:.2f} -> {after:.2f}, worse than the base's")
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You built a fair comparison: each choice at its own rate, with several seeds, on held-out text.
-#
+# You built a fair comparison: each choice at its own rate, several seeds, a held-out text.
 # **Next:** chapter 09 merges the update into the weights.

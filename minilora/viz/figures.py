@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..accounting import Ledger
+from ..accounting import Count, Ledger
 from ..training.fit import History
 from .axes import WIDE, Axes, axes, figure, legend
 from .palette import COLOURS, OTHERS, ROWS, colour
@@ -39,16 +39,21 @@ def curves(
 @figure
 def spectrum(
     values: Mapping[str, Any], ax: Axes = None, title: str = "", log: str = "y",
-    ylabel: str = "singular value",
+    ylabel: str = "singular value", norm: float | None = None,
 ) -> Axes:
-    """Draw singular values, name of the matrix -> values, the largest first, counted from 1."""
+    """Draw singular values, name of the matrix -> values, the largest first, counted from 1.
+
+    norm: what the values are scaled to, so that matrices of different sizes can be compared.
+    """
     ax = axes(ax, title)
     for i, (name, sizes) in enumerate(values.items()):
         sizes = np.sort(np.ravel(sizes))[::-1]
+        sizes = sizes if norm is None else sizes * norm / np.linalg.norm(sizes)
         style = {"marker": "o", "ms": 3} if len(sizes) <= 40 else {}
         ax.plot(np.arange(1, len(sizes) + 1), sizes, color=colour(name, i), label=name, **style)
     _log(ax, log)
-    ax.set(xlabel="i, from the largest", ylabel=ylabel)
+    scaled = "" if norm is None else f" (each matrix scaled to norm {norm:g})"
+    ax.set(xlabel=f"i, from the largest{scaled}", ylabel=ylabel)
     legend(ax)
     return ax
 
@@ -56,11 +61,12 @@ def spectrum(
 @figure
 def loss_curves(
     histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = "",
-    ylabel: str = "",
+    ylabel: str = "", levels: Mapping[str, float] | None = None,
 ) -> Axes:
     """Draw losses against steps, name -> a `History` or a sequence (loss i is before step i).
 
     A `History` has the held-out losses as a line with dots, the batch losses as a thin line.
+    levels: name -> height of a horizontal line.
     """
     ax = axes(ax, title)
     kinds = set()
@@ -76,6 +82,7 @@ def loss_curves(
             steps, losses = zip(*history.held_out)
             ax.plot(steps, losses, "o-", color=colour(label, i), ms=4, label=label)
             kinds.add("held out")
+    _levels(ax, levels)
     if len(kinds) > 1:
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
@@ -110,8 +117,7 @@ def rank_sweep(
         else:
             for x, losses in zip(xs, draws):
                 ax.plot([x] * len(losses), losses, ".", color=tint, ms=4)
-    for i, (name, level) in enumerate((levels or {}).items()):
-        ax.axhline(level, color=colour(name, i + 2), lw=1.2, ls="--", label=name)
+    _levels(ax, levels)
     if min(at) > 0:
         ax.set_xscale("log", base=2)
     ax.set_xticks(at, [f"{x:g}" for x in at])
@@ -145,13 +151,16 @@ def rate_sweep(
 
 
 @figure
-def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") -> Axes:
-    """Draw numbers of parameters as bars on a linear axis, the first name on top.
+def parameter_bars(
+    counts: Mapping[str, int | Count], ax: Axes = None, title: str = ""
+) -> Axes:
+    """Draw numbers of (trained) parameters as bars on a linear axis, the first name on top.
 
     Each bar has its number and its share of the largest.
     """
     ax = axes(ax, title, (WIDE, 1.2 + 0.5 * len(counts)))
-    values, most = list(counts.values()), max([1, *counts.values()])
+    values = [n.trainable if isinstance(n, Count) else n for n in counts.values()]
+    most = max([1, *values])
     tints = [colour(name, i) for i, name in enumerate(counts)]
     bars = ax.barh(_broken(counts), values, color=tints, height=0.6)
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
@@ -228,6 +237,12 @@ def _line(line: Any) -> tuple[Any, Any]:
     """Return (x, y) of a line given as (x, y) or y."""
     pair = line if isinstance(line, tuple) and len(line) == 2 else (range(len(line)), line)
     return pair[0], pair[1]
+
+
+def _levels(ax: Axes, levels: Mapping[str, float] | None) -> None:
+    """Draw a horizontal line at each level."""
+    for i, (name, level) in enumerate((levels or {}).items()):
+        ax.axhline(level, color=colour(name, i + 2), lw=1.2, ls="--", label=name)
 
 
 def _log(ax: Axes, which: str) -> None:
