@@ -477,6 +477,30 @@ def test_the_readme_shows_the_picture_that_its_command_prints():
     assert "](tutorials/lora.svg)" in readme and "python tests/picture.py" in readme
 
 
+def test_the_pictures_are_written_to_files(backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picture, "TUTORIALS", tmp_path)
+    monkeypatch.setattr(picture, "screenshot", lambda page: page.name.encode())
+    picture.main([])
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.svg"]
+    picture.main(["site"])
+    assert (tmp_path / "site.png").read_bytes() == b"index.html"
+    assert "<svg" not in capsys.readouterr().out
+
+
+def test_the_readme_shows_a_small_picture_of_the_site():
+    file = ROOT / "tutorials" / "site.png"
+    assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size < 150_000
+    assert 'src="tutorials/site.png"' in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readme_speaks_of_cupy_in_one_section_at_the_end():
+    parts = re.split(r"^## ", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert [part.partition("\n")[0] for part in parts if re.search("cupy", part, re.I)] == [
+        "On a GPU"
+    ]
+    assert parts[-2].startswith("On a GPU")
+
+
 @pytest.mark.parametrize("screen", [False, True])
 def test_in_a_script_figures_open_in_windows_if_there_is_a_screen(screen, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")

@@ -181,7 +181,7 @@ history = ml.fit(
 top, bottom = viz.panels(2, 1)
 levels, early = {"uniform": uniform, "unigram": unigram}, history.losses[:80]
 viz.loss_curves({"tiny GPT": history}, top, "All steps", levels=levels)
-viz.loss_curves({"tiny GPT": early}, bottom, "The first 80", levels=levels)
+viz.loss_curves({"tiny GPT": early}, bottom, "Its start", levels=levels)
 viz.show()
 
 # %% [markdown]

@@ -185,8 +185,9 @@ print(f"Caught: with alpha the loss is {wrong:.3f}, not {right:.3f}")
 # %% [markdown]
 # ## The scale has many names
 #
-# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? The update should keep its size
-# when we change $r$ (§4.1 of [the paper](https://arxiv.org/abs/2106.09685)). rsLoRA divides by
+# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? So that $\alpha$ and the learning
+# rate need less tuning when $r$ changes (§4.1 of
+# [the paper](https://arxiv.org/abs/2106.09685); chapter 08 tries it). rsLoRA divides by
 # $\sqrt{r}$ ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)). Some libraries use the number
 # itself. If you move an adapter to another library, convert its scale.
 

@@ -153,7 +153,7 @@ def lines(marked: str) -> str:
     result = []
     for line in marked.split("\n"):
         plain = html.unescape(re.sub(r"<[^>]+>", "", line))
-        indent = len(plain) - len(plain.lstrip()) + 2
+        indent = min(16, len(plain) - len(plain.lstrip()) + 2)
         shown = CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
         result.append(f'<span class="line" style="--in:{indent}ch">{shown}\n</span>')
     return "".join(result)
@@ -186,9 +186,9 @@ def docstring(prose: Prose, text: str) -> str:
         else:
             parts.append([line] if line else [])
     result = ""
-    for lines in filter(None, parts):
-        safe = [html.escape(line, quote=False) for line in lines]
-        aligned = len(lines) > 1 and all(map(ALIGNED.search, lines))
+    for part in filter(None, parts):
+        safe = [html.escape(line, quote=False) for line in part]
+        aligned = len(part) > 1 and all(map(ALIGNED.search, part))
         pairs = _named(safe, r"(\w+) {2,}(.+)", "  ") if aligned else _named(safe, r"(\w+): (.+)")
         if not aligned and len(pairs) < 2:
             result += f"<p>{mark(' '.join(safe))}</p>"

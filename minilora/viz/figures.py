@@ -139,14 +139,13 @@ def rate_sweep(
 
     above: the highest loss in the figure, such as the base's; a line may leave it.
     """
-    ranks, rates = (sorted({key[i] for key in results}) for i in (0, 1))
-    by_rank = {
-        f"r = {r}": {lr: np.reshape(results[r, lr], (-1, np.shape(results[r, lr])[-1]))[:, 0]
-                     for lr in rates}
-        for r in ranks
-    }
+    by_rank: dict[str, dict[float, Any]] = {}
+    for (r, rate), seeds in results.items():
+        by_rank.setdefault(f"r = {r}", {})[rate] = [seed[0] for seed in seeds]
     ax = rank_sweep(by_rank, ax, title, "learning rate")
-    ax.set_ylim(top=above)
+    if above is not None:
+        lowest = min(seed[0] for seeds in results.values() for seed in seeds)
+        ax.set_ylim(lowest - 0.05 * (above - lowest), above)
     return ax
 
 
@@ -261,4 +260,4 @@ def _integer_ticks(most: int) -> Any:
     """Return a locator of at most `most` integer ticks."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(most, integer=True)
+    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10])

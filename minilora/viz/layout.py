@@ -48,7 +48,15 @@ class Box:
                 f"grad {self.grad}" if self.grad else ""]
         repeated = "", self.title, f"value {self.title}"  # an unnamed constant's title is its value
         rows = [self.title, *(row for row in rows if row not in repeated)]
-        return [line for row in rows for line in textwrap.wrap(row, LONGEST, break_long_words=False)]
+        return [line for row in rows for line in _broken(row)]
+
+
+def _broken(row: str) -> list[str]:
+    """Return the lines of a row: a long one is broken after its first word, then where it must."""
+    if len(row) <= LONGEST:
+        return [row]
+    first, _, rest = row.partition(" ")
+    return [first, *textwrap.wrap(rest, LONGEST, break_long_words=False)]
 
 
 class Place(NamedTuple):
@@ -197,8 +205,9 @@ def _box(box: Box, at: Place, now: bool) -> str:
         f'stroke-dasharray="{"5 3" if box.frozen else "none"}" '
         f'style="stroke:{tint};fill:{tint};fill-opacity:{0.25 if now else 0.09}"/>'
     )
+    top = at.y + (at.h - LINE * len(box.lines)) / 2
     texts = "".join(
-        f'<text x="{at.x:.0f}" y="{at.y + PAD / 2 + LINE * (n + 0.75):.0f}" '
+        f'<text x="{at.x:.0f}" y="{top + LINE * (n + 0.75):.0f}" '
         f'font-weight="{400 if n else 700}">{escape(line)}</text>'
         for n, line in enumerate(box.lines)
     )
