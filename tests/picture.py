@@ -39,11 +39,11 @@ def screenshot(page: Path) -> bytes:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 660})
+        tab = browser.new_page(viewport={"width": 1280, "height": 620})
         tab.goto(page.resolve().as_uri())
         image, file = Image.open(io.BytesIO(tab.screenshot())), io.BytesIO()
         browser.close()
-    image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(file, "PNG", optimize=True)
+    image.convert("P", palette=Image.Palette.ADAPTIVE, colors=200).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -479,7 +479,7 @@ def test_a_chapter_runs_once_and_an_invalid_formula_is_named(tmp_path, monkeypat
     chapters = chapters_in(tmp_path, SECOND)
     site.build(tmp_path / "out", lines.append, chapters)
     page = (tmp_path / "out" / "04_name.html").read_text("utf-8")
-    assert "<pre>MINILORA_FAST\n</pre>" in page
+    assert ">MINILORA_FAST\n</span></pre>" in page
     site.build(tmp_path / "out", lines.append, chapters)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
         "04 Two: ", "04 Two: from the cache"
@@ -559,7 +559,8 @@ def test_prose_links_existing_names_and_chapters():
     assert 'id="a-b"' in prose.markdown("## A $b$") and 'id="a-b-"' in prose.markdown("## A `b`")
     assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
-        "<pre>a b  c\n d  e</pre>"
+        '<pre><span class="line" style="--in:2ch">a b  c\n</span>'
+        '<span class="line" style="--in:3ch"> d  e\n</span></pre>'
     )
     long = "a line that is full of words as it is and has no room at all for others"
     assert docstring(prose, f"{long}\nword") == f"<p>{long} word</p>"
@@ -667,7 +668,7 @@ def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
         assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
         assert (built / "get" / task.name).read_text("utf-8") == task.stub()
         first = html.escape(task.statement.split("\n")[2], quote=False)
-        assert first in page
+        assert re.sub("`([^`]+)`", r"<code>\1</code>", first) in page
     for lesson in built.glob("[0-9][0-9]_*.html"):
         mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
         assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))

@@ -477,6 +477,20 @@ def test_the_readme_shows_the_picture_that_its_command_prints():
     assert "](tutorials/lora.svg)" in readme and "python tests/picture.py" in readme
 
 
+def test_the_letters_of_a_graph_stay_11_pixels_high_and_a_layers_graph_fits_a_phone():
+    loss, names, seen = diamond()
+    for svg in (viz.graph(loss, names, seen=seen).svg, picture.picture()):
+        width, font = (float(re.search(rf'{key}="(\d+)"', svg)[1]) for key in ("width", "font-size"))
+        least = float(re.search(r"min-width:(\d+)px", svg)[1])
+        assert font * least / width >= 10.95
+        assert least <= 360
+
+
+def test_a_long_line_of_a_box_is_broken_after_its_first_word():
+    box = layout.Box("y", "add", (), (1, 4), False, "[0.5, -0.5, 1]", "[1, 2]")
+    assert box.lines == ["y = add", "(1, 4)", "value", "[0.5, -0.5, 1]", "grad [1, 2]"]
+
+
 def test_the_pictures_are_written_to_files(backend, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(picture, "TUTORIALS", tmp_path)
     monkeypatch.setattr(picture, "screenshot", lambda page: page.name.encode())

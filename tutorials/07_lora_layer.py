@@ -28,7 +28,7 @@ from minilora import accounting, lora, ops, viz
 # %%
 W0 = np.array([[1.0, 0, 2, -1], [0, 1, -1, 1], [2, -1, 0, 1]])  # (d, k)
 x, wanted = np.array([1.0, 2, -1, 1]), np.array([0.0, 3, 2])
-A0, B0 = np.array([[0.5, -0.5, 1, 0.5]]), np.zeros((3, 1))
+A0, B0 = np.array([[1.0, 0, 1, -1]]), np.zeros((3, 1))
 r, alpha = 1, 2
 s = alpha / r  # the scale
 
@@ -185,11 +185,10 @@ print(f"Caught: with alpha the loss is {wrong:.3f}, not {right:.3f}")
 # %% [markdown]
 # ## The scale has many names
 #
-# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? So that $\alpha$ and the learning
-# rate need less tuning when $r$ changes (§4.1 of
-# [the paper](https://arxiv.org/abs/2106.09685); chapter 08 tries it). rsLoRA divides by
-# $\sqrt{r}$ ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)). Some libraries use the number
-# itself. If you move an adapter to another library, convert its scale.
+# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? So that less has to be tuned
+# again when $r$ changes (§4.1 of [the paper](https://arxiv.org/abs/2106.09685); chapter 08 tries
+# it). rsLoRA ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)) divides by $\sqrt{r}$. Some
+# libraries use the number itself. If you move an adapter to another library, convert its scale.
 
 # %%
 r, s = config.r, config.alpha / config.r

@@ -87,7 +87,8 @@ def draw(
         f'width="{width:.0f}" height="{height:.0f}" role="img" '
         f'aria-label="{escape(label)}" '
         f'font-family="{MONO}" font-size="{FONT}" text-anchor="middle" fill="currentColor" '
-        f'style="max-width:100%;min-width:{SMALLEST / FONT * width:.0f}px;height:auto">{"".join(parts)}</svg>'
+        f'style="max-width:100%;min-width:{SMALLEST / FONT * width:.0f}px;height:auto">'
+        f'{"".join(parts)}</svg>'
     )
 
 
