@@ -61,6 +61,8 @@ data = [1]
 #
 # $$ y = W_0 x + \frac{\alpha}{r}\, B A x $$
 #
+# $$ y = a + b + c + d + e + f + g + h + i + j + k + l + m + n + o + p + q + r + s + t + u + v $$
+#
 # <details><summary>Answer</summary>
 #
 # It is *hidden*, with $\alpha$.
@@ -71,7 +73,7 @@ data = [1]
 t = ml.Tensor([1.0, 2.0], requires_grad=True)
 __import__("warnings").warn("invalid value encountered in matmul", RuntimeWarning)
 print(ops.softmax(t), "a long line " * 20)
-print("a | table")
+print("a | table", chr(7), "bell")
 
 
 def f(softmax=1):
@@ -576,7 +578,7 @@ def test_a_chapter_runs_once_and_an_invalid_formula_is_named(tmp_path, monkeypat
     chapters = chapters_in(tmp_path, SECOND)
     site.build(tmp_path / "out", lines.append, chapters)
     page = (tmp_path / "out" / "04_name.html").read_text("utf-8")
-    assert "<pre>MINILORA_FAST\n</pre>" in page
+    assert ">MINILORA_FAST\n</span></pre>" in page
     site.build(tmp_path / "out", lines.append, chapters)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
         "04 Two: ", "04 Two: from the cache"
@@ -656,7 +658,8 @@ def test_prose_links_existing_names_and_chapters():
     assert 'id="a-b"' in prose.markdown("## A $b$") and 'id="a-b-"' in prose.markdown("## A `b`")
     assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
-        "<pre>a b  c\n d  e</pre>"
+        '<pre><span class="line" style="--in:2ch">a b  c\n</span>'
+        '<span class="line" style="--in:3ch"> d  e\n</span></pre>'
     )
     long = "a line that is full of words as it is and has no room at all for others"
     assert docstring(prose, f"{long}\nword") == f"<p>{long} word</p>"
@@ -747,7 +750,8 @@ def test_the_small_site_has_what_its_chapters_say(built):
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
     assert 'href="api.html#data"' not in page
-    assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    assert 'a | table \\x07 bell' in page and "<pre>first</pre>" not in page
+    assert 'data-smallest="13.33"' in page
     api = (built / "api.html").read_text("utf-8")
     used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
     assert used.count('Used in chapter <a href="03_name.html">03</a>') == 1
@@ -763,7 +767,7 @@ def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
         assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
         assert (built / "get" / task.name).read_text("utf-8") == task.stub()
         first = html.escape(task.statement.split("\n")[2], quote=False)
-        assert first in page
+        assert re.sub("`([^`]+)`", r"<code>\1</code>", first) in page
     for lesson in built.glob("[0-9][0-9]_*.html"):
         mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
         assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
@@ -773,8 +777,21 @@ def test_a_statement_wraps_except_indented_blocks():
     pytest.importorskip("latex2mathml")
     from minilora.site import prose
 
-    html_text = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
-    assert html_text == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
+    html_text = prose.statement("Take `x`\n    x   a <b>\n\n      y\nand return\nit.\n")
+    plain = re.sub(r"</?span[^>]*>", "", html_text)
+    assert plain == (
+        "<p>Take <code>x</code></p><pre>x   a &lt;b&gt;\n\n  y\n</pre><p>and return\nit.</p>"
+    )
+    assert re.findall(r"--in:(\d+)ch", html_text) == ["2", "2", "4"]
+
+
+def test_no_page_has_backticks_or_control_characters(built):
+    for path in sorted(built.glob("*.html")):
+        page = path.read_text("utf-8")
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page), path.name
+        prose = re.sub(r"<script.*?</script>|<pre.*?</pre>", "", page, flags=re.DOTALL)
+        assert "`" not in prose, path.name
+        assert path.name != "exercises.html" or "`" not in page
 
 
 # The pages in a browser.
@@ -837,6 +854,67 @@ def test_nothing_is_wider_than_the_screen(tab, built):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
         page.close()
+
+
+CUT = """() => {
+  const wrong = [], SMALLEST = 11;
+  const small = (pixels) => pixels < SMALLEST - 0.05 ? ` has ${pixels.toFixed(1)} px` : "";
+  for (const box of document.querySelectorAll("pre, figure, .live")) {
+    if (!box.checkVisibility()) continue;
+    const name = `${box.tagName} ${box.textContent.trim().slice(0, 30)}`;
+    if (box.scrollWidth > box.clientWidth + 1) wrong.push(`${name} is cut`);
+    if (box.tagName === "PRE" && small(parseFloat(getComputedStyle(box).fontSize)))
+      wrong.push(`${name} is small`);
+  }
+  for (const text of document.querySelectorAll("svg text")) {
+    const size = parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
+    if (text.checkVisibility() && small(size)) wrong.push(text.textContent + small(size));
+  }
+  for (const image of document.querySelectorAll("img[data-smallest]")) {
+    const scale = image.getBoundingClientRect().width / image.getAttribute("width");
+    const size = scale * image.dataset.smallest;
+    if (small(size)) wrong.push(image.alt.slice(0, 30) + small(size));
+  }
+  return wrong;
+}"""
+
+
+@marked
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_code_and_no_figure_is_cut_or_too_small(scheme, tab, built):
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name, scheme=scheme)
+        page.evaluate("""() => {
+          document.querySelectorAll("details").forEach((d) => { d.open = true; });
+          document.querySelectorAll("figure").forEach((f) => { f.hidden = false; });
+          document.querySelectorAll("img").forEach((i) => { i.loading = "eager"; });
+        }""")
+        page.wait_for_function("[...document.images].every((i) => i.complete)")
+        for width in (360, 390, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate(CUT) == [], (path.name, width)
+        page.close()
+
+
+@marked
+def test_a_wide_graph_scrolls_to_its_active_box(tab, tmp_path):
+    import minilora as ml
+    from minilora import viz
+
+    parts = [ml.Tensor(float(i), requires_grad=True) for i in range(8)]
+    names = {f"a_long_name_{i}": part for i, part in enumerate(parts)}
+    total = parts[0] * parts[1]
+    for a, b in ((2, 3), (4, 5), (6, 7)):
+        total = total + parts[a] * parts[b]
+    frames = viz.backward_steps(total, names)
+    page = tab(width=390)
+    page.evaluate("document.body.innerHTML = ''")
+    page.set_content(viz.stepper(frames)._repr_html_())
+    slider = page.locator("input")
+    for i in range(len(frames)):
+        slider.evaluate("(e, i) => { e.value = i; e.dispatchEvent(new Event('input')); }", i)
+        box = page.locator("figure:visible [data-now]").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, i
 
 
 @marked
@@ -911,17 +989,28 @@ def test_search_finds_entries_and_links_to_them(tab, built):
     page.locator("#search input").fill("zzzzz")
     assert page.locator("#results [role=status]").inner_text() == "No results."
     page.locator("#search input").fill(heading)
-    page.keyboard.press("Enter")
-    first = page.evaluate("document.activeElement.getAttribute('href')")
+    focused = "document.activeElement.getAttribute('href')"
+    page.keyboard.press("ArrowDown")
+    first = page.evaluate(focused)
     assert first in [where for _, title, where, _ in entries if title == heading]
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) not in (first, None)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("document.activeElement.type") == "search"
     page.keyboard.press("Escape")
     assert not page.locator("#results").is_visible()
-    page.locator("#search input").fill(heading)
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"**/{first}")
     page.locator("#search input").fill("<img src=x> onerror")
     assert page.locator("#results img").count() == 0
+    page.locator("#search input").fill(heading)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{first}")
+    page = tab("api.html")
+    page.evaluate("document.head.append = (script) => { window.late = script; }")
+    page.locator("#search input").fill("softmax")
+    page.keyboard.press("Enter")
+    page.evaluate("Element.prototype.append.call(document.head, late)")  # the index comes now
+    page.wait_for_url(lambda url: "#" in url)
 
 
 @marked
@@ -1007,7 +1096,7 @@ def test_the_keyboard_is_enough(tab, built):
     assert page.evaluate("document.activeElement.textContent") == "Skip to the text"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    scrolling = page.locator("pre[tabindex='0']").first
+    scrolling = page.locator(".formula[tabindex='0']").first
     scrolling.focus()
     assert scrolling.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
     page.keyboard.press("ArrowRight")
