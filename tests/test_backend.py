@@ -4,6 +4,7 @@ import ctypes
 import math
 import subprocess
 import sys
+import threading as python_threads
 import tracemalloc
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import assert_near, dtypes, normal, roundings, same_bytes, seeds, sizes
 
 import minilora as ml
-from minilora import Tensor
+from minilora import Tensor, accounting, lora, optim
 from minilora.backend import gpu, host, threads
 from minilora.backend.settings import is_plain
 from minilora.tensor import has_kernel
@@ -172,7 +173,7 @@ def test_xp_has_no_names_of_its_own():
 
 def test_a_missing_library_says_what_to_install(monkeypatch, backend):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ImportError, match=r"pip install 'minilora\[gpu\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[gpu\]'"):
         ml.use("cupy")
     assert ml.current() is backend
 
@@ -332,3 +333,100 @@ print(sorted(tops - set(sys.stdlib_module_names) - {'numpy', 'minilora'}))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]", run.stdout
+
+
+# The library in use is a thread's own.
+
+
+def in_thread(f):
+    """Return what f() returns in a new thread, or raise what it raised there."""
+    result = []
+
+    def run():
+        try:
+            result.append((f(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = python_threads.Thread(target=run)
+    thread.start()
+    thread.join()
+    value, error = result[0]
+    if error:
+        raise error
+    return value
+
+
+def test_a_thread_begins_with_what_the_main_thread_chose_and_changes_its_own(backend):
+    here = ml.current()
+    assert in_thread(ml.current) is here
+
+    def other():
+        ml.use("shapes")
+        x = ml.xp.zeros((2, 3))
+        with ml.using("numpy"):
+            assert type(ml.xp.ones(2)) is np.ndarray
+        return ml.current().name, type(x).__module__, in_thread(ml.current)
+
+    name, module, third = in_thread(other)
+    assert name == "shapes" and module.startswith("minilora.backend.shapes") and third is here
+    assert ml.current() is here
+    with ml.using("shapes"):
+        assert in_thread(ml.current) is here and ml.current() is not here
+        assert in_thread(lambda: ml.asnumpy(ml.Tensor([1.0]) + 1.0)).tolist() == [2]
+    assert ml.current() is here
+
+
+@pytest.mark.parametrize("busy", ["plan", "ledger", "use", "model"])
+def test_training_and_shapes_at_once_are_as_alone(numpy_only, busy):
+    """Every pass of one thread meets passes of the other."""
+    config = ml.GPT2Config(vocab_size=16, n_positions=16, d_model=16, n_layers=1, n_heads=2)
+    ids = np.arange(48).reshape(4, 12) % 16
+
+    def train():
+        model = ml.GPT2(config, rng=0)
+        lora.attach(model, ml.LoRAConfig(r=2, targets=("q", "v")), rng=0)
+        optimizer = optim.AdamW(model.trainable_parameters(), lr=1e-2)
+        return [float(ml.train_step(model, [(ids, ids)], optimizer)) for _ in range(15)]
+
+    def shapes():
+        if busy == "plan":
+            return str(accounting.plan(config, batch=2, tokens=8))
+        if busy == "ledger":
+            model = ml.GPT2(config, rng=0)
+            return accounting.ledger(model, optim.SGD(model.parameters(), lr=0.1), 2, 8).as_dict()[
+                "total"]["predicted"]
+        if busy == "use":
+            before = ml.use("shapes")
+            size = (ml.Tensor(ml.xp.zeros((3, 4))) @ ml.Tensor(ml.xp.zeros((4, 5)))).shape
+            ml.use(before)
+            return size
+        return str(accounting.count(ml.GPT2(config, rng=0)))
+
+    alone, planned, seen, done = train(), shapes(), [], python_threads.Event()
+
+    def again():
+        while not done.is_set():
+            seen.append(shapes())
+
+    thread = python_threads.Thread(target=again)
+    thread.start()
+    try:
+        results = [train() for _ in range(3)]
+    finally:
+        done.set()
+        thread.join()
+    assert results == [alone] * 3 and seen and all(one == planned for one in seen)
+
+
+def test_helping_threads_compute_in_the_library_of_the_caller(numpy_only):
+    class Named(ml.backend.Backend):
+        name = "named"
+
+    seen = []
+    with ml.using(Named()) as library:
+        library.share(lambda at: seen.append(ml.current()), 64, 1 << 26, 1)
+        assert len(seen) > 1 and all(one is library for one in seen)
+    seen.clear()
+    ml.current().share(lambda at: seen.append(ml.current()), 64, 1 << 26, 1)
+    assert all(one is ml.current() for one in seen)
