@@ -6,6 +6,7 @@ comes from the code itself, not from formulas beside it.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import current, using
-from ..backend.settings import is_plain
+from ..backend.settings import is_plain, restoring
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
 from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
 from ..tensor import Node, Tensor, no_grad
 from ..training.optim import Optimizer
+from .traced import meter
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # in memory before a step
 ROWS = (*WEIGHTS[:2], "gradients", WEIGHTS[2], "activations")
@@ -44,6 +46,15 @@ class Step:
     costs: tuple[Cost, ...]
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage in the block: arrays that earlier work left would be freed in it."""
+    with restoring(gc.enable if gc.isenabled() else gc.disable):
+        gc.disable()
+        yield
+
+
+@no_collection()
 def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) -> Step:
     """Run forward, backward and update on ids (2, batch, tokens): inputs and targets.
 
@@ -58,6 +69,7 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
     before, _ = meter.read()
     meter.reset()
     _, start = meter.read()
+    meter.reset()  # a reading may take memory itself
 
     def next_phase() -> int:
         live, peak = meter.read()
@@ -87,8 +99,8 @@ def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
     """Observe a live model's step on arrays without numbers, which imitate the library in use."""
     like = "numpy" if current().on_host else "cupy"
     with using(f"shapes:{like}", plain=is_plain()) as library, restored(model, optimizer):
-        meter = library.meter()
-        meter.ignore(ids)
+        counted = meter()
+        counted.ignore(ids)
         replaced: dict[int, Any] = {}  # two parameters may share an array
 
         def without_numbers(array: Any) -> Any:
@@ -100,7 +112,7 @@ def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
             p.data = without_numbers(p.data)
         for states in optimizer.state.values():
             states.update({name: without_numbers(array) for name, array in states.items()})
-        return observe(model, optimizer, ids, meter)
+        return observe(model, optimizer, ids, counted)
 
 
 def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
@@ -112,8 +124,8 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
         try:
             with no_grad():
                 model(ids[0])  # creates cached arrays, such as erf's series: no activations
-            with current().meter() as meter:
-                return observe(model, optimizer, ids, meter)
+            with meter() as counted:
+                return observe(model, optimizer, ids, counted)
         finally:
             for array, copy in zip(arrays, copies):
                 array[...] = copy
