@@ -4,6 +4,10 @@ import importlib.util
 import os
 import signal
 
+# One thread in each process of the tests and in their children; read when NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import strict
@@ -46,7 +50,8 @@ TOGETHER = {"tests/test_tutorials.py", "tests/test_grading.py"}
 def pytest_generate_tests(metafunc):
     """Each test on each library; what asks for NumPy only, on NumPy."""
     if not hasattr(metafunc.module, "backend"):  # a fixture of its own
-        names = BACKENDS[: 1 if "numpy_only" in metafunc.fixturenames else None]
+        asked = {"numpy_only"} if THOROUGH else {"numpy_only", "numpy_first"}
+        names = BACKENDS[: 1 if asked & set(metafunc.fixturenames) else None]
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -68,6 +73,11 @@ def backend(request):
 @pytest.fixture
 def numpy_only(backend):
     """For what no other array library would do otherwise: files, words, the source."""
+
+
+@pytest.fixture
+def numpy_first(backend):
+    """On NumPy; on the other array libraries in the thorough run, since others test those."""
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from minilora.models.families import SHAPES, build
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 pytestmark = [  # what 5.0 warns of while it is imported
-    pytest.mark.oracle, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.oracle, pytest.mark.usefixtures("numpy_first"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 WITHIN = {
     "float32": 1e-5,
