@@ -44,7 +44,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's back
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = _backends()
-TOGETHER = {"tests/test_tutorials.py", "tests/test_grading.py"}
+TOGETHER = {f"tests/test_{name}.py" for name in ("tutorials", "grading", "site")}
 
 
 def pytest_generate_tests(metafunc):
