@@ -203,7 +203,7 @@ def test_a_process_that_is_killed_resumes_from_its_checkpoint(
     where = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     died = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend.name, place, name, str(path)],
-        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120, text=True,
+        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=900, text=True,
     )
     if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
