@@ -32,6 +32,7 @@ from strategies import (
     shake,
     snapshot,
     train,
+    unfelt,
     wide,
 )
 
@@ -349,7 +350,8 @@ def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(family, se
     start = bits(model)
     train(model, weight_decay=0.1)
     after = bits(model)
-    assert {name for name in after if after[name] != start[name]} == trained
+    moved = {name for name in after if after[name] != start[name]}
+    assert trained - unfelt(trained) <= moved <= trained
     frozen = {names_of.get(n, n): a for n, a in after.items() if n not in trained}
     assert frozen.items() <= before[0].items()
     assert lora.detach(model) is model
@@ -1190,7 +1192,7 @@ def test_an_adapter_can_be_trained_again_and_alone():
         before = bits(model)
         train(model)
         moved = {path for path, b in bits(model).items() if b != before[path]}
-        assert moved == set(trainable)
+        assert set(trainable) - unfelt(trainable) <= moved <= set(trainable)
     with pytest.raises(KeyError, match="no adapter is called 'four'"):
         lora.set_adapter(model, "four")
 

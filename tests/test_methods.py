@@ -20,6 +20,7 @@ from strategies import (
     shake,
     snapshot,
     train,
+    unfelt,
     wide,
 )
 from test_transaction import PACKAGE, interrupted
@@ -126,7 +127,7 @@ def test_training_writes_no_byte_of_the_base_and_remove_gives_it_back(called, dt
     assert {p.dtype for p in model.trainable_parameters().values()} == {np.dtype(dtype)}
     train(model, steps=2, weight_decay=0.1)
     changed = {name for name, b in bits(model).items() if b != start[name]}
-    assert changed == trained
+    assert trained - unfelt(trained) <= changed <= trained
     assert all(p.data is data and data.tobytes() == b for p, data, b in base)
     assert methods.remove(model) is model
     assert snapshot(model) == before and vars(model) == own
