@@ -114,7 +114,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def covered() -> dict:
+    """The numbers of the cover, computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILORA_FAST", "1")
+        return cover._compute()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, request) -> Path:
     """The folder of the site to check."""
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
@@ -124,6 +132,7 @@ def built(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setattr(cover, "_compute", lambda: request.getfixturevalue("covered"))
         site.build(place / "out", lambda line: None, chapters_in(place, FIRST, SECOND))
     return place / "out"
 
@@ -335,9 +344,8 @@ def levels(png, palette=False):
     return rows[:, 1:].astype(int) - cover.LEVELS
 
 
-def test_the_cover_shows_an_update_and_the_share_that_each_rank_keeps(monkeypatch):
-    monkeypatch.setenv("MINILORA_FAST", "1")
-    result = cover._compute()
+def test_the_cover_shows_an_update_and_the_share_that_each_rank_keeps(covered):
+    result = covered
     assert len(result["losses"]) == len(result["left"]) == len(cover.RANKS)
     assert result["left"][0] < 1 and result["left"] == sorted(result["left"], reverse=True)
     pictures = {name: base64.b64decode(png) for name, png in result["pictures"].items()}
