@@ -50,8 +50,10 @@ TOGETHER = {f"tests/test_{name}.py" for name in ("tutorials", "grading", "site")
 def pytest_generate_tests(metafunc):
     """Each test on each library; what asks for NumPy only, on NumPy."""
     if not hasattr(metafunc.module, "backend"):  # a fixture of its own
-        asked = {"numpy_only"} if THOROUGH else {"numpy_only", "numpy_first"}
-        names = BACKENDS[: 1 if asked & set(metafunc.fixturenames) else None]
+        names = BACKENDS[: 1 if "numpy_only" in metafunc.fixturenames else None]
+        if "numpy_first" in metafunc.fixturenames:
+            names = [pytest.param(name, marks=[pytest.mark.thorough] * (name == "strict"))
+                     for name in names]
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -77,7 +79,7 @@ def numpy_only(backend):
 
 @pytest.fixture
 def numpy_first(backend):
-    """On NumPy; on the other array libraries in the thorough run, since others test those."""
+    """For what is dear: on the stand-in for CuPy in the thorough run only, as others test that."""
 
 
 @pytest.fixture

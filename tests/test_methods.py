@@ -343,6 +343,7 @@ def test_errors_of_trained_tokens_name_the_bound(called):
 
 @every
 @pytest.mark.parametrize("li", [0, 2])
+@pytest.mark.usefixtures("numpy_first")
 def test_generating_is_the_same_with_a_cache(called, li):
     """Also beyond the window, where generation continues with the latter half."""
     model = applied(called, li=li)

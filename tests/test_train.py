@@ -396,6 +396,7 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("numpy_first")
 def test_one_seed_is_one_run_and_only_what_trains_changes(kind):
     assert_same(go(kind, windows()), go(kind, windows()))
     before, trained = job(kind)[0].state_dict(), set(job(kind)[0].trainable_parameters())
