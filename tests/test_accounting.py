@@ -17,7 +17,7 @@ import minilora as ml
 from minilora import accounting, lora, nn, ops
 from minilora.accounting import SHAPES, plan
 from minilora.accounting.plan import OPTIMIZERS, POLICIES
-from minilora.accounting.step import nbytes, observe, random_ids
+from minilora.accounting.step import nbytes, no_collection, observe, random_ids
 from minilora.accounting.traced import Traced, meter
 from minilora.backend import threads, using
 from minilora.backend.settings import plain
@@ -477,6 +477,22 @@ def test_garbage_of_earlier_work_is_not_freed_while_a_step_is_measured():
     model.forward = wasteful
     assert accounting.ledger(model, adam(model), 2, 50) == usual
     assert len(collected) == 1 and gc.isenabled()
+
+
+@once
+def test_two_threads_that_measure_leave_garbage_collected():
+    first, second = no_collection(), no_collection()
+    first.__enter__(), second.__enter__()
+    assert not gc.isenabled()
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled(), "it was the user's"
+    finally:
+        gc.enable()
 
 
 # The plan: steps at the paper's sizes.

@@ -49,7 +49,10 @@ class Step:
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Collect no garbage in the block: arrays that earlier work left would be freed in it."""
-    with restoring(gc.enable if gc.isenabled() else gc.disable):
+    if not gc.isenabled():  # by the user, or by another thread that measures and enables it again
+        yield
+        return
+    with restoring(gc.enable):
         gc.disable()
         yield
 
