@@ -1,4 +1,4 @@
-"""minilora: LoRA (arXiv 2106.09685) on NumPy, small enough to read in one sitting.
+"""minilora: LoRA (arXiv 2106.09685) on NumPy. Its core can be read in about three hours.
 
 The public names are listed in public.py. A module is loaded when one of its names is first used.
 """

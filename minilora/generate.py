@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, Rng, asnumpy, current, generator, xp
-from .backend.settings import restoring
+from .backend.blocks import restoring
+from .backend.flags import quietly
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.gpt2 import GPT2
@@ -20,13 +22,15 @@ from .words import our_words
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
+    begins: Callable[[], Any] | None = None,
 ) -> np.ndarray:
     """Return ids followed by `n_tokens` generated ones        ids: (tokens,) or (batch, tokens)
 
-    temperature  divides the logits; 0 takes the likeliest token
+    temperature  divides the logits; 0 takes the likeliest token, so top_k and top_p are refused
     top_k        sample from the k likeliest tokens only
     top_p        sample from the fewest likeliest tokens whose probabilities sum to p or more
     cache        keep keys and values instead of computing them again: faster, the same tokens
+    begins       is called before each token, to show progress
 
     When n_positions tokens are full, the latter half of them becomes the new context. Arguments are
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
@@ -38,6 +42,11 @@ def generate(
         integer("generate", "top_k", top_k, 1)
     if top_p is not None:
         real("generate", "top_p", top_p, "(0, 1]")
+    if not temperature and (top_k is not None or top_p is not None):
+        raise ValueError(
+            f"generate: top_{'p' if top_k is None else 'k'} has no effect at temperature 0, which "
+            "takes the likeliest token: leave it out, or give a temperature above 0"
+        )
     given, vocab_size = np.asarray(ids), model.config.vocab_size
     out = np.atleast_2d(given)
     if out.ndim != 2 or not out.size:
@@ -58,16 +67,18 @@ def generate(
     out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
     kv, seen = None, 0  # the cache, and the number of tokens in it
-    with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
+    with no_grad(), evaluating(model):
         for _ in range(n_tokens):
+            if begins:
+                begins()
             if out.shape[1] - start > size:
                 start, kv, seen = out.shape[1] - max(1, size // 2), None, 0
             if cache:
                 kv = kv or model.new_cache(len(out))
-                logits = model(out[:, start + seen :], cache=kv)
+                logits = quietly(model, out[:, start + seen :], cache=kv)
                 seen = out.shape[1] - start
             else:
-                logits = model(out[:, start:])
+                logits = quietly(model, out[:, start:])
             last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocab_size)
             if not np.isfinite(last.max(axis=1)).all():
                 place = first_not_finite(model, out[:, start:]) or "the key/value cache"
@@ -75,7 +86,7 @@ def generate(
                     f"generate: the logits are not finite, starting at {place}: load finite "
                     "weights, or compute in a wider dtype"
                 )
-            next_ids = [sample(row, temperature, top_k, top_p, rng) for row in last]
+            next_ids = [quietly(sample, row, temperature, top_k, top_p, rng) for row in last]
             out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
     return out[0] if given.ndim == 1 else out
 
@@ -127,6 +138,6 @@ def first_not_finite(model: Module, *inputs: Any) -> str:
         for path, module in list(model.named_modules()):
             replaced.append((vars(module), vars(module).get("forward")))
             vars(module)["forward"] = checked(path, module.forward)
-        with no_grad(), evaluating(model), np.errstate(over="ignore", invalid="ignore"):
-            model(*inputs)
+        with no_grad(), evaluating(model):
+            quietly(model, *inputs)
     return places[0] if places else ""

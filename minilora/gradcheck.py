@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import asarray, asnumpy
+from .backend import asarray, asnumpy, generator
 from .tensor import Tensor, no_grad
 
 
@@ -23,7 +23,7 @@ def gradcheck(
     out = f(*tensors)
     if not isinstance(out, Tensor):
         raise TypeError(f"gradcheck: f returned a {type(out).__name__}: it must return a Tensor")
-    weights = asarray(np.random.default_rng(rng).standard_normal(out.shape))
+    weights = asarray(generator(rng).standard_normal(out.shape))
     (out * weights).sum().backward()
 
     def value(which: int, index: tuple[int, ...], step: float) -> float:
@@ -31,7 +31,7 @@ def gradcheck(
         moved[which][index] += step
         with no_grad():
             total: Tensor = (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum()
-        return total.item()
+        return float(total)
 
     worst = 0.0
     for which, (x, tensor) in enumerate(zip(inputs, tensors)):

@@ -1,9 +1,9 @@
 """Modules: plain objects with parameters. No registration, no base `__init__`, no hooks."""
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from . import display, ops
 from .backend import Rng, asnumpy, generator, normal, xp
-from .backend.settings import restoring
+from .backend.blocks import block, restoring
 from .checks import real
 from .state_dict import fill
 from .tensor import Tensor
@@ -24,8 +24,6 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
-        if not self.data.flags.c_contiguous:  # kernels write through a flat view
-            self.data = self.data.copy(order="C")
 
 class Module:
     """Parameters and modules in attributes, lists and dicts, named in order of assignment."""
@@ -49,6 +47,10 @@ class Module:
             for path, item in _flat(name, value):
                 if isinstance(item, Module | Parameter):
                     yield path, item
+                elif isinstance(item, Tensor) and item.requires_grad and item._node is None:
+                    raise TypeError(
+                        f"{type(self).__name__}.{path} is a Tensor that requires a gradient: make "
+                        "it an nn.Parameter, so that it is trained and saved")
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Yield ("", self), then every module below with its path."""
@@ -171,9 +173,13 @@ class Dropout(Module):
     def extra_repr(self) -> str:
         return f" rate {self.rate:g}"
 
-@contextlib.contextmanager
-def evaluating(model: Module) -> Iterator[None]:
+def evaluating(model: Module) -> AbstractContextManager[None]:
     """Switch dropout off in the block, and restore each module's mode after it."""
+    return in_mode(model, training=False)
+
+@block
+def in_mode(model: Module, training: bool) -> Iterator[None]:
+    """Switch dropout on or off in the block, and restore each module's mode after it."""
     before = [(module, module.training) for _, module in model.named_modules()]
 
     def restore() -> None:
@@ -181,7 +187,7 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
     with restoring(restore):
-        model.eval()
+        model.train(training)
         yield
 
 def generators(model: Module) -> dict[str, np.random.Generator]:

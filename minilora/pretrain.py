@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ from .generate import generate
 from .models.gpt2 import GPT2, GPT2Config
 from .models.pretrained import save_model
 from .training.fit import History, evaluate, fit
-from .training.optim import AdamW, cosine_schedule
+from .training.optim import AdamW
+from .training.schedules import cosine_schedule
 
 CONFIG = GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5)
 STEPS, BATCH, TOKENS, PEAK = 3600, 16, 256, 3e-3
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a file begins as the log of `pretrain` does."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return bool(re.search(r"; seed \d+; \d+ steps of \d+ x \d+ tokens$", file.readline()))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def pretrain(
@@ -42,20 +53,20 @@ def pretrain(
 
     def print_and_log(line: str) -> None:
         say(line)
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     text = load_text("plays") if text is None else text
     train_text, held_out_text = split(text, 0.05)
-    tokenizer = BPE.train(train_text, config.vocab_size)
-    ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
     tokens = min(TOKENS, config.n_positions)
-    model = GPT2(config, rng=seed)
-    model.tokenizer = tokenizer
     header = say if continuing else print_and_log  # the log of a continued run has it already
     header(
         f"{backend.current().describe()}; seed {seed}; {steps} steps of {batch} x {tokens} tokens"
     )
+    tokenizer = BPE.train(train_text, config.vocab_size)
+    ids, held_out_ids = tokenizer.encode(train_text), tokenizer.encode(held_out_text)
+    model = GPT2(config, rng=seed)
+    model.tokenizer = tokenizer
     header(
         f"{len(ids):,} tokens to train on, {len(held_out_ids):,} held out, "
         f"{len(train_text) / len(ids):.2f} characters a token"

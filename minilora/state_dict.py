@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from .backend import asarray, asnumpy, current, xp
+from .backend.flags import quietly
+from .backend.writes import wrote
 from .checks import describe
 
 
@@ -37,6 +39,7 @@ def fill(
         for name in list(new):
             written.append((name, own[name].copy()))  # so that there are never two complete copies
             own[name][...] = new.pop(name)
+            wrote(own[name])
         then()
     except BaseException:
         for name, old in written:
@@ -51,8 +54,7 @@ def _fitting(given: Any, own: Any, who: str) -> Any:
         raise ValueError(f"{who} must be numbers, not {describe(given)}")
     if tuple(array.shape) != tuple(own.shape):
         raise ValueError(f"{who} is {tuple(own.shape)} here, {tuple(array.shape)} in the state")
-    with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        result = asarray(array, own.dtype)
+    result = quietly(asarray, array, own.dtype)  # checked below
     if own.dtype.kind == "u" and not np.array_equal(asnumpy(result), asnumpy(array)):
         raise ValueError(f"{who} must be integers >= 0, not {describe(given)}")
     if own.dtype.kind == "f" and not current().read(xp.isfinite(result).all(), 1.0):

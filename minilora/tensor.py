@@ -11,56 +11,83 @@ from __future__ import annotations
 import functools
 import heapq
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from itertools import compress, count, zip_longest
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress, zip_longest
+from types import FunctionType, ModuleType
+from typing import Any, Self
+
+import numpy as np
 
 from . import display
-from .backend import Array, asarray, asnumpy, current, xp
+from .backend import Array, asarray, asnumpy, current, like, total, wide, xp
+from .backend.flags import own_flags
 from .backend.settings import choose, is_plain, no_grad, plain, recording, thread_settings
+from .backend.writes import last_write, ticks, wrote
+from .conversions import Converts, number, ops_by_name
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
 
-OPS: dict[str, Callable[..., Tensor]] = {}  # the ops of minilora.ops, by name
+OPS: dict[str, Callable[..., Tensor]] = ops_by_name  # the ops of minilora.ops
 Edges = list[tuple[Sequence[Any], Any]]     # (targets, rule): rule(g) is a gradient per target
-_serials = count()
 
 class Node:
     """One step of the tape. edges: (where gradients flow to, the rule that computes them)."""
-    __slots__ = ("edges", "name", "serial", "shape")
+    __slots__ = ("dtype", "edges", "name", "serial", "shape")
 
-    def __init__(self, name: str, shape: tuple[int, ...], edges: Edges) -> None:
-        self.name, self.shape = name, shape
+    def __init__(self, name: str, out: Tensor, edges: Edges) -> None:
+        self.name, self.shape, self.dtype = name, out._data.shape, out._data.dtype
         self.edges: Edges | None = edges  # None after a backward pass
-        self.serial = next(_serials)      # greater than that of every node it flows to
+        self.serial = next(ticks)         # greater than that of every node it flows to
 
-class Tensor:
-    """An array that may require a gradient.
+class Tensor(Converts):
+    """An array that may require a gradient. It has a copy of `data`, so later writes to that do not
+    reach it.
     .data the array   .grad its gradient (same shape, or None)   .requires_grad is it trained?
     Only leaves, which are not the output of an op, receive `.grad`.
     """
-    __slots__ = ("_node", "data", "grad", "requires_grad")
+    __slots__ = ("_data", "_node", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self.data: Array = data.data if isinstance(data, Tensor) else xp.asarray(data)
+        self._set(xp.array(getattr(data, "data", data) if isinstance(data, Tensor) else data,
+                           order="C"), requires_grad)
+        if requires_grad and self._data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors have gradients, not {self.dtype}")
+
+    def _set(self, array: Array, requires_grad: bool = False) -> Self:
+        self._data, self.requires_grad = array, requires_grad
         self.grad: Array | None = None
-        self.requires_grad = requires_grad
         self._node: Node | None = None
-        if requires_grad and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors have gradients, not {self.data.dtype}")
+        return self
+    @classmethod
+    def of(cls, array: Array, requires_grad: bool = False) -> Self:
+        """Return a tensor of this array itself, not of a copy. Write to it only while no tape may
+        need it."""
+        return cls.__new__(cls)._set(array, requires_grad)
 
     @property
+    def data(self) -> Array:
+        return self._data
+    @data.setter
+    def data(self, array: Array) -> None:
+        if array is self._data:  # t.data -= ... writes to the array, then sets it
+            wrote(array)
+        self._data = array
+    @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
+        return tuple(self._data.shape)
     @property
     def dtype(self) -> Any:
-        return self.data.dtype
-    def item(self) -> float:
-        """Return the only number of this tensor, on the host."""
-        return float(asnumpy(self.data).reshape(()))
+        return self._data.dtype
+    @property
+    def size(self) -> int:
+        return int(self._data.size)
+    @property
+    def ndim(self) -> int:
+        return int(self._data.ndim)
     def detach(self) -> Tensor:
         """Return a tensor of the same array, off the tape."""
-        return Tensor(self.data)
+        return Tensor.of(self._data)
+    @own_flags
     def backward(self) -> None:
         """Add d self / d leaf to the `.grad` of every leaf that requires one; consume the tape.
         Raises ValueError for a non-scalar, RuntimeError if there is no tape (nothing requires a
@@ -68,20 +95,26 @@ class Tensor:
         (then no `.grad` changes). On a device, to avoid waiting for it, a gradient that is not
         finite makes this tensor nan instead.
         """
-        if self.data.size != 1:
+        if self._data.size != 1:
             raise ValueError(f"backward: needs a scalar, got {self.shape}: use .sum() or .mean()")
         if self._node is None:
             raise RuntimeError(
                 "backward: this tensor depends on nothing that requires a gradient: leave "
                 "no_grad(), or call model.requires_grad_() or lora.set_adapter(model, name)")
-        arrived = gradients(self._node, xp.ones_like(self.data))
-        self.data = current().finite(self.data, [grad for _, grad, _ in arrived])
-        while arrived:
-            leaf, grad, owned = arrived.pop()
-            if leaf.grad is not None:
-                leaf.grad += grad
-            else:
-                leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
+        arrived = gradients(self._node, xp.ones_like(self._data))
+        self._data = current().finite(self._data, [grad for _, grad, _ in arrived])
+        before = [(leaf, leaf.grad) for leaf, _, _ in arrived]
+        try:
+            while arrived:
+                leaf, grad, owned = arrived.pop()
+                if leaf.grad is None:
+                    leaf.grad = asarray(grad if owned else grad.copy(), leaf.dtype)
+                else:
+                    leaf.grad = wide(leaf.grad) + grad  # halves are added up in float32
+        except BaseException:  # an interrupt: all gradients are added, or none
+            for leaf, old in before:
+                leaf.grad = old
+            raise
 
     # Operators, and the most common ops as methods. Each of them is an op of minilora.ops.
     def __add__(self, other: Any) -> Tensor: return OPS["add"](self, other)
@@ -94,17 +127,24 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> Tensor: return OPS["div"](other, self)
     def __matmul__(self, other: Any) -> Tensor: return OPS["matmul"](self, other)
     def __rmatmul__(self, other: Any) -> Tensor: return OPS["matmul"](other, self)
+    def __pow__(self, exponent: Any) -> Tensor: return OPS["power"](self, exponent=exponent)
     def __neg__(self) -> Tensor: return OPS["neg"](self)
     def __getitem__(self, index: Any) -> Tensor: return OPS["getitem"](self, index=index)
-    def sum(self, axis: Any = None) -> Tensor: return OPS["sum"](self, axis=axis)
-    def mean(self, axis: Any = None) -> Tensor: return OPS["mean"](self, axis=axis)
-    def reshape(self, *shape: int) -> Tensor: return OPS["reshape"](self, shape=shape)
+    def sum(self, axis: Any = None, **keepdims: bool) -> Tensor:
+        return OPS["sum"](self, axis=axis, **keepdims)
+    def mean(self, axis: Any = None, **keepdims: bool) -> Tensor:
+        return OPS["mean"](self, axis=axis, **keepdims)
+    def max(self, axis: Any = None, **keepdims: bool) -> Tensor:
+        return OPS["max"](self, axis=axis, **keepdims)
+    def exp(self) -> Tensor: return OPS["exp"](self)
+    def log(self) -> Tensor: return OPS["log"](self)
+    def relu(self) -> Tensor: return OPS["relu"](self)
+    def tanh(self) -> Tensor: return OPS["tanh"](self)
+    def reshape(self, *shape: Any) -> Tensor:
+        return OPS["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
     @property
     def T(self) -> Tensor: return OPS["transpose"](self)
-    __array_ufunc__ = None  # so that ndarray + Tensor calls Tensor.__radd__
 
-    def __len__(self) -> int:
-        return len(self.data)
     def __repr__(self) -> str:
         """Return one line: dtype, shape, statistics (or the values, if few), and origin."""
         return display.line(self, asnumpy(self.data))
@@ -117,9 +157,10 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
     nodes, heap = {node.serial: node}, [-node.serial]
     flowing: dict[int, tuple[Array, bool]] = {node.serial: (g, False)}
     arrived, leaves = dict[int, tuple[Array, bool]](), dict[int, Tensor]()
+    written = last_write()
     while heap:
         node = nodes.pop(-heapq.heappop(heap))
-        g, _ = flowing.pop(node.serial)
+        g = like(node, flowing.pop(node.serial)[0])  # halves: a sum in float32 is rounded once
         if node.edges is None:
             raise RuntimeError(
                 f"backward: the tape behind {node.name} was consumed by an earlier backward(); "
@@ -127,6 +168,8 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
         edges, node.edges = node.edges, None
         while edges:
             targets, rule = edges.pop()
+            if written > node.serial:
+                _unchanged(rule, node)
             for target, grad in zip(targets, _results(rule(g), len(targets), node.name)):
                 if target is None or grad is None:
                     continue  # frozen, or without influence
@@ -161,15 +204,17 @@ def _add(sums: dict[int, tuple[Array, bool]], key: int, grad: Array, owned: bool
     later ones are added in place. An array that is not `owned` may belong to others: it is never
     written to."""
     if key in sums:
-        total, writable = sums[key]
+        before, writable = sums[key]
+        if wide(before) is not before:  # halves are added up in float32
+            before, writable = wide(before), True
         if writable:
-            total += grad
+            before += grad
         elif owned:
-            grad += total
-            total = grad
+            grad += before
+            before = grad
         else:
-            total = total + grad
-        grad, owned = total, True
+            before = before + grad
+        grad, owned = before, True
     sums[key] = grad, owned
 
 def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> Array:
@@ -180,7 +225,42 @@ def unbroadcast(g: Array, shape: tuple[int, ...], name: str = "unbroadcast") -> 
                          f"{tuple(g.shape)}: return {shape}, or a shape it broadcasts to")
     stretched = [extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1]
     axes = tuple(range(extra)) + tuple(stretched)
-    return g.sum(axis=axes, keepdims=True).reshape(shape) if axes else g.reshape(shape)
+    return (total(g, axes, keepdims=True) if axes else g).reshape(shape)
+
+def _unchanged(rule: Any, node: Node) -> None:
+    """Raise RuntimeError if an array that the rule uses was written to since the forward pass."""
+    for array in held(rule):
+        if last_write(array) > node.serial:
+            raise RuntimeError(
+                f"backward: {node.name} needs an array {tuple(array.shape)} as it was in the "
+                "forward pass, but it was written to since then: call backward() before "
+                "optimizer.step() or load_state_dict(), or run the forward pass again")
+
+def held(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """Yield the arrays that a rule keeps: in closures, tensors, containers and objects, at any
+    depth."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, type | ModuleType | str | int | float | None):
+        return
+    seen.add(id(thing))
+    if hasattr(thing, "dtype") and hasattr(thing, "base"):
+        yield thing
+        return
+    inside: Any = getattr(thing, "__dict__", {}).values()
+    if isinstance(thing, FunctionType):
+        inside = map(_content, thing.__closure__ or ())
+    elif isinstance(thing, list | tuple | dict):
+        inside = thing.values() if isinstance(thing, dict) else thing
+    elif isinstance(thing, Tensor):
+        inside = [thing.data]
+    for item in inside:
+        yield from held(item, seen)
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the variable was deleted
+        return None
 
 def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make a differentiable op of `formula(*arrays, **settings) -> value, (one rule per array)`.
@@ -247,12 +327,13 @@ def _with_slot(apply: Any, formula: Callable[..., Any]) -> Callable[..., Tensor]
                     if p.kind is p.POSITIONAL_OR_KEYWORD]
     return apply  # type: ignore[no-any-return]
 
+@own_flags
 def _run(op: Any, kernel: Any, inputs: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
     """Compute an op, by its kernel if there is one, and record its rules."""
     if settings:
         inputs, settings = _bound(op, inputs, settings)
-    arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
     needs = _needs(inputs, len(op.arrays))
+    arrays = [x._data if isinstance(x, Tensor) else _constant(x) for x in inputs]
     try:
         result = (kernel(*arrays, needs=needs, **settings) if kernel else
                   op.formula(*arrays, **settings))
@@ -261,7 +342,7 @@ def _run(op: Any, kernel: Any, inputs: tuple[Any, ...], settings: dict[str, Any]
             raise
         raise type(error)(f"{op.__name__}: {_shapes(op, arrays)}: {error}") from error
     value, rules = result if kernel else _checked(op, result, needs)
-    out = Tensor(value)
+    out = Tensor.of(value)
     if any(needs):
         _record(out, op.__name__, inputs, needs, rules)
     return out
@@ -276,7 +357,7 @@ def _record(out: Tensor, name: str, inputs: Sequence[Any], needs: list[bool], ru
         edges = [(targets, rules)]
     else:
         edges = [((t,), rule) for t, rule in zip(targets, rules) if t is not None]
-    out.requires_grad, out._node = True, Node(name, out.shape, edges)
+    out.requires_grad, out._node = True, Node(name, out, edges)
 
 def _bound(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
     """Return (inputs, settings) with arrays that were passed by name moved to the inputs."""
@@ -288,7 +369,16 @@ def _bound(op: Any, inputs: tuple[Any, ...], settings: Mapping[str, Any]) -> Any
         if isinstance(value, Tensor):
             raise TypeError(
                 f"{op.__name__}: {name} is a setting, not an array: it takes no Tensor")
+        if isinstance(value, np.generic):
+            settings = {**settings, name: number(value)}
     return inputs, settings
+
+def _constant(x: Any) -> Any:
+    """Return an input that is no Tensor: a scalar of NumPy as the number that it is, so that it
+    widens nothing; an array that the tape may keep as a copy, so that the caller may reuse it."""
+    if isinstance(x, np.generic):
+        return number(x)
+    return x.copy() if hasattr(x, "dtype") and thread_settings.recording else x
 
 def _needs(inputs: Sequence[Any], count: int) -> list[bool]:
     """Return which of an op's `count` arrays require a gradient; the last may be left out."""

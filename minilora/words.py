@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
+INSTALL = "pip install '.[{}]' in the checkout of minilora".format  # no index has the package yet
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -53,7 +54,7 @@ def refuse(
         raise TypeError(f"{who}: {word} {table().remedies[word]}")
     from difflib import get_close_matches
 
-    near = get_close_matches(word, names, 1)
+    near = get_close_matches(word, names, 1, 0.8)
     hint = f"did you mean {near[0]}? It" if near else "it"
     takes = ", ".join(names) or "no arguments"
     raise TypeError(f"{who}: unknown argument {word!r}: {hint} takes {takes}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import os
 import random
 import tempfile
@@ -20,7 +21,7 @@ from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=1.0, total=4.0, cpu=4, memory=1 << 30)
+SOON = Limits(seconds=3.0, total=12.0, cpu=2, memory=1 << 30)  # also on a busy machine
 WALK = """
 import sys, os, time, struct, json
 def _frames():
@@ -54,8 +55,8 @@ BODY = {  # the body of the function: an attack; a wrong answer follows
     "stop": "import signal; signal.raise_signal(signal.SIGSTOP)",
     "kill": "import os; os.kill(os.getppid(), 9)",
     "pidfd": "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)",
-    "deaf": "import signal\n    for s in range(1, 64):\n        try: signal.signal(s, signal.SIG_IGN)"
-            "\n        except Exception: pass\n    while True: pass",
+    "deaf": "import signal, time\n    for s in range(1, 64):\n        try: signal.signal(s, signal.SIG_IGN)"
+            "\n        except Exception: pass\n    time.sleep(1e6)",
     "fork": "import os\n    while True: os.fork()",
     "thread": "import threading, time; threading.Thread(target=lambda: time.sleep(1e6)).start()",
     "atexit": "import atexit, time; atexit.register(time.sleep, 1e6); raise SystemExit",
@@ -128,7 +129,7 @@ ABOVE = {  # code at the end of a file with wrong answers
     "ctypes": "import ctypes; ctypes.pythonapi.fork()",
     "collected": "import gc\nfor o in gc.get_objects(): del o",
     "from outside": "import hypothesis",
-    "loops above": "while True: pass",
+    "sleeps above": "import time; time.sleep(1e6)",
     "leaves above": "import os; os._exit(0)",
 }
 TEXT = {
@@ -155,6 +156,7 @@ def hostile(neighbour: Path) -> dict[str, bytes]:
     return {name: text.encode() for name, text in sources.items()} | TEXT
 
 
+@functools.cache
 def wrong(number: str, seed: int) -> dict[str, tuple[str, int]]:
     """Known mistakes as complete files with their points, where a file can contain the mistake."""
     of, files = book.exercise(number), {}

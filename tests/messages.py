@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import data, lora, nn, ops
-from minilora.training import optim
+from minilora import data, lora, nn, ops, optim
 
 PYTHON = {
     # inputs of layers, models and ops
@@ -24,7 +23,8 @@ PYTHON = {
     "model(np.zeros((1, 4)))": "integers (batch, tokens)",
     "model(ids[0])": "(batch, tokens)",
     "model(np.full((1, 4), 99))": "99",
-    "model(np.zeros((1, 40), int))": "1 to 12 tokens",
+    "model(np.zeros((1, 40), int))": "cut each text, as ids[:, :12]",
+    "model(np.zeros((1, 12), int), cache=full(model))": "ids[:, :12], and start a new cache",
     "ops.linear(ml.Tensor(np.ones((2, 3))), ml.Tensor(np.ones((4, 5))))": "linear: x is (2, 3)",
     "ops.softmax(ml.Tensor(np.ones(3)), axis=4)": "softmax",
     "ops.cross_entropy(model(ids), ids + 90)": "target",
@@ -65,6 +65,7 @@ PYTHON = {
     "lora.save(model, 'a.npz')": "no adapter",
     "lora.save(two_adapters(model), 'a.npz')": "which one? Attached are",
     "ml.save_model(adapted(model), 'm.npz')": "merge or detach",
+    "ml.save_model(nn.Linear(3, 3, rng=0), 'm.npz')": "np.savez(path, **model.state_dict())",
     "inside_merged(model)": "merged in this block",
     # training
     "optim.AdamW(model)": "trainable_parameters()",
@@ -131,6 +132,11 @@ def given() -> dict[str, Any]:
     def spoilt(model):
         model.blocks[1].mlp.up.W.data[0, 0] = np.nan
 
+    def full(model):
+        cache = model.new_cache(1)
+        model(ids[:1], cache=cache)
+        return cache
+
     @ml.op
     def wrong_shape(x):
         return x * 2, (lambda g: g[:2],)
@@ -138,7 +144,7 @@ def given() -> dict[str, Any]:
     return {
         "ml": ml, "np": np, "lora": lora, "ops": ops, "nn": nn, "optim": optim, "data": data,
         "model": model, "ids": ids, "adapted": adapted, "two_adapters": two_adapters,
-        "twice": twice, "spoilt": spoilt, "inside_merged": inside_merged,
+        "full": full, "twice": twice, "spoilt": spoilt, "inside_merged": inside_merged,
         "wrong_shape": wrong_shape, "frozen": lambda model: model.requires_grad_(False),
         "batches": data.Windows(np.arange(200) % 20, 2, 6),
         "optimizer": optim.AdamW(model.trainable_parameters(), lr=1e-3),

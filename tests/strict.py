@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from minilora.backend import threads
+from minilora.backend.blocks import restoring
 from minilora.backend.gpu import CupyBackend
 
 TOLD = pytest.StashKey[str]()  # what the contract test covered, for the summary at the end
@@ -897,9 +898,10 @@ class Module:
         LOG.copied("to device", f"{type(a).__name__} as {host.dtype} {host.shape}")
         return StrictArray(host, name="asarray")
 
-    def array(self, obj, dtype=None, copy=True, **kwargs):
+    def array(self, obj, dtype=None, copy=True, order="K", **kwargs):
         result = self.asarray(obj, dtype)
-        return result.copy() if result is obj and copy else result
+        fits = result is not obj or not copy
+        return result if fits and (order != "C" or result.flags.c_contiguous) else result.copy()
 
     def asnumpy(self, a, stream=None, order="C", out=None, *, blocking=True):
         return a.get() if isinstance(a, StrictArray) else np.asarray(a)
@@ -992,7 +994,9 @@ class StrictBackend(CupyBackend):
         return MODULE, _Special()
 
     def share(self, task, n, size, piece=0):
-        with threads._quiet:  # BLAS's own threads are slow on busy cores
+        me = object()
+        with restoring(lambda: threads._go(me)):
+            threads._come(me)  # BLAS's own threads are slow on busy cores
             return super().share(task, n, size, piece)
 
 

@@ -208,7 +208,7 @@ def test_bad_arguments_raise_before_the_model_runs(name, bad):
 
 
 def test_the_limits_of_the_arguments_are_accepted():
-    out = ml.generate(gpt2(), ids(), 2, temperature=0, top_k=1, top_p=1.0)
+    out = ml.generate(gpt2(), ids(), 2, top_k=1, top_p=1.0)
     assert np.array_equal(out, ml.generate(gpt2(), ids(), np.int64(2), temperature=0.0))
 
 

@@ -21,7 +21,7 @@ CORE = (  # what a reader has to hold in the head; an import of these is the cor
 )
 FACE = {"__init__.py", "public.py", "optim.py"}  # the lazy public face, which may look up
 ROOMS = [  # each imports from those before it, and from its own
-    "words", "checks", "config", "backend", "state_dict",
+    "words", "docstrings", "checks", "config", "backend", "state_dict",
     "display", "tensor", "ops", "gradcheck", "files", "nn",
     "data", "models", "generate", "adapters", "rounding", "lora", "training", "kernels", "methods",
     "accounting", "pretrain", "demo", "viz", "bench", "exercises", "site", "cli", "__main__",

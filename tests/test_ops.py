@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from strategies import (
@@ -52,6 +52,13 @@ def unary(name, domain=lambda x: x):
     return lambda draw: (OPS[name], [domain(normal(draw(seeds), *draw(shapes)))])
 
 
+def power(draw):
+    exponent = draw(st.sampled_from([-2, -1.5, -1, 0, 0.5, 1, 2, 3]))
+    x = normal(draw(seeds), *draw(shapes))
+    positive = exponent < 0 or exponent % 1
+    return lambda x: x**exponent, [np.abs(apart(x)) if positive else x]
+
+
 def binary(name, domain=lambda y: y):
     def case(draw):
         two = draw(hnp.mutually_broadcastable_shapes(num_shapes=2, min_side=0, max_side=3))
@@ -66,7 +73,8 @@ def along_axes(name):
         shape = draw(solid)
         every = st.permutations(range(len(shape))).map(tuple)
         axis = draw(st.none() | st.integers(-len(shape), len(shape) - 1) | every)
-        return lambda x: OPS[name](x, axis=axis), [normal(draw(seeds), *shape)]
+        settings = {"axis": axis, "keepdims": draw(st.booleans())}
+        return lambda x: OPS[name](x, **settings), [normal(draw(seeds), *shape)]
 
     return case
 
@@ -194,7 +202,10 @@ CASES = {
     "sqrt": unary("sqrt", lambda x: np.abs(apart(x))),
     "tanh": unary("tanh"),
     "relu": unary("relu", apart),
+    "sigmoid": unary("sigmoid"),
+    "power": power,
     "sum": along_axes("sum"),
+    "max": along_axes("max"),
     "mean": along_axes("mean"),
     "matmul": matmul,
     "linear": linear,
@@ -1179,3 +1190,60 @@ def test_attention_of_any_scores_is_its_formula_in_single_precision(size):
     wanted = p / p.sum(-1, keepdims=True) @ v[0]
     error = 8 * size * np.finfo("float32").eps * np.abs(v).max()  # of the exponents, mostly
     assert np.abs(y[0] - wanted).max() <= error
+
+
+# Sums over many halves
+
+
+@given(st.integers(2049, 70_000), st.integers(0, 9))
+@settings(max_examples=4)
+def test_a_sum_over_many_halves_is_made_in_float32(n, seed):
+    """In halves 2048 + 1 is 2048, and 65520 is inf. Each op that sums, both ways, value and
+    gradient: as in float64, but for the rounding of the result and of the terms."""
+    x = np.abs(normal(seed, n, 2)).astype("float16") + np.float16(0.5)
+    W, b, g = (np.abs(normal(i, *shape)).astype("float16") for i, shape in
+               enumerate([(3, 2), (3,), (2,)]))
+    ids = np.zeros(n, int)
+    cases = {
+        "sum": (lambda x: x[:100].sum(), x),
+        "mean": (lambda x: x.mean(), x),
+        "mean along": (lambda x: x.mean(axis=0).sum(), x),
+        "softmax": (lambda t: (ops.softmax(t, axis=0) * Tensor(x)).sum(), x),
+        "log softmax": (lambda x: ops.log_softmax(x, axis=0).mean(), x),
+        "softmax of a row": (lambda t: (ops.softmax(t.T) * Tensor(x.T)).sum(), x),
+        "broadcast": (lambda b: (Tensor(x[:, :1]) * b).mean() * 2.0, b),
+        "added": (lambda b: (Tensor(x[:, :1]) + b).mean(), b),
+        "bias": (lambda b: ops.linear(Tensor(x), Tensor(W), b).mean(), b),
+        "weight": (lambda W: ops.linear(Tensor(x), W, Tensor(b)).mean(), W),
+        "shift": (lambda g: ops.layer_norm(Tensor(x), Tensor(g.data * 0 + 1), g).mean(), g),
+        "gain": (lambda g: (ops.layer_norm(Tensor(x), g, g) * Tensor(x)).mean(), g),
+        "table": (lambda W: (ops.embedding(W, ids) * Tensor(x[:, :1])).mean(), W[:1]),
+        "uses": (lambda b: ops.concat(*[b] * (n // 10)).mean(), b),
+        "head": (lambda x: ops.cross_entropy(x, np.arange(n) % 2), x),
+        "classes": (lambda x: ops.cross_entropy(x.T, np.array([0, n - 1])), x),
+    }
+    for plain in (True, False):
+        for name, (f, start) in cases.items():
+            half, wide = (Tensor(start.astype(d), requires_grad=True) for d in ("float16", "f8"))
+            with ml.plain(plain):
+                value = f(half)
+                (value * 64.0).backward()
+                exact = f_exact(f, wide)
+            assert abs(value.item() - exact) <= 4e-3 * max(1, abs(exact)), (name, plain)
+            wanted = ml.asnumpy(wide.grad) * 64
+            error = np.abs(ml.asnumpy(half.grad) - wanted).max()
+            assert error <= 8e-3 * np.abs(wanted).max() + 64 * 2**-24, (name, plain)
+
+
+def f_exact(f, x):
+    """The value of f and x.grad in float64: the constants in f stay halves, and are exact."""
+    value = f(x)
+    value.backward()
+    return value.item()
+
+
+def test_gradients_of_halves_add_up_in_float32_over_many_backward_passes():
+    b = Tensor(np.ones(1, "float16"), requires_grad=True)
+    for _ in range(2100):
+        b.sum().backward()
+    assert b.grad.item() == 2100

@@ -7,8 +7,7 @@ import pytest
 from strategies import adapted, gpt2, ids, normal
 
 import minilora as ml
-from minilora import lora, ops
-from minilora.training import optim
+from minilora import lora, ops, optim
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -244,7 +244,7 @@ def test_a_model_that_recomputes_has_the_same_bounds():
 
 
 def test_every_op_that_rounds_is_counted():
-    moves = {"concat", "embedding", "getitem", "neg", "relu", "reshape", "transpose"}
+    moves = {"concat", "embedding", "getitem", "max", "neg", "relu", "reshape", "transpose"}
     off, of_ops, losses = {"dropout"}, {"attention"}, {"cross_entropy", "log_softmax"}
     known = counted.ROUNDINGS.keys() | counted.COMPOSED.keys()
     assert known | moves | off | of_ops | losses == ml.tensor.OPS.keys()
@@ -255,7 +255,8 @@ CASES = {
     "add": ((3, 4), (3, 4)), "sub": ((3, 4), (3, 4)), "mul": ((3, 4), (3, 4)),
     "div": ((3, 4), (3, 4)), "exp": ((3, 4),), "log": ((3, 4),), "sqrt": ((3, 4),),
     "tanh": ((3, 4),), "sum": ((3, 4),), "mean": ((3, 4),), "matmul": ((2, 3, 9), (2, 9, 4)),
-    "linear": ((3, 9), (4, 9), (4,)), "gelu": ((3, 4),),
+    "linear": ((3, 9), (4, 9), (4,)), "gelu": ((3, 4),), "sigmoid": ((3, 4),),
+    "power": ((3, 4),),
 }
 
 
@@ -268,9 +269,11 @@ def test_the_count_of_an_op_covers_its_rounding(name, data, seed, plain):
     scales = [data.draw(st.sampled_from([0, 5, -75, -149])) for _ in CASES[name]]
     arrays = [(normal(seed + i, *shape) * 2.0**scale).astype("float32")
               for i, (shape, scale) in enumerate(zip(CASES[name], scales))]
-    if name in ("log", "sqrt", "div"):
+    if name in ("log", "sqrt", "div", "power"):
         arrays[-1] = np.abs(arrays[-1]) + np.float32(2.0**-100)
     how = {"axis": data.draw(st.sampled_from([0, 1, None]))} if name in ("sum", "mean") else {}
+    if name == "power":
+        how = {"exponent": data.draw(st.sampled_from([-1, 0, 0.5, 1, 2, 3]))}
     if name == "gelu":
         how = {"approximate": data.draw(st.sampled_from(["tanh", "none"]))}
     with ml.plain(plain), np.errstate(all="ignore"):

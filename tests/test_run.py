@@ -11,11 +11,11 @@ from strategies import gpt2
 from test_train import assert_same, contents, go, windows
 
 import minilora as ml
-from minilora import lora, methods, ops
+from minilora import lora, methods, ops, optim
 from minilora.nn import generators
 from minilora.state_dict import fill
 from minilora.training import fit as train
-from minilora.training import optim, run
+from minilora.training import run
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -85,8 +85,13 @@ def twice_loss(model, batch):
     return train.lm_loss(model, batch) * 2
 
 
+def rows(batch) -> int:
+    return len(batch[1])
+
+
 def steps(job) -> None:
     job.steps = 6
+    job.how["schedule"] = optim.linear_schedule(0.02, 6, 1)
 
 
 def other_batches(job) -> None:
@@ -153,7 +158,7 @@ OTHERS = {  # part of the message -> the change of the run
     "rate of blocks.0.drop and of 1 more: 0.3 then, 0.2 now": each("rate", 0.2, "0.drop", "1.drop"),
     "n_heads of blocks.1.attn: 2 then, 4 now": each("n_heads", 4, "1.attn"),
     "eps of blocks.0.ln1: 1e-05 then, 1e-06 now": each("eps", 1e-6, "0.ln1"),
-    "training of blocks.0.drop: True then, False now": each("training", False, "0.drop"),
+    "weight: 'targets_in' then, 'rows' now": setting(weight=rows),
     r"active of blocks.0.attn.q: \('default'\) then, \(\) now": each("active", (), "0.attn.q"),
     r"b of blocks.0.mlp.down.base: \(8,\) float32, trained then, \(8,\) float32, frozen now": fewer,
     r"b of blocks.0.mlp.down.base: \(8,\) .* then, \(8,\) float32, frozen now": freezing,
@@ -256,17 +261,18 @@ def test_a_checkpoint_belongs_to_one_setting_of_recompute(
             fit(not before)
 
 
-def test_dropout_on_or_off_matters_only_where_the_rate_is_not_0(tmp_path):
-    path, how = tmp_path / "run.npz", {"progress": False, "steps": 2}
-    for rate in (0.0, 0.1):
-        model = gpt2(0, dropout=rate)
+def test_the_mode_of_the_model_is_no_setting_of_a_run(tmp_path):
+    """Its steps have dropout in either mode."""
+    path, how = tmp_path / "run.npz", {"progress": False, "steps": 2, "checkpoint": "run.npz"}
+    states = []
+    for mode in (True, False):
+        model = gpt2(0, dropout=0.1).train(mode)
         optimizer = optim.SGD(model.trainable_parameters(), 0.1)
-        ml.fit(model, windows(), optimizer, checkpoint=path, resume=False, **how)
-        model.eval()
-        if not rate:
-            ml.fit(model, windows(), optimizer, checkpoint=path, **how)
-    with pytest.raises(ValueError, match="training of"):
-        ml.fit(model, windows(), optimizer, checkpoint=path, **how)
+        how["checkpoint"] = path.with_stem(str(mode))
+        ml.fit(model, windows(), optimizer, **how)
+        ml.fit(model.train(not mode), windows(), optimizer, **how)
+        states.append(model.state_dict())
+    assert all(np.array_equal(states[0][name], a) for name, a in states[1].items())
 
 
 def test_kernels_library_replaced_ops_and_version_make_another_run(

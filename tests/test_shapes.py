@@ -18,12 +18,11 @@ from strategies import gpt2, ids
 
 import minilora as ml
 from minilora import backend as backends
-from minilora import lora
+from minilora import lora, optim
 from minilora.accounting.traced import Traced
 from minilora.backend import asarray, xp
 from minilora.backend.fuse import fused
 from minilora.backend.shapes import Cost, Shapes
-from minilora.training import optim
 
 DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", "uint32", "bool"])
 SIDES = st.integers(0, 4)

@@ -1,7 +1,12 @@
 """signals: deferred, answered once, never lost; every handler is restored back."""
 
+import os
+import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -140,3 +145,70 @@ def test_one_inside_another_keeps_its_own():
         signal.raise_signal(signal.SIGTERM)
         assert outer == [signal.SIGTERM]
         outer.clear()
+
+
+def test_a_second_signal_while_handlers_are_restored_leaves_none_of_ours(monkeypatch):
+    before, own, raised = [signal.getsignal(n) for n in BOTH], signal.signal, []
+
+    def set_handler(number, handler):
+        if handler in before and not raised:  # on the way out
+            raised.append(number)
+            signal.raise_signal(signal.SIGINT)
+        return own(number, handler)
+
+    with pytest.raises(KeyboardInterrupt), signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr(signals.signal, "signal", set_handler)
+    assert raised and [signal.getsignal(n) for n in BOTH] == before
+
+
+FINETUNE = "finetune words.txt --out out.npz --steps 6 --batch 2 --window 16 --checks 1"
+PRETRAIN = """
+import functools, sys
+import minilora.cli.pretrain as command
+from minilora.models.gpt2 import GPT2Config
+from minilora.__main__ import main
+sizes = {"vocab_size": 270, "n_positions": 32, "d_model": 32, "n_layers": 1, "n_heads": 2}
+command.pretrain = functools.partial(
+    command.pretrain, config=GPT2Config(**sizes), batch=2, text=open("words.txt").read())
+sys.argv[1:] = "pretrain --out out.npz --steps 6".split()
+print("begun", flush=True)
+sys.exit(main())
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("command", [["-m", "minilora", *FINETUNE.split()], ["-c", PRETRAIN]],
+                         ids=["finetune", "pretrain"])
+def test_a_command_that_is_interrupted_twice_leaves_no_half_and_goes_on(command, tmp_path):
+    def start():
+        return subprocess.Popen([sys.executable, *command], cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    (tmp_path / "words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 400)
+    out, rng, codes = tmp_path / "out.npz", random.Random(0), set()
+    process = start()
+    process.stdout.readline()
+    began = time.perf_counter()
+    assert process.communicate() and process.returncode == 0
+    whole, wanted = time.perf_counter() - began, out.read_bytes()
+    for run in range(12):
+        for path in (out, out.with_suffix(".run.npz")):
+            if run % 3 == 0:  # else it goes on from what the interrupts left
+                path.unlink(missing_ok=True)
+        process = start()
+        process.stdout.readline()
+        time.sleep(rng.random() * whole)
+        for _ in range(2 + run % 2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(abs(rng.gauss(0, 0.01)))
+        _, said = process.communicate()
+        codes.add(process.returncode)
+        assert process.returncode in (0, 130), said
+        assert said.count("\n") <= 1 and "Traceback" not in said, said
+        assert not list(tmp_path.glob(".*.tmp"))
+        assert not out.exists() or out.read_bytes() == wanted
+    process = start()
+    assert process.communicate() and process.returncode == 0 and out.read_bytes() == wanted
+    assert 130 in codes

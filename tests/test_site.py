@@ -30,7 +30,7 @@ from minilora.exercises import book
 from minilora.site import cache, contents, cover, folder, names, publish
 
 BUILDS = all(find_spec(name) for name in publish.NEEDS)
-builds = pytest.mark.skipif(not BUILDS, reason="needs pip install 'minilora[tutorials]'")
+builds = pytest.mark.skipif(not BUILDS, reason="needs pip install '.[tutorials]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
     pytest.mark.browser,
@@ -61,6 +61,8 @@ data = [1]
 #
 # $$ y = W_0 x + \frac{\alpha}{r}\, B A x $$
 #
+# $$ y = a + b + c + d + e + f + g + h + i + j + k + l + m + n + o + p + q + r + s + t + u + v $$
+#
 # <details><summary>Answer</summary>
 #
 # It is *hidden*, with $\alpha$.
@@ -71,7 +73,7 @@ data = [1]
 t = ml.Tensor([1.0, 2.0], requires_grad=True)
 __import__("warnings").warn("invalid value encountered in matmul", RuntimeWarning)
 print(ops.softmax(t), "a long line " * 20)
-print("a | table")
+print("a | table", chr(7), "bell")
 
 
 def f(softmax=1):
@@ -127,7 +129,7 @@ def built(tmp_path_factory, request) -> Path:
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
     if not BUILDS:
-        pytest.skip("needs pip install 'minilora[tutorials]'")
+        pytest.skip("needs pip install '.[tutorials]'")
     place = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
@@ -258,7 +260,7 @@ def test_a_missing_package_fails_before_any_work(line, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert cli.main(["tutorials", *line.split()]) == 2
     assert capsys.readouterr().err == (
-        "minilora: this needs jupytext: pip install 'minilora[tutorials]'\n"
+        "minilora: this needs jupytext: pip install '.[tutorials]' in the checkout of minilora\n"
     )
 
 
@@ -415,6 +417,71 @@ def test_old_cache_entries_are_removed(tmp_path, monkeypatch):
     assert cache.get("new") is None
 
 
+def damage(path, how):
+    """Damage a file of the cache."""
+    text = path.read_bytes()
+    if how == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif how == "not text":
+        path.write_bytes(b"\xff" + text)
+    elif isinstance(how, float):
+        path.write_bytes(text[: int(how * len(text))])
+    elif how == "a letter":
+        path.write_bytes(text[:-9] + b"#" + text[-8:])
+    elif how == "another's":
+        path.write_bytes(path.with_name("other").read_bytes().replace(b"other", b"wrong"))
+    elif how == "a loop":
+        path.unlink()
+        path.symlink_to(path)
+    else:
+        path.write_text(how, "utf-8")
+
+
+DAMAGES = ["", "{}", "[]", "null", "5", '{"cells": [], "nbformat": 4}', "a folder", "not text",
+           "a letter", "another's", *([] if os.name == "nt" else ["a loop"]), 0.0, 0.3, 0.999]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_is_damaged_in_the_cache_is_made_again(how, monkeypatch):
+    from minilora.site import cover
+
+    calls = []
+    monkeypatch.setattr(cover, "_compute", lambda: calls.append(1) or COVER)
+    assert cover.cover(print) == cover.cover(print) == COVER and len(calls) == 1
+    (path,) = cache._folder().iterdir()
+    cache.put("other", json.dumps({"other": 1}))
+    damage(path, how)
+    assert cache.get(path.name) is None
+    assert cover.cover(print) == COVER and len(calls) == 2
+    assert cover.cover(print) == COVER and len(calls) == (3 if how == "a folder" else 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="homes are found in another way there")
+@pytest.mark.parametrize("variables", [{}, {"HOME": "~"}, {"XDG_CACHE_HOME": "here"}])
+def test_a_user_without_a_home_has_no_cache(variables, monkeypatch, tmp_path):
+    import pwd
+
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cache.put("a", "text")
+    assert cache.get("a") is None and not [*tmp_path.iterdir()]
+    with pytest.raises(FileNotFoundError):
+        cache._folder()
+    if "XDG_CACHE_HOME" not in variables:
+        before = os.environ.get("HOME")
+        with publish._home():  # Jupyter needs one
+            assert cache._folder().is_relative_to(home := Path.home()) and home.is_dir()
+        assert os.environ.get("HOME") == before and not home.exists()
+
+
 def test_a_site_replaces_only_a_site(tmp_path):
     out, page = tmp_path / "out", f"<html>{folder.MARK}".encode()
     folder.write(out, {"index.html": page, "a/b.txt": b"1"})
@@ -423,7 +490,7 @@ def test_a_site_replaces_only_a_site(tmp_path):
     if os.name == "posix":
         link.symlink_to(out)
     folder.write(link if os.name == "posix" else out, {"index.html": page, "c.txt": b"2"})
-    assert sorted(p.name for p in out.iterdir()) == ["c.txt", "index.html"]
+    assert sorted(p.name for p in out.iterdir()) == [folder.LIST, "c.txt", "index.html"]
     assert os.name != "posix" or link.is_symlink()
     with pytest.raises(TypeError):
         folder.write(out, {"index.html": b"new", "d.txt": None})
@@ -450,7 +517,41 @@ def test_a_move_that_fails_puts_the_old_site_back(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.os, "replace", fails)
     with pytest.raises(PermissionError):
         folder.write(out, {"index.html": page, "new": b""})
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["index.html", "old", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [folder.LIST, "index.html", "old", "out"]
+
+
+def theirs(out, what):
+    """What a user may do in a site's folder."""
+    if what == "a file":
+        (out / "CNAME").write_text("example.org")
+    elif what == "a folder":
+        (out / "notes").mkdir()
+        (out / "notes" / "mine.txt").write_text("")
+    elif what == "an edit":
+        (out / "03.html").write_bytes(b"03, corrected")
+    elif what == "a link":
+        (out / "data").symlink_to(out.parent)
+    elif what == "no list":
+        (out / folder.LIST).unlink()
+    else:
+        (out / folder.LIST).write_text(what)
+
+
+@pytest.mark.parametrize(("what", "named"), {
+    "a file": "CNAME", "a folder": "notes/mine.txt", "an edit": "03.html", "a link": "data",
+    "no list": "03.html", "": "03.html", "[]": "03.html", '{"03.html": "1"}': "03.html",
+}.items())
+def test_a_site_with_a_file_of_the_users_is_not_replaced(what, named, tmp_path):
+    out = tmp_path / "out"
+    files = {"index.html": folder.MARK.encode(), "03.html": b"03", "get/03.py": b"x = 1"}
+    folder.write(out, files)
+    (out / ".DS_Store").write_bytes(b"\0")  # the system's, not the user's
+    folder.write(out, files)
+    theirs(out, what)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=rf"out has {named}, .*: give another name, or remove"):
+        folder.write(out, files)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @builds
@@ -474,7 +575,7 @@ def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp
         site.build(tmp_path / "out", lambda line: None, told_of)
     assert str(error.value) == f"chapter 04 fails at 04_name.py, {message}"
     assert time.monotonic() - began < 600  # the other chapter is stopped
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["index.html"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"index.html", folder.LIST}
     assert not (tmp_path / "cache").exists()
 
 
@@ -485,7 +586,7 @@ def test_a_chapter_runs_once_and_an_invalid_formula_is_named(tmp_path, monkeypat
     chapters = chapters_in(tmp_path, SECOND)
     site.build(tmp_path / "out", lines.append, chapters)
     page = (tmp_path / "out" / "04_name.html").read_text("utf-8")
-    assert "<pre>MINILORA_FAST\n</pre>" in page
+    assert ">MINILORA_FAST\n</span></pre>" in page
     site.build(tmp_path / "out", lines.append, chapters)
     assert [line.partition("ran in")[0] for line in lines if line.startswith("04")] == [
         "04 Two: ", "04 Two: from the cache"
@@ -565,7 +666,8 @@ def test_prose_links_existing_names_and_chapters():
     assert 'id="a-b"' in prose.markdown("## A $b$") and 'id="a-b-"' in prose.markdown("## A `b`")
     assert docstring(prose, "x <y>\nmore  `ml.fit`\nand\nmore\n\na b  c\n d  e") == (
         f"<p>x &lt;y&gt;</p><p>more  {fit.format('ml.fit')}</p><p>and more</p>"
-        "<pre>a b  c\n d  e</pre>"
+        '<pre><span class="line" style="--in:2ch">a b  c\n</span>'
+        '<span class="line" style="--in:3ch"> d  e\n</span></pre>'
     )
     long = "a line that is full of words as it is and has no room at all for others"
     assert docstring(prose, f"{long}\nword") == f"<p>{long} word</p>"
@@ -619,7 +721,7 @@ def test_every_link_and_anchor_leads_somewhere(built):
             assert link.startswith("data:image") or (built / where).is_file(), (name, link)
     reached = {link.partition("#")[0] for _, link in links}
     assert {path.relative_to(built).as_posix() for path in built.rglob("*.*")} <= reached | {
-        "search.js", "index.html"
+        "search.js", "index.html", folder.LIST
     }
 
 
@@ -656,7 +758,8 @@ def test_the_small_site_has_what_its_chapters_say(built):
     for part in ("It goes down", 'rel="next" href="04_name.html"', "get/03_name.ipynb"):
         assert part in page, part
     assert 'href="api.html#data"' not in page
-    assert page.count('<pre class="long">') == 1 and "<pre>first</pre>" not in page
+    assert 'a | table \\x07 bell' in page and "<pre>first</pre>" not in page
+    assert 'data-smallest="13.33"' in page
     api = (built / "api.html").read_text("utf-8")
     used = api.partition('<h3 id="lora.merge">')[2].partition("</section>")[0]
     assert used.count('Used in chapter <a href="03_name.html">03</a>') == 1
@@ -672,7 +775,7 @@ def test_the_exercises_are_on_a_page_and_under_their_chapters(built):
         assert f'<h2 id="ex-{task.number}">' in page and f"get/{task.name}" in page
         assert (built / "get" / task.name).read_text("utf-8") == task.stub()
         first = html.escape(task.statement.split("\n")[2], quote=False)
-        assert first in page
+        assert re.sub("`([^`]+)`", r"<code>\1</code>", first) in page
     for lesson in built.glob("[0-9][0-9]_*.html"):
         mine = [task.number for task in tasks if task.chapter == lesson.name[:2]]
         assert mine == re.findall(r"exercises\.html#ex-(\d\d)", lesson.read_text("utf-8"))
@@ -682,8 +785,21 @@ def test_a_statement_wraps_except_indented_blocks():
     pytest.importorskip("latex2mathml")
     from minilora.site import prose
 
-    html_text = prose.statement("Take\n    x   a <b>\n\n    y\nand return\nit.\n")
-    assert html_text == "<p>Take</p><pre>x   a &lt;b&gt;\n\ny</pre><p>and return\nit.</p>"
+    html_text = prose.statement("Take `x`\n    x   a <b>\n\n      y\nand return\nit.\n")
+    plain = re.sub(r"</?span[^>]*>", "", html_text)
+    assert plain == (
+        "<p>Take <code>x</code></p><pre>x   a &lt;b&gt;\n\n  y\n</pre><p>and return\nit.</p>"
+    )
+    assert re.findall(r"--in:(\d+)ch", html_text) == ["2", "2", "4"]
+
+
+def test_no_page_has_backticks_or_control_characters(built):
+    for path in sorted(built.glob("*.html")):
+        page = path.read_text("utf-8")
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page), path.name
+        prose = re.sub(r"<script.*?</script>|<pre.*?</pre>", "", page, flags=re.DOTALL)
+        assert "`" not in prose, path.name
+        assert path.name != "exercises.html" or "`" not in page
 
 
 # The pages in a browser.
@@ -746,6 +862,67 @@ def test_nothing_is_wider_than_the_screen(tab, built):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
         page.close()
+
+
+CUT = """() => {
+  const wrong = [], SMALLEST = 11;
+  const small = (pixels) => pixels < SMALLEST - 0.05 ? ` has ${pixels.toFixed(1)} px` : "";
+  for (const box of document.querySelectorAll("pre, figure, .live")) {
+    if (!box.checkVisibility()) continue;
+    const name = `${box.tagName} ${box.textContent.trim().slice(0, 30)}`;
+    if (box.scrollWidth > box.clientWidth + 1) wrong.push(`${name} is cut`);
+    if (box.tagName === "PRE" && small(parseFloat(getComputedStyle(box).fontSize)))
+      wrong.push(`${name} is small`);
+  }
+  for (const text of document.querySelectorAll("svg text")) {
+    const size = parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a;
+    if (text.checkVisibility() && small(size)) wrong.push(text.textContent + small(size));
+  }
+  for (const image of document.querySelectorAll("img[data-smallest]")) {
+    const scale = image.getBoundingClientRect().width / image.getAttribute("width");
+    const size = scale * image.dataset.smallest;
+    if (small(size)) wrong.push(image.alt.slice(0, 30) + small(size));
+  }
+  return wrong;
+}"""
+
+
+@marked
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_code_and_no_figure_is_cut_or_too_small(scheme, tab, built):
+    for path in sorted(built.glob("*.html")):
+        page = tab(path.name, scheme=scheme)
+        page.evaluate("""() => {
+          document.querySelectorAll("details").forEach((d) => { d.open = true; });
+          document.querySelectorAll("figure").forEach((f) => { f.hidden = false; });
+          document.querySelectorAll("img").forEach((i) => { i.loading = "eager"; });
+        }""")
+        page.wait_for_function("[...document.images].every((i) => i.complete)")
+        for width in (360, 390, 1280):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate(CUT) == [], (path.name, width)
+        page.close()
+
+
+@marked
+def test_a_wide_graph_scrolls_to_its_active_box(tab, tmp_path):
+    import minilora as ml
+    from minilora import viz
+
+    parts = [ml.Tensor(float(i), requires_grad=True) for i in range(8)]
+    names = {f"a_long_name_{i}": part for i, part in enumerate(parts)}
+    total = parts[0] * parts[1]
+    for a, b in ((2, 3), (4, 5), (6, 7)):
+        total = total + parts[a] * parts[b]
+    frames = viz.backward_steps(total, names)
+    page = tab(width=390)
+    page.evaluate("document.body.innerHTML = ''")
+    page.set_content(viz.stepper(frames)._repr_html_())
+    slider = page.locator("input")
+    for i in range(len(frames)):
+        slider.evaluate("(e, i) => { e.value = i; e.dispatchEvent(new Event('input')); }", i)
+        box = page.locator("figure:visible [data-now]").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, i
 
 
 @marked
@@ -820,17 +997,28 @@ def test_search_finds_entries_and_links_to_them(tab, built):
     page.locator("#search input").fill("zzzzz")
     assert page.locator("#results [role=status]").inner_text() == "No results."
     page.locator("#search input").fill(heading)
-    page.keyboard.press("Enter")
-    first = page.evaluate("document.activeElement.getAttribute('href')")
+    focused = "document.activeElement.getAttribute('href')"
+    page.keyboard.press("ArrowDown")
+    first = page.evaluate(focused)
     assert first in [where for _, title, where, _ in entries if title == heading]
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) not in (first, None)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("document.activeElement.type") == "search"
     page.keyboard.press("Escape")
     assert not page.locator("#results").is_visible()
-    page.locator("#search input").fill(heading)
-    page.keyboard.press("Enter")
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"**/{first}")
     page.locator("#search input").fill("<img src=x> onerror")
     assert page.locator("#results img").count() == 0
+    page.locator("#search input").fill(heading)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/{first}")
+    page = tab("api.html")
+    page.evaluate("document.head.append = (script) => { window.late = script; }")
+    page.locator("#search input").fill("softmax")
+    page.keyboard.press("Enter")
+    page.evaluate("Element.prototype.append.call(document.head, late)")  # the index comes now
+    page.wait_for_url(lambda url: "#" in url)
 
 
 @marked
@@ -916,7 +1104,7 @@ def test_the_keyboard_is_enough(tab, built):
     assert page.evaluate("document.activeElement.textContent") == "Skip to the text"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    scrolling = page.locator("pre[tabindex='0']").first
+    scrolling = page.locator(".formula[tabindex='0']").first
     scrolling.focus()
     assert scrolling.evaluate("e => getComputedStyle(e).outlineStyle") != "none"
     page.keyboard.press("ArrowRight")

@@ -153,11 +153,35 @@ def test_there_are_as_many_threads_as_cores_unless_blas_is_limited_to_fewer(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(allowed), raising=False)
     monkeypatch.setattr(threads, "_blas", lambda: (None, lambda: 9))
-    monkeypatch.setattr(threads._quiet, "before", blas_has)
+    monkeypatch.setattr(threads, "_before", blas_has)
+    monkeypatch.setattr(threads, "_inside", {0: None} if blas_has else {})
     assert threads.cores() == expected
 
 
 # The same bits
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_after_an_error_no_thread_begins_its_part_and_none_is_still_at_work(error, shared, blas):
+    ml.threads(2)
+    for in_mine in (True, False):
+        log, begun = [], threading.Event()
+
+        def task(at, in_mine=in_mine, log=log, begun=begun):
+            if at.start:
+                log.append(f"begin {at.start}")
+                begun.set()
+                time.sleep(0.05)
+                if not in_mine:
+                    raise error
+                log.append(f"end {at.start}")
+            elif in_mine:
+                assert begun.wait(PATIENCE)
+                raise error
+
+        with pytest.raises(error):
+            threads.share(task, 2, 2, 1)
+        assert log == ["begin 1", "end 1"][: 1 + in_mine] and blas() == 2
 
 
 def test_the_bits_of_a_run_do_not_depend_on_the_number_of_threads():

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from strategies import gpt2, ids, normal, seeds, unfelt
 
 import minilora as ml
-from minilora import lora, nn, ops
+from minilora import lora, nn, ops, optim
 from minilora.data import Windows
 from minilora.files import checkpoint
 from minilora.nn import evaluating, generators
 from minilora.training import fit as train
-from minilora.training import optim
 
 STREAM = ids(0, 1, 200)[0]
 
@@ -81,7 +80,8 @@ def go(kind, batches, path=None, steps=5, seen=None, **how):
     model, optimizer = job(kind)
     how = {
         "schedule": optim.linear_schedule(0.02, steps, 1), "max_grad_norm": 0.5, "eval_every": 2,
-        "held_out": [windows(9)[0]], "save_every": 2, "progress": False, "log_every": 3, **how,
+        "held_out": [windows(9)[0]], "progress": False, "log_every": 3,
+        **({} if path is None else {"save_every": 2}), **how,
     }
     history = ml.fit(model, batches, optimizer, steps, checkpoint=path, **how)
     return outcome(model, optimizer, history)
@@ -122,13 +122,15 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     tmp_path_factory, save_every, kills, kind
 ):
     path = tmp_path_factory.mktemp("runs") / "run.npz"
-    how = {"save_every": save_every, "steps": 6}
+    how = {"steps": 6}
     for k in kills:
         try:
-            go(kind, KilledAt(windows(), k), path, **how)
+            go(kind, KilledAt(windows(), k), path, save_every=save_every, **how)
         except Killed:
             continue
-    assert_same(go(kind, windows(), path, **how), go(kind, windows(), **how))
+    assert_same(
+        go(kind, windows(), path, save_every=save_every, **how), go(kind, windows(), **how)
+    )
 
 
 def test_a_run_killed_while_it_prints_or_writes_loses_only_unsaved_steps(tmp_path):
@@ -409,7 +411,10 @@ def test_one_seed_is_one_run_and_only_what_trains_changes(kind):
 @pytest.mark.parametrize(("kind", "share"), [("full", 0.5), ("lora", 0.8)])
 def test_the_loss_falls_on_a_text_that_can_be_learned(kind, share):
     model, optimizer = job(kind)
-    model.eval()
+    for _, module in model.named_modules():
+        for name in ("rate", "dropout"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     batches = Windows(np.arange(300) % 7, 4, 8)
     history = ml.fit(model, batches, optimizer, 60, progress=False)
     assert len(history.losses) == 60
@@ -484,6 +489,139 @@ def test_k_micro_batches_are_one_batch_k_times_as_big(seed, k, batch):
         # another order of summation: `rows` roundings of terms as large as the parts', and p - g
         size = sum(np.linalg.norm(g[name]) for g in each) + np.linalg.norm(summed[name] + 1)
         assert np.linalg.norm(one[name] - summed[name]) <= 10 * rows * eps * size, name
+
+
+@st.composite
+def splits(draw):
+    """(batch, its rows in parts of any sizes): any targets masked, in whole parts too, but one."""
+    rows, tokens = draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    seed = draw(seeds)
+    inputs, targets = ids(seed, rows, tokens), ids(seed + 1, rows, tokens)
+    mask = np.random.default_rng(seed).random((rows, tokens)) < draw(st.sampled_from([0, 0.5, 0.9]))
+    mask[draw(st.lists(st.integers(0, rows - 1), max_size=2))] = True
+    mask[draw(st.integers(0, rows - 1)), draw(st.integers(0, tokens - 1))] = False
+    targets[mask] = -100
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, rows - 1)), max_size=rows - 1)))
+    return (inputs, targets), list(zip(np.split(inputs, cuts), np.split(targets, cuts)))
+
+
+class Gradients(optim.SGD):
+    """Keeps the gradients of its last step."""
+
+    def update(self, name, p, g, *state):
+        self.seen[name] = ml.asnumpy(g).astype("float64")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@settings(max_examples=15)
+@given(splits(), st.booleans())
+def test_a_split_of_a_batch_changes_neither_loss_nor_gradient(dtype, split, scaled):
+    whole, parts = split
+
+    def step(batches, accumulate=False):
+        model = gpt2(3, dtype, dropout=0.5)  # which `evaluate` switches off
+        loss = ml.evaluate(model, batches)
+        for _, module in model.named_modules():
+            if isinstance(module, nn.Dropout):
+                module.rate = 0.0
+        optimizer = Gradients(model.trainable_parameters(), 1.0)
+        optimizer.seen = {}
+        how = {"loss_scale": ml.LossScale(2.0**6) if scaled or dtype == "float16" else None}
+        if accumulate:
+            trained = ml.fit(model, batches, optimizer, 1, accumulation_steps=len(batches),
+                             progress=False, **how).losses[0]
+        else:
+            trained = float(ml.train_step(model, batches, optimizer, **how))
+        return loss, trained, optimizer.seen
+
+    (loss, trained, one), (apart, summed, many) = step([whole]), step(parts)
+    eps, numbers = float(np.finfo(dtype).eps), whole[1].size * 11
+    wide = max(eps, float(np.finfo("float32").eps)) if dtype != "float64" else eps
+    assert abs(loss - trained) <= 10 * numbers * wide * loss
+    assert abs(loss - apart) <= 10 * numbers * wide * loss
+    assert abs(trained - summed) <= 10 * numbers * wide * loss
+    assert step(parts, accumulate=True)[1] == summed
+    for name in one:
+        # each part is rounded alone: `eps` of terms no larger than a gain times a gradient
+        size = max(np.abs(g[name]).max() for g in (one, many)) + 0.1
+        assert np.abs(one[name] - many[name]).max() <= 20 * eps * size, name
+
+
+def test_the_weight_is_the_number_that_cross_entropy_averages_over():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(0, 11, (3, 4))
+        targets[rng.random((3, 4)) < 0.5] = -100
+        targets[0, 0] = 1
+        logits = ml.Tensor(normal(seed, 3, 4, 11), requires_grad=True)
+        loss = ops.cross_entropy(logits, targets)
+        total = -sum(
+            ops.log_softmax(logits).data[i, j, targets[i, j]]
+            for i, j in zip(*np.nonzero(targets != -100))
+        )
+        counted = train.targets_in((None, targets))
+        assert loss.item() == pytest.approx(float(total) / counted, rel=1e-12)
+        assert train.targets_in((None, targets.tolist())) == counted
+        assert train.targets_in((None, ml.backend.asarray(targets))) == counted
+    reals = np.full((3, 2), -100.0)
+    assert train.targets_in((None, reals)) == 6 == train.targets_in((None, ml.Tensor(reals)))
+    assert train.targets_in((None, [1, -100, 2])) == 2 and train.targets_in((None, [True])) == 1
+
+
+def test_a_loss_of_its_own_is_weighted_by_its_own_number():
+    """The mean over rows of a sum over tokens: as one batch or in parts."""
+    def loss(model, batch):
+        logits, targets = model(batch[0]), batch[1]
+        return ops.cross_entropy(logits, targets, ignore_index=0) * (targets.size / len(targets))
+
+    model = gpt2(1)
+    one, two, three = ((ids(i, 2 + i, 3), ids(9 + i, 2 + i, 3) % 10 + 1) for i in range(3))
+    joined = tuple(np.concatenate(pair) for pair in zip(one, two, three))
+    rows = {"loss": loss, "weight": lambda batch: len(batch[1])}
+    whole = ml.evaluate(model, [joined], **rows)
+    assert ml.evaluate(model, [one, two, three], **rows) == pytest.approx(whole, rel=1e-13)
+    losses = []
+    for batches in ([joined], [one, two, three]):
+        twin = gpt2(1)
+        losses += [ml.train_step(twin, batches, optim.SGD(twin.trainable_parameters(), 1), **rows)]
+    assert [float(x) for x in losses] == pytest.approx([whole] * 2, rel=1e-13)
+    for bad in (-1, float("nan"), "2", None):
+        with pytest.raises(ValueError, match="a batch: its weight must be finite and not negative"):
+            ml.evaluate(model, [one], weight=lambda batch, bad=bad: bad)
+
+
+def test_batches_without_a_target_weigh_nothing_and_alone_are_refused_by_step():
+    inputs, targets = windows()[0]
+    full, masked = (inputs, targets), (inputs, np.full_like(targets, -100))
+    model, optimizer = job("full")
+    assert ml.evaluate(model, [masked, full]) == ml.evaluate(model, [full])
+    words = r"all targets are masked \(-100\), so there is nothing to average"
+    with pytest.raises(ValueError, match=f"evaluate: {words}"):
+        ml.evaluate(model, [masked, masked])
+    with pytest.raises(ValueError, match=f"train_step: {words}"):
+        ml.train_step(model, [masked], optimizer)
+    assert optimizer.t == 0
+    with pytest.raises(ValueError, match=f"fit: held_out: {words}"):
+        ml.fit(model, [full], optimizer, 3, held_out=[masked], progress=False)
+    assert optimizer.t == 0
+    with pytest.raises(ValueError, match=f"fit: step 1: train_step: {words}"):
+        ml.fit(model, [full, masked], optimizer, 3, progress=False)
+    assert optimizer.t == 1
+    history = ml.fit(model, [full, masked], optimizer, 2, accumulation_steps=2, progress=False,
+                     held_out=[masked, full])
+    assert len(history.losses) == 2 and len(history.held_out) == 2
+
+
+def test_an_interrupt_is_answered_though_the_first_held_out_batch_is_masked(tmp_path):
+    def loss(model, batch):
+        if ml.tensor.recording():
+            signal.raise_signal(signal.SIGINT)
+        return train.lm_loss(model, batch)
+
+    inputs, targets = windows()[0]
+    held_out = [(inputs, np.full_like(targets, -100)), (inputs, targets)]
+    with pytest.raises(KeyboardInterrupt, match="after 1 of 5 steps"):
+        go("lora", windows(), tmp_path / "run.npz", loss=loss, held_out=held_out, eval_every=1)
 
 
 @settings(max_examples=10)
@@ -574,11 +712,12 @@ def test_batches_without_an_index_raise():
 
 
 @pytest.mark.parametrize("name", ["steps", "accumulation_steps", "save_every", "eval_every"])
-def test_counts_out_of_range_raise(name):
+def test_counts_out_of_range_raise(name, tmp_path):
+    path = tmp_path / "run.npz" if name == "save_every" else None
     model, optimizer = job("full")
     for value in (-1, 2.5, True, "3", *(() if name == "eval_every" else (0,))):
         with pytest.raises(ValueError, match=f"fit: {name} must be an integer >= "):
-            ml.fit(model, windows(), optimizer, **{"steps": 1, name: value})
+            ml.fit(model, windows(), optimizer, checkpoint=path, **{"steps": 1, name: value})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -226,6 +226,24 @@ def test_it_is_short_and_imports_only_numpy_and_minilora(chapter):
         assert {name.split(".")[0] for name in names} <= ALLOWED
 
 
+def test_its_code_fits_the_column_of_a_page(chapter):
+    long = [line for markdown, cell in cells(chapter) if not markdown
+            for line in cell.splitlines() if len(line) > 78]
+    assert not long
+
+
+def test_its_checks_print_what_they_compared(chapter):
+    parts = cells(chapter)
+    at = next(i for i, (markdown, text) in enumerate(parts) if markdown and "**Check.**" in text)
+    assert re.search(r"print\(|run\(|viz\.", parts[at + 1][1])
+
+
+def test_what_it_says_of_others_has_a_reference(chapter):
+    for paragraph in prose(chapter).split("\n\n"):
+        if re.search(r"\b(later work|work after|other papers|others found|et al)\b", paragraph):
+            assert "arxiv.org" in paragraph
+
+
 def test_the_names_it_imports_are_public(chapter):
     """In `from minilora import x`, x and every x.name exist and have no leading underscore."""
     tree = ast.parse(chapter.read_text("utf-8"))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minilora.accounting import Ledger, Row
+from minilora.accounting import Count, Ledger, Row
 from minilora.training.fit import History
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -57,6 +57,7 @@ DRAWN = {  # sample arguments for each function
     "memory_bars": {"full": ledger(0, 9 << 20, 9, 9, 1), "LoRA": ledger(5, 4, 3, 2, 1)},
     "merge_error": {"float16": ([1e-4, 0], [1e-3, 2e-3]), "bfloat16": ([2e-2], 1e-2)},
     "rank_sweep": {"attention only": SWEEP, "all layers": {2: [2.0], 8: [1.0]}},
+    "rate_sweep": {(r, lr): [(r + lr, 0.0)] * 3 for r in (1, 4, 16) for lr in (3e-4, 1e-3, 3e-3)},
     "spectrum": {"W0": [3, 2, 1], "full fine-tuning": np.geomspace(1, 1e-9, 64)},
     "curves": {"float16": ([1, 2], [3, 4]), "bfloat16": [1, 2, 3]},
     "bench_bars": MEASURED,
@@ -199,6 +200,67 @@ def test_the_colours_differ_in_lightness_or_are_far_apart_for_every_eye():
         assert apart.min() > 0.15, (eye, apart.round(2))
 
 
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def contrast(rgb, page):
+    low, high = sorted((luminance(rgb), luminance(page)))
+    return (high + 0.05) / (low + 0.05)
+
+
+HUE = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])  # turned 180°
+
+
+@pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *OTHERS, *ROWS.values()}))
+def test_every_colour_stands_out_on_the_page_light_and_dark(colour):
+    """As the site shows figures: multiplied in the light; inverted and screened in the dark."""
+    light, dark = to_rgb("#fdfdfc"), np.array(to_rgb("#17181c"))
+    assert contrast(np.array(to_rgb(colour)) * light, light) >= 3
+    inverted = np.clip(HUE @ (1 - np.array(to_rgb(colour))), 0, 1)
+    assert contrast(1 - (1 - inverted) * (1 - dark), dark) >= 3
+
+
+ON_PAGES = [name for name in (*DRAWN, "attention_map") if name != "bench_bars"]
+
+
+@pytest.mark.parametrize("name", ON_PAGES)
+def test_a_figure_of_a_chapter_can_be_read_on_a_phone(name):
+    """On a screen of 360 pixels, its smallest letters are 11 pixels high."""
+    figure = drawn(name, title="A title")[1]
+    wide = figure.get_size_inches()[0] * 96
+    assert viz.axes.smallest(figure) * min(1, 360 / wide) >= 11
+
+
+@pytest.mark.parametrize("name", ["loss_curves", "rank_sweep", "memory_bars", "curves"])
+def test_a_legend_is_below_the_label(name):
+    ax = drawn(name)[0]
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().y1 <= ax.xaxis.label.get_window_extent().y0 + 1
+
+
+def test_a_sweep_of_rates_has_a_line_for_each_rank_of_the_first_number():
+    results = {(r, lr): [(3.0 + r + lr + seed, 9.0) for seed in range(3)]
+               for r in (1, 4) for lr in (0.1, 0.2)}
+    ax = viz.rate_sweep(results, above=7.5)
+    assert lines(ax)["r = 1"].tolist() == [[0.1, 0.2], [5.1, 5.2]]
+    assert lines(ax)["r = 4"].tolist() == [[0.1, 0.2], [8.1, 8.2]]
+    assert ax.get_ylim()[1] == 7.5 and ax.get_xlabel().startswith("learning rate")
+
+
+def test_levels_are_horizontal_and_a_spectrum_can_be_scaled():
+    ax = viz.loss_curves({"LoRA": [3.0, 2.0]}, levels={"base": 3.5})
+    assert lines(ax)["base"][1].tolist() == [3.5, 3.5]
+    ax = viz.spectrum({"W0": [3.0, 4.0]}, norm=1.0)
+    assert np.allclose(lines(ax)["W0"][1], [0.8, 0.6]) and "norm 1" in ax.get_xlabel()
+
+
+def test_parameter_bars_take_counts():
+    count = Count(3, 5)
+    assert [bar.get_width() for bar in viz.parameter_bars({"a": count, "b": 7}).patches] == [3, 7]
+
+
 def test_parameter_bars_are_as_long_as_the_numbers_written_at_them():
     ax = viz.parameter_bars({"full": 1_442_240, "LoRA": 92_160})
     assert ax.get_xscale() == "linear" and ax.get_xlim()[0] == 0
@@ -208,7 +270,7 @@ def test_parameter_bars_are_as_long_as_the_numbers_written_at_them():
     assert ax.yaxis_inverted()
     ax.figure.canvas.draw()
     ticks = [tick.get_text() for tick in ax.get_xticklabels()]
-    assert ticks[0] == "0" and ticks[2] == "1 million"
+    assert ticks[0] == "0" and "1 million" in ticks
 
 
 def test_memory_bars_are_stacked_end_to_end_and_sum_to_the_total():
@@ -377,9 +439,9 @@ def test_without_matplotlib_it_says_what_to_install_and_goes_on():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True
     )
-    left_out = "figure left out: pip install 'minilora[viz]'"
+    left_out = "figure left out: pip install '.[viz]' in the checkout of minilora"
     assert done.stdout.split("\n")[:3] == [left_out] * 3
     assert "[1/2] a caption\n(figure left out)" in done.stdout
     assert "mul" in done.stdout and "-x, (dx,)" in done.stdout
     assert "refused: 2" in done.stdout.splitlines()[-1]  # before the work
-    assert "figures need matplotlib: pip install 'minilora[viz]'" in done.stderr
+    assert "figures need matplotlib: pip install '.[viz]'" in done.stderr

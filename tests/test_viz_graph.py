@@ -71,16 +71,16 @@ def fits(svg):
             assert x0 + 4 <= middle - LETTER * len(text) / 2
             assert middle + LETTER * len(text) / 2 <= x1 - 4
             assert y0 + 12 <= base <= y1 - 4
-            assert n == 0 or base >= texts[n - 1][2] + 16
+            assert n == 0 or base >= texts[n - 1][2] + 15
     for (x0, y0, x1, y1, _), (u0, v0, u1, v1, _) in combinations(boxes, 2):
         assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0
     for x, y in tips:
-        assert any(abs(x - side) <= 1 and y0 <= y <= y1
-                   for x0, y0, x1, y1, _ in boxes for side in (x0, x1))
+        assert any(abs(y - side) <= 1 and x0 <= x <= x1
+                   for x0, y0, x1, y1, _ in boxes for side in (y0, y1))
 
 
 @pytest.mark.parametrize("active", [False, True])
-def test_an_edge_is_horizontal_at_its_boxes_and_reaches_both(active):
+def test_an_edge_is_vertical_at_its_boxes_and_reaches_both(active):
     """This includes an edge that passes a box; an active edge points back."""
     loss, names, _ = diamond()
     graph = viz.graph(loss, names)
@@ -90,11 +90,11 @@ def test_an_edge_is_horizontal_at_its_boxes_and_reaches_both(active):
         ways = re.findall(r"([MLC])([-\d ]+)", text)
         ends = [tuple(map(int, way.split()[-2:])) for _, way in ways]
         assert "".join(kind for kind, _ in ways) == "ML" + "CL" * (len(ways) // 2 - 1)
-        for (_, y), (_, v) in zip(ends[::2], ends[1::2]):
-            assert y == v
-        assert abs(ends[0][0] - places[a].x - places[a].w - layout.TIP * active) <= 1
-        assert abs(ends[-1][0] - places[b].x + layout.TIP * (not active)) <= 1
-        assert ends[0][1] == round(places[a].y)
+        for (x, _), (u, _) in zip(ends[::2], ends[1::2]):
+            assert x == u
+        assert abs(ends[0][1] - places[a].y - places[a].h - layout.TIP * active) <= 1
+        assert abs(ends[-1][1] - places[b].y + layout.TIP * (not active)) <= 1
+        assert ends[0][0] == round(places[a].x)
 
 
 def test_the_tape_of_a_diamond_as_text():
@@ -117,7 +117,7 @@ def test_only_tensors_have_names_and_names_with_an_underscore_are_ignored():
     assert rows(graph.text) == ["x : leaf value 3", "%1 = mul(x, x) value 9"]
     (_, boxes, tips) = pictured(graph.svg)
     assert [box[-1][0][0] for box in boxes] == ["x", "mul"]
-    assert len({y for _, y in tips}) == 2  # both edges are visible
+    assert len({x for x, _ in tips}) == 2  # both edges are visible
 
 
 def test_frozen_inputs_are_not_on_the_tape_and_are_drawn_if_recorded():
@@ -190,7 +190,7 @@ def test_a_box_repeats_nothing_and_is_just_before_its_use():
     assert "a < b" in [box[-1][0][0] for box in pictured(graph.svg)[1]]
     (two,) = (i for i, box in enumerate(graph.boxes) if box.frozen)
     places = arrange(graph.boxes)[0]
-    assert places[two].x > places[two - 2].x  # in the column before its use
+    assert places[two].y > places[two - 2].y  # in the row before its use
 
 
 def test_a_full_model_fits_its_picture():
@@ -270,11 +270,11 @@ def test_any_expression_fits_and_follows_the_order_of_backward(program):
     places, routes = arrange(graph.boxes)
     assert len(routes) == sum(len(box.inputs) for box in graph.boxes)
     for (a, b, _), points in routes.items():
-        assert points[0] == (places[a].x + places[a].w, places[a].y)
-        assert all(p[0] <= q[0] for p, q in pairwise(points))  # always to the right
-        for (u, v), (w, _) in zip(points[2:-2:2], points[3:-2:2]):  # in the columns between
-            assert not any(p.x < w and u < p.x + p.w and abs(p.y - v) <= p.h / 2 for p in places)
-        assert points[-1][0] == places[b].x
+        assert points[0] == (places[a].x, places[a].y + places[a].h)
+        assert all(p[1] <= q[1] for p, q in pairwise(points))  # always down
+        for (u, v), (_, w) in zip(points[2:-2:2], points[3:-2:2]):  # in the rows between
+            assert not any(p.y < w and v < p.y + p.h and abs(p.x - u) <= p.w / 2 for p in places)
+        assert points[-1][1] == places[b].y
     for box in graph.boxes:
         assert box.value == f"{names[box.name].item():.4g}"
 
@@ -475,6 +475,45 @@ def test_the_readme_shows_the_picture_that_its_command_prints():
     ET.fromstring(drawn)
     readme = (ROOT / "README.md").read_text("utf-8")
     assert "](tutorials/lora.svg)" in readme and "python tests/picture.py" in readme
+
+
+def test_the_letters_of_a_graph_stay_11_pixels_high_and_a_layers_graph_fits_a_phone():
+    loss, names, seen = diamond()
+    for svg in (viz.graph(loss, names, seen=seen).svg, picture.picture()):
+        width = float(re.search(r' width="(\d+)"', svg)[1])
+        font = float(re.search(r'font-size="(\d+)"', svg)[1])
+        least = float(re.search(r"min-width:(\d+)px", svg)[1])
+        assert font * least / width >= 10.95
+        assert least <= 360
+
+
+def test_a_long_line_of_a_box_is_broken_after_its_first_word():
+    box = layout.Box("y", "add", (), (1, 4), False, "[0.5, -0.5, 1]", "[1, 2]")
+    assert box.lines == ["y = add", "(1, 4)", "value", "[0.5, -0.5, 1]", "grad [1, 2]"]
+
+
+def test_the_pictures_are_written_to_files(backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picture, "TUTORIALS", tmp_path)
+    monkeypatch.setattr(picture, "screenshot", lambda page: page.name.encode())
+    picture.main([])
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.svg"]
+    picture.main(["site"])
+    assert (tmp_path / "site.png").read_bytes() == b"index.html"
+    assert "<svg" not in capsys.readouterr().out
+
+
+def test_the_readme_shows_a_small_picture_of_the_site():
+    file = ROOT / "tutorials" / "site.png"
+    assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size < 150_000
+    assert 'src="tutorials/site.png"' in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readme_speaks_of_cupy_in_one_section_at_the_end():
+    parts = re.split(r"^## ", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert [part.partition("\n")[0] for part in parts if re.search("cupy", part, re.I)] == [
+        "On a GPU"
+    ]
+    assert parts[-2].startswith("On a GPU")
 
 
 @pytest.mark.parametrize("screen", [False, True])

@@ -25,23 +25,21 @@ from minilora import ops, viz
 # $y$ moves. This is the *central difference*. It is a good check, but too slow for training: it
 # runs $f$ twice for every number. Write `da` for the slope of $y$ with respect to $a$, and so on.
 
-
 # %%
 def f(a, b):
     p = a * b
     q = p + a
     return p * q
 
-
 a, b, e = 2.0, 3.0, 1e-5
-measured = [(f(a + e, b) - f(a - e, b)) / (2 * e), (f(a, b + e) - f(a, b - e)) / (2 * e)]
+measured = [(f(a + e, b) - f(a - e, b)) / (2 * e),
+            (f(a, b + e) - f(a, b - e)) / (2 * e)]
 print("measured: da = {:.6f}, db = {:.6f}".format(*measured))
 
 # %% [markdown]
 # ## By hand
 #
 # Start at the end, where `dy` is 1, and go up. Each line sends its inputs a share of the gradient:
-#
 # - $z = u + v$. Move $u$ by a small $e$, and $z$ moves by $e$. So $u$ gets `dz`, and so does $v$.
 # - $z = u\,v$. Move $u$ by $e$, and $z$ moves by $e\,v$. So $u$ gets `dz * v`; $v$ gets `dz * u`.
 #
@@ -72,7 +70,6 @@ assert np.allclose([da, db], measured)
 # minilora's `Tensor` records each operation on a *tape*, and `viz` walks back along the tape. A
 # value that is not the result of an operation, here $a$ and $b$, is a *leaf* of the graph.
 
-
 # %%
 def recorded(a, b):
     p = a * b
@@ -80,9 +77,9 @@ def recorded(a, b):
     y = p * q
     return viz.backward_steps(y, locals())  # locals(): name -> value
 
-
-steps = recorded(ml.Tensor(a, requires_grad=True), ml.Tensor(b, requires_grad=True))
-viz.show(viz.stepper(steps, "p passes on its gradient once both shares are there", start=-1))
+steps = recorded(*(ml.Tensor(x, requires_grad=True) for x in (a, b)))
+title = "p passes on its gradient once both shares are there"
+viz.show(viz.stepper(steps, title, start=-1))
 
 # %% [markdown]
 # ## Two walks that fail
@@ -91,7 +88,6 @@ viz.show(viz.stepper(steps, "p passes on its gradient once both shares are there
 # numbers. A node also has its gradient, `grad`, and for each of its inputs a *rule*: a function
 # from this gradient to the share of the input. We try two ways to walk the graph. The first sends
 # on everything that has arrived so far. The second sends on only the share that arrived last.
-
 
 # %%
 class Node:
@@ -102,36 +98,38 @@ class Node:
         Node.count = self.number = Node.count + 1  # 1, 2, 3, ... by age
 
     def __add__(self, other):
-        return Node(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
+        x, y = self.value, other.value
+        return Node(x + y, (self, lambda g: g), (other, lambda g: g))
 
     def __mul__(self, other):
         x, y = self.value, other.value
         return Node(x * y, (self, lambda g: g * y), (other, lambda g: g * x))
 
-
+# %%
 def send_all(node, share=1.0):
     node.grad = node.grad + share  # not +=: two nodes may share one array
     for source, rule in node.edges:
         send_all(source, rule(node.grad))
 
-
 def send_share(node, share=1.0):
     """Return the number of calls."""
-    node.grad = node.grad + share
-    return 1 + sum(send_share(source, rule(share)) for source, rule in node.edges)
-
+    node.grad, calls = node.grad + share, 1
+    for source, rule in node.edges:
+        calls += send_share(source, rule(share))
+    return calls
 
 def gradients(walk, f, *inputs):
     leaves = [Node(x) for x in inputs]
     walk(f(*leaves))
     return [leaf.grad for leaf in leaves]
 
-
 for walk in (send_all, send_share):
-    print("{}: da = {}, db = {}".format(walk.__name__, *gradients(walk, f, a, b)))
+    da, db = gradients(walk, f, a, b)
+    print(f"{walk.__name__}: da = {da}, db = {db}")
 
+# %%
 x = Node(1.0)
-print("calls of send_share for 1, 2, 3, ... diamonds:", end=" ")
+print("calls of send_share for 1, 2, 3, ... diamonds:")
 for _ in range(10):
     x = x + x  # a diamond on top of the one before
     print(send_share(x), end=" ")
@@ -140,10 +138,9 @@ for _ in range(10):
 # `send_all` is wrong: when the second share reaches $p$, it sends the first one on again.
 # `send_share` is right, but far too slow: it walks every *path*. Each diamond doubles the paths.
 #
-# One idea repairs both: $p$ waits until all its shares are there, and then sends their sum, once.
-# So a node comes after all nodes that use it. This is a *topological order*. One is easy to get:
-# the youngest node first. A node that uses $p$ is younger than $p$, so it comes before $p$.
-
+# One idea repairs both: $p$ waits until all its shares are there, then sends their sum, once. So
+# a node comes after all nodes that use it: a *topological order*. One is easy to get: the youngest
+# node first. A node that uses $p$ is younger than $p$, so it comes before $p$.
 
 # %%
 def nearest_first(y):
@@ -155,10 +152,9 @@ def nearest_first(y):
                 nodes.append(source)
     return nodes
 
-
 def youngest_first(y):
-    return sorted(nearest_first(y), key=lambda node: node.number, reverse=True)
-
+    nodes = nearest_first(y)
+    return sorted(nodes, key=lambda node: node.number, reverse=True)
 
 def backward(y, order=youngest_first):
     y.grad = np.ones_like(y.value)  # of an array: gradient of its sum
@@ -166,8 +162,8 @@ def backward(y, order=youngest_first):
         for source, rule in node.edges:
             source.grad = source.grad + rule(node.grad)
 
-
-print("\nbackward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
+da, db = gradients(backward, f, a, b)
+print(f"\nbackward: da = {da}, db = {db}")
 
 # %% [markdown]
 # ## Arrays
@@ -183,12 +179,10 @@ print("\nbackward: da = {}, db = {}".format(*gradients(backward, f, a, b)))
 # minilora writes its operations, *ops*, in the same way: the value, and one rule for each input.
 # `viz.source` prints the code of the library. (`swapaxes` is `.T` for stacks of matrices.)
 
-
 # %%
 def matmul(x, w):
     X, W = x.value, w.value
     return Node(X @ W, (x, lambda G: G @ W.T), (w, lambda G: X.T @ G))
-
 
 Node.__matmul__ = matmul
 viz.source(ops.matmul)
@@ -198,33 +192,29 @@ viz.source(ops.matmul)
 # moves every number of every input, and returns the largest relative error. A right rule has only
 # rounding errors, as below. The error of a wrong rule is far larger.
 
-
 # %%
 def squares(x, w):
     h = x @ w
     return h * h + h  # h is an input of two nodes: twice of one
 
-
-normal = np.random.default_rng(0).standard_normal
-X, W = normal((2, 3)), normal((3, 4))
-x, w = ml.Tensor(X, requires_grad=True), ml.Tensor(W, requires_grad=True)
+rng = np.random.default_rng(0)
+X, W, m = (rng.standard_normal(shape) for shape in ((2, 3), (3, 4), (2, 3)))
+x, w = (ml.Tensor(array, requires_grad=True) for array in (X, W))
 squares(x, w).sum().backward()
-for mine, tensor in zip(gradients(backward, squares, X, W), (x, w)):
-    assert np.allclose(mine, ml.asnumpy(tensor.grad), rtol=1e-12)
+dX, dW = gradients(backward, squares, X, W)
+assert np.allclose(dX, ml.asnumpy(x.grad), rtol=1e-12)
+assert np.allclose(dW, ml.asnumpy(w.grad), rtol=1e-12)
 assert ml.gradcheck(squares, X, W) < 1e-6
 
-m, n = (2, 3), (3,)
-shapes = {"add": [m, m], "mul": [m, m], "matmul": [m, (3, 4)], "exp": [m], "tanh": [m],
-          "softmax": [m], "layer_norm": [m, n, n], "linear": [m, (4, 3), (4,)]}
-for name, sizes in shapes.items():
-    print(f"{name:>10}: {ml.gradcheck(getattr(ops, name), *map(normal, sizes)):.0e}")
+for op, arrays in ((ops.add, [m, m]), (ops.matmul, [m, W]), (ops.tanh, [m]),
+                   (ops.softmax, [m]), (ops.layer_norm, [m, m[0], m[1]])):
+    print(f"{op.__name__:>10}: {ml.gradcheck(op, *arrays):.0e}")
 
 # %% [markdown]
 # ## Break it
 #
-# Here are two mistakes. The first sets the gradient where `backward` adds to it. The second takes
-# the nodes in the order of the search: $p$ sends its gradient before $q$ has sent a share to it.
-
+# The first mistake sets the gradient where `backward` adds to it. The second takes the nodes in the
+# order of the search: $p$ sends its gradient before $q$ has sent a share to it.
 
 # %%
 def overwrite(y):
@@ -233,18 +223,16 @@ def overwrite(y):
         for source, rule in node.edges:
             source.grad = rule(node.grad)
 
+def in_search_order(y): return backward(y, nearest_first)
 
-mistakes = {"set, not added": overwrite,
-            "nearest first": lambda y: backward(y, nearest_first)}
-for name, walk in mistakes.items():
+for walk in (overwrite, in_search_order):
     wrong = gradients(walk, f, a, b)
     assert not np.allclose(wrong, measured), "this should have failed"
-    print(f"Caught: {name}: da, db =", *wrong, "not", *np.round(measured, 6))
+    print(f"Caught: {walk.__name__}:", *wrong, "not", *np.round(measured, 6))
 
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You did reverse mode on paper, and built an engine that agrees with minilora's. minilora's engine
-# also saves memory: an input that is not trained has no rule, and no arrays are kept for it.
+# You did reverse mode on paper, and built an engine that agrees with minilora's.
 #
 # **Next:** chapter 02. NumPy stretches a small array to fit a large one; its gradient shrinks back.

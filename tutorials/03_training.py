@@ -5,8 +5,8 @@
 # *Time:* 25 minutes. *Needs:* chapter 02.
 # *Remember:* Every training loop has four lines: forget the gradients, forward, backward, step.
 #
-# A small network learns to predict the next letter of a text. We write all of it ourselves, from
-# arrays to AdamW. Then we replace each part by the library's, and the numbers stay the same.
+# A small network learns to predict the next letter of a text. We write all of it, from arrays to
+# AdamW. Then we replace each part by the library's, and the numbers stay the same.
 
 # %%
 import os
@@ -25,28 +25,27 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The task
 #
-# The text is Genesis and Exodus. Its last tenth is *held out*: we measure the loss on it, and never
-# train on it. A letter becomes a number, its place in the list of all letters. An example is 8
-# letters in a row; its target is the next letter. We follow one example: `And God `, then `s`.
+# The text is Genesis and Exodus; its last tenth is *held out*, never trained on. A letter becomes a
+# number: its place in the list of letters. An example is 8 letters in a row; its target is the next
+# letter. We follow one example: `And God `, then `s`.
 
 # %%
 text = data.load_text("kjv")
 letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
 V = len(letters)
 
+def numbers(text): return np.array([letters[letter] for letter in text])
 
-def examples(text, starts):
-    """Return inputs (n, CONTEXT) and targets (n,), as numbers."""
-    ids = np.array([letters[letter] for letter in text])
+def examples(ids, starts):
+    """Return inputs (n, CONTEXT) and targets (n,)."""
     return ids[starts[:, None] + np.arange(CONTEXT)], ids[starts + CONTEXT]
 
-
-training, rest = data.split(text)
-inputs, targets = examples(training, rng.integers(0, len(training) - CONTEXT, STEPS * BATCH))
-batches = list(zip(inputs.reshape(STEPS, BATCH, CONTEXT), targets.reshape(STEPS, BATCH)))
-held_out = [examples(rest, np.arange(0, len(rest) - CONTEXT, 20))]
-example, target = examples("And God s", np.array([0]))
+example, target = examples(numbers("And God s"), np.array([0]))
 print(f"{V} letters; the example is {example[0]}, its target {target[0]}")
+training, rest = (numbers(part) for part in data.split(text))
+starts = rng.integers(0, len(training) - CONTEXT, (STEPS, BATCH))
+batches = [examples(training, row) for row in starts]  # at random places
+held_out = [examples(rest, np.arange(0, len(rest) - CONTEXT, 20))]
 
 # %% [markdown]
 # ## A model is a few arrays
@@ -56,25 +55,27 @@ print(f"{V} letters; the example is {example[0]}, its target {target[0]}")
 # $e^{\text{logit}}$, divided by the sum of all of these, is the probability of that letter.
 
 # %%
-start = {name: (std * rng.standard_normal(shape)).astype("float32") for name, shape, std in [
-    ("table.W", (V, D), 1), ("hidden.W", (H, CONTEXT * D), (CONTEXT * D) ** -0.5),
-    ("hidden.b", (H,), 0), ("out.W", (V, H), 0.01), ("out.b", (V,), 0),
-]}
-w = {name: ml.Tensor(x.copy(), requires_grad=True) for name, x in start.items()}
+def normal(std, *shape):
+    return (std * rng.standard_normal(shape)).astype("float32")
 
+N = CONTEXT * D  # inputs of the hidden layer
+start = {"table.W": normal(1, V, D), "out.W": normal(0.01, V, H),
+         "hidden.W": normal(N**-0.5, H, N)}
+start |= {"hidden.b": normal(0, H), "out.b": normal(0, V)}
+w = {n: ml.Tensor(x.copy(), requires_grad=True) for n, x in start.items()}
+
+# %%
 
 def logits(ids):
-    rows = ops.embedding(w["table.W"], ids).reshape(len(ids), CONTEXT * D)
+    rows = ops.embedding(w["table.W"], ids).reshape(len(ids), N)
     hidden = ops.tanh(ops.linear(rows, w["hidden.W"], w["hidden.b"]))
     return ops.linear(hidden, w["out.W"], w["out.b"])
-
 
 # %% [markdown]
 # ## The loss
 #
 # The loss of an example is $-\ln p$, where $p$ is the probability of the right letter: 0 if
-# $p = 1$, large if $p$ is small. This is the *cross-entropy*, in nats. For a batch we take the
-# mean.
+# $p = 1$, large if $p$ is small. This is the *cross-entropy*, in nats; of a batch, the mean.
 #
 # **Predict.** At first, all weights of the last layer and all logits are near 0. What is the loss?
 #
@@ -107,39 +108,35 @@ for inputs, targets in batches:
     for p in w.values():
         p.data -= RATE * p.grad
     losses.append(loss.item())
-print(f"loss of the first batch {losses[0]:.3f}, of the last {losses[-1]:.3f}")
+print(f"first batch: loss {losses[0]:.3f}; last batch: {losses[-1]:.3f}")
 
 # %% [markdown]
 # ## The same, as a Module
 #
-# A `Module` has parameters and other modules as attributes. Their names become the names of the
-# parameters: `hidden.W` is the `W` of the `Linear` in `self.hidden`. A `*` marks what is trained.
-
+# A `Module` has parameters and other modules as attributes. Their names name the parameters:
+# `hidden.W` is the `W` of the `Linear` in `self.hidden`. A `*` marks what is trained.
 
 # %%
 class Speller(nn.Module):
     def __init__(self):
         self.table = nn.Embedding(V, D)
-        self.hidden = nn.Linear(CONTEXT * D, H)
+        self.hidden = nn.Linear(N, H)
         self.out = nn.Linear(H, V)
 
     def forward(self, ids):
-        rows = self.table(ids).reshape(len(ids), CONTEXT * D)
+        rows = self.table(ids).reshape(len(ids), N)
         return self.out(ops.tanh(self.hidden(rows)))
-
 
 def fresh():
     model = Speller()
     model.load_state_dict(start)  # the numbers from above, by name
     return model
 
-
 print(fresh().summary())
 
 # %% [markdown]
-# An optimizer gets the trained parameters and does the work of both inner loops. Four lines remain,
-# the same for every model. Here they give exactly the losses of our own loop:
-
+# An optimizer does the work of both inner loops. Four lines remain, the same for every model. Here
+# they give exactly the losses of our own loop:
 
 # %%
 def train(model, optimizer):
@@ -151,7 +148,6 @@ def train(model, optimizer):
         optimizer.step()  # step
         losses.append(loss.item())
     return losses
-
 
 model = fresh()
 assert train(model, ml.SGD(model.trainable_parameters(), lr=RATE)) == losses
@@ -169,13 +165,14 @@ print(f"P(s after 'And God '): {probability:.2f}, at first {1 / V:.2f}")
 #    \quad p \leftarrow p - \eta \lambda p - \eta\,
 #    \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}. $$
 #
-# The means start at 0, so they are too small at first; $1 - \beta^t$ corrects this. The term
-# $\eta \lambda p$ pulls the weights towards 0: *weight decay*, the W of AdamW. Here for one matrix:
+# The means start at 0, so they are too small at first: $1 - \beta^t$ corrects that. $\eta\lambda p$
+# pulls the weights towards 0: *weight decay*, the W of AdamW. Here for one matrix:
 
 # %%
 model = fresh()
 eta, decay, beta1, beta2, eps = 0.01, 0.1, 0.9, 0.999, 1e-8
-optimizer = ml.AdamW(model.trainable_parameters(), eta, (beta1, beta2), eps, decay)
+trained = model.trainable_parameters()
+optimizer = ml.AdamW(trained, eta, (beta1, beta2), eps, decay)
 p, m, v = start["out.W"].astype("float64"), 0.0, 0.0
 for t, (inputs, targets) in enumerate(batches[:10], start=1):
     optimizer.zero_grad()
@@ -186,56 +183,49 @@ for t, (inputs, targets) in enumerate(batches[:10], start=1):
     move = m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + eps)
     p = p - eta * decay * p - eta * move
     optimizer.step()
-print(f"largest difference after {t} steps: {abs(ml.asnumpy(model.out.W) - p).max():.0e}")
-assert np.allclose(ml.asnumpy(model.out.W), p, rtol=0, atol=1e-6)  # float32 against float64
+off = abs(ml.asnumpy(model.out.W) - p).max()
+assert off < 1e-6
+print(f"largest difference after {t} steps: {off:.0e}")
 
 # %% [markdown]
 # ## fit
 #
 # `ml.fit` is our loop with additions: the loss on held-out examples, a progress line (its tokens
-# are our letters), and files to continue from. It returns a `History`. `losses` and `lrs` have the
-# loss and the learning rate of each step; `held_out` has pairs (step, held-out loss). Now it tries
-# SGD and AdamW at three rates each. We choose by the loss *in training*, not by the held-out loss.
+# are our letters), and files to continue from. It returns a `History`: the `losses` and `lrs` of
+# each step, and `held_out`: pairs (step, loss).
 #
 # **Check.** With the rate of our own loop, `fit` gives exactly the losses of our own loop.
 
-
 # %%
 def run(kind, lr, **settings):
-    model = fresh()
+    model, settings = fresh(), settings | {"held_out": held_out}
     optimizer = kind(model.trainable_parameters(), lr=lr)
-    return ml.fit(model, batches, optimizer, STEPS, held_out=held_out, **settings)
-
+    return ml.fit(model, batches, optimizer, STEPS, **settings)
 
 assert run(ml.SGD, RATE, log_every=STEPS // 4).losses == losses
 
+# %% [markdown]
+# SGD and AdamW try three rates each. We choose by the loss *in training*, not the held-out loss.
 
+# %%
 def best(kind, rates):
     runs = [run(kind, lr, eval_every=EVERY, progress=False) for lr in rates]
-    best_run = min(runs, key=lambda history: sum(history.losses[-EVERY:]))
-    return f"{kind.__name__} (rate {best_run.lrs[0]})", best_run
+    return min(runs, key=lambda history: sum(history.losses[-EVERY:]))
 
-
-chosen = dict([best(ml.SGD, (0.3, 1.0, 3.0)), best(ml.AdamW, (0.003, 0.01, 0.03))])
-at, seen, unseen = range(EVERY, STEPS + 1, EVERY), {}, {}
-for name, h in chosen.items():
-    seen[name] = at, np.reshape(h.losses, (10, EVERY)).mean(axis=1)
-    unseen[name] = at, [loss for _, loss in h.held_out[1:]]
-viz.curves(unseen, None, "SGD and AdamW, each at its best rate",
-           "steps (dotted: in training)", "loss (nats a letter)", dotted=seen)
+sgd = best(ml.SGD, (0.3, 1.0, 3.0))
+adamw = best(ml.AdamW, (0.003, 0.01, 0.03))
+chosen = {f"SGD, {sgd.lrs[0]}": sgd, f"AdamW, {adamw.lrs[0]}": adamw}
+viz.loss_curves(chosen, None, "Each at its best rate", "loss (nats a letter)")
 viz.show()
 
 # %% [markdown]
 # ## Break it
 #
-# This optimizer forgets no gradient: each step follows the sum of all gradients since the start.
-
+# This optimizer forgets no gradient: each step follows the sum of all gradients so far.
 
 # %%
 class Forgetful(ml.SGD):
-    def zero_grad(self):
-        pass
-
+    def zero_grad(self): pass
 
 model = fresh()
 wrong = train(model, Forgetful(model.trainable_parameters(), lr=RATE))
@@ -245,6 +235,6 @@ print(f"Caught: the loss rose from {wrong[0]:.3f} to {wrong[-1]:.3f}")
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You built a model as arrays and as a Module, its loss, SGD, AdamW, and the loop that trains it.
+# You built a model as arrays and as a Module, its loss, SGD, AdamW, and the training loop.
 #
 # **Next:** chapter 04 builds attention, the part that makes a model a transformer.

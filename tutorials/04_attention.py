@@ -35,12 +35,10 @@ ids = np.array([LETTERS.index(letter) for letter in WORD])  # (T,)
 # Softmax first subtracts the largest score $c$. On paper this changes nothing: the factor $e^{-c}$
 # appears above and below the fraction bar, and cancels. On a computer it matters:
 
-
 # %%
 def softmax(z: np.ndarray) -> np.ndarray:
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
-
 
 large = np.array([1000.0, 999.0])
 with np.errstate(all="ignore"):
@@ -56,7 +54,6 @@ print("with subtraction:   ", softmax(large).round(3))
 x = np.concatenate([np.eye(V)[ids], np.eye(T)], axis=1)  # (T, 34)
 letter, place = np.eye(V + T)[:V], np.eye(V + T)[V:]  # (26, 34), (8, 34)
 
-
 def head(sharpness: float) -> tuple[np.ndarray, str]:
     """Return the weights (T, T) and the output word."""
     Wq, Wk, Wv = sharpness * place[::-1], place, letter
@@ -64,10 +61,9 @@ def head(sharpness: float) -> tuple[np.ndarray, str]:
     weights = softmax(q @ k.T)  # row i: the weights of query i
     return weights, "".join(LETTERS[i] for i in (weights @ v).argmax(axis=1))
 
-
 for sharpness in (1, 10):
     weights, out = head(sharpness)
-    print(f"sharpness {sharpness:2}: row 0 is {weights[0].round(2)}, the word is {out}")
+    print(f"sharpness {sharpness}: {out}, with row 0", weights[0].round(2))
 answer = np.eye(T)[::-1]  # the anti-diagonal
 assert (weights.round() == answer).all()
 
@@ -83,16 +79,19 @@ assert (weights.round() == answer).all()
 # then so are the products, and their sum has the variance $d_\mathrm{head}$. We measure it:
 
 # %%
-print("d_head  variance of q·k   of q·k/√d   largest of 8 weights: q·k   q·k/√d")
+print("d_head  variance of q·k  of q·k/√d  top weight: q·k  q·k/√d")
 for d in (4, 16, 64, 256):
-    raw = (rng.standard_normal((2000, 1, d)) * rng.standard_normal((2000, 8, d))).sum(axis=-1)
-    top = [softmax(z).max(axis=1).mean() for z in (raw, raw / math.sqrt(d))]
-    print(f"{d:6} {raw.var():16.1f} {raw.var() / d:11.2f} {top[0]:26.2f} {top[1]:8.2f}")
+    q, k = (rng.standard_normal((2000, n, d)) for n in (1, 8))
+    raw = (q * k).sum(axis=-1)  # (2000, 8): the scores of 8 tokens
+    scaled = raw / math.sqrt(d)
+    top = [softmax(z).max(axis=1).mean() for z in (raw, scaled)]
+    print(f"{d:6}{raw.var():17.1f}{scaled.var():11.2f}", end="")
+    print(f"{top[0]:17.2f}{top[1]:8.2f}")
 
 # %% [markdown]
-# Without the division, a wide head starts with one weight near 1, on a random token. This is hard
-# to change: the derivative of a weight $w$ by its own score is $w(1 - w)$, which is near 0 if $w$
-# is near 0 or 1. After the division by $\sqrt{d_\mathrm{head}}$, all widths start alike.
+# Without the division, a wide head starts with a weight near 1, on a random token. This is hard to
+# change: the derivative of a weight $w$ by its own score, $w(1 - w)$, is near 0 if $w$ is near 0 or
+# 1. After the division by $\sqrt{d_\mathrm{head}}$, all widths start alike.
 #
 # ## The mask, several heads, and the engine
 #
@@ -101,30 +100,31 @@ for d in (4, 16, 64, 256):
 # has only one map. For several maps we cut the features into pieces, one for each head.
 #
 # Now we use Tensors. Both functions consist of the engine's ops, so they need no gradient rules.
-# (`xp` is the array library in use, here NumPy.) The engine's softmax, printed below, is one op.
+# (`xp` is the array library in use, here NumPy. `mask` hides padding: there is none here.) The
+# engine's softmax, printed below, is one op.
 
 # %%
 MAPS = []  # the weights of every call
-
 
 def my_softmax(z, *, axis=-1):
     e = ops.exp(z - z.data.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis).reshape(*z.shape[:-1], 1)  # (..., 1)
 
-
 def my_attention(q, k, v, *, heads, causal=True, mask=None, first_hidden=1):
-    batch, T, d = q.shape  # mask hides padding: there is none here
+    (batch, T, d), d_head = q.shape, q.shape[-1] // heads
 
     def cut(x):  # (batch, T, d) -> (batch, heads, T, d_head)
-        return ops.transpose(x.reshape(batch, T, heads, d // heads), axes=(0, 2, 1, 3))
+        x = x.reshape(batch, T, heads, d_head)
+        return ops.transpose(x, axes=(0, 2, 1, 3))
 
-    scores = cut(q) @ ops.transpose(cut(k), axes=(0, 1, 3, 2)) * (1 / math.sqrt(d // heads))
+    keys = ops.transpose(cut(k), axes=(0, 1, 3, 2))  # (..., d_head, T)
+    scores = cut(q) @ keys * (1 / math.sqrt(d_head))
     if causal:  # hide keys that are first_hidden or more places later
-        scores = scores + xp.triu(xp.full((T, T), -1e9, q.dtype), first_hidden)
+        scores += xp.triu(xp.full((T, T), -1e9, q.dtype), first_hidden)
     weights = ops.softmax(scores)
     MAPS.append(ml.asnumpy(weights))  # (batch, heads, T, T)
-    return ops.transpose(weights @ cut(v), axes=(0, 2, 1, 3)).reshape(batch, T, d)
-
+    y = ops.transpose(weights @ cut(v), axes=(0, 2, 1, 3))
+    return y.reshape(batch, T, d)
 
 viz.source(ops.softmax)
 
@@ -134,14 +134,14 @@ viz.source(ops.softmax)
 
 # %%
 base = ml.load_base("shakespeare")
-prompt = base.tokenizer.encode("Desserts are stressed, read from the end.")[None]  # (1, tokens)
+prompt = base.tokenizer.encode("Desserts are stressed.")[None]  # (1, tokens)
 logits = ml.asnumpy(base(prompt))
 with ops.replaced(softmax=my_softmax, attention=my_attention):
     mine = ml.asnumpy(base(prompt))
+off, largest = abs(mine - logits).max(), abs(logits).max()
 print(f"{len(MAPS)} maps (batch, heads, tokens, tokens): {MAPS[0].shape}")
-print(f"largest: difference {abs(mine - logits).max():.1e}", end=", ")
-print(f"logit {abs(logits).max():.1f}")
-assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
+print(f"largest difference {off:.1e}, largest logit {largest:.1f}")
+assert off < 1e-4 * largest
 
 # %% [markdown]
 # ## Does training find the anti-diagonal?
@@ -152,29 +152,28 @@ assert abs(mine - logits).max() < 1e-4 * abs(logits).max()
 # It subtracts the mean of the vector, divides by its standard deviation, then scales and shifts.
 # (`drop` and `cache` do nothing here.)
 
-
 # %%
 class Letters(nn.Module):
     """ids (batch, T) -> logits of the letters at each place (batch, T, V)"""
 
     def __init__(self, causal: bool, d: int = 32):
         rng = np.random.default_rng(0)
-        self.tok = nn.Embedding(V, d, rng=rng, std=0.5)  # a trained vector for each letter
-        self.pos = nn.Embedding(T, d, rng=rng, std=0.5)  # and for each place
-        self.block = Block(d, 1, 2 * d, causal=causal, rng=rng, dtype="float32")
+        self.tok = nn.Embedding(V, d, rng=rng, std=0.5)  # for each letter
+        self.pos = nn.Embedding(T, d, rng=rng, std=0.5)  # for each place
+        self.block = Block(
+            d, 1, 2 * d, causal=causal, rng=rng, dtype="float32")
         self.out = nn.Linear(d, V, rng=rng)
 
     def forward(self, ids):
         return self.out(self.block(self.tok(ids) + self.pos(np.arange(T))))
 
-
 viz.source(Block.forward)
 
+# %%
 
 def train(model: Letters, batches: list) -> ml.History:
     adam = ml.AdamW(model.trainable_parameters(), lr=5e-3)
     return ml.fit(model, batches, adam, len(batches), progress=False)
-
 
 def look(model: Letters) -> np.ndarray:
     """Print the output for "stressed", and return the map (T, T)."""
@@ -183,16 +182,18 @@ def look(model: Letters) -> np.ndarray:
     print(WORD, "->", "".join(LETTERS[i] for i in best))
     return MAPS[-1][0, 0]
 
-
+# %%
 words = rng.integers(0, V, (151, 32, T))  # 150 batches, and one to test
 reversals = [(batch, batch[:, ::-1]) for batch in words]
 model = Letters(causal=False)
-maps = {"Before training: it looks everywhere": look(model)}
+before = look(model)
 train(model, reversals[:150])
-maps["After: it looks at the mirror place"] = weights = look(model)
-assert (weights.round() == answer).all()  # the map that we wrote by hand
-for (name, weights), ax in zip(maps.items(), viz.panels(1, 2, (8.3, 3.4))):
-    viz.attention_map(weights, [f"{c}{i}" for i, c in enumerate(WORD)], ax=ax, title=name)
+after = look(model)
+assert (after.round() == answer).all()  # the map that we wrote by hand
+
+# %%
+viz.attention_map(before, WORD, title="Before training: it looks everywhere")
+viz.attention_map(after, WORD, title="After: it looks at the mirror place")
 viz.show()
 
 # %% [markdown]
@@ -220,28 +221,27 @@ for name, trained in (("no mask", model), ("causal", causal)):
 # sees the *next* letter. Two models, one with each mask, learn to predict the next letter of random
 # strings. Random letters cannot be predicted: an honest loss is near $\ln 26$.
 
-
 # %%
 def one_off(*qkv, **settings):
     return my_attention(*qkv, **settings, first_hidden=2)
 
-
-next_letter = [(x[:, :-1], x[:, 1:]) for x in rng.integers(0, V, (150, 32, T + 1))]
+strings = rng.integers(0, V, (150, 32, T + 1))
+next_letter = [(x[:, :-1], x[:, 1:]) for x in strings]
 changed = np.append(ids[:-1], (ids[-1] + 1) % V)  # another last letter
 moved = {}
 for name, attention in (("honest", my_attention), ("one off", one_off)):
     with ops.replaced(softmax=my_softmax, attention=attention):
         model = Letters(causal=True)
         loss = np.mean(train(model, next_letter).losses[-20:])
-        one, other = (ml.asnumpy(model(x[None])) for x in (ids, changed))
-        moved[name] = abs(one - other)[:, :-1].max()
+        off = ml.asnumpy(model(ids[None])) - ml.asnumpy(model(changed[None]))
+        moved[name] = abs(off[:, :-1]).max()
     print(f"{name:>8}: loss {loss:.2f}; ln 26 is {math.log(V):.2f}")
 assert moved["honest"] == 0 < moved["one off"]
-print(f"Caught: a later letter moves earlier logits by {moved['one off']:.1f}")
+print("Caught: a later letter moves earlier logits by", moved["one off"])
 
 # %% [markdown]
-# If you look only at the loss, the second model seems good. (Only the last place cannot see its
-# answer.) A better test needs no training: if a later token changes, no earlier output may change.
+# By its loss, the second model seems good. (Only the last place cannot see its answer.) A better
+# test needs no training: if a later token changes, no earlier output may change.
 #
 # ## What you built, and what is next
 #

@@ -21,7 +21,7 @@ from minilora import data, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, BATCH, TOKENS = (2, 2, 32) if FAST else (40, 8, 64)
-RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # 160 is the full rank
+RANKS = (1, 160) if FAST else (1, 2, 4, 8, 16, 32, 64, 160)  # 160: full
 SEEDS, MATRIX = (0, 1, 2), "blocks.0.attn.v.W"  # (160, 160)
 rng = np.random.default_rng(0)
 
@@ -40,24 +40,20 @@ rng = np.random.default_rng(0)
 # squares of all entries of $D$ (its *norm*, squared) is $\sum_i \sigma_i^2$. We call it the
 # **energy** of $D$. How many directions contain most of it?
 
-
 # %%
 def sizes(D: np.ndarray) -> np.ndarray:
     """Return the singular values, largest first."""
     return np.linalg.svd(D, compute_uv=False)
 
-
 def share(D: np.ndarray) -> np.ndarray:
-    """Return the share of energy in the first 1, 2, ... directions ([7]: 8)."""
+    """Return the share of energy in the first 1, 2, ... directions."""
     energy = sizes(D) ** 2
     return np.cumsum(energy) / energy.sum()
 
-
 def first(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
-    """Return r -> the sum of the first r terms, the best rank-r matrix for D."""
+    """Return r -> the sum of the first r terms: the best of rank r."""
     U, s, Vt = np.linalg.svd(D, full_matrices=False)
     return {r: (U[:, :r] * s[:r]) @ Vt[:r] for r in ranks}
-
 
 # %% [markdown]
 # **Check.** The first $r$ terms leave out exactly the energy of the other terms. Then we test two
@@ -67,7 +63,8 @@ def first(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
 noise = rng.standard_normal((160, 160))
 rank_8 = rng.standard_normal((160, 8)) @ rng.standard_normal((8, 160))
 left_out = noise - first(noise, [8])[8]
-assert np.isclose((left_out**2).sum() / (noise**2).sum(), 1 - share(noise)[7])
+energy = (left_out**2).sum() / (noise**2).sum()
+assert np.isclose(energy, 1 - share(noise)[7])  # [7]: 8 directions
 assert np.isclose(share(rank_8)[7], 1)
 for name, D in (("sum of 8 directions", rank_8), ("random", noise)):
     print(f"{name}: {share(D)[7]:.0%} in 8 of 160;", end=" ")
@@ -87,32 +84,35 @@ for name, D in (("sum of 8 directions", rank_8), ("random", noise)):
 # %%
 base = ml.load_base("shakespeare")
 W0 = base.state_dict()  # name -> array
-training, rest = (base.tokenizer.encode(t) for t in data.split(data.load_text("kjv")))
-held_out = data.sequential(rest, batch=BATCH, tokens=2 * TOKENS)[:4]  # as in chapter 00
-base_loss, held_out = ml.evaluate(base, held_out), held_out[: 1 if FAST else 2]
+training, rest = data.split(data.load_text("kjv"))
+training, rest = base.tokenizer.encode(training), base.tokenizer.encode(rest)
+held_out = data.sequential(rest, BATCH, 2 * TOKENS)[: 1 if FAST else 2]
 start = ml.evaluate(base, held_out)
-print(f"held-out loss of the base: {base_loss:.3f}; on the part used below: {start:.3f}")
+print(f"held-out loss of the base: {start:.3f}")
 
+# %%
+def change(model) -> dict[str, np.ndarray]:
+    """Return name -> ΔW."""
+    return {name: W - W0[name] for name, W in model.state_dict().items()}
 
-def fine_tune(seed: int) -> tuple[dict[str, np.ndarray], float]:
-    """Return name -> ΔW, and the held-out loss."""
+def fine_tune(seed: int) -> ml.GPT2:
     model, shares = ml.load_base("shakespeare"), []
 
     def report(line: str) -> None:  # fit calls it ten times
-        shares.append(f"{share(model.state_dict()[MATRIX] - W0[MATRIX])[7]:.0%}")
+        shares.append(f"{share(change(model)[MATRIX])[7]:.0%}")
 
+    batches = data.Windows(training, BATCH, TOKENS, seed=seed)
     optimizer = ml.AdamW(model.trainable_parameters(), weight_decay=0.0)
-    schedule = ml.optim.linear_schedule(1e-3, STEPS, warmup=STEPS // 10)
-    ml.fit(
-        model, data.Windows(training, BATCH, TOKENS, seed=seed), optimizer, STEPS,
-        schedule=schedule, max_grad_norm=1.0, progress=report,
-    )
-    loss = ml.evaluate(model, held_out)
-    print(f"held-out loss {start:.2f} -> {loss:.2f}; shares:", *shares)
-    return {name: W - W0[name] for name, W in model.state_dict().items()}, loss
+    rate = ml.optim.linear_schedule(1e-3, STEPS, warmup=STEPS // 10)
+    ml.fit(model, batches, optimizer, STEPS, schedule=rate, max_grad_norm=1.0,
+           progress=report)
+    print(f"seed {seed}: shares in 8 directions:", *shares)
+    return model
 
-
-updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
+models = [fine_tune(seed) for seed in SEEDS]
+updates = [change(model) for model in models]
+tuned = np.median([ml.evaluate(model, held_out) for model in models])
+print(f"held-out loss {start:.2f} -> {tuned:.2f} (median)")
 
 # %% [markdown]
 # **Predict.** How many of the 160 directions contain 90 % of the energy of a $\Delta W$ in
@@ -126,17 +126,20 @@ updates, tuned = zip(*(fine_tune(seed) for seed in SEEDS))
 # </details>
 
 # %%
-print("energy in the first 8 directions | directions with 90 % of the energy")
-print("(means over layers and seeds)")
-print(f"{'':16} {'ΔW':>13} {'W0':>13} {'random':>13}")
+def cell(matrices) -> str:
+    """Return means: energy in 8 directions, directions with 90 % of it."""
+    shares = np.array([share(D) for D in matrices])
+    needed = 1 + (shares < 0.9).sum(axis=1)
+    return f"{shares[:, 7].mean():6.0%}{needed.mean():5.0f}"
+
+print("energy in 8 directions, directions with 90 % of the energy")
+print(f"{'':14}{'ΔW':>9}{'W0':>11}{'random':>13}")
 for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
     names = [name for name in W0 if name.endswith(f"{kind}.W")]
-    shape, cells = W0[names[0]].shape, []
     changes = [update[name] for update in updates for name in names]
-    for group in (changes, [W0[name] for name in names], [rng.standard_normal(shape)]):
-        shares = np.array([share(D) for D in group])
-        cells.append(f"{shares[:, 7].mean():6.0%} | {1 + (shares < 0.9).sum(axis=1).mean():4.0f}")
-    print(f"{kind:8} {shape[0]}x{shape[1]}", *cells)
+    old = [W0[name] for name in names]
+    random = rng.standard_normal(old[0].shape)
+    print(f"{kind:14}{cell(changes)}{cell(old)}{cell([random])}")
 
 # %% [markdown]
 # ## Are the first directions the useful ones?
@@ -146,51 +149,53 @@ for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"):
 # loss. Biases and layer norms are vectors: they keep their entire change, and at $r = 0$ only they
 # change. For comparison, we also take $r$ random directions.
 
-
 # %%
 def at_random(D: np.ndarray, ranks) -> dict[int, np.ndarray]:
-    """Return r -> D projected on r random directions, on its side of size 160."""
-    Q = {r: np.linalg.qr(rng.standard_normal((160, r)))[0] for r in ranks}
-    return {r: Q[r] @ (Q[r].T @ D) if len(D) == 160 else D @ Q[r] @ Q[r].T for r in ranks}
-
+    """Return r -> D projected on r random directions of 160."""
+    result = {}
+    for r in ranks:
+        Q = np.linalg.qr(rng.standard_normal((160, r)))[0]
+        result[r] = Q @ (Q.T @ D) if len(D) == 160 else D @ Q @ Q.T
+    return result
 
 def losses(update: dict[str, np.ndarray], cut) -> dict[int, float]:
     """Return r -> held-out loss of W0 + cut ΔW (r = 0: vectors alone)."""
-    parts = {name: cut(D, (0, *RANKS)) for name, D in update.items() if D.ndim == 2}
+    matrices = {name: D for name, D in update.items() if D.ndim == 2}
+    parts = {name: cut(D, (0, *RANKS)) for name, D in matrices.items()}
     model, result = ml.load_base("shakespeare"), {}
     for r in (0, *RANKS):
         D = update | {name: by_rank[r] for name, by_rank in parts.items()}
-        model.load_state_dict({name: (W + D[name]).astype("float32") for name, W in W0.items()})
+        state = {n: (W + D[n]).astype("float32") for n, W in W0.items()}
+        model.load_state_dict(state)
         result[r] = ml.evaluate(model, held_out)
     return result
 
-
-sweeps = {}
-cuts = {"full ΔW, first r directions": first, "r random directions": at_random}
-for label, cut in cuts.items():
-    by_seed = [losses(update, cut) for update in updates]
-    sweeps[label] = {r: [by_rank[r] for by_rank in by_seed] for r in (0, *RANKS)}
-print("r | share of the gain in loss: r first directions, r random ones")
+# %%
+best = [losses(update, first) for update in updates]
+chance = [losses(update, at_random) for update in updates]
+print("r: share of the gain in loss with r first, r random directions")
 for r in (0, *RANKS):
-    gains = [start - np.median(sweep[r]) for sweep in sweeps.values()]
-    print(f"{r:3}", *(f"{gain / (start - np.median(tuned)):8.0%}" for gain in gains))
+    print(f"{r:3}", end="")
+    for kind in (best, chance):
+        gain = start - np.median([loss[r] for loss in kind])
+        print(f"{gain / (start - tuned):8.0%}", end="")
+    print()
 
 # %%
-top, bottom = viz.panels(2, 1, (8, 7))
-norm = np.linalg.norm(updates[0][MATRIX])
-spectra = {
-    "full ΔW (mean of 3 seeds)": np.mean([sizes(update[MATRIX]) for update in updates], axis=0),
-    "W0, scaled to that norm": sizes(W0[MATRIX]) * norm / np.linalg.norm(W0[MATRIX]),
-    "random, of that norm": sizes(noise) * norm / np.linalg.norm(noise),
-}
-viz.spectrum(spectra, ax=top, title="σ falls faster than by chance, without a clear end")
-vectors = np.median([sweep.pop(0) for sweep in sweeps.values()])
-levels = {
-    "frozen base": start,
-    "biases and layer norms alone": vectors,
-    "full: entire ΔW": np.median(tuned),
-}
-viz.rank_sweep(sweeps, ax=bottom, levels=levels, title="A few directions do most of the work")
+of_update = np.mean([sizes(update[MATRIX]) for update in updates], axis=0)
+spectra = {"full ΔW": of_update, "W0": sizes(W0[MATRIX])}
+spectra["random"] = sizes(noise)
+title = "σ falls faster than by chance, without a clear end"
+viz.spectrum(spectra, title=title, norm=1.0)
+viz.show()
+
+# %%
+sweeps = {"full ΔW, first r": {r: [loss[r] for loss in best] for r in RANKS},
+          "random r": {r: [loss[r] for loss in chance] for r in RANKS}}
+vectors = np.median([loss[0] for loss in best])
+levels = {"frozen base": start, "vectors alone": vectors, "full: all": tuned}
+title = "A few directions do most of the work"
+viz.rank_sweep(sweeps, title=title, levels=levels)
 viz.show()
 
 # %% [markdown]
@@ -214,12 +219,13 @@ viz.show()
 # update that we know is random.
 
 # %%
-control = W0[MATRIX] + noise * norm / np.linalg.norm(noise)  # a random ΔW
-chance = share(noise)[7]
-for name, D in (("W - W0", control - W0[MATRIX]), ("W alone", control)):
-    print(f"{name}: {share(D)[7]:.0%} in 8 directions; random: {chance:.0%}")
-assert np.isclose(share(control - W0[MATRIX])[7], chance, rtol=1e-3)
-assert share(control)[7] > 1.2 * chance
+size = np.linalg.norm(updates[0][MATRIX]) / np.linalg.norm(noise)
+control = W0[MATRIX] + size * noise  # a random ΔW
+right, wrong = share(control - W0[MATRIX])[7], share(control)[7]
+print(f"in 8 directions: W - W0 {right:.0%}, W alone {wrong:.0%}", end=", ")
+print(f"random {share(noise)[7]:.0%}")
+assert np.isclose(right, share(noise)[7], rtol=1e-3)
+assert wrong > 1.2 * right
 print("Caught: without the subtraction, even a random update looks low rank")
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from minilora import accounting, lora, ops, viz
 # %%
 W0 = np.array([[1.0, 0, 2, -1], [0, 1, -1, 1], [2, -1, 0, 1]])  # (d, k)
 x, wanted = np.array([1.0, 2, -1, 1]), np.array([0.0, 3, 2])
-A0, B0 = np.array([[0.5, -0.5, 1, 0.5]]), np.zeros((3, 1))
+A0, B0 = np.array([[1.0, 0, 1, -1]]), np.zeros((3, 1))
 r, alpha = 1, 2
 s = alpha / r  # the scale
 
@@ -51,7 +51,6 @@ print(f"{W0.size} numbers are frozen, {A0.size + B0.size} are trained")
 # %%
 LR = 0.05
 
-
 def descend(A, B, steps: int) -> list[tuple[float, float, float]]:
     """Return (loss, largest |dA|, largest |dB|) before each step."""
     rows = []
@@ -62,20 +61,21 @@ def descend(A, B, steps: int) -> list[tuple[float, float, float]]:
         A, B = A - LR * dA, B - LR * dB
     return rows
 
-
 B1 = np.array([[0.3], [0.5], [-0.2]])
-starts = {"B": (A0, B0), "A": (0 * A0, B1), "neither": (A0, B1), "both": (0 * A0, B0)}
-print("zero at first    loss    |dA|    |dB|    then |dA|    |dB|      final loss")
-for name, start in starts.items():
-    (loss, dA, dB), (_, dA2, dB2), *_, (end, _, _) = descend(*start, steps=50)
-    print(f"{name:<13}{loss:8.2f}{dA:8.2f}{dB:8.2f}{dA2:13.2f}{dB2:8.2f}{end:19.2f}")
+starts = {
+    "B": (A0, B0), "A": (0 * A0, B1), "none": (A0, B1), "both": (0 * A0, B0)}
+print("zero  step   loss   |dA|   |dB|")
+for name, (A, B) in starts.items():
+    rows = descend(A, B, steps=50)
+    for step in (1, 2, 50):
+        loss, dA, dB = rows[step - 1]
+        print(f"{name:5}{step:5}{loss:7.2f}{dA:7.2f}{dB:7.2f}")
 
 # %% [markdown]
 # If one factor is zero, the layer starts as $W_0$. One gradient is exactly zero, but only in the
 # first step. If no factor is zero, the layer starts as another function (see its loss). If both are
 # zero, nothing ever changes. LoRA starts with $B = 0$ and a random $A$. The pictures show its first
 # two steps on the engine's tape. Each box has a value and then a gradient.
-
 
 # %%
 @ml.op
@@ -84,29 +84,33 @@ def distance(y, wanted):
     e = y - wanted
     return (e * e).sum() / 2, (lambda g: g * e, None)  # None: no gradient
 
-
-row, goal, frozen = (ml.Tensor(array) for array in (x[None], wanted[None], W0))
+row, goal, frozen = map(ml.Tensor, (x[None], wanted[None], W0))
 A, B = (ml.Tensor(start, requires_grad=True) for start in (A0, B0))
-captions, frames = [
-    "B is zero, so s B A x is zero, and y equals W0 x.",
-    "dA is zero, because the gradient on its way to A is multiplied by B.",
-    "B has changed, A has not. s B A x is not zero now; the loss is lower.",
-    "B is not zero, so dA is not zero: from now on both of them learn.",
-], []
-for step in range(2):
+
+def forward_and_back():
+    """Return pictures of the tape before and after its backward pass."""
+    A.grad = B.grad = None
     with viz.watching() as seen:  # records the values for the picture
         Ax = ops.linear(row, A)  # (1, r): an input is a row here
         BAx = ops.linear(Ax, B)  # (1, d)
         y = ops.linear(row, frozen) + BAx * s
         loss = distance(y, goal)
-    names = {"x": row, "W0": frozen, "A": A, "B": B, "Ax": Ax, "BAx": BAx, "y": y, "loss": loss}
-    A.grad = B.grad = None
-    (_, before), *_, (_, after) = viz.backward_steps(loss, names, seen)  # runs loss.backward()
-    assert (abs(A.grad).max() == 0) == (step == 0)
-    for p in (A, B):
-        p.data -= LR * p.grad
-    frames += zip(captions[2 * step :], (before, after))
-viz.show(viz.stepper(frames, title="The first two steps of A and B"))
+    names = {"x": row, "W0": frozen, "A": A, "B": B, "y": y, "loss": loss}
+    steps = viz.backward_steps(loss, names, seen)  # runs loss.backward()
+    return steps[0][1], steps[-1][1]
+
+before, after = forward_and_back()
+assert abs(A.grad).max() == 0
+B.data -= LR * B.grad  # the first step: only B changes
+later, last = forward_and_back()
+
+# %%
+viz.show(viz.stepper([
+    ("B is zero, so s B A x is zero, and y equals W0 x.", before),
+    ("dA is zero: on its way to A, the gradient is multiplied by B.", after),
+    ("Only B changed. s B A x is not zero now; the loss is lower.", later),
+    ("B is not zero, so dA is not zero. From now on both learn.", last),
+], title="The first two steps of A and B"))
 
 # %% [markdown]
 # ## Your layer in a real model
@@ -115,21 +119,17 @@ viz.show(viz.stepper(frames, title="The first two steps of A and B"))
 # `x @ W.T`. $W_0$ and the bias $b$ are frozen and need no rule. `mask` is for dropout (it sets
 # random inputs to zero), which is off here. `ops.rows` is the function of chapter 02.
 
-
 # %%
 @ml.op
 def mine(x, W, b, A, B, mask=None, *, scale):
-    """W0 x + b + scale · B (A x)        x: (..., k)   W: (d, k)   A: (r, k)   B: (d, r)"""
-
+    """W0 x + b + scale · B (A x)     x: (..., k)  A: (r, k)  B: (d, r)"""
     Ax, rows = x @ A.T, ops.rows
     def dx(g): return g @ W + scale * (g @ B) @ A
     def dA(g): return scale * rows(g @ B).T @ rows(x)
     def dB(g): return scale * rows(g).T @ rows(Ax)
     return x @ W.T + b + scale * (Ax @ B.T), (dx, None, None, dA, dB, None)
 
-
 viz.source(ops.lora_linear)
-
 
 # %% [markdown]
 # The model is the base of chapter 00. `attach` freezes it and puts the layer into each projection
@@ -141,8 +141,7 @@ model = ml.load_base("shakespeare")
 lora.attach(model, config, rng=0)
 print(accounting.count(model))
 trained = model.trainable_parameters()
-ids = model.tokenizer.encode("And God said, Let there be light: and there was light.")
-
+ids = model.tokenizer.encode("And God said, Let there be light.")
 
 def results(layer) -> dict[str, np.ndarray]:
     """Return the loss and the gradients of each A and B with this layer."""
@@ -151,18 +150,16 @@ def results(layer) -> dict[str, np.ndarray]:
     with ops.replaced(lora_linear=layer):
         loss = ops.cross_entropy(model(ids[None, :-1]), ids[None, 1:])
         loss.backward()
-    return {"loss": ml.asnumpy(loss.data), **{n: ml.asnumpy(p.grad) for n, p in trained.items()}}
-
+    gradients = {name: ml.asnumpy(p.grad) for name, p in trained.items()}
+    return {"loss": ml.asnumpy(loss.data), **gradients}
 
 results(ops.lora_linear)  # computes the gradients
 ml.AdamW(trained, lr=0.05).step()  # now B is not zero
 
-
 def furthest(layer) -> float:
-    """Return the largest difference from the engine, relative to its array."""
+    """Return the largest relative difference from the engine."""
     a, b = results(layer), results(ops.lora_linear)
     return max(abs(a[n] - b[n]).max() / abs(b[n]).max() for n in b)
-
 
 # %% [markdown]
 # **Check.** With your layer, the model has the engine's loss and gradients, up to rounding.
@@ -177,31 +174,31 @@ assert furthest(mine) < 1e-4
 #
 # A common mistake: scale by $\alpha$, and forget to divide by $r$.
 
-
 # %%
 def by_alpha(x, W, b, A, B, mask=None, *, scale):
     return mine(x, W, b, A, B, mask, scale=scale * len(A))  # len(A) is r
 
-
 assert furthest(by_alpha) > 1e-4
 wrong, right = (results(layer)["loss"] for layer in (by_alpha, mine))
-print(f"Caught: with alpha for alpha / r the loss is {wrong:.3f}, not {right:.3f}")
+print(f"Caught: with alpha the loss is {wrong:.3f}, not {right:.3f}")
 
 # %% [markdown]
 # ## The scale has many names
 #
-# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? The update should keep its size
-# when we change $r$ (§4.1 of [the paper](https://arxiv.org/abs/2106.09685)). rsLoRA divides by
-# $\sqrt{r}$ ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)). Some libraries use the number
-# itself. If you move an adapter to another library, convert its scale.
+# One number multiplies $BA$: the scale. Why divide $\alpha$ by $r$? So that less has to be tuned
+# again when $r$ changes (§4.1 of [the paper](https://arxiv.org/abs/2106.09685); chapter 08 tries
+# it). rsLoRA ([arXiv 2312.03732](https://arxiv.org/abs/2312.03732)) divides by $\sqrt{r}$. Some
+# libraries use the number itself. If you move an adapter to another library, convert its scale.
 
 # %%
 r, s = config.r, config.alpha / config.r
-print(f"with r = {r}, set this number:{f'for scale {s:g}':>27}{'16 gives scale':>22}")
-for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
-                     ("alpha / sqrt(r) (PEFT's use_rslora)", 1 / r**0.5),
-                     ("the scale itself (MLX)", 1)):
-    print(f"{rule:<40}{s / factor:>15.3g}{16 * factor:>22.3g}")
+rules = {"alpha / r (paper, loralib, PEFT, here)": 1 / r,
+         "alpha / sqrt(r) (PEFT's use_rslora)": 1 / r**0.5,
+         "the scale itself (MLX)": 1.0}
+print(f"r = {r}")
+for rule, factor in rules.items():
+    print(f"{rule}: 16 gives scale {16 * factor:.3g},")
+    print(f"    {s / factor:.3g} gives scale {s:g}")
 
 # %% [markdown]
 # ## Frozen, and where the memory went
@@ -222,9 +219,11 @@ for rule, factor in (("alpha / r (paper, loralib, PEFT, here)", 1 / r),
 full, ledgers = ml.load_base("shakespeare"), {}
 for batch, tokens in ((1, 32), (8, 128)):
     for name, each in (("full", full), ("LoRA", model)):
-        bytes_of = accounting.ledger(each, ml.AdamW(each.trainable_parameters()), batch, tokens)
-        ledgers[f"{name}, {batch * tokens:,} tokens"] = bytes_of
-viz.memory_bars(ledgers, title="LoRA saves gradients and moments, few activations")
+        adamw = ml.AdamW(each.trainable_parameters())
+        ledger = accounting.ledger(each, adamw, batch, tokens)
+        ledgers[f"{name}, {batch * tokens:,} tokens"] = ledger
+title = "LoRA saves gradients and moments, few activations"
+viz.memory_bars(ledgers, title=title)
 viz.show()
 
 # %% [markdown]
@@ -233,11 +232,12 @@ viz.show()
 # adapter (here: in the MLP) keeps nothing. The other ops keep almost as much as before.
 
 # %%
-by_ledger = [ledger.activations for ledger in ledgers.values()]  # op -> bytes
-print(f"{'MiB':<14}" + "".join(f"{label:>20}" for label in ledgers))
-for op in sorted(set().union(*by_ledger)):
-    sizes = [f"{by_op.get(op, 0) / 2**20:>20.2f}" for by_op in by_ledger]
-    print(f"{op:<14}" + "".join(sizes))
+by_full, by_lora = (  # op -> bytes
+    ledgers[f"{name}, 1,024 tokens"].activations for name in ("full", "LoRA"))
+print("MiB, 1,024 tokens   full    LoRA")
+for op in sorted({*by_full, *by_lora}):
+    before, after = (by.get(op, 0) / 2**20 for by in (by_full, by_lora))
+    print(f"{op:<16}{before:8.2f}{after:8.2f}")
 
 # %% [markdown]
 # It is similar for time. Full fine-tuning computes three large products for each layer: $y$, $dx$

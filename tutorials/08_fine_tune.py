@@ -8,9 +8,8 @@
 # We can choose the rank, the scale, the learning rate, and the layers to adapt. Which of these
 # choices matter? For each choice, we train the base of chapter 00 on its new text with three seeds,
 # and evaluate the loss on held-out text. A seed sets the start of $A$ and the order of the text.
-#
-# Each training is short. So the results hold for a small model and a few steps, and we also say
-# what they do not show. With `MINILORA_FAST=1` there are too few steps for any result.
+# Each training is short: the results hold for a small model and a few steps, and we also say what
+# they do not show. (`MINILORA_FAST=1` has too few steps for any result.)
 
 # %%
 import os
@@ -21,81 +20,102 @@ import minilora as ml
 from minilora import accounting, data, lora, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
-STEPS, BATCH, TOKENS, HELD_OUT = (2, 2, 16, (2, 32)) if FAST else (12, 4, 32, (8, 128))
-SEEDS = (0, 1, 2)
+STEPS, TOKENS, HELD_OUT = (2, 16, (2, 32)) if FAST else (8, 32, (8, 64))
+RANKS = (4,) if FAST else (1, 4, 16)
+RATES = (3e-3, 1e-2) if FAST else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS, FIRST = (0, 1, 2), 4  # FIRST: the rank that we tried first
 ATTENTION, MLP = ("q", "k", "v", "o"), ("up", "down")
 
 base = ml.load_base("shakespeare")
 encode = base.tokenizer.encode
-training, rest = (encode(text) for text in data.split(data.load_text("kjv")))
-held_out = data.sequential(rest, *HELD_OUT)[:4]  # as in chapter 00
-new = held_out[:2]  # half of it, because we evaluate often
+training, rest = data.split(data.load_text("kjv"))
+training = encode(training)
+new = data.sequential(encode(rest), *HELD_OUT)[:1]
 frozen = ml.evaluate(base, new)
-print(f"held-out loss of the base: {ml.evaluate(base, held_out):.3f}", end="; ")
-print(f"on the part used below: {frozen:.3f}")
+print(f"held-out loss of the base: {frozen:.3f}")
 
 # %% [markdown]
-# ## One training
-#
-# `fit` is the loop of chapter 03. The scale $s = \alpha / r$ is the same for every rank.
-
+# One training. `fit` is the loop of chapter 03.
 
 # %%
-def tune(seed: int, lr: float, r: int = 4, targets=ATTENTION) -> ml.GPT2:
+def train(model, seed, lr, ids=training, steps=STEPS) -> ml.History:
+    optimizer = ml.AdamW(model.trainable_parameters(), lr, weight_decay=0.0)
+    batches = data.Windows(ids, 2, TOKENS, seed=seed)
+    return ml.fit(model, batches, optimizer, steps, progress=False)
+
+def tune(seed, lr, r=FIRST, alpha=FIRST, targets=ATTENTION) -> ml.GPT2:
     model = ml.load_base("shakespeare")
-    lora.attach(model, lora.LoRAConfig(r=r, alpha=2 * r, targets=targets), rng=seed)
+    lora.attach(model, lora.LoRAConfig(r, alpha, targets), rng=seed)
     train(model, seed, lr)
     return model
 
-
-def train(model: ml.GPT2, seed: int, lr: float, ids=training, steps: int = STEPS) -> ml.History:
-    optimizer = ml.AdamW(model.trainable_parameters(), lr=lr, weight_decay=0.0)
-    batches = data.Windows(ids, BATCH, TOKENS, seed=seed)
-    return ml.fit(model, batches, optimizer, steps, progress=False)
-
+def deltas(model) -> np.ndarray:
+    """Return the ΔW of all adapted layers, in one row."""
+    modules = [module for _, module in model.named_modules()]
+    layers = [m for m in modules if isinstance(m, lora.LoRALinear)]
+    return np.concatenate([ml.asnumpy(m.delta()).ravel() for m in layers])
 
 # %% [markdown]
-# ## Rank and learning rate
+# ## Two ways to set alpha
 #
-# We train every rank with every learning rate and every seed. A line is the median of the seeds. A
-# band goes from the smallest to the largest loss.
+# The scale is $s = \alpha / r$. If we try another rank, what happens to $\alpha$? There are two
+# habits. The paper sets $\alpha$ to the first $r$ that it tries, and leaves it there
+# ([§4.1](https://arxiv.org/abs/2106.09685)). Our first rank is 4, so $\alpha = 4$ for every rank.
+# Many users set $\alpha = 2r$, so the scale is always 2. We try both, with every rank, rate and
+# seed. All else stays the same: the layers (attention), the steps, the text.
 
 # %%
-ranks, rates = ((1, 4), (3e-3, 1e-2)) if FAST else ((1, 4, 16), (1e-3, 3e-3, 1e-2))
-tuned = {(r, lr): [tune(seed, lr, r) for seed in SEEDS] for r in ranks for lr in rates}
-losses = {key: [ml.evaluate(model, new) for model in models] for key, models in tuned.items()}
-sweep = {f"learning rate {lr:g}": {r: losses[r, lr] for r in ranks} for lr in rates}
-viz.rank_sweep(sweep, title="Which rank is best depends on the learning rate")
+def sweep(alpha_of) -> dict:
+    """Return (r, lr) -> a row for each seed: loss, norm of ΔW."""
+    results = {}
+    for r in RANKS:
+        for lr in RATES:
+            models = [tune(seed, lr, r, alpha_of(r)) for seed in SEEDS]
+            losses = [ml.evaluate(model, new) for model in models]
+            sizes = [np.linalg.norm(deltas(model)) for model in models]
+            results[r, lr] = list(zip(losses, sizes))
+    return results
+
+# %%
+def table(results) -> None:
+    """Print the medians of the seeds; apart: the worst rank less the best."""
+    print("rate  ", *(f"{f'r = {r}':>11}" for r in RANKS))
+    print("      ", *[" loss  ‖ΔW‖"] * len(RANKS), " apart")
+    for lr in RATES:
+        cells = [np.median(results[r, lr], axis=0) for r in RANKS]
+        apart = np.ptp([loss for loss, _ in cells])
+        row = (f"{loss:5.2f}{size:6.1f}" for loss, size in cells)
+        print(f"{lr:<6g}", *row, f"{apart:6.2f}")
+
+print(f"alpha = {FIRST} for every rank")
+table(fixed := sweep(lambda r: FIRST))
+print("\nalpha = 2r")
+table(twice := sweep(lambda r: 2 * r))
+
+# %%
+top, bottom = viz.panels(2, 1)
+viz.rate_sweep(fixed, top, "alpha = 4: one rate fits all", frozen)
+viz.rate_sweep(twice, bottom, "alpha = 2r: it does not", frozen)
 viz.show()
 
-
-def best(what, among) -> tuple[float, str]:
-    """Return the learning rate with the lowest median loss, and a description."""
-    lr = min(among, key=lambda lr: np.median(losses[what, lr]))
-    low, middle, high = np.sort(losses[what, lr])
-    return lr, f"at lr {lr:g}: loss {middle:.3f} ({low:.3f} to {high:.3f})"
-
-
-for r in ranks:
-    print(f"r = {r:>2}, {best(r, rates)[1]}")
-
 # %% [markdown]
-# One line alone is misleading. At the lowest rate, rank 16 is far better than rank 1. At the
-# highest rate, it is far worse. Both have the same cause. Adam changes every number by about the
-# learning rate, and $BA$ is a sum of $r$ products. So at the same rate, a larger rank changes the
-# weights more.
+# **It depends on what we keep fixed.** With $\alpha$ fixed, the ranks have similar losses in every
+# row but the last: a rate that is good for one rank is good for the others. With the scale fixed
+# ($\alpha = 2r$) they differ, and the best rate for rank 1 is too high for rank 16. So with the
+# paper's habit we need no new search for the rate when the rank changes; with the other we do.
 #
-# The table shows each rank at its own best rate. There the ranks are close: the differences between
-# them are small compared with the cost of a wrong rate. This agrees with chapter 06, where a few
-# directions did most of the work. Our few steps do not show that a larger rank helps. A long
-# training on much text has more to learn, so there a larger rank may help. (We choose the best rate
-# on the same text that we then use to compare. This makes every rank look a little better than it
-# is.)
+# Look at $\|\Delta W\|$ along a row. Adam changes every number by about the rate, and $BA$ is a sum
+# of $r$ products. With a fixed scale, $\Delta W$ grows with $r$. With a fixed $\alpha$ the sum is
+# divided by $r$, and $\Delta W$ shrinks. So neither habit keeps its size.
+#
+# At its own best rate, each rank reaches about the same loss in both tables, as in chapter 06,
+# where a few directions did most of the work. Our few steps do not show that a larger rank helps.
+# (We choose the best rate on the same text that we then compare on: every rank looks a little
+# better than it is.)
 #
 # ## Alpha is a learning rate
 #
-# Then what does the scale do? We can move it into the factors:
-# $s\,BA = (\sqrt{s}\,B)(\sqrt{s}\,A)$.
+# What does the scale do? We can move it into the factors: $s\,BA = (\sqrt{s}\,B)(\sqrt{s}\,A)$.
 #
 # **Predict.** You train with $s = 4$. A friend trains with $s = 1$, and starts from $2A$ where you
 # start from $A$. So $B$ is multiplied by the same $\sqrt{s} A$ in both. Both use Adam. With which
@@ -113,21 +133,19 @@ for r in ranks:
 # $(1, \sqrt{s}\,\mathrm{lr}, \sqrt{s} A_0)$ give the same ΔW. If $\sqrt{s}$ is a power of two,
 # nothing is rounded, and even the bits are the same.
 
-
 # %%
-def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: float = 0.0):
-    """Return ΔW of every adapted layer, stacked. `start` multiplies A0."""
-    model, r = ml.load_base("shakespeare"), 4
-    lora.attach(model, lora.LoRAConfig(r=r, alpha=s * r), rng=0)
-    trained, batches = model.trainable_parameters(), data.Windows(training, 2, 16, seed=0)
+def update(s, lr, start=1.0, eps=0.0, decay=0.0) -> np.ndarray:
+    """Return ΔW of all adapted layers. `start` multiplies A0."""
+    model = ml.load_base("shakespeare")
+    lora.attach(model, lora.LoRAConfig(r=4, alpha=4 * s), rng=0)
+    trained = model.trainable_parameters()
     for name, p in trained.items():
         if name.endswith(".A"):
             p.data *= start
     optimizer = ml.AdamW(trained, lr=lr, eps=eps, weight_decay=decay)
+    batches = data.Windows(training, 2, 16, seed=0)
     ml.fit(model, batches, optimizer, 3, progress=False)
-    layers = [m for _, m in model.named_modules() if isinstance(m, lora.LoRALinear)]
-    return np.stack([ml.asnumpy(layer.delta()) for layer in layers])
-
+    return deltas(model)
 
 # %% [markdown]
 # **Check.** The two runs give the same bits. With Adam's usual $\varepsilon$ they differ a little,
@@ -137,85 +155,85 @@ def update(s: float, lr: float, start: float = 1.0, eps: float = 0.0, decay: flo
 
 # %%
 for s in (4.0,) if FAST else (0.25, 4.0):
-    assert (update(s, 1e-2) == update(1.0, s**0.5 * 1e-2, s**0.5)).all()
+    root = s**0.5
+    assert (update(s, 1e-2) == update(1.0, root * 1e-2, root)).all()
 for how in ({"eps": 1e-8}, {"decay": 0.1}):
     yours, friends = update(4.0, 1e-2, **how), update(1.0, 2e-2, 2.0, **how)
     off = np.linalg.norm(yours - friends) / np.linalg.norm(yours)
-    print(f"with {how} they differ by {off:.1e} of the norm of ΔW")
+    print(f"with {how} they differ by {off:.1e} of ‖ΔW‖")
 
 # %% [markdown]
-# So we do not need to search both alpha and the learning rate. §4.1 of
-# [the paper](https://arxiv.org/abs/2106.09685) says the same, and therefore sets $\alpha$ once, to
-# the first $r$ that it tries.
+# So do not search both. §4.1 says nearly the same: to tune $\alpha$ is roughly to tune the rate, if
+# the start is scaled too.
 #
 # ## Which matrices
 #
-# The paper adapts only attention. We can put about as many trained parameters into the MLP. We show
-# both at the better of two rates, because the figure has shown that the rate matters.
+# The paper adapts only attention. We also put about as many trained parameters into the MLP. For
+# both we show the better of two rates.
 
 # %%
-for lr in rates[-2:]:
-    tuned["MLP", lr] = [tune(seed, lr, 3, MLP) for seed in SEEDS]
-    losses["MLP", lr] = [ml.evaluate(model, new) for model in tuned["MLP", lr]]
-for name, what in (("attention", 4), ("MLP", "MLP")):
-    lr, description = best(what, rates[-2:])
-    n = accounting.count(tuned[what, lr][0]).trainable
-    print(f"{name:<9} {n:,} parameters, {description}")
+places = {"attention": (4, ATTENTION), "MLP": (3, MLP)}
+for place, (r, targets) in places.items():
+    found = {}
+    for lr in (3e-3, 1e-2):
+        models = [tune(seed, lr, r, FIRST, targets) for seed in SEEDS]
+        found[lr] = sorted(ml.evaluate(model, new) for model in models)
+    lr = min(found, key=lambda lr: found[lr][1])  # [1]: the median
+    low, middle, high = found[lr]
+    print(f"{place}: {accounting.count(models[0]).trainable:,} parameters,")
+    print(f"  lr {lr:g}: loss {middle:.3f} ({low:.3f} to {high:.3f})")
 
 # %% [markdown]
-# Here the MLP is the better place: the ranges do not overlap. This is one small model and one text.
-# But work after the paper also adapts all linear layers, and not only attention.
+# The ranges overlap: our three seeds do not say which place is better. QLoRA (Dettmers et al. 2023,
+# §4 of [arXiv 2305.14314](https://arxiv.org/abs/2305.14314)) adapts all linear layers, and finds
+# that this is needed to reach the quality of full fine-tuning.
 #
 # ## What is forgotten
 #
-# The base knew Shakespeare's plays. How much of this does it lose while it learns the new text?
+# The base knew Shakespeare's plays. How much of this does it lose? We print how both losses change.
 
 # %%
-old = data.sequential(encode(data.split(data.load_text("plays"), 0.05)[1]), *HELD_OUT)[:2]
+def tune_all(seed, lr) -> ml.GPT2:
+    model = ml.load_base("shakespeare")
+    train(model, seed, lr)
+    return model
+
+plays = encode(data.split(data.load_text("plays"), 0.05)[1])
+old = data.sequential(plays, *HELD_OUT)[:1]  # held out
 known = ml.evaluate(base, old)
-for lr in (1e-4, 3e-4):
-    tuned["full", lr] = [ml.load_base("shakespeare") for _ in SEEDS]
-    for seed, model in zip(SEEDS, tuned["full", lr]):
-        train(model, seed, lr)
-    losses["full", lr] = [ml.evaluate(model, new) for model in tuned["full", lr]]
-print("change of the loss   new text   old text (from .. to)")
-for what, lr in [key for key in tuned if key[0] in (4, "full")]:
-    gain = np.median(losses[what, lr]) - frozen
-    low, middle, high = np.sort([ml.evaluate(model, old) for model in tuned[what, lr]]) - known
-    name = f"{'full' if what == 'full' else 'LoRA'}, lr {lr:g}"
-    print(f"{name:<19}{gain:>+10.2f}{middle:>+11.2f} ({low:+.2f} .. {high:+.2f})")
+print("loss of ...    new text old text (from .. to)")
+for way, rates in ((tune, RATES[1:4]), (tune_all, (1e-4, 3e-4))):
+    for lr in rates:
+        models = [way(seed, lr) for seed in SEEDS]
+        gain = np.median([ml.evaluate(m, new) for m in models]) - frozen
+        low, lost, high = sorted(ml.evaluate(m, old) - known for m in models)
+        name = f"{'LoRA' if way is tune else 'full'}, {lr:g}"
+        print(f"{name:<14}{gain:+9.2f}{lost:+9.2f} ({low:.2f} .. {high:.2f})")
 
 # %% [markdown]
 # When the new loss falls, the old loss rises. LoRA does not prevent this. $W_0$ is unchanged, but
-# the model computes with $W_0 + \Delta W$. The highest rate of LoRA forgets more than the middle
-# one, and learns nothing more.
-#
-# Compare two rows that learned the same amount. At its lower rate, full fine-tuning learns about as
-# much as LoRA at its best rate, and it forgets *less*. This is one small model, a few steps, and
-# LoRA on attention only. Still, we do not find that LoRA forgets less. But LoRA has a way back:
-# remove the adapter, and you have the base again, bit for bit.
+# the model computes with $W_0 + \Delta W$. The highest rate of LoRA forgets far more than the
+# middle one, and learns hardly more. Compare two rows that learned about the same: the middle rate
+# of LoRA and the lower rate of full fine-tuning. Here LoRA does not forget less. (In far longer
+# trainings it does: Biderman et al. 2024, [arXiv 2405.09673](https://arxiv.org/abs/2405.09673).)
+# But LoRA has a way back: remove the adapter, and you have the base again, bit for bit.
 #
 # ## Break it
 #
-# Choose by the wrong loss. A training on a few lines of text looks excellent if we judge it by the
-# same lines.
+# Choose by the wrong loss: a training on a few lines looks excellent if the same lines judge it.
 
 # %%
 model = ml.load_base("shakespeare")
 lora.attach(model, lora.LoRAConfig(r=16, alpha=32, targets=ATTENTION), rng=0)
-history = train(model, seed=0, lr=1e-2, ids=training[:200], steps=30 if FAST else 60)
-try:
-    assert ml.evaluate(model, new) < frozen, "worse than the frozen base"
-except AssertionError as error:
-    print(f"Caught: training loss {history.losses[0]:.2f} -> {history.losses[-1]:.2f},")
-    print(f"held-out loss {frozen:.2f} -> {ml.evaluate(model, new):.2f}: {error}")
-else:
-    raise RuntimeError("this should have failed")
+history = train(model, 0, 1e-2, ids=training[:200], steps=30 if FAST else 60)
+first, last = history.losses[0], history.losses[-1]
+after = ml.evaluate(model, new)
+assert after > frozen, "this should have failed"
+print(f"Caught: training loss {first:.2f} -> {last:.2f}, but")
+print(f"held-out loss {frozen:.2f} -> {after:.2f}, worse than the base's")
 
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You built a fair comparison: each choice at its own learning rate, with several seeds, on held-out
-# text, and with both the gain and the loss of old knowledge.
-#
+# You built a fair comparison: each choice at its own rate, several seeds, a held-out text.
 # **Next:** chapter 09 merges the update into the weights.

@@ -29,32 +29,36 @@ FAST = os.environ.get("MINILORA_FAST") == "1"
 
 # %%
 model = ml.load_base("shakespeare")
-lora.attach(model, lora.LoRAConfig(r=4, alpha=8, targets=("q", "k", "v", "o")), rng=0)
-batches = data.Windows(model.tokenizer.encode(data.load_text("kjv")[:50_000]), 4, 32, seed=0)
+config = lora.LoRAConfig(r=4, alpha=8, targets=("q", "k", "v", "o"))
+lora.attach(model, config, rng=0)
+text = model.tokenizer.encode(data.load_text("kjv")[:50_000])
+batches = data.Windows(text, batch=4, tokens=32, seed=0)
 optimizer = ml.AdamW(model.trainable_parameters(), lr=3e-3)
 ml.fit(model, batches, optimizer, steps=4 if FAST else 15, progress=False)
 
+# %%
 block, ids = model.blocks[0], model.tokenizer.encode("And God said")
 layer, adapter = block.attn.q, block.attn.q.adapters["default"]
-x = ml.asnumpy(block.ln1(model.tok(ids) + model.pos(np.arange(len(ids)))).data)[-1]  # (k,)
-W0, A, B = (np.array(ml.asnumpy(p.data)) for p in (layer.base.W, adapter.A, adapter.B))
-alpha, size = adapter.alpha, np.linalg.norm(adapter.scale * B @ A) / np.linalg.norm(W0)
+inputs = model.tok(ids) + model.pos(np.arange(len(ids)))  # (tokens, k)
+x = ml.asnumpy(block.ln1(inputs))[-1]  # (k,)
+W0 = ml.asnumpy(layer.base.W).copy()
+A, B, alpha = ml.asnumpy(adapter.A), ml.asnumpy(adapter.B), adapter.alpha
+size = np.linalg.norm(adapter.scale * B @ A) / np.linalg.norm(W0)
 print(f"the update has {100 * size:.1f} % of the norm of W0")
 
-
+# %%
 def unmerged(W0, A, B, alpha, x):
     return W0 @ x + x.dtype.type(alpha / len(A)) * (B @ (A @ x))
 
-
 def merge(W0, A, B, alpha):
     """Return W0 + s B A, computed in float64 and rounded once."""
-    return (W0 + alpha / len(A) * (np.float64(B) @ np.float64(A))).astype(W0.dtype)
-
+    BA = np.float64(B) @ np.float64(A)
+    return (W0 + alpha / len(A) * BA).astype(W0.dtype)
 
 for dtype in (np.float32, np.float64):
-    case = [a.astype(dtype) for a in (W0, A, B)]
-    error = merge(*case, alpha) @ x.astype(dtype) - unmerged(*case, alpha, x.astype(dtype))
-    print(f"{dtype.__name__}: |merged - unmerged| up to {abs(error).max():.1e}")
+    *case, one = (a.astype(dtype) for a in (W0, A, B, x))
+    error = merge(*case, alpha) @ one - unmerged(*case, alpha, one)
+    print(f"{dtype.__name__}: they differ by up to {abs(error).max():.1e}")
 
 # %% [markdown]
 # ## How large can the difference be?
@@ -78,7 +82,6 @@ for dtype in (np.float32, np.float64):
 #
 # $$ |\mathrm{merged} - \mathrm{unmerged}| \le 2\gamma\, (|W_0|\,|x| + |s|\,|B|\,|A|\,|x|). $$
 
-
 # %%
 def difference(merge, dtype, W0, A, B, alpha, x):
     """Return |merged - unmerged| and its bound, for each output."""
@@ -86,8 +89,8 @@ def difference(merge, dtype, W0, A, B, alpha, x):
     error = np.abs(merge(W0, A, B, alpha) @ x - unmerged(W0, A, B, alpha, x))
     nu = (len(x) + len(A) + 3) * np.finfo(dtype).eps / 2
     W0, A, B, x = (np.abs(np.float64(a)) for a in (W0, A, B, x))
-    return error, 2 * nu / (1 - nu) * (W0 @ x + abs(alpha) / len(A) * (B @ (A @ x)))
-
+    terms = W0 @ x + abs(alpha) / len(A) * (B @ (A @ x))
+    return error, 2 * nu / (1 - nu) * terms
 
 # %% [markdown]
 # **Check.** A right merge stays below the bound for all sizes, scales and numbers. A loop searches
@@ -95,27 +98,25 @@ def difference(merge, dtype, W0, A, B, alpha, x):
 # $\alpha / r$ it finds one. ($d$ and $k$ differ, so that a missing transpose cannot hide. We leave
 # out numbers so close to zero that floats become less precise.)
 
-
 # %%
 def counterexample(merge, trials: int):
     """Describe a case in which `merge` exceeds the bound, or return None."""
     rng = np.random.default_rng(0)
     for _ in range(trials):
         d, k, r = (int(rng.integers(1, n)) for n in (80, 80, 9))
-        alpha = float(r * rng.choice([0.25, 0.5, 2, 4]))  # alpha = r hides mistakes
-        case = [2.0 ** rng.integers(-3, 4) * rng.normal(size=n) for n in ((d, k), (r, k), (d, r))]
+        alpha = float(r * rng.choice([0.25, 0.5, 2, 4]))  # not r
+        case = [2.0 ** rng.integers(-3, 4) * rng.normal(size=shape)
+                for shape in ((d, k), (r, k), (d, r))]
         for dtype in (np.float32, np.float64):
             x = rng.standard_normal(k)
             error, bound = difference(merge, dtype, *case, alpha, x)
             if not (error <= bound).all():
                 i = np.argmax(error / bound)
-                return f"{d=} {k=} {r=} {alpha=}: {error[i]:.1e} > {bound[i]:.1e}"
+                return f"{d=} {k=} {r=}: {error[i]:.1e} > {bound[i]:.1e}"
     return None
-
 
 def by_alpha(W0, A, B, alpha):
     return merge(W0, A, B, alpha * len(A))  # forgets to divide by r
-
 
 assert counterexample(merge, trials=50 if FAST else 2000) is None
 print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
@@ -127,14 +128,16 @@ print("alpha for alpha / r:", counterexample(by_alpha, trials=50))
 # never happens, so the bound is far above the usual error. For an entire model (`lora.verify`
 # counts the roundings op by op) it is so high that an update that is 1 % too large stays below it.
 
-
 # %%
-right = lora.Adapted.delta  # ΔW, which the library adds to W0; below, 1 % more
-with mock.patch.object(lora.Adapted, "delta", lambda layer: 1.01 * right(layer)):
+right = lora.Adapted.delta  # ΔW, which the library adds to W0
+
+def too_large(layer): return 1.01 * right(layer)
+
+with mock.patch.object(lora.Adapted, "delta", too_large):
     proof = lora.verify(model, ids[None])
 off = proof.logits
 assert off.difference <= off.bound and not proof.passed
-print(f"Caught: {off.difference:.0e} is below the bound {off.bound:.0e}, but:")
+print(f"Caught: {off.difference:.0e} is below {off.bound:.0e}, but:")
 print(proof)
 
 # %% [markdown]
@@ -165,7 +168,6 @@ print(lora.verify(model, ids[None]))
 #
 # </details>
 
-
 # %%
 def bfloat16(a: np.ndarray) -> np.ndarray:
     """Return the nearest bfloat16: a float32 without its last 16 bits."""
@@ -173,40 +175,40 @@ def bfloat16(a: np.ndarray) -> np.ndarray:
     bits = bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
-
 def lost(store, size: float) -> float:
     """Return the share of ΔW that a merge loses if ‖ΔW‖ is `size` · ‖W0‖."""
     start, delta = np.float64(store(W0)), np.float64(B) @ np.float64(A)
     delta *= size * np.linalg.norm(start) / np.linalg.norm(delta)
-    return np.linalg.norm(np.float64(store(start + delta)) - start - delta) / np.linalg.norm(delta)
-
+    error = np.float64(store(start + delta)) - start - delta
+    return np.linalg.norm(error) / np.linalg.norm(delta)
 
 stores = {"bfloat16": bfloat16, "float16": np.float16, "float32": np.float32}
+print("lost share of  the small update  the one trained above")
 for name, store in stores.items():
-    print(f"{name:>8}: loses {lost(store, 1e-3):.1e} of the small update,", end=" ")
-    print(f"{lost(store, size):.1e} of the one trained above")
+    print(f"{name:13}{lost(store, 1e-3):18.1e}{lost(store, size):23.1e}")
 
+# %%
 sizes = np.logspace(-5, 0, 41)
-share = {name: (sizes, [lost(stores[name], n) for n in sizes]) for name in ("bfloat16", "float16")}
-most = {name: (sizes, np.minimum(1, u * (1 + 1 / sizes)))
-        for name, u in (("bfloat16", 2**-8), ("float16", 2**-11))}
-viz.curves(
-    share | {"the update trained above": ([size, size], [0, 1])}, dotted=most, log="x",
-    title="A merge rounds a small update away, bfloat16 first",
-    xlabel="size of the update, ‖ΔW‖ / ‖W0‖", ylabel="lost share (dotted: bound)",
-)
+share, most = {}, {}
+for name, u in (("bfloat16", 2**-8), ("float16", 2**-11)):
+    share[name] = sizes, [lost(stores[name], n) for n in sizes]
+    most[name] = sizes, np.minimum(1, u * (1 + 1 / sizes))
+share["trained above"] = [size, size], [0, 1]
+title = "A merge rounds a small update away, bfloat16 first"
+axes = "size of the update, ‖ΔW‖ / ‖W0‖", "lost share (dotted: bound)"
+viz.curves(share, None, title, *axes, log="x", dotted=most)
 viz.show()
 
 # %% [markdown]
 # ## The same layers, the same speed
 #
-# The merged model has the same layers as the base. In the unmerged model, each adapted layer
-# computes two more products. The three models take turns, so that other programs slow all three
-# equally. We compare the fastest turns.
+# The merged model has the layers of the base. In the unmerged model, each adapted layer computes
+# two more products. They take turns, so that other programs slow all equally. We compare the
+# fastest turns.
 
 # %%
 plain, merged = ml.load_base("shakespeare"), ml.load_base("shakespeare")
-lora.attach(merged, model.adapters.configs["default"], rng=0)
+lora.attach(merged, config, rng=0)
 lora.merge(merged)
 assert repr(merged) == repr(plain) != repr(model)
 models = {"base": plain, "unmerged": model, "merged": merged}
@@ -219,20 +221,19 @@ for _ in range(20 if FAST else 100):
         seconds[name].append(time.perf_counter() - start)
 for name, taken in seconds.items():
     times = min(taken) / min(seconds["base"])
-    print(f"{name:>8}: {1000 * min(taken):.2f} ms, {times:.2f} times the base")
+    print(f"{name:8} {1000 * min(taken):.2f} ms, {times:.2f} times the base")
 
 # %% [markdown]
 # ## Undo
 #
 # Can we subtract $\Delta W$ again? $W_0 + \Delta W$ was rounded, and a subtraction does not restore
-# the lost digits. With many adapters one after another, such errors add up. `lora.merged` merges
-# only inside a `with` block. Its weights are those of our own `merge`, bit for bit. At the end it
-# puts the original array of $W_0$ back: the same bits as before.
+# the lost digits. With many adapters, such errors add up. `lora.merged` merges only inside a `with`
+# block, bit for bit as our own `merge`. At the end it puts the original array of $W_0$ back.
 
 # %%
 W, rng, swaps = W0, np.random.default_rng(0), 20 if FAST else 500
 for _ in range(swaps):
-    other = rng.permutation(A, axis=1), rng.permutation(B, axis=0)  # a new adapter
+    other = rng.permutation(A, axis=1), rng.permutation(B, axis=0)  # new
     W = merge(merge(W, *other, alpha), *other, -alpha)
 changed = np.mean(W != W0)
 print(f"after {swaps} adapters, {changed:.0%} of the weights have changed")
@@ -243,8 +244,7 @@ assert (ml.asnumpy(block.attn.q.base.W.data) == W0).all()
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You built a bound for the difference between merged and unmerged, and a search that finds a wrong
-# merge. You know sharper checks, what a merge in 16 bits loses, and an exact undo.
+# You built a bound for a merge, a search that finds a wrong one, sharper checks and an exact undo.
 #
 # **Next:** this is the last chapter so far. Try a text of your own with `minilora finetune` and
 # `minilora merge`. Or put a mistake into `merge` above, and see which check finds it.

@@ -1,14 +1,7 @@
 """What training costs: counted on arrays without numbers, and measured on real ones.
 
 `count` counts parameters, `ledger` the memory of one step of a live model, in bytes, and `plan` the
-memory and the work of one step of a model of any size. The fields of a `Cost`:
-
-products     floating-point operations of matrix products: 2 for each multiply-add, so 2·m·n·k for
-             (m, k) @ (k, n)
-elementwise  numbers that elementwise functions write and reductions read
-moved        bytes that all functions read and write
-calls        calls of functions that compute; on a device, each starts a kernel
-depth        calls in the longest chain in which each call waits for the one before
+memory and the work of one step of a model of any size. `UNITS` says what a `Cost` counts.
 """
 
 from typing import Any
@@ -17,11 +10,11 @@ from ..backend.shapes import Cost
 from ..models.families import SHAPES
 from .ledger import Ledger, Row, ledger
 from .parameters import Count, count
-from .plan import COMPARED, Plan, label, plan
+from .plan import COMPARED, UNITS, Plan, label, plan
 
 __all__ = [
-    "COMPARED", "SHAPES", "Cost", "Count", "Ledger", "Plan", "Row", "count", "label", "ledger",
-    "plan",
+    "COMPARED", "SHAPES", "UNITS", "Cost", "Count", "Ledger", "Plan", "Row", "count", "label",
+    "ledger", "plan",
 ]
 
 

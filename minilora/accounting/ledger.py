@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..backend.blocks import restoring
 from ..backend.threads import threads
 from ..nn import Module
 from ..training.optim import Optimizer
@@ -71,10 +72,9 @@ def ledger(model: Module, optimizer: Optimizer, batch: int, tokens: int) -> Ledg
     """
     ids = random_ids(model, batch, tokens)
     expected = on_shapes(model, optimizer, ids)
-    before = threads(1)
-    try:
+    before = threads()
+    with restoring(lambda: threads(before)):
+        threads(1)
         seen = live(model, optimizer, ids)
-    finally:
-        threads(before)
     rows = tuple(Row(name, expected.rows[name], seen.rows[name]) for name in ROWS)
     return Ledger(rows, expected.kinds, Row("peak", expected.peak, seen.peak))

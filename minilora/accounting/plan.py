@@ -21,10 +21,13 @@ from .traced import meter
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
 POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # -> arithmetic
 
-UNITS = (  # of the table of costs
-    "units: products: FLOPs (2 per multiply-add), elementwise: numbers, moved: bytes, "
-    "depth: calls"
-)
+UNITS = {  # field of a Cost -> its unit, and what it counts
+    "products": ("FLOPs", "of matrix products, 2 for each multiply-add"),
+    "elementwise": ("numbers", "that elementwise functions write and that reductions read"),
+    "moved": ("bytes", "that all functions read and write"),
+    "calls": ("calls", "of functions that compute; on a GPU each starts a kernel"),
+    "depth": ("calls", "in the longest chain in which each waits for the one before"),
+}
 
 COMPARED = (  # the methods of the paper's tables 2 to 4, at sizes of these tables
     methods.Full(), methods.FTTop2(), methods.BitFit(), methods.PreEmbed(lp=256, li=8),
@@ -43,9 +46,7 @@ class Plan:
     bytes        kind of memory -> bytes, with "peak": the most in use at one time
     activations  kind of op -> bytes
     checkpoint   bytes of the trained parameters, which training saves
-    forward, backward, step (the optimizer's): the `Cost` of each. products: floating-point
-    operations, 2 per multiply-add; elementwise: numbers; moved: bytes; calls; depth: calls in the
-    longest chain of dependent calls
+    forward, backward, step (the optimizer's): the `Cost` of each, in UNITS
     """
 
     title: str
@@ -67,14 +68,16 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        lines = [self.title, str(self.count), "", f"{'bytes of':<16}{'':>22}"]
+        lines = [self.title, str(self.count), "", f"{'memory':<20}{'bytes':>22}"]
         for name, size in {**self.bytes, "checkpoint": self.checkpoint}.items():
-            lines.append(f"{name:<16}{size:>22,}")
-        lines += ["", f"{'cost of':<16}{'forward':>22}{'backward':>22}{'step':>22}"]
-        for name in Cost._fields:
+            lines.append(f"{name:<20}{size:>22,}")
+        lines += ["", f"{'cost of':<20}{'forward':>22}{'backward':>22}{'step':>22}"]
+        for name, (unit, _) in UNITS.items():
             each = (getattr(cost, name) for cost in (self.forward, self.backward, self.step))
-            lines.append(f"{name:<16}" + "".join(f"{n:>22,}" for n in each))
-        return "\n".join(line.rstrip() for line in [*lines, UNITS])
+            label = name if name == unit else f"{name}, {unit}"
+            lines.append(f"{label:<20}" + "".join(f"{n:>22,}" for n in each))
+        lines += ["", *(f"{name}: {unit} {what}" for name, (unit, what) in UNITS.items())]
+        return "\n".join(lines)
 
 
 @our_words

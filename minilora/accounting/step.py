@@ -9,20 +9,19 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from ..backend import current, using
-from ..backend.settings import is_plain, restoring
+from ..backend.blocks import block, restoring
+from ..backend.settings import is_plain
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
 from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
-from ..tensor import Node, Tensor, no_grad
+from ..tensor import Node, Tensor, held, no_grad
 from ..training.optim import Optimizer
 from .traced import meter
 
@@ -46,7 +45,7 @@ class Step:
     costs: tuple[Cost, ...]
 
 
-@contextmanager
+@block
 def no_collection() -> Iterator[None]:
     """Collect no garbage in the block: arrays that earlier work left would be freed in it."""
     if not gc.isenabled():  # by the user, or by another thread that measures and enables it again
@@ -57,7 +56,6 @@ def no_collection() -> Iterator[None]:
         yield
 
 
-@no_collection()
 def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) -> Step:
     """Run forward, backward and update on ids (2, batch, tokens): inputs and targets.
 
@@ -124,28 +122,27 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
         arrays = [p.data for p in everything(model, optimizer) if p.requires_grad]
         arrays += [*optimizer.arrays().values()]
         copies = [array.copy() for array in arrays]
-        try:
-            with no_grad():
-                model(ids[0])  # creates cached arrays, such as erf's series: no activations
-            with meter() as counted:
-                return observe(model, optimizer, ids, counted)
-        finally:
+
+        def restore() -> None:
             for array, copy in zip(arrays, copies):
                 array[...] = copy
 
+        with restoring(restore):
+            with no_grad():
+                model(ids[0])  # creates cached arrays, such as erf's series: no activations
+            with no_collection(), meter() as counted:
+                return observe(model, optimizer, ids, counted)
 
-@contextmanager
+
+@block
 def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
     """Run the block without gradients, then put back all arrays, gradients and generators."""
     parameters = [(p, p.data, p.grad) for p in everything(model, optimizer)]
     states = {name: (state, dict(state)) for name, state in optimizer.state.items()}
     draws = [(rng, rng.bit_generator.state) for rng in generators(model).values()]
     t = optimizer.t
-    try:
-        for p, _, _ in parameters:
-            p.grad = None
-        yield
-    finally:
+
+    def restore() -> None:
         for p, data, grad in parameters:
             p.data, p.grad = data, grad
         optimizer.t = t
@@ -156,6 +153,11 @@ def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
             optimizer.state[name] = state
         for rng, position in draws:
             rng.bit_generator.state = position
+
+    with restoring(restore):
+        for p, _, _ in parameters:
+            p.grad = None
+        yield
 
 
 def everything(model: Module, optimizer: Optimizer) -> list[Any]:
@@ -191,8 +193,8 @@ def by_kind(loss: Tensor, total: int, parameters: Iterable[Tensor]) -> dict[str,
     counted, kinds = {id(p.data.buffer) for p in parameters}, Counter[str]()
     for node in sorted(_nodes(loss), key=lambda node: node.serial):
         rules = [rule for _, rule in node.edges or ()]
-        for array in _arrays([rules, loss.data if node is loss._node else None], set()):
-            if id(array.buffer) not in counted:
+        for array in held([rules, loss.data if node is loss._node else None]):
+            if isinstance(array, Array) and id(array.buffer) not in counted:
                 counted.add(id(array.buffer))
                 kinds[node.name] += array.buffer.nbytes
     kinds["other"] = total - sum(kinds.values())
@@ -214,27 +216,3 @@ def _nodes(loss: Tensor) -> set[Node]:
             nodes.add(node)
             todo += _targets(node, Node)
     return nodes
-
-
-def _arrays(thing: Any, seen: set[int]) -> Iterator[Any]:
-    """Yield the arrays in `thing`: in tensors, closures and containers, at any depth."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Array):
-        yield thing
-    elif isinstance(thing, Tensor):
-        yield from _arrays(thing.data, seen)
-    elif isinstance(thing, FunctionType):
-        for cell in thing.__closure__ or ():
-            yield from _arrays(_content(cell), seen)
-    elif isinstance(thing, list | tuple | dict):
-        for item in thing.values() if isinstance(thing, dict) else thing:
-            yield from _arrays(item, seen)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the variable was deleted
-        return None

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from glob import escape
 from typing import Any
 
-import numpy as np
-
 from ..backend import asnumpy
+from ..backend.flags import quietly
 from ..checks import warn
 from ..files import checkpoint
 from ..nn import Module
@@ -148,6 +147,5 @@ def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -
     if paths:
         base = {f"{at}.W": base[f"{at}.W"] for at in paths}
     arrays = {id(p): asnumpy(p.data) for _, p in base.values()}
-    with np.errstate(over="ignore"):
-        return checkpoint.fingerprint(
-            array if dtype is None else array.astype(dtype) for array in arrays.values())
+    narrow = (array if dtype is None else array.astype(dtype) for array in arrays.values())
+    return str(quietly(checkpoint.fingerprint, narrow))

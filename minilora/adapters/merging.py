@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
 from ..backend import current, xp
-from ..backend.settings import restoring
+from ..backend.blocks import block, restoring
 from ..nn import Module, Parameter
 from ..words import our_words
 from .places import adapted, swap
@@ -46,7 +45,7 @@ def merge(model: Module) -> dict[str, float]:
 
 
 @our_words
-@contextmanager
+@block
 def merged(model: Module) -> Iterator[None]:
     """Merge the model in the block; afterwards W0 and the adapters are back, bit for bit.
 

@@ -30,6 +30,16 @@ def first(patterns: Mapping[str, Any], path: str, otherwise: Any) -> Any:
     return next((value for p, value in patterns.items() if matches(path, p)), otherwise)
 
 
+def hidden(patterns: Iterable[str], paths: Collection[str]) -> dict[str, str]:
+    """Return the patterns that are never the `first` to match a path, each with one that is."""
+    found: dict[str, str] = {}
+    winners = {path: first({p: p for p in patterns}, path, "") for path in paths}
+    for pattern in patterns:
+        if pattern not in winners.values():
+            found[pattern] = next(w for at, w in winners.items() if matches(at, pattern))
+    return found
+
+
 def below(names: Sequence[str], patterns: Iterable[str], what: str) -> list[str]:
     """Return the parameter names that match a pattern, by themselves or by a module above them.
 

@@ -9,14 +9,13 @@ is as it was before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backend import Rng, generator
-from ..backend.settings import restoring
-from ..checks import describe
+from ..backend.blocks import block, restoring
+from ..checks import describe, warn
 from ..config import Config
 from ..nn import Module, Parameter
 from ..words import our_words
@@ -116,6 +115,10 @@ def attach(
     store(matrices, state.flags)
     _train(model, state, name)
     _activate(model, state, [name])
+    holders = [m for m in adapted(model).values() if name in m.adapters]
+    if getattr(method, "dropout", 0) and not all(m.training for m in holders):
+        warn("attach: in eval mode dropout is off: fit and train_step switch it on in their steps, "
+             "a loop of your own has to call model.train()")
     return list(trained_by(model, name))
 
 
@@ -141,7 +144,7 @@ def activate(model: Module, *names: str) -> None:
 
 
 @our_words
-@contextmanager
+@block
 def disabled(model: Module) -> Iterator[None]:
     """Run the base alone in the block, bit for bit; afterwards the same adapters are active."""
     before = state_of(model).active
@@ -226,10 +229,11 @@ def _named(
 def install(model: Module, method: Method, name: str, rng: np.random.Generator) -> Adapters:
     """Add a method's adapters and copies to the model, neither active nor trained yet."""
     state = find(model) or Adapters(model)
-    if not isinstance(name, str) or name in (*state.configs, "base", "") or "." in name:
+    taken = *state.configs, "base", ""  # and arrays in a file have printable names, with dots
+    if not isinstance(name, str) or name in taken or "." in name or not name.isprintable():
         raise ValueError(
-            f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base' or taken; attached "
-            f"are {sorted(state.configs)}: choose another name"
+            f"{name!r} cannot be an adapter's name: it is empty, dotted, 'base', taken, or has "
+            f"characters that do not print; attached are {sorted(state.configs)}: choose another"
         )
     if own := {n for m in adapted(model).values() for n in m.adapters} - state.configs.keys():
         raise ValueError(

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from .. import ops
+from ..backend.blocks import block
 from ..nn import Module
 from ..tensor import Tensor
 from ..words import our_words
@@ -22,7 +22,7 @@ from .registry import state_of
 
 
 @our_words
-@contextmanager
+@block
 def per_row(model: Module, names: Sequence[str]) -> Iterator[None]:
     """Run each batch row with its own adapter in the block; "base": without an adapter.
 

@@ -8,41 +8,56 @@ host.py       functions that NumPy lacks      threads.py   work shared by the co
 gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
 shapes/       arrays without numbers, whose bytes and operations are counted
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
+writes.py     which arrays were written to, and when
+blocks.py     blocks that restore what they changed, interrupts included
 """
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from .blocks import block, restoring
 from .library import Array as Array
 from .library import Backend as Backend
+from .library import InUse, switch
 from .library import Rng as Rng
-
-
-class _Namespace:
-    """Forwards to the module in use. A name is looked up there once, and stored here after that."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(_current.module, name)
-        self.__dict__[name] = value
-        return value
+from .library import current as current
+from .library import xp as xp
 
 LIBRARIES = {"numpy": "", "cupy": "gpu", "shapes": "shapes"}  # name -> its file here
-_current: Backend = Backend()
-xp: Any = _Namespace()
 
 def use(backend: str | Backend, *, plain: bool = False) -> Backend:
-    """Switch the array library; return the previous one.
+    """Switch the array library of this thread; return the previous one.
     backend: "numpy", "cupy", "cupy:1" (that device), "shapes", or a `Backend`. plain: run every op
     as it is printed in ops/, without its kernel. Existing arrays stay in their library, so switch
-    first, then build the model. Raises ImportError if the library is not installed, RuntimeError if
-    no device answers, ValueError for an unknown name or device.
+    first, then build the model. Threads that start later begin with the main thread's choice.
+    Raises ImportError if the library is not installed, RuntimeError if no device answers,
+    ValueError for an unknown name or device.
     """
-    global _current
+    before = switch(_library(backend, plain))
+    if threading.current_thread() is threading.main_thread():
+        InUse.chosen = current()
+    return before
+
+@block
+def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
+    """Use this array library in the block, in this thread only, and the previous one after it."""
+    library, before = _library(backend, plain), current()
+
+    def restore() -> None:
+        before.enter()
+        switch(before)
+
+    with restoring(restore):
+        switch(library)
+        yield library
+
+def _library(backend: str | Backend, plain: bool) -> Backend:
+    """Return the backend of that name, ready for this thread."""
     if isinstance(backend, str):
         name, colon, device = backend.partition(":")
         if name not in LIBRARIES or (colon and name == "numpy"):
@@ -55,22 +70,20 @@ def use(backend: str | Backend, *, plain: bool = False) -> Backend:
     elif plain:
         raise ValueError("plain=True goes with a backend's name; set .plain of a Backend yourself")
     backend.enter()
-    previous, _current = _current, backend
-    xp.__dict__.clear()
-    return previous
+    return backend
 
-def current() -> Backend:
-    """Return the backend in use."""
-    return _current
+def wide(x: Array) -> Array:
+    """Return x, halves as float32: a half overflows in squares, sums and eˣ."""
+    return x.astype("float32") if x.dtype.char == "e" else x
 
-@contextmanager
-def using(backend: str | Backend, *, plain: bool = False) -> Iterator[Backend]:
-    """Use this array library in the block, and the previous one again after it."""
-    before = use(backend, plain=plain)
-    try:
-        yield _current
-    finally:
-        use(before)
+def total(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    """Return Σ x. Halves are added up in float32, which the result has: 2048 + 1 is 2048 in halves,
+    and 65520 is inf."""
+    return x.sum(axis=axis, keepdims=keepdims, dtype="float32" if x.dtype.char == "e" else None)
+
+def like(x: Any, y: Array) -> Array:
+    """Return y in x's dtype."""
+    return y if y.dtype is x.dtype else y.astype(x.dtype, copy=False)
 
 def asarray(x: Any, dtype: Any = None) -> Array:
     """Return x as an array of the library in use; copy only if necessary."""
@@ -78,19 +91,19 @@ def asarray(x: Any, dtype: Any = None) -> Array:
 
 def asnumpy(x: Any) -> np.ndarray:
     """Return x (array or Tensor) as a NumPy array on the host; it shares memory if possible."""
-    return _current.asnumpy(getattr(x, "data", x) if hasattr(x, "requires_grad") else x)
+    return current().asnumpy(getattr(x, "data", x) if hasattr(x, "requires_grad") else x)
 
 def scatter_add(target: Array, index: Array, rows: Array) -> None:
     """target[index[i]] += rows[i], in place; repeated indices add up."""
-    _current.scatter_add(target, index, rows)
+    current().scatter_add(target, index, rows)
 
 def erf(x: Array) -> Array:
     """The error function, elementwise."""
-    return _current.erf(x)
+    return current().erf(x)
 
 def generator(rng: Rng) -> np.random.Generator:
     """Return the generator, on the host, for `rng`: None (fresh), a seed, or a Generator."""
-    return _current.generator(rng)
+    return current().generator(rng)
 
 def normal(rng: np.random.Generator, shape: Sequence[int], std: float, dtype: Any) -> Array:
     """Draw Gaussian numbers of mean 0. They are drawn in float64 on the host, so that a seed gives

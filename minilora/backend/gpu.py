@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..words import INSTALL
 from . import threads
 from .library import Array, Backend
 
@@ -27,7 +28,7 @@ class CupyBackend(Backend):
         try:
             self.module, self._special = self.libraries()
         except ImportError as error:
-            raise ImportError(f"CuPy is missing: pip install 'minilora[gpu]' ({error})") from error
+            raise ImportError(f"CuPy is missing: {INSTALL('gpu')} ({error})") from error
         try:
             count = self.module.cuda.runtime.getDeviceCount()
         except Exception as error:

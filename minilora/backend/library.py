@@ -1,8 +1,11 @@
-"""The hooks of an array library: `Backend`, which is NumPy, and the parent of all others."""
+"""The hooks of an array library: `Backend`, which is NumPy, and the parent of all others; and which
+library a thread uses."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +31,13 @@ class Backend:
 
     def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
         """Run task(rows) for slices that cover range(n); see threads.share."""
-        threads.share(task, n, size, piece)
+
+        def part(at: slice) -> None:
+            if current() is not self:  # in another thread
+                switch(self)
+            task(at)
+
+        threads.share(part, n, size, piece)
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """Return an elementwise formula (see `fused`) in the fastest form of this library."""
@@ -43,7 +52,9 @@ class Backend:
 
     def generator(self, rng: Rng) -> np.random.Generator:
         """Return the generator, on the host, for `rng`."""
-        return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+        if isinstance(rng, np.random.Generator):
+            return rng
+        return copy_context().run(np.random.default_rng, rng)  # it may leave NumPy's flags changed
 
     def read(self, x: Any, otherwise: float) -> float:
         """Return the number in x, after waiting for it; `otherwise` if arrays have no numbers."""
@@ -78,3 +89,38 @@ class Backend:
     def describe(self) -> str:
         """Return one line: library, version, device."""
         return f"numpy {np.__version__} on the CPU"
+
+
+class InUse(threading.local):
+    """The library that this thread uses; at first the one that `use` chose in the main thread."""
+
+    chosen = Backend()
+
+    def __init__(self) -> None:
+        self.library = InUse.chosen
+        self.library.enter()
+
+
+class Namespace(threading.local):
+    """Forwards to the module in use. A name is looked up there once, and stored here after that."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(current().module, name)
+        self.__dict__[name] = value
+        return value
+
+
+in_use = InUse()
+xp: Any = Namespace()
+
+
+def current() -> Backend:
+    """Return the backend that this thread uses."""
+    return in_use.library
+
+
+def switch(backend: Backend) -> Backend:
+    """Let this thread use another library; return the previous one."""
+    before, names = in_use.library, vars(xp)
+    in_use.library, _ = backend, names.clear()  # in one line: no interrupt comes between the two
+    return before

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
 from . import current
+from .blocks import block, restoring
 
 
 class _ThreadSettings(threading.local):
@@ -24,20 +25,7 @@ class _ThreadSettings(threading.local):
 thread_settings = _ThreadSettings()
 
 
-@contextmanager
-def restoring(restore: Callable[[], object]) -> Iterator[None]:
-    """Call `restore` after the block, and once more if an interrupt stopped the first call."""
-    try:
-        try:
-            yield
-        finally:
-            restore()
-    except BaseException:
-        restore()
-        raise
-
-
-@contextmanager
+@block
 def choose(**values: Any) -> Iterator[None]:
     """Set these settings of this thread in the block, and restore the previous ones after it."""
     before = {name: getattr(thread_settings, name) for name in values}

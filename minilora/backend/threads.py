@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import host
+from .blocks import restoring
 
 Task = Callable[[slice], None]
 WORTH = 1 << 15  # numbers: below this, sharing costs more than it gains
@@ -34,7 +35,9 @@ def share(task: Task, n: int, size: int, piece: int = 0) -> None:
     Work that a task shares again stays in the task's thread.
     """
     cuts = pieces(n, size, piece) if size >= WORTH or n > piece > 0 else [slice(0, n)] * (n > 0)
-    with _quiet:
+    me = object()
+    with restoring(functools.partial(_go, me)):
+        _come(me)
         if len(cuts) > 1 and not _own.sharing and (crew := _crew()):
             _together(task, cuts, crew)
         else:
@@ -61,7 +64,6 @@ class _Own(threading.local):
 _own = _Own()
 Inbox = queue.SimpleQueue[Any]
 _inboxes: list[Inbox] = []  # one per helping thread
-_starting = threading.Lock()
 _count = 0  # threads to use; 0: not decided yet
 
 
@@ -83,7 +85,7 @@ def threads(n: int | None = None) -> int:
 def cores() -> int:
     """Return the number of cores for this process, or fewer if OPENBLAS_NUM_THREADS says so."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(allowed or 1, _quiet.before or (_blas()[1]() if _blas()[1] else 1))
+    return min(allowed or 1, _before if _inside else (_blas()[1]() if _blas()[1] else 1))
 
 
 def _crew() -> list[Inbox]:
@@ -91,89 +93,95 @@ def _crew() -> list[Inbox]:
     global _count
     _count = _count or cores()
     wanted = _count - 1 if _blas()[0] else 0
-    if len(_inboxes) < wanted:
-        with _starting:
-            while len(_inboxes) < wanted:
-                inbox: Inbox = queue.SimpleQueue()
-                threading.Thread(target=_serve, args=(inbox,), daemon=True).start()
-                _inboxes.append(inbox)
+    while len(_inboxes) < wanted:
+        inbox: Inbox = queue.SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(inbox,), daemon=True).start()
+        except BaseException:
+            inbox.put(None)  # it may run already
+            raise
+        _inboxes.append(inbox)
     return _inboxes[:wanted]
 
 
 def _serve(inbox: Inbox) -> None:
     _own.sharing = True
-    while True:
-        context, task, todo, done = inbox.get()
-        done.put(context.run(_part, task, todo))
-        del context, task, todo, done
-
-
-def _part(task: Task, todo: list[slice]) -> BaseException | None:
-    """Run the task on these pieces; return the exception that it raised, or None."""
-    try:
-        for at in todo:
-            task(at)
-    except BaseException as error:
-        return error
-    return None
+    while work := inbox.get():
+        context, part = work
+        context.run(part)
+        del context, part, work
 
 
 def _together(task: Task, cuts: list[slice], crew: list[Inbox]) -> None:
     """Run neighbouring pieces in one thread: its cache has what the op before computed for them.
 
-    Each call has its own queue of results, because another thread may be calling at the same time.
+    After an error or an interrupt, no thread begins its part, and none is still at work.
     """
-    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     count = min(len(crew) + 1, len(cuts))
-    parts = [cuts[len(cuts) * i // count : len(cuts) * (i + 1) // count] for i in range(count)]
-    for inbox, part in zip(crew, parts[1:]):
-        inbox.put((contextvars.copy_context(), task, part, done))  # it carries np.errstate
-    _own.sharing = True
-    try:
-        failed = [_part(task, parts[0])]
-    finally:
+    parts = {i: cuts[len(cuts) * i // count : len(cuts) * (i + 1) // count] for i in range(count)}
+    running, failed = set[int](), list[BaseException]()
+    done: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def run(i: int) -> None:
+        running.add(i)
+        try:
+            for at in parts.pop(i, ()):
+                task(at)
+        except BaseException as error:
+            failed.append(error)
+        running.discard(i)
+        done.put(None)
+
+    def stop() -> None:
         _own.sharing = False
-        failed += [done.get() for _ in parts[1:]]
+        parts.clear()
+        while running:
+            done.get()
+
+    with restoring(stop):
+        _own.sharing = True
+        for i, inbox in zip(range(1, count), crew):
+            inbox.put((contextvars.copy_context(), functools.partial(run, i)))  # with np.errstate
+        for at in parts.pop(0):
+            task(at)
+        while parts or running:
+            done.get()
     for error in failed:
-        if error is not None:
-            raise error
+        raise error
 
 
-class _Quiet:
-    """While any thread is in the block, BLAS uses one thread; after it, as many as before."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.before = threading.Lock(), 0, 0
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.inside += 1
-            if self.inside == 1:
-                set_threads, get_threads = _blas()
-                if set_threads and (now := get_threads()) > 1:
-                    self.before = now
-                    set_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside and self.before:
-                _blas()[0](self.before)
-                self.before = 0
+# While any thread is in `share`, BLAS uses one thread; after it, as many as before. A lock would
+# stay locked after some interrupts. Python changes threads, and looks for signals, only where a
+# function begins, a loop goes back or a call ends: not between the lines that matter here.
+_inside: dict[object, None] = {}
+_before = 1  # BLAS's threads when the first one came
 
 
-_quiet = _Quiet()
+def _come(me: object) -> None:
+    global _before
+    set_threads, get_threads = _blas()
+    if set_threads:
+        _before = _before if _inside else get_threads()
+        _inside[me] = None
+        if _before > 1:
+            set_threads(1)
+
+
+def _go(me: object) -> None:
+    set_threads = _blas()[0]
+    if me in _inside:
+        if _before > 1 and [*_inside] == [me]:
+            set_threads(_before)
+        del _inside[me]
 
 
 def _after_fork() -> None:
     """Reset the state in a forked child, which has none of the parent's other threads."""
-    global _starting
-    _starting = threading.Lock()
     _inboxes.clear()
     _own.sharing = False
-    if _quiet.before:
-        _blas()[0](_quiet.before)
-    _quiet.__init__()  # type: ignore[misc]
+    if _inside:
+        _inside.clear()
+        _blas()[0](_before)
 
 
 if hasattr(os, "register_at_fork"):

@@ -66,6 +66,7 @@ def environment(threads: int) -> dict[str, str]:
 def bench(
     shapes: Sequence[str], names: Sequence[str] | None = None, *, rounds: int = 10,
     threads: int = 2, whole: bool = True, device: str = "numpy", say: Say = print,
+    begins: Say = str,
 ) -> dict[str, Any]:
     """Measure the engines on each shape; return shape -> engine -> numbers.
 
@@ -74,6 +75,7 @@ def bench(
     minilora's time divided by the engine's, at the same work (a training step, a forward pass, or
     decoding). "peak": bytes. "whole": seconds for start, 50 steps and exit. On a device other than
     "numpy" a step ends when the device has finished, and the peak is that of its memory pool.
+    begins is called with the name of each round and each process as it begins.
     Raises RuntimeError for a named engine that cannot run, and if engines disagree.
     """
     missing = {name: why for name in names or engines.ENGINES if (why := engines.missing(name))}
@@ -85,18 +87,19 @@ def bench(
     result: dict[str, Any] = {"threads": threads, "rounds": rounds, "missing": missing}
     for shape in shapes:
         say(f"\n{shape}: {engines.sizes(shape)}")
-        result[shape] = measure_shape(shape, names, rounds, threads, whole, device, say)
+        result[shape] = measure_shape(shape, names, rounds, threads, whole, device, say, begins)
     return result
 
 
 def measure_shape(
-    shape: str, names: Sequence[str], rounds: int, threads: int, whole: bool, device: str, say: Say
+    shape: str, names: Sequence[str], rounds: int, threads: int, whole: bool, device: str, say: Say,
+    begins: Say = str,
 ) -> dict[str, Any]:
     """Measure all engines on one shape, print the table and return it."""
     workers = [Worker(name, shape, threads, device=device) for name in names]
     try:
         say(agreement(workers))
-        times = dict(zip(names, time_in_turns(workers, rounds)))
+        times = dict(zip(names, time_in_turns(workers, rounds, begins)))
         peaks = {worker.engine: worker.ask("peak") for worker in workers}
     finally:
         for worker in workers:
@@ -115,7 +118,7 @@ def measure_shape(
             table[name]["ratio"] = statistics.median(pairs)
             table[name]["memory_ratio"] = peaks[own] / peaks[name]
     if whole:
-        for name, seconds in full_runs(shape, names, threads, device).items():
+        for name, seconds in full_runs(shape, names, threads, device, begins=begins).items():
             table[name]["whole"] = seconds
     say(
         f"{'':<16}{'ms, min':>9}{'median':>9}{'tokens/s':>10}{'peak MiB':>10}"
@@ -132,12 +135,15 @@ def measure_shape(
     return table
 
 
-def time_in_turns(workers: Sequence[Worker], rounds: int) -> list[list[float]]:
+def time_in_turns(
+    workers: Sequence[Worker], rounds: int, begins: Say = str
+) -> list[list[float]]:
     """Return the milliseconds of a step per worker and round, the workers in turns."""
     times: list[list[float]] = [[] for _ in workers]
     for worker in workers:
         worker.ask("step", 2)
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
+        begins(f"round {i} of {rounds}")
         for worker, each in zip(workers, times):
             worker.ask("step", 1)  # not counted: warms the caches
             each.append(statistics.median(worker.ask("step", 3)))
@@ -185,11 +191,13 @@ def distance(exact: engines.Grads, other: engines.Grads) -> float:
 
 
 def full_runs(
-    shape: str, names: Sequence[str], threads: int, device: str, steps: int = 50
+    shape: str, names: Sequence[str], threads: int, device: str, steps: int = 50,
+    begins: Say = str,
 ) -> dict[str, float]:
     """Return the seconds for start, `steps` steps and exit: the median of three, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(3):
+        begins("entire processes")
         for name in names:
             began = time.perf_counter()
             command = [sys.executable, *PROGRAM, name, shape, str(threads), device]

@@ -17,8 +17,10 @@ from .. import __version__, backend
 from ..backend.threads import threads
 from ..demo import demo
 from ..files.atomic import reason
+from ..words import INSTALL
 from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
 from .parser import Parser, Say, parse
+from .streams import safe
 
 COMMANDS = (finetune, generate, merge, account, reproduce, info, bench, pretrain, tutorials, ex)
 # Errors that bad input causes. A TypeError or an AttributeError is a bug: it keeps its traceback.
@@ -48,14 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code.
 
     0: it worked   1: a comparison failed   2: bad input   130, 143: interrupted, terminated
-    141: the reader of its output went away
+
+    The code tells of the work: it is the same if the output cannot be shown.
     """
-    with warnings.catch_warnings():
+    with safe(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *where: _complain(f"warning: {message}")
         try:
             return _run(sys.argv[1:] if argv is None else argv)
-        except BrokenPipeError:
-            return 141
         except KeyboardInterrupt as stop:
             _complain(str(stop) or "interrupted; nothing new was saved")
             return 130
@@ -68,9 +69,7 @@ def _run(argv: list[str]) -> int:
     args = parse(command_line(), argv)
 
     def say(line: str) -> None:
-        stream = sys.stderr if args.json is True else sys.stdout
-        encoding = stream.encoding or "ascii"  # a terminal that cannot show a letter shows "?"
-        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+        print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
 
     if args.threads is not None:
         threads(args.threads)
@@ -95,7 +94,7 @@ def _sentence(error: BaseException) -> str:
         why = f" ({error})" if str(error) else ""
         return f"there is not enough memory{why}: try a smaller --batch or --r"
     if isinstance(error, ModuleNotFoundError) and error.name == "hypothesis":
-        return "the exercises need hypothesis: pip install 'minilora[exercises]'"
+        return f"the exercises need hypothesis: {INSTALL('exercises')}"
     if isinstance(error, KeyError):
         return str(error.args[0])
     if isinstance(error, FileNotFoundError) and error.filename:

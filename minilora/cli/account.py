@@ -13,6 +13,7 @@ from ..models.families import SHAPES, smallest
 from ..training.optim import AdamW
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, blocks, either, integer, some_names
+from .streams import Progress
 
 SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and its help
     "r": (integer(1), "rank; for adapter-*: width of the bottleneck"),
@@ -24,6 +25,10 @@ SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and 
     "lp": (integer(0), "for methods with *pre*: trained tokens before the prompt"),
     "li": (integer(0), "for methods with *pre*: trained tokens after the prompt"),
 }
+UNITS = """\
+trained: parameters, and their share of all. file: what training saves. peak: memory in use.
+TFLOP: 10^12 FLOPs of matrix products. depth: calls in the longest chain. (Forward and backward.)
+"""  # of the columns of --compare
 DEFAULTS = {  # method -> its settings, with their defaults
     name: {field.name: field.default for field in fields(kind) if field.name in SETTINGS}  # type: ignore[arg-type]
     for name, kind in METHODS.items()
@@ -115,20 +120,35 @@ def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict
 def _compare(shape: str, step: dict[str, Any], say: Say) -> dict[str, Any]:
     """Plan the methods of tables 2 to 4, all with as many tokens as the longest prefix leaves."""
     result: dict[str, Any] = {}
-    prefix = max(getattr(m, "lp", 0) + getattr(m, "li", 0) for m in accounting.COMPARED)
-    step["tokens"] = step["tokens"] or SHAPES[shape].n_positions - prefix
-    say(f"{shape}: {step['batch']} × {step['tokens']:,} tokens, AdamW, {step['policy']}\n")
+    prefixes = {accounting.label(method): getattr(method, "lp", 0) + getattr(method, "li", 0)
+                for method in accounting.COMPARED}
+    longest, most = max(prefixes, key=prefixes.__getitem__), SHAPES[shape].n_positions
+    tokens = step["tokens"] = step["tokens"] or most - prefixes[longest]
+    say(f"{shape}: {step['batch']} × {tokens:,} tokens, AdamW, {step['policy']}")
+    if tokens == most - prefixes[longest]:
+        say(f"{tokens:,} tokens in every row: it reads {most:,}, and {longest} takes "
+            f"{prefixes[longest]}")
+    say(UNITS)
     say(f"{'':<44}{'trained':>18}{'%':>9}{'file, MB':>13}{'peak, GB':>11}{'TFLOP':>11}{'depth':>8}")
-    for method in accounting.COMPARED:
-        try:
-            plan = accounting.plan(shape, method=method, **step)
-        except ValueError as error:  # full fine-tuning has no frozen base to store in half
-            say(f"{accounting.label(method):<44}{error}")
-            continue
-        costs = plan.forward, plan.backward
-        result[accounting.label(method)] = plan.as_dict()
-        say(f"{accounting.label(method):<44}{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
-            f"{plan.checkpoint / 1e6:>13,.1f}{plan.bytes['peak'] / 1e9:>11,.2f}"
-            f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
-            f"{sum(cost.depth for cost in costs):>8,}")
+    with Progress(len(accounting.COMPARED)) as begins:
+        for method in accounting.COMPARED:
+            begins(label := accounting.label(method))
+            try:
+                plan = accounting.plan(shape, method=method, **step)
+            except ValueError as error:  # full fine-tuning has no frozen base to store in half
+                line = str(error)
+            else:
+                result[label], line = plan.as_dict(), _row(plan)
+            begins.clear()
+            say(f"{label:<44}{line}")
     return result
+
+
+def _row(plan: accounting.Plan) -> str:
+    costs = plan.forward, plan.backward
+    return (
+        f"{plan.count.trainable:>18,}{plan.count.percent:>9.4f}"
+        f"{plan.checkpoint / 1e6:>13,.1f}{plan.bytes['peak'] / 1e9:>11,.2f}"
+        f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
+        f"{sum(cost.depth for cost in costs):>8,}"
+    )

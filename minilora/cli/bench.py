@@ -8,7 +8,9 @@ from typing import Any
 from ..bench.engines import ENGINES, SHAPES, sizes
 from ..bench.turns import bench
 from ..files import atomic
+from . import inputs
 from .parser import Parser, Say, integer, names, some_names, to_write
+from .streams import Progress
 
 
 def add_to(top: Parser) -> None:
@@ -21,6 +23,7 @@ def add_to(top: Parser) -> None:
     to.flag("--no-whole", help="skip the time of an entire process (start, 50 steps, exit)")
     to.option("--chart", read=to_write(".png", ".svg", ".pdf"),
               help="draw time and memory in this .png, .svg or .pdf")
+    to.flag("--force", help="replace the chart, if it is there")
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -35,11 +38,20 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if args.chart:
         from .. import viz
 
+        inputs.check_new(args.chart, args.force, "give another name, or --force")
+
         viz.need()  # a missing library is reported before the work
-    result = bench(
-        args.shapes, args.engines, rounds=args.rounds or 10, threads=args.threads or 2,
-        whole=not args.no_whole, device=args.backend, say=say,
-    )
+    rounds, whole = args.rounds or 10, not args.no_whole
+    with Progress(len(args.shapes) * (rounds + 3 * whole)) as begins:
+
+        def clear_and_say(line: str) -> None:
+            begins.clear()
+            say(line)
+
+        result = bench(
+            args.shapes, args.engines, rounds=rounds, threads=args.threads or 2, whole=whole,
+            device=args.backend, say=clear_and_say, begins=begins,
+        )
     if args.chart:
         with atomic.writing(args.chart) as file:
             viz.bench_page(result).savefig(file, format=args.chart.suffix[1:], dpi=150)

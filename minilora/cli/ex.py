@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import secrets
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ def add_to(top: Parser) -> None:
     course = "only these exercises: numbers in order, separated by commas (all)"
     sub.option("--only", read=some_names, help=course)
     to.command("status", status)
-    for sub in (of_one(check), to.command("watch", watch)):
+    to.command("check", check).argument("exercise", "its number, such as 07 (all)")
+    to.command("watch", watch)
+    for sub in (to.commands["check"], to.commands["watch"]):
         sub.flag("-v", "--verbose", help="show every failure, and all calls that led to it")
     of_one(hint)
     of_one(solution).flag("--give-up", help="show it even if you have not passed")
@@ -101,17 +105,18 @@ def status(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     desk = _desk()
     rows, width = [], max(len(exercise.title) for exercise in desk.exercises())
     for exercise in desk.exercises():
-        done = desk.of(exercise.number)
+        done, what = _now(desk, exercise)
         state = f"{done.points} of {exercise.points} points" if done.points else "open"
         notes = [
-            "passed" if done.passed else state,
+            ("passed" if done.passed else state) + (f" before; now {what}" if what else ""),
             f"{done.hints} of {len(exercise.hints)} hints seen" * bool(done.hints),
             "solution seen" * done.given_up,
         ]
         say(f"{exercise.number}  {exercise.title:<{width}}  {exercise.minutes:>3} min  "
             f"chapter {exercise.chapter}  {', '.join(filter(None, notes))}")
         rows.append({"number": exercise.number, "title": exercise.title, "points": done.points,
-                     "of": exercise.points, "passed": done.passed, "hints": done.hints})
+                     "of": exercise.points, "passed": done.passed, "now": done.now,
+                     "hints": done.hints})
     points, most = sum(row["points"] for row in rows), sum(row["of"] for row in rows)
     length = 40 * points // most
     full, empty = ("█", "░") if _unicode() else ("#", "-")
@@ -121,20 +126,63 @@ def status(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"folder": str(desk.folder), "exercises": rows, "points": points, "of": most}
 
 
+def _now(desk: Any, exercise: Any) -> tuple[Any, str]:
+    """Return the progress in an exercise, and what the file is now if that is less; else "".
+
+    A file that changed since its last check is checked again.
+    """
+    from ..exercises import judge
+
+    done, digest = desk.of(exercise.number), desk.digest(exercise)
+    if not done.points:
+        return done, ""
+    if not digest:
+        return done, "its file is missing or unreadable"
+    if desk.begun(exercise):
+        if digest != done.checked:
+            done = _noted(desk, exercise, digest, judge.judge(exercise, desk.source(exercise)))
+        now = f"{done.now} of {exercise.points} points"
+        return done, now if done.now < done.points else ""
+    return replace(done, now=0), "its file is the stub"
+
+
+def _noted(desk: Any, exercise: Any, digest: str, verdict: Any) -> Any:
+    """Note the points of a verdict; return the progress."""
+    return desk.update(exercise.number, lambda before: replace(
+        before, points=max(verdict.points, before.points), now=verdict.points, checked=digest,
+        passed=before.passed or verdict.passed,
+    ))
+
+
 def check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Check your solution of an exercise."""
-    desk, exercise, _ = _place(args)
-    return _checked(desk, exercise, args, say)
+    """Check your solution of an exercise, or of all."""
+    if args.exercise is not None:
+        desk, exercise, _ = _place(args)
+        return _checked(desk, exercise, args, say)
+    desk, results = _desk(), []
+    for exercise in desk.exercises():
+        try:
+            if desk.begun(exercise):
+                results.append(_checked(desk, exercise, args, say))
+                continue
+            words = f"not begun: its file is {desk.file(exercise)}"
+        except ValueError as error:  # no text
+            words = str(error)
+        say(f"{exercise.number} {exercise.title}: {words}")
+        results.append({"exercise": exercise.number, "points": 0, "of": exercise.points,
+                        "passed": False, "mistakes": [], "checks": []})
+    good = sum(result["passed"] for result in results)
+    say(f"{good} of {len(results)} exercises pass")
+    return {"exercises": results, "passed": good == len(results)}
 
 
 def _checked(desk: Any, exercise: Any, args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Judge the student's file, note the points, and print the verdict."""
     from ..exercises import book, judge, report
 
+    digest = desk.digest(exercise)
     verdict = judge.judge(exercise, desk.source(exercise), seed=args.seed)
-    before = desk.of(exercise.number)
-    desk.update(exercise.number, points=max(verdict.points, before.points),
-               passed=before.passed or verdict.passed)
+    _noted(desk, exercise, digest, verdict)
     say(report.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
     if verdict.passed and exercise.number in book.MILESTONES:
         say(f"  a milestone: minilora ex milestone {exercise.number}")
@@ -154,16 +202,19 @@ def watch(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     say(f"watching {desk.folder}: save a file to check it, press Ctrl-C to stop")
     with contextlib.suppress(KeyboardInterrupt):
         for exercise in desks.changes(desk):
-            _checked(_desk(), exercise, args, say)
+            try:
+                _checked(_desk(), exercise, args, say)
+            except ValueError as error:  # no text: the next save can mend that
+                say(str(error))
     return {"folder": str(desk.folder)}
 
 
 def hint(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Show one more hint."""
     desk, exercise, done = _place(args)
-    number = exercise.number
-    seen = min(done.hints + 1, len(exercise.hints))
-    desk.update(number, hints=seen)
+    number, most = exercise.number, len(exercise.hints)
+    done = desk.update(number, lambda before: replace(before, hints=min(before.hints + 1, most)))
+    seen = done.hints
     for i, text in enumerate(exercise.hints[:seen], 1):
         say(f"{i} of {len(exercise.hints)}: {text}")
     if seen == len(exercise.hints):
@@ -182,7 +233,7 @@ def solution(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             f"or minilora ex solution {number} --give-up shows it"
         )
     if not done.passed:
-        desk.update(number, given_up=True)
+        desk.update(number, lambda before: replace(before, given_up=not before.passed))
     say(exercise.solution().rstrip())
     return {"exercise": number, "solution": exercise.solution()}
 
@@ -216,6 +267,7 @@ def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     done = subprocess.run(  # a process of its own: it replaces functions of the engine
         [sys.executable, "-m", "minilora.exercises.milestones", exercise.number, str(desk.folder)],
         check=False, capture_output=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2] or "the milestone failed")
@@ -225,7 +277,7 @@ def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Grade a folder of submissions."""
-    from ..exercises import classpage, gradebook, grading
+    from ..exercises import classpage, gradebook, grading, submissions
 
     formats = {
         args.csv: gradebook.table, args.json: gradebook.as_json,
@@ -243,7 +295,12 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     if not formats:
         say(gradebook.table(grades).decode().rstrip())
     points = {pupil.name: pupil.points for pupil in grades.pupils}
-    return {"points": points, "files": [str(file) for file in formats]}
+    result = {"points": points, "files": [str(file) for file in formats]}
+    if not grades.unjudged:
+        return result
+    names = ", ".join(map(submissions.plain, grades.unjudged))
+    words = f"these could not be judged, and their 0 points mean nothing: {names}: grade again"
+    return {**result, "passed": False, "failed": words}
 
 
 def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +11,19 @@ import numpy as np
 
 from .. import accounting, data, lora
 from ..data.corpora import Batch
+from ..files.atomic import reason
 from ..models.gpt2 import GPT2
 from ..training.fit import evaluate, fit
 from ..training.loss_scale import LossScale
-from ..training.optim import AdamW, linear_schedule
+from ..training.optim import AdamW
+from ..training.schedules import linear_schedule
 from . import inputs
 from .parser import OneOf, Parser, Say, above_0, below_1, integer, some_names
 
-DEFAULT = lora.LoRAConfig(alpha=16)
+DEFAULT = lora.LoRAConfig()
 # The options that define a run, besides base, text and sizes: a checkpoint belongs to these values.
 DEFINING = ("seed", "targets", "r", "alpha", "dropout", "lr", "checks", "dtype")
+EVERY_LAYER = "q,k,v,o,up,down,tok"
 WINDOWS = 64  # enough to estimate how the loss differs from window to window
 
 
@@ -40,7 +44,7 @@ def add_to(top: Parser) -> None:
     help = "dropout rate of the adapters' input"
     to.option("--dropout", read=below_1, help=help, default=DEFAULT.dropout)
     inputs.add_sizes(to)
-    to.option("--lr", read=above_0, help="peak learning rate", default=5e-3)
+    to.option("--lr", read=above_0, help="peak learning rate", default=1e-2)
     help = ("dtype of the frozen base and of the arithmetic; float16 is for a GPU: the loss is "
             "scaled, and other commands need --base-dtype float16 to load the adapter")
     dtypes = OneOf("float16", "float32", "float64")
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train an adapter on a text, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
     inputs.check_out(args.out, "adapter", say)
+    inputs.check_run(args.out)
     if args.base_dtype == args.dtype:
         raise ValueError(f"--base-dtype {args.dtype} repeats --dtype: leave it out")
     model = inputs.base_model(args)
@@ -62,42 +67,64 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     training, held_out = inputs.split(args.text, text, model, window)
     batches = data.Windows(training, batch, window, args.seed)
     checks = data.sequential(held_out, batch, window)
-    say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out")
+    chosen, vocabulary = checks[: args.checks], model.config.vocab_size
+    fewer = f" (batches: {len(chosen)}, not {args.checks})" * (len(chosen) < args.checks)
+    say(f"{args.text}: {len(training):,} tokens to train on, {len(held_out):,} held out{fewer}")
     about = {
         "text": text, "tokenizer": model.tokenizer.merges, "--batch": batch,
         "--window": window, **{f"--{name}": getattr(args, name) for name in DEFINING},
     }
+    model.train().recompute = args.recompute
     paths = lora.attach(
         model, config, name=_adapter_name(args.out.stem), rng=args.seed, base_dtype=args.base_dtype
     )
     count = accounting.count(model)
     say(f"LoRA on {len(paths)} layers: {count.trainable:,} of {count.total:,} parameters train")
     optimizer = AdamW(model.trainable_parameters(), lr=args.lr, weight_decay=0.0)
-    model.train().recompute = args.recompute
+    unigrams = data.unigram_loss(training, chosen, vocabulary)
+    remedy, guess = f"train longer, with --steps {3 * args.steps}", math.log(vocabulary)
+    if (start := evaluate(model, chosen)) > guess:
+        if "tok" not in paths:
+            remedy = f"adapt its table of tokens too, with --targets {EVERY_LAYER}"
+        say(
+            f"the base does not know these tokens: its held-out loss is {start:.4f}, above "
+            f"{guess:.4f}, the ln {vocabulary:,} of a guess: {remedy}"
+        )
     history = fit(
         model, batches, optimizer, args.steps, max_grad_norm=1.0, progress=say,
-        held_out=checks[: args.checks],
+        held_out=chosen,
         loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=checkpoint,
         resume=not args.restart, about=about,
     )
+    before, after = history.held_out[0][1], history.held_out[-1][1]
+    saved = f"the training is finished and saved in {checkpoint}: the same command writes the file"
     try:
+        worse = _worse(model, checks, before, after)
         lora.save(model, args.out)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; the training is finished and saved in {checkpoint}: the same command "
-            "writes the adapter"
-        ) from None
-    checkpoint.unlink()
-    before, after = history.held_out[0][1], history.held_out[-1][1]
+        raise KeyboardInterrupt(f"interrupted; {saved}") from None
+    except (OSError, ValueError):
+        if checkpoint.exists():
+            say(saved)
+        raise
+    try:
+        checkpoint.unlink(missing_ok=True)
+    except OSError as error:  # the adapter is written
+        say(f"{checkpoint} is not needed any more, but cannot be removed ({reason(error)})")
     size = args.out.stat().st_size
-    say(f"held-out loss {before:.4f} -> {after:.4f} nats a token")
+    say(
+        f"held-out loss {before:.4f} -> {after:.4f} nats a token; to beat: {unigrams:.4f}, by the "
+        "frequency of each token in the part to train on alone"
+    )
+    if after >= unigrams:
+        say(f"the adapter has not learned more than these frequencies: {remedy}")
     say(f"{args.out}: {size:,} bytes")
     result = {
-        "before": before, "after": after, "passed": True, "trainable": count.trainable,
-        "total": count.total, "adapter": str(args.out), "bytes": size,
+        "before": before, "after": after, "unigrams": unigrams, "passed": True,
+        "trainable": count.trainable, "total": count.total, "adapter": str(args.out), "bytes": size,
     }
-    if worse := _worse(model, checks, before, after):
+    if worse:
         result |= {"passed": False, "failed": (
             f"{worse}: try a smaller --lr (it was {args.lr:g}) or fewer --steps; {args.out} is "
             "written nevertheless"
@@ -121,5 +148,6 @@ def _worse(model: GPT2, checks: Sequence[Batch], before: float, after: float) ->
 
 
 def _adapter_name(stem: str) -> str:
-    """Return the adapter's name in its file: without dots, and not "base"."""
-    return "adapter" if stem == "base" else stem.replace(".", "_")
+    """Return the adapter's name in its file: printable, without dots, and not "base"."""
+    name = "".join(c if c.isprintable() and c != "." else "_" for c in stem)
+    return "adapter" if name == "base" else name

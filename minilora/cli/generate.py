@@ -10,7 +10,9 @@ from typing import Any
 from ..generate import generate
 from . import inputs
 from .parser import Parser, Say, integer, number, refused
+from .streams import Progress
 
+TOP_P = 0.95
 from_0 = number("a finite number >= 0", lambda x: 0 <= x < math.inf)
 share = number("a number in (0, 1]", lambda x: 0 < x <= 1)
 
@@ -27,7 +29,7 @@ def add_to(top: Parser) -> None:
     to.option("--temperature", read=from_0, help=help, default=0.8)
     to.option("--top-k", read=integer(1), help="sample from the k likeliest tokens (all)")
     help = "sample from the likeliest tokens whose probabilities add up to p"
-    to.option("--top-p", read=share, help=help, default=0.95)
+    to.option("--top-p", read=share, help=f"{help} ({TOP_P}; at temperature 0: not used)")
     to.flag("--no-cache", help="compute all keys and values again at each token: slower, same text")
 
 
@@ -38,10 +40,13 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         inputs.load_adapter(model, args, strict=False)
     elif args.base_dtype:
         raise ValueError(f"--base-dtype {args.base_dtype} needs an adapter: give --adapter")
-    ids = generate(
-        model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
-        top_k=args.top_k, top_p=args.top_p, rng=args.seed, cache=not args.no_cache,
-    )
+    top_p = TOP_P if args.top_p is None and args.temperature else args.top_p
+    with Progress(args.tokens) as begins:
+        ids = generate(
+            model, model.tokenizer.encode(args.prompt), args.tokens, temperature=args.temperature,
+            top_k=args.top_k, top_p=top_p, rng=args.seed, cache=not args.no_cache,
+            begins=begins,
+        )
     text = model.tokenizer.decode(ids)
     if not args.json:
         say(text)

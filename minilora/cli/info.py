@@ -1,4 +1,4 @@
-"""`minilora info`: versions, threads, devices, and what is built in."""
+"""`minilora info`: what is installed and built in, or what is in a file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from .. import __version__, backend, data
 from ..backend import gpu
 from ..backend.threads import threads
 from ..models.pretrained import BASES
+from .contents import contents
 from .parser import Parser, Say
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def add_to(top: Parser) -> None:
-    top.command("info", run)
+    to = top.command("info", run)
+    to.argument("file", "a model, an adapter or an interrupted run, to see what is in it (.npz)")
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Print versions, BLAS, threads, devices, built-in bases and texts."""
+    """Print versions, threads, devices and what is built in; with a file: what is in it."""
+    facts = contents(args.file) if args.file else _installation()
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        say(f"{name.replace('_', ' '):<{width}}{_text(value)}")
+    return facts
+
+
+def _installation() -> dict[str, Any]:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     limits = {name: os.environ[name] for name in THREADS if name in os.environ}
-    facts = {
+    return {
         "minilora": __version__, "python": platform.python_version(), "numpy": np.__version__,
         "blas": f"{blas.get('name')} {blas.get('version')}", "cores": os.cpu_count(),
         "threads": limits or f"{threads()}",
@@ -34,6 +44,14 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         "devices": gpu.devices(),
         "bases": list(BASES), "texts": list(data.TEXTS),
     }
-    for name, value in facts.items():
-        say(f"{name:<10}{', '.join(value) if isinstance(value, list) else value}")
-    return facts
+
+
+def _text(value: Any) -> str:
+    """A value in one line: "4,096", "q, v", "r 8, alpha 16"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    if type(value) is int:
+        return f"{value:,}"
+    return str(value) if str(value).isprintable() else repr(value)

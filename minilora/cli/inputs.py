@@ -13,7 +13,9 @@ import numpy as np
 from .. import data, lora
 from ..adapters import files
 from ..adapters.patterns import matching
+from ..checks import a
 from ..files import checkpoint
+from ..files.text import read
 from ..models.gpt2 import GPT2
 from ..models.pretrained import BASES, load_base, load_model
 from .parser import OneOf, Parser, Say, integer, to_write
@@ -55,6 +57,8 @@ def base_model(args: argparse.Namespace) -> GPT2:
             f"{args.base} is neither a file nor a built-in base: give a model's .npz, or "
             f"{', '.join(BASES)}"
         )
+    if args.base not in BASES:
+        check_kind(args, "--base", args.base)
     load, dtype = load_base if args.base in BASES else load_model, getattr(args, "dtype", "float32")
     model = load(args.base, dtype=dtype)
     if model.tokenizer is None:
@@ -69,15 +73,7 @@ def text(name: str) -> str:
     path = Path(name)
     if not path.exists():
         raise ValueError(f"{name} is neither a file nor a built-in text: give {TEXTS}")
-    if not (path.is_file() or path.is_fifo()):
-        raise ValueError(f"{name} is a {'folder' if path.is_dir() else 'device'}: give a text file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}: "
-            "save it as UTF-8"
-        ) from None
+    return read(path)
 
 
 def split(name: str, words: str, model: GPT2, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +109,32 @@ def check_targets(model: Any, targets: tuple[str, ...]) -> None:
     matching(lora.adaptable(model), targets, "--targets: no layer")
 
 
+# Nothing of the user's is overwritten. A command replaces a file without being asked only where it
+# can see that minilora wrote it and nobody edits such files by hand: an .npz of the same kind, and
+# an unchanged site (site/folder.py). It replaces any other file only with --force.
+
+
+def check_new(out: Path, replace: bool, remedy: str) -> None:
+    """Raise ValueError, with the remedy, if there is a file that is not to be replaced."""
+    if out.exists() and not replace:
+        raise ValueError(f"{out} exists, and minilora did not write it so: {remedy}")
+
+
+def check_run(out: Path) -> None:
+    """Raise ValueError if another file stands where the run is to be kept until it is finished."""
+    run = out.with_suffix(".run.npz")
+    try:
+        with checkpoint.opened(run, "run"):
+            pass
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise ValueError(
+            f"{run} exists and holds no run, which is to be kept there: give another --out, or "
+            "move it first"
+        ) from error
+
+
 def check_out(out: Path, kind: str, say: Say) -> None:
     """Announce that a file of the same kind is replaced. Raise ValueError if it is another kind."""
     if not out.exists():
@@ -126,11 +148,29 @@ def check_out(out: Path, kind: str, say: Say) -> None:
         ) from error
 
 
+def check_kind(args: argparse.Namespace, option: str, path: str | Path) -> None:
+    """Raise ValueError if the file is not what the option takes, with the option that takes it."""
+    takes = {"model": "--base", **dict.fromkeys(files.KINDS, "--adapter")}
+    with checkpoint.opened(path) as file:
+        kind, other = file.kind, takes.get(file.kind)
+    if other == option:
+        return
+    wanted = "model" if option == "--base" else "adapter"
+    if other and hasattr(args, other[2:]):
+        remedy = f"give it as {other}"
+    elif other:
+        remedy = f"minilora generate {other} {path} uses it"
+    else:
+        remedy = f"give the .npz of {a(wanted)}"
+    raise ValueError(f"{path} holds {a(kind)}, not {a(wanted)}: {remedy}")
+
+
 def load_adapter(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
     """Load the adapter into the model; return its fingerprint.
 
     A base that is not the one it was trained on is an error if `strict`, else a warning.
     """
+    check_kind(args, "--adapter", args.adapter)
     with checkpoint.opened(args.adapter, *files.KINDS) as file:
         fingerprint = checkpoint.fingerprint(file.array(name) for name in sorted(file.shapes))
         if fingerprint in merged_adapters(args.base):

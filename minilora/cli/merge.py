@@ -29,6 +29,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     adapter = inputs.load_adapter(model, args, strict=True)
     shape = 2, min(64, model.config.n_positions)
     ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, shape)
+    say(f"merged against unmerged, on {shape[0]} × {shape[1]} tokens ...")
     proof = lora.verify(model, ids)
     say(str(proof))
     result = {"passed": proof.passed, "verified": proof.as_dict()}

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .. import words
+from ..docstrings import docstring
 from ..files import atomic
+from .foreign import OURS
 
 Say = Callable[[str], None]
 Run = Callable[[argparse.Namespace, Say], dict[str, Any]]
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         """Add a command; return its parser. `run` runs it, and its docstring describes it."""
         self._group = self._group or self.add_subparsers(title="commands", metavar="COMMAND")
         self._action_groups.sort(key=lambda group: group is self._common)  # the last in a help
-        does = does or (run.__doc__ or "").partition("\n")[0]
+        does = does or docstring(run).partition("\n")[0]
         parser: Parser = self._group.add_parser(name, help=does, description=does, **settings)
         parser.set_defaults(command=run)
         return parser
@@ -141,23 +142,27 @@ def _no_option(option: str, parser: Parser, top: Parser, see: str) -> str:
     having = [leaf.name for leaf in top.leaves() if option in leaf.options]
     see = f"{', '.join(having)} {'have' if having[1:] else 'has'} it; {see}" if having else see
     hint = parser.instead.get(option)
-    hint = f"{option}: {hint}" if hint else meant(option, parser.options, see)
+    known = [ours for ours in parser.options if not having or option.strip("-") == ours.strip("-")]
+    hint = f"{option}: {hint}" if hint else meant(option, known, see)
     return f"{parser.name} has no option {hint}"
 
 
 def meant(word: str, known: Iterable[str], otherwise: str) -> str:
     """The word and the known one that it stands for; or `otherwise`, where it is near none.
 
-    Near is another package's name for it, its first letters, or a spelling with one wrong letter
-    (with two in a word of six letters or more).
+    Near is the name here for another package's option, and nothing else for such a name. For other
+    words it is what begins so, or a spelling with one wrong letter in a word of three letters or
+    more, two in a word of six or more.
     """
     letters, known = word.strip("-"), [*known]
-    here = [name.strip('-').replace('-', '_') for name in known]
-    ours = f"--{words.counterpart(letters.replace('-', '_'), here)}"
-    begun = [name for name in known if len(letters) > 2 and name.startswith(word)]
-    wrong = {name: edits(letters, name.strip("-")) for name in known}
-    near = [name for name in wrong if wrong[name] <= (len(letters) > 1) + (len(letters) > 5)]
-    best = [ours] * (ours in known) + begun + sorted(near, key=wrong.__getitem__)
+    ours = OURS.get(letters.replace("_", "-")) if word.startswith("-") else None
+    if ours is not None:
+        best = [ours] if ours in known else []
+    else:
+        wrong = {name: edits(letters, name.strip("-")) for name in known}
+        near = [name for name in wrong if wrong[name] <= (len(letters) > 2) + (len(letters) > 5)]
+        best = [name for name in known if len(letters) > 2 and name.startswith(word)]
+        best += sorted(near, key=wrong.__getitem__)
     return f"{word or repr(word)}: " + (f"did you mean {best[0]}?" if best else otherwise)
 
 

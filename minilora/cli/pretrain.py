@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..pretrain import STEPS, pretrain
+from ..pretrain import STEPS, is_log, pretrain
 from . import inputs
 from .parser import Parser, Say
 
@@ -17,6 +17,9 @@ def add_to(top: Parser) -> None:
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train the built-in base again, from random weights."""
     inputs.check_out(args.out, "model", say)
+    inputs.check_run(args.out)
+    log = args.out.with_suffix(".log")
+    inputs.check_new(log, is_log(log), "give another --out, or move it first")
     _, history = pretrain(
         args.out, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
     )

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from .parser import OneOf, Parser, Say
+from .streams import Progress
 
 if TYPE_CHECKING:
     from ..accounting.paper import Ratio, Row
@@ -27,12 +28,18 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
     result: dict[str, Any] = {}
     reasons: list[str] = []
-    for part, title, rows in (
+    parts = (
         ("counts", "Trained parameters, in millions", claims.ROWS),
         ("sizes", "Bytes", claims.SIZES), ("ratios", "Ratios", claims.RATIOS),
-    ):
-        result[part] = [_facts(row, reasons) for row in rows]
-        _print(title, result[part], args.markdown, say)
+    )
+    with Progress(sum(len(rows) for _, _, rows in parts)) as begins:
+        for part, title, rows in parts:
+            result[part] = []
+            for row in rows:
+                begins(row.what)
+                result[part].append(_facts(row, reasons))
+            begins.clear()
+            _print(title, result[part], args.markdown, say)
     for n, reason in enumerate(reasons, 1):
         say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
     every_row = [row for part in result.values() for row in part]

@@ -18,6 +18,7 @@ from .. import site
 from ..exercises.book import exercises
 from ..files import atomic
 from ..site import folder, publish
+from . import inputs
 from .parser import Parser, Say, integer
 
 
@@ -28,6 +29,7 @@ def add_to(top: Parser) -> None:
         sub = to.command(name, run)
         sub.argument("chapter", "its number, such as 07", needs=f"a chapter: tutorials {name} 07")
     sub.option("-o", "--out", read=Path, help="the file to write (named after the chapter)")
+    sub.flag("--force", help="replace the file, if it is there and differs")
     for name, run in (("build", build), ("serve", serve)):
         sub = to.command(name, run)
         sub.option("-o", "--out", read=Path, help="the folder of the site", default="site")
@@ -81,8 +83,11 @@ def write_notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     out = args.out or Path(f"{chapter.name}.ipynb")
     atomic.check(out, ".ipynb")
     publish.need("jupytext")
-    with atomic.writing(out) as file:
-        file.write(site.notebook_text(chapter).encode())
+    book = site.notebook_text(chapter).encode()
+    if not (out.exists() and out.read_bytes() == book):
+        inputs.check_new(out, args.force, "give another name with -o, or --force")
+        with atomic.writing(out) as file:
+            file.write(book)
     say(f"{out}: {chapter.number}. {chapter.title}")
     return {"chapter": chapter.number, "notebook": str(out)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,6 +93,18 @@ def sequential(ids: ArrayLike, batch: int, tokens: int) -> list[Batch]:
     stream = _stream(ids, batch, tokens, "sequential")
     starts = np.arange(0, len(stream) - tokens, tokens)
     return [_windows(stream, starts[i : i + batch], tokens) for i in range(0, len(starts), batch)]
+
+
+@our_words
+def unigram_loss(ids: ArrayLike, batches: Sequence[Batch], vocab_size: int) -> float:
+    """Return the mean loss, in nats, of predicting each target by its frequency in `ids` alone.
+
+    p(token) = (1 + its number in ids) / (vocab_size + len(ids)), so no token is impossible. A model
+    that has learned a text beats this number: give the part to train on and held-out batches.
+    """
+    counts = 1 + np.bincount(np.asarray(ids), minlength=vocab_size)
+    targets = np.concatenate([np.ravel(targets) for _, targets in batches])
+    return float(-np.log(counts / counts.sum())[targets[targets >= 0]].mean())
 
 
 def _windows(ids: NDArray[np.integer], starts: NDArray[np.integer], tokens: int) -> Batch:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import inspect
 import os
 import re
@@ -22,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import text
 
 if TYPE_CHECKING:
     from .kit import Check
@@ -86,9 +87,9 @@ class Exercise:
         return _replaced(self.given, lambda _, body: body)
 
 
-def _replaced(text: str, put: Callable[[str, str], str]) -> str:
+def _replaced(code: str, put: Callable[[str, str], str]) -> str:
     pattern = rf"^( *){BEGIN}\n(.*?)^ *{END}\n"
-    return re.sub(pattern, lambda m: put(m[1], m[2]), text, flags=re.M | re.S).rstrip() + "\n"
+    return re.sub(pattern, lambda m: put(m[1], m[2]), code, flags=re.M | re.S).rstrip() + "\n"
 
 
 def _unsolved(given: str) -> str:
@@ -119,24 +120,25 @@ def path(number: str | int) -> Path:
 
 
 def drivers(file: Path) -> Mapping[str, Function]:
-    """Return the drivers of a file. Its checks are not loaded, and its solutions are removed."""
-    given, text = _split(file.read_text("utf-8"))
-    if not text:
-        return {}
+    """Return the drivers of a file. Its checks are not loaded, and its solutions are removed.
+
+    What the stub imports is imported here: if that fails, it is not the student's fault.
+    """
+    given, beside = _split(text.read(file))
     space: dict[str, Any] = {"__name__": "beside"}
     # a student's code can reach these functions' globals: no solution may be in them
-    exec(compile(_unsolved(given) + text, str(file), "exec", dont_inherit=True), space)
-    return {name: space[name] for name in _defined(text) if not name.startswith("_")}
+    exec(compile(_unsolved(given) + beside, str(file), "exec", dont_inherit=True), space)
+    return {name: space[name] for name in _defined(beside) if not name.startswith("_")}
 
 
-def _split(text: str) -> tuple[str, str]:
-    upper = text.partition(f"\n{CHECKS}\n")[0] + "\n"
+def _split(content: str) -> tuple[str, str]:
+    upper = content.partition(f"\n{CHECKS}\n")[0] + "\n"
     given, _, beside = upper.partition(f"\n{BESIDE}\n")
     return given.rstrip() + "\n", beside
 
 
-def _defined(text: str) -> list[str]:
-    return [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+def _defined(code: str) -> list[str]:
+    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
 
 
 @functools.cache
@@ -146,7 +148,7 @@ def exercise(number: str | int) -> Exercise:
 
     file = path(number)
     module = _module(file)
-    given, _ = _split(file.read_text("utf-8"))
+    given, _ = _split(text.read(file))
     functions = tuple(_to_write(given))
     options = {
         option: value for option, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
@@ -164,10 +166,11 @@ def exercise(number: str | int) -> Exercise:
 
 @functools.cache
 def _module(file: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{__package__}.{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The module of a file, with its docstrings and asserts even under `python -OO`."""
+    module = types.ModuleType(f"{__package__}.{file.stem}")
+    vars(module).update(__file__=str(file), __package__=__package__)
+    code = compile(text.read(file), str(file), "exec", dont_inherit=True, optimize=0)
+    exec(code, vars(module))
     return module
 
 
@@ -205,7 +208,7 @@ def with_mistake(
 def with_drivers(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
     """Return these functions of a student, and the drivers that call them."""
     module = _module(of.path)
-    given, drivers = _split(of.path.read_text("utf-8"))
+    given, drivers = _split(text.read(of.path))
     names = {name: getattr(module, name) for name in _defined(given)}
     student = types.SimpleNamespace(**(names | dict(written)))
     return {

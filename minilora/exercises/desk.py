@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..files import atomic
+from ..files import atomic, text
 from .book import Exercise, exercise, paths
+from .submissions import source
 
 PROGRESS = ".minilora-exercises.json"
 FOLDER = "exercises"  # the default name
@@ -24,6 +28,8 @@ class Progress:
     passed: bool = False  # at least once
     hints: int = 0  # how many were shown
     given_up: bool = False  # the solution was shown before a pass
+    now: int = 0  # points of the last check
+    checked: str = ""  # a digest of what was checked then
 
 
 @dataclass(frozen=True)
@@ -54,38 +60,64 @@ class Desk:
 
     def source(self, of: Exercise) -> str:
         """Return the text of the student's file. Raises ValueError if it cannot be read."""
-        file = self.file(of)
-        reset = f"to write its stub again: minilora ex reset {of.number}"
         try:
-            return file.read_text("utf-8")
-        except FileNotFoundError:
-            raise ValueError(f"{file} is missing; {reset}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text: save it as UTF-8; {reset}") from None
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({atomic.reason(error)}); {reset}") from error
+            return source(self.file(of))
+        except ValueError as error:
+            reset = f"to write its stub again: minilora ex reset {of.number}"
+            raise ValueError(f"{error}; {reset}") from error
+
+    def begun(self, of: Exercise) -> bool:
+        """Is the student's file another one than the stub?"""
+        return self.source(of) != of.stub(self.seed)
+
+    def digest(self, of: Exercise) -> str:
+        """Return a digest of the student's file and the exercise; "" for a file without text."""
+        try:
+            both = self.source(of), source(of.path)
+        except ValueError:
+            return ""
+        return hashlib.sha256("\0".join(both).encode()).hexdigest()[:16]
 
     def of(self, number: str) -> Progress:
         return self.progress.get(number, Progress())
 
-    def update(self, number: str, **changes: int | bool) -> Desk:
-        """Return a desk with this progress, and save it."""
-        progress = {**self.progress, number: replace(self.of(number), **changes)}  # type: ignore[arg-type]
-        return _saved(replace(self, progress=progress))
+    def update(self, number: str, change: Callable[[Progress], Progress]) -> Progress:
+        """Change the progress in one exercise, as it is in the file now. Return the new one.
+
+        Another command may write the file at the same time: no change is lost.
+        """
+        with _alone(self.folder):
+            desk = _read(self.folder) if (self.folder / PROGRESS).exists() else self
+            done = change(desk.of(number))
+            _saved(replace(desk, progress={**desk.progress, number: done}))
+        return done
 
     def reset(self, of: Exercise) -> Path | None:
         """Write the stub again. Return the copy of the old file, or None if that was the stub."""
         file, stub = self.file(of), of.stub(self.seed).encode()
         before = file.read_bytes() if file.is_file() else stub
-        number = 1
-        while (aside := file.with_name(f"{file.name}.{number}")).exists():
-            number += 1
-        if before != stub:
-            with atomic.writing(aside) as out:
-                out.write(before)
-        with atomic.writing(file) as out:
-            out.write(stub)
+        with _alone(self.folder):
+            number = 1
+            while (aside := file.with_name(f"{file.name}.{number}")).exists():
+                number += 1
+            if before != stub:
+                with atomic.writing(aside) as out:
+                    out.write(before)
+            with atomic.writing(file) as out:
+                out.write(stub)
         return aside if before != stub else None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other command changes this folder. Without locks (Windows): do not wait."""
+    with contextlib.ExitStack() as opened:
+        if atomic.fcntl is not None:
+            with contextlib.suppress(OSError):  # a disk without locks
+                place = os.open(folder, os.O_RDONLY)
+                opened.callback(os.close, place)
+                atomic.fcntl.flock(place, atomic.fcntl.LOCK_EX)
+        yield
 
 
 def begin(folder: Path, seed: int, only: Sequence[str] | None = None) -> tuple[Desk, list[Path]]:
@@ -95,17 +127,18 @@ def begin(folder: Path, seed: int, only: Sequence[str] | None = None) -> tuple[D
     Returns the desk and the new files.
     """
     course = tuple(exercise(number).number for number in only or paths())
-    if (folder / PROGRESS).exists():
-        desk = _read(folder)
-        desk = replace(desk, course=course) if only else desk
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        desk = Desk(folder, course, seed, {})
-    new = [of for of in desk.exercises() if not desk.file(of).exists()]
-    for of in new:
-        with atomic.writing(desk.file(of)) as out:
-            out.write(of.stub(desk.seed).encode())
-    return _saved(desk), [desk.file(of) for of in new]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if (folder / PROGRESS).exists():
+            desk = _read(folder)
+            desk = replace(desk, course=course) if only else desk
+        else:
+            desk = Desk(folder, course, seed, {})
+        new = [of for of in desk.exercises() if not desk.file(of).exists()]
+        for of in new:
+            with atomic.writing(desk.file(of)) as out:
+                out.write(of.stub(desk.seed).encode())
+        return _saved(desk), [desk.file(of) for of in new]
 
 
 def find(start: Path) -> Desk:
@@ -123,16 +156,38 @@ def find(start: Path) -> Desk:
 def _read(folder: Path) -> Desk:
     file = folder / PROGRESS
     try:
-        data = json.loads(file.read_text("utf-8"))
-        progress = {number: Progress(**entry) for number, entry in data["progress"].items()}
-        desk = Desk(folder, tuple(data["course"]), int(data["seed"]), progress)
-        desk.exercises()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        data = _typed(json.loads(text.read(file)), dict, "the file")
+        course = _typed(data.get("course"), list, "course")
+        progress = {
+            number: _progress(number, _typed(entry, dict, number))
+            for number, entry in _typed(data.get("progress"), dict, "progress").items()
+        }
+        course = tuple(exercise(_typed(number, str, "course")).number for number in course)
+        if not course:
+            raise ValueError("course is empty")
+        return Desk(folder, course, _typed(data.get("seed"), int, "seed"), progress)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({error}): delete it, then run minilora ex init; your exercises "
             "stay as they are, and the progress starts again"
         ) from error
-    return desk
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    """Return a value of the file. Raises ValueError for another type, or a number below 0."""
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise ValueError(f"{name} is {value!r:.40}, not {kind.__name__}")
+    return value
+
+
+def _progress(number: str, entry: Mapping[str, Any]) -> Progress:
+    fields = asdict(Progress())
+    if unknown := entry.keys() - fields.keys():
+        raise ValueError(f"{number} has an unknown {min(unknown)}")
+    return Progress(**{
+        name: _typed(value, type(fields[name]), f"{name} of {number}")
+        for name, value in entry.items()
+    })
 
 
 def _saved(desk: Desk) -> Desk:

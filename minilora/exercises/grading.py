@@ -19,25 +19,30 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from .. import __version__
-from ..files import atomic
+from ..files import atomic, text
+from . import wire
 from .book import FOLDER, Exercise, exercise, paths
+from .child import BEGIN, Fault, fault, start
 from .judge import Verdict, judge
-from .student import LIMITS, Limits, start
+from .student import LIMITS, Limits
 from .submissions import plain, read, submissions
+from .worker import LIMIT
 
 PATIENCE = 20.0  # of a judge: this times the limit of one call, plus 4 times that of all calls
+UNJUDGED = "unjudged"  # the judge ended or hung, twice: no fault of the student is known
 STATES = {  # kinds of failures that every check has -> state
     "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
     "imports": "forbidden import", "SyntaxError": "syntax error", "halted": "halted",
+    LIMIT: "over a limit", UNJUDGED: "not judged",
 }
 
 
@@ -112,6 +117,14 @@ class Class:
     def of(self) -> int:
         return sum(task.points for task in self.tasks)
 
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """The students of whom a file could not be judged: its 0 points mean nothing."""
+        return tuple(
+            pupil.name for pupil in self.pupils
+            if any(result.state == STATES[UNJUDGED] for result in pupil.results)
+        )
+
 
 def grade(
     folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
@@ -125,7 +138,8 @@ def grade(
     only: the numbers of the exercises; None: all. store: a folder for finished results, so that
     an interrupted run can continue; None: results are not stored.
 
-    Raises ValueError for a missing folder, an unknown exercise, or a folder without submissions.
+    Raises ValueError for a missing folder, an unknown exercise, or a folder without submissions;
+    Fault if the judge cannot run any exercise.
     """
     of = tuple(exercise(number) for number in only or paths())
     submitted, left_out = submissions(Path(folder), of)
@@ -157,10 +171,14 @@ def grade(
         worker = judges.get()
         try:
             result = worker.result(one, source)
+        except BaseException:
+            stopped.set()
+            raise
         finally:
             judges.put(worker)
         with lock:
-            stored.put(key, result)
+            if result.state != STATES[UNJUDGED]:
+                stored.put(key, result)
             results[name, one.number] = result
             say(f"{len(results)}/{len(submitted) * len(of)}  {plain(name)}  {one.number}: "
                 f"{result.points} of {result.of}")
@@ -201,11 +219,12 @@ def _result(verdict: Verdict) -> Result:
 
 
 class _Judge:
-    """A process that judges one file after another. One that ends or hangs is replaced."""
+    """A process that judges one file after another. One that ends is replaced, and tries again."""
 
     def __init__(self, seed: int, limits: Limits) -> None:
         self._seed, self._limits = seed, limits
         self._process: subprocess.Popen[bytes] | None = None
+        self._words: IO[bytes] | None = None
         self._closed = False
         self._patience = PATIENCE * limits.seconds + 4 * limits.total
 
@@ -213,25 +232,47 @@ class _Judge:
         """Return the result of one file. Never raises because of the file's content."""
         request = {"number": of.number, "source": source, "seed": self._seed,
                    "limits": asdict(self._limits)}
-        line, process = b"", self._running()
-        assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(self._patience, process.kill)
+        for _ in range(2):
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            with self._patient(self._patience), contextlib.suppress(OSError, ValueError):
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                answer = json.loads(process.stdout.readline())
+                if "fault" in answer:
+                    raise Fault(answer["fault"])
+                return _result_of(answer)
+            if self._closed:
+                raise KeyboardInterrupt
+            self._end()
+        return _nothing(of, UNJUDGED, "it could not be judged: the judge's process ended or hung")
+
+    @contextlib.contextmanager
+    def _patient(self, seconds: float) -> Iterator[None]:
+        """End the process if the block takes longer."""
+        assert self._process is not None
+        timer = threading.Timer(seconds, self._process.kill)
         timer.start()
-        with contextlib.suppress(OSError, ValueError):
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        timer.cancel()
-        if self._closed:
-            raise KeyboardInterrupt
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return _result_of(json.loads(line))
-        self._end()
-        return _nothing(of, "halted", "it could not be judged: the judge's process ended or hung")
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _running(self) -> subprocess.Popen[bytes]:
+        """Return the process; start it if there is none. Raises Fault if it cannot begin."""
         if self._process is None:
-            self._process = start("grading", "serve")
+            self._process, self._words = start("grading", "serve")
+            assert self._process.stdout is not None
+            try:
+                with self._patient(BEGIN):
+                    wire.wait(self._process.stdout)
+            except (EOFError, OSError, ValueError):
+                if self._closed:
+                    raise KeyboardInterrupt from None
+                code = self._process.wait()
+                error = fault(f"its process ended with exit code {code}", self._words)
+                self._end()
+                raise error from None
         return self._process
 
     def _end(self) -> None:
@@ -239,7 +280,7 @@ class _Judge:
         if process is not None:
             process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
+            for pipe in (process.stdin, process.stdout, self._words):
                 with contextlib.suppress(OSError):
                     if pipe is not None:
                         pipe.close()
@@ -268,17 +309,22 @@ def serve() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    asked, answers = wire.streams()
     exercises()  # load all first: Hypothesis draws constants from the loaded modules
-    for line in sys.stdin.buffer:
+    wire.ready(answers)
+    for line in asked:
         request = json.loads(line)
         of, limits = exercise(request["number"]), Limits(**request["limits"])
         try:
-            result = _result(judge(of, request["source"], seed=request["seed"], limits=limits))
+            result = asdict(
+                _result(judge(of, request["source"], seed=request["seed"], limits=limits))
+            )
+        except Fault as error:
+            result = {"fault": str(error)}
         except Exception as error:
-            result = _nothing(of, "halted", f"it could not be judged: {type(error).__name__}")
-        answers.write(json.dumps(asdict(result)).encode() + b"\n")
+            words = f"it could not be judged: {type(error).__name__}"
+            result = asdict(_nothing(of, UNJUDGED, words))
+        answers.write(json.dumps(result).encode() + b"\n")
         answers.flush()
 
 
@@ -298,7 +344,7 @@ class _Store:
 
     def key(self, of: Exercise, source: str) -> str:
         """Return the digest for one file."""
-        parts = (self._basis, of.path.read_text("utf-8"), source)
+        parts = (self._basis, text.read(of.path), source)
         return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
     def get(self, key: str) -> Result | None:

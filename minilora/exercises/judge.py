@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import itertools
+import os
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -13,14 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.errors import Flaky
 
+from ..files import cache
 from .book import Exercise, with_drivers, with_mistake
 from .kit import Case, Check, Wrong
-from .student import LIMITS, Call, Halted, Limits, Local, Raised, Remote, Student
+from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Remote, Student
+from .worker import LIMIT
 
 HALTS = 2  # after this many halts of a file's process, no further check is run
+HOME = "__hypothesis_home_directory"  # Hypothesis writes into it: not into a student's folder
+VISIBLE = 0.05  # a larger gap can be seen, as a share of the largest expected number
 CASES = 20  # cases of a failed check on which a known mistake has to agree with the student
 
 
@@ -72,16 +77,21 @@ class Verdict:
 
 
 def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> Verdict:
-    """Judge a student's source in a process of its own. The same seed draws the same cases."""
+    """Judge a student's source in a process of its own. The same seed draws the same cases.
+
+    Raises Fault if that process cannot begin: then no student's file is judged.
+    """
     problem = _problem(exercise, source)
     if problem is not None:
         return Verdict(exercise, _none(exercise, problem))
     printed = ""
     open_: list[Remote] = []
+    known: set[str] = set()  # functions that change an argument: it costs one check
 
     def student() -> Remote:
         if not open_:
             open_.append(Remote(exercise, source, limits))
+            open_[0].known = known
         return open_[0]
 
     outcomes: list[Outcome] = []
@@ -92,6 +102,8 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
                 outcomes.append(_failed(check, kind="skipped", lines=lines))
                 continue
             try:
+                if missing := student().missing:
+                    return Verdict(exercise, _none(exercise, _missing(exercise, missing[0])))
                 outcomes.append(attempt(exercise, check, student(), seed))
             except Raised as error:  # while the file was loaded
                 problem = _raised(error, "loading the file")
@@ -156,6 +168,14 @@ def attempt(
         with contextlib.suppress(Wrong, Raised):
             run(case)
 
+    def run_clear(case: Case) -> None:
+        with contextlib.suppress(Raised):
+            try:
+                run(case)
+            except Wrong as wrong:
+                if wrong.share >= VISIBLE:
+                    raise
+
     try:
         _on_cases(exercise, check, seed_, check.examples, run, shrink=explain)
     except Flaky:
@@ -167,7 +187,16 @@ def attempt(
         return _failed(check, case=last.case, trials=(last,), **_raised(error))
     except Wrong as wrong:
         smallest = trials[-1]
+        if explain and wrong.share < VISIBLE:  # -2.0001 for -2: is there a case that shows more?
+            try:
+                _on_cases(exercise, check, seed_, check.examples, run_clear, shrink=True)
+            except Wrong as clear:
+                wrong, smallest = clear, trials[-1]
+            except Flaky:
+                pass
         del trials[:]
+        if isinstance(wrong, Changed):
+            student.known.add(wrong.function)
         if explain:
             _on_cases(exercise, check, seed_, min(CASES, check.examples), run_on)
         return _failed(check, case=smallest.case, trials=(smallest, *trials), lines=wrong.lines)
@@ -194,7 +223,14 @@ def _on_cases(
     def property_(case: Case) -> None:
         run(case)
 
-    property_()
+    home = vars(configuration)
+    before = home.get(HOME)
+    if before is None and "HYPOTHESIS_STORAGE_DIRECTORY" not in os.environ:
+        configuration.set_hypothesis_home_dir(cache.folder("hypothesis"))
+    try:
+        property_()
+    finally:
+        configuration.set_hypothesis_home_dir(before)
 
 
 def explained(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
@@ -291,8 +327,16 @@ def _raised(error: Raised, doing: str = "") -> dict[str, Any]:
     if error.kind == "NotImplementedError":
         where = error.frames[-1][1] if error.frames else "a function"
         return {"kind": "todo", "lines": (f"{where} is not written yet",), "frames": frames}
+    if error.kind == LIMIT:
+        return {"kind": LIMIT, "lines": (error.message,), "frames": frames}
     lines = (f"{doing} raised {error}" if doing else f"your code raised {error}",)
     return {"kind": error.kind, "lines": lines, "frames": frames}
+
+
+def _missing(exercise: Exercise, name: str) -> dict[str, Any]:
+    """What is wrong with a file that was run and then has no such function, however bound."""
+    reset = f"to write the stub again, which has it: minilora ex reset {exercise.number}"
+    return {"kind": "missing", "lines": (f"the file has no function {name}", reset)}
 
 
 def _problem(exercise: Exercise, source: str) -> dict[str, Any] | None:
@@ -305,16 +349,8 @@ def _problem(exercise: Exercise, source: str) -> dict[str, Any] | None:
         return {"kind": "SyntaxError", "lines": why, "frames": frames}
     except (ValueError, RecursionError, MemoryError) as error:
         return {"kind": "SyntaxError", "lines": (f"Python cannot read the file: {error}",)}
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    missing = [name for name in exercise.functions if name not in defined]
-    if missing:
-        why = (
-            f"the file has no function {missing[0]}",
-            f"to write the stub again, which has it: minilora ex reset {exercise.number}",
-        )
-        return {"kind": "missing", "lines": why}
     allowed = {"numpy", *sys.stdlib_module_names} | ({"minilora"} if exercise.engine else set())
-    for line, name, text in _imports(tree, source.splitlines()):
+    for line, name, text in _imports(tree, source.split("\n")):
         if name not in allowed:
             use = "NumPy, minilora" if exercise.engine else "NumPy"
             why = (f"line {line} imports {name}: use only {use} and Python's standard library",)

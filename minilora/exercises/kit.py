@@ -10,17 +10,21 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from ..docstrings import docstring
 from .wire import Opaque
 
 Case = Mapping[str, Any]
 
 
 class Wrong(AssertionError):
-    """A failed check. Its lines: what was expected, what came, how far apart they are."""
+    """A failed check. Its lines: what was expected, what came, how far apart they are.
 
-    def __init__(self, *lines: str) -> None:
+    share: the gap, as a share of the largest expected number; 1.0 where that has no meaning.
+    """
+
+    def __init__(self, *lines: str, share: float = 1.0) -> None:
         super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines, self.share = lines, share
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def check(
     """Make a Check of a function `(student, **case)`. Its docstring's first line is the title."""
 
     def decorate(run: Callable[..., None]) -> Check:
-        title = (run.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        title = docstring(run).partition("\n")[0].rstrip(".")
         return Check(title, cases, points, examples, run)
 
     return decorate
@@ -95,6 +99,7 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
             f"expected {what} = {shown(b, digits)}", f"got      {what} = {shown(a, digits)}",
             f"gap      {_gap(gap, a)}",
             *_transposed(a, b, rtol * top),
+            share=float(np.max(gap)) / top if top and np.all(np.isfinite(gap)) else 1.0,
         )
 
 

@@ -24,12 +24,14 @@ import numpy as np
 
 from .. import accounting, data, lora, ops, rounding, viz
 from ..backend import asnumpy
+from ..files import atomic
 from ..models.gpt2 import GPT2
 from ..models.pretrained import load_base
 from ..tensor import Tensor, op
 from ..training.fit import evaluate, train_step
 from ..training.optim import Adam, Optimizer
 from .book import MILESTONES
+from .submissions import source
 from .worker import load
 
 STEPS, SECONDS = 30, 6.0  # both trainings together stop at whichever comes first
@@ -285,13 +287,14 @@ def main() -> None:
     after, folder = sys.argv[1], Path(sys.argv[2])
     files = {file.name[2:4]: file for file in sorted(folder.glob("ex[0-9][0-9]_*.py"))}
     os.environ["MPLBACKEND"] = "Agg"  # no display needed
+    picture = folder / f"milestone_{after}.png"
     try:
-        result = milestone(after, {n: file.read_text("utf-8") for n, file in files.items()})
+        atomic.check(picture, ".png")
+        result = milestone(after, {n: source(file) for n, file in files.items()})
     except Exception as error:
         sys.exit(f"milestone {after}: {_message(error, files)}")
     print(f"milestone {after}: {result.lines[0]}", *result.lines[1:], sep="\n  ")
     if result.figure is not None:
-        picture = folder / f"milestone_{after}.png"
         result.figure.savefig(picture, dpi=110)
         print(f"  figure: {picture}")
 

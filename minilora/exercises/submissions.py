@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..files import atomic
+from ..files import text
 from .book import Exercise
 
 MOST = 1 << 20  # bytes of a submitted file
@@ -92,24 +92,24 @@ def read(path: Path | None) -> tuple[str, tuple[str, str] | None]:
     """Return a file's text, or the kind and message of a problem."""
     if path is None:
         return "", ("absent", "there is no file for this exercise, or more than one")
-    if path.is_symlink():
+    if path.is_symlink():  # it could lead to a file of somebody else
         return "", ("unreadable", "the file is a symbolic link")
     try:
-        if not path.is_file():
-            return "", ("unreadable", "it is not a regular file")
-        with path.open("rb") as file:
-            data = file.read(MOST + 1)
-        if len(data) > MOST:
-            return "", ("unreadable", f"the file is larger than {MOST >> 20} MiB")
-        return data.decode("utf-8-sig").replace("\r\n", "\n"), None
-    except UnicodeDecodeError:
-        return "", ("unreadable", "the file is not UTF-8 text")
-    except OSError as error:
-        return "", ("unreadable", f"the file cannot be read: {atomic.reason(error)}")
+        return source(path, "the file"), None
+    except ValueError as error:
+        return "", ("unreadable", str(error))
 
 
-def plain(text: str) -> str:
+def source(path: Path, name: str = "") -> str:
+    """Return the text of a student's file. Raises ValueError if it cannot be read."""
+    name = name or str(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is not a regular file")
+    return text.read(path, MOST, name)
+
+
+def plain(words: str) -> str:
     """Return printable text that is the same in each run: without addresses and random names."""
-    text = ADDRESS.sub("0x...", PLACE.sub("", text))
-    text = text.encode("utf-8", "replace").decode()
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:400]
+    words = ADDRESS.sub("0x...", PLACE.sub("", words))
+    words = words.encode("utf-8", "replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in words)[:400]

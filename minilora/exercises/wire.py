@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
-from typing import IO, Any
+import sys
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 MOST = 4 << 20  # bytes of one message; a judge keeps many of them in memory
+READY = b"minilora is ready\n"  # the first line of a process; what it printed before is no answer
 
 
 class Opaque:
@@ -25,15 +28,42 @@ class Opaque:
         return self.text
 
 
+class TooLong(ValueError):
+    """A message of more than MOST bytes."""
+
+
+def streams() -> tuple[BinaryIO, BinaryIO]:
+    """Return this process's input and output as files. What it prints goes to stderr from now on.
+    """
+    asked, answer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return asked, answer
+
+
+def ready(to: IO[bytes]) -> None:
+    """Say that the messages begin."""
+    to.write(b"\n" + READY)
+    to.flush()
+
+
+def wait(source: IO[bytes]) -> None:
+    """Read until the messages begin. Raises EOFError if the process ends before."""
+    while (line := source.readline()) != READY:
+        if not line:
+            raise EOFError
+
+
 def send(to: IO[bytes], value: Any) -> None:
-    """Write one message. Raises ValueError for one that is too long."""
+    """Write one message. Raises TooLong, or another exception for a value that is no data."""
     arrays: list[np.ndarray] = []
     head = json.dumps(_plain(value, arrays)).encode()
     body = io.BytesIO()
     for array in arrays:
         np.lib.format.write_array(body, array, allow_pickle=False)
     if len(head) + body.tell() > MOST:
-        raise ValueError(f"a result of more than {MOST >> 20} MiB")
+        raise TooLong(f"a message of {len(head) + body.tell()} bytes")
     to.write(struct.pack("<QQ", len(head), body.tell()) + head + body.getvalue())
     to.flush()
 

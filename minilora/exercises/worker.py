@@ -10,6 +10,7 @@ import ast
 import builtins
 import contextlib
 import ctypes
+import errno
 import functools
 import importlib.util
 import os
@@ -18,7 +19,7 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,18 +39,22 @@ CLOSED = (  # modules that could bypass the hook
     "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
     "_xxsubinterpreters", "_interpreters",
 )
+FILES = 64  # open files
+LIMIT = "limit"  # the kind of an exception that a limit causes
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
+ROOM = 64 << 20  # bytes of memory that a student's code can use, or the judge does not begin
+
+
 def main() -> None:
-    """Answer requests until the end of the input. The student's output goes into printed.txt."""
-    with open(os.dup(0), "rb") as asked, open(os.dup(1), "wb") as answer:
-        printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(printed, stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for text in (sys.stdout, sys.stderr):
-            text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    """Answer requests until the end of the input.
+
+    What fails before the student's code begins is the judge's fault: this process ends, and the
+    judge reads why from its stderr.
+    """
+    asked, answer = wire.streams()
+    with asked, answer:
         me = os.getpid()
         if sys.platform == "linux":  # if the judge is killed, so is this process
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -59,19 +64,29 @@ def main() -> None:
 
 
 def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
-    """Load the student's file, answer with the outcome, then call the requested functions."""
+    """Load the student's file, answer with the outcome, then call the requested functions.
+
+    The student's output goes into printed.txt.
+    """
     path, drivers = setup["path"], book.drivers(Path(setup["exercise"]))
     source = Path(path).read_text("utf-8")
     warnings.simplefilter("once")
     if setup["engine"]:  # it reads its BLAS's files once; the hook would refuse that later
         importlib.import_module("minilora.backend.threads").threads()
-    wire.send(answer, {"id": 0})  # the student's time starts here
-    _limit(setup)
-    module = _guarded(path, lambda: load(source, path))
-    wire.send(answer, {"id": 1, **{k: v for k, v in module.items() if k != "value"}})
-    if "value" not in module:
+    printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    limits = _limit(setup)
+    for stream, text in enumerate((sys.stdout, sys.stderr), 1):
+        text.flush()
+        os.dup2(printed, stream)
+        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    wire.ready(answer)
+    wire.send(answer, {"id": 0, "limits": limits})  # the student's time starts here
+    module = _guarded(path, lambda: load(source, path), limits)
+    student = module.pop("value", None)
+    written = [name for name in setup["functions"] if callable(getattr(student, name, None))]
+    wire.send(answer, {"id": 1, "written": written, **module})
+    if student is None:
         return
-    student = module["value"]
     while os.getpid() == me:  # a forked copy must not answer
         request = wire.receive(asked)
         name, args = request["name"], request["args"]
@@ -79,33 +94,53 @@ def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> 
             call = functools.partial(drivers[name], student, *args)
         else:
             call = functools.partial(getattr(student, name), *args)
-        outcome = _guarded(path, call)
+        outcome = _guarded(path, call, limits)
         try:
             wire.send(answer, {"id": request["id"], "args": args, **outcome})
         except Exception as error:
-            outcome = {"error": "Result", "message": f"it returned {error}", "frames": []}
-            wire.send(answer, {"id": request["id"], **outcome})
+            outcome = {"error": "Result", "message": "it returned a value that is no data"}
+            if isinstance(error, wire.TooLong):
+                words = f"your code returned more than {size(wire.MOST)}, the limit of a result"
+                outcome = {"error": LIMIT, "message": words}
+            elif isinstance(error, RecursionError):
+                outcome["message"] = "it returned a value that contains itself"
+            wire.send(answer, {"id": request["id"], "frames": [], **outcome})
 
 
 def load(source: str, path: str) -> types.ModuleType:
     """Run a student's file as a module."""
     module = types.ModuleType("student")
     module.__file__ = path
-    code = builtins.compile(ast.parse(source, path), path, "exec", dont_inherit=True)
+    code = builtins.compile(  # with its assertions, however Python was started
+        ast.parse(source, path), path, "exec", dont_inherit=True, optimize=0
+    )
     exec(code, vars(module))
     return module
 
 
-def _guarded(path: str, run: Callable[[], Any]) -> dict[str, Any]:
+def _guarded(path: str, run: Callable[[], Any], limits: Mapping[str, int]) -> dict[str, Any]:
     """Call `run`; return its value or its exception as data."""
     try:
         return {"value": run()}
     except BaseException as error:
-        return error_data(error, path)
+        return error_data(error, path, limits)
 
 
-def error_data(error: BaseException, path: str) -> dict[str, Any]:
-    """Return an exception as data: its kind, its message and its frames in the file `path`."""
+def size(count: int) -> str:
+    """Return a number of bytes as text: 2 GiB."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >> shift:
+            return f"{count / (1 << shift):.4g} {unit}"
+    return f"{count} bytes"
+
+
+def error_data(
+    error: BaseException, path: str, limits: Mapping[str, int] = {}
+) -> dict[str, Any]:
+    """Return an exception as data: its kind, its message and its frames in the file `path`.
+
+    An exception that a limit causes has the kind LIMIT and a message that names the limit.
+    """
     frames = [
         [frame.lineno or 0, frame.name, frame.line or ""]
         for frame in traceback.extract_tb(error.__traceback__)
@@ -116,23 +151,54 @@ def error_data(error: BaseException, path: str) -> dict[str, Any]:
         frames = [[error.lineno or 0, "", (error.text or "").strip()]]
         message = error.msg
     if isinstance(error, RecursionError):
-        message, frames = "the function calls itself without end", frames[:1]
-    kind = type(error).__name__
-    return {"error": kind, "message": message[:400], "frames": frames[-5:]}
+        frames = frames[:1]
+    limit = _reached(error, message, limits)
+    kind = type(error).__name__ if limit is None else LIMIT
+    return {"error": kind, "message": (limit or message)[:400], "frames": frames[-5:]}
 
 
-def _limit(setup: dict[str, Any]) -> None:
-    """Set the operating system's limits, where it has them, and the hook that refuses actions."""
+def _reached(error: BaseException, message: str, limits: Mapping[str, int]) -> str | None:
+    """The limit that caused this exception, in words; None: no limit did."""
+    if isinstance(error, RecursionError):
+        most = f"{sys.getrecursionlimit()} calls, the limit"
+        return f"the function calls itself without end: it is deeper than {most}"
+    if isinstance(error, MemoryError) or "can't start new thread" in message:
+        most = f"{size(limits['memory'])}, the limit" if "memory" in limits else "there is"
+        return f"your code needs more memory than {most}" + (f": {message}" if message else "")
+    reached = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if reached == errno.EFBIG and "output" in limits:
+        most = size(limits["output"])
+        return f"your code printed more than {most} in all calls, the limit of output: print less"
+    if reached == errno.EMFILE and "files" in limits:
+        return f"your code has more than {limits['files']} files open, the limit: close them"
+    return None
+
+
+def _limit(setup: dict[str, Any]) -> dict[str, int]:
+    """Set the operating system's limits, where it has them, and the hook that refuses actions.
+
+    Returns the limits in force: those of this process may be lower. Raises MemoryError if its
+    memory is used up already.
+    """
+    limits = {name: setup[name] for name in ("cpu", "memory", "output")} | {"files": FILES}
     if os.name == "posix":
         resource = importlib.import_module("resource")
-        for name, most in (
-            ("RLIMIT_CPU", setup["cpu"]), ("RLIMIT_AS", setup["memory"]),
-            ("RLIMIT_FSIZE", setup["output"]), ("RLIMIT_NOFILE", 64), ("RLIMIT_CORE", 0),
+        for name, key in (
+            ("RLIMIT_CPU", "cpu"), ("RLIMIT_AS", "memory"), ("RLIMIT_FSIZE", "output"),
+            ("RLIMIT_NOFILE", "files"), ("RLIMIT_CORE", ""),
         ):
             with contextlib.suppress(ValueError, OSError):
-                hard = resource.getrlimit(getattr(resource, name))[1]
+                hard, most = resource.getrlimit(getattr(resource, name))[1], limits.get(key, 0)
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-                resource.setrlimit(getattr(resource, name), (most, most))
+                above = most + (key == "cpu" and most != hard)  # first SIGXCPU, then SIGKILL
+                resource.setrlimit(getattr(resource, name), (most, above))
+                if key:
+                    limits[key] = most
+        try:
+            bytearray(ROOM)
+        except MemoryError:
+            most = size(limits["memory"])
+            raise MemoryError(f"the limit of memory, {most}, is too little to begin") from None
     hidden = __package__ if setup["engine"] else "minilora"  # solutions are in there
     for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -141,6 +207,7 @@ def _limit(setup: dict[str, Any]) -> None:
         for name in {"pidfd_send_signal", "fork_exec"} & {*namespace}:
             namespace[name] = _refuse  # these raise no audit event
     sys.addaudithook(_hook(bool(setup["engine"]), os.getcwd()))
+    return limits
 
 
 def _refuse(*_: Any, **__: Any) -> None:
@@ -170,6 +237,8 @@ def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     allowed = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
     inside = tuple(real(one) + sep for one in allowed + ((f"{package}/minilora",) * engine))
     files = (null, "/dev/urandom", *([package] if engine else []))
+    sys.path[:] = [one for one in map(real, sys.path)  # an import looks into each of them
+                   if one in files or (one + sep).startswith(inside)]
     roots = ("numpy", *sys.stdlib_module_names, *(["minilora"] if engine else []))
 
     def hook(event: str, args: tuple[Any, ...]) -> None:

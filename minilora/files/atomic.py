@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..backend.blocks import restoring
+
 # Windows has no such locks, and open files cannot be removed there.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 FORGOTTEN = 3600  # seconds; without locks, an older temporary file counts as abandoned
@@ -29,14 +31,15 @@ def check(path: str | os.PathLike[str], *suffixes: str) -> None:
 
     suffixes: allowed endings of the name, such as ".npz"; none: any.
     """
+    target, made = _target(path, suffixes), list[Any]()
     try:
-        file = _beside(_target(path, suffixes))
+        with restoring(lambda: _drop(made)):
+            _beside(target, made)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be written ({reason(error)}): give another name, or a folder in which "
             "you may write"
         ) from error
-    _drop(file)
 
 
 @contextlib.contextmanager
@@ -46,11 +49,11 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
     A link stays a link to the same place, and a replaced file passes its mode on. Raises ValueError
     as `check` does, and OSError with the file's name if the disk is full.
     """
-    target = _target(path, suffixes)
+    target, made = _target(path, suffixes), list[Any]()
     _sweep(target)
     try:
-        file = _beside(target)
-        try:
+        with restoring(lambda: _drop(made)):  # closed, so unlocked, only after it has its name
+            file = _beside(target, made)
             if target.exists():
                 os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
             yield file
@@ -60,8 +63,6 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
                 file.close()  # Windows renames no open file
             os.replace(file.name, target)
             _sync(target.parent)
-        finally:
-            _drop(file)  # closed, so unlocked, only after it has its name
     except OSError as error:
         temporary = Path(str(error.filename)).name.startswith(f".{target.name}.")
         if error.errno is None or not (error.filename is None or temporary):
@@ -79,7 +80,12 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     """Return the file that `path` refers to through links; ValueError if it cannot be written."""
     if not os.fspath(path):
         raise ValueError("'' is not a file name: give one, such as out.npz")
-    target, given = Path(os.path.realpath(path)), Path(path)
+    try:
+        target, given = Path(os.path.realpath(path)), Path(path)
+    except ValueError as error:  # a letter that the file system cannot encode, or a NUL
+        raise ValueError(
+            f"{os.fspath(path)!a} cannot be a file's name here ({error}): give another name"
+        ) from error
     if os.path.isdir(target):
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     if suffixes and given.suffix not in suffixes:
@@ -97,14 +103,16 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
     return target
 
 
-def _beside(target: Path) -> BinaryIO:
+def _beside(target: Path, made: list[Any]) -> BinaryIO:
     """Create an empty temporary file in the same folder, locked as long as it is open.
 
-    Its mode follows the umask, as for any new file.
+    Its mode follows the umask, as for any new file. Its name and then the file go to `made`.
     """
     while True:
         name = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        made[:] = [name]
         file = open(name, "xb")  # noqa: SIM115 - it outlives this function
+        made.append(file)
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -113,12 +121,13 @@ def _beside(target: Path) -> BinaryIO:
         file.close()
 
 
-def _drop(file: BinaryIO) -> None:
-    """Close the file, and delete it if it still has its temporary name."""
-    with contextlib.suppress(OSError):  # the disk may be full
-        file.close()
-    with contextlib.suppress(OSError):
-        os.unlink(file.name)
+def _drop(made: list[Any]) -> None:
+    """Close the file that `_beside` made, and delete it if it still has its temporary name."""
+    for file in made[1:]:
+        with contextlib.suppress(OSError):  # the disk may be full
+            file.close()
+    with contextlib.suppress(OSError, IndexError):
+        os.unlink(made[0])
 
 
 def _sweep(target: Path) -> None:

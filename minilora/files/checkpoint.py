@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from .. import __version__
+from ..backend.blocks import restoring
 from ..checks import a, describe
 from . import atomic
 
@@ -53,34 +55,38 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping
             raise TypeError(f"{path}: {name} is {array.dtype}, not numbers: nothing is pickled")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise FloatingPointError(
-                f"{path} is not written: {name} has numbers that are not finite"
-            )
+                f"{path} is not written: {name} has numbers that are not finite")
+    ours = {"format": FORMAT, "made_by": f"minilora {__version__}"}
     try:
-        text = json.dumps({"format": FORMAT, **meta}, allow_nan=False).encode()
+        text = json.dumps({**ours, **meta}, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path} is not written: its {META}: {error}") from error
     if len(text) > LONGEST_META:
         raise ValueError(
             f"{path} is not written: its {META} would have {len(text):,} bytes, and at most "
-            f"{LONGEST_META:,} are allowed"
-        )
-    with atomic.writing(path, ".npz") as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
-            entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
-            with archive.open(entry, "w", force_zip64=True) as member:
-                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-                np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+            f"{LONGEST_META:,} are allowed")
+    with atomic.writing(path, ".npz") as file:
+        archive = zipfile.ZipFile(file, "w")
+        with restoring(lambda: setattr(archive, "fp", None)):  # half of it cannot be closed
+            for name, array in {META: np.frombuffer(text, np.uint8), **members}.items():
+                entry = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
+                with archive.open(entry, "w", force_zip64=True) as member:
+                    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+                    np.lib.format.write_array(member, little, version=(1, 0), allow_pickle=False)
+            archive.close()
     return Path(path)
 
 
-READERS = {"adapter": "lora.load", "method": "methods.load", "model": "load_model"}
+READERS = {"adapter": "lora.load", "method": "methods.load", "model": "ml.load_model",
+           "run": "ml.fit(..., checkpoint=...)"}
 LIKE = "use a model of the same kind and sizes as the saved one"
 
 
 class File:
-    """An open file: path, kind, meta (its JSON, a dict) and shapes (array name -> shape).
+    """An open file: path, kind, meta (its JSON, a dict), shapes and dtypes (array name -> its own).
 
-    Numbers are read later. Every error is a ValueError that begins with the file's name.
+    made_by: the version that wrote it, or "unknown" (the first did not say). Numbers are read
+    later. Every error is a ValueError that begins with the file's name.
     """
 
     def __init__(self, path: str | os.PathLike[str], stream: BinaryIO) -> None:
@@ -89,17 +95,19 @@ class File:
             self._archive, entries = _directory(stream)
             self._members = {name: self._header(name, entry) for name, entry in entries.items()}
             self.meta = _json(self._raw(META).tobytes())
-            form = self.meta.pop("format", 1)
+            form, made_by = self.meta.pop("format", 1), self.meta.pop("made_by", None)
         except _Damaged as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
         if form not in range(1, FORMAT + 1):
             raise self.wrong(
-                f"it has format {form!r}, and this version of minilora reads up to {FORMAT}: "
-                "use a newer one"
-            )
+                f"it has format {form!r}, and this version reads up to {FORMAT}: use a newer one")
         kind = self.meta.get("kind")
         self.kind = kind if isinstance(kind, str) else "unknown kind of content"
-        self.shapes = {name: shape for name, (_, shape, _) in self._members.items() if name != META}
+        version = re.fullmatch("minilora [0-9a-z.+]{1,30}", str(made_by))
+        self.made_by = version[0] if version else "unknown"
+        members = {name: member for name, member in self._members.items() if name != META}
+        self.shapes = {name: shape for name, (_, shape, _) in members.items()}
+        self.dtypes = {name: dtype for name, (_, _, dtype) in members.items()}
 
     def wrong(self, problem: str) -> ValueError:
         """Return a ValueError that names the file."""
@@ -158,16 +166,13 @@ class File:
         if missing or unknown:
             raise self.wrong(
                 f"it does not fit: missing {missing[:4]}, unexpected {unknown[:4]} "
-                f"({len(missing)} and {len(unknown)} in all): {LIKE}"
-            )
+                f"({len(missing)} and {len(unknown)} in all): {LIKE}")
         for name, shape in wanted.items():
             if stored[name] != tuple(shape):
                 raise self.wrong(
-                    f"it does not fit: {name} is {stored[name]}, not {tuple(shape)}: {LIKE}"
-                )
-            dtype = self._members[name][2]
-            if dtype.kind != "f":
-                raise self.wrong(f"{name} is {dtype}, not floats")
+                    f"it does not fit: {name} is {stored[name]}, not {tuple(shape)}: {LIKE}")
+            if self.dtypes[name].kind != "f":
+                raise self.wrong(f"{name} is {self.dtypes[name]}, not floats")
         arrays = {name: self.array(name) for name in wanted}
         for name, array in arrays.items():
             if not np.isfinite(array).all():
@@ -195,9 +200,7 @@ class File:
         shape = tuple(int(n) for n in sizes.split(b",") if n.strip())
         dtype = np.dtype(descr.decode())
         if entry.file_size != 10 + length + math.prod(shape) * dtype.itemsize:
-            raise _Damaged(
-                f"{name} is {shape} of {dtype}, but has {entry.file_size} bytes"
-            )
+            raise _Damaged(f"{name} is {shape} of {dtype}, but has {entry.file_size} bytes")
         if name == META and (len(shape) != 1 or dtype != np.uint8 or shape[0] > LONGEST_META):
             raise _Damaged(f"{META} is {shape} of {dtype}, not up to {LONGEST_META:,} bytes")
         return entry, shape, dtype
@@ -218,9 +221,7 @@ class File:
 
 
 @contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str], kind: str | None = None, *others: str
-) -> Iterator[File]:
+def opened(path: str | os.PathLike[str], kind: str | None = None, *others: str) -> Iterator[File]:
     """Yield the file, open for reading; ValueError if `write` did not write it.
 
     kind: the required meta["kind"], such as "adapter" or "model"; None: any. others: kinds that
@@ -328,8 +329,7 @@ def _json(text: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(
             text.decode(), parse_float=finite, parse_int=integer, parse_constant=finite,
-            object_pairs_hook=unique,
-        )
+            object_pairs_hook=unique)
     except RecursionError as error:
         raise _Damaged(f"its {META} is nested too deeply") from error
     except ValueError as error:

@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..backend import Array, current, xp
+from ..backend import Array, current, wide, xp
 from ..backend.fuse import fused
 from ..ops.neural import fits_heads, later, padding
-from .rowwise import exp_shifted, widest
+from .rowwise import exp_shifted
 
 KEEP = 512  # tokens: up to this many, E is kept for the backward pass; beyond, it is recomputed
 
@@ -51,7 +51,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
     fits_heads(q, k, v, heads, causal)
     (batch, m, d), n, dtype = q.shape, k.shape[1], q.dtype
     side, size = min(m, current().queries), batch * heads * m * n
-    q, k, v = (widest(x) for x in (q, k, v))  # CuPy would widen them in every product
+    q, k, v = (wide(x) for x in (q, k, v))  # CuPy would widen them in every product
     out = xp.empty_like(q)
     shift, inverse = xp.zeros((2, batch, heads, m, 1), q.dtype)
     ones = xp.ones((n, 1), q.dtype)
@@ -71,8 +71,8 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
             forward(part, shared, ones)
 
     def gradients(g: Array) -> tuple[Array, ...]:
-        grads = [xp.empty(shapes[0], wide), *(xp.zeros(shape, wide) for shape in shapes[1:])]
-        G, dQ, dK, dV = (by_head(x, heads) for x in (widest(g), *grads))
+        grads = [xp.empty(shapes[0], kind), *(xp.zeros(shape, kind) for shape in shapes[1:])]
+        G, dQ, dK, dV = (by_head(x, heads) for x in (wide(g), *grads))
 
         def backward_of(some: slice) -> None:
             for part, at in zip(parts[some], places[some]):
@@ -83,7 +83,7 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
                      for x, need in zip(grads, needs))
 
     current().share(forward_of, len(parts), size, 1)
-    shapes, wide, y = (q.shape, k.shape, v.shape), q.dtype, out.astype(dtype, copy=False)
+    shapes, kind, y = (q.shape, k.shape, v.shape), q.dtype, out.astype(dtype, copy=False)
     if any(needs):
         parts = [for_backward(part, shared, needs) for part in parts]
     return y, gradients

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backend import Array, current, xp
+from ..backend import Array, current, total, xp
 from ..ops.algebra import fits, rows
 
 
@@ -53,12 +53,6 @@ def widened(W: Array, dtype: Any) -> Array:
     return wide.astype(dtype, copy=False)
 
 
-def summed(g: Array) -> Array:
-    """Return the sum of the rows (n, d) -> (d,). Halves are summed in float32: 2048 + 1 is 2048."""
-    wide = g.dtype if g.dtype.itemsize > 2 else "float32"
-    return g.sum(axis=0, dtype=wide).astype(g.dtype, copy=False)
-
-
 def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool]) -> Any:
     """Each core computes some rows or columns of y, and adds b while they are in its cache."""
     fits(x, W)
@@ -72,7 +66,7 @@ def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool])
     def gradients(g: Array) -> tuple[Array | None, ...]:
         dx = product(g, W) if needs[0] else None
         dW = product(rows(g).T, rows(x)) if needs[1] else None
-        return dx, dW, summed(rows(g)) if needs[2] else None
+        return dx, dW, total(rows(g), 0) if needs[2] else None
 
     return y, gradients
 
@@ -115,7 +109,7 @@ def lora_linear(
         return (
             product(g, W, plus_update) if need_x else None,
             product(rows(g).T, rows(x)) if need_W else None,
-            summed(rows(g)) if need_b else None,
+            total(rows(g), 0) if need_b else None,
             dA,
             None if dB is None else dB * scale,
             None,
@@ -142,5 +136,5 @@ def _thin(g: Array, B: Array, h: Array | None, z: Array | None) -> tuple[Any, An
                 xp.matmul(g[some].T, z[some], out=dB[i])
 
     current().share(part, len(blocks), g.size)
-    dA, dB = (None if each is None else each.sum(axis=0) for each in (dA, dB))
+    dA, dB = (None if each is None else total(each, 0) for each in (dA, dB))
     return dz, dA, dB

@@ -10,16 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..backend import Array, current, erf, xp
+from ..backend import Array, current, erf, total, wide, xp
 from ..backend.fuse import fused
 from ..ops.algebra import rows
 from ..ops.neural import classes, features
-from .products import summed
-
-
-def widest(x: Array) -> Array:
-    """Return x, halves as float32: a half overflows in squares, sums and e^x."""
-    return x.astype(x.dtype if x.dtype.itemsize > 2 else "float32", copy=False)
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
@@ -28,7 +22,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
     `mean`. The normalized rows and one number per row are kept."""
     features(x, gain, shift)
     shape, dtype, d = x.shape, x.dtype, x.shape[-1]
-    x = widest(rows(x))  # (rows, d)
+    x = wide(rows(x))  # (rows, d)
     piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, x.dtype)
     normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), x.dtype)
 
@@ -47,7 +41,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
         into = rows(out)
 
         def backward(at: slice) -> None:
-            scaled = widest(g[at]) * gain
+            scaled = wide(g[at]) * gain
             along = xp.multiply(scaled, normal[at], out=into[at]) @ over_d
             _unscaled(scaled, scaled @ over_d, normal[at], along, rate[at], into[at])
 
@@ -56,8 +50,8 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
 
     def gradients(g: Array) -> tuple[Array | None, ...]:
         g = rows(g)
-        dgain = (g * normal).sum(axis=0) if needs[1] else None
-        return dx(g) if needs[0] else None, dgain, summed(g) if needs[2] else None
+        dgain = total(g * normal, 0) if needs[1] else None
+        return dx(g) if needs[0] else None, dgain, total(g, 0) if needs[2] else None
 
     return y.reshape(shape).astype(dtype, copy=False), gradients
 
@@ -95,7 +89,7 @@ def gelu(x: Array, *, approximate: str = "tanh", needs: Sequence[bool]) -> Any:
         raise ValueError(f'approximate must be "tanh" or "none", not {approximate!r}')
     value, derivative = _GELU[approximate]
     shape, dtype, piece, need = x.shape, x.dtype, current().piece, needs[0]
-    x = widest(x.reshape(-1))
+    x = wide(x.reshape(-1))
     phi, y = xp.empty_like(x), xp.empty_like(x)
 
     def forward(at: slice) -> None:
@@ -168,7 +162,7 @@ def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
     """e^z is computed once, and the gradient is written over it: one array of the logits' size.
     Halves are computed in float32, and so is the loss: scaling it cannot overflow."""
     targets, count = classes(logits, targets, ignore_index)
-    shape, dtype, z = logits.shape, logits.dtype, widest(rows(logits))
+    shape, dtype, z = logits.shape, logits.dtype, wide(rows(logits))
     weights, targets = (targets >= 0).astype(z.dtype), xp.maximum(targets, 0)  # (rows,) each
     weights *= 1 / count
     each, piece = xp.arange(len(z)), current().piece // z.shape[1] + 1

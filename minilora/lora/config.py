@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.patterns import below, first, matching
+from ..adapters.patterns import below, first, hidden, matching
 from ..adapters.places import adaptable, bare, is_bias
 from ..adapters.registry import Method, base_of
 from ..checks import choice, describe, integer, real, warn
@@ -81,7 +81,12 @@ class LoRAConfig(Method, called="lora"):
         matching(paths, (*self.rank_pattern, *self.alpha_pattern),
                  "rank_pattern, alpha_pattern: no adapted layer")
         unique = {id(bare(layers[at])): at for at in reversed(paths)}  # one layer in two places
-        parts, warnings = {}, []
+        parts, warnings = {}, [
+            f"{self.called}: pattern {later!r} has no effect, because {earlier!r} before it "
+            "matches the same layers: put the special one first"
+            for patterns in (self.rank_pattern, self.alpha_pattern)
+            for later, earlier in hidden(patterns, paths).items()
+        ]
         for at in reversed(unique.values()):
             layer = bare(layers[at])
             r = first(self.rank_pattern, at, self.r)
@@ -95,6 +100,8 @@ class LoRAConfig(Method, called="lora"):
                 layer, r, self.scaled(alpha, r), init=self.init, dropout=self.dropout, rng=rng)
             if r > min(layer.W.shape):
                 warnings.append(f"ΔW of {at} has rank {min(layer.W.shape)} at most, not r = {r}")
+        if self.dropout and not any(isinstance(bare(layers[at]), Linear) for at in parts):
+            warnings.append(f"{self.called}: dropout has no effect: all targets are embeddings")
         if warnings:
             more = f" (and {len(warnings) - 1} others)" * (len(warnings) > 1)
             warn(f"{warnings[0]}{more}")
@@ -116,6 +123,8 @@ class LoRAConfig(Method, called="lora"):
         biases = [at for at in base if is_bias(at, *base[at])]
         if self.bias == "lora":
             biases = [at for at in biases if at.rpartition(".")[0] in paths]
+        if self.bias != "none" and not biases:
+            warn(f'{self.called}: bias="{self.bias}" has no effect: there is no such bias')
         chosen = {*self._trained(model), *(biases if self.bias != "none" else ())}
         return [at for at in base if at in chosen]
 

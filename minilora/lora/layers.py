@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..adapters.protocol import Adapter, Factors
-from ..backend import Array, Rng, asarray, generator, xp
+from ..backend import Rng, asarray, generator, xp
 from ..nn import Embedding, Linear, Parameter
 from ..tensor import Tensor
 
@@ -46,12 +46,12 @@ class LoRALinear(Adapter):
         """Return scale · B A x."""
         return ops.linear(ops.linear(x, self.A), self.B) * self.scale
 
-    def mask(self, x: Tensor) -> Array | None:
+    def mask(self, x: Tensor) -> Tensor | None:
         """Return the dropout mask for x; None outside training."""
         if not (self.training and self.dropout):
             return None
-        return ops.dropout_mask(  # type: ignore
-            x.shape, self.dropout, self.rng, x.dtype)
+        mask = ops.dropout_mask(x.shape, self.dropout, self.rng, x.dtype)  # type: ignore
+        return Tensor.of(mask)
 
     @property
     def scale(self) -> float:

@@ -7,10 +7,11 @@ grows. The authors recommend λ = 16. LoRA+ is an optimizer; it works for every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
+from ..adapters.patterns import first, hidden, matching
 from ..backend import Array
+from ..backend.blocks import restoring
 from ..checks import real
 from ..training.optim import AdamW
 
@@ -18,7 +19,7 @@ from ..training.optim import AdamW
 class LoRAPlus(AdamW):
     """AdamW whose lr is multiplied by a rate for each parameter, in the weight decay too.
 
-    rates   glob for the parameter's full name -> its rate. The first match counts; without one, 1.
+    rates   pattern of the parameter's name -> its rate. The first match counts; without one, 1
 
         optimizer = methods.LoRAPlus(model.trainable_parameters(), lr=1e-4, rates={"*.B": 16})
     """
@@ -30,21 +31,16 @@ class LoRAPlus(AdamW):
         rates = {
             p: real("LoRAPlus", f"rates[{p!r}]", rate, "[0, inf)") for p, rate in rates.items()
         }
-        for pattern in rates:
-            if not any(fnmatchcase(name, pattern) for name in self.parameters):
-                raise ValueError(
-                    f"LoRAPlus: no parameter matches {pattern!r}: a pattern must match the full "
-                    f"name, such as {next(iter(self.parameters))}: use '*.B'"
-                )
-        self.rates = {
-            name: next((rate for p, rate in rates.items() if fnmatchcase(name, p)), 1.0)
-            for name in self.parameters
-        }
+        matching(self.parameters, rates, "LoRAPlus: rates: no parameter")
+        for later, earlier in hidden(rates, self.parameters).items():
+            raise ValueError(
+                f"LoRAPlus: rates: {later!r} has no effect, because {earlier!r} before it matches "
+                "the same parameters: put the special one first"
+            )
+        self.rates = {name: first(rates, name, 1.0) for name in self.parameters}
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         before = self.lr
-        self.lr = before * self.rates[name]
-        try:
+        with restoring(lambda: setattr(self, "lr", before)):
+            self.lr = before * self.rates[name]
             super().update(name, p, g, *state)
-        finally:
-            self.lr = before

@@ -69,6 +69,14 @@ class PiSSA(LoRAConfig, called="pissa"):
 
     layers: ClassVar[Mapping[type, Any]] = {Linear: PiSSALinear}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init != "gaussian":
+            raise ValueError(
+                f'PiSSA: init="{self.init}" has no effect, because A and B start at the SVD of W0: '
+                "leave it out"
+            )
+
     def saved(
         self, adapters: Mapping[str, Adapter], copies: Mapping[str, Parameter]
     ) -> tuple[LoRAConfig, dict[str, Any]]:

@@ -19,7 +19,7 @@ class Cache:
         """Append (batch, m, d); return all keys and all values, (batch, n + m, d) each."""
         start, self.n = self.n, self.n + k.shape[1]
         self.kv[0, :, start : self.n], self.kv[1, :, start : self.n] = k.data, v.data
-        return Tensor(self.kv[0, :, : self.n]), Tensor(self.kv[1, :, : self.n])
+        return Tensor.of(self.kv[0, :, : self.n]), Tensor.of(self.kv[1, :, : self.n])
 
 
 def window(model: Any, tokens: int) -> int:

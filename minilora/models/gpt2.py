@@ -56,10 +56,12 @@ class GPT2(Module):
         ids = np.asarray(ids)
         start, most = cache[0].n if cache else 0, self.config.n_positions
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
+            long = ids.ndim == 2 and start + ids.shape[1] > most
             raise ValueError(
                 f"GPT2: ids must be integers (batch, tokens), 1 to {most} tokens, not {ids.dtype} "
-                f"{ids.shape}" + (f" after {start}" if start else "") + ": encode a "
-                "text as model.tokenizer.encode(text)[None]")
+                f"{ids.shape}" + (f" after {start}" if start else "") + (
+                    f": cut each text, as ids[:, :{most}]" + ", and start a new cache" * bool(start)
+                    if long else ": encode a text as model.tokenizer.encode(text)[None]"))
         embed, through = self.embed.around(self.vectors), self.through.around(self.stack)
         x = through(embed(ids, cache), cache)                       # (batch, tokens, d_model)
         return self.tok.project(self.ln_f(x))                       # (batch, tokens, vocab_size)

@@ -30,8 +30,15 @@ def save_model(
 
     dtype: convert the weights to it; None: write each in its own, so a matrix in half precision
     stays so. `load_model` converts all of them to one dtype. about: more facts for the file.
-    Raises RuntimeError inside `lora.merged`, and ValueError for a model with adapters.
+    Raises RuntimeError inside `lora.merged`, ValueError for a model with adapters, and TypeError
+    for a model of your own, which `load_model` could not build again.
     """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"save_model: {type(model).__name__} is not one of {', '.join(FAMILIES)}: save the "
+            "arrays of your own model as np.savez(path, **model.state_dict()), and read them with "
+            "model.load_state_dict(dict(np.load(path)))"
+        )
     if model.locked:
         raise RuntimeError(
             "save_model: the merged weights would be saved without the adapters: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..backend.blocks import restoring
 from ..backend.settings import as_now
 from ..nn import Module, generators
 from ..tensor import Node, Tensor, gradients, no_grad, recording
@@ -23,19 +24,21 @@ def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
     draws = {path: rng.bit_generator.state for path, rng in generators(module).items()}
     inputs, choices = [*wanted, *trained], as_now()
     with no_grad():
-        y = Tensor(module(*xs, **how).data)
+        y = Tensor.of(module(*xs, **how).data)
 
     def again(g: Array) -> tuple[Array | None, ...]:
-        starts, own = {x: Tensor(x.data, x.requires_grad) for x in xs}, generators(module)
+        starts, own = {x: Tensor.of(x.data, x.requires_grad) for x in xs}, generators(module)
+
+        def draw_from(states: dict[str, Any]) -> None:
+            for path, state in states.items():
+                own[path].bit_generator.state = state
+
         later = {path: rng.bit_generator.state for path, rng in own.items()}
-        for path, state in draws.items():
-            own[path].bit_generator.state = state
-        with choices():
+        with restoring(lambda: draw_from(later)), choices():
+            draw_from(draws)
             out = module(*(starts[x] for x in xs), **how)
-        node, same = out._node, [x for x, start in starts.items() if out is start]
+        node, same = out._node, {x for x, start in starts.items() if out is start}
         del out  # free its array
-        for path, state in later.items():
-            own[path].bit_generator.state = state
         if node is None:  # the output is an input, or requires no gradient
             return tuple(g if t in same else None for t in inputs)
         grads = {
@@ -45,5 +48,5 @@ def recomputed(module: Module, *xs: Tensor, **how: Any) -> Tensor:
         return tuple(grads.get(starts.get(t, t)) for t in inputs)
 
     y.requires_grad = True
-    y._node = Node("recomputed", y.shape, [([t._node or t for t in inputs], again)])
+    y._node = Node("recomputed", y, [([t._node or t for t in inputs], again)])
     return y

@@ -6,8 +6,8 @@ them, and the package face (minilora/__init__.py) loads it as soon as the ops ar
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
+from ..backend.blocks import block
 from ..backend.settings import choose, plain, thread_settings
 from ..tensor import OPS, Tensor, op
 from .algebra import (
@@ -18,11 +18,14 @@ from .algebra import (
     log,
     lora_linear,
     matmul,
+    max,
     mean,
     mul,
     neg,
+    power,
     relu,
     rows,
+    sigmoid,
     sqrt,
     sub,
     sum,
@@ -34,13 +37,13 @@ from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, t
 __all__ = [
     "add", "attention", "concat", "cross_entropy", "div", "dropout", "dropout_mask", "embedding",
     "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "lora_linear", "matmul",
-    "mean", "mul", "neg", "op", "plain", "relu", "replaced", "reshape", "rows", "softmax", "sqrt",
-    "sub", "sum", "tanh", "transpose",
+    "max", "mean", "mul", "neg", "op", "plain", "power", "relu", "replaced", "reshape", "rows",
+    "sigmoid", "softmax", "sqrt", "sub", "sum", "tanh", "transpose",
 ]
 OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")})
 
 
-@contextmanager
+@block
 def replaced(**substitutes: Callable[..., Tensor]) -> Iterator[None]:
     """Replace ops by name in the block, everywhere in the engine, for this thread.
     with ops.replaced(softmax=my_softmax): model(ids)

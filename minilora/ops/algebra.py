@@ -5,7 +5,7 @@ arrays. A rule closes over exactly the arrays that it uses: they are what the ta
 """
 import math
 
-from ..backend import xp
+from ..backend import like, total, wide, xp
 from ..tensor import op
 
 
@@ -83,22 +83,46 @@ def relu(x):
     return xp.maximum(x, 0), (dx,)
 
 @op
-def sum(x, *, axis=None):
-    """Sum over `axis`, which is dropped (None: over all axes)."""
-    shape, total = x.shape, x.sum(axis=axis, keepdims=True)
-    keepdims = total.shape                                        # the summed axes have length 1
-    def dx(g): return xp.broadcast_to(g.reshape(keepdims), shape)
-    return xp.squeeze(total, axis=axis), (dx,)
+def sigmoid(x):
+    """1 / (1 + e⁻ˣ) elementwise."""
+    e = xp.exp(-abs(x))                                           # at most 1: no overflow
+    y = xp.where(x < 0, e, 1) / (1 + e)
+    def dx(g): return g * y * (1 - y)
+    return y, (dx,)
 
 @op
-def mean(x, *, axis=None):
-    """Mean over `axis`, which is dropped (None: over all axes). ValueError for an empty x."""
-    shape, total = x.shape, x.sum(axis=axis, keepdims=True)
+def power(x, *, exponent):
+    """xⁿ elementwise, for a number n."""
+    if not isinstance(exponent, int | float):
+        raise ValueError(f"the exponent is a number, not {exponent!r}: x**y is exp(y * log(x))")
+    def dx(g): return g * (exponent * x ** (exponent - 1)) if exponent else g * 0
+    return x ** exponent, (dx,)
+
+@op
+def sum(x, *, axis=None, keepdims=False):
+    """Sum over `axis` (None: over all axes), which is dropped, or has length 1 with keepdims."""
+    shape, y = x.shape, total(x, axis, keepdims=True)
+    kept = y.shape                                                # the summed axes have length 1
+    def dx(g): return xp.broadcast_to(g.reshape(kept), shape)
+    return like(x, y if keepdims else xp.squeeze(y, axis=axis)), (dx,)
+
+@op
+def mean(x, *, axis=None, keepdims=False):
+    """Mean over `axis`, as for `sum`. ValueError for an empty x."""
     if x.size == 0:
         raise ValueError("the mean of an empty array is not defined")
-    keepdims, n = total.shape, x.size // total.size               # n numbers in each mean
-    def dx(g): return xp.broadcast_to(g.reshape(keepdims) / n, shape)
-    return xp.squeeze(total, axis=axis) / n, (dx,)
+    shape, y = x.shape, total(x, axis, keepdims=True)
+    kept, n = y.shape, x.size // y.size                           # n numbers in each mean
+    def dx(g): return xp.broadcast_to(wide(g).reshape(kept) / n, shape)
+    return like(x, (y if keepdims else xp.squeeze(y, axis=axis)) / n), (dx,)
+
+@op
+def max(x, *, axis=None, keepdims=False):
+    """Maximum over `axis`, as for `sum`. Equal maxima share the gradient."""
+    y = x.max(axis=axis, keepdims=True)
+    top = x == y
+    def dx(g): return g.reshape(y.shape) * (top / total(top, axis, keepdims=True))
+    return (y if keepdims else xp.squeeze(y, axis=axis)), (dx,)
 
 @op
 def matmul(x, y):
@@ -115,7 +139,7 @@ def linear(x, W, b=None):
     fits(x, W)
     def dx(g): return g @ W                                       # (..., k)
     def dW(g): return rows(g).T @ rows(x)                         # (d, k)
-    def db(g): return rows(g).sum(axis=0)                         # (d,)
+    def db(g): return total(rows(g), 0)                           # (d,)
     return (x @ W.T if b is None else x @ W.T + b), (dx, dW, db)
 
 @op
@@ -130,7 +154,7 @@ def lora_linear(x, W, b, A, B, mask=None, *, scale):
     def dz(g): return scale * (g @ B)                             # (..., r)
     def dx(g): return g @ W + (dz(g) @ A if mask is None else dz(g) @ A * mask)
     def dW(g): return rows(g).T @ rows(x)                         # (d, k)
-    def db(g): return rows(g).sum(axis=0)                         # (d,)
+    def db(g): return total(rows(g), 0)                           # (d,)
     def dA(g): return rows(dz(g)).T @ rows(h)                     # (r, k)
     def dB(g): return scale * rows(g).T @ rows(z)                 # (d, r)
     return (y if b is None else y + b), (dx, dW, db, dA, dB, None)

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from ..backend import asarray, erf, xp
+from ..backend import asarray, erf, like, total, xp
 from ..tensor import composed, op
 from .algebra import rows
 from .shape import transpose
@@ -13,30 +13,30 @@ from .shape import transpose
 def softmax(x, *, axis=-1):
     """eˣ / Σ eˣ along `axis`. The maximum is subtracted first, so no exponential overflows."""
     e = xp.exp(x - x.max(axis=axis, keepdims=True))
-    y = e / e.sum(axis=axis, keepdims=True)
-    def dx(g): return y * (g - (g * y).sum(axis=axis, keepdims=True))
+    y = like(x, e / total(e, axis, keepdims=True))
+    def dx(g): return y * (g - total(g * y, axis, keepdims=True))
     return y, (dx,)
 
 @op
 def log_softmax(x, *, axis=-1):
     """x - log Σ eˣ along `axis`."""
     z = x - x.max(axis=axis, keepdims=True)
-    y = z - xp.log(xp.exp(z).sum(axis=axis, keepdims=True))
-    def dx(g): return g - xp.exp(y) * g.sum(axis=axis, keepdims=True)
+    y = like(x, z - xp.log(total(xp.exp(z), axis, keepdims=True)))
+    def dx(g): return g - xp.exp(y) * total(g, axis, keepdims=True)
     return y, (dx,)
 
 @op
 def layer_norm(x, gain, shift, *, eps=1e-5):
     """(x - mean) / √(variance + eps) · gain + shift, over the last axis        x: (..., d)"""
     features(x, gain, shift)
-    def mean(t): return t.mean(axis=-1, keepdims=True)            # (..., 1)
+    def mean(t): return total(t, -1, keepdims=True) / t.shape[-1]  # (..., 1)
     centred = x - mean(x)
     rate = 1 / xp.sqrt(mean(centred * centred) + eps)             # (..., 1): 1 / deviation
     normal = centred * rate
     def dx(g): return rate * (g * gain - mean(g * gain) - normal * mean(g * gain * normal))
-    def dgain(g): return rows(g * normal).sum(axis=0)             # (d,)
-    def dshift(g): return rows(g).sum(axis=0)                     # (d,)
-    return normal * gain + shift, (dx, dgain, dshift)
+    def dgain(g): return total(rows(g * normal), 0)               # (d,)
+    def dshift(g): return total(rows(g), 0)                       # (d,)
+    return like(x, normal * gain + shift), (dx, dgain, dshift)
 
 def features(x, gain, shift):
     """Raise ValueError unless gain and shift have one number per feature of x."""
@@ -68,8 +68,8 @@ def cross_entropy(logits, targets, *, ignore_index=-100):
     targets, count = classes(logits, targets, ignore_index)
     shape, z = logits.shape, rows(logits)
     z = z - z.max(axis=1, keepdims=True)                          # (rows, vocabulary)
-    log_p = z - xp.log(xp.exp(z).sum(axis=1, keepdims=True))      # (rows, vocabulary)
-    weights = (targets >= 0).astype(z.dtype) / count              # (rows,): 0 if ignored
+    log_p = z - xp.log(total(xp.exp(z), 1, keepdims=True))        # (rows, vocabulary)
+    weights = (targets >= 0).astype(log_p.dtype) / count          # (rows,): 0 if ignored
     def dlogits(g):
         hot = (targets[:, None] == xp.arange(shape[-1])).astype(g.dtype)
         return ((xp.exp(log_p) - hot) * (g * weights[:, None])).reshape(shape)

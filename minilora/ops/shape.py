@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 
-from ..backend import asarray, scatter_add, xp
+from ..backend import asarray, scatter_add, wide, xp
 from ..backend.host import mixed
-from ..tensor import composed, op
+from ..tensor import Tensor, composed, op
 from .algebra import rows
 
 
@@ -54,11 +54,12 @@ def embedding(W, ids, *, dtype=None):
     """
     (n, d), stored, ids = W.shape, W.dtype, _checked(W, ids)
     def dW(g):
-        table = xp.zeros((n, d), stored)
+        g = wide(g)
+        table = xp.zeros((n, d), g.dtype)
         if isinstance(ids, slice):
             table[ids] = g
         else:
-            scatter_add(table, ids.reshape(-1), rows(g).astype(stored, copy=False))
+            scatter_add(table, ids.reshape(-1), rows(g))
         return table
     return W[ids].astype(dtype or stored, copy=False), (dW, None)
 
@@ -83,6 +84,7 @@ def dropout_mask(shape, rate, rng, dtype):
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
+    rate = float(rate)
     one, two = rng.integers(1 << 32, size=2).tolist()
     hashed = mixed(xp.arange(math.prod(shape), dtype="uint32"), one, two)
     stays = hashed >= round(rate * (1 << 32))
@@ -91,4 +93,4 @@ def dropout_mask(shape, rate, rng, dtype):
 @composed
 def dropout(x, rate, rng):
     """0 with probability `rate`, else x / (1 - rate), for each number: the expectation is x."""
-    return x * dropout_mask(x.shape, rate, rng, x.dtype) if rate else x
+    return x * Tensor.of(dropout_mask(x.shape, rate, rng, x.dtype)) if rate else x

@@ -20,6 +20,7 @@ import numpy as np
 from ..adapters import Adapted, merged
 from ..adapters.places import bare
 from ..backend import Array, asnumpy
+from ..backend.flags import own_flags
 from ..nn import Linear, Module
 from ..tensor import no_grad
 from .roundings import Moved, least, roundings_as_it_is, roundings_merged, twin, unit
@@ -88,6 +89,7 @@ class Comparison:
     dtype: str  # of the logits
 
 
+@own_flags
 def compare(model: Module, ids: Any) -> Comparison:
     """Run the model on ids (batch, tokens), unmerged and merged, and compare the logits.
 

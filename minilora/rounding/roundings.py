@@ -193,12 +193,12 @@ def _elementwise(roundings: int, lost: int) -> Rule:
     return lambda y, *_: (1, roundings * abs(y), lost)
 
 
-def _sum(y: Array, x: Array, *, axis: Any = None) -> tuple[int, Array, Any]:
-    return x.size // y.size, abs(x).sum(axis=axis), 0
+def _sum(y: Array, x: Array, **settings: Any) -> tuple[int, Array, Any]:
+    return x.size // y.size, abs(x).sum(**settings), 0
 
 
-def _mean(y: Array, x: Array, *, axis: Any = None) -> tuple[int, Array, Any]:
-    return x.size // y.size + 1, abs(x).mean(axis=axis), 1
+def _mean(y: Array, x: Array, **settings: Any) -> tuple[int, Array, Any]:
+    return x.size // y.size + 1, abs(x).mean(**settings), 1
 
 
 def _matmul(y: Array, a: Array, b: Array) -> tuple[int, Array, Any]:
@@ -219,6 +219,8 @@ ROUNDINGS: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub"), _elementwise(1, 0)),  # sums do not underflow
     **dict.fromkeys(("mul", "div"), _elementwise(1, 1)),
     **dict.fromkeys(("exp", "log", "sqrt", "tanh"), _elementwise(8, 1)),  # NumPy's: 4 ulp
+    "power": lambda y, *_, **__: (1, 8 * abs(y), 1),
+    "sigmoid": _elementwise(11, 1),  # eˣ, a sum, a quotient
     "sum": _sum, "mean": _mean, "matmul": _matmul, "linear": _linear, "gelu": _gelu,
 }
 
@@ -228,12 +230,12 @@ ROUNDINGS: dict[str, Rule] = {
 
 def _softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     e = ops.exp(x - x.data.max(axis=axis, keepdims=True))
-    return e / _beside(e.sum(axis=axis), axis)
+    return e / e.sum(axis=axis, keepdims=True)
 
 
 def _layer_norm(x: Tensor, gain: Any, shift: Any, *, eps: float = 1e-5) -> Any:
-    centred = x - _beside(x.mean(axis=-1))
-    variance = _beside((centred * centred).mean(axis=-1))
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
     return centred / ops.sqrt(variance + eps) * gain + shift
 
 
@@ -244,13 +246,6 @@ def _lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, mask: Any = None, *, sc
 def _lost_in_lora(y: Array, x: Any, W: Any, b: Any, A: Any, *_: Any, **__: Any) -> Any:
     """Kernels compute (s B) (A x): if s is small, the r products underflow more than those by B."""
     return 0, y, len(A)
-
-
-def _beside(x: Tensor, axis: int = -1) -> Tensor:
-    """Return x with a new axis of length 1."""
-    shape = list(x.shape)
-    shape.insert(axis % (len(shape) + 1), 1)
-    return x.reshape(*shape)
 
 
 COMPOSED: dict[str, Callable[..., Tensor]] = {

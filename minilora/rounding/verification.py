@@ -9,6 +9,7 @@ import numpy as np
 
 from ..adapters import merged
 from ..backend import asnumpy
+from ..backend.flags import own_flags
 from ..nn import Module
 from ..tensor import no_grad
 from .bounds import Comparison, compare
@@ -65,6 +66,7 @@ class Verification:
         return "\n".join([*lines, verdict if failed else "the merge is right"])
 
 
+@own_flags
 def verify(model: Module, ids: Any) -> Verification:
     """Check the merge of the active adapters. The model is not changed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -11,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..files import atomic
+from ..files import atomic, cache
 from .contents import PACKAGE
 
 PACKAGES = ("numpy", "matplotlib", "ipykernel", "ipython", "jupytext", "nbclient")
@@ -28,13 +29,14 @@ def key(source: str) -> str:
 
 
 def get(name: str) -> str | None:
-    """Return the text stored under this name, or None."""
-    path = _folder() / name
+    """Return the text stored under this name; None if there is none, or if it is damaged."""
     try:
+        path = _folder() / name
         os.utime(path)  # keeps entries that are in use
-        return path.read_text("utf-8")
-    except OSError:
+        digest, _, text = path.read_text("utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
         return None
+    return text if digest == _digest(text) else None
 
 
 def put(name: str, text: str) -> None:
@@ -42,20 +44,22 @@ def put(name: str, text: str) -> None:
 
     A folder that cannot be written is ignored: the next build runs the chapter again.
     """
-    try:
-        _folder().mkdir(parents=True, exist_ok=True)
-        with atomic.writing(_folder() / name) as file:
-            file.write(text.encode())
-        for path in _folder().iterdir():
+    with contextlib.suppress(OSError, ValueError):
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.writing(folder / name) as file:
+            file.write(f"{_digest(text)}\n{text}".encode())
+        for path in folder.iterdir():
             if path.stat().st_mtime < time.time() - DAYS * 86400:
                 path.unlink()
-    except (OSError, ValueError):
-        return
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _folder() -> Path:
-    place = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    return (Path(place) if place else Path.home() / ".cache") / "minilora" / "site"
+    return cache.folder("site")
 
 
 @functools.cache

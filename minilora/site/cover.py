@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from .. import backend, data
 from ..models.pretrained import load_base
-from ..training import optim
 from ..training.fit import evaluate, fit
+from ..training.optim import AdamW
+from ..training.schedules import linear_schedule
 from ..viz.palette import ABOVE, BELOW, ZERO
 from . import cache
 
@@ -57,8 +58,8 @@ def _compute() -> dict[str, Any]:
     before = evaluate(model, held_out)
     for p in trained.values():
         p.requires_grad = True
-    optimizer = optim.AdamW(model.trainable_parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = optim.linear_schedule(1e-3, steps, warmup=steps // 10)
+    optimizer = AdamW(model.trainable_parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = linear_schedule(1e-3, steps, warmup=steps // 10)
     fit(model, data.Windows(training, batch, tokens, seed=0), optimizer, steps, schedule=schedule,
         max_grad_norm=1.0, progress=False)
     after = evaluate(model, held_out)

@@ -33,6 +33,7 @@ async def _all(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[
         async with free:
             return await _one(chapter, say)
 
+    say(f"{len(chapters)} chapters, {TOGETHER} at a time; one takes up to a minute")
     tasks = [asyncio.create_task(one(chapter)) for chapter in chapters]
     try:
         return await asyncio.gather(*tasks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..exercises.book import MILESTONES, OWN, Exercise, exercise, exercises
+from ..words import INSTALL
 from .contents import chapter
 
 
@@ -41,7 +42,7 @@ PAGE = """\
 
 A student needs Python 3.11. No account, no download of data and no GPU is needed.
 
-    pip install 'minilora[exercises]'
+    {install[0]}        in {install[2]}
     minilora ex init                  write a folder with a stub for each exercise
     minilora ex check 01              check an exercise; show the smallest case that fails
     minilora ex hint 01               show the next of three hints
@@ -82,9 +83,10 @@ Each submission runs in its own process with limits of time, memory, output and 
 start a process or write a file. That stops accidents and pranks. It is no security sandbox: grade
 submissions of strangers in a container or a virtual machine.
 
-**GitHub Classroom.** Make a repository with `minilora ex init`, and one autograding test for each
-exercise: `pip install 'minilora[exercises]' && minilora ex check 06`. The command exits with 0 on a
-pass and with 1 otherwise.
+**GitHub Classroom.** Make a repository with `minilora ex init`, with the checkout of minilora
+beside the exercises, and one autograding test for each exercise. Its setup is `{install[0]}` in
+{install[2]}, and its command is `minilora ex check 06`, which exits with 0 on a pass and
+with 1 otherwise.
 
 **Gradescope.** `setup.sh` installs the package. `run_autograder` runs:
 
@@ -109,6 +111,7 @@ def page() -> str:
         courses="\n".join(_line(course) for course in COURSES),
         table="\n".join(map(_row, exercises())),
         milestones=", ".join(MILESTONES), own=OWN,
+        install=INSTALL("exercises").partition(" in "),
     ).rstrip()
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
+from ..docstrings import docstring
+
 ROOT = "minilora"
 PAGE = "api.html"
 BARE = re.compile(r"minilora\.(lora\.)?\w+")
@@ -134,7 +136,7 @@ def _names(module: Any) -> list[str]:
 def _entry(thing: Any, name: str) -> Entry:
     formula = getattr(thing, "formula", None)
     target = inspect.unwrap(formula or thing) if callable(thing) else thing
-    doc = inspect.getdoc(target if callable(thing) else type(thing)) or ""
+    doc = docstring(target if callable(thing) else type(thing))
     if type(thing).__module__ == "builtins" and not callable(thing):
         doc = reprlib.repr(thing)
     source = inspect.getsource(target) if formula else ""
@@ -145,11 +147,10 @@ def _entry(thing: Any, name: str) -> Entry:
 def _methods(thing: type, name: str) -> Iterator[Entry]:
     for method, value in vars(thing).items():
         value = getattr(value, "__func__", value)
-        if method.startswith("_") or not inspect.isfunction(value) or not value.__doc__:
+        if method.startswith("_") or not inspect.isfunction(value):
             continue
-        yield Entry(
-            method, f"{name}.{method}", _signature(value), inspect.getdoc(value) or "", "", ()
-        )
+        if doc := docstring(value):
+            yield Entry(method, f"{name}.{method}", _signature(value), doc, "", ())
 
 
 class _Bare(str):

@@ -12,16 +12,15 @@ from typing import Any
 
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.filters.ansi import ansi2html
 
 from . import names
 from .contents import Chapter
-from .prose import Prose
+from .prose import Prose, lines
 
 ASSETS = Path(__file__).parent / "assets"
 SOURCE = re.compile(r'<pre><code class="language-python">(.*)</code></pre>', re.DOTALL)
 HEADING = re.compile(r'<h2 id="([^"]+)">(.*?) <a [^>]*class="anchor"')
-WIDE = 104  # letters
-WIDE_PICTURE = 820  # pixels; a wider one would be too small on a phone
 TITLE = re.compile(r"\A# .+\n")
 
 
@@ -37,7 +36,7 @@ class Page:
         exporter = HTMLExporter(
             template_name="basic", raw_template=(ASSETS / "chapter.html.j2").read_text("utf-8"),
             filters={"markdown2html": self.prose.markdown, "highlight_code": self._code,
-                     "figure": self._figure, "own_html": self._own_html, "long": _long},
+                     "figure": self._figure, "own_html": self._own_html, "lines": _printed},
         )
         try:
             self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_without_header(book)))
@@ -59,8 +58,8 @@ class Page:
         sizes = {way: settings[way] for way in ("width", "height") if way in settings}
         size = "".join(f' {way}="{pixels:.0f}"' for way, pixels in sizes.items())
         alt = html.escape(" ".join(settings["alt"].split()))
-        wide = ' class="wide"' if settings.get("width", 0) > WIDE_PICTURE else ""
-        image = f'<img src="{name}" alt="{alt}"{size}{wide} loading="lazy">'
+        smallest = f' data-smallest="{about["smallest"]:.2f}"' if "smallest" in about else ""
+        image = f'<img src="{name}" alt="{alt}"{size}{smallest} loading="lazy">'
         return f'<figure><a href="{name}">{image}</a></figure>'
 
     def _own_html(self, inside: str) -> str:
@@ -73,9 +72,9 @@ class Page:
         return f'<div class="live">{inside}</div>'
 
 
-def _long(text: str) -> str:
-    """Return the class of output with very long lines: prose, which may wrap, unlike a table."""
-    return ' class="long"' if max(map(len, text.splitlines()), default=0) > WIDE else ""
+def _printed(text: str) -> str:
+    """Return printed output as HTML, its colours too."""
+    return lines("\n".join(map(ansi2html, text.rstrip("\n").split("\n"))))
 
 
 def _without_header(book: Any) -> Any:

@@ -22,6 +22,8 @@ ALIGNED = re.compile(r"^\s|\S {2,}\S")  # a docstring's line that is aligned wit
 FULL = 70  # letters of a docstring's line that is full
 BARS = re.compile(r'<mo(?: fence="false")? stretchy="false">(&#x0007C;|&#x02016;)</mo>')
 FUNCTIONS = re.compile(r"(<mi>(?:ln|log|exp|sin|cos|tanh|max|min)</mi>)(?=<(?!/|mo))")
+CODE = re.compile(r"`([^`]+)`")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WORD = r'<span class="n\w?">\w+</span>'
 CHAIN = re.compile(  # not after a dot, and no keyword argument
     rf'(?<!<span class="o">\.</span>){WORD}(?:<span class="o">\.</span>{WORD})*'
@@ -53,9 +55,9 @@ class Prose:
         return self.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
 
     def code(self, source: str) -> str:
-        """Return highlighted Python, with links at public names."""
+        """Return highlighted Python, with links at public names, line by line."""
         marked = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip("\n")
-        return CHAIN.sub(lambda match: self._linked(match[0]), marked)
+        return lines(CHAIN.sub(lambda match: self._linked(match[0]), marked))
 
     def _linked(self, spans: str) -> str:
         chain = re.sub(r"<[^>]+>", "", spans)
@@ -102,7 +104,8 @@ class _Renderer(IPythonRenderer):
         return self.prose.name(text)
 
     def block_code(self, code: str, info: str | None = None) -> str:
-        inside = self.prose.code(code) if info == "python" else html.escape(code, quote=False)
+        plain = html.escape(code.rstrip("\n"), quote=False)
+        inside = self.prose.code(code) if info == "python" else lines(plain)
         return f'<div class="input"><pre><code>{inside}</code></pre></div>\n'
 
     def paragraph(self, text: str) -> str:
@@ -142,12 +145,28 @@ def formula(body: str, display: str) -> str:
     return FUNCTIONS.sub(r'\1<mspace width="0.167em" />', mathml)
 
 
+def lines(marked: str) -> str:
+    """Return the lines of code or output (HTML) as elements: a long one wraps, with an indent.
+
+    A control character, which has no letter, is written as its escape.
+    """
+    result = []
+    for line in marked.split("\n"):
+        plain = html.unescape(re.sub(r"<[^>]+>", "", line))
+        indent = min(16, len(plain) - len(plain.lstrip()) + 2)
+        shown = CONTROL.sub(lambda match: ascii(match[0])[1:-1], line)
+        result.append(f'<span class="line" style="--in:{indent}ch">{shown}\n</span>')
+    return "".join(result)
+
+
 def statement(text: str) -> str:
     """Return an exercise's statement as HTML: indented blocks keep their lines, others wrap."""
     result = ""
     for block in re.findall(r"(?:^ +.*\n|^\n(?= ))+|(?:^\S.*\n)+", text.strip("\n") + "\n", re.M):
         safe = html.escape(textwrap.dedent(block).strip("\n"), quote=False)
-        result += f"<pre>{safe}</pre>" if block.lstrip("\n").startswith(" ") else f"<p>{safe}</p>"
+        safe = CODE.sub(r"<code>\1</code>", safe)
+        laid_out = block.lstrip("\n").startswith(" ")
+        result += f"<pre>{lines(safe)}</pre>" if laid_out else f"<p>{safe}</p>"
     return result
 
 
@@ -155,7 +174,7 @@ def docstring(prose: Prose, text: str) -> str:
     """Return a docstring as HTML: paragraphs wrap, lines "name: text" or "name   text" become a
     list, and other lines aligned with spaces stay lines.
     """
-    mark = partial(re.compile(r"`([^`]+)`").sub, lambda m: prose.name(html.unescape(m[1])))
+    mark = partial(CODE.sub, lambda m: prose.name(html.unescape(m[1])))
     parts: list[list[str]] = []
     laid_out = False
     for i, line in enumerate(text.splitlines()):
@@ -167,9 +186,9 @@ def docstring(prose: Prose, text: str) -> str:
         else:
             parts.append([line] if line else [])
     result = ""
-    for lines in filter(None, parts):
-        safe = [html.escape(line, quote=False) for line in lines]
-        aligned = len(lines) > 1 and all(map(ALIGNED.search, lines))
+    for part in filter(None, parts):
+        safe = [html.escape(line, quote=False) for line in part]
+        aligned = len(part) > 1 and all(map(ALIGNED.search, part))
         pairs = _named(safe, r"(\w+) {2,}(.+)", "  ") if aligned else _named(safe, r"(\w+): (.+)")
         if not aligned and len(pairs) < 2:
             result += f"<p>{mark(' '.join(safe))}</p>"
@@ -177,7 +196,8 @@ def docstring(prose: Prose, text: str) -> str:
             inside = "".join(f"<dt><code>{n}</code></dt><dd>{mark(t)}</dd>" for n, t in pairs)
             result += f"<dl>{inside}</dl>"
         else:
-            result += "<pre>" + mark("\n".join(safe)) + "</pre>"
+            marked = mark("\n".join(safe))
+            result += f"<pre>{lines(marked)}</pre>"
     return result
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..words import INSTALL
 from . import folder
 from .contents import Chapter, chapters, notebook_text
 
@@ -25,7 +29,7 @@ def need(*names: str) -> None:
     """Raise ImportError, with the remedy, if one of these packages (none: NEEDS) is missing."""
     missing = [name for name in names or NEEDS if find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install 'minilora[tutorials]'")
+        raise ImportError(f"this needs {', '.join(missing)}: {INSTALL('tutorials')}")
 
 
 def build(
@@ -41,12 +45,29 @@ def build(
     began = time.monotonic()
     need()
     folder.check(out)
-    files = _files([*(chapters() if of is None else of)], say)
+    with _home():
+        files = _files([*(chapters() if of is None else of)], say)
     folder.write(out, files)
     size = sum(map(len, files.values()))
     took = time.monotonic() - began
     say(f"{out}: {len(files)} files, {size / 1024:,.0f} KB, in {took:.1f} s")
     return {"site": str(out), "files": len(files), "bytes": size, "seconds": took}
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[None]:
+    """Give a temporary home to a user without one: Jupyter needs it."""
+    if os.path.expanduser("~") != "~":
+        yield
+        return
+    before = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+            os.environ |= {"HOME": before} if before is not None else {}
 
 
 def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
@@ -111,6 +132,7 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
     files["exercises.html"] = page(
         "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
         description="Functions to write, each checked by properties", exercises=tasks,
+        install=INSTALL("exercises").partition(" in "),
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
     for name in ("style.css", "site.js", "icon.svg"):

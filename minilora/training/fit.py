@@ -12,18 +12,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import checks, ops
+from ..backend import asnumpy
 from ..files import atomic
-from ..nn import Module, evaluating
+from ..nn import Module, evaluating, in_mode
 from ..tensor import Tensor, no_grad
 from ..words import our_words
 from . import signals
 from .loss_scale import LossScale
-from .optim import Optimizer, clip_grad_norm
+from .optim import Optimizer
 from .run import History as History
-from .run import Run, identity
+from .run import Run, dropout_off, identity
+from .schedules import Schedule, clip_grad_norm
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Module, Batch], Tensor]
+Weight = Callable[[Batch], float]
+MASKED = -100  # a target that does not count: the default `ignore_index` of ops.cross_entropy
 
 
 class Batches(Protocol):
@@ -38,43 +42,75 @@ def lm_loss(model: Module, batch: Batch) -> Tensor:
     return ops.cross_entropy(model(inputs), targets)
 
 
+def targets_in(batch: Batch) -> int:
+    """Return the number of targets that a batch's mean loss is taken over: all that are not -100.
+
+    Targets that are not integers, such as those of a regression, all count.
+    """
+    targets = batch[1].data if isinstance(batch[1], Tensor) else batch[1]
+    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    if targets.dtype.kind not in "iu":
+        return int(targets.size)
+    return int(np.count_nonzero(asnumpy(targets) != MASKED))
+
+
 @our_words
-def evaluate(model: Module, batches: Iterable[Batch], loss: Loss = lm_loss) -> float:
-    """Return the mean loss over `batches`, weighted by numbers of targets. No dropout, no tape."""
+def evaluate(
+    model: Module, batches: Iterable[Batch], loss: Loss = lm_loss, weight: Weight = targets_in
+) -> float:
+    """Return the mean loss over `batches`, however they are split. No dropout, no tape.
+
+    Each batch counts as `weight(batch)`, the number that its loss is a mean over: see `train_step`.
+    """
     _is_model("evaluate", model)
-    total, count = 0.0, 0
+    total, whole, batch = 0.0, 0.0, None
     with no_grad(), evaluating(model):
         for batch in batches:
-            value = _loss("evaluate", loss, model, batch)
-            n = int(np.size(batch[1]))
-            total, count = total + value.item() * n, count + n
-    if not count:
-        raise ValueError("evaluate: there are no batches")
-    return total / count
+            if n := _weight("evaluate: a batch", weight, batch):
+                total += n * _loss("evaluate", loss, model, batch).item()
+                whole += n
+    if not whole:
+        raise ValueError(f"evaluate: {_nothing(batch is None)}")
+    return total / whole
 
 
 @our_words
 def train_step(
     model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
     max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
+    weight: Weight = targets_in,
 ) -> Any:
-    """Update once by the mean gradient over `batches`. Return the mean loss, an array ().
+    """Update once by the gradient of the mean loss over `batches`. Return that loss, an array ().
 
-    Raises ValueError, before the update, if no parameter of the optimizer gets a gradient.
+    The mean is over all targets, so it does not matter how they are split into batches. Dropout is
+    on in the step, whatever mode the model is in; its modes are the same afterwards.
+
+    weight: batch -> the number that the loss of the batch is a mean over; 0: the batch is left out,
+    and `loss` is not called. The default counts the targets, batch[1], except those that are -100.
+    A loss that averages over something else, such as rows or its own mask, needs its own weight.
+
+    Raises ValueError, before the update, if there is no target, or if no parameter of the optimizer
+    gets a gradient.
     """
+    _is_model("train_step", model)
     optimizer.zero_grad()
+    if loss_scale:
+        loss_scale.begin()
+    weights = [_weight("train_step: a batch", weight, batch) for batch in batches]
+    if not (whole := sum(weights)):
+        raise ValueError(f"train_step: {_nothing(not weights)}")
     total: Any = 0.0
-    for batch in batches:
-        value = _loss("train_step", loss, model, batch)
-        if len(batches) > 1:
-            value = value * (1 / len(batches))
-        (loss_scale.backward if loss_scale else Tensor.backward)(value)
-        total = total + value.data
+    with in_mode(model, training=True):
+        for batch, n in zip(batches, weights):
+            if n:
+                value, share = _loss("train_step", loss, model, batch), n / whole
+                part = value if n == whole else value * share
+                (loss_scale.backward if loss_scale else Tensor.backward)(part)
+                total = total + value.data.astype(np.promote_types(str(value.dtype), "f4")) * share
     if loss_scale:
         loss_scale.unscale(optimizer)
     elif all(p.grad is None for p in optimizer.parameters.values()):
         raise ValueError(
-            "train_step: there are no batches" if not batches else
             "train_step: no parameter of the optimizer gets a gradient: create the optimizer after "
             "attach, from model.trainable_parameters()"
         )
@@ -90,19 +126,24 @@ def fit(
     schedule: Callable[[int], float] | None = None, max_grad_norm: float | None = None,
     accumulation_steps: int = 1, loss: Loss = lm_loss, held_out: Sequence[Batch] | None = None,
     eval_every: int = 0, progress: bool | Callable[[str], None] = True, log_every: int = 0,
-    checkpoint: str | os.PathLike[str] | None = None, save_every: int = 100, resume: bool = True,
-    about: Mapping[str, Any] | None = None, loss_scale: LossScale | None = None,
+    checkpoint: str | os.PathLike[str] | None = None, save_every: int | None = None,
+    resume: bool = True, about: Mapping[str, Any] | None = None,
+    loss_scale: LossScale | None = None, weight: Weight = targets_in,
 ) -> History:
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
+    Dropout is on in the steps, and off where `held_out` is evaluated. If a part of the model with
+    dropout was in eval mode, progress says so. Afterwards all modes are as they were.
+
     schedule            step -> learning rate (None: the optimizer's lr for all steps). It is called
-                        for all steps at the start
+                        for all steps at the start. A schedule of minilora.optim must be made for
+                        this number of steps
     max_grad_norm       the largest global norm of the gradients (None: no clipping)
-    accumulation_steps  number of batches whose gradients are averaged into one update
+    accumulation_steps  number of batches in an update: its gradient is that of one large batch
     held_out            batches to evaluate at the start, every `eval_every` steps and at the end
     progress            print a line every `log_every` steps (0: ten lines in all); or a function
                         that receives the line
-    checkpoint          a .npz file, written every `save_every` steps. If it exists, the run
+    checkpoint          a .npz file, written every `save_every` (100) steps. If it exists, the run
                         continues from it (resume=False: starts again) and ends with the same bits
                         as without the interruption, on any number of threads (on a GPU that trains
                         a table of embeddings: nearly). SIGINT and SIGTERM finish the step and save,
@@ -112,22 +153,24 @@ def fit(
                         number, text or array. They are stored in the checkpoint
     loss_scale          for half precision: gradients are computed larger so that they do not
                         vanish, and steps whose gradients overflow are skipped
+    weight              batch -> the number that its loss is a mean over: see `train_step`
 
     Raises TypeError or ValueError, before any work, for invalid arguments and for a checkpoint that
     is damaged, of another run (any setting that may change a bit), or not writable; nothing has
-    changed then. FloatingPointError names the step at which a gradient, a parameter or the held-out
-    loss is not finite (with a loss_scale: a loss, or gradients at every scale). Parameters, and
-    with a loss_scale or on a device all of these, are checked when losses are next read: to log or
-    to save.
+    changed then. ValueError names the step whose targets are all masked. FloatingPointError names
+    the step at which a gradient, a parameter or the held-out loss is not finite (with a loss_scale:
+    a loss, or gradients at every scale). Parameters, and with a loss_scale or on a device all of
+    these, are checked when losses are next read: to log or to save.
     """
     counts = [("steps", steps, 1), ("accumulation_steps", accumulation_steps, 1),
-              ("save_every", save_every, 1), ("eval_every", eval_every, 0),
+              ("save_every", _with_checkpoint(checkpoint, save_every, about), 1),
+              ("eval_every", eval_every, 0),
               ("log_every", log_every, 0)]
     steps, several, save_every, eval_every, log_every = (checks.integer("fit", *x) for x in counts)
     if max_grad_norm is not None:
         checks.real("fit", "max_grad_norm", max_grad_norm, "(0, inf]")
     _can_train(model, batches, optimizer)
-    unseen, rates = _unseen(held_out, eval_every), _rates(schedule, optimizer, steps)
+    unseen, rates = _unseen(held_out, eval_every, weight), _rates(schedule, optimizer, steps)
     size = len(batches) if isinstance(batches, Sized) else 0
     say = progress if callable(progress) else (print if progress else lambda line: None)
     log_every = log_every or max(1, steps // 10)
@@ -141,7 +184,8 @@ def fit(
     if checkpoint is not None:
         atomic.check(checkpoint, ".npz")
         settings = identity(
-            model, optimizer, loss, loss_scale, about or {}, rates, steps=steps, held_out=unseen,
+            model, optimizer, (loss, weight), loss_scale, about or {}, rates, steps=steps,
+            held_out=unseen,
             accumulation_steps=several, max_grad_norm=max_grad_norm, eval_every=eval_every,
             batches=[size, *(batch(i) for i in (0, steps * several // 2, steps * several - 1))],
         )
@@ -155,18 +199,22 @@ def fit(
         try:
             value = train_step(
                 model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
-                loss_scale=loss_scale,
+                loss_scale=loss_scale, weight=weight,
             )
-        except FloatingPointError as error:
-            run.check()  # raises if the update before caused it
-            raise FloatingPointError(f"fit: step {step}: {error}") from error
+        except (FloatingPointError, ValueError) as error:
+            if type(error) is FloatingPointError:
+                run.check()  # raises if the update before caused it
+            elif type(error) is not ValueError:  # another class may need other arguments
+                raise
+            raise type(error)(f"fit: step {step}: {error}") from error
         run.waiting.append(value)
         run.history.lrs.append(optimizer.lr)
 
     def evaluate_at(done: int) -> None:
         if done not in eval_steps or done in [step for step, _ in run.history.held_out[-1:]]:
             return
-        value = evaluate(model, takewhile(lambda x: x is unseen[0] or not received, unseen), loss)
+        wanted = takewhile(lambda x: x is unseen[0] or not received, unseen)
+        value = evaluate(model, wanted, loss, weight)
         if not math.isfinite(value):
             raise run.wrong(f"the held-out loss is {value}")
         if not received:
@@ -177,6 +225,9 @@ def fit(
         if checkpoint is not None and resume and os.path.exists(checkpoint):
             first = run.load(checkpoint, settings)
             say(f"continuing from step {first} ({checkpoint})")
+        if off := dropout_off(model):
+            more = f" and {len(off) - 1} more" * (len(off) > 1)
+            say(f"dropout is on in the steps, though {off[0]}{more} are in eval mode")
         began = time.perf_counter()
         for done in range(first, steps + 1):
             if done > first:
@@ -254,8 +305,19 @@ def _pair(who: str, batch: Any) -> Batch:
     )
 
 
+def _weight(who: str, weight: Weight, batch: Batch) -> float:
+    return checks.real(who, "its weight", weight(_pair(who, batch)), "[0, inf)")
+
+
+def _nothing(empty: bool) -> str:
+    """Return why there is nothing to average."""
+    return "there are no batches" if empty else (
+        "all targets are masked (-100), so there is nothing to average: leave such batches out"
+    )
+
+
 def _loss(who: str, loss: Loss, model: Module, batch: Batch) -> Tensor:
-    value: Any = loss(model, _pair(f"{who}: a batch", batch))
+    value: Any = loss(model, batch)
     if not isinstance(value, Tensor):
         raise TypeError(f"{who}: the loss must return a Tensor (no .item()), not {_kind(value)}")
     return value
@@ -270,8 +332,8 @@ def _kind(value: Any) -> str:
     return checks.a(type(value).__name__)
 
 
-def _unseen(held_out: Any, eval_every: int) -> list[Batch]:
-    """Return the held-out batches as a list of pairs; [] without them."""
+def _unseen(held_out: Any, eval_every: int, weight: Weight) -> list[Batch]:
+    """Return the held-out batches that have a target, as a list of pairs; [] without them."""
     if held_out is None:
         if eval_every:
             raise ValueError(
@@ -282,16 +344,40 @@ def _unseen(held_out: Any, eval_every: int) -> list[Batch]:
         raise TypeError(f"fit: held_out must be a list of batches, not {_kind(held_out)}")
     if not len(held_out):
         raise ValueError("fit: held_out has no batches: leave it out or add one")
-    return [_pair(f"fit: held_out[{i}]", batch) for i, batch in enumerate(held_out)]  # type: ignore
+    batches: Iterable[Any] = held_out  # type: ignore[assignment]
+    counted = [b for i, b in enumerate(batches) if _weight(f"fit: held_out[{i}]", weight, b)]
+    if not counted:
+        raise ValueError(f"fit: held_out: {_nothing(False)}")
+    return counted
+
+
+def _with_checkpoint(checkpoint: Any, save_every: int | None, about: Any) -> int:
+    """Return `save_every`; ValueError for settings of a checkpoint where there is none."""
+    for name, value in (("save_every", save_every), ("about", about)):
+        if value is not None and checkpoint is None:
+            raise ValueError(f"fit: {name} is given, but checkpoint is missing: give both")
+    return 100 if save_every is None else save_every
 
 
 def _rates(schedule: Any, optimizer: Optimizer, steps: int) -> list[float]:
     """Return the learning rate of every step."""
     if schedule is None:
-        return [checks.real("fit", "the optimizer's lr", optimizer.lr, "[0, inf)")] * steps
-    if not callable(schedule):
+        rates = [checks.real("fit", "the optimizer's lr", optimizer.lr, "[0, inf)")] * steps
+    elif not callable(schedule):
         raise TypeError(
             f"fit: schedule must be a function, step -> learning rate, not {_kind(schedule)}: "
             "for a constant rate, set the optimizer's lr"
         )
-    return [checks.real("fit", f"schedule({i})", schedule(i), "[0, inf)") for i in range(steps)]
+    elif isinstance(schedule, Schedule) and schedule.steps != steps:
+        raise ValueError(
+            f"fit: the schedule is for {schedule.steps} steps, but the run has {steps}: give both "
+            "the same number"
+        )
+    else:
+        rates = [checks.real("fit", f"schedule({i})", schedule(i), "[0, inf)")
+                 for i in range(steps)]
+    if not any(rates):
+        raise ValueError("fit: the learning rate is 0 in all steps: nothing would be trained")
+    if idle := [i for i, rate in enumerate(rates) if not rate]:
+        checks.warn(f"fit: schedule({idle[0]}) is 0: {len(idle)} of {steps} steps change nothing")
+    return rates

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import Array, asarray, asnumpy, current, xp
+from ..backend.flags import own_flags, quietly
+from ..backend.writes import wrote
 from ..checks import integer, real
 from ..tensor import Tensor
 from ..words import our_words
@@ -33,7 +35,7 @@ class LossScale:
 
     @our_words
     def __init__(self, scale: float = 2.0**16, patience: int = 1000) -> None:
-        self.start = real("LossScale", "scale", scale, SCALES)
+        self.start = real("LossScale", "scale", scale, f"[{LEAST}, 3e38]")
         self.patience = integer("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
@@ -41,14 +43,18 @@ class LossScale:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
-        scaled = loss * self.scale
+        def scaled() -> Tensor:
+            result: Tensor = loss * asarray(self.scale)  # a number would be rounded to a half
+            result.backward()
+            return result
+
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # NumPy would warn of an overflow
-                scaled.backward()
-            self.finite = self.finite & xp.isfinite(scaled.data)  # a device makes it nan
+            value = quietly(scaled)  # an overflow is expected
+            self.finite = self.finite & xp.isfinite(value.data)  # a device makes it nan
         except FloatingPointError:  # on the host
             self.finite = xp.zeros((), bool)
 
+    @own_flags
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, before they are clipped."""
         inverse = 1 / self.scale
@@ -56,6 +62,7 @@ class LossScale:
             if p.grad is not None:
                 p.grad = p.grad * inverse  # float32: in a half it would vanish again
 
+    @own_flags
     def step(self, optimizer: Optimizer) -> None:
         """Call `optimizer.step()` unless a gradient is not finite, then adapt the scale."""
         if current().peek(self.finite, True):
@@ -65,13 +72,18 @@ class LossScale:
             optimizer.step()
             for array, old in zip(arrays, before):
                 xp.copyto(array, old, where=~self.finite)
+                wrote(array)
         else:  # the host knows that the step is skipped
             optimizer.t += 1
-        self.good = xp.where(self.finite, self.good + 1, 0)
-        grown = xp.minimum(self.scale * 2, xp.maximum(self.scale, MOST))
-        grown = xp.where(self.good >= self.patience, grown, self.scale)
-        self.scale = xp.where(self.finite, grown, self.scale * 0.5)
-        self.good = self.good % self.patience
+        good = xp.where(self.finite, self.good + 1, 0)
+        grown = xp.maximum(self.scale, xp.minimum(self.scale, MOST / 2) * 2)
+        grown = xp.where(good >= self.patience, grown, self.scale)
+        scale = xp.where(self.finite, grown, self.scale * 0.5)
+        good, finite = good % self.patience, xp.ones((), bool)
+        self.scale, self.good, self.finite = scale, good, finite  # no interrupt comes between
+
+    def begin(self) -> None:
+        """Forget the gradients of a step that was interrupted, as `zero_grad` does."""
         self.finite = xp.ones((), bool)
 
     def state_dict(self) -> dict[str, float]:

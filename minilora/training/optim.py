@@ -2,20 +2,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..adapters.patterns import matching
 from ..backend import Array, asarray, asnumpy, xp
-from ..checks import real
+from ..backend.flags import own_flags
+from ..backend.writes import wrote
+from ..checks import describe, real
+from ..nn import Parameter
 from ..state_dict import fill
 from ..words import our_words
 from .adam import adam
-from .schedules import Parameters, clip_grad_norm, cosine_schedule, linear_schedule, named, why_idle
 
-__all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm", "cosine_schedule", "linear_schedule"]
+Parameters = Mapping[str, Parameter] | Iterable[Parameter]
+
+def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, Parameter]:
+    """Return the parameters by name; parameters without names are called "0", "1", and so on.
+
+    Raises TypeError for anything but parameters, such as a model. Raises ValueError for a duplicate
+    and, if `trained`, for a frozen parameter or an empty list.
+    """
+    remedy = "pass model.trainable_parameters()"
+    if not isinstance(parameters, Iterable):
+        raise TypeError(f"{who}: it takes parameters, not {describe(parameters)}: {remedy}")
+    if not isinstance(parameters, Mapping):
+        parameters = {str(i): p for i, p in enumerate(parameters)}
+    names: dict[Parameter, str] = {}
+    for name, p in parameters.items():
+        if not isinstance(p, Parameter):
+            raise TypeError(f"{who}: parameter {name} is {describe(p)}, not a Parameter: {remedy}")
+        if names.setdefault(p, name) != name:
+            raise ValueError(f"{who}: parameters {names[p]} and {name} are the same: pass it once")
+        if trained and not p.requires_grad:
+            raise ValueError(f"{who}: parameter {name} is frozen: {remedy}")
+    if trained and not names:
+        raise ValueError(
+            f"{who}: nothing to train: all parameters are frozen, or the iterator is empty"
+        )
+    return dict(parameters)
+
+
+def why_idle(parameters: Mapping[str, Parameter]) -> str:
+    """Return the reason why no parameter has a gradient, with the remedy."""
+    if not any(p.requires_grad for p in parameters.values()):
+        return (
+            "all its parameters have been frozen since it was created: create it after "
+            "lora.attach, from model.trainable_parameters()"
+        )
+    return (
+        "none of its parameters has a gradient: call loss.backward() between zero_grad() and "
+        "step(), on a loss that depends on them (an inactive adapter gets no gradient)"
+    )
 
 class Optimizer:
     """Parameters by name, a learning rate, and state arrays of the parameters' shapes ("m", "v").
@@ -40,6 +80,7 @@ class Optimizer:
         """Set all gradients to None, which frees their memory."""
         for p in self.parameters.values():
             p.grad = None
+    @own_flags
     def step(self) -> None:
         """Update every parameter that has a gradient, in place; RuntimeError if none has."""
         real(self.who, "lr", self.lr, "[0, inf)")
@@ -56,6 +97,7 @@ class Optimizer:
                 self.update(name, wide, g, *(state[s] for s in self.state_names))
                 if wide is not p.data:
                     p.data[...] = wide
+                wrote(p.data)
 
     def update(self, name: str, p: Array, g: Array, *state: Array) -> None:
         """Update p and the state in place; g is read-only. All have the parameter's shape."""
@@ -112,14 +154,19 @@ class Adam(Optimizer):
 
 class AdamW(Adam):
     """Adam with decoupled decay, p -= lr · weight_decay · p        Loshchilov & Hutter 2019
-    exclude: names or globs of parameters without decay; by default biases and norms.
+    exclude: patterns of the parameters without decay, by name; None: biases and norms, that is, all
+    with fewer than two axes. Raises ValueError for a pattern that matches nothing.
     """
 
     @our_words
     def __init__(
         self, parameters: Parameters, lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 0.01, exclude: Sequence[str] = ("*.b", "*.g")) -> None:
+        weight_decay: float = 0.01, exclude: Sequence[str] | None = None) -> None:
         super().__init__(parameters, lr, betas, eps)
         self.weight_decay = real(self.who, "weight_decay", weight_decay, "[0, inf)")
-        self.decays = {n for n in self.parameters if not any(fnmatchcase(n, e) for e in exclude)}
+        spared = [n for n, p in self.parameters.items() if len(p.shape) < 2]
+        if exclude is not None:
+            patterns = [exclude] if isinstance(exclude, str) else exclude
+            spared = matching(self.parameters, patterns, f"{self.who}: exclude: no parameter")
+        self.decays = self.parameters.keys() - spared

@@ -160,10 +160,12 @@ class Run:
 
 
 def identity(
-    model: Module, optimizer: Optimizer, loss: Callable[..., Any], loss_scale: LossScale | None,
-    about: Mapping[str, Any], rates: Sequence[float], **settings: Any,
+    model: Module, optimizer: Optimizer, loss: tuple[Callable[..., Any], Callable[..., Any]],
+    loss_scale: LossScale | None, about: Mapping[str, Any], rates: Sequence[float], **settings: Any,
 ) -> dict[str, str]:
     """Return all settings that may change a bit of the run's result: name -> text.
+
+    loss: the loss and its weight, both functions.
 
     The initial values of trained parameters are not among them: after an interruption the process
     has lost them, and the same call must still resume.
@@ -171,7 +173,8 @@ def identity(
     trained = {p: name for name, p in optimizer.parameters.items()}
     settings |= {
         "minilora": __version__, "library": current().name, "plain": is_plain(),
-        "ops replaced": sorted(op.__name__ for op in thread_settings.replaced), "loss": _name(loss),
+        "ops replaced": sorted(op.__name__ for op in thread_settings.replaced),
+        "loss": _name(loss[0]), "weight": _name(loss[1]),
         "frozen weights": [p.data for p in model.parameters() if p not in trained],
         "optimizer": _name(type(optimizer)),
     }
@@ -202,8 +205,6 @@ def identity(
                 settings[f"{prefix}.{name}"] = value
         if path in rngs:
             settings[f"{prefix}.rng"] = _name(type(rngs[path].bit_generator))
-            if getattr(module, "rate", getattr(module, "dropout", None)) != 0:
-                settings[f"{prefix}.training"] = module.training
     texts = {name: in_words(value) for name, value in settings.items()}
     words = {name: text for name, text in texts.items() if text is not None}
     words["learning rates"] = f"up to {max(rates):g}, {in_words(np.array(rates))}"
@@ -212,6 +213,14 @@ def identity(
         other = f" as {trained[p]}" if trained.get(p, name) != name else ""
         words[name] = f"{p.shape} {p.dtype}, {kind}{other}"
     return words
+
+
+def dropout_off(model: Module) -> list[str]:
+    """Return the paths of the modules whose dropout is above 0, but which are in eval mode."""
+    rngs = generators(model)
+    off = ((path, module) for path, module in model.named_modules() if not module.training)
+    return [path for path, module in off if path in rngs
+            and getattr(module, "rate", getattr(module, "dropout", 0)) != 0]
 
 
 def in_words(value: Any) -> str | None:

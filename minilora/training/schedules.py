@@ -1,71 +1,43 @@
-"""Learning-rate schedules, gradient clipping, and the parameters of an optimizer by name."""
+"""Learning-rate schedules, and gradient clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..backend import current, xp
-from ..checks import describe, integer, real
-from ..nn import Parameter
+from ..checks import integer, real
 from ..words import our_words
-
-Parameters = Mapping[str, Parameter] | Iterable[Parameter]
-
-
-def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, Parameter]:
-    """Return the parameters by name; parameters without names are called "0", "1", and so on.
-
-    Raises TypeError for anything but parameters, such as a model. Raises ValueError for a duplicate
-    and, if `trained`, for a frozen parameter or an empty list.
-    """
-    remedy = "pass model.trainable_parameters()"
-    if not isinstance(parameters, Iterable):
-        raise TypeError(f"{who}: it takes parameters, not {describe(parameters)}: {remedy}")
-    if not isinstance(parameters, Mapping):
-        parameters = {str(i): p for i, p in enumerate(parameters)}
-    names: dict[Parameter, str] = {}
-    for name, p in parameters.items():
-        if not isinstance(p, Parameter):
-            raise TypeError(f"{who}: parameter {name} is {describe(p)}, not a Parameter: {remedy}")
-        if names.setdefault(p, name) != name:
-            raise ValueError(f"{who}: parameters {names[p]} and {name} are the same: pass it once")
-        if trained and not p.requires_grad:
-            raise ValueError(f"{who}: parameter {name} is frozen: {remedy}")
-    if trained and not names:
-        raise ValueError(
-            f"{who}: nothing to train: all parameters are frozen, or the iterator is empty"
-        )
-    return dict(parameters)
+from .optim import Parameters, named
 
 
-def why_idle(parameters: Mapping[str, Parameter]) -> str:
-    """Return the reason why no parameter has a gradient, with the remedy."""
-    if not any(p.requires_grad for p in parameters.values()):
-        return (
-            "all its parameters have been frozen since it was created: create it after "
-            "lora.attach, from model.trainable_parameters()"
-        )
-    return (
-        "none of its parameters has a gradient: call loss.backward() between zero_grad() and "
-        "step(), on a loss that depends on them (an inactive adapter gets no gradient)"
-    )
+@dataclass(frozen=True)
+class Schedule:
+    """step -> learning rate, in a run of `steps` steps."""
+
+    steps: int
+    rate: Callable[[int], float]
+
+    def __call__(self, step: int) -> float:
+        return self.rate(step)
 
 
 @our_words
-def linear_schedule(peak: float, steps: int, warmup: int = 0) -> Callable[[int], float]:
+def linear_schedule(peak: float, steps: int, warmup: int = 0) -> Schedule:
     """Return step -> lr: linear to `peak` over `warmup` steps, then linear to 0 at `steps`."""
-    _check("linear_schedule", steps, warmup, peak=peak)
-    return lambda step: peak * min((step + 1) / (warmup + 1), max(0.0, _left(step, steps, warmup)))
+    _check("linear_schedule", peak, steps, warmup)
+    return Schedule(steps, lambda step: peak * min((step + 1) / (warmup + 1),
+                                                   max(0.0, _left(step, steps, warmup))))
 
 
 @our_words
-def cosine_schedule(
-    peak: float, steps: int, warmup: int = 0, floor: float = 0.0
-) -> Callable[[int], float]:
+def cosine_schedule(peak: float, steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
     """Return step -> lr: linear to `peak` over `warmup` steps, then half a cosine to `floor`."""
-    _check("cosine_schedule", steps, warmup, peak=peak, floor=floor)
+    _check("cosine_schedule", peak, steps, warmup)
+    if real("cosine_schedule", "floor", floor, "[0, inf)") > peak:
+        raise ValueError(f"cosine_schedule: floor {floor:g} is above the peak, {peak:g}")
 
     def lr(step: int) -> float:
         if step < warmup:
@@ -73,18 +45,21 @@ def cosine_schedule(
         left = min(1.0, max(0.0, _left(step, steps, warmup)))
         return floor + (peak - floor) * 0.5 * (1 - math.cos(math.pi * left))
 
-    return lr
+    return Schedule(steps, lr)
 
 
-def _check(who: str, steps: int, warmup: int, **rates: float) -> None:
+def _check(who: str, peak: float, steps: int, warmup: int) -> None:
+    real(who, "peak", peak, "[0, inf)")
     integer(who, "steps", steps, 1)
-    integer(who, "warmup", warmup)
-    for name, rate in rates.items():
-        real(who, name, rate, "[0, inf)")
+    if integer(who, "warmup", warmup) >= steps:
+        raise ValueError(
+            f"{who}: a warm-up of {warmup} steps leaves none of the {steps} for the peak: take "
+            "fewer"
+        )
 
 
 def _left(step: int, steps: int, warmup: int) -> float:
-    return (steps - step) / max(1, steps - warmup)
+    return (steps - step) / (steps - warmup)
 
 
 @our_words

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..backend.blocks import block, restoring
 
-@contextlib.contextmanager
+
+@block
 def deferred(wanted: bool = True) -> Iterator[list[int]]:
     """Defer SIGINT and SIGTERM in the block. Yield the list of those received, for `answer`.
 
@@ -29,15 +30,17 @@ def deferred(wanted: bool = True) -> Iterator[list[int]]:
     if wanted and threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         before = {n: h for n, h in handlers.items() if h not in (None, signal.SIG_IGN)}
-    try:
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    with restoring(restore):
         for number in before:
             signal.signal(number, note)
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if received:
-            signal.raise_signal(received[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 def answer(received: list[int], message: str, say: Callable[[str], None]) -> BaseException:

@@ -15,6 +15,7 @@ from .figures import (
     merge_error,
     parameter_bars,
     rank_sweep,
+    rate_sweep,
     spectrum,
 )
 from .notebook import show, source
@@ -27,6 +28,6 @@ from .timing import bench_bars, bench_page
 __all__ = [
     "COLOURS", "OTHERS", "alt", "attention_map", "available", "backward_steps", "bench_bars",
     "bench_page", "colour", "curves", "graph", "loss_curves", "memory_bars", "merge_error", "need",
-    "panels", "parameter_bars", "rank_sweep", "show", "source", "spectrum", "stepper",
+    "panels", "parameter_bars", "rank_sweep", "rate_sweep", "show", "source", "spectrum", "stepper",
     "unbroadcast", "watching",
 ]

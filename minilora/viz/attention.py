@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .axes import Axes, axes, figure
+from .axes import WIDE, Axes, axes, figure
 from .palette import COLOURS, ZERO
 
 
@@ -27,7 +27,7 @@ def attention_map(
     if weights.shape != (len(labels), len(keys)):
         raise ValueError(f"attention_map: weights {weights.shape} need a label for each row and "
                          f"column, but there are {len(labels)} and {len(keys)}")
-    ax = axes(ax, title, (2.4 + 0.34 * len(keys), 1.6 + 0.32 * len(labels)))
+    ax = axes(ax, title, (max(WIDE, 1.8 + 0.33 * len(keys)), 1.7 + 0.32 * len(labels)))
     scale = LinearSegmentedColormap.from_list("minilora", [ZERO, COLOURS["frozen"], "#111111"])
     image = ax.imshow(weights, cmap=scale, vmin=0, vmax=1)
     tokens = [[label.replace("\n", "⏎").replace(" ", "·") or "∅" for label in names]

@@ -7,12 +7,15 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from ..words import INSTALL
+
 Axes = Any  # a matplotlib.axes.Axes
 P = ParamSpec("P")
 
-LEFT_OUT = "figure left out: pip install 'minilora[viz]'"
+LEFT_OUT = f"figure left out: {INSTALL('viz')}"
 SHORT = 16  # letters of a title that always fits
-BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+WIDE = 4.5  # inches: on a phone, letters of 10 points are still 11 pixels high
+LETTER = 0.078  # inches: width of a letter of 10 points
 
 
 def need() -> Any:
@@ -20,7 +23,7 @@ def need() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        message = f"figures need matplotlib: pip install 'minilora[viz]' ({error})"
+        message = f"figures need matplotlib: {INSTALL('viz')} ({error})"
         raise ImportError(message) from error
     return plt
 
@@ -43,13 +46,15 @@ def figure(draw: Callable[P, Axes]) -> Callable[P, Axes]:
             print(LEFT_OUT)
             return None
         ax = draw(*args, **settings)
+        ax.figure.draw_without_rendering()  # computes the layout
+        lower_legend(ax)
         break_title(ax)
         return ax
 
     return draw_or_skip
 
 
-def axes(ax: Axes, title: str = "", size: tuple[float, float] = (7.2, 4.0)) -> Axes:
+def axes(ax: Axes, title: str = "", size: tuple[float, float] = (WIDE, 3.4)) -> Axes:
     """Return `ax`, or the axes of a new figure, without the top and right spines."""
     if ax is None:
         _, ax = need().subplots(figsize=size, layout="constrained")
@@ -59,12 +64,29 @@ def axes(ax: Axes, title: str = "", size: tuple[float, float] = (7.2, 4.0)) -> A
     return ax
 
 
+def legend(ax: Axes) -> None:
+    """Give the axes a legend of as many columns as fit; `lower_legend` puts it below the label."""
+    labels = ax.get_legend_handles_labels()[1]
+    fit = int(WIDE / (LETTER * max(map(len, labels), default=0) + 0.6))
+    ax.legend(loc="upper right", bbox_to_anchor=(1, 0), frameon=False, ncols=max(1, min(3, fit)))
+
+
+def lower_legend(ax: Axes) -> None:
+    """Move a legend below the label of the x axis."""
+    from matplotlib.transforms import ScaledTranslation
+
+    if ax.get_legend() is None:
+        return
+    high = (ax.bbox.y0 - ax.xaxis.get_tightbbox().y0) / ax.figure.dpi  # inches
+    below = ScaledTranslation(0, -high, ax.figure.dpi_scale_trans)
+    ax.get_legend().set_bbox_to_anchor((1, 0), ax.transAxes + below)
+
+
 def break_title(ax: Axes) -> None:
     """Break a title that is wider than its cell of the figure into lines."""
     page, place, words = ax.figure, ax.get_subplotspec(), ax.get_title()
     if len(words) < SHORT or place is None:
         return
-    page.draw_without_rendering()  # computes the layout
     columns, cell = place.get_gridspec().ncols, page.bbox.width
     left, right = (cell * n / columns for n in (place.colspan.start, place.colspan.stop))
     middle = ax.get_window_extent().x0 + ax.get_window_extent().width / 2
@@ -76,15 +98,24 @@ def break_title(ax: Axes) -> None:
 def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> list[Axes]:
     """Return the axes of a new figure of rows x columns panels, in reading order.
 
-    size: (width, height) in inches. Without matplotlib it returns as many None, which every
-    figure function accepts.
+    size: (width, height) in inches; a wider figure than the default is hard to read on a phone.
+    Without matplotlib it returns as many None, which every figure function accepts.
     """
     if not available():
         return [None] * (rows * columns)
-    size = size or (4.2 * columns + 0.6, 2.9 * rows + 0.3)
+    size = size or (WIDE * columns, 3.4 * rows)
     page, grid = need().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     page.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # inches, around each panel
     return [*grid.flat]
+
+
+def smallest(figure: Any) -> float:
+    """Return the size of the smallest letters of a figure, in pixels at its own width."""
+    from matplotlib.text import Text
+
+    texts = figure.findobj(lambda part: isinstance(part, Text) and part.get_visible())
+    points = min((text.get_fontsize() for text in texts if text.get_text().strip()), default=0.0)
+    return float(points) * 96 / 72
 
 
 def alt(figure: Any) -> str:

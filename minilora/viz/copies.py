@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .axes import Axes, axes, figure
+from .axes import WIDE, Axes, axes, figure
 from .palette import OTHERS
 
 HIGH = 0.8  # height of a cell of width 1
@@ -25,7 +25,7 @@ def unbroadcast(x: Any, g: Any, ax: Axes = None, title: str = "", name: str = "x
     which = np.arange(x.size).reshape(x.shape)
     copies = np.broadcast_to(which, g.shape)
     sums = np.bincount(copies.ravel(), g.ravel(), x.size)
-    ax = axes(ax, title, (5.0, 4.6))
+    ax = axes(ax, title, (WIDE, 4.2))
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.set(xticks=[], yticks=[], aspect="equal")
     (rows, wide), high = np.atleast_2d(which).shape, np.atleast_2d(copies).shape[0] * HIGH
@@ -36,7 +36,7 @@ def unbroadcast(x: Any, g: Any, ax: Axes = None, title: str = "", name: str = "x
     _grid(ax, (0, -lower), which, x.ravel(), f"{name} {own}")
     _grid(ax, (right, 0), copies, x.ravel()[copies], f"copied to {copied}")
     _grid(ax, (0, below - lower), which, sums, f"gradient of {name}")
-    _grid(ax, (right, below), copies, g, f"gradient of the copies {copied}")
+    _grid(ax, (right, below), copies, g, f"its gradient {copied}")
     for y, start, end, word in ((0, wide, right, "copy"), (below, right, wide, "sum")):
         gap = 0.35 if end > start else -0.35
         at = y - high / 2
@@ -59,4 +59,4 @@ def _grid(ax: Axes, corner: tuple[float, float], which: Any, numbers: Any, title
         tint, at = OTHERS[which[i, j] % len(OTHERS)], (left + j, top - (i + 1) * HIGH)
         ax.add_patch(Rectangle(at, 1, HIGH, facecolor=(tint, 0.3), edgecolor="white", lw=2))
         ax.text(at[0] + 0.5, at[1] + HIGH / 2, f"{number:.3g}", ha="center", va="center")
-    ax.text(left, top + 0.15, title, va="bottom", fontsize="small")
+    ax.text(left, top + 0.15, title, va="bottom")

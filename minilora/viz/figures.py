@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..accounting import Ledger
+from ..accounting import Count, Ledger
 from ..training.fit import History
-from .axes import BESIDE, Axes, axes, figure
+from .axes import WIDE, Axes, axes, figure, legend
 from .palette import COLOURS, OTHERS, ROWS, colour
 
 FEWEST = 3  # seeds for a band
@@ -31,35 +32,41 @@ def curves(
             ax.plot(*_line(dotted[name]), ":", color=colour(name, i))
     _log(ax, log)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
 @figure
 def spectrum(
     values: Mapping[str, Any], ax: Axes = None, title: str = "", log: str = "y",
-    ylabel: str = "singular value",
+    ylabel: str = "singular value", norm: float | None = None,
 ) -> Axes:
-    """Draw singular values, name of the matrix -> values, the largest first, counted from 1."""
+    """Draw singular values, name of the matrix -> values, the largest first, counted from 1.
+
+    norm: what the values are scaled to, so that matrices of different sizes can be compared.
+    """
     ax = axes(ax, title)
     for i, (name, sizes) in enumerate(values.items()):
         sizes = np.sort(np.ravel(sizes))[::-1]
+        sizes = sizes if norm is None else sizes * norm / np.linalg.norm(sizes)
         style = {"marker": "o", "ms": 3} if len(sizes) <= 40 else {}
         ax.plot(np.arange(1, len(sizes) + 1), sizes, color=colour(name, i), label=name, **style)
     _log(ax, log)
-    ax.set(xlabel="i, from the largest", ylabel=ylabel)
-    ax.legend(**BESIDE)
+    scaled = "" if norm is None else f" (each matrix scaled to norm {norm:g})"
+    ax.set(xlabel=f"i, from the largest{scaled}", ylabel=ylabel)
+    legend(ax)
     return ax
 
 
 @figure
 def loss_curves(
     histories: Mapping[str, Sequence[float] | History], ax: Axes = None, title: str = "",
-    ylabel: str = "",
+    ylabel: str = "", levels: Mapping[str, float] | None = None,
 ) -> Axes:
     """Draw losses against steps, name -> a `History` or a sequence (loss i is before step i).
 
     A `History` has the held-out losses as a line with dots, the batch losses as a thin line.
+    levels: name -> height of a horizontal line.
     """
     ax = axes(ax, title)
     kinds = set()
@@ -75,13 +82,14 @@ def loss_curves(
             steps, losses = zip(*history.held_out)
             ax.plot(steps, losses, "o-", color=colour(label, i), ms=4, label=label)
             kinds.add("held out")
+    _levels(ax, levels)
     if len(kinds) > 1:
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
     ax.xaxis.set_major_locator(_integer_ticks(8))
     quantity = "held-out loss" if kinds == {"held out"} else "loss"
     ax.set(xlabel="steps", ylabel=ylabel or f"{quantity} (nats a token)")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -109,8 +117,7 @@ def rank_sweep(
         else:
             for x, losses in zip(xs, draws):
                 ax.plot([x] * len(losses), losses, ".", color=tint, ms=4)
-    for i, (name, level) in enumerate((levels or {}).items()):
-        ax.axhline(level, color=colour(name, i + 2), lw=1.2, ls="--", label=name)
+    _levels(ax, levels)
     if min(at) > 0:
         ax.set_xscale("log", base=2)
     ax.set_xticks(at, [f"{x:g}" for x in at])
@@ -119,22 +126,45 @@ def rank_sweep(
     band = f"median of {count} seeds, band: minimum to maximum" if min(seeds) >= FEWEST else (
         f"{count} seed{'s' * (max(seeds) > 1)}: no band")
     ax.set(xlabel=f"{xlabel}\n({band})", ylabel=ylabel)
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
 @figure
-def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") -> Axes:
-    """Draw numbers of parameters as bars on a linear axis, the first name on top.
+def rate_sweep(
+    results: Mapping[tuple[int, float], Any], ax: Axes = None, title: str = "",
+    above: float | None = None,
+) -> Axes:
+    """Draw {(rank, learning rate): (loss, ...) of each seed}: a line for each rank.
+
+    above: the highest loss in the figure, such as the base's; a line may leave it.
+    """
+    by_rank: dict[str, dict[float, Any]] = {}
+    for (r, rate), seeds in results.items():
+        by_rank.setdefault(f"r = {r}", {})[rate] = [seed[0] for seed in seeds]
+    ax = rank_sweep(by_rank, ax, title, "learning rate")
+    if above is not None:
+        lowest = min(seed[0] for seeds in results.values() for seed in seeds)
+        ax.set_ylim(lowest - 0.05 * (above - lowest), above)
+    return ax
+
+
+@figure
+def parameter_bars(
+    counts: Mapping[str, int | Count], ax: Axes = None, title: str = ""
+) -> Axes:
+    """Draw numbers of (trained) parameters as bars on a linear axis, the first name on top.
 
     Each bar has its number and its share of the largest.
     """
-    ax = axes(ax, title, (6.4, 0.9 + 0.5 * len(counts)))
-    names, values, most = list(counts), list(counts.values()), max([1, *counts.values()])
-    bars = ax.barh(names, values, color=[colour(n, i) for i, n in enumerate(names)], height=0.6)
+    ax = axes(ax, title, (WIDE, 1.2 + 0.5 * len(counts)))
+    values = [n.trainable if isinstance(n, Count) else n for n in counts.values()]
+    most = max([1, *values])
+    tints = [colour(name, i) for i, name in enumerate(counts)]
+    bars = ax.barh(_broken(counts), values, color=tints, height=0.6)
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
     ax.bar_label(bars, texts, padding=4)
-    ax.set_xlim(0, 1.35 * most)  # space for the numbers
+    ax.set_xlim(0, 1.75 * most)  # space for the numbers
     ax.xaxis.set_major_locator(_integer_ticks(4))
     ax.xaxis.set_major_formatter(lambda x, _: _with_unit(x, most))
     ax.invert_yaxis()
@@ -145,19 +175,20 @@ def parameter_bars(counts: Mapping[str, int], ax: Axes = None, title: str = "") 
 @figure
 def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "") -> Axes:
     """Draw the measured memory of one training step: stacked by kind, with the total."""
-    ax = axes(ax, title, (7.2, 1.6 + 0.5 * len(ledgers)))
-    names = list(ledgers)
+    ax = axes(ax, title, (WIDE, 2.0 + 0.5 * len(ledgers)))
+    names = _broken(ledgers)
     left = np.zeros(len(names))
     for i, row in enumerate(next(iter(ledgers.values())).rows):
         width = np.array([ledger[row.name].measured for ledger in ledgers.values()]) / 2**20
         fill = ROWS.get(row.name, OTHERS[i % len(OTHERS)])
-        bars = ax.barh(names, width, left=left, height=0.6, color=fill, label=row.name)
+        bars = ax.barh(names, width, left=left, height=0.6, color=fill, label=row.name, lw=0.8,
+                       edgecolor="white")
         left += width
     ax.bar_label(bars, [f"{total:.1f} MiB" for total in left], padding=4)
-    ax.set_xlim(0, 1.3 * left.max())
+    ax.set_xlim(0, 1.45 * left.max())
     ax.invert_yaxis()
     ax.set(xlabel="memory of one training step (MiB)")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
 
 
@@ -192,14 +223,25 @@ def merge_error(
     ax.plot([], [], ".", color=COLOURS["merged"], label="an output")
     if above:
         ax.plot([], [], "x", color=COLOURS["wrong"], label="above its bound")
-    ax.legend(**BESIDE)
+    legend(ax)
     return ax
+
+
+def _broken(names: Iterable[str]) -> list[str]:
+    """Return the names with long ones broken into lines."""
+    return [textwrap.fill(name, 12) for name in names]
 
 
 def _line(line: Any) -> tuple[Any, Any]:
     """Return (x, y) of a line given as (x, y) or y."""
     pair = line if isinstance(line, tuple) and len(line) == 2 else (range(len(line)), line)
     return pair[0], pair[1]
+
+
+def _levels(ax: Axes, levels: Mapping[str, float] | None) -> None:
+    """Draw a horizontal line at each level."""
+    for i, (name, level) in enumerate((levels or {}).items()):
+        ax.axhline(level, color=colour(name, i + 2), lw=1.2, ls="--", label=name)
 
 
 def _log(ax: Axes, which: str) -> None:
@@ -218,4 +260,4 @@ def _integer_ticks(most: int) -> Any:
     """Return a locator of at most `most` integer ticks."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(most, integer=True)
+    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10])

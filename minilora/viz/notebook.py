@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from .axes import alt, available, need
+from .axes import alt, available, need, smallest
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +50,8 @@ def show(*things: Any) -> None:
         for number in plt.get_fignums():
             figure, file = plt.figure(number), io.BytesIO()
             figure.savefig(file, format="png", dpi=2 * 96)
-            display(Image(file.getvalue(), alt=alt(figure), retina=True))
+            text = {"smallest": smallest(figure)}
+            display(Image(file.getvalue(), alt=alt(figure), retina=True, metadata=text))
             plt.close(figure)
     elif plt.get_backend().lower() != "agg":
         plt.show()

@@ -1,4 +1,7 @@
-"""One colour-blind-safe palette; each colour has the same meaning everywhere."""
+"""One colour-blind-safe palette; each colour has the same meaning everywhere.
+
+Each has a contrast of at least 3 : 1 with the page, light and dark (there it is inverted).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,20 @@ import re
 
 COLOURS = {
     "frozen": "#7890A8",  # W0, and the base model
-    "A": "#E08A00",
+    "A": "#C87A00",
     "B": "#009E73",
-    "LoRA": "#E08A00",  # a model that trains A and B
+    "LoRA": "#C87A00",  # a model that trains A and B
     "merged": "#7B3FA0",  # W0 + ΔW in one array
     "full": "#111111",  # full fine-tuning
     "wrong": "#C2262E",  # a failed check; always marked by more than colour
 }
-OTHERS = ("#0072B2", "#CC79A7", "#8C6D31", "#56B4E9")  # for other names
+OTHERS = ("#0072B2", "#C2699B", "#8C6D31", "#3A92C8")  # for other names
 ROWS = {  # of memory: frozen and activations grey; trained, gradients and moments orange
     "frozen weights": COLOURS["frozen"],
-    "trained weights": "#A35F00",
-    "gradients": "#E08A00",
-    "Adam moments": "#F7C873",
-    "activations": "#D9DCE0",
+    "trained weights": "#5E3600",
+    "gradients": "#9C5A00",
+    "Adam moments": "#C87A00",
+    "activations": "#80868F",
 }
 _SAME = {"W0": "frozen", "base": "frozen", "unmerged": "LoRA", "adapted": "LoRA"}
 BELOW, ZERO, ABOVE = "#1B4F8A", "#FFFFFF", "#8C4A00"  # negative blue, positive brown

@@ -36,6 +36,9 @@ for (const root of document.querySelectorAll(".minilora-stepper:not([data-ready]
     caption.textContent = frames[i].querySelector("figcaption").textContent;
     range.setAttribute("aria-valuetext", `${i + 1} of ${frames.length}`);
     steps.querySelector("output").textContent = `${i + 1} / ${frames.length}`;
+    const box = frames[i].getBoundingClientRect();
+    const now = frames[i].querySelector("[data-now]")?.getBoundingClientRect() ?? box;
+    frames[i].scrollLeft += now.x + now.width / 2 - box.x - box.width / 2;
     back.disabled = i === 0;
     next.disabled = i === frames.length - 1;
   };

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..backend import asnumpy
+from ..backend.blocks import block
 from ..backend.settings import thread_settings
 from ..ops import replaced
 from ..tensor import OPS, Node, Tensor
@@ -77,7 +77,7 @@ class Seen:
     calls: dict[int, Call] = field(default_factory=dict)
 
 
-@contextmanager
+@block
 def watching() -> Iterator[Seen]:
     """Record the output and inputs of every op in the block, for `graph` (and keep them alive).
 

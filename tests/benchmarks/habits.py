@@ -24,13 +24,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minilora import backend, ops, tensor
+from minilora import backend, ops, optim, tensor
 from minilora.backend import threads
 from minilora.bench import ours as own
 from minilora.bench import turns as bench
 from minilora.bench.ours import SHAPES, Shape, Step, ours, sizes
 from minilora.kernels import TABLE, attention, products, rowwise
-from minilora.training import optim
 
 Twin = Callable[[], AbstractContextManager[Any]]
 HUGE = 1 << 40

@@ -23,12 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilora import accounting, ops
+from minilora import accounting, ops, optim
 from minilora.backend import Backend, asarray, asnumpy, current, use
 from minilora.bench.ours import LR, SHAPES, R, build, sizes
 from minilora.bench.turns import distance
 from minilora.models.gpt2 import GPT2
-from minilora.training import optim
 
 TESTS = Path(__file__).parents[1]
 STEPS = 20

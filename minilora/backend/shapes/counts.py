@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,9 +30,26 @@ class Counts:
     """A meter: `cost` since reset(), and the bytes of the arrays that are alive."""
 
     def __init__(self) -> None:
-        self.live = self.deepest = 0
+        self._live = self.deepest = 0
+        self._sizes: dict[Any, int] = {}  # of the buffers that are alive, by weak reference
+        self._freed: list[Any] = []
         self.ignored: dict[int, np.ndarray] = {}
         self.reset()
+
+    @property
+    def live(self) -> int:
+        """The bytes of the buffers that are alive."""
+        while self._freed:
+            self._live -= self._sizes.pop(self._freed.pop(), 0)
+        return self._live
+
+    def count(self, buffer: Buffer) -> None:
+        """Count this buffer until it is freed. An interrupt in a `__del__` would be lost, with the
+        bytes: append is in C.
+        """
+        self._live = self.live + buffer.nbytes
+        self._sizes[weakref.ref(buffer, self._freed.append)] = buffer.nbytes
+        self.peak: int = max(self.peak, self._live)
 
     def __enter__(self) -> Counts:
         return self
@@ -65,8 +83,4 @@ class Buffer:
     def __init__(self, library: Any, nbytes: int, owner: Any = None) -> None:
         counts = library.counts
         self.library, self.nbytes, self.owner, self.depth = library, nbytes, owner, counts.start
-        counts.live += nbytes
-        counts.peak = max(counts.peak, counts.live)
-
-    def __del__(self) -> None:
-        self.library.counts.live -= self.nbytes
+        counts.count(self)

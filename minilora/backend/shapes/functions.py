@@ -155,6 +155,7 @@ class Functions:
             return self.empty(array.shape, array.dtype)
         return Array(array, self.library.foreign(array), array.base)
 
-    def array(self, x: Any, dtype: Any = None) -> Any:
+    def array(self, x: Any, dtype: Any = None, order: str = "K") -> Any:
         array = self.asarray(x, dtype)
-        return array.copy("K") if array is x else array
+        in_order = order == "K" or array.flags.c_contiguous
+        return array if array is not x and in_order else array.copy(order)

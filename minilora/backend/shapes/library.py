@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import threads
+from ..flags import quietly
 from ..gpu import CupyBackend
 from ..library import Backend, Rng
 from .array import Array, corner, elementwise, header
@@ -72,8 +73,7 @@ class Shapes(Backend):
         *, numbers: int = 0, products: int = 0, reads: int | None = None,
     ) -> Any:
         """Count one call of f and return its result, in `out` if given. f runs on the corners."""
-        with np.errstate(all="ignore"):
-            like = f(*map(corner, inputs))
+        like = quietly(f, *map(corner, inputs))
         if out is not None and out.shape != shape:
             raise ValueError(f"the result is {shape}: it does not fit into {out.shape}")
         result = self.created(like, shape) if out is None else out

@@ -159,7 +159,7 @@ def dtypes(student, q, k, v, heads):
 
 def _attention(
     q, k, v, heads, *, first_hidden=1, scale=lambda size, d: 1 / math.sqrt(size), axis=-1,
-    hide=None, cut=None, join=None, after=None, shift=True,
+    hide=None, cut=None, join=None, after=None, shift=True, shift_all=False,
 ):
     """Attention with one part changed."""
     batch, tokens, d = q.shape
@@ -167,12 +167,18 @@ def _attention(
     cut = cut or (lambda x: x.reshape(batch, tokens, heads, size).transpose(0, 2, 1, 3))
     scores = cut(q) @ np.swapaxes(cut(k), -1, -2) * q.dtype.type(scale(size, d))
     later = np.triu(np.ones((tokens, tokens), bool), first_hidden)
+    largest = scores.max(axis=axis, keepdims=True)
     scores = hide(scores, later) if hide else np.where(later, -np.inf, scores).astype(q.dtype)
-    e = np.exp(scores - scores.max(axis=axis, keepdims=True) if shift else scores)
+    largest = largest if shift_all else scores.max(axis=axis, keepdims=True)
+    e = np.exp(scores - largest if shift else scores)
     weights = e / e.sum(axis=axis, keepdims=True)
     weights = after(weights, later) if after else weights
     y = weights @ cut(v)
     return join(y) if join else y.transpose(0, 2, 1, 3).reshape(batch, tokens, d)
+
+
+def _lowest(scores):
+    return scores.dtype.type(-1e30)
 
 
 def _with(**how):
@@ -201,6 +207,13 @@ WRONG = {
         "you hide nothing: each token sees the later ones too":
             _with(hide=lambda scores, later: scores),
         "your mask is off by one: each token sees the next one too": _with(first_hidden=2),
+        "your mask is off by one: it hides the token from itself, so the first sees nothing":
+            _with(first_hidden=0),
+        "your mask is off by one: it hides the token from itself, and a large negative number "
+        "instead of -np.inf lets the first see all": _with(
+            first_hidden=0, hide=lambda scores, later: np.where(later, _lowest(scores), scores)),
+        "you hide with a number that is not low enough, such as -10: use -np.inf": _with(
+            hide=lambda scores, later: np.where(later, scores.dtype.type(-10), scores)),
         "you hide the earlier tokens, not the later ones": _with(
             hide=lambda scores, later: np.where(later.T, -np.inf, scores)),
         "you set the scores of later tokens to 0, which hides nothing: exp(0) is 1":
@@ -223,6 +236,8 @@ WRONG = {
             lambda q, k, v, heads: _attention(q, k, v, 1),
         "you swap queries and keys": lambda q, k, v, heads: _attention(k, q, v, heads),
         "you do not subtract the largest score before exp": _with(shift=False),
+        "you subtract the largest of all scores, also of the hidden ones, before exp": _with(
+            shift_all=True),
         "you return the output of the first sequence for the entire batch": _first_sequence,
         "you change q in place": _scale_in_place,
         "you return a float64 output for float32 inputs":

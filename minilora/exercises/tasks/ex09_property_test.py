@@ -285,11 +285,10 @@ def _unfair(student, failed):
         yield from (lines := str(error).removeprefix("AssertionError: ").splitlines())
         if "it takes W" in lines[-1]:
             return
-        if len(failed) == len(RIGHT):
-            yield "no right merge passes: do you expect W + (alpha / r) B A, and allow rounding?"
-        else:
-            good = len(RIGHT) - len(failed)
-            yield f"{good} of {len(RIGHT)} right merges pass: do you allow for rounding?"
+        # how many an exact comparison fails depends on the order of sums of this machine's BLAS
+        good = len(RIGHT) - len(failed)
+        yield f"{good} of {len(RIGHT)} right merges pass: do you expect W + (alpha / r) B A, and " \
+              "do you allow for rounding?"
 
 
 def _lines(body):

@@ -6,17 +6,18 @@ first step. In step t = 1, 2, 3, ..., Adam computes
 
     m = b1 m + (1 - b1) g
     v = b2 v + (1 - b2) g^2
-    p = p - lr m^ / (sqrt(v^) + eps)    with m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
+    p = p - lr m_hat / (sqrt(v_hat) + eps)
+        with m_hat = m / (1 - b1^t) and v_hat = v / (1 - b2^t)
 
-m and v start at 0, so they are too small in the first steps. m^ and v^ correct that. Adam keeps m
-and v, not the corrected m^ and v^.
+g^2 is g times g, and b1^t is b1 to the power t. m and v start at 0, so they are too small in the
+first steps. m_hat and v_hat correct that. Adam keeps m and v, not the corrected m_hat and v_hat.
 
 adam_step(p, g, m, v, t, lr, b1, b2, eps) takes
     p, g, m, v       arrays of one shape and dtype: the parameter, its gradient, the running means
     t                integer, the number of this step, from 1
     lr, b1, b2, eps  numbers
 and returns (p, m, v) after the step, three new arrays of that dtype. It does not change its
-arguments. If m^ and v^ are 0, the step is 0, as long as eps > 0.
+arguments. If m_hat and v_hat are 0, the step is 0, as long as eps > 0.
 
 adam_bytes(shapes, dtype) takes
     shapes  list of tuples, the shape of each trained array; () is one number
@@ -218,18 +219,18 @@ def _bytes(shapes, dtype, arrays=2):
 
 WRONG = {
     "adam_step": {
-        "you leave out the correction: you use m and v instead of m^ and v^": _step(
+        "you leave out the correction: you use m and v instead of m_hat and v_hat": _step(
             lambda m, v, t, b1, b2, eps: m / (np.sqrt(v) + eps)),
         "you correct m but not v": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (np.sqrt(v) + eps)),
         "you count steps from 0: b1^(t-1) instead of b1^t": _step(
             lambda m, v, t, b1, b2, eps: _right(m, v, max(t - 1, 1e-3), b1, b2, eps)),
-        "you return m^ and v^ instead of m and v": _corrected,
+        "you return m_hat and v_hat instead of m and v": _corrected,
         "you add eps inside the square root": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)),
         "you leave out eps": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)),
-        "you take no square root of v^": _step(
+        "you take no square root of v_hat": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)),
         "you add the step instead of subtracting it": _step(lambda *args: -_right(*args)),
         "you do not square the gradient in v": _step(

@@ -21,10 +21,12 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
   button.hidden = false;
 }
 
-// Search: the index is search.js, loaded as a script when the box is first used.
+// Search: the index is search.js, loaded as a script when the box is first used. Enter opens the
+// first result; the arrow keys move through the results.
 {
   const form = one("#search"), box = one("input", form), results = one("#results");
   const list = one("ol", results), message = one("p", results), MOST = 20;
+  let opening = false; // Enter was pressed before the index was there
   const load = () => {
     if (one("script[data-words]")) return;
     const script = make("script");
@@ -73,14 +75,26 @@ const make = (tag, text = "") => Object.assign(document.createElement(tag), { te
       item.append(link, small);
       return item;
     }));
+    if (opening) open();
+  };
+  const open = () => {
+    opening = typeof SEARCH === "undefined";
+    if (!opening) one("a", list)?.click();
   };
   const shut = () => { results.hidden = true; };
   box.addEventListener("focus", load);
-  box.addEventListener("input", search);
+  box.addEventListener("input", () => { opening = false; search(); });
   list.addEventListener("click", shut);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    one("a", list)?.focus();
+    if (box.value.trim()) open();
+  });
+  form.parentElement.addEventListener("keydown", (event) => {
+    const way = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const links = [box, ...list.querySelectorAll("a")], at = links.indexOf(event.target);
+    if (!way || at < 0 || results.hidden) return;
+    event.preventDefault();
+    links[Math.max(0, Math.min(links.length - 1, at + way))].focus();
   });
   document.addEventListener("click", (event) => {
     if (!event.target.closest("header")) shut();
