@@ -4,6 +4,10 @@ import importlib.util
 import os
 import signal
 
+# One thread in each process of the tests and in their children; read when NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import strict
@@ -40,13 +44,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in a shell's back
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = _backends()
-TOGETHER = {"tests/test_tutorials.py", "tests/test_grading.py"}
+TOGETHER = {f"tests/test_{name}.py" for name in ("tutorials", "grading", "site")}
 
 
 def pytest_generate_tests(metafunc):
     """Each test on each library; what asks for NumPy only, on NumPy."""
     if not hasattr(metafunc.module, "backend"):  # a fixture of its own
         names = BACKENDS[: 1 if "numpy_only" in metafunc.fixturenames else None]
+        if "numpy_first" in metafunc.fixturenames:
+            names = [pytest.param(name, marks=[pytest.mark.thorough] * (name == "strict"))
+                     for name in names]
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -68,6 +75,11 @@ def backend(request):
 @pytest.fixture
 def numpy_only(backend):
     """For what no other array library would do otherwise: files, words, the source."""
+
+
+@pytest.fixture
+def numpy_first(backend):
+    """For what is dear: on the stand-in for CuPy in the thorough run only, as others test that."""
 
 
 @pytest.fixture

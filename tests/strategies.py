@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -72,6 +73,12 @@ def seen(model, seed: int = 0, padded: bool = True, batch: int = 3, tokens: int 
     lengths = np.append(rng.integers(2, tokens, batch - 1), tokens)
     mask = np.arange(tokens) < lengths[:, None]
     return np.where(mask, at, pad), mask
+
+
+def unfelt(names) -> set[str]:
+    """Those of these parameters whose gradient is rounding or 0, as a BLAS kernel has it: a softmax
+    does not feel what all keys have in common."""
+    return {name for name in names if re.search(r"attn\.k\.(.+\.)?b$", name)}
 
 
 def shake(parameters, seed: int, size: float = 0.1) -> None:

@@ -1,5 +1,6 @@
 """accounting: predictions on shapes equal measurements on arrays, and the paper's numbers."""
 
+import gc
 import json
 import re
 import subprocess
@@ -17,7 +18,8 @@ import minilora as ml
 from minilora import accounting, lora, nn, ops, optim
 from minilora.accounting import SHAPES, plan
 from minilora.accounting.plan import OPTIMIZERS, POLICIES
-from minilora.accounting.step import nbytes, observe, random_ids
+from minilora.accounting.step import nbytes, no_collection, observe, random_ids
+from minilora.accounting.traced import Traced, meter
 from minilora.backend import threads, using
 from minilora.backend.settings import plain
 from minilora.models.families import FAMILIES as MODELS
@@ -25,7 +27,7 @@ from minilora.models.families import build
 from minilora.nn import generators
 
 NAMES = ("q", "k", "v", "o", "up", "down")
-MOST, OTHER = 1 / 100, 130_000  # tolerance of a peak: Python's iterators use memory
+MOST, OTHER = 1 / 100, 2_000  # tolerance of a peak: one op's smallest temporary arrays
 
 
 def check(model, optimizer, batch: int, tokens: int) -> accounting.Ledger:
@@ -34,8 +36,8 @@ def check(model, optimizer, batch: int, tokens: int) -> accounting.Ledger:
     for row in ledger.rows:
         exact = row.name != "activations" or ml.current().name != "cupy"  # its pool rounds sizes
         assert row.predicted == row.measured or not exact, row
-    peak = ledger.peak
-    assert abs(peak.predicted - peak.measured) <= MOST * peak.measured + OTHER, peak
+    peak, other = ledger.peak, OTHER if ml.current().name != "cupy" else 130_000
+    assert abs(peak.predicted - peak.measured) <= MOST * peak.measured + other, peak
     assert sum(ledger.activations.values()) == ledger["activations"].predicted
     assert "other" not in ledger.activations
     return ledger
@@ -186,13 +188,15 @@ def test_the_ledger_at_four_sizes(size, way, kernels):
         pytest.skip("NumPy is slow at products of halves")
     if size != "wide" and on_blocks() and way not in ("full", "LoRA"):
         pytest.skip("one size will do on the stand-in")
-    if size not in ("wide", "long") and not kernels and way not in ("full", "LoRA"):
-        pytest.skip("two sizes will do on plain ops")
+    if (size not in ("wide", "long") or on_blocks()) and not kernels and (
+        way not in ("full", "LoRA")
+    ):
+        pytest.skip("two sizes will do on plain ops, and on NumPy")
     model = gpt2(0, dtype, n_layers=2, dropout=0.1 * (way == "full"), **sizes)
     attach(model)
     with plain(not kernels), np.errstate(all="ignore"):
         usual = check(model, adam(model), batch, tokens)
-        assert usual.peak.measured > 6 * OTHER  # so that the tolerance is small
+        assert usual.peak.measured > 300 * OTHER  # so that the tolerance is small
         if size == "wide":
             model.recompute = True
             again = check(model, adam(model), batch, tokens)
@@ -424,12 +428,71 @@ def test_memory_that_is_traced_already_stays_traced():
     tracemalloc.start()
     try:
         np.zeros(10_000_000)  # an earlier peak, which the ledger ignores
-        check(model, adam(model), batch, tokens)
+        traced = accounting.ledger(model, adam(model), batch, tokens)
         assert tracemalloc.is_tracing()
     finally:
         tracemalloc.stop()
-    check(model, adam(model), batch, tokens)
-    assert not tracemalloc.is_tracing()
+    alone = check(model, adam(model), batch, tokens)
+    assert not tracemalloc.is_tracing() and traced.rows == alone.rows
+    assert alone.peak.measured <= traced.peak.measured < 2 * alone.peak.measured  # with Python's
+
+
+def test_a_meter_counts_bytes_in_use_and_their_peak(backend):
+    with meter() as counted:
+        before, _ = counted.read()
+        x = ml.xp.ones(100_000)
+        in_use, peak = counted.read()
+        assert in_use - before >= x.nbytes and peak >= in_use
+        del x
+        counted.reset()
+        left, later = counted.read()
+        assert left - before < 1_000 and later < peak
+    assert backend.name != "numpy" or not tracemalloc.is_tracing()
+
+
+@once
+def test_a_meter_counts_arrays_and_nothing_of_pythons():
+    with Traced() as counted:
+        counted.reset()
+        objects = [[str(i)] for i in range(5000)]
+        assert counted.read() == (0, 0) and len(objects) == 5000
+        array = np.ones(3)
+        in_use, peak = counted.read()
+        assert array.nbytes <= in_use <= peak < 1_000
+        del array, objects
+        assert counted.read() == (0, peak)
+
+
+def test_garbage_of_earlier_work_is_not_freed_while_a_step_is_measured(backend):
+    model = gpt2(0, "float32", n_positions=60)
+    usual, forward, collected = accounting.ledger(model, adam(model), 2, 50), model.forward, []
+
+    def wasteful(ids):
+        if gc.isenabled() and ml.current() is backend:  # the call before what is measured
+            collected.append(gc.collect())
+            held = [ml.xp.zeros(50_000)]
+            held.append(held)  # only a collection frees it
+        return forward(ids)
+
+    model.forward = wasteful
+    assert accounting.ledger(model, adam(model), 2, 50) == usual
+    assert len(collected) == 1 and gc.isenabled()
+
+
+@once
+def test_two_threads_that_measure_leave_garbage_collected():
+    first, second = no_collection(), no_collection()
+    first.__enter__(), second.__enter__()
+    assert not gc.isenabled()
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled(), "it was the user's"
+    finally:
+        gc.enable()
 
 
 # The plan: steps at the paper's sizes.
@@ -670,8 +733,8 @@ def test_a_step_is_observed_equally_on_shapes_and_on_arrays():
     model = gpt2(0, "float32")
     inputs = random_ids(model, 2, 5)
     assert inputs.shape == (2, 2, 5) and inputs.max() < 11
-    with ml.current().meter() as meter:
-        step = observe(model, adam(model), inputs, meter)
+    with meter() as counted:
+        step = observe(model, adam(model), inputs, counted)
     assert step.costs == (accounting.Cost(),) * 3 and step.kinds == {}
     assert step.rows["gradients"] == step.rows["trained weights"]
 

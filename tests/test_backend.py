@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 import threading as python_threads
-import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -289,37 +288,6 @@ def test_the_c_library_is_asked_once_to_keep_freed_memory(monkeypatch, nothing_c
 def test_where_there_is_no_such_library_nothing_is_asked(monkeypatch, nothing_computed_yet):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
     share(1)
-
-
-def test_what_a_meter_takes_itself_is_not_its_peak():
-    with host.Traced() as meter:
-        arrays = [np.ones(3) for _ in range(5000)]
-        meter.reset()
-        now = tracemalloc.get_traced_memory()[0]
-        assert meter.read()[1] - now < 10_000 < len(arrays) * arrays[0].nbytes
-
-
-def test_a_meter_counts_bytes_in_use_and_their_peak(backend):
-    with backend.meter() as meter:
-        before, _ = meter.read()
-        x = ml.xp.ones(100_000)
-        in_use, peak = meter.read()
-        assert in_use - before >= x.nbytes and peak >= in_use
-        del x
-        meter.reset()
-        left, later = meter.read()
-        assert left - before < 1_000 and later < peak
-    assert backend.name != "numpy" or not tracemalloc.is_tracing()
-
-
-def test_a_meter_leaves_a_tracemalloc_that_runs_already_running():
-    tracemalloc.start()
-    try:
-        with ml.backend.Backend().meter():
-            pass
-        assert tracemalloc.is_tracing()
-    finally:
-        tracemalloc.stop()
 
 
 def test_importing_minilora_loads_numpy_and_nothing_else():

@@ -243,7 +243,9 @@ READ = {"r": 2, "alpha": 3.0, "targets": ("k", "o"), "dropout": 0.5, "bias": "lo
 
 @once
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_a_method_gets_its_own_options_and_no_others(method, capsys):
+def test_a_method_gets_its_own_options_and_no_others(method, capsys, monkeypatch):
+    small = ml.GPT2Config(vocab_size=90, n_positions=32, d_model=24, n_layers=4, n_heads=3)
+    monkeypatch.setitem(accounting.SHAPES, "gpt2", small)
     kind, line = methods.METHODS[method], f"account gpt2 --window 4 --method {method}"
     own = [field.name for field in dataclasses.fields(kind) if field.name in GIVEN]
     plan = accounting.plan("gpt2", method=kind(**{name: READ[name] for name in own}), tokens=4)

@@ -153,6 +153,7 @@ def loss_of(model, at, mask=None, targets=None):
 
 @pytest.mark.parametrize(("family", "sizes"), KINDS)
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.usefixtures("numpy_first")
 def test_the_gradient_along_any_direction_is_the_difference_of_two_losses(family, sizes, head):
     """All parameters at once: one that a rule forgets, or counts once instead of twice, is seen."""
     model = made(family, 1, **{"eps": 0.01} | sizes | head)

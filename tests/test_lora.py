@@ -32,6 +32,7 @@ from strategies import (
     shake,
     snapshot,
     train,
+    unfelt,
     wide,
 )
 
@@ -115,6 +116,7 @@ def test_A_is_drawn_with_the_spread_of_its_inputs_and_B_is_0(init):
 
 
 @given(families, targets, ranks, ranks, alphas)
+@example("bert", ["k", "tok"], 1, 2, 0.5)  # *k matches both
 def test_what_is_trained_is_r_times_d_plus_k_a_layer(family, names, r, other, alpha):
     model = made(family)
     config = ml.LoRAConfig(
@@ -124,7 +126,7 @@ def test_what_is_trained_is_r_times_d_plus_k_a_layer(family, names, r, other, al
     sides = {at: sum(m.W.shape) for at, m in model.named_modules() if hasattr(m, "W")}
     paths = lora.attach(model, config, rng=0)
     sizes = [p.data.size for p in model.trainable_parameters().values()]
-    rank = {name: other if name == names[0] else r for name in names}
+    rank = {name: other if name.endswith(names[0]) else r for name in names}
     lasts = [path.split(".")[-1] for path in paths]
     assert sum(sizes) == sum(rank[last] * sides[path] for last, path in zip(lasts, paths))
     assert len(sizes) == 2 * len(paths) == 2 * sum(1 if n in ("tok", "pos") else 2 for n in names)
@@ -349,7 +351,8 @@ def test_training_writes_no_byte_of_the_base_and_detach_gives_it_back(family, se
     start = bits(model)
     train(model, weight_decay=0.1)
     after = bits(model)
-    assert {name for name in after if after[name] != start[name]} == trained
+    moved = {name for name in after if after[name] != start[name]}
+    assert trained - unfelt(trained) <= moved <= trained
     frozen = {names_of.get(n, n): a for n, a in after.items() if n not in trained}
     assert frozen.items() <= before[0].items()
     assert lora.detach(model) is model
@@ -1190,7 +1193,7 @@ def test_an_adapter_can_be_trained_again_and_alone():
         before = bits(model)
         train(model)
         moved = {path for path, b in bits(model).items() if b != before[path]}
-        assert moved == set(trainable)
+        assert set(trainable) - unfelt(trainable) <= moved <= set(trainable)
     with pytest.raises(KeyError, match="no adapter is called 'four'"):
         lora.set_adapter(model, "four")
 

@@ -101,6 +101,7 @@ def test_fully_trained_parameters_of_a_half_are_float32():
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.usefixtures("numpy_first")
 def test_a_half_learns_and_is_near_float32(recompute):
     histories = []
     for dtype, scale in (("float32", None), ("float16", LossScale())):

@@ -20,6 +20,7 @@ from strategies import (
     shake,
     snapshot,
     train,
+    unfelt,
     wide,
 )
 from test_transaction import PACKAGE, interrupted
@@ -126,7 +127,7 @@ def test_training_writes_no_byte_of_the_base_and_remove_gives_it_back(called, dt
     assert {p.dtype for p in model.trainable_parameters().values()} == {np.dtype(dtype)}
     train(model, steps=2, weight_decay=0.1)
     changed = {name for name, b in bits(model).items() if b != start[name]}
-    assert changed == trained
+    assert trained - unfelt(trained) <= changed <= trained
     assert all(p.data is data and data.tobytes() == b for p, data, b in base)
     assert methods.remove(model) is model
     assert snapshot(model) == before and vars(model) == own
@@ -342,6 +343,7 @@ def test_errors_of_trained_tokens_name_the_bound(called):
 
 @every
 @pytest.mark.parametrize("li", [0, 2])
+@pytest.mark.usefixtures("numpy_first")
 def test_generating_is_the_same_with_a_cache(called, li):
     """Also beyond the window, where generation continues with the latter half."""
     model = applied(called, li=li)

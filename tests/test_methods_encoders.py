@@ -51,6 +51,7 @@ def loss_of(model):
 
 @every
 @family
+@pytest.mark.usefixtures("numpy_first")
 def test_an_encoder_is_adapted_trained_counted_and_given_back(called, family):
     model = encoder(family, labels=2 * (len(called) % 2))  # one head or the other
     before, first = snapshot(model), outputs(model)

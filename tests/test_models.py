@@ -325,6 +325,7 @@ def test_a_cache_that_is_full_raises():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.usefixtures("numpy_first")
 def test_every_gradient_of_a_whole_model_equals_finite_differences(seed, backend):
     if seed and backend.name != "numpy":
         pytest.skip("once will do")

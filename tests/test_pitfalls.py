@@ -515,6 +515,7 @@ def updates(family: str, s: float, root: float, make, lr: float, **how) -> list[
 @pytest.mark.parametrize(
     ("family", "s"), [("gpt2", 0.25), ("gpt2", 16.0), *((name, 4.0) for name in FAMILIES)]
 )
+@pytest.mark.usefixtures("numpy_first")
 def test_row_24_alpha_is_a_learning_rate_bit_for_bit(family, s):
     """Scale s is scale 1 with √s times the learning rate and √s times A, under Adam with eps = 0.
 

@@ -214,6 +214,7 @@ def test_every_rounding_of_a_layer_or_a_tied_head_is_counted(dtype, kind, seed, 
 
 @family
 @pytest.mark.parametrize("targets", [("q", "v"), ("tok", "o", "up"), ("blocks.*",)])
+@pytest.mark.usefixtures("numpy_first")
 def test_compare_bounds_the_largest_logit_difference(family, targets):
     model, _ = lora_of(family, dtype="float32", targets=targets)
     result = rounding.compare(model, ids())

@@ -116,7 +116,15 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def covered() -> dict:
+    """The numbers of the cover, computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINILORA_FAST", "1")
+        return cover._compute()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, request) -> Path:
     """The folder of the site to check."""
     if "MINILORA_SITE" in os.environ:
         return Path(os.environ["MINILORA_SITE"]).resolve()
@@ -126,6 +134,7 @@ def built(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setattr(cover, "_compute", lambda: request.getfixturevalue("covered"))
         site.build(place / "out", lambda line: None, chapters_in(place, FIRST, SECOND))
     return place / "out"
 
@@ -284,7 +293,7 @@ def test_a_site_is_served_on_this_machine(tmp_path):
                           env={**os.environ, "PYTHONPATH": paths}) as server:
         try:
             where = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
-            with urllib.request.urlopen(where, timeout=10) as answer:
+            with urllib.request.urlopen(where, timeout=120) as answer:
                 assert b"hello" in answer.read()
             taken = where.split(":")[2].strip("/")
             again = subprocess.run(
@@ -337,9 +346,8 @@ def levels(png, palette=False):
     return rows[:, 1:].astype(int) - cover.LEVELS
 
 
-def test_the_cover_shows_an_update_and_the_share_that_each_rank_keeps(monkeypatch):
-    monkeypatch.setenv("MINILORA_FAST", "1")
-    result = cover._compute()
+def test_the_cover_shows_an_update_and_the_share_that_each_rank_keeps(covered):
+    result = covered
     assert len(result["losses"]) == len(result["left"]) == len(cover.RANKS)
     assert result["left"][0] < 1 and result["left"] == sorted(result["left"], reverse=True)
     pictures = {name: base64.b64decode(png) for name, png in result["pictures"].items()}
@@ -557,7 +565,7 @@ def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp
     monkeypatch.setattr("minilora.site.cover._compute", lambda: pytest.fail("not needed"))
     folder.write(tmp_path / "out", {"index.html": folder.MARK.encode()})
     bad = SECOND.replace('print("MINILORA" + "_FAST")', code)
-    slow = SECOND.replace("04.", "05.") + "import time; time.sleep(60)"
+    slow = SECOND.replace("04.", "05.") + "import time; time.sleep(900)"
     told_of = chapters_in(tmp_path, bad, slow)
     if "while" in code:
         monkeypatch.setattr("minilora.site.execution.PATIENCE", 2)
@@ -566,7 +574,7 @@ def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp
     with pytest.raises(RuntimeError) as error:
         site.build(tmp_path / "out", lambda line: None, told_of)
     assert str(error.value) == f"chapter 04 fails at 04_name.py, {message}"
-    assert time.monotonic() - began < 30  # the other chapter is stopped
+    assert time.monotonic() - began < 600  # the other chapter is stopped
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"index.html", folder.LIST}
     assert not (tmp_path / "cache").exists()
 
@@ -1021,7 +1029,7 @@ def test_the_list_of_names_scrolls_to_the_current_one(tab):
         link = page.locator(f".contents a[href='#{name}']")
         page.wait_for_function(
             "e => e.getBoundingClientRect().top >= 0 && e.getBoundingClientRect().bottom < 800",
-            arg=link.element_handle(), timeout=3000,
+            arg=link.element_handle(), timeout=60_000,
         )
         assert page.locator(f"[id='{name}']").bounding_box()["y"] < 800
 

@@ -17,7 +17,7 @@ import minilora as ml
 from minilora import lora, ops
 from minilora.backend import threads
 
-PATIENCE = 20  # seconds: what takes longer hangs
+PATIENCE = 120  # seconds: what takes longer hangs
 
 
 @pytest.fixture(autouse=True)

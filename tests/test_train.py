@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import gpt2, ids, normal, seeds
+from strategies import gpt2, ids, normal, seeds, unfelt
 
 import minilora as ml
 from minilora import lora, nn, ops, optim
@@ -205,7 +205,7 @@ def test_a_process_that_is_killed_resumes_from_its_checkpoint(
     where = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     died = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend.name, place, name, str(path)],
-        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=120, text=True,
+        env={**os.environ, "PYTHONPATH": where}, capture_output=True, timeout=900, text=True,
     )
     if name == "SIGTERM":
         assert died.returncode == 143, died.stderr
@@ -398,12 +398,13 @@ def test_the_frozen_weights_are_not_in_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("numpy_first")
 def test_one_seed_is_one_run_and_only_what_trains_changes(kind):
     assert_same(go(kind, windows()), go(kind, windows()))
     before, trained = job(kind)[0].state_dict(), set(job(kind)[0].trainable_parameters())
     after = go(kind, windows(), held_out=None, eval_every=0)
     for name, array in before.items():
-        if not ("SGD" in kind and name.endswith("attn.k.b")):  # whose gradient is 0
+        if name not in unfelt(trained):
             assert np.array_equal(array, after[f"p {name}"]) == (name not in trained), name
 
 

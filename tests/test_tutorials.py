@@ -1,7 +1,6 @@
 """Each chapter runs as a script, in four ways, and has all parts of a chapter."""
 
 import ast
-import functools
 import importlib
 import json
 import os
@@ -98,16 +97,16 @@ def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     folders = str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")
     own |= {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
-        [sys.executable, "-W", "error", *arguments], cwd=folder, timeout=300,
+        [sys.executable, "-W", "error", *arguments], cwd=folder, timeout=1200,
         env={**os.environ, **own}, capture_output=True, text=True, encoding="utf-8", check=False,
     )
 
 
 @pytest.fixture(scope="module")
 def runs(request, tmp_path_factory):
-    """Run the selected chapters, two at a time; return (way, chapter) -> (output, traceback).
+    """Run the selected chapters; return (way, chapter) -> (output, traceback).
 
-    Each script has its own process. Each other way runs all its chapters in one process.
+    Each way runs all its chapters in one process: an import is dearer than a chapter.
     """
     items = [
         item for item in request.session.items
@@ -122,20 +121,14 @@ def runs(request, tmp_path_factory):
     for way, path in dict.fromkeys(selected):
         by_way.setdefault(way, []).append(path)
 
-    def script(path: Path) -> dict:
-        done = start(folder, str(path))
-        return {("script", path): (done.stdout, done.stderr)}
-
-    def others(way: str) -> dict:
+    def run(way: str) -> dict:
         done = start(folder, "-c", RUN, way, *map(str, by_way[way]))
         results = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(results) == len(by_way[way]), done.stderr
         return {(way, path): tuple(result) for path, result in zip(by_way[way], results)}
 
     with ThreadPoolExecutor(2) as pool:
-        jobs = [functools.partial(others, way) for way in by_way if way != "script"]
-        jobs += [functools.partial(script, path) for path in by_way.get("script", [])]
-        results = [job.result() for job in [pool.submit(job) for job in jobs]]
+        results = list(pool.map(run, by_way))
     assert not list(folder.iterdir())  # chapters leave no files behind
     return {key: value for result in results for key, value in result.items()}
 

@@ -414,7 +414,7 @@ def test_in_a_browser_each_stepper_moves_alone(backend, tmp_path):
     page = tmp_path / "page.html"
     page.write_text("<body>" + "".join(s._repr_html_() for s in steppers) + MOVED, "utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
-    done = subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], timeout=50,
+    done = subprocess.run([browser, *flags, "--dump-dom", page.as_uri()], timeout=600,
                           capture_output=True, text=True, check=True)
     one, two = done.stdout.split('<div class="minilora-stepper"')[1:]
     for dom, at in ((one, 2), (two, 0)):

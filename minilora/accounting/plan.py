@@ -16,6 +16,7 @@ from ..training import optim
 from ..words import our_words
 from .parameters import Count, count
 from .step import observe, random_ids
+from .traced import meter
 
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
 POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # -> arithmetic
@@ -117,17 +118,17 @@ def plan(
     config = SHAPES[shape] if isinstance(shape, str) else shape
     if tokens is None:
         tokens = config.n_positions - getattr(method, "lp", 0) - getattr(method, "li", 0)
-    with using(f"shapes:{device}", plain=plain) as library:
+    with using(f"shapes:{device}", plain=plain):
         model = build(config, rng=0, dtype=POLICIES[policy], recompute=recompute)
         if not isinstance(method, methods.Full):
             method.apply(model, rng=0)
             if policy == "half base":
                 store(storable(base_of(model), "float16"), {})
         trained = model.trainable_parameters()
-        ids, meter = random_ids(model, batch, tokens), library.meter()
-        meter.ignore(ids)
+        ids, counted = random_ids(model, batch, tokens), meter()
+        counted.ignore(ids)
         with methods.prompt(tokens):  # for methods with trained tokens behind the prompt
-            seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, meter)
+            seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, counted)
         extra = "recomputed, " if recompute else ""
         by = OPTIMIZERS[optimizer].__name__
         name = shape if isinstance(shape, str) else type(shape).__name__

@@ -6,6 +6,7 @@ comes from the code itself, not from formulas beside it.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
 from ..tensor import Node, Tensor, held, no_grad
 from ..training.optim import Optimizer
+from .traced import meter
 
 WEIGHTS = ("frozen weights", "trained weights", "Adam moments")  # in memory before a step
 ROWS = (*WEIGHTS[:2], "gradients", WEIGHTS[2], "activations")
@@ -43,6 +45,17 @@ class Step:
     costs: tuple[Cost, ...]
 
 
+@block
+def no_collection() -> Iterator[None]:
+    """Collect no garbage in the block: arrays that earlier work left would be freed in it."""
+    if not gc.isenabled():  # by the user, or by another thread that measures and enables it again
+        yield
+        return
+    with restoring(gc.enable):
+        gc.disable()
+        yield
+
+
 def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) -> Step:
     """Run forward, backward and update on ids (2, batch, tokens): inputs and targets.
 
@@ -57,6 +70,7 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
     before, _ = meter.read()
     meter.reset()
     _, start = meter.read()
+    meter.reset()  # a reading may take memory itself
 
     def next_phase() -> int:
         live, peak = meter.read()
@@ -86,8 +100,8 @@ def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
     """Observe a live model's step on arrays without numbers, which imitate the library in use."""
     like = "numpy" if current().on_host else "cupy"
     with using(f"shapes:{like}", plain=is_plain()) as library, restored(model, optimizer):
-        meter = library.meter()
-        meter.ignore(ids)
+        counted = meter()
+        counted.ignore(ids)
         replaced: dict[int, Any] = {}  # two parameters may share an array
 
         def without_numbers(array: Any) -> Any:
@@ -99,7 +113,7 @@ def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
             p.data = without_numbers(p.data)
         for states in optimizer.state.values():
             states.update({name: without_numbers(array) for name, array in states.items()})
-        return observe(model, optimizer, ids, meter)
+        return observe(model, optimizer, ids, counted)
 
 
 def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
@@ -116,8 +130,8 @@ def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
         with restoring(restore):
             with no_grad():
                 model(ids[0])  # creates cached arrays, such as erf's series: no activations
-            with current().meter() as meter:
-                return observe(model, optimizer, ids, meter)
+            with no_collection(), meter() as counted:
+                return observe(model, optimizer, ids, counted)
 
 
 @block

@@ -1,4 +1,4 @@
-"""Functions that NumPy lacks: erf, a fast scatter-add, a hash, memory that is kept, a meter."""
+"""Functions that NumPy lacks: erf, a fast scatter-add, a hash, memory that is kept."""
 
 from __future__ import annotations
 
@@ -83,29 +83,3 @@ def reserved() -> int:
     resource = importlib.import_module("resource")  # not on Windows
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
-class Traced:
-    """A meter of NumPy's arrays. Its peak also includes other memory that Python allocates."""
-
-    def __init__(self) -> None:
-        self._trace: Any = importlib.import_module("tracemalloc")
-
-    def __enter__(self) -> Traced:
-        self._ours = not self._trace.is_tracing()
-        if self._ours:
-            self._trace.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
-            self._trace.stop()
-
-    def read(self) -> tuple[int, int]:
-        peak = self._trace.get_traced_memory()[1]  # before the snapshot, which allocates memory too
-        numpy_only = self._trace.DomainFilter(True, np.lib.tracemalloc_domain)
-        traces = self._trace.take_snapshot().filter_traces([numpy_only]).traces
-        return sum(trace.size for trace in traces), peak
-
-    def reset(self) -> None:
-        self._trace.reset_peak()

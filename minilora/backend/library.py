@@ -86,13 +86,6 @@ class Backend:
         """Return the peak memory of this process in bytes: arrays and everything else."""
         return host.reserved()
 
-    def meter(self) -> Any:
-        """Return a context manager that counts the bytes of arrays.
-
-        Its read() returns (bytes in use, peak since reset()).
-        """
-        return host.Traced()
-
     def describe(self) -> str:
         """Return one line: library, version, device."""
         return f"numpy {np.__version__} on the CPU"
