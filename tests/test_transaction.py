@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import THOROUGH
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import adapted, everything, gpt2, ids, seeds, shake, snapshot
@@ -196,7 +197,7 @@ def test_an_interrupt_at_any_line_of_a_block_s_way_in_or_out_leaves_everything(c
     lines, (other, _) = 1, subject()
     while interrupted(lambda: call(other, False), lines):
         lines *= 2
-    for after in np.linspace(1, lines, 80).astype(int):
+    for after in np.linspace(1, lines, 80 if THOROUGH else 25).astype(int):
         interrupted(lambda: call(model), after)
         assert everything(model, optimizer) == before, after
 
