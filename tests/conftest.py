@@ -22,7 +22,7 @@ import minilora as ml
 THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
 SHARE = 1 if THOROUGH else 0.4  # of the examples
 FEW = 3 if THOROUGH else 1  # examples on the stand-in for CuPy
-EVERY = 1 if THOROUGH else 3  # of the cases of a test, every third is for the stand-in
+EVERY = 1 if THOROUGH else 4  # of the cases of a test, one in four is for the stand-in
 
 settings.register_profile(
     "minilora",
@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def spread(items):
-    """(items, others): every third case of a test for the stand-in, others than its neighbours'."""
+    """(items, others): one in four cases of a test is for the stand-in; each test begins with another."""
     cases = collections.defaultdict(list)
     for item in items:
         if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "strict":

@@ -249,7 +249,7 @@ SHELL = [
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the shell's redirections")
-@pytest.mark.parametrize(("command", "variables", "code"), kept(SHELL, *SHELL[1:8:3]))
+@pytest.mark.parametrize(("command", "variables", "code"), kept(SHELL, *SHELL[0], SHELL[4], SHELL[8]))
 def test_streams_of_the_shell(command, variables, code, tmp_path):
     if "/dev/full" in command and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")

@@ -194,7 +194,7 @@ KILLS = [("batch", "SIGKILL", 2), ("write", "SIGKILL", 2), ("loss", "SIGTERM", 3
          ("write", "SIGTERM", 4)]
 
 
-@pytest.mark.parametrize(("place", "name", "done"), kept(KILLS, KILLS[0], KILLS[3]))
+@pytest.mark.parametrize(("place", "name", "done"), kept(KILLS, KILLS[3]))
 def test_a_process_that_is_killed_resumes_from_its_checkpoint(
     place, name, done, tmp_path, backend, numpy_first
 ):
