@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def spread(items):
-    """(items, others): one in four cases of a test is for the stand-in; each test begins with another."""
+    """(items, others): of the cases of a test, one in four is for the stand-in, others in each."""
     cases = collections.defaultdict(list)
     for item in items:
         if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "strict":

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import kept
 from benchmarks import parity
+from conftest import kept
 from strict import LOG, StrictBackend
 from test_cli import put_in_use
 
