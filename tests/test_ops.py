@@ -1248,13 +1248,14 @@ def f_exact(f, x):
 
 @both_ways
 def test_the_gradients_of_A_and_B_add_many_blocks_of_halves(plain):
-    n = 256 * 3000  # a sum in halves stops at 16384, where 12.8 more is nothing
+    n = 256 * 3000  # their sum in halves stops at 32, where 1/60 more is nothing
     one, x = np.ones((1, 1), "float16"), np.full((n, 1), 0.05, "float16")
     A, B = (Tensor(one, requires_grad=True) for _ in "AB")
     with ml.plain(plain):
-        ops.lora_linear(Tensor(x), Tensor(one), None, A, B, scale=1.0).sum().backward()
+        y = ops.lora_linear(Tensor(x), Tensor(one), None, A, B, scale=1.0)
+        (y.mean() * 1000.0).backward()
     for grad in (A.grad, B.grad):
-        assert abs(grad.item() / (n * float(x[0, 0])) - 1) < 2e-3
+        assert abs(grad.item() / (1000 * float(x[0, 0])) - 1) < 5e-3
 
 
 def test_equal_maxima_share_the_gradient():
