@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import heapq
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress, zip_longest
-from types import FunctionType, ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +21,7 @@ from . import display
 from .backend import Array, asarray, asnumpy, current, like, total, wide, xp
 from .backend.flags import own_flags
 from .backend.settings import choose, is_plain, no_grad, plain, recording, thread_settings
-from .backend.writes import last_write, ticks, wrote
+from .backend.writes import held, last_write, ticks, wrote
 from .conversions import Converts, number, ops_by_name
 
 __all__ = ["OPS", "Node", "Tensor", "composed", "no_grad", "op", "plain", "recording"]
@@ -40,16 +39,15 @@ class Node:
         self.serial = next(ticks)         # greater than that of every node it flows to
 
 class Tensor(Converts):
-    """An array that may require a gradient. It has a copy of `data`, so later writes to that do not
-    reach it.
+    """An array that may require a gradient: a copy of `data`, so later writes to that do not count.
     .data the array   .grad its gradient (same shape, or None)   .requires_grad is it trained?
     Only leaves, which are not the output of an op, receive `.grad`.
     """
     __slots__ = ("_data", "_node", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self._set(xp.array(getattr(data, "data", data) if isinstance(data, Tensor) else data,
-                           order="C"), requires_grad)
+        array = data._data if isinstance(data, Tensor) else data
+        self._set(xp.array(array, order="C"), requires_grad)
         if requires_grad and self._data.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors have gradients, not {self.dtype}")
 
@@ -235,32 +233,6 @@ def _unchanged(rule: Any, node: Node) -> None:
                 f"backward: {node.name} needs an array {tuple(array.shape)} as it was in the "
                 "forward pass, but it was written to since then: call backward() before "
                 "optimizer.step() or load_state_dict(), or run the forward pass again")
-
-def held(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """Yield the arrays that a rule keeps: in closures, tensors, containers and objects, at any
-    depth."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, type | ModuleType | str | int | float | None):
-        return
-    seen.add(id(thing))
-    if hasattr(thing, "dtype") and hasattr(thing, "base"):
-        yield thing
-        return
-    inside: Any = getattr(thing, "__dict__", {}).values()
-    if isinstance(thing, FunctionType):
-        inside = map(_content, thing.__closure__ or ())
-    elif isinstance(thing, list | tuple | dict):
-        inside = thing.values() if isinstance(thing, dict) else thing
-    elif isinstance(thing, Tensor):
-        inside = [thing.data]
-    for item in inside:
-        yield from held(item, seen)
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the variable was deleted
-        return None
 
 def op(formula: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make a differentiable op of `formula(*arrays, **settings) -> value, (one rule per array)`.

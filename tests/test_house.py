@@ -26,7 +26,7 @@ ROOMS = [  # each imports from those before it, and from its own
     "data", "models", "generate", "adapters", "rounding", "lora", "training", "kernels", "methods",
     "accounting", "pretrain", "demo", "viz", "bench", "exercises", "site", "cli", "__main__",
 ]
-LIMIT = 3800  # lines of the core, with everything of the package that it imports
+LIMIT = 3950  # lines of the core, with everything of the package that it imports
 SOURCES = [  # an installed package has the chapters, too
     path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE / "tutorials"
 ]
@@ -86,12 +86,15 @@ def room(path: Path) -> str:
 def test_the_core_and_all_that_it_imports_is_read_in_one_sitting(capsys):
     """Counted in a fresh process: every file of the package that the core has loaded by then.
 
-    The kernels are not in it: no file of the core imports them, the public face loads them.
+    The kernels are not in it, nor the threads, which only they use: no file of the core imports
+    them, the public face loads them. Here it does not.
     """
     code = (
-        "import sys, importlib\n"
+        "import sys, importlib, types\n"
+        "sys.modules['minilora.kernels'] = types.ModuleType('minilora.kernels')\n"
         f"for name in {CORE!r}: importlib.import_module('minilora.' + name)\n"
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'minilora'))"
+        "ours = [m for n, m in sys.modules.items() if n.split('.')[0] == 'minilora']\n"
+        "print(*(m.__file__ for m in ours if hasattr(m, '__file__')))"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True,
@@ -99,6 +102,7 @@ def test_the_core_and_all_that_it_imports_is_read_in_one_sitting(capsys):
     )
     loaded = [Path(name) for name in done.stdout.split()]
     core = [path for path in loaded if room(path) != "kernels"]
+    assert FILES["backend", "threads"] not in core
     imported, todo = set(), [FILES[tuple(name.split("."))] for name in CORE]
     while todo:  # and by reading: what is imported in functions counts, too
         if (path := todo.pop()) not in imported and room(path) != "__init__":

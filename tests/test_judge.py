@@ -394,7 +394,7 @@ def test_no_home_folder_is_needed(tmp_path, monkeypatch):
     assert cache.folder("site") == Path(tempfile.gettempdir()) / "minilora" / "site"
     users = [path.name for path in PACKAGE.rglob("*.py")
              if re.search(r"Path\.home|expanduser", path.read_text("utf-8"))]
-    assert users == ["cache.py"]
+    assert sorted(users) == ["cache.py", "publish.py"]  # the second makes a home for Jupyter
 
 
 def test_optimized_python_judges_alike_and_leaves_nothing_in_the_folder(tmp_path):

@@ -197,7 +197,7 @@ def test_a_worker_does_its_steps_and_returns_their_milliseconds(name, monkeypatc
     clock, did = iter(range(100)), []
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock) / 2)
     monkeypatch.setattr(worker, "use_threads", lambda n: did.append(f"{n} threads"))
-    monkeypatch.setattr(worker.host, "keep_freed_memory", lambda: did.append("memory"))
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: did.append("memory"))
     torch = SimpleNamespace(set_num_threads=lambda n: did.append(f"{n} of torch"))
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(engines.ENGINES, name, lambda shape: lambda: did.append(shape))

@@ -19,9 +19,10 @@ from ..backend.blocks import block, restoring
 from ..backend.settings import is_plain
 from ..backend.shapes import Cost, Shapes
 from ..backend.shapes.array import Array
+from ..backend.writes import held
 from ..nn import Embedding, Module, generators
 from ..ops import cross_entropy
-from ..tensor import Node, Tensor, held, no_grad
+from ..tensor import Node, Tensor, no_grad
 from ..training.optim import Optimizer
 from .traced import meter
 

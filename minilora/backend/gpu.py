@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..words import INSTALL
-from . import threads
-from .library import Array, Backend
+from .library import Array, Backend, Task
 
 
 class CupyBackend(Backend):
@@ -52,7 +51,7 @@ class CupyBackend(Backend):
                 "by another process? Free it, or choose another one: cupy:1, cupy:2"
             ) from error
 
-    def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+    def share(self, task: Task, n: int, size: int, piece: int = 0) -> None:
         """Run all of it as one task: the device shares the work by itself."""
         if n:
             task(slice(0, n))

@@ -64,20 +64,6 @@ def finite(loss: np.ndarray, gradients: Sequence[np.ndarray]) -> np.ndarray:
     return loss
 
 
-def keep_freed_memory() -> None:
-    """Ask the C library to keep freed memory instead of returning it to the operating system.
-
-    A returned page has to be mapped and cleared again. Does nothing without glibc.
-    """
-    ctypes = importlib.import_module("ctypes")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: up to 32 MiB (its maximum), use the heap
-    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: return none of the heap below 1 GiB
-
-
 def reserved() -> int:
     """Return the peak memory of this process in bytes."""
     resource = importlib.import_module("resource")  # not on Windows

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from . import host, threads
+from . import host
 
 Array = Any  # a numpy.ndarray, or the array of the library in use
+Task = Callable[[slice], None]
 Rng: TypeAlias = "np.random.Generator | int | None"  # a string: numpy.random loads when used
 
 
@@ -29,15 +30,20 @@ class Backend:
     def enter(self) -> None:
         """Called when this backend comes into use."""
 
-    def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
-        """Run task(rows) for slices that cover range(n); see threads.share."""
+    def share(self, task: Task, n: int, size: int, piece: int = 0) -> None:
+        """Run task(rows) for slices that cover range(n), on all cores; see threads.share."""
 
         def part(at: slice) -> None:
             if current() is not self:  # in another thread
                 switch(self)
             task(at)
 
-        threads.share(part, n, size, piece)
+        self.cores(part, n, size, piece)
+
+    @staticmethod
+    def cores(task: Task, n: int, size: int, piece: int) -> None:
+        """Use one core; minilora/kernels, which alone shares work, puts threads.share here."""
+        task(slice(0, n))
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """Return an elementwise formula (see `fused`) in the fastest form of this library."""

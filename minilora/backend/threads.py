@@ -14,16 +14,14 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from . import host
 from .blocks import restoring
+from .library import Task
 
-Task = Callable[[slice], None]
 WORTH = 1 << 15  # numbers: below this, sharing costs more than it gains
 LEAST, MOST, EACH = 2, 16, 1 << 23  # number of pieces of shared work; numbers in each, if many
 
@@ -188,6 +186,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def keep_freed_memory() -> None:
+    """Ask the C library to keep freed memory instead of returning it to the operating system.
+
+    A returned page has to be mapped and cleared again. Does nothing without glibc.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: up to 32 MiB (its maximum), use the heap
+    mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: return none of the heap below 1 GiB
+
+
 @functools.cache
 def _blas() -> tuple[Any, ...]:
     """Return OpenBLAS's functions that set and get its number of threads, or (None, None).
@@ -197,7 +210,7 @@ def _blas() -> tuple[Any, ...]:
     import ctypes
     from pathlib import Path
 
-    host.keep_freed_memory()
+    keep_freed_memory()
     folders = [Path(np.__file__).parent.parent / "numpy.libs", Path(np.__file__).parent / ".libs"]
     for path in (p for folder in folders for p in folder.glob("*openblas*")):
         library = ctypes.PyDLL(str(path))  # the calls are too short to release the GIL

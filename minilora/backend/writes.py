@@ -1,6 +1,8 @@
 """When arrays were written to in place. The tape asks before it uses an array that it kept."""
 
+from collections.abc import Iterator
 from itertools import count
+from types import FunctionType, ModuleType
 from typing import Any
 
 ticks = count(1)  # the time: one tick for each step of the tape and each write
@@ -23,3 +25,31 @@ def owner(array: Any) -> Any:
     while hasattr(getattr(array, "base", None), "dtype"):
         array = array.base
     return array
+
+
+def held(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """Yield the arrays that a rule keeps: in closures, tensors, containers and objects, at any
+    depth."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen or isinstance(thing, type | ModuleType | str | int | float | None):
+        return
+    seen.add(id(thing))
+    if hasattr(thing, "dtype") and hasattr(thing, "base"):
+        yield thing
+        return
+    inside: Any = getattr(thing, "__dict__", {}).values()
+    if isinstance(thing, FunctionType):
+        inside = map(_content, thing.__closure__ or ())
+    elif isinstance(thing, list | tuple | dict):
+        inside = thing.values() if isinstance(thing, dict) else thing
+    elif hasattr(thing, "_data"):  # a Tensor
+        inside = [thing._data]
+    for item in inside:
+        yield from held(item, seen)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the variable was deleted
+        return None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
-from ..backend import host
+from ..backend.threads import keep_freed_memory
 from ..backend.threads import threads as use_threads
 from .engines import ENGINES
 
@@ -30,7 +30,7 @@ def main(name: str, shape: str, threads: str, device: str = "numpy") -> None:
     if own:
         use_threads(int(threads))
     else:
-        host.keep_freed_memory()  # as minilora does, for a fair comparison
+        keep_freed_memory()  # as minilora does, for a fair comparison
     step = ENGINES[name](shape)
     for line in sys.stdin:
         word, *rest = line.split(maxsplit=1)

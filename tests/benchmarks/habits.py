@@ -208,7 +208,8 @@ def measure(name: str, shape: str, rounds: int = 10, count: int = 2) -> Measured
 def memory_kept(shape: str, rounds: int, count: int) -> Measured:
     """Measure the habit "memory", in two processes: the setting of the C library is final."""
     unchanged = (
-        "import sys; from minilora.backend import host; host.keep_freed_memory = lambda: None; "
+        "import sys; from minilora.backend import threads; "
+        "threads.keep_freed_memory = lambda: None; "
         "from minilora.bench.__main__ import main; main(*sys.argv[1:])"
     )
     programs = (bench.PROGRAM, ("-c", unchanged))

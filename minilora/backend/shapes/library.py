@@ -12,7 +12,7 @@ import numpy as np
 from .. import threads
 from ..flags import quietly
 from ..gpu import CupyBackend
-from ..library import Backend, Rng
+from ..library import Backend, Rng, Task
 from .array import Array, corner, elementwise, header
 from .counts import Buffer, Counts
 from .functions import FUNCTIONS, Functions
@@ -97,7 +97,7 @@ class Shapes(Backend):
         counts.add((0, 0, reads + sum(x.nbytes for x in written), 1))
 
     # The hooks.
-    def share(self, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+    def share(self, task: Task, n: int, size: int, piece: int = 0) -> None:
         """Run the pieces of threads.share, none of which depends on another. If the first and the
         last piece of one length cost the same and keep nothing, those between are only counted.
         """
@@ -119,7 +119,7 @@ class Shapes(Backend):
                 outer.setdefault(buffer, buffer.depth)
             buffer.depth = depth
 
-    def _piece(self, task: threads.Task, cut: slice, after: Any) -> list[int] | None:
+    def _piece(self, task: Task, cut: slice, after: Any) -> list[int] | None:
         """Run a piece and restore the depths; return its cost, or None if an array of it stays."""
         self._depths = before = weakref.WeakKeyDictionary[Buffer, int]()
         cost, live = self.counts.cost, self.counts.live
