@@ -15,13 +15,15 @@ import os
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=3.0, total=12.0, cpu=2, memory=1 << 30)  # also on a busy machine
+SOON = Limits(seconds=0.25, cpu=1, memory=1 << 30)  # of the processor: a busy machine is no matter
+ATTACK = replace(SOON, wait=1.5, total=4.0)  # by the clock: for files that get no points anyway
 WALK = """
 import sys, os, time, struct, json
 def _frames():
@@ -139,6 +141,13 @@ TEXT = {
 }
 NAMES = ("Zoë Ångström", "=HYPERLINK(1)", "a,b;c", 'quote"d', "<script>alert(1)</script>",
          "new\nline")
+
+
+def brief(number: str = "02", checks: int | None = None) -> book.Exercise:
+    """An exercise with its first checks only, each on a few cases: for what no case changes."""
+    of = book.exercise(number)
+    few = (replace(one, examples=min(8, one.examples)) for one in of.checks[:checks])
+    return replace(of, checks=tuple(few))
 
 
 def answer(body: str, above: str = "") -> str:
