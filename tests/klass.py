@@ -150,6 +150,18 @@ def brief(number: str = "02", checks: int | None = None) -> book.Exercise:
     return replace(of, checks=tuple(few))
 
 
+def own(folder: Path, number: str, *without: str) -> None:
+    """Write 02 as a teacher's own exercise: each check on a few cases, and without some checks."""
+    few = (
+        "import dataclasses\nfor name, one in [*globals().items()]:\n"
+        "    if isinstance(one, kit.Check):\n"
+        "        globals()[name] = dataclasses.replace(one, examples=8)\n"
+    )
+    gone = f"del {', '.join(['name', 'one', *without])}\n"
+    text = (book.TASKS / "ex02_unbroadcast.py").read_text("utf-8")
+    (folder / f"ex{number}_unbroadcast.py").write_text(f"{text}\n{few}{gone}", "utf-8")
+
+
 def answer(body: str, above: str = "") -> str:
     """The stub of 02 with this body and a wrong answer; `above` follows at the end."""
     stub = book.exercise("02").stub()
@@ -158,7 +170,8 @@ def answer(body: str, above: str = "") -> str:
 
 def hostile(neighbour: Path) -> dict[str, bytes]:
     """The source of each attack, by its name."""
-    known = f"import io\nPATH = {str(book.path('02'))!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
+    path = book.TASKS / "ex02_unbroadcast.py"
+    known = f"import io\nPATH = {str(path)!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
     sources = {name: answer(body) for name, body in BODY.items()}
     sources |= {name: answer(body, known + WALK) for name, body in FORGED.items()}
     sources |= {name: answer("pass", known + above) for name, above in ABOVE.items()}

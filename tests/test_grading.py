@@ -59,14 +59,30 @@ def processes(within: Path) -> set[int]:
     return running
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """All hostile files, and two right ones among them, graded once."""
+@pytest.fixture(scope="module", autouse=True)
+def few_cases(tmp_path_factory):
+    """02 draws few cases here, and 91 is its third check only. test_exercises.py has the whole."""
+    klass.own(folder := tmp_path_factory.mktemp("own"), "02")
+    klass.own(folder, "91", "new_axes", "stretched_axes", "dtypes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(book.OWN, str(folder))
+        book.exercise.cache_clear()
+        klass.wrong.cache_clear()
+        yield
+    book.exercise.cache_clear()
+    klass.wrong.cache_clear()
+
+
+@pytest.fixture(scope="module", params=["91", pytest.param("02", marks=pytest.mark.thorough)])
+def hostile(tmp_path_factory, request):
+    """All hostile files, and two right ones among them, graded once. The thorough run gives each
+    attack several checks to try."""
     folder, within = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("run")
-    hand_in(folder, aaa=right(), zzz=right())
-    for name, data in klass.hostile(folder / "aaa" / NAME).items():
+    of = book.exercise(request.param)
+    files = klass.hostile(folder / "aaa" / of.name) | dict.fromkeys(("aaa", "zzz"), right().encode())
+    for name, data in files.items():
         (folder / name).mkdir()
-        (folder / name / NAME).write_bytes(data)
+        (folder / name / of.name).write_bytes(data)
     result = grading._Judge.result
 
     def limited(self, of, source):  # a right file keeps the limits that no busy machine reaches
@@ -77,22 +93,23 @@ def hostile(tmp_path_factory):
         patch.setattr(grading._Judge, "result", limited)
         patch.setenv("TMPDIR", str(within))
         patch.setattr(tempfile, "tempdir", None)  # tempfile reads TMPDIR again
-        graded = grade(folder, jobs=4)
-    assert (folder / "aaa" / NAME).read_text("utf-8") == right()
-    return {pupil.name: pupil for pupil in graded.pupils}, processes(within)
+        graded = grade(folder, jobs=4, only=[of.number])
+    assert (folder / "aaa" / of.name).read_text("utf-8") == right()
+    return {pupil.name: pupil for pupil in graded.pupils}, processes(within), of
 
 
 def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
-    pupils, left = hostile
+    pupils, left, of = hostile
     assert {name for name, pupil in pupils.items() if pupil.points} == {"aaa", "zzz"}
-    assert pupils["aaa"].points == pupils["zzz"].points == 10
+    assert pupils["aaa"].points == pupils["zzz"].points == of.points
     assert not left, "processes of submissions are still there"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("loop", "within 0.25 seconds of processor time"), ("sleep", "did not end within 1.5 seconds"),
+        ("loop", "within 0.25 seconds of processor time"),
+        ("sleep", "did not end within 1.5 seconds"),
         ("leave", "ended with exit code"),
         ("kill", "calls os.kill"),
         ("pidfd", "starts or signals a process"), ("fork", "calls os.fork"),
