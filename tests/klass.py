@@ -139,6 +139,11 @@ TEXT = {
     "nested": b"x = " + b"(" * 5000 + b")" * 5000, "minus": b"x = " + b"-" * 200_000 + b"1",
     "long": b"x = 1" + b" + 1" * 100_000,
 }
+ALIKE = (  # close to another attack: the thorough run tries them
+    "exit", "abort", "nearly too large", "slow", "thread", "closed", "text", "objects", "complex",
+    "bool", "script", "forged error", "forged frames", "forged opaque", "forged generator",
+    "forged length", "another's folder", "sleeps above", "leaves above", "zeros", "minus",
+)
 NAMES = ("Zoë Ångström", "=HYPERLINK(1)", "a,b;c", 'quote"d', "<script>alert(1)</script>",
          "new\nline")
 
@@ -146,20 +151,24 @@ NAMES = ("Zoë Ångström", "=HYPERLINK(1)", "a,b;c", 'quote"d', "<script>alert(
 def brief(number: str = "02", checks: int | None = None) -> book.Exercise:
     """An exercise with its first checks only, each on a few cases: for what no case changes."""
     of = book.exercise(number)
-    few = (replace(one, examples=min(8, one.examples)) for one in of.checks[:checks])
+    few = (replace(one, examples=min(12, one.examples)) for one in of.checks[:checks])
     return replace(of, checks=tuple(few))
 
 
+FEW = """
+import dataclasses
+for name, one in [*globals().items()]:
+    if isinstance(one, kit.Check):
+        globals()[name] = dataclasses.replace(one, examples=12)
+del name, one
+"""  # at the end of an exercise's file: each check has a few cases
+
+
 def own(folder: Path, number: str, *without: str) -> None:
-    """Write 02 as a teacher's own exercise: each check on a few cases, and without some checks."""
-    few = (
-        "import dataclasses\nfor name, one in [*globals().items()]:\n"
-        "    if isinstance(one, kit.Check):\n"
-        "        globals()[name] = dataclasses.replace(one, examples=8)\n"
-    )
-    gone = f"del {', '.join(['name', 'one', *without])}\n"
-    text = (book.TASKS / "ex02_unbroadcast.py").read_text("utf-8")
-    (folder / f"ex{number}_unbroadcast.py").write_text(f"{text}\n{few}{gone}", "utf-8")
+    """Write 02 as a teacher's own exercise with a few cases, and without some of its checks."""
+    text = (book.TASKS / "ex02_unbroadcast.py").read_text("utf-8") + FEW
+    gone = "".join(f"del {check}\n" for check in without)
+    (folder / f"ex{number}_unbroadcast.py").write_text(text + gone, "utf-8")
 
 
 def answer(body: str, above: str = "") -> str:
