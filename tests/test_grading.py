@@ -18,6 +18,7 @@ from pathlib import Path
 import klass
 import pytest
 
+from minilora import cli
 from minilora.exercises import book, classpage, gradebook, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
@@ -299,7 +300,16 @@ def test_the_class_page(tmp_path):
     assert not page.open and all(page.text.count(name) > 1 for name in ("bob", "eve", "cy"))
 
 
-def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
+@pytest.fixture
+def all_cases(monkeypatch):
+    """02 as it is: what a file half right earns depends on the cases."""
+    monkeypatch.delenv(book.OWN)
+    book.exercise.cache_clear()
+    yield
+    book.exercise.cache_clear()
+
+
+def test_gradescope_takes_one_student_and_gets_each_check(tmp_path, all_cases):
     partly = klass.answer("return g.sum(axis=tuple(range(g.ndim - len(shape))))")
     hand_in(tmp_path, bob=partly)
     graded = grade(tmp_path / "bob")
@@ -310,6 +320,41 @@ def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
     assert len(failed) == 2 and all("but not the repeated ones" in one["output"] for one in failed)
     with pytest.raises(ValueError, match="one student at a time"):
         gradebook.gradescope(replace(graded, pupils=graded.pupils * 2))
+
+
+@pytest.mark.parametrize(("option", "name"), [
+    ("--csv", "out.csv"), ("--html", "out.html"), ("--json", "out.json"),
+    ("--gradescope", "out.json"),
+])
+def test_a_file_is_replaced_only_as_it_was_written(tmp_path, monkeypatch, capsys, option, name):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/ann", "b/bob"):  # without a file: no judge is needed
+        (tmp_path / place).mkdir(parents=True)
+
+    def run(of, *words, code=0):
+        assert cli.main(["ex", "grade", of, "--only", "02", option, name, *words]) == code
+        said = "".join(capsys.readouterr())
+        return (tmp_path / name).read_bytes(), said
+
+    first, _ = run("a")
+    assert run("a")[0] == first
+    second, _ = run("b")  # its own file may get another content
+    assert second != first
+    for theirs in (second + b"\n", b"", b"mine"):
+        (tmp_path / name).write_bytes(theirs)
+        kept, said = run("b", code=2)
+        assert kept == theirs and f"{name} exists" in said and "--force" in said
+    assert run("b", "--force")[0] == second == run("b")[0]
+
+
+def test_two_options_write_no_file_twice(tmp_path, monkeypatch, capsys):
+    hand_in(tmp_path, ann="no Python (")
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    monkeypatch.chdir(tmp_path)
+    for other in ("a.json", "./a.json", "link.json", str(tmp_path / "a.json")):
+        assert cli.main(["ex", "grade", ".", "--json", "a.json", "--gradescope", other]) == 2
+        assert "give each another name" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_names_of_every_kind(tmp_path):

@@ -492,7 +492,7 @@ def test_a_changed_argument_costs_one_check(number):
 
 def test_one_mistake_in_02_costs_the_checks_that_are_about_it():
     summed = UNBROADCAST.wrong["unbroadcast"]
-    about = {how: costs(klass.brief(), {"unbroadcast": f}) for how, f in summed.items()}
+    about = {how: costs(UNBROADCAST, {"unbroadcast": f}) for how, f in summed.items()}
     assert about["you sum the repeated axes without keepdims=True"] == [0, 3, 3, 0]
     assert about["you sum the new axes in front, but not the repeated ones"] == [0, 3, 3, 0]
     assert about["you convert float64 to float32"] == [0, 0, 0, 1]
