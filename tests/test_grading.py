@@ -328,8 +328,9 @@ def test_gradescope_takes_one_student_and_gets_each_check(tmp_path, all_cases):
 ])
 def test_a_file_is_replaced_only_as_it_was_written(tmp_path, monkeypatch, capsys, option, name):
     monkeypatch.chdir(tmp_path)
-    for place in ("a/ann", "b/bob"):  # without a file: no judge is needed
+    for place in ("a/ann", "b/bob"):
         (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "b" / "bob" / NAME).write_bytes(b"\xff")  # no file, and no text: no judge is needed
 
     def run(of, *words, code=0):
         assert cli.main(["ex", "grade", of, "--only", "02", option, name, *words]) == code

@@ -193,6 +193,21 @@ def test_the_processes_compute_as_their_parent(tmp_path, monkeypatch):
     assert given["OPENBLAS_NUM_THREADS"] == "1" and "PYTHONPATH" not in given
 
 
+@pytest.mark.parametrize("kernel", ["Haswell", "Nehalem"])
+def test_a_students_process_has_its_parents_blas_kernel(monkeypatch, kernel):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", kernel)
+    monkeypatch.setenv("OPENBLAS_VERBOSE", "2")  # then OpenBLAS names its kernel
+    ours = subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True, check=True)
+    student = Remote(UNBROADCAST, RIGHT)
+    student._words.seek(0)
+    theirs = student._words.read()
+    student.close()
+    core = rb"Core: (\w+)"
+    assert re.findall(core, theirs) == re.findall(core, ours.stderr)
+    if not re.findall(core, theirs):
+        pytest.skip("this NumPy does not say which kernel it uses")
+
+
 # limits
 
 
