@@ -39,16 +39,15 @@ class Node:
         self.serial = next(ticks)         # greater than that of every node it flows to
 
 class Tensor(Converts):
-    """An array that may require a gradient. It has a copy of `data`, so later writes to that do not
-    reach it.
+    """An array that may require a gradient: a copy of `data`, so later writes to that do not count.
     .data the array   .grad its gradient (same shape, or None)   .requires_grad is it trained?
     Only leaves, which are not the output of an op, receive `.grad`.
     """
     __slots__ = ("_data", "_node", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self._set(xp.array(getattr(data, "data", data) if isinstance(data, Tensor) else data,
-                           order="C"), requires_grad)
+        array = data._data if isinstance(data, Tensor) else data
+        self._set(xp.array(array, order="C"), requires_grad)
         if requires_grad and self._data.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors have gradients, not {self.dtype}")
 

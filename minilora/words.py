@@ -54,7 +54,7 @@ def refuse(
         raise TypeError(f"{who}: {word} {table().remedies[word]}")
     from difflib import get_close_matches
 
-    near = get_close_matches(word, names, 1, 0.8)
+    near = get_close_matches(word, names, 1, 0.8) or [n for n in names if n.startswith(f"{word}_")]
     hint = f"did you mean {near[0]}? It" if near else "it"
     takes = ", ".join(names) or "no arguments"
     raise TypeError(f"{who}: unknown argument {word!r}: {hint} takes {takes}")

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import accounting, data, lora, methods, nn, ops, viz, words
+from minilora import accounting, data, lora, methods, nn, ops, optim, viz, words
 from minilora.bench import engines
 from minilora.cli import command_line
 from minilora.cli.foreign import OURS
 from minilora.site import publish
-from minilora.training import optim
 
 PACKAGE = Path(ml.__file__).parent
 ROOT = Path(__file__).parent.parent

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading as python_threads
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -391,10 +392,18 @@ def test_helping_threads_compute_in_the_library_of_the_caller(numpy_only):
     class Named(ml.backend.Backend):
         name = "named"
 
-    seen = []
-    with ml.using(Named()) as library:
-        library.share(lambda at: seen.append(ml.current()), 64, 1 << 26, 1)
-        assert len(seen) > 1 and all(one is library for one in seen)
-    seen.clear()
-    ml.current().share(lambda at: seen.append(ml.current()), 64, 1 << 26, 1)
-    assert all(one is ml.current() for one in seen)
+    seen, before = [], ml.threads(3)
+
+    def task(at):
+        time.sleep(1e-3)  # so that each thread gets some
+        seen.append((ml.current(), python_threads.get_ident()))
+
+    try:
+        for library in (Named(), ml.backend.Backend()):
+            seen.clear()
+            with ml.using(library):
+                library.share(task, 64, 1 << 26, 1)
+            assert {one for one, _ in seen} == {library}
+            assert len({thread for _, thread in seen}) > 1 or threads._blas()[0] is None
+    finally:
+        ml.threads(before)

@@ -188,6 +188,10 @@ def test_numpy_may_compute_with_what_needs_no_gradient(numpy_only):
     assert total.tolist() == [1, 4], "nothing was written"
 
 
+def test_numpy_asks_the_class_and_cupy_the_object_which_defers_to_the_tensor():
+    assert callable(Tensor.__array_ufunc__) and trained([1.0]).__array_ufunc__ is None
+
+
 def test_copies_and_pickles_of_a_tensor_are_tensors(numpy_only):
     t = trained([1.0, 2.0])
     for other in (copy.copy(t), copy.deepcopy(t), pickle.loads(pickle.dumps(t))):

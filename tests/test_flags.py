@@ -10,7 +10,7 @@ from strategies import normal
 from test_ops import CASES, every_op
 
 import minilora as ml
-from minilora import Tensor, accounting, lora, methods, nn, optim
+from minilora import Tensor, accounting, lora, methods, nn, optim, rounding
 from minilora.backend.flags import own_flags, quietly
 
 MODES = ["raise", "ignore", "warn", "print", "call"]
@@ -62,6 +62,7 @@ def test_what_a_model_can_do_is_done_under_any_flags(flags, tmp_path):
         ml.generate(model, ids[0, :2], 2, rng=0)
         ml.generate(model, ids[0, :2], 2, temperature=1e-3, rng=0)
         lora.verify(model, ids)
+        rounding.compare(model, ids)
         accounting.ledger(model, optimizer, 1, 4)
         lora.save(model, tmp_path / "a.npz")
         with lora.merged(model):

@@ -454,7 +454,7 @@ def test_a_file_that_does_not_fit_changes_nothing(numpy_only, tmp_path, called):
     refused(f"missing .*{first}.*unexpected .*'odd'", renamed)
     refused("unexpected .*stray", {**arrays, "stray": np.zeros(2)})
     refused(f"{first} is", {**arrays, first: arrays[first].reshape(1, 1, -1)})
-    refused("holds a model, not an adapter: load_model reads it", meta={**meta, "kind": "model"})
+    refused("holds a model, not an adapter: ml.load_model reads it", meta={**meta, "kind": "model"})
     refused("unknown method 'x'", meta={**meta, "method": "x"})
     refused("unknown argument 'x'", meta={**meta, "settings": {"x": 1}})
     refused("does not fit|more numbers", to=small)

@@ -1217,6 +1217,10 @@ def test_a_sum_over_many_halves_is_made_in_float32(n, seed):
         "weight": (lambda W: ops.linear(Tensor(x), W, Tensor(b)).mean(), W),
         "shift": (lambda g: ops.layer_norm(Tensor(x), Tensor(g.data * 0 + 1), g).mean(), g),
         "gain": (lambda g: (ops.layer_norm(Tensor(x), g, g) * Tensor(x)).mean(), g),
+        "A": (lambda A: ops.lora_linear(
+            Tensor(x), Tensor(W), None, A, Tensor(W[:, :1]), scale=1.0).mean(), W[:1]),
+        "B": (lambda B: ops.lora_linear(
+            Tensor(x), Tensor(W), None, Tensor(W[:1]), B, scale=1.0).mean(), W[:, :1]),
         "table": (lambda W: (ops.embedding(W, ids) * Tensor(x[:, :1])).mean(), W[:1]),
         "uses": (lambda b: ops.concat(*[b] * (n // 10)).mean(), b),
         "head": (lambda x: ops.cross_entropy(x, np.arange(n) % 2), x),
@@ -1240,6 +1244,24 @@ def f_exact(f, x):
     value = f(x)
     value.backward()
     return value.item()
+
+
+@both_ways
+def test_the_gradients_of_A_and_B_add_many_blocks_of_halves(plain):
+    n = 256 * 3000  # their sum in halves stops at 32, where 1/60 more is nothing
+    x, W = np.full((n, 2), 0.05, "float16"), np.zeros((2, 2), "float16")
+    A, B = (Tensor(np.ones(shape, "float16"), requires_grad=True) for shape in ((1, 2), (2, 1)))
+    with ml.plain(plain):
+        y = ops.lora_linear(Tensor(x), Tensor(W), None, A, B, scale=1.0)
+        (y.mean() * 1000.0).backward()
+    for grad in (A.grad, B.grad):
+        np.testing.assert_allclose(ml.asnumpy(grad).astype(float), 1000 * float(x[0, 0]), rtol=5e-3)
+
+
+def test_equal_maxima_share_the_gradient():
+    t = Tensor(np.array([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0]]), requires_grad=True)
+    t.max(axis=1).sum().backward()
+    np.testing.assert_array_equal(ml.asnumpy(t.grad), [[0.5, 0.5, 0], [0, 1, 0]])
 
 
 def test_gradients_of_halves_add_up_in_float32_over_many_backward_passes():

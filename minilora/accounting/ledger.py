@@ -68,7 +68,8 @@ def ledger(model: Module, optimizer: Optimizer, batch: int, tokens: int) -> Ledg
     The step runs twice on random ids: on arrays without numbers, and on the real arrays. The real
     step uses one thread, because each thread has temporary arrays of its own. Activations are the
     arrays alive between forward and backward. On a device, the blocks of the memory pool are
-    counted. Afterwards weights, gradients, optimizer and generators are as before.
+    counted. Afterwards weights, gradients, optimizer and generators are as before. No other thread
+    may use the model meanwhile; `plan` has a model of its own.
     """
     ids = random_ids(model, batch, tokens)
     expected = on_shapes(model, optimizer, ids)

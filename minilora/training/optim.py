@@ -14,6 +14,7 @@ from ..backend.writes import wrote
 from ..checks import describe, real
 from ..nn import Parameter
 from ..state_dict import fill
+from ..tensor import Tensor
 from ..words import our_words
 from .adam import adam
 
@@ -26,7 +27,7 @@ def named(who: str, parameters: Parameters, trained: bool = False) -> dict[str, 
     and, if `trained`, for a frozen parameter or an empty list.
     """
     remedy = "pass model.trainable_parameters()"
-    if not isinstance(parameters, Iterable):
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{who}: it takes parameters, not {describe(parameters)}: {remedy}")
     if not isinstance(parameters, Mapping):
         parameters = {str(i): p for i, p in enumerate(parameters)}
