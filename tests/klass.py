@@ -15,13 +15,15 @@ import os
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=3.0, total=12.0, cpu=2, memory=1 << 30)  # also on a busy machine
+SOON = Limits(seconds=0.25, cpu=1, memory=1 << 30)  # of the processor: a busy machine is no matter
+ATTACK = replace(SOON, wait=1.5, total=4.0)  # by the clock: for files that get no points anyway
 WALK = """
 import sys, os, time, struct, json
 def _frames():
@@ -137,8 +139,36 @@ TEXT = {
     "nested": b"x = " + b"(" * 5000 + b")" * 5000, "minus": b"x = " + b"-" * 200_000 + b"1",
     "long": b"x = 1" + b" + 1" * 100_000,
 }
+ALIKE = (  # close to another attack: the thorough run tries them
+    "exit", "abort", "nearly too large", "slow", "thread", "closed", "text", "objects", "complex",
+    "bool", "script", "forged error", "forged frames", "forged opaque", "forged generator",
+    "forged length", "another's folder", "sleeps above", "leaves above", "zeros", "minus",
+)
 NAMES = ("Zoë Ångström", "=HYPERLINK(1)", "a,b;c", 'quote"d', "<script>alert(1)</script>",
          "new\nline")
+
+
+def brief(number: str = "02", checks: int | None = None) -> book.Exercise:
+    """An exercise with its first checks only, each on a few cases: for what no case changes."""
+    of = book.exercise(number)
+    few = (replace(one, examples=min(12, one.examples)) for one in of.checks[:checks])
+    return replace(of, checks=tuple(few))
+
+
+FEW = """
+import dataclasses
+for name, one in [*globals().items()]:
+    if isinstance(one, kit.Check):
+        globals()[name] = dataclasses.replace(one, examples=12)
+del name, one
+"""  # at the end of an exercise's file: each check has a few cases
+
+
+def own(folder: Path, number: str, *without: str) -> None:
+    """Write 02 as a teacher's own exercise with a few cases, and without some of its checks."""
+    text = (book.TASKS / "ex02_unbroadcast.py").read_text("utf-8") + FEW
+    gone = "".join(f"del {check}\n" for check in without)
+    (folder / f"ex{number}_unbroadcast.py").write_text(text + gone, "utf-8")
 
 
 def answer(body: str, above: str = "") -> str:
@@ -149,7 +179,8 @@ def answer(body: str, above: str = "") -> str:
 
 def hostile(neighbour: Path) -> dict[str, bytes]:
     """The source of each attack, by its name."""
-    known = f"import io\nPATH = {str(book.path('02'))!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
+    path = book.TASKS / "ex02_unbroadcast.py"
+    known = f"import io\nPATH = {str(path)!r}\nNEIGHBOUR = {str(neighbour)!r}\n"
     sources = {name: answer(body) for name, body in BODY.items()}
     sources |= {name: answer(body, known + WALK) for name, body in FORGED.items()}
     sources |= {name: answer("pass", known + above) for name, above in ABOVE.items()}

@@ -18,12 +18,14 @@ from pathlib import Path
 import klass
 import pytest
 
+from minilora import cli
 from minilora.exercises import book, classpage, gradebook, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 NAME = "ex02_unbroadcast.py"
+SEED = 8  # its class of nine has files of each kind
 MEAN = "you take the mean of the uses, not their sum"
 
 
@@ -31,7 +33,7 @@ def silent(_):
     pass
 
 
-def grade(folder, seed=7, jobs=2, **options):
+def grade(folder, seed=SEED, jobs=1, **options):
     options = {"only": ["02"], "limits": klass.SOON, "say": silent} | options
     return grading.grade(folder, seed, jobs, **options)
 
@@ -59,33 +61,60 @@ def processes(within: Path) -> set[int]:
     return running
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """All hostile files, and two right ones among them, graded once."""
-    folder, within = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("run")
-    hand_in(folder, aaa=right(), zzz=right())
-    for name, data in klass.hostile(folder / "aaa" / NAME).items():
-        (folder / name).mkdir()
-        (folder / name / NAME).write_bytes(data)
+@pytest.fixture(scope="module", autouse=True)
+def few_cases(tmp_path_factory):
+    """02 draws few cases here, and 91 is its third check only. test_exercises.py has the whole."""
+    klass.own(folder := tmp_path_factory.mktemp("own"), "02")
+    klass.own(folder, "91", "new_axes", "stretched_axes", "dtypes")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(book.OWN, str(folder))
+        book.exercise.cache_clear()
+        klass.wrong.cache_clear()
+        yield
+    book.exercise.cache_clear()
+    klass.wrong.cache_clear()
+
+
+@pytest.fixture(scope="module", params=["91", pytest.param("02", marks=pytest.mark.thorough)])
+def hostile(tmp_path_factory, request):
+    """Hostile files, and two right ones among them, graded once. The thorough run takes all, and
+    gives each attack several checks to try."""
+    folder, within = tmp_path_factory.mktemp("hostile"), tmp_path_factory.mktemp("run")
+    of = book.exercise(request.param)
+    files = klass.hostile(folder / "aaa" / of.name)
+    assert {*klass.ALIKE} < {*files}
+    if request.param == "91":
+        files = {name: data for name, data in files.items() if name not in klass.ALIKE}
+    for name, data in (files | dict.fromkeys(("aaa", "zzz"), right().encode())).items():
+        (folder / name).mkdir()
+        (folder / name / of.name).write_bytes(data)
+    result = grading._Judge.result
+
+    def limited(self, of, source):  # a right file keeps the limits that no busy machine reaches
+        self._limits = klass.SOON if source == right() else klass.ATTACK
+        return result(self, of, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading._Judge, "result", limited)
         patch.setenv("TMPDIR", str(within))
         patch.setattr(tempfile, "tempdir", None)  # tempfile reads TMPDIR again
-        graded = grade(folder, jobs=4)
-    assert (folder / "aaa" / NAME).read_text("utf-8") == right()
-    return {pupil.name: pupil for pupil in graded.pupils}, processes(within)
+        graded = grade(folder, jobs=2, only=[of.number])
+    assert (folder / "aaa" / of.name).read_text("utf-8") == right()
+    return {pupil.name: pupil for pupil in graded.pupils}, processes(within), of
 
 
 def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
-    pupils, left = hostile
+    pupils, left, of = hostile
     assert {name for name, pupil in pupils.items() if pupil.points} == {"aaa", "zzz"}
-    assert pupils["aaa"].points == pupils["zzz"].points == 10
+    assert pupils["aaa"].points == pupils["zzz"].points == of.points
     assert not left, "processes of submissions are still there"
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("loop", ", the limit"), ("sleep", "did not end within"),
+        ("loop", "within 0.25 seconds of processor time"),
+        ("sleep", "did not end within 1.5 seconds"),
         ("leave", "ended with exit code"),
         ("kill", "calls os.kill"),
         ("pidfd", "starts or signals a process"), ("fork", "calls os.fork"),
@@ -97,7 +126,7 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("the neighbour", "this reads"), ("patched paths", "this reads"),
         ("patched builtins", "to write"),
         ("patched NumPy", "expected the gradient"), ("always equal", "expected the gradient"),
-        ("ctypes", "calls ctypes"), ("zeros", "cannot read the file"), ("no text", "not UTF-8"),
+        ("ctypes", "calls ctypes"), ("no Python", "cannot read the file"), ("no text", "not UTF-8"),
     ],
 )
 def test_a_hostile_file_gets_a_message(hostile, name, words):
@@ -134,10 +163,10 @@ def outputs(of) -> tuple[bytes, ...]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A class of twelve: its folder, the expected and the actual results."""
+    """A class of nine: its folder, the expected and the actual results."""
     folder = tmp_path_factory.mktemp("class")
-    planted = klass.make(folder, 12, 7, ["02"])
-    return folder, planted, grade(folder)
+    planted = klass.make(folder, 9, SEED, ["02"])
+    return folder, planted, grade(folder, jobs=2)
 
 
 def test_the_results_are_the_expected_ones(small):
@@ -163,15 +192,15 @@ def test_an_interrupted_run_continues_and_the_number_of_jobs_changes_no_byte(sma
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert done
     min(done).write_text("{")  # a damaged result is judged again
-    assert outputs(grade(folder, store=tmp_path, jobs=1)) == outputs(graded)
+    assert outputs(grade(folder, store=tmp_path)) == outputs(graded)
     assert all(path.stat().st_mtime_ns == done[path] for path in done if path != min(done))
     lines = []
     assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
-    assert lines == ["12 of 12 need no judging: no file, or judged before"]
-    key = grading._Store(tmp_path, 7, klass.SOON).key
+    assert lines == ["9 of 9 need no judging: no file, or judged before"]
+    key = grading._Store(tmp_path, SEED, klass.SOON).key
     first, second = book.exercise("01"), book.exercise("02")
     others = {key(second, "x"), key(second, "y"), key(first, "x"),
-              grading._Store(tmp_path, 8, klass.SOON).key(second, "x")}
+              grading._Store(tmp_path, SEED + 1, klass.SOON).key(second, "x")}
     assert len(others) == 4
 
 
@@ -248,7 +277,7 @@ class Page(HTMLParser):
 
 
 def test_the_class_page(tmp_path):
-    mean = klass.wrong("02", 7)[MEAN][0]
+    mean = klass.wrong("02", SEED)[MEAN][0]
     script = {"<script>x": book.exercise("02").stub()}
     hand_in(tmp_path, ann=right(), bob=mean, eve=mean, **script)
     (tmp_path / "cy").mkdir()
@@ -271,7 +300,16 @@ def test_the_class_page(tmp_path):
     assert not page.open and all(page.text.count(name) > 1 for name in ("bob", "eve", "cy"))
 
 
-def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
+@pytest.fixture
+def all_cases(monkeypatch):
+    """02 as it is: what a file half right earns depends on the cases."""
+    monkeypatch.delenv(book.OWN)
+    book.exercise.cache_clear()
+    yield
+    book.exercise.cache_clear()
+
+
+def test_gradescope_takes_one_student_and_gets_each_check(tmp_path, all_cases):
     partly = klass.answer("return g.sum(axis=tuple(range(g.ndim - len(shape))))")
     hand_in(tmp_path, bob=partly)
     graded = grade(tmp_path / "bob")
@@ -282,6 +320,42 @@ def test_gradescope_takes_one_student_and_gets_each_check(tmp_path):
     assert len(failed) == 2 and all("but not the repeated ones" in one["output"] for one in failed)
     with pytest.raises(ValueError, match="one student at a time"):
         gradebook.gradescope(replace(graded, pupils=graded.pupils * 2))
+
+
+@pytest.mark.parametrize(("option", "name"), [
+    ("--csv", "out.csv"), ("--html", "out.html"), ("--json", "out.json"),
+    ("--gradescope", "out.json"),
+])
+def test_a_file_is_replaced_only_as_it_was_written(tmp_path, monkeypatch, capsys, option, name):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/ann", "b/bob"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "b" / "bob" / NAME).write_bytes(b"\xff")  # no file, and no text: no judge is needed
+
+    def run(of, *words, code=0):
+        assert cli.main(["ex", "grade", of, "--only", "02", option, name, *words]) == code
+        said = "".join(capsys.readouterr())
+        return (tmp_path / name).read_bytes(), said
+
+    first, _ = run("a")
+    assert run("a")[0] == first
+    second, _ = run("b")  # its own file may get another content
+    assert second != first
+    for theirs in (second + b"\n", b"", b"mine"):
+        (tmp_path / name).write_bytes(theirs)
+        kept, said = run("b", code=2)
+        assert kept == theirs and f"{name} exists" in said and "--force" in said
+    assert run("b", "--force")[0] == second == run("b")[0]
+
+
+def test_two_options_write_no_file_twice(tmp_path, monkeypatch, capsys):
+    hand_in(tmp_path, ann="no Python (")
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    monkeypatch.chdir(tmp_path)
+    for other in ("a.json", "./a.json", "link.json", str(tmp_path / "a.json")):
+        assert cli.main(["ex", "grade", ".", "--json", "a.json", "--gradescope", other]) == 2
+        assert "give each another name" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_names_of_every_kind(tmp_path):

@@ -4,10 +4,12 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from hypothesis import strategies as st
 
 from minilora import cli
 from minilora.exercises import book, child, desk, grading, judge, milestones, submissions
-from minilora.exercises.student import Limits, Local, Remote
+from minilora.exercises import student as students
+from minilora.exercises.student import LIMITS, Limits, Local, Remote
 from minilora.files import cache, text
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -69,7 +72,7 @@ def leaves(tmp_path, monkeypatch):
 
 
 def hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.exercises.student.BEGIN", 0.5)
+    monkeypatch.setattr(students, "BEGIN", 0.5)
     monkeypatch.setattr(grading, "BEGIN", 0.5)
     numpy_is(tmp_path, monkeypatch, "import time; time.sleep(1e6)")
 
@@ -190,6 +193,21 @@ def test_the_processes_compute_as_their_parent(tmp_path, monkeypatch):
     assert given["OPENBLAS_NUM_THREADS"] == "1" and "PYTHONPATH" not in given
 
 
+@pytest.mark.parametrize("kernel", ["Haswell", "Nehalem"])
+def test_a_students_process_has_its_parents_blas_kernel(monkeypatch, kernel):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", kernel)
+    monkeypatch.setenv("OPENBLAS_VERBOSE", "2")  # then OpenBLAS names its kernel
+    ours = subprocess.run([sys.executable, "-c", "import numpy"], capture_output=True, check=True)
+    student = Remote(UNBROADCAST, RIGHT)
+    student._words.seek(0)
+    theirs = student._words.read()
+    student.close()
+    core = rb"Core: (\w+)"
+    assert re.findall(core, theirs) == re.findall(core, ours.stderr)
+    if not re.findall(core, theirs):
+        pytest.skip("this NumPy does not say which kernel it uses")
+
+
 # limits
 
 
@@ -203,20 +221,59 @@ def test_the_processes_compute_as_their_parent(tmp_path, monkeypatch):
         ("return unbroadcast(g, shape)", "deeper than 1000 calls"),
         ("return np.zeros(10**6)", "returned more than 4 MiB"),
         ("return [open(__file__) for _ in range(99)]", "more than 64 files open"),
-        ("import time; time.sleep(9)", "within 0.5 seconds, the limit"),
+        ("import time; time.sleep(9)", "within 0.5 seconds, the limit: does it sleep"),
+        ("while True: pass", "within 0.25 seconds of processor time, the limit of one call"),
     ],
 )
 def test_a_limit_is_named_with_its_value(body, words):
     source = RIGHT.replace(RULE, f"    {body}\n{RULE}")
-    first = judge.judge(UNBROADCAST, source, limits=Limits(seconds=0.5)).outcomes[0]
+    limits = Limits(seconds=0.25, wait=0.5 if "sleep" in body else 60.0)
+    (first,) = judge.judge(klass.brief(checks=1), source, limits=limits).outcomes
     assert words in first.lines[0] and "limit" in first.lines[0], first.lines
     assert first.kind in ("limit", "halted") and "raised" not in first.lines[0]
 
 
 def test_the_limit_of_the_processor_is_named():
     body = RIGHT.replace(RULE, f"    while True: pass\n{RULE}")
-    first = judge.judge(UNBROADCAST, body, limits=Limits(cpu=1, seconds=60.0)).outcomes[0]
-    assert first.lines == ("it used more than 1 seconds of processor time, the limit",)
+    limits = Limits(cpu=1, seconds=60.0)
+    (first,) = judge.judge(klass.brief(checks=1), body, limits=limits).outcomes
+    assert first.lines == ("it used more than 1 seconds of processor time, the limit of all calls",)
+
+
+SHORT = Limits(seconds=0.2, cpu=1)  # of the processor
+
+
+def pauses(monkeypatch):
+    """Before one call, the process of the student gets no processor for longer than SHORT."""
+    call, paused = Remote._call, []
+
+    def busy(self, name, args):
+        if not paused:
+            paused.append(self._process.pid)
+            os.kill(paused[0], signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (paused[0], signal.SIGCONT)).start()
+        return call(self, name, args)
+
+    monkeypatch.setattr(Remote, "_call", busy)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be paused here")
+@pytest.mark.parametrize("when", ["a call", "each call", "loading"])
+def test_a_right_file_on_a_busy_machine_loses_no_points(monkeypatch, when):
+    wait, source = "import time; time.sleep({})", RIGHT
+    if when == "a call":
+        pauses(monkeypatch)
+    elif when == "each call":
+        source = RIGHT.replace(RULE, f"    {wait.format(0.1)}\n{RULE}")
+    else:
+        source += wait.format(1.5)
+    start = time.monotonic()
+    assert judge.judge(klass.brief(checks=2), source, limits=SHORT).points == 6
+    assert time.monotonic() - start > SHORT.cpu > SHORT.seconds
+
+
+def test_the_limits_by_the_clock_are_much_longer():
+    assert LIMITS.wait >= 10 * LIMITS.seconds and LIMITS.total >= 10 * LIMITS.cpu
 
 
 # one reader, however a function is bound
@@ -297,7 +354,7 @@ def test_a_function_counts_however_it_is_bound(how):
         block, end = {"try": ("try:", "finally:\n    pass"), "if": ("if True:", ""),
                       "for": ("for _ in [0]:", "")}[how]
         source = f"{head}{block}\n    {inner.rstrip()}\n{end}\n"
-    assert judge.judge(UNBROADCAST, source).points == 10
+    assert judge.judge(klass.brief(checks=2), source).passed
 
 
 @pytest.mark.parametrize("source", ["", "unbroadcast = 3", "def f(): pass"])
@@ -426,7 +483,7 @@ def costs(of, functions):
 ])
 def test_a_changed_argument_costs_one_check(number):
     """In each function that takes an array: whatever else it is called for is right."""
-    of = book.exercise(number)
+    of = klass.brief(number)
 
     def changing(name):
         def call(*args):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import secrets
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic
+from . import inputs
 from .parser import Parser, Run, Say, integer, some_names, to_write
 
 CACHE = ".minilora-grades"  # a folder beside the results: an interrupted grading continues from it
@@ -47,6 +49,7 @@ def add_to(top: Parser) -> None:
     sub.option("--csv", read=to_write(".csv"), help="write the points to this .csv")
     sub.option("--html", read=to_write(".html"), help="write a page about the class to this file")
     sub.option("--gradescope", read=to_write(".json"), help="write a .json for Gradescope")
+    sub.flag("--force", help="replace files that ex grade did not write so")
     sub.add_argument(
         "--json", nargs="?", const=True, type=to_write(".json"), default=argparse.SUPPRESS,
         help="write all results to this .json; without a name: print the points as JSON",
@@ -279,11 +282,18 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Grade a folder of submissions."""
     from ..exercises import classpage, gradebook, grading, submissions
 
-    formats = {
-        args.csv: gradebook.table, args.json: gradebook.as_json,
-        args.gradescope: gradebook.gradescope, args.html: classpage.page,
-    }
-    formats = {file: bytes_of for file, bytes_of in formats.items() if isinstance(file, Path)}
+    asked = (
+        (args.csv, gradebook.table), (args.json, gradebook.as_json),
+        (args.gradescope, gradebook.gradescope), (args.html, classpage.page),
+    )
+    formats = {file: bytes_of for file, bytes_of in asked if isinstance(file, Path)}
+    if len({*map(os.path.realpath, formats)}) < sum(isinstance(file, Path) for file, _ in asked):
+        raise ValueError(
+            f"--json and --gradescope both write {args.gradescope}: give each another name"
+        )
+    for file in formats:
+        ours = args.force or _written(file).exists()
+        inputs.check_new(file, ours, "give another name, or --force")
     folder = next((file.parent for file in formats), Path())
     grades = grading.grade(
         args.folder, args.seed, args.jobs, say, only=args.only, store=folder / CACHE
@@ -291,6 +301,8 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     for file, bytes_of in formats.items():
         with atomic.writing(file) as out:
             out.write(bytes_of(grades))
+        (file.parent / CACHE).mkdir(exist_ok=True)
+        _written(file).touch()
         say(str(file))
     if not formats:
         say(gradebook.table(grades).decode().rstrip())
@@ -301,6 +313,15 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     names = ", ".join(map(submissions.plain, grades.unjudged))
     words = f"these could not be judged, and their 0 points mean nothing: {names}: grade again"
     return {**result, "passed": False, "failed": words}
+
+
+def _written(file: Path) -> Path:
+    """Where ex grade notes that it wrote a file with the present content of this one.
+
+    Such a file can be written again; another, or one that was edited, is the user's.
+    """
+    digest = hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()
+    return file.parent / CACHE / f"{digest[:32]}.written"
 
 
 def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:

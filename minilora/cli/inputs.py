@@ -110,8 +110,9 @@ def check_targets(model: Any, targets: tuple[str, ...]) -> None:
 
 
 # Nothing of the user's is overwritten. A command replaces a file without being asked only where it
-# can see that minilora wrote it and nobody edits such files by hand: an .npz of the same kind, and
-# an unchanged site (site/folder.py). It replaces any other file only with --force.
+# can see that minilora wrote it and nobody edits such files by hand: an .npz of the same kind, an
+# unchanged site (site/folder.py), an unchanged file of ex grade. It replaces any other file only
+# with --force.
 
 
 def check_new(out: Path, replace: bool, remedy: str) -> None:

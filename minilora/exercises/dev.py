@@ -6,6 +6,7 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from .judge import Verdict, alike, attempt, judge, judge_here
 from .kit import shown
 from .student import Local, same
 
-HINTS, WRONG, SEEDS, FEW = 3, 6, 8, 6
+HINTS, WRONG, SEEDS = 3, 6, 8
+FEW, CASES = 10, 12  # without `names`: every so many mistakes, and so many cases of a check
 EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 
 
@@ -26,14 +28,18 @@ def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
     """Yield a sentence for each fault of an exercise.
 
     names: try SEEDS seeds and every known mistake, test that the verdict names it, and try a
-    memorised answer, which takes most of the time; otherwise one seed, and every FEW-th mistake.
+    memorised answer, which takes most of the time; otherwise one seed, every FEW-th mistake, and
+    CASES cases of each check at most.
     """
     yield from _written(of)
+    if not names:
+        few = (replace(check, examples=min(CASES, check.examples)) for check in of.checks)
+        of = replace(of, checks=tuple(few))
     for seed in range(SEEDS if names else 1):
         verdict = judge(of, of.solution(), seed=seed)
         if not verdict.passed:
             yield f"the solution fails under seed {seed}: {_failures(verdict)}"
-    verdict = judge(of, of.stub())
+    verdict = judge(of, of.stub(), explain=names)
     for outcome in verdict.outcomes:
         if outcome.points:
             yield f"the stub passes a check: {outcome.title}"

@@ -5,7 +5,7 @@ or hangs loses its own points only. That stops accidents and pranks. It is NOT A
 grade submissions of strangers in a container or a virtual machine.
 
 The same files, seed and versions give the same Class, with any number of jobs. Two kinds of answers
-may differ: those that draw random numbers without a seed, and those close to the time limit.
+may differ: those that draw random numbers without a seed, and those close to a limit of time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .student import LIMITS, Limits
 from .submissions import plain, read, submissions
 from .worker import LIMIT
 
-PATIENCE = 20.0  # of a judge: this times the limit of one call, plus 4 times that of all calls
+PATIENCE = 300.0  # seconds of a judge for one file, plus 4 times the limit of all calls
 UNJUDGED = "unjudged"  # the judge ended or hung, twice: no fault of the student is known
 STATES = {  # kinds of failures that every check has -> state
     "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
@@ -226,7 +226,7 @@ class _Judge:
         self._process: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
         self._closed = False
-        self._patience = PATIENCE * limits.seconds + 4 * limits.total
+        self._patience = PATIENCE + 4 * limits.total
 
     def result(self, of: Exercise, source: str) -> Result:
         """Return the result of one file. Never raises because of the file's content."""

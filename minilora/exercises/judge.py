@@ -76,8 +76,13 @@ class Verdict:
         return self.points == self.exercise.points
 
 
-def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> Verdict:
+def judge(
+    exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LIMITS,
+    explain: bool = True,
+) -> Verdict:
     """Judge a student's source in a process of its own. The same seed draws the same cases.
+
+    explain: find the smallest failing cases and name the mistakes, which takes most of the time.
 
     Raises Fault if that process cannot begin: then no student's file is judged.
     """
@@ -104,7 +109,7 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
             try:
                 if missing := student().missing:
                     return Verdict(exercise, _none(exercise, _missing(exercise, missing[0])))
-                outcomes.append(attempt(exercise, check, student(), seed))
+                outcomes.append(attempt(exercise, check, student(), seed, explain))
             except Raised as error:  # while the file was loaded
                 problem = _raised(error, "loading the file")
                 return Verdict(exercise, _none(exercise, problem), printed)
@@ -121,7 +126,8 @@ def judge(exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LI
         for last in open_:
             last.close()
             printed = last.printed() or printed
-    return Verdict(exercise, explained(exercise, outcomes), alone or printed, bool(alone))
+    named = explained(exercise, outcomes) if explain else tuple(outcomes)
+    return Verdict(exercise, named, alone or printed, bool(alone))
 
 
 def _printed_for(outcomes: Iterable[Outcome], student: Remote | None = None) -> str:
@@ -140,8 +146,7 @@ def judge_here(
 ) -> Verdict:
     """Judge functions of this process (references and known mistakes), without limits.
 
-    explain: find the smallest failing cases and name the mistakes, which takes most of the time;
-    otherwise stop at the first failed check.
+    explain: as in `judge`; without it, stop at the first failed check.
     """
     student = Local(exercise, with_drivers(exercise, written))
     outcomes: list[Outcome] = []

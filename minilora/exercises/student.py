@@ -30,11 +30,16 @@ NO_ANSWER = "its process sent something that is no answer"
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one process."""
+    """The limits of one process.
 
-    seconds: float = 5.0  # of one call
-    total: float = 60.0  # seconds of all calls
-    cpu: int = 30  # seconds of the processor
+    `seconds` and `cpu` count the time of the processor: a busy machine takes no points. `wait` and
+    `total` go by the clock: they only end what sleeps, and are much longer.
+    """
+
+    seconds: float = 5.0  # of the processor, one call
+    cpu: int = 30  # seconds of the processor, all calls
+    wait: float = 60.0  # seconds by the clock, one call
+    total: float = 600.0  # seconds by the clock, all calls
     memory: int = 2 << 30  # bytes
     output: int = 1 << 20  # bytes of a written file
 
@@ -199,12 +204,13 @@ class Remote(Student):
             setup = {
                 "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
                 "functions": [*exercise.functions],
-                "cpu": limits.cpu, "memory": limits.memory, "output": limits.output,
+                "seconds": limits.seconds, "cpu": limits.cpu, "memory": limits.memory,
+                "output": limits.output,
             }
             in_force = self._answer(setup, BEGIN)["limits"]
             self._limits = replace(limits, cpu=in_force["cpu"], memory=in_force["memory"])
             self._began, self._last, self._left = True, 1, limits.total
-            written = self._answer(None, limits.seconds).get("written")  # loading the file
+            written = self._answer(None, limits.wait).get("written")  # loading the file
             written = written if isinstance(written, list) else []
             self.missing = [name for name in exercise.functions if name not in written]
         except BaseException:
@@ -244,8 +250,8 @@ class Remote(Student):
             raise Halted(
                 f"its calls took more than {self._limits.total:g} seconds in total, the limit"
                 if short else
-                f"it did not end within {self._limits.seconds:g} seconds, the limit: is there a "
-                "loop that never stops?"
+                f"it did not end within {self._limits.wait:g} seconds, the limit: does it sleep, "
+                "or wait for something?"
             ) from None
         self._left -= time.monotonic() - began
         if not isinstance(answer, dict) or answer.get("id") != self._last:
@@ -269,7 +275,15 @@ class Remote(Student):
             code = self._process.wait(2)
         except subprocess.TimeoutExpired:
             return NO_ANSWER
-        most = f"it used more than {self._limits.cpu} seconds of processor time, the limit"
+        if self._began and code < 0 and -code == getattr(signal, "SIGPROF", 0):
+            return (
+                f"it did not end within {self._limits.seconds:g} seconds of processor time, the "
+                "limit of one call: is there a loop that never stops?"
+            )
+        most = (
+            f"it used more than {self._limits.cpu} seconds of processor time, the limit of all "
+            "calls"
+        )
         if self._began and code < 0 and -code == getattr(signal, "SIGXCPU", 0):
             return most
         if self._began and code < 0 and -code == getattr(signal, "SIGKILL", 0):
@@ -281,7 +295,7 @@ class Remote(Student):
     def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         self._last += 1
         request = {"id": self._last, "name": name, "args": [*args]}
-        answer = self._answer(request, self._limits.seconds)
+        answer = self._answer(request, self._limits.wait)
         after = answer.get("args")
         if not isinstance(after, list) or len(after) != len(args):
             self.close()

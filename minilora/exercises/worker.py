@@ -13,9 +13,11 @@ import ctypes
 import errno
 import functools
 import importlib.util
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 import types
 import warnings
@@ -81,6 +83,7 @@ def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> 
         text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     wire.ready(answer)
     wire.send(answer, {"id": 0, "limits": limits})  # the student's time starts here
+    _start_clock(setup["seconds"])
     module = _guarded(path, lambda: load(source, path), limits)
     student = module.pop("value", None)
     written = [name for name in setup["functions"] if callable(getattr(student, name, None))]
@@ -89,6 +92,7 @@ def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> 
         return
     while os.getpid() == me:  # a forked copy must not answer
         request = wire.receive(asked)
+        _start_clock(setup["seconds"])
         name, args = request["name"], request["args"]
         if name in drivers:
             call = functools.partial(drivers[name], student, *args)
@@ -183,17 +187,21 @@ def _limit(setup: dict[str, Any]) -> dict[str, int]:
     limits = {name: setup[name] for name in ("cpu", "memory", "output")} | {"files": FILES}
     if os.name == "posix":
         resource = importlib.import_module("resource")
+        for name in ("SIGPROF", "SIGXCPU"):  # the two limits of the processor's time end it
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        before = math.ceil(time.process_time())  # seconds that are not the student's
         for name, key in (
             ("RLIMIT_CPU", "cpu"), ("RLIMIT_AS", "memory"), ("RLIMIT_FSIZE", "output"),
             ("RLIMIT_NOFILE", "files"), ("RLIMIT_CORE", ""),
         ):
             with contextlib.suppress(ValueError, OSError):
                 hard, most = resource.getrlimit(getattr(resource, name))[1], limits.get(key, 0)
+                most += before * (key == "cpu")
                 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
                 above = most + (key == "cpu" and most != hard)  # first SIGXCPU, then SIGKILL
                 resource.setrlimit(getattr(resource, name), (most, above))
                 if key:
-                    limits[key] = most
+                    limits[key] = most - before * (key == "cpu")
         try:
             bytearray(ROOM)
         except MemoryError:
@@ -208,6 +216,12 @@ def _limit(setup: dict[str, Any]) -> dict[str, int]:
             namespace[name] = _refuse  # these raise no audit event
     sys.addaudithook(_hook(bool(setup["engine"]), os.getcwd()))
     return limits
+
+
+def _start_clock(seconds: float) -> None:
+    """End this process by SIGPROF after so much more time of the processor, where that exists."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _refuse(*_: Any, **__: Any) -> None:

@@ -77,7 +77,8 @@ with them: `minilora ex milestone 05`.
 The folder SUBMISSIONS contains a folder or a file for each student. `class.html` shows the mistakes
 of the class and how frequent they are: what to discuss next. `--json` and `--gradescope` write
 files for other programs. The same seed gives the same bytes. An interrupted run continues where it
-stopped.
+stopped. A later run replaces these files if nobody changed them, and other files only with
+`--force`.
 
 Each submission runs in its own process with limits of time, memory, output and files. It may not
 start a process or write a file. That stops accidents and pranks. It is no security sandbox: grade
