@@ -18,6 +18,7 @@ import strict
 from hypothesis import HealthCheck, settings
 
 import minilora as ml
+from minilora.site import publish
 
 THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
 SHARE = 1 if THOROUGH else 0.4  # of the examples
@@ -40,6 +41,10 @@ def kept(cases, *some):
     return [case if case in some else pytest.param(
         *(case if isinstance(case, tuple) else [case]), marks=pytest.mark.thorough)
         for case in cases]
+
+
+BUILDS = all(importlib.util.find_spec(name) for name in publish.NEEDS)
+builds = pytest.mark.skipif(not BUILDS, reason="needs pip install '.[tutorials]'")
 
 
 def _backends() -> list[str]:

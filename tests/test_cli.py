@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import kept
+from conftest import BUILDS, builds, kept
 from strategies import gpt2, shake
 from test_messages import FOREIGN
 
@@ -1040,6 +1040,8 @@ def test_the_demo_prints_what_the_readme_shows(monkeypatch):
 ])
 @pytest.mark.parametrize("content", [b"", b"mine", b"\xff\x00", b"PK\x05\x06" + bytes(18)])
 def test_a_file_of_the_users_stays(line, kept, remedy, content, folder, shelf, monkeypatch, capsys):
+    if line.startswith("tutorials") and not BUILDS:
+        pytest.skip("needs pip install '.[tutorials]'")
     for work in ("minilora.cli.bench.bench", "minilora.cli.pretrain.pretrain",
                  "minilora.cli.finetune.fit"):
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it began to work"))
@@ -1064,6 +1066,7 @@ def test_another_kind_of_file_where_a_run_is_kept_stays(folder, shelf, capsys):
 
 
 @once
+@builds
 def test_force_replaces_and_an_equal_file_needs_none(folder, monkeypatch, capsys):
     line = ["tutorials", "notebook", "07"]
     assert cli.main(line) == 0

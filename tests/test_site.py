@@ -25,14 +25,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import THOROUGH, kept
+from conftest import BUILDS, THOROUGH, builds, kept
 
 from minilora import cli, site
 from minilora.exercises import book
 from minilora.site import cache, contents, cover, folder, names, publish
 
-BUILDS = all(find_spec(name) for name in publish.NEEDS)
-builds = pytest.mark.skipif(not BUILDS, reason="needs pip install '.[tutorials]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
     pytest.mark.browser,
@@ -444,6 +442,7 @@ DAMAGES = ["", "{}", "[]", "null", "5", '{"cells": [], "nbformat": 4}', "a folde
            "a letter", "another's", *([] if os.name == "nt" else ["a loop"]), 0.0, 0.3, 0.999]
 
 
+@builds
 @pytest.mark.parametrize("how", DAMAGES)
 def test_what_is_damaged_in_the_cache_is_made_again(how, monkeypatch):
     from minilora.site import cover
