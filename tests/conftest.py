@@ -1,8 +1,12 @@
 """One fixture runs every test on each array library that is there; Hypothesis is deterministic."""
 
+import collections
+import gc
 import importlib.util
+import math
 import os
 import signal
+import zlib
 
 # One thread in each process of the tests and in their children; read when NumPy is imported.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
@@ -15,18 +19,27 @@ from hypothesis import HealthCheck, settings
 
 import minilora as ml
 
-FEW = 3  # examples on the stand-in for CuPy
-THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # longer than the three minutes
+THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
+SHARE = 1 if THOROUGH else 0.4  # of the examples
+FEW = 3 if THOROUGH else 1  # examples on the stand-in for CuPy
+EVERY = 1 if THOROUGH else 4  # of the cases of a test, one in four is for the stand-in
 
 settings.register_profile(
     "minilora",
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=60 if THOROUGH else 20,
+    max_examples=60 if THOROUGH else 20,  # of these, the share above
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("minilora")
+
+
+def kept(cases, *some):
+    """These cases; those that are not among the others named are for the thorough run."""
+    return [case if case in some else pytest.param(
+        *(case if isinstance(case, tuple) else [case]), marks=pytest.mark.thorough)
+        for case in cases]
 
 
 def _backends() -> list[str]:
@@ -63,8 +76,9 @@ def backend(request):
     on_strict, test = request.param == "strict", request.function
     if hasattr(test, "hypothesis"):  # on the stand-in it is the same code: fewer examples will do
         whole = vars(test).setdefault("all_examples", test._hypothesis_internal_use_settings)
-        few = settings(whole, max_examples=min(FEW, whole.max_examples))
-        test._hypothesis_internal_use_settings = few if on_strict else whole
+        few = FEW if on_strict else math.ceil(SHARE * whole.max_examples)
+        test._hypothesis_internal_use_settings = settings(
+            whole, max_examples=min(few, whole.max_examples))
     before = ml.use(strict.named(request.param))
     with np.errstate(**{"all": "ignore"} if on_strict else {}):  # CuPy never warns
         yield ml.current()
@@ -111,8 +125,10 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """What is about the real CuPy comes last: it is about what the tests before asked for."""
+    items[:], rest = spread(items)
+    config.hook.pytest_deselected(items=rest)
     for item in items:
         if item.get_closest_marker("thorough") and not THOROUGH:
             item.add_marker(pytest.mark.skip(reason="MINILORA_TESTS=thorough runs it"))
@@ -120,6 +136,23 @@ def pytest_collection_modifyitems(items):
         if callspec is not None and callspec.params.get("backend") == "cupy":
             item.add_marker("gpu")
     items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_fuse.py"))
+
+
+def spread(items):
+    """(items, others): of the cases of a test, one in four is for the stand-in, others in each."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "strict":
+            cases[item.nodeid.partition("[")[0]].append(item)
+    others = {item for name, case in cases.items() for i, item in enumerate(case)
+              if (i + zlib.crc32(name.encode())) % min(EVERY, len(case))}
+    return [item for item in items if item not in others], list(others)
+
+
+def pytest_collection_finish():
+    """What is collected stays: from here on, the collector of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -22,6 +22,8 @@ from minilora.site import publish
 
 PACKAGE = Path(ml.__file__).parent
 ROOT = Path(__file__).parent.parent
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+    "optional-dependencies"]
 OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
     "torch", "transformers", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]", *publish.NEEDS,
@@ -78,8 +80,7 @@ def complaints(text: str) -> Iterator[str]:
 
 
 def installs(text: str) -> Iterator[str]:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    known = {f".[{name}]" for name in extras["optional-dependencies"]} | OTHERS | {"."}
+    known = {f".[{name}]" for name in EXTRAS} | OTHERS | {"."}
     for what in re.findall(r"pip install (?:-e )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=]+)*)", text):
         for name in [what.strip("'")] if what[0] == "'" else what.split():
             each = name.removeprefix(".[").removesuffix("]").split(",")

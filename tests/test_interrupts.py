@@ -269,7 +269,7 @@ def traces(name: str, attacks: dict[str, int], show=lambda line: None) -> dict[s
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_at_any_instant_leaves_what_was_there(name):
     lines = []
-    few = {"line": 2, "timer": 3}
+    few = {"line": 1, "timer": 1}
     traces(name, dict.fromkeys(ATTACKS, 200) if THOROUGH else few, lines.append)
     assert not lines
 

@@ -469,7 +469,7 @@ def test_a_base_that_is_not_there_raises_and_lists_the_names():
         ml.load_base("homer")
 
 
-def test_the_built_in_base_is_small_whole_and_knows_the_plays():
+def test_the_built_in_base_is_small_whole_and_knows_the_plays(numpy_first):
     assert base_path("shakespeare").stat().st_size < 3_000_000
     model = ml.load_base("shakespeare")
     c = model.config

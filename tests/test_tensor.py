@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+from conftest import THOROUGH
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -150,9 +151,9 @@ def test_only_leaves_receive_a_gradient():
     assert y.grad is None and y.requires_grad and x.grad is not None
 
 
-def test_a_chain_of_100_000_nodes_runs_and_is_freed(numpy_only):
+def test_a_chain_of_many_nodes_runs_and_is_freed(numpy_only):
     x = Tensor([1.0], requires_grad=True)
-    length = 100_000
+    length = 100_000 if THOROUGH else 30_000  # Python's own limit is 1,000
     y = x
     for _ in range(length):
         y = y + 1.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend.flags import own_flags
 from ..nn import Module
 from ..tensor import Tensor
 
@@ -37,6 +38,7 @@ def restore_on_error(*objects: Any) -> Iterator[None]:
 def all_or_nothing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a function of a model so that a failure changes nothing; see `restore_on_error`."""
 
+    @own_flags
     @functools.wraps(function)
     def run(model: Any, *args: Any, **settings: Any) -> Any:
         if not isinstance(model, Module):

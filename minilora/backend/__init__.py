@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import block, restoring
+from .flags import own_flags
 from .library import Array as Array
 from .library import Backend as Backend
 from .library import InUse, switch
@@ -105,6 +106,7 @@ def generator(rng: Rng) -> np.random.Generator:
     """Return the generator, on the host, for `rng`: None (fresh), a seed, or a Generator."""
     return current().generator(rng)
 
+@own_flags
 def normal(rng: np.random.Generator, shape: Sequence[int], std: float, dtype: Any) -> Array:
     """Draw Gaussian numbers of mean 0. They are drawn in float64 on the host, so that a seed gives
     the same model in every library and dtype."""

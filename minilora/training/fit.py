@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import checks, ops
 from ..backend import asnumpy
+from ..backend.flags import own_flags
 from ..files import atomic
 from ..nn import Module, evaluating, in_mode
 from ..tensor import Tensor, no_grad
@@ -74,6 +75,7 @@ def evaluate(
     return total / whole
 
 
+@own_flags
 @our_words
 def train_step(
     model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
