@@ -95,7 +95,7 @@ def every_sum_new(sums: dict[int, Any], key: int, grad: Any, owned: bool) -> Non
     sums[key] = sums[key][0] + grad if key in sums else grad, False
 
 
-def left_to_blas(task: threads.Task, n: int, size: int, piece: int = 0) -> None:
+def left_to_blas(library: backend.Backend, task: threads.Task, n: int, size: int, piece: int = 0) -> None:
     """Run the same pieces one after the other, each with BLAS's own threads."""
     for at in threads.pieces(n, size, piece):
         task(at)
@@ -145,7 +145,7 @@ HABITS: dict[str, Habit] = {
                    swap((ops, "embedding", embedding_with_a_gradient))),
     "sums": Habit("gradients added in place", swap((tensor, "_add", every_sum_new))),
     "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
-    "blas": Habit("own threads instead of BLAS's", swap((threads, "share", left_to_blas))),
+    "blas": Habit("own threads instead of BLAS's", swap((backend.Backend, "cores", left_to_blas))),
     "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
     "memory": Habit("freed memory is kept", nullcontext),  # needs two processes: see `memory_kept`
     "kernels": Habit("all kernels instead of plain ops", tensor.plain),
