@@ -22,7 +22,7 @@ from minilora.exercises import book, classpage, grading
 from minilora.exercises import judge as judging
 from minilora.exercises.student import Limits
 
-SOON = Limits(seconds=0.25, cpu=1, memory=1 << 30)  # of the processor: a busy machine is no matter
+SOON = Limits(seconds=0.15, cpu=1, memory=1 << 30)  # of the processor: a busy machine is no matter
 ATTACK = replace(SOON, wait=1.5, total=4.0)  # by the clock: for files that get no points anyway
 WALK = """
 import sys, os, time, struct, json

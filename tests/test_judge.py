@@ -483,7 +483,7 @@ def costs(of, functions):
 ])
 def test_a_changed_argument_costs_one_check(number):
     """In each function that takes an array: whatever else it is called for is right."""
-    of = klass.brief(number)
+    of = book.exercise(number)
 
     def changing(name):
         def call(*args):

@@ -96,7 +96,7 @@ def every_sum_new(sums: dict[int, Any], key: int, grad: Any, owned: bool) -> Non
 
 
 def left_to_blas(
-    library: backend.Backend, task: threads.Task, n: int, size: int, piece: int = 0
+    library: backend.Backend, task: threads.Task, n: int, size: int, piece: int = 0,
 ) -> None:
     """Run the same pieces one after the other, each with BLAS's own threads."""
     for at in threads.pieces(n, size, piece):
