@@ -122,7 +122,7 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("forged flood", "no answer"), ("forged drops", "no answer"), ("forged ahead", "no answer"),
         ("forged arguments", "no answer"), ("forged array", "no answer"), ("frames", "= -7."),
         ("the exercise", "this reads"), ("the exercise, in place", "this reads"),
-        ("the exercise, imported", "exercises"), ("the hook's names", "this reads"),
+        ("the exercise, imported", "minilora"), ("the hook's names", "this reads"),
         ("the neighbour", "this reads"), ("patched paths", "this reads"),
         ("patched builtins", "to write"),
         ("patched NumPy", "expected the gradient"), ("always equal", "expected the gradient"),

@@ -156,7 +156,8 @@ def outcome(monkeypatch, line, out, err):
         except SystemExit as stop:  # --help
             code = stop.code
         assert (sys.stdout, sys.stderr) == (out, err)
-    new = [path for path in Path().rglob("*") if path.is_file() and path not in before]
+    new = [path for path in Path().rglob("*")
+           if path.is_file() and path not in before and path.parent.name != "__pycache__"]
     return code, {str(path): path.stat().st_size for path in new}
 
 
