@@ -21,7 +21,7 @@ import minilora as ml
 from minilora.site import publish
 
 THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
-SHARE = 1 if THOROUGH else 0.4  # of the examples
+SHARE = 1 if THOROUGH else 0.3  # of the examples
 FEW = 3 if THOROUGH else 1  # examples on the stand-in for CuPy
 EVERY = 1 if THOROUGH else 4  # of the cases of a test, one in four is for the stand-in
 
