@@ -38,13 +38,13 @@ def real(who: str, name: str, value: Any, within: str = "(-inf, inf)") -> float:
     Otherwise, and for a bool, raise ValueError: "who: name must be in [0, 1), not nan".
     """
     low, high = (float(end) for end in within[1:-1].split(","))
-    closed = {low: within[0] == "[", high: within[-1] == "]"}  # does the interval include the end?
     if not isinstance(value, bool) and isinstance(value, Real):
         try:
             number = float(value)
         except OverflowError:  # an integer too large for a float
             number = math.nan
-        if closed.get(number, low < number < high):
+        from_low = number >= low if within[0] == "[" else number > low
+        if from_low and (number <= high if within[-1] == "]" else number < high):
             return number
     words = _WORDS.get(within, f"in {within}")
     raise ValueError(f"{who}: {name} must be {words}, not {describe(value)}")
