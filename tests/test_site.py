@@ -130,11 +130,12 @@ def built(tmp_path_factory, request) -> Path:
         return Path(os.environ["MINILORA_SITE"]).resolve()
     if not BUILDS:
         pytest.skip("needs pip install '.[tutorials]'")
+    numbers = request.getfixturevalue("covered")  # before it is replaced
     place = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILORA_FAST", "1")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patch.setattr(cover, "_compute", lambda: request.getfixturevalue("covered"))
+        patch.setattr(cover, "_compute", lambda: numbers)
         site.build(place / "out", lambda line: None, chapters_in(place, FIRST, SECOND))
     return place / "out"
 
