@@ -39,7 +39,7 @@ def fill(
         for name in list(new):
             written.append((name, own[name].copy()))  # so that there are never two complete copies
             own[name][...] = new.pop(name)
-            wrote(own[name])
+        wrote(*(own[name] for name, _ in written))
         then()
     except BaseException:
         for name, old in written:

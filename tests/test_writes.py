@@ -8,7 +8,7 @@ from strategies import normal
 from test_ops import CASES, every_op
 
 import minilora as ml
-from minilora import Tensor, nn, ops, optim
+from minilora import Tensor, accounting, lora, nn, ops, optim
 from minilora.backend.writes import last_write, wrote
 from minilora.ops import OPS
 
@@ -147,6 +147,34 @@ def test_ids_targets_and_masks_may_be_reused_too(plain):
         return ml.asnumpy(W.grad)
 
     np.testing.assert_array_equal(gradient(True), gradient(False))
+
+
+def failed_load(model):
+    with pytest.raises(ValueError, match="not finite"):
+        model.load_state_dict({**model.state_dict(), "b": np.full(3, np.nan)})
+
+
+def failed_verb(model):
+    with pytest.raises(ValueError, match="no layer matches"):
+        lora.attach(model, lora.LoRAConfig(targets=("none",)))
+
+
+def measured(model):
+    model.embed = nn.Embedding(3, 3, rng=0, dtype="float64")
+    model.forward = lambda ids: model.embed(ids) @ model.W @ model.V
+    accounting.ledger(model, optim.AdamW({"V": model.V}, lr=0.1), 2, 3)
+
+
+@pytest.mark.parametrize("call", [failed_load, failed_verb, measured])
+def test_what_changes_nothing_is_no_write(call):
+    """Neither of trained arrays nor of frozen ones: the tape can still be used."""
+    model, x = Model(), Tensor(normal(5, 3, 3), requires_grad=True)
+    model.W.requires_grad = False
+    loss = (model.W @ (model.V @ x)).sum()
+    call(model)
+    loss.backward()
+    np.testing.assert_allclose(
+        ml.asnumpy(x.grad), normal(1, 3, 3).T @ normal(0, 3, 3).T @ np.ones((3, 3)))
 
 
 def test_two_parameters_of_one_array_are_two():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,52 +100,50 @@ def observe(model: Module, optimizer: Optimizer, ids: np.ndarray, meter: Any) ->
 def on_shapes(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
     """Observe a live model's step on arrays without numbers, which imitate the library in use."""
     like = "numpy" if current().on_host else "cupy"
-    with using(f"shapes:{like}", plain=is_plain()) as library, restored(model, optimizer):
+    with using(f"shapes:{like}", plain=is_plain()) as library:
         counted = meter()
         counted.ignore(ids)
-        replaced: dict[int, Any] = {}  # two parameters may share an array
 
         def without_numbers(array: Any) -> Any:
-            if id(array) not in replaced:
-                replaced[id(array)] = library.module.empty(tuple(array.shape), str(array.dtype))
-            return replaced[id(array)]
+            return library.module.empty(tuple(array.shape), str(array.dtype))
 
-        for p in everything(model, optimizer):
-            p.data = without_numbers(p.data)
-        for states in optimizer.state.values():
-            states.update({name: without_numbers(array) for name, array in states.items()})
-        return observe(model, optimizer, ids, counted)
+        with on_others(model, optimizer, without_numbers):
+            return observe(model, optimizer, ids, counted)
 
 
 def live(model: Module, optimizer: Optimizer, ids: np.ndarray) -> Step:
-    """Observe the step on the real arrays, then restore every bit of them."""
-    with restored(model, optimizer):
-        arrays = [p.data for p in everything(model, optimizer) if p.requires_grad]
-        arrays += [*optimizer.arrays().values()]
-        copies = [array.copy() for array in arrays]
+    """Observe the step on real arrays: on copies of those that it writes to."""
+    trained = {id(p.data) for p in everything(model, optimizer) if p.requires_grad}
+    trained |= {id(array) for array in optimizer.arrays().values()}
 
-        def restore() -> None:
-            for array, copy in zip(arrays, copies):
-                array[...] = copy
+    def copied(array: Any) -> Any:
+        return array.copy() if id(array) in trained else array
 
-        with restoring(restore):
-            with no_grad():
-                model(ids[0])  # creates cached arrays, such as erf's series: no activations
-            with no_collection(), meter() as counted:
-                return observe(model, optimizer, ids, counted)
+    with on_others(model, optimizer, copied):
+        with no_grad():
+            model(ids[0])  # creates cached arrays, such as erf's series: no activations
+        with no_collection(), meter() as counted:
+            return observe(model, optimizer, ids, counted)
 
 
 @block
-def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
-    """Run the block without gradients, then put back all arrays, gradients and generators."""
+def on_others(
+    model: Module, optimizer: Optimizer, other: Callable[[Any], Any]) -> Iterator[None]:
+    """Run the block without gradients, and with the other array for each array of the parameters
+    and of the optimizer. Then put back all arrays, gradients and generators."""
     parameters = [(p, p.data, p.grad) for p in everything(model, optimizer)]
     states = {name: (state, dict(state)) for name, state in optimizer.state.items()}
     draws = [(rng, rng.bit_generator.state) for rng in generators(model).values()]
-    t = optimizer.t
+    t, others = optimizer.t, dict[int, Any]()  # two parameters may share an array
+
+    def replaced(array: Any) -> Any:
+        if id(array) not in others:
+            others[id(array)] = other(array)
+        return others[id(array)]
 
     def restore() -> None:
         for p, data, grad in parameters:
-            p.data, p.grad = data, grad
+            p._data, p.grad = data, grad  # to set .data to what it is would count as a write
         optimizer.t = t
         optimizer.state.clear()
         for name, (state, arrays) in states.items():
@@ -156,8 +154,10 @@ def restored(model: Module, optimizer: Optimizer) -> Iterator[None]:
             rng.bit_generator.state = position
 
     with restoring(restore):
-        for p, _, _ in parameters:
-            p.grad = None
+        for p, data, _ in parameters:
+            p._data, p.grad = replaced(data), None
+        for state, arrays in states.values():
+            state.update({name: replaced(array) for name, array in arrays.items()})
         yield
 
 

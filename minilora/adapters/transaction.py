@@ -76,7 +76,8 @@ def _reached(thing: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
 
 def _put_back(thing: Any, content: Any) -> None:
     if isinstance(thing, Tensor):
-        thing.data, thing.requires_grad, thing.grad = content
+        # to set .data to what it is would count as a write
+        thing._data, thing.requires_grad, thing.grad = content
     elif isinstance(thing, np.random.Generator):
         thing.bit_generator.state = content
     elif isinstance(thing, dict):
