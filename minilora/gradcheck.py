@@ -19,7 +19,7 @@ def gradcheck(
     Raises AssertionError with input, index and both values if the error exceeds `tolerance`.
     """
     inputs = [np.array(asnumpy(a), dtype=np.float64) for a in arrays]
-    tensors = [Tensor(asarray(x), requires_grad=True) for x in inputs]
+    tensors = [Tensor(x, requires_grad=True) for x in inputs]
     out = f(*tensors)
     if not isinstance(out, Tensor):
         raise TypeError(f"gradcheck: f returned a {type(out).__name__}: it must return a Tensor")
@@ -30,7 +30,7 @@ def gradcheck(
         moved = [x.copy() for x in inputs]
         moved[which][index] += step
         with no_grad():
-            total: Tensor = (f(*(Tensor(asarray(x)) for x in moved)) * weights).sum()
+            total: Tensor = (f(*map(Tensor, moved)) * weights).sum()
         return float(total)
 
     worst = 0.0

@@ -129,7 +129,8 @@ class Linear(Module):
         self, d_in: int, d_out: int, bias: bool = True, *,
         rng: Rng = None, std: float | None = None, dtype: Any = "float32") -> None:
         self.dtype, std = np.dtype(dtype), 1 / math.sqrt(d_in) if std is None else std
-        self.W = Parameter(normal(generator(rng), (d_out, d_in), std, self.dtype))
+        W = normal(generator(rng), (d_out, d_in), std, self.dtype)
+        self.W = Parameter.of(W, requires_grad=True)
         self.b = Parameter(xp.zeros(d_out, self.dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +146,8 @@ class Embedding(Module):
         self, n: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32"
     ) -> None:
         self.dtype = np.dtype(dtype)
-        self.W = Parameter(normal(generator(rng), (n, d), std, self.dtype))
+        W = normal(generator(rng), (n, d), std, self.dtype)
+        self.W = Parameter.of(W, requires_grad=True)
 
     def forward(self, ids: Any) -> Tensor:
         return ops.embedding(self.W, ids, dtype=self.dtype)

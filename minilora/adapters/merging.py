@@ -117,5 +117,5 @@ def merged_layer(path: str, module: Adapted) -> tuple[Any, float]:
     rounding = (W.astype("float64") - W0.astype("float64")) - delta
     size, lost = (read(xp.sqrt((x * x).sum()), 0.0) for x in (delta, rounding))
     layer: Any = copy(base)
-    layer.W = Parameter(W, requires_grad=False)
+    layer.W = Parameter.of(W)
     return layer, lost / size if size else 0.0

@@ -60,4 +60,4 @@ def store(
 def wide_copy(owner: Module, p: Parameter) -> Parameter:
     """Return a copy of a base parameter to train: in its layer's dtype, at least float32."""
     dtype = np.promote_types(str(getattr(owner, "dtype", p.dtype)), "float32")
-    return Parameter(p.data.astype(dtype))
+    return Parameter.of(p.data.astype(dtype), requires_grad=True)

@@ -44,8 +44,8 @@ class PiSSALinear(LoRALinear):
             self.A.data[:n] = asarray(A.astype(str(self.A.dtype)))
             self.B.data[:, :n] = asarray(B.astype(str(self.B.dtype)))
         self.start = start = _Start()
-        start.A = Parameter(self.A.data.copy(), requires_grad=False)
-        start.B = Parameter(self.B.data.copy(), requires_grad=False)
+        start.A = Parameter(self.A, requires_grad=False)
+        start.B = Parameter(self.B, requires_grad=False)
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         mask, start, y = self.mask(x), self.start, inner(x)

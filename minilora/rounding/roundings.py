@@ -176,7 +176,7 @@ def _counted(of: Callable[..., Tensor], rule: Rule, moved: Moved) -> Callable[..
 
             return x, (dx,)
 
-        return rounded(y if y.requires_grad else Tensor(y.data, requires_grad=True))
+        return rounded(y if y.requires_grad else Tensor.of(y.data, requires_grad=True))
 
     return apply
 
