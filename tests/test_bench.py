@@ -224,7 +224,7 @@ def test_the_growth_script_passes_its_options_on(monkeypatch):
 
 
 def test_the_floor_leaves_threads_to_blas(monkeypatch):
-    monkeypatch.setattr(ml.backend.Backend, "cores", lambda *_: pytest.fail("it shared work"))
+    monkeypatch.setattr(ml.backend.Backend, "on_cores", lambda *_: pytest.fail("it shared work"))
     engines.ENGINES["floor"]("tiny")()
 
 

@@ -8,7 +8,7 @@ host.py       functions that NumPy lacks      threads.py   work shared by the co
 gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
 shapes/       arrays without numbers, whose bytes and operations are counted
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
-writes.py     which arrays were written to, and when
+flags.py      NumPy's arithmetic flags      writes.py   which arrays were written to, and when
 blocks.py     blocks that restore what they changed, interrupts included
 """
 from __future__ import annotations
@@ -22,6 +22,9 @@ import numpy as np
 
 from .blocks import block, restoring
 from .flags import own_flags
+from .host import like as like
+from .host import total as total
+from .host import wide as wide
 from .library import Array as Array
 from .library import Backend as Backend
 from .library import InUse, switch
@@ -72,19 +75,6 @@ def _library(backend: str | Backend, plain: bool) -> Backend:
         raise ValueError("plain=True goes with a backend's name; set .plain of a Backend yourself")
     backend.enter()
     return backend
-
-def wide(x: Array) -> Array:
-    """Return x, halves as float32: a half overflows in squares, sums and eˣ."""
-    return x.astype("float32") if x.dtype.char == "e" else x
-
-def total(x: Array, axis: Any = None, keepdims: bool = False) -> Array:
-    """Return Σ x. Halves are added up in float32, which the result has: 2048 + 1 is 2048 in halves,
-    and 65520 is inf."""
-    return x.sum(axis=axis, keepdims=keepdims, dtype="float32" if x.dtype.char == "e" else None)
-
-def like(x: Any, y: Array) -> Array:
-    """Return y in x's dtype."""
-    return y if y.dtype is x.dtype else y.astype(x.dtype, copy=False)
 
 def asarray(x: Any, dtype: Any = None) -> Array:
     """Return x as an array of the library in use; copy only if necessary."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..words import INSTALL
+from .host import total
 from .library import Array, Backend, Task
 
 
@@ -73,10 +74,9 @@ class CupyBackend(Backend):
 
     def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
         """Return loss + 0 · Σ of all gradients: nan if any number is not finite."""
-        total: Any = 0.0
-        for g in gradients:
-            total = total + g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")
-        return loss + (total * 0).astype(loss.dtype) if gradients else loss
+        if not gradients:
+            return loss
+        return loss + (sum(map(total, gradients)) * 0).astype(loss.dtype)
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
         """Rows of one index are added in no fixed order: the last bits may differ between runs."""

@@ -1,4 +1,4 @@
-"""Functions that NumPy lacks: erf, a fast scatter-add, a hash, memory that is kept."""
+"""Functions that NumPy lacks: erf, a fast scatter-add, a hash; and sums of halves."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def mixed(i: Any, one: int, two: int) -> Any:
     return (i ^ i >> 16) * 0x85EBCA6B
 
 
+def wide(x: Any) -> Any:
+    """Return x, halves as float32: a half overflows in squares, sums and eˣ."""
+    return x.astype("float32") if x.dtype.char == "e" else x
+
+
+def total(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    """Return Σ x. Halves are added up in float32, which the result has: 2048 + 1 is 2048 in halves,
+    and 65520 is inf."""
+    return x.sum(axis=axis, keepdims=keepdims, dtype="float32" if x.dtype.char == "e" else None)
+
+
+def like(x: Any, y: Any) -> Any:
+    """Return y in x's dtype."""
+    return y if y.dtype is x.dtype else y.astype(x.dtype, copy=False)
+
+
 def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None:
     """target[index[i]] += rows[i], by sums of rows sorted by index: faster than `np.add.at`."""
     if index.size == 0:
@@ -55,8 +71,7 @@ def scatter_add(target: np.ndarray, index: np.ndarray, rows: np.ndarray) -> None
 def finite(loss: np.ndarray, gradients: Sequence[np.ndarray]) -> np.ndarray:
     """Return the loss; raise FloatingPointError if a number of a gradient is not finite."""
     for g in gradients:
-        total = g.sum(dtype=g.dtype if g.dtype.itemsize > 2 else "float32")  # nan or inf if any is
-        if not math.isfinite(float(total)):
+        if not math.isfinite(float(total(g))):  # nan or inf if any number is
             raise FloatingPointError(
                 f"backward: the gradient of a tensor of shape {g.shape} is not finite "
                 f"(the loss is {float(loss.reshape(())):.4g}): lower the learning rate or clip"

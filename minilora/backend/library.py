@@ -38,12 +38,13 @@ class Backend:
                 switch(self)
             task(at)
 
-        self.cores(part, n, size, piece)
+        self.on_cores(part, n, size, piece)
 
     @staticmethod
-    def cores(task: Task, n: int, size: int, piece: int) -> None:
+    def on_cores(task: Task, n: int, size: int, piece: int) -> None:
         """Use one core; minilora/kernels, which alone shares work, puts threads.share here."""
-        task(slice(0, n))
+        if n:
+            task(slice(0, n))
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """Return an elementwise formula (see `fused`) in the fastest form of this library."""

@@ -26,6 +26,6 @@ TABLE: dict[Any, Any] = {
     ops.cross_entropy: rowwise.cross_entropy,
     adam: rowwise.adam,
 }
-Backend.cores = staticmethod(threads.share)  # type: ignore[method-assign]
+Backend.on_cores = staticmethod(threads.share)  # type: ignore[method-assign]
 for _op, _kernel in TABLE.items():
     _op.kernel = _kernel

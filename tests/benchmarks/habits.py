@@ -147,7 +147,8 @@ HABITS: dict[str, Habit] = {
                    swap((ops, "embedding", embedding_with_a_gradient))),
     "sums": Habit("gradients added in place", swap((tensor, "_add", every_sum_new))),
     "threads": Habit("own threads instead of one", swap((threads, "_count", 1))),
-    "blas": Habit("own threads instead of BLAS's", swap((backend.Backend, "cores", left_to_blas))),
+    "blas": Habit("own threads instead of BLAS's",
+                  swap((backend.Backend, "on_cores", left_to_blas))),
     "worth": Habit("small work is not shared", swap((threads, "WORTH", 0))),
     "memory": Habit("freed memory is kept", nullcontext),  # needs two processes: see `memory_kept`
     "kernels": Habit("all kernels instead of plain ops", tensor.plain),

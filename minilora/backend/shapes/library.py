@@ -12,6 +12,7 @@ import numpy as np
 from .. import threads
 from ..flags import quietly
 from ..gpu import CupyBackend
+from ..host import total
 from ..library import Backend, Rng, Task
 from .array import Array, corner, elementwise, header
 from .counts import Buffer, Counts
@@ -162,7 +163,7 @@ class Shapes(Backend):
         if not self.on_host:
             return CupyBackend.finite(self, loss, gradients)  # type: ignore[arg-type]
         for g in gradients:
-            g.sum(dtype=g.dtype if g.itemsize > 2 else "float32")
+            total(g)
         return loss
 
     def scatter_add(self, target: Any, index: Any, rows: Any) -> None:
