@@ -18,6 +18,7 @@ import strict
 from hypothesis import HealthCheck, settings
 
 import minilora as ml
+from minilora import cli
 from minilora.site import publish
 
 THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
@@ -109,6 +110,18 @@ def one_thread_each(numpy_only):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ex(tmp_path, monkeypatch, capsys):
+    """ex(word, ..., code=0): run `minilora ex` in an empty folder; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        assert cli.main(["ex", *words]) == code
+        return "".join(capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -221,17 +221,6 @@ def test_messages_carry_values_and_no_code(tmp_path):
 # the student's folder and the command line
 
 
-@pytest.fixture
-def ex(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words, code=0):
-        assert cli.main(["ex", *words]) == code
-        return "".join(capsys.readouterr())
-
-    return run
-
-
 def test_a_students_commands(ex, tmp_path):
     assert "to start, run minilora ex init" in ex("status", code=2)
     assert "then: minilora ex check" in ex("init")

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import cli
 from minilora.exercises import book, child, desk, grading, judge, milestones, submissions
 from minilora.exercises import student as students
 from minilora.exercises.student import LIMITS, Limits, Local, Remote
@@ -31,17 +30,6 @@ UNBROADCAST = book.exercise("02")
 RIGHT = UNBROADCAST.solution()
 RULE = "    new = g.ndim - len(shape)"
 assert RULE in RIGHT
-
-
-@pytest.fixture
-def ex(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words, code=0):
-        assert cli.main(["ex", *words]) == code
-        return "".join(capsys.readouterr())
-
-    return run
 
 
 # what fails before the student's first line

@@ -1,6 +1,5 @@
 """The methods of the paper: what each trains, counts, saves, and gives back (minilora.methods)."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import fields
 
@@ -23,7 +22,7 @@ from strategies import (
     unfelt,
     wide,
 )
-from test_transaction import PACKAGE, interrupted
+from test_transaction import interrupted, lines_of
 
 import minilora as ml
 from minilora import accounting, lora, methods
@@ -607,20 +606,8 @@ def test_an_interrupt_at_any_line_changes_nothing(numpy_only, tmp_path_factory, 
     path = tmp_path_factory.getbasetemp() / "interrupted.npz"
     if not path.exists():
         methods.save(applied("prelayer", dtype="float32"), path)
-    lines, model = 0, applied_twice()
-
-    def count(frame, event, arg):
-        nonlocal lines
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        lines += event == "line"
-        return count
-
-    sys.settrace(count)
-    try:
-        CALLS[name](model, path)
-    finally:
-        sys.settrace(None)
+    model = applied_twice()
+    lines = lines_of(lambda: CALLS[name](model, path))
     done, model = snapshot(model)[0], applied_twice()
     before = snapshot(model)
     assert interrupted(lambda: CALLS[name](model, path), 1 + int(where * lines))

@@ -52,6 +52,26 @@ def interrupted(call, after: int) -> bool:
     return False
 
 
+def lines_of(call) -> int:
+    """Run it; return how many lines of the package ran."""
+    count = 0
+
+    def trace(frame, event, arg):
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
 
@@ -122,22 +142,8 @@ def length(name: str, folder) -> int:
     other, _ = adapted(5, "float32", targets=("v", "tok"), trainable="pos", dropout=0.5)
     lora.save(other, folder / "a.npz")
     CALLS[name](*subject(), folder)  # what is imported or kept once is no line of a later call
-    count, (model, optimizer) = 0, subject()
-
-    def trace(frame, event, arg):
-        nonlocal count
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    try:
-        sys.settrace(trace)
-        CALLS[name](model, optimizer, folder)
-    finally:
-        sys.settrace(before)
-    return count
+    model, optimizer = subject()
+    return lines_of(lambda: CALLS[name](model, optimizer, folder))
 
 
 @pytest.mark.filterwarnings("ignore:load. .* trained on another base")
