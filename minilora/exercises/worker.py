@@ -43,10 +43,8 @@ CLOSED = (  # modules that could bypass the hook
 )
 FILES = 64  # open files
 LIMIT = "limit"  # the kind of an exception that a limit causes
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-
 ROOM = 64 << 20  # bytes of memory that a student's code can use, or the judge does not begin
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:

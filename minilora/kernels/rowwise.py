@@ -13,7 +13,7 @@ from typing import Any
 from ..backend import Array, current, erf, total, wide, xp
 from ..backend.fuse import fused
 from ..ops.algebra import rows
-from ..ops.neural import classes, features
+from ..ops.neural import IGNORED, classes, features
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
@@ -157,7 +157,7 @@ C1, C3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 _GELU = {"tanh": (_gelu_tanh, _slope_tanh), "none": (_gelu_erf, _slope_erf)}
 
 
-def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = -100,
+def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = IGNORED,
                   needs: Sequence[bool]) -> Any:
     """e^z is computed once, and the gradient is written over it: one array of the logits' size.
     Halves are computed in float32, and so is the loss: scaling it cannot overflow."""

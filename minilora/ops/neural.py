@@ -8,6 +8,8 @@ from ..tensor import composed, op
 from .algebra import rows
 from .shape import transpose
 
+IGNORED = -100  # a target that does not count, as in PyTorch
+
 
 @op
 def softmax(x, *, axis=-1):
@@ -60,7 +62,7 @@ def gelu(x, *, approximate="tanh"):
     return x * phi, (dx,)
 
 @op
-def cross_entropy(logits, targets, *, ignore_index=-100):
+def cross_entropy(logits, targets, *, ignore_index=IGNORED):
     """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`.
     logits: (..., vocabulary)   targets: (...) integers on the host   out: ()
     Raises ValueError for a target out of range, or if all targets are ignored.

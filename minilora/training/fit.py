@@ -16,6 +16,7 @@ from ..backend import asnumpy
 from ..backend.flags import own_flags
 from ..files import atomic
 from ..nn import Module, evaluating, in_mode
+from ..ops.neural import IGNORED
 from ..tensor import Tensor, no_grad
 from ..words import our_words
 from . import signals
@@ -28,7 +29,6 @@ from .schedules import Schedule, clip_grad_norm
 Batch = tuple[Any, Any]
 Loss = Callable[[Module, Batch], Tensor]
 Weight = Callable[[Batch], float]
-MASKED = -100  # a target that does not count: the default `ignore_index` of ops.cross_entropy
 
 
 class Batches(Protocol):
@@ -52,7 +52,7 @@ def targets_in(batch: Batch) -> int:
     targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
     if targets.dtype.kind not in "iu":
         return int(targets.size)
-    return int(np.count_nonzero(asnumpy(targets) != MASKED))
+    return int(np.count_nonzero(asnumpy(targets) != IGNORED))
 
 
 @our_words
