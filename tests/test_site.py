@@ -5,6 +5,7 @@ The tests build a small site of two chapters. With MINILORA_SITE=folder they che
 """
 
 import ast
+import asyncio
 import base64
 import errno
 import html
@@ -579,6 +580,16 @@ def test_a_failing_chapter_is_an_error_and_the_old_site_stays(code, message, tmp
     assert time.monotonic() - began < 600  # the other chapter is stopped
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"index.html", folder.LIST}
     assert not (tmp_path / "cache").exists()
+
+
+@builds
+def test_chapters_run_where_a_loop_of_asyncio_runs_already_as_in_a_notebook(tmp_path):
+    async def in_a_notebook():
+        from minilora.site import execution
+
+        return execution.executed(chapters_in(tmp_path), print)
+
+    assert asyncio.run(in_a_notebook()) == []
 
 
 @builds

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import cache
@@ -23,7 +24,12 @@ def executed(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[An
 
     Raises RuntimeError if a chapter fails, with the line and the reason.
     """
-    return asyncio.run(_all(chapters, say))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_all(chapters, say))
+    with ThreadPoolExecutor(1) as other:  # a notebook has a running loop, and a thread has one only
+        return other.submit(lambda: asyncio.run(_all(chapters, say))).result()
 
 
 async def _all(chapters: Sequence[Chapter], say: Callable[[str], None]) -> list[Any]:
