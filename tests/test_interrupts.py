@@ -221,7 +221,14 @@ def traces(name: str, attacks: dict[str, int], show=lambda line: None) -> dict[s
         world = World(folder)
         return world, world.state()
 
-    alarm = signal.signal(signal.SIGALRM, ring)
+    alarm, unraisable = signal.signal(signal.SIGALRM, ring), sys.unraisablehook
+
+    def lost(what):
+        """Python drops an interrupt in a `__del__` or in a callback of the garbage collection."""
+        if not isinstance(what.exc_value, Interrupt):
+            unraisable(what)
+
+    sys.unraisablehook = lost
     try:
         with tempfile.TemporaryDirectory() as place, in_pieces():
             folder = Path(place)
@@ -260,6 +267,7 @@ def traces(name: str, attacks: dict[str, int], show=lambda line: None) -> dict[s
         clean(of_blas)
         ml.threads(among)
         signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = unraisable
     return result
 
 
