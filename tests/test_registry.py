@@ -490,7 +490,9 @@ def test_rows_of_their_own_do_not_share_a_copy_that_happens_to_be_active():
     assert snapshot(model) == before
     lora.activate(model)
     with lora.per_row(model, ["update", "base"]):
-        assert same_bytes(logits(model, IDS)[1], logits(made("gpt2"), IDS)[1])
+        got = logits(model, IDS)[1]
+    # One product for both rows or one for each: a BLAS kernel may round the two apart.
+    np.testing.assert_allclose(got, logits(made("gpt2"), IDS)[1], rtol=1e-9, atol=1e-11)
 
 
 class Shared(nn.Module):
