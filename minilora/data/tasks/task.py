@@ -1,0 +1,147 @@
+"""What a task is: examples drawn from a seed, batches of token ids, and scores."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...checks import choice, integer
+
+PARTS = ("train", "validation", "test")
+PAD, END, SEP, CLS, MASK = IGNORED_WORDS = ("<pad>", "<end>", "<sep>", "<cls>", "<mask>")
+MASKED = -100  # a target that the loss does not count
+
+
+@dataclass(frozen=True)
+class Example:
+    """inputs: what the model reads, words separated by spaces (two sentences: <sep> between them).
+
+    answer: for a decoder the references, of which the first is trained on; for an encoder a class,
+    or a number to predict. facts: what a score needs besides, such as the table of a question.
+    """
+
+    inputs: str
+    answer: tuple[str, ...] | int | float
+    facts: Any = None
+
+
+class Words:
+    """A tokenizer with one token for each word: the special words first, then `words` in order.
+
+    Its ids are stable: the model files depend on them. An unknown word raises ValueError.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = (*IGNORED_WORDS, *words)
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        if len(self.ids) != len(self.words):
+            twice = next(w for i, w in enumerate(self.words) if self.ids[w] != i)
+            raise ValueError(f"Words: {twice!r} is given twice")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the words of a text."""
+        try:
+            return [self.ids[word] for word in text.split()]
+        except KeyError as error:
+            raise ValueError(
+                f"Words: {error.args[0]!r} is not one of the {self.vocab_size} words"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the words, up to the first <end>, without special words."""
+        words: list[str] = []
+        for i in ids:
+            if self.words[int(i)] == END:
+                break
+            words += [self.words[int(i)]] * (self.words[int(i)] not in IGNORED_WORDS)
+        return " ".join(words)
+
+
+class Task(ABC):
+    """A task. An example belongs to the part that its input's checksum says, so no input is in two.
+
+    stands_for   the data set of the paper
+    base         the built-in base that is adapted to it
+    metrics      the names of the scores; the first is the main one
+    labels       encoder: the number of classes, 1 for a number to predict; 0 for a decoder
+    longest      decoder: the most tokens that an answer has, <end> included
+    """
+
+    name: ClassVar[str]
+    stands_for: ClassVar[str]
+    base: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    labels: ClassVar[int] = 0
+    longest: ClassVar[int] = 0
+    sizes: ClassVar[Mapping[str, int]] = {"train": 2000, "validation": 200, "test": 400}
+
+    @property
+    @abstractmethod
+    def words(self) -> Words:
+        """The words of the base."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Example:
+        """Draw one example."""
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
+        """Return each metric; outputs: texts of a decoder, classes or numbers of an encoder."""
+
+    def examples(self, part: str, n: int | None = None, seed: int = 0) -> list[Example]:
+        """Return the first n examples of a part, all with different inputs."""
+        choice("examples", "part", part, PARTS)
+        n = self.sizes[part] if n is None else integer("examples", "n", n, 1)
+        result: dict[str, Example] = {}
+        for example in self._stream(part, seed):
+            if result.setdefault(example.inputs, example) is example and len(result) == n:
+                return list(result.values())
+        raise ValueError(
+            f"{self.name}: there are only {len(result)} different inputs for {part!r}, not {n}"
+        )
+
+    def _stream(self, part: str, seed: int) -> Iterator[Example]:
+        """Draw examples of one part: 1 in 8 belongs to "test", 1 in 8 to "validation"."""
+        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+        for _ in range(100_000):
+            example = self.draw(rng)
+            at = zlib.crc32(example.inputs.encode()) % 8
+            if PARTS[{0: 2, 1: 1}.get(at, 0)] == part:
+                yield example
+
+    def batch(self, examples: Sequence[Example]) -> tuple[Any, Any]:
+        """Return (inputs, targets) for a model, padded on the right.
+
+        Decoder: ids and targets (batch, tokens); only the answer and its <end> are targets.
+        Encoder: ((ids, mask, types), labels); types are 1 after the first <sep>.
+        """
+        texts = [self.words.encode(x.inputs) for x in examples]
+        if self.labels:
+            ids = self._padded(texts)
+            after = np.cumsum(ids == self.words.ids[SEP], axis=1)
+            types = ((after - (ids == self.words.ids[SEP])) > 0) & (ids != self.words.ids[PAD])
+            mask = (ids != self.words.ids[PAD]).astype(np.int64)
+            kind = np.int64 if self.labels > 1 else np.float32
+            return (ids, mask, types.astype(np.int64)), np.array([x.answer for x in examples], kind)
+        answers = [self.words.encode(f"{x.answer[0]} {END}") for x in examples]  # type: ignore[index]
+        ids = self._padded([a + b for a, b in zip(texts, answers)])
+        targets = np.full_like(ids, MASKED)
+        for row, text, answer in zip(targets, texts, answers):
+            row[len(text) : len(text) + len(answer)] = answer
+        return ids[:, :-1], targets[:, 1:]
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return rows of ids as one array, with <pad> on the right."""
+        ids = np.full((len(rows), max(map(len, rows))), self.words.ids[PAD], np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        return ids
