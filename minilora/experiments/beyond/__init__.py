@@ -1,0 +1,1 @@
+"""What is known since the paper: one file for each question."""

@@ -1,0 +1,131 @@
+"""Jobs: pieces of work with a configuration and a result in numbers, spread over processes.
+
+A job's result depends on its configuration alone, so it is the same for any number of processes.
+Finished jobs are in a journal, and are not done again. Each process computes on one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import __version__
+from ..backend.threads import threads
+from ..files.journal import Journal, key_of
+
+KINDS = {  # the kind of a job -> the module and function that does it
+    "train": "training:train",
+    "chance": "training:chance",
+}
+Begins = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """kind: one of KINDS; config: its arguments, as JSON can hold them; name: for the progress.
+
+    alone: it measures time, so nothing else runs meanwhile.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    name: str = field(default="", compare=False)
+    alone: bool = field(default=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        return key_of({"kind": self.kind, "config": self.config, "version": __version__})
+
+
+def work(kind: str, config: Mapping[str, Any]) -> tuple[Any, float]:
+    """Do a job on one thread; return its result and the seconds of processor time that it took."""
+    module, function = KINDS[kind].split(":")
+    before = threads(1)
+    began = time.process_time()
+    try:
+        do = getattr(importlib.import_module(f".{module}", __package__), function)
+        return do(**config), time.process_time() - began
+    finally:
+        threads(before)
+
+
+def _alone() -> None:
+    """Let the parent process answer Ctrl-C: a worker finishes its job."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def processes(n: int) -> Iterator[Executor | None]:
+    """Yield an executor of n new processes, each with one BLAS thread; None for n = 1."""
+    if n == 1:
+        yield None
+        return
+    import multiprocessing
+
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))  # a BLAS library reads them as it is loaded
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _alone)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def do(
+    jobs: Iterable[Job], journal: Journal, executor: Executor | None = None,
+    begins: Begins = lambda name: None,
+) -> list[Any]:
+    """Return the results of the jobs, in order. Those that the journal lacks are done now.
+
+    executor: anything with PEP 3148's `submit`; None: this process. Raises RuntimeError that names
+    the job if a worker dies; what is finished is in the journal by then.
+    """
+    jobs = list(jobs)
+    waiting = {job.key: job for job in jobs if job.key not in journal}
+    together = [job for job in waiting.values() if not (job.alone or executor is None)]
+    if executor is not None and together:
+        _spread(together, journal, executor, begins)
+    for key, job in waiting.items():
+        if key not in journal:
+            begins(job.name)
+            journal.add(key, _line(job, *work(job.kind, job.config)))
+    return [journal[job.key]["result"] for job in jobs]
+
+
+def _spread(
+    jobs: Sequence[Job], journal: Journal, executor: Executor, begins: Begins
+) -> None:
+    """Do the jobs in the executor, and write each to the journal as it ends."""
+    futures = {executor.submit(work, job.kind, job.config): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            job = futures[future]
+            try:
+                result, seconds = future.result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"a process that computed runs died, perhaps for lack of memory, near "
+                    f"{job.name}: the same command goes on from there; fewer --jobs need less"
+                ) from error
+            journal.add(job.key, _line(job, result, seconds))
+            begins(job.name)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _line(job: Job, result: Any, seconds: float) -> dict[str, Any]:
+    return {"kind": job.kind, "config": job.config, "version": __version__,
+            "seconds": round(seconds, 3), "result": result}

@@ -1,0 +1,1 @@
+"""What the paper reports: one file for each of its results."""

@@ -1,0 +1,100 @@
+"""What the runs of an experiment gave: the rate that validation chose, and scores by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.tasks import TASKS
+from ..files.journal import Journal
+from .cells import GRID, START, Cell, Scale
+from .jobs import Job
+
+Values = np.ndarray  # (seeds,)
+
+
+class Results:
+    """The results of finished jobs.
+
+    mistake: a variation; LoRA's cells are then read from the runs with that mistake, at the rate
+    that was chosen without it. So a test can see whether a verdict turns.
+    """
+
+    def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
+        self.journal, self.scale, self.mistake = journal, scale, mistake
+
+    def job(self, job: Job) -> Any:
+        """Return the result of a job; KeyError if it has not run."""
+        if job.key not in self.journal:
+            raise KeyError(f"there is no run of {job.name or job.kind}: run the experiment first")
+        return self.journal[job.key]["result"]
+
+    def at(self, cell: Cell, rate: float, seed: int) -> Any:
+        """Return the result of one run."""
+        return self.job(cell.run(rate, seed, self.scale))
+
+    def tried(self, cell: Cell) -> dict[float, Any]:
+        """Return the first seed's result for each rate that was tried."""
+        jobs = {rate: cell.run(rate, 0, self.scale) for rate in GRID}
+        return {rate: self.job(job) for rate, job in jobs.items() if job.key in self.journal}
+
+    def rate(self, cell: Cell) -> float:
+        """Return the rate with the best validation score of the first seed; of equals, the one with
+        the lowest validation loss. The test set is not seen."""
+        return best(self.tried(cell), TASKS[cell.task].metrics[0])
+
+    def runs(self, cell: Cell) -> list[Any]:
+        """Return the result of each seed at the chosen rate."""
+        rate = self.rate(cell)
+        if self.mistake and cell.lora and not cell.variation:
+            cell = cell.varied(self.mistake)
+        seeds = 1 if cell.untrained else self.scale.seeds
+        runs = [self.at(cell, rate, seed) for seed in range(seeds)]
+        return runs * (self.scale.seeds if cell.untrained else 1)
+
+    def scores(self, cell: Cell, metric: str = "", part: str = "test") -> Values:
+        """Return a metric (the main one) of each seed. A run that diverged scores as 0."""
+        metric = metric or TASKS[cell.task].metrics[0]
+        return np.array([run[part][metric] if part in run else 0.0 for run in self.runs(cell)])
+
+    def values(self, cell: Cell, *path: str) -> Values:
+        """Return a number of each run: values(cell, "updates", "q", "rank")."""
+        return np.array([_at(run, path) for run in self.runs(cell)], float)
+
+    def trained(self, cell: Cell) -> int:
+        """Return the number of trained parameters, without a head."""
+        return next((int(run["trained"]) for run in self.runs(cell) if "trained" in run), 0)
+
+
+def best(tried: Mapping[float, Any], metric: str) -> float:
+    """Return the rate whose result is the best on the validation examples."""
+    def order(rate: float) -> tuple[float, float]:
+        result = tried[rate]
+        if "diverged" in result:
+            return -np.inf, 0.0
+        return result["validation"][metric], -result["loss"]["validation"]
+
+    return max(tried, key=order)
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        if not isinstance(value, Mapping) or name not in value:
+            return np.nan
+        value = value[name]
+    return value
+
+
+def next_rates(tried: Mapping[float, Any], metric: str, scale: Scale) -> list[float]:
+    """Return the rates to try next: three at first, then outwards while the best is the outermost.
+
+    The score is taken to have one peak over the rate.
+    """
+    if scale.fast:
+        return [] if tried else [START[1]]
+    if not tried:
+        return list(START)
+    at, grid = GRID.index(best(tried, metric)), set(tried)
+    return [GRID[i] for i in (at - 1, at + 1) if 0 <= i < len(GRID) and GRID[i] not in grid]

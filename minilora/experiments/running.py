@@ -1,0 +1,108 @@
+"""Run experiments: choose the rates, train every cell with every seed, then the other jobs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from ..data.tasks import TASKS
+from ..files.journal import Journal
+from .cells import Cell, Scale
+from .experiment import Experiment
+from .jobs import Job, do
+from .results import Results, next_rates
+
+SECONDS = 4.0  # of a run of which no other is known
+
+
+def run(
+    experiments: Sequence[Experiment], journal: Journal, scale: Scale,
+    executor: Executor | None = None, begins: Callable[[str], Any] = lambda name: None,
+) -> Results:
+    """Do all that the experiments need and the journal lacks. Return the results."""
+    results = Results(journal, scale)
+    cells = unique(cell for one in experiments for cell in one.cells)
+
+    def finish(jobs: Iterable[Job]) -> None:
+        do(jobs, journal, executor, begins)
+
+    while jobs := [job for cell in cells for job in search(results, cell)]:
+        finish(jobs)
+    finish(job for cell in cells for job in repeats(results, cell))
+    finish(
+        cell.run(rate, seed, scale) for one in experiments for cell, rates in one.every_rate
+        for rate in scale.rates(rates) for seed in range(scale.seeds)
+    )
+    finish(planted(experiments, results))
+    for one in experiments:
+        while jobs := [j for j in one.jobs(results) if j.key not in journal]:
+            finish(jobs)
+    return results
+
+
+def unique(cells: Iterable[Cell]) -> list[Cell]:
+    return list(dict.fromkeys(cells))
+
+
+def search(results: Results, cell: Cell) -> list[Job]:
+    """Return the runs that the choice of a cell's rate still needs."""
+    scale = results.scale
+    if cell.untrained:
+        job = cell.run(0.0, 0, scale)
+        return [job] * (job.key not in results.journal)
+    rates = next_rates(results.tried(cell), TASKS[cell.task].metrics[0], scale)
+    return [cell.run(rate, 0, scale) for rate in rates]
+
+
+def repeats(results: Results, cell: Cell) -> list[Job]:
+    """Return the runs of a cell at the chosen rate, one for each seed."""
+    seeds = 1 if cell.untrained else results.scale.seeds
+    return [cell.run(results.rate(cell), seed, results.scale) for seed in range(seeds)]
+
+
+def planted(experiments: Sequence[Experiment], results: Results) -> list[Job]:
+    """Return the runs with the mistakes that turn the verdicts: LoRA's cells, at their rates."""
+    jobs: dict[str, Job] = {}
+    for one in experiments:
+        for mistake in {c.mistake for c in one.claims if c.mistake} - one.blunders.keys():
+            for cell in one.cells:
+                if cell.lora and not cell.variation:
+                    rate, bad = results.rate(cell), cell.varied(mistake)
+                    for seed in range(results.scale.seeds):
+                        job = bad.run(rate, seed, results.scale)
+                        jobs[job.key] = job
+    return list(jobs.values())
+
+
+def estimate(
+    experiments: Sequence[Experiment], journal: Journal, scale: Scale, known: Journal, at_once: int
+) -> tuple[int, float]:
+    """Return the number of runs that are left, at least, and about the seconds that they take.
+
+    known: finished runs, whose seconds count; the journal's own are better and come first.
+    """
+    lines = [*known.lines.values(), *journal.lines.values()]
+    seconds: dict[str, list[float]] = {}
+    for line in lines:
+        seconds.setdefault(line["config"].get("task", line["kind"]), []).append(line["seconds"])
+    results, runs, total = Results(journal, scale), 0, 0.0
+    for cell in unique(cell for one in experiments for cell in one.cells):
+        tried = results.tried(cell)
+        done = len(tried) + max(0, sum(
+            cell.run(rate, seed, scale).key in journal
+            for rate in tried for seed in range(1, scale.seeds)
+        ))
+        wanted = 1 if cell.untrained else (1 if scale.fast else 4) + scale.seeds - 1
+        left = max(0, wanted - done)
+        runs += left
+        total += left * statistics.median(seconds.get(cell.task, [SECONDS]))
+    for one in experiments:
+        for cell, rates in one.every_rate:
+            left = sum(cell.run(rate, seed, scale).key not in journal
+                       for rate in scale.rates(rates) for seed in range(scale.seeds))
+            runs += left
+            total += left * statistics.median(seconds.get(cell.task, [SECONDS]))
+    share = 0.05 if scale.fast and not journal.lines else 1.0
+    return runs, total * share / max(1, at_once)
