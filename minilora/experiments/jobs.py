@@ -23,6 +23,7 @@ from ..files.journal import Journal, key_of
 KINDS = {  # the kind of a job -> the module and function that does it
     "train": "training:train",
     "chance": "training:chance",
+    "scaling": "scaling:compare",
 }
 Begins = Callable[[str], Any]
 

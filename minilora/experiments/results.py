@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .cells import GRID, START, Cell, Scale
 from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
+DIVERGED = 10.0  # nats a token: the loss of a run that diverged, above that of a uniform guess
 
 
 class Results:
@@ -20,10 +21,18 @@ class Results:
 
     mistake: a variation; LoRA's cells are then read from the runs with that mistake, at the rate
     that was chosen without it. So a test can see whether a verdict turns.
+    read: cell -> the cell whose runs are read in its place: see `swapped`.
     """
 
-    def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
-        self.journal, self.scale, self.mistake = journal, scale, mistake
+    def __init__(
+        self, journal: Journal, scale: Scale, mistake: str = "",
+        read: Callable[[Cell], Cell] = lambda cell: cell,
+    ) -> None:
+        self.journal, self.scale, self.mistake, self.read = journal, scale, mistake, read
+
+    def swapped(self, read: Callable[[Cell], Cell]) -> Results:
+        """Return the results with a planted mistake: each cell is read from the runs of another."""
+        return type(self)(self.journal, self.scale, self.mistake, read)
 
     def job(self, job: Job) -> Any:
         """Return the result of a job; KeyError if it has not run."""
@@ -33,7 +42,7 @@ class Results:
 
     def at(self, cell: Cell, rate: float, seed: int) -> Any:
         """Return the result of one run."""
-        return self.job(cell.run(rate, seed, self.scale))
+        return self.job(self.read(cell).run(rate, seed, self.scale))
 
     def tried(self, cell: Cell) -> dict[float, Any]:
         """Return the first seed's result for each rate of the search, as far as it has come.
@@ -45,6 +54,7 @@ class Results:
     def search(self, cell: Cell) -> tuple[dict[float, Any], list[float]]:
         """Return (what was tried, the rates that the search needs next)."""
         tried: dict[float, Any] = {}
+        cell = self.read(cell)
         if cell.untrained:
             job = cell.run(0.0, 0, self.scale)
             return ({0.0: self.job(job)}, []) if job.key in self.journal else ({}, [0.0])
@@ -66,9 +76,7 @@ class Results:
         rate = self.rate(cell)
         if self.mistake and cell.lora and not cell.variation:
             cell = cell.varied(self.mistake)
-        seeds = 1 if cell.untrained else self.scale.seeds
-        runs = [self.at(cell, rate, seed) for seed in range(seeds)]
-        return runs * (self.scale.seeds if cell.untrained else 1)
+        return [self.at(cell, rate, seed) for seed in range(self.scale.seeds)]
 
     def scores(self, cell: Cell, metric: str = "", part: str = "test") -> Values:
         """Return a metric (the main one) of each seed. A run that diverged scores as 0."""
@@ -78,6 +86,10 @@ class Results:
     def values(self, cell: Cell, *path: str) -> Values:
         """Return a number of each run: values(cell, "updates", "q", "rank")."""
         return np.array([_at(run, path) for run in self.runs(cell)], float)
+
+    def log_losses(self, cell: Cell) -> Values:
+        """Return ln of the loss on the validation examples, of each seed."""
+        return np.log([validation_loss(run) for run in self.runs(cell)])
 
     def trained(self, cell: Cell) -> int:
         """Return the number of trained parameters, without a head."""
@@ -93,6 +105,11 @@ def best(tried: Mapping[float, Any], metric: str) -> float:
         return result["validation"][metric], -result["loss"]["validation"]
 
     return max(tried, key=order)
+
+
+def validation_loss(run: Any) -> float:
+    """Return a run's loss on the validation examples; DIVERGED if it diverged."""
+    return DIVERGED if "diverged" in run else float(run["loss"]["validation"])
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
