@@ -80,8 +80,12 @@ class Results:
 
     def scores(self, cell: Cell, metric: str = "", part: str = "test") -> Values:
         """Return a metric (the main one) of each seed. A run that diverged scores as 0."""
-        metric = metric or TASKS[cell.task].metrics[0]
-        return np.array([run[part][metric] if part in run else 0.0 for run in self.runs(cell)])
+        return _scores(self.runs(cell), metric or TASKS[cell.task].metrics[0], part)
+
+    def scores_at(self, cell: Cell, rate: float) -> Values:
+        """Return the main metric of each seed on the test set, at a rate of `every_rate`."""
+        runs = [self.at(cell, rate, seed) for seed in range(self.scale.seeds)]
+        return _scores(runs, TASKS[cell.task].metrics[0], "test")
 
     def values(self, cell: Cell, *path: str) -> Values:
         """Return a number of each run: values(cell, "updates", "q", "rank")."""
@@ -105,6 +109,10 @@ def best(tried: Mapping[float, Any], metric: str) -> float:
         return result["validation"][metric], -result["loss"]["validation"]
 
     return max(tried, key=order)
+
+
+def _scores(runs: Sequence[Any], metric: str, part: str) -> Values:
+    return np.array([run[part][metric] if part in run else 0.0 for run in runs])
 
 
 def validation_loss(run: Any) -> float:
