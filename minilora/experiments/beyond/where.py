@@ -29,7 +29,7 @@ ATTENTION, MLP = ("q", "k", "v", "o"), ("up", "down")
 PLACES = {  # the settings of each; all train 5,120 parameters in a layer of width 64
     "attention": {"r": 10, "targets": ATTENTION},
     "MLP": {"r": 8, "targets": MLP},
-    "all linear": {"r": 4, "targets": (*ATTENTION, *MLP), "rank_pattern": {"attn.*": 5}},
+    "all linear": {"r": 5, "targets": (*ATTENTION, *MLP), "rank_pattern": {"up": 4, "down": 4}},
 }
 MARGIN = 0.05  # of ln loss: 5 % of the loss
 
