@@ -85,6 +85,10 @@ class Cell:
     def varied(self, variation: str) -> Cell:
         return replace(self, variation=variation)
 
+    def on(self, task: str) -> Cell:
+        """Return the same method and settings on a task: cell("", "full").on("mini-sql")."""
+        return replace(self, task=task)
+
 
 NAMES: Mapping[str, str] = {
     "base": "the base", "probe": "the head alone", "full": "full fine-tuning", "fttop2": "FT top 2",
@@ -104,3 +108,9 @@ def cell(task: str, method: str, *, examples: int | None = None, steps: int | No
     fixed = {name: tuple(value) if isinstance(value, list | tuple) else value
              for name, value in settings.items()}
     return Cell(task, method, tuple(sorted(fixed.items())), examples, steps, variation)
+
+
+def chance(task: str, scale: Scale) -> Job:
+    """Return the job that scores answers which are drawn from the training examples, blindly."""
+    test = cell(task, "base").config(scale)["test"]
+    return Job("chance", {"task": task, "test": test}, f"{task}, chance")
