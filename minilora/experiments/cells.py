@@ -76,10 +76,12 @@ class Cell:
         """Return a short name for tables and figures: "LoRA r = 4, q v"."""
         settings = dict(self.settings)
         words = NAMES.get(self.method, self.method)
-        r, targets = settings.get("r"), settings.get("targets")
-        words += f" r = {r}" * (r is not None)
-        words += f", {' '.join(targets)}" * (targets is not None)
-        words += f", {settings.get('lp')} tokens" * ("lp" in settings)
+        if "r" in settings:
+            words += f" r = {settings['r']}"
+        if "targets" in settings:
+            words += f", {' '.join(settings['targets'])}"
+        if "lp" in settings:
+            words += f", {settings['lp']} tokens"
         return words + f" ({self.variation})" * bool(self.variation)
 
     def varied(self, variation: str) -> Cell:

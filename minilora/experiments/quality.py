@@ -11,14 +11,13 @@ import numpy as np
 
 from ..data.tasks import TASKS
 from . import statistics
-from .cells import Cell
+from .cells import Cell, cell
 from .experiment import FAILS, REPRODUCES, Table, Verdict, plus_minus
 from .results import Results, Values
 
 # Metrics with a maximum of 1; all others have a maximum of 100, or none.
 SHARES = ("accuracy", "exact", "f1", "matthews", "pearson", "spearman")
 MARGIN = 2.0  # "about equal" means at most this much less, in points of 100
-MARGIN_SAYS = f"{MARGIN:g} points of 100"
 
 
 def margin(task: str) -> float:
@@ -28,7 +27,8 @@ def margin(task: str) -> float:
 
 def mean_over(results: Results, method: Cell, tasks: Sequence[str]) -> Values:
     """Return the mean of the main metrics over the tasks, for each seed: (seeds,)."""
-    return np.mean([results.scores(method.on(task)) for task in tasks], axis=0)  # type: ignore
+    scores = np.array([results.scores(method.on(task)) for task in tasks])
+    return np.asarray(scores.mean(axis=0))
 
 
 def floor_of_means(results: Results, methods: Collection[Cell], tasks: Sequence[str]) -> float:
@@ -37,16 +37,22 @@ def floor_of_means(results: Results, methods: Collection[Cell], tasks: Sequence[
     return statistics.noise_floor(groups, results.scale.seeds)
 
 
+def unlearned(results: Results, task: str) -> Values:
+    """Return what a decoder scores without learning, for each seed: the larger one of the base's
+    score and of an answer drawn blindly from the training examples."""
+    return np.maximum(results.scores(cell(task, "base")), results.chance(task))
+
+
 def best_of(results: Results, cells: Collection[Cell]) -> Cell:
     """Return the cell with the largest mean of the main metric."""
-    return max(cells, key=lambda cell: results.scores(cell).mean())
+    return max(cells, key=lambda one: float(results.scores(one).mean()))
 
 
 def fewer(results: Results, less: Cell, more: Sequence[Cell], times: int = 1) -> Verdict:
     """Decide exactly whether a cell trains at most 1 / times of the parameters of each other."""
-    own, others = results.trained(less), {cell: results.trained(cell) for cell in more}
+    own, others = results.trained(less), {one: results.trained(one) for one in more}
     word = REPRODUCES if all(own * times <= n for n in others.values()) else FAILS
-    counts = ", ".join(f"{cell.label()} {n:,}" for cell, n in others.items())
+    counts = ", ".join(f"{one.label()} {n:,}" for one, n in others.items())
     return Verdict(word, f"trained parameters: {less.label()} {own:,}; {counts}")
 
 
@@ -70,10 +76,10 @@ def quality_table(
     rows = []
     for method in methods:
         scores = [results.scores(method.on(task), metric) for task, metric in columns]
-        cells = [plus_minus(x, digits(metric)) for x, (_, metric) in zip(scores, columns)]
+        shown = [plus_minus(x, digits(metric)) for x, (_, metric) in zip(scores, columns)]
         total = [plus_minus(np.mean(scores, axis=0))] * mean
         count = f"{results.trained(method.on(columns[0][0])):,}"
-        rows.append([method.label(), count, *cells, *total])
+        rows.append([method.label(), count, *shown, *total])
     if chance:
         drawn = [results.chance(task, metric) for task, metric in columns]
         shown = [f"{x:.{digits(metric)}f}" for x, (_, metric) in zip(drawn, columns)]

@@ -89,7 +89,7 @@ EXPERIMENT = Experiment(
             "§7.1, Table 5",
             "GPT-3, WikiSQL and MNLI at 18M parameters: q 70.4, 91.0; k 70.0, 90.8; v 73.0, 91.0; "
             "o 73.2, 91.3; q + k 71.4, 91.3; q + v 73.7, 91.3",
-            query_and_value, "k and v are exchanged",
+            query_and_value, "the choice is ignored",
         ),
         Claim(
             "All four matrices with a small r are better than fewer with a larger r.",
