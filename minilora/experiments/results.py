@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..data.tasks import TASKS
 from ..files.journal import Journal
-from .cells import GRID, START, Cell, Scale
+from .cells import GRID, START, Cell, Scale, chance
 from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
@@ -82,6 +82,25 @@ class Results:
     def trained(self, cell: Cell) -> int:
         """Return the number of trained parameters, without a head."""
         return next((int(run["trained"]) for run in self.runs(cell) if "trained" in run), 0)
+
+    def chance(self, task: str, metric: str = "") -> float:
+        """Return a metric (the main one) of answers drawn from the training examples, blindly."""
+        found = self.job(chance(task, self.scale))
+        return float(found[metric or TASKS[task].metrics[0]])
+
+
+class Misread(Results):
+    """Results with a planted mistake: each cell reads the runs of the cell that `other` returns."""
+
+    def __init__(self, results: Results, other: Callable[[Cell], Cell]) -> None:
+        super().__init__(results.journal, results.scale, results.mistake)
+        self.results, self.other = results, other
+
+    def runs(self, cell: Cell) -> list[Any]:
+        return self.results.runs(self.other(cell))
+
+    def chance(self, task: str, metric: str = "") -> float:
+        return self.results.chance(task, metric)
 
 
 def best(tried: Mapping[float, Any], metric: str) -> float:
