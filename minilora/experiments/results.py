@@ -44,9 +44,25 @@ class Results:
         return self.job(cell.run(rate, seed, self.scale))
 
     def tried(self, cell: Cell) -> dict[float, Any]:
-        """Return the first seed's result for each rate that was tried."""
-        jobs = {rate: cell.run(rate, 0, self.scale) for rate in GRID}
-        return {rate: self.job(job) for rate, job in jobs.items() if job.key in self.journal}
+        """Return the first seed's result for each rate of the search, as far as it has come.
+
+        Other runs of the cell do not count: what is chosen does not depend on what else has run.
+        """
+        return self.search(cell)[0]
+
+    def search(self, cell: Cell) -> tuple[dict[float, Any], list[float]]:
+        """Return (what was tried, the rates that the search needs next)."""
+        tried: dict[float, Any] = {}
+        if cell.untrained:
+            job = cell.run(0.0, 0, self.scale)
+            return ({0.0: self.job(job)}, []) if job.key in self.journal else ({}, [0.0])
+        while rates := next_rates(tried, TASKS[cell.task].metrics[0], self.scale):
+            jobs = {rate: cell.run(rate, 0, self.scale) for rate in rates}
+            missing = [rate for rate, job in jobs.items() if job.key not in self.journal]
+            if missing:
+                return tried, missing
+            tried |= {rate: self.job(job) for rate, job in jobs.items()}
+        return tried, []
 
     def rate(self, cell: Cell) -> float:
         """Return the rate with the best validation score of the first seed; of equals, the one with

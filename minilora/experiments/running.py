@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from ..data.tasks import TASKS
 from ..files.journal import Journal
 from .cells import Cell, Scale
 from .experiment import Experiment
 from .jobs import Job, do
-from .results import Results, next_rates
+from .results import Results
 
 SECONDS = 4.0  # of a run of which no other is known
 
@@ -28,7 +27,7 @@ def run(
     def finish(jobs: Iterable[Job]) -> None:
         do(jobs, journal, executor, begins)
 
-    while jobs := [job for cell in cells for job in search(results, cell)]:
+    while jobs := [cell.run(rate, 0, scale) for cell in cells for rate in results.search(cell)[1]]:
         finish(jobs)
     finish(job for cell in cells for job in repeats(results, cell))
     finish(
@@ -44,16 +43,6 @@ def run(
 
 def unique(cells: Iterable[Cell]) -> list[Cell]:
     return list(dict.fromkeys(cells))
-
-
-def search(results: Results, cell: Cell) -> list[Job]:
-    """Return the runs that the choice of a cell's rate still needs."""
-    scale = results.scale
-    if cell.untrained:
-        job = cell.run(0.0, 0, scale)
-        return [job] * (job.key not in results.journal)
-    rates = next_rates(results.tried(cell), TASKS[cell.task].metrics[0], scale)
-    return [cell.run(rate, 0, scale) for rate in rates]
 
 
 def repeats(results: Results, cell: Cell) -> list[Job]:
