@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,19 @@ class Results:
 
     def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
         self.journal, self.scale, self.mistake = journal, scale, mistake
+        self._change: Callable[[Job, Any], Any] = lambda job, result: result
+
+    def changed(self, change: Callable[[Job, Any], Any]) -> Results:
+        """Return these results with change(job, result) in place of each: a planted mistake."""
+        other, before = copy(self), self._change
+        other._change = lambda job, result: change(job, before(job, result))
+        return other
 
     def job(self, job: Job) -> Any:
         """Return the result of a job; KeyError if it has not run."""
         if job.key not in self.journal:
             raise KeyError(f"there is no run of {job.name or job.kind}: run the experiment first")
-        return self.journal[job.key]["result"]
+        return self._change(job, self.journal[job.key]["result"])
 
     def at(self, cell: Cell, rate: float, seed: int) -> Any:
         """Return the result of one run."""
