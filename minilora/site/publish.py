@@ -135,8 +135,9 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
         install=INSTALL("exercises").partition(" in "),
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
-    for name in ("style.css", "site.js", "icon.svg"):
+    for name in ("site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
+    files["style.css"] = html.style().encode() + (ASSETS / "style.css").read_bytes()
     entries = [
         entry for name in files if name.endswith(".html") for entry in words(name, files[name])
     ]
