@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .parser import Say
 from .streams import Progress
-
-if TYPE_CHECKING:
-    from ..accounting.paper import Ratio, Row
 
 HEAD = ("source", "what", "shape", "exact", "printed", "")
 
@@ -18,29 +14,22 @@ HEAD = ("source", "what", "shape", "exact", "printed", "")
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Compute the paper's numbers of parameters and bytes, with formulas and by running code."""
     from ..accounting import claims  # slow to import
+    from ..experiments import numbers
 
     result: dict[str, Any] = {}
     reasons: list[str] = []
-    parts = (
-        ("counts", "Trained parameters, in millions", claims.ROWS),
-        ("sizes", "Bytes", claims.SIZES), ("ratios", "Ratios", claims.RATIOS),
-    )
-    with Progress(sum(len(rows) for _, _, rows in parts)) as begins:
-        for part, title, rows in parts:
-            result[part] = []
-            for row in rows:
-                begins(row.what)
-                result[part].append(_facts(row, reasons))
+    parts = numbers.registered()
+    with Progress(sum(len([*rows]) for rows in parts.values())) as begins:
+        for part, rows in parts.items():
+            result[part] = [_noted(numbers.facts(row, begins), reasons) for row in rows]
             begins.clear()
-            _print(title, result[part], args.markdown, say)
+            _print(numbers.PARTS[part], result[part], args.markdown, say)
     for n, reason in enumerate(reasons, 1):
         say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
-    every_row = [row for part in result.values() for row in part]
-    wrong = [row for row in every_row if not row["agree"]]
-    tried = Counter(row["status"] for row in every_row if row["what"].endswith("(tried)"))
-    statuses = Counter(row["status"] for row in every_row) - tried
-    say(f"\n{_summary(statuses, 'numbers')}; "
-        f"{_summary(tried, 'more were tried as an explanation')}")
+    wrong = [row for part in result.values() for row in part if not row["agree"]]
+    statuses, tried = numbers.statuses(result)
+    say(f"\n{numbers.summary(statuses, 'numbers')}; "
+        f"{numbers.summary(tried, 'more were tried as an explanation')}")
     for sentence in claims.RESTS:
         say(f"- {sentence}")
     result |= {"statuses": dict(statuses), "tried": dict(tried), "passed": not wrong}
@@ -53,34 +42,20 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
-def _summary(statuses: Counter[str], what: str) -> str:
-    parts = ", ".join(f"{n} {name}" for name, n in statuses.most_common())
-    return f"{statuses.total()} {what}" + f": {parts}" * bool(parts)
-
-
-def _facts(row: Row | Ratio, reasons: list[str]) -> dict[str, Any]:
-    """Return a row as plain values; add its reason to `reasons` if it is new."""
-    from ..accounting.paper import Row
-
-    facts = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
-             "status": row.status, "why": row.why}
-    if row.why and row.why not in reasons:
-        reasons.append(row.why)
-    note = f" [{reasons.index(row.why) + 1}]" if row.why else ""
-    if not isinstance(row, Row):
-        return facts | {"shape": "", "agree": True, "note": note}
-    ran, formula = row.ran(), row.formula
-    shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"
-    return facts | {"shape": shape, "formula": formula, "ran": ran, "note": note,
-                    "agree": ran == formula == row.exact}
+def _noted(row: dict[str, Any], reasons: list[str]) -> dict[str, Any]:
+    """Return a row with a note that refers to its reason; add the reason if it is new."""
+    if row["why"] and row["why"] not in reasons:
+        reasons.append(row["why"])
+    return row | {"note": f" [{reasons.index(row['why']) + 1}]" if row["why"] else ""}
 
 
 def _print(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
     """Print a table."""
+    from ..experiments.numbers import exact
+
     cells = [HEAD]
     for row in rows:
-        exact = f"{row['exact']:,}" if isinstance(row["exact"], int) else f"{row['exact']:,.4g}"
-        cells.append((row["source"], row["what"], row["shape"], exact, row["printed"],
+        cells.append((row["source"], row["what"], row["shape"], exact(row), row["printed"],
                       row["status"] + row["note"]))
     say(f"## {title}\n" if markdown else title)
     if markdown:

@@ -126,7 +126,8 @@ class Experiment:
         return verdicts
 
 
-NAMES = {  # in the order of the brief: results 1 to 7, the advantages, then what is known since
+NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
+    "method": "paper", "counts": "paper",
     "glue": "paper", "nlg": "paper", "gpt3": "paper", "params": "paper", "matrices": "paper",
     "rank": "paper", "subspace": "paper", "amplification": "paper", "latency": "paper",
     "throughput": "paper", "switch": "paper", "lowdata": "paper", "alpha": "beyond",

@@ -18,6 +18,8 @@ from .order import BRIEF, SECTIONS
 Facts = Mapping[str, Any]
 STYLE = Path(__file__).with_name("report.css")
 TITLE = "Does LoRA do what it says?"
+ABOUT = "The claims of the LoRA paper and of later work, each measured on a laptop"
+LONG = 16  # rows: a longer table is folded
 BADGES = {  # verdict -> its class, and a sign beside the word, as colour alone tells nobody
     REPRODUCES: ("yes", "✓"), FAILS: ("no", "✗"), UNDECIDED: ("open", "?"),
 }
@@ -37,6 +39,7 @@ def page(pages: Sequence[Facts], files: Mapping[str, bytes]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{TITLE} - minilora</title>\n"
+        f'<meta name="description" content="{ABOUT}">\n'
         '<link rel="icon" href="data:,">\n'
         f"<style>\n{style()}</style>\n</head>\n"
         '<body class="report">\n<a class="skip" href="#main">Skip to the text</a>\n'
@@ -116,14 +119,16 @@ def _experiment(
         f'<section class="experiment" aria-labelledby="{name}">',
         f'<h2 id="{name}">{text(facts["title"])} {link}</h2>',
         f'<p class="stamp">{text(markdown.stamp(facts))}</p>',
-        f"<p>{text(facts['toy'])}</p>" * bool(facts["toy"]),
         *(_claim(name, n, claim) for n, claim in enumerate(facts["claims"], 1)),
     ]
     if any(claim["effects"] for claim in facts["claims"]):
         parts.append(f'<p class="soft">{text(facts["noise"])}</p>')
     for one in facts["tables"]:
-        parts += [table(one["head"], one["rows"], one["title"]),
-                  f'<p class="soft">{text(one["note"])}</p>' * bool(one["note"])]
+        shown = table(one["head"], one["rows"], one["title"])
+        if len(one["rows"]) > LONG:
+            shown = (f"<details><summary>{text(one['title'])}: {len(one['rows'])} rows</summary>"
+                     f"{table(one['head'], one['rows'])}</details>")
+        parts += [shown, f'<p class="soft">{text(one["note"])}</p>' * bool(one["note"])]
     if facts["figures"]:
         parts.append('<div class="figures">')
         parts += [_figure(one, files, source) for one in facts["figures"]]
@@ -132,7 +137,7 @@ def _experiment(
         warned = sum(bool(one["warning"]) for one in facts["rates"])
         at_edge = f", {warned} at the edge of the grid" * bool(warned)
         parts.append(f"<details><summary>The learning rates{at_edge}</summary>"
-                     f"{table(*markdown.rates(facts))}</details>")
+                     f"<p>{markdown.RATES}</p>{table(*markdown.rates(facts))}</details>")
     if facts["questions"]:
         answers = "".join(f"<dt>{text(q)}</dt><dd>{text(a)}</dd>" for q, a in facts["questions"])
         parts.append(f"<details><summary>How it was run</summary><dl>{answers}</dl></details>")

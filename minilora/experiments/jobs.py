@@ -23,6 +23,8 @@ from ..files.journal import Journal, key_of
 KINDS = {  # the kind of a job -> the module and function that does it
     "train": "training:train",
     "chance": "training:chance",
+    "numbers": "numbers:numbers",
+    "method": "method:measure",
 }
 Begins = Callable[[str], Any]
 

@@ -16,7 +16,6 @@ Facts = Mapping[str, Any]
 def page(facts: Facts) -> str:
     """Return the page of an experiment."""
     parts = [f"# {facts['title']}", f"*{stamp(facts)}*"]
-    parts += [facts["toy"]] * bool(facts["toy"])
     parts += [_claim(n, claim) for n, claim in enumerate(facts["claims"], 1)]
     if any(claim["effects"] for claim in facts["claims"]):
         parts.append(facts["noise"])
@@ -27,7 +26,7 @@ def page(facts: Facts) -> str:
         parts += [f"![{one['alt']}]({one['name']}.png)\n\n{one['alt']} "
                   f"([SVG]({one['name']}.svg))" for one in facts["figures"]]
     if facts["rates"]:
-        parts += ["## Learning rates", table(*rates(facts))]
+        parts += ["## Learning rates", RATES, table(*rates(facts))]
     if facts["questions"]:
         parts.append("## How it was run")
         parts += [f"**{question}** {answer}" for question, answer in facts["questions"]]
@@ -37,7 +36,9 @@ def page(facts: Facts) -> str:
 
 def stamp(facts: Facts) -> str:
     """Return the sentence on how small everything is."""
-    words = [TOY]
+    if not facts["models"] and facts["toy"]:
+        return " ".join([facts["toy"], *[SMOKE] * facts["smoke"]])
+    words = [TOY, facts["toy"]] if facts["toy"] else [TOY]
     sizes: dict[tuple[Any, ...], list[str]] = {}
     for one in facts["models"]:
         key = one["base"], one["parameters"], one["layers"], one["width"]
@@ -91,15 +92,17 @@ def effects(claim: Facts) -> tuple[list[str], list[list[str]]]:
 
 def rates(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table of learning rates."""
-    head = ["task", "method", "rate", "validation scores of the rates that were tried", ""]
+    tried = sorted({rate for one in facts["rates"] for rate in one["tried"]}, key=float)
     rows = []
     for one in facts["rates"]:
-        tried = "; ".join(f"{rate}: {'diverged' if score is None else number(score)}"
-                          for rate, score in one["tried"].items())
+        scores = ["" if rate not in one["tried"] else "diverged" if one["tried"][rate] is None
+                  else number(one["tried"][rate]) for rate in tried]
         more = "".join(f", {one[name]:,} {name}" for name in ("examples", "steps") if name in one)
-        rows.append([one["task"], one["cell"] + more, f"{one['rate']:g}",
-                     f"{one['metric']} {tried}", one["warning"]])
-    return head, rows
+        rows.append([one["task"], one["cell"] + more, f"{one['rate']:g}", *scores, one["warning"]])
+    return ["task", "method", "chosen", *tried, ""], rows
+
+
+RATES = "Validation score of the first seed (the main metric) for each learning rate tried."
 
 
 def number(value: float | None, sign: str = "") -> str:
@@ -119,7 +122,7 @@ def shown(cell: Any) -> str:
 def numeric(rows: Sequence[Sequence[Any]], column: int) -> bool:
     """Return whether a column of a table holds numbers, perhaps with their spread."""
     cells = [shown(row[column]).split(" ")[0].lstrip("+-−").replace(",", "") for row in rows]
-    return any(cells) and all(cell[:1].isdigit() or cell in ("–", "") for cell in cells)
+    return any(cells) and all(cell[:1].isdigit() or cell in ("–", "", "diverged") for cell in cells)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -118,8 +118,8 @@ def _settings(experiment: Experiment, results: Results) -> str:
     beta1, beta2 = _default("betas")
     words = [
         f"AdamW (betas {beta1} and {beta2}, eps {_default('eps'):g}) with decoupled weight decay "
-        f"{training.DECAY}, a linear schedule with a warm-up over {100 * training.WARMUP:g} % of the "
-        f"steps, and gradients cut to norm {training.CLIP:g}; batches of "
+        f"{training.DECAY}, a linear schedule with a warm-up over {100 * training.WARMUP:g} % of "
+        f"the steps, and gradients cut to norm {training.CLIP:g}; batches of "
         f"{_values(configs, 'batch')}, {_values(configs, 'examples')} training examples. AdamW and "
         "the linear schedule are the paper's; the numbers are ours, one setting for all methods."
     ]

@@ -45,6 +45,14 @@ def versions(journal: Journal) -> list[str]:
     return sorted({line["version"] for line in journal.lines.values()} - {__version__})
 
 
+def complete(experiment: Experiment, results: Results) -> bool:
+    """Return whether the journal has all runs that an experiment needs."""
+    try:
+        return all(job.key in results.journal for job in needed(experiment, results))
+    except (KeyError, ValueError):  # the choice of a rate lacks a run
+        return False
+
+
 class Compared(NamedTuple):
     """A number of a stored run and of the same run now; apart: their relative difference."""
 
