@@ -30,6 +30,8 @@ KINDS = {  # the kind of a job -> the module and function that does it
     "switch": "paper.switch:switch",
     "intruders": "beyond.intruders:matched",
     "scaling": "scaling:compare",
+    "numbers": "numbers:numbers",
+    "method": "method:measure",
 }
 Begins = Callable[[str], Any]
 
