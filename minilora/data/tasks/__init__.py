@@ -8,8 +8,11 @@
 The data are drawn from a seed and a grammar; nothing is downloaded, and nothing is real.
 """
 
+from .glue import MiniCola, MiniMrpc, MiniRte, MiniSst, MiniStsb
 from .task import IGNORED_WORDS, PARTS, Example, Task, Words
 
-TASKS: dict[str, Task] = {}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (MiniCola(), MiniSst(), MiniMrpc(), MiniStsb(), MiniRte())
+}
 
 __all__ = ["IGNORED_WORDS", "PARTS", "TASKS", "Example", "Task", "Words"]
