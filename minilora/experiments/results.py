@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from ..data.tasks import TASKS
 from ..files.journal import Journal
-from .cells import GRID, START, Cell, Scale
+from .cells import GRID, START, Cell, Scale, chance
 from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
@@ -21,28 +22,35 @@ class Results:
 
     mistake: a variation; LoRA's cells are then read from the runs with that mistake, at the rate
     that was chosen without it. So a test can see whether a verdict turns.
-    read: cell -> the cell whose runs are read in its place: see `swapped`.
     """
 
-    def __init__(
-        self, journal: Journal, scale: Scale, mistake: str = "",
-        read: Callable[[Cell], Cell] = lambda cell: cell,
-    ) -> None:
-        self.journal, self.scale, self.mistake, self.read = journal, scale, mistake, read
+    def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
+        self.journal, self.scale, self.mistake = journal, scale, mistake
+        self._read: Callable[[Cell], Cell] = lambda cell: cell
+        self._change: Callable[[Job, Any], Any] = lambda job, result: result
 
     def swapped(self, read: Callable[[Cell], Cell]) -> Results:
-        """Return the results with a planted mistake: each cell is read from the runs of another."""
-        return type(self)(self.journal, self.scale, self.mistake, read)
+        """Return these results with a planted mistake: each cell is read from the runs of another,
+        read(cell)."""
+        other = copy(self)
+        other._read = read
+        return other
+
+    def changed(self, change: Callable[[Job, Any], Any]) -> Results:
+        """Return these results with change(job, result) in place of each: a planted mistake."""
+        other, before = copy(self), self._change
+        other._change = lambda job, result: change(job, before(job, result))
+        return other
 
     def job(self, job: Job) -> Any:
         """Return the result of a job; KeyError if it has not run."""
         if job.key not in self.journal:
             raise KeyError(f"there is no run of {job.name or job.kind}: run the experiment first")
-        return self.journal[job.key]["result"]
+        return self._change(job, self.journal[job.key]["result"])
 
     def at(self, cell: Cell, rate: float, seed: int) -> Any:
         """Return the result of one run."""
-        return self.job(self.read(cell).run(rate, seed, self.scale))
+        return self.job(self._read(cell).run(rate, seed, self.scale))
 
     def tried(self, cell: Cell) -> dict[float, Any]:
         """Return the first seed's result for each rate of the search, as far as it has come.
@@ -54,7 +62,6 @@ class Results:
     def search(self, cell: Cell) -> tuple[dict[float, Any], list[float]]:
         """Return (what was tried, the rates that the search needs next)."""
         tried: dict[float, Any] = {}
-        cell = self.read(cell)
         if cell.untrained:
             job = cell.run(0.0, 0, self.scale)
             return ({0.0: self.job(job)}, []) if job.key in self.journal else ({}, [0.0])
@@ -69,14 +76,16 @@ class Results:
     def rate(self, cell: Cell) -> float:
         """Return the rate with the best validation score of the first seed; of equals, the one with
         the lowest validation loss. The test set is not seen."""
+        cell = self._read(cell)
         return best(self.tried(cell), TASKS[cell.task].metrics[0])
 
     def runs(self, cell: Cell) -> list[Any]:
         """Return the result of each seed at the chosen rate."""
-        rate = self.rate(cell)
+        rate, cell = self.rate(cell), self._read(cell)
         if self.mistake and cell.lora and not cell.variation:
             cell = cell.varied(self.mistake)
-        return [self.at(cell, rate, seed) for seed in range(self.scale.seeds)]
+        jobs = [cell.run(rate, seed, self.scale) for seed in range(self.scale.seeds)]
+        return [self.job(job) for job in jobs]
 
     def scores(self, cell: Cell, metric: str = "", part: str = "test") -> Values:
         """Return a metric (the main one) of each seed. A run that diverged scores as 0."""
@@ -98,6 +107,11 @@ class Results:
     def trained(self, cell: Cell) -> int:
         """Return the number of trained parameters, without a head."""
         return next((int(run["trained"]) for run in self.runs(cell) if "trained" in run), 0)
+
+    def chance(self, task: str, metric: str = "") -> float:
+        """Return a metric (the main one) of answers drawn from the training examples, blindly."""
+        found = self.job(chance(task, self.scale))
+        return float(found[metric or TASKS[task].metrics[0]])
 
 
 def best(tried: Mapping[float, Any], metric: str) -> float:
