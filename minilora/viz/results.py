@@ -18,7 +18,7 @@ MARKERS = "osD^vPX<>*"
 UNITS = {1e9: "G", 1e6: "M", 1e3: "k"}
 MOST = 6  # ticks of a log axis
 FAR = (8, 15, 24)  # points from a dot to its label, and where around it, in degrees
-GOOD = 100  # a label's cost where it covers no label and no point
+GOOD = 100  # the cost of a label that covers no other label and little of a line
 AROUND = (0, 180, 90, 270, 45, 135, 225, 315)
 Seeds = float | Sequence[float]  # a number, or one for each seed
 
@@ -157,17 +157,16 @@ def _short(x: float) -> str:
 
 
 def _label(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each point's text beside it, where it covers least of other texts, points and lines."""
+    """Write each point's text beside it, where it covers least of other labels and of lines."""
     ax.figure.draw_without_rendering()  # computes the layout
-    dots = ax.transData.transform([point[:2] for point in points])
     lines = [xy for line in ax.lines for xy in _along(line)]
     inside, taken = ax.get_window_extent(), list[Any]()
 
     def cost(label: Any) -> float:
         box = label.get_window_extent().padded(2)
-        on_lines, on_dots = (sum(box.contains(*xy) for xy in some) for some in (lines, dots))
+        on_lines = sum(box.contains(*xy) for xy in lines)
         out = box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1
-        covered = 10 * on_lines + 300 * on_dots + 1000 * sum(map(box.overlaps, taken))
+        covered = 10 * on_lines + 1000 * sum(map(box.overlaps, taken))
         return float(math.hypot(*label.xyann) + covered + 5000 * out)
 
     for x, y, text in points:
