@@ -1,0 +1,1 @@
+"""The paper's results, measured here: the statistics that every experiment needs."""
