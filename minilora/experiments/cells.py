@@ -78,7 +78,7 @@ class Cell:
         words = NAMES.get(self.method, self.method)
         r, targets = settings.get("r"), settings.get("targets")
         words += f" r = {r}" * (r is not None)
-        words += f", {' '.join(targets)}" * (targets is not None)
+        words += f", {' '.join(targets or ())}" * bool(targets)
         words += f", {settings.get('lp')} tokens" * ("lp" in settings)
         return words + f" ({self.variation})" * bool(self.variation)
 

@@ -105,7 +105,7 @@ def tables(results: Results) -> list[Table]:
     head = ["model, batch x tokens", "method", "trained", "GFLOPs", "gradients and moments, bytes",
             "peak, bytes", "ms", "time"]
     return [Table("One training step with AdamW", head, rows,
-                  "the first columns are counted; ms and time: of one processor, measured in turns")]
+                  "ms and time: of one processor, measured in turns; all else is counted")]
 
 
 def as_full(results: Results) -> Results:
@@ -113,7 +113,7 @@ def as_full(results: Results) -> Results:
     def change(job: Job, result: Any) -> Any:
         if job.kind != "throughput":
             return result
-        return {part: {name: by["full"] for name in by} for part, by in result.items()}
+        return {part: dict.fromkeys(by, by["full"]) for part, by in result.items()}
 
     return results.changed(change)
 
