@@ -1,103 +1,128 @@
-"""`minilora reproduce counts`: compare the paper's numbers with what this package computes."""
+"""`minilora reproduce`: the paper's numbers of parameters, and its results as experiments."""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from .parser import OneOf, Parser, Say
+from ..backend.threads import cores
+from . import counts
+from .parser import OneOf, Parser, Say, integer
 from .streams import Progress
 
-if TYPE_CHECKING:
-    from ..accounting.paper import Ratio, Row
-
-HEAD = ("source", "what", "shape", "exact", "printed", "")
+CHECKED = 3  # runs that --check does again
+OPTIONS = ("out", "seeds", "jobs", "fast", "from_runs", "check")  # of experiments, not of counts
 
 
 def add_to(top: Parser) -> None:
+    from ..experiments.experiment import NAMES
+
     to = top.command("reproduce", run)
-    what = OneOf("counts", metavar="what")
-    to.argument("what", "the numbers: counts", needs="to know what to reproduce: counts", read=what)
-    to.flag("--markdown", help="print the tables as Markdown")
+    what = OneOf("all", "counts", *NAMES, metavar="what")
+    to.argument(
+        "what", f"counts (of parameters and bytes), an experiment, or all: {', '.join(NAMES)}",
+        needs="to know what to reproduce: counts, an experiment such as rank, or all", read=what,
+    )
+    to.flag("--markdown", help="counts: print the tables as Markdown")
+    to.option("--out", read=Path, help="folder of the report (report)")
+    to.option("--seeds", read=integer(2, 100), help="runs of each method at its best rate (3)")
+    to.option("--jobs", read=integer(1, 1024), help="processes (one for each core)")
+    to.flag("--fast", help="a smoke run of a few steps with 2 seeds: it gives no verdict")
+    to.flag("--from-runs", help="make the report from the runs that come with the package")
+    help = f"do {CHECKED} of the package's runs again, chosen by --seed, and compare their numbers"
+    to.flag("--check", help=help)
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Compute the paper's numbers of parameters and bytes, with formulas and by running code."""
-    from ..accounting import claims  # slow to import
-
-    result: dict[str, Any] = {}
-    reasons: list[str] = []
-    parts = (
-        ("counts", "Trained parameters, in millions", claims.ROWS),
-        ("sizes", "Bytes", claims.SIZES), ("ratios", "Ratios", claims.RATIOS),
-    )
-    with Progress(sum(len(rows) for _, _, rows in parts)) as begins:
-        for part, title, rows in parts:
-            result[part] = []
-            for row in rows:
-                begins(row.what)
-                result[part].append(_facts(row, reasons))
-            begins.clear()
-            _print(title, result[part], args.markdown, say)
-    for n, reason in enumerate(reasons, 1):
-        say(f"{n}. {reason}" if args.markdown else f"[{n}] {reason}")
-    every_row = [row for part in result.values() for row in part]
-    wrong = [row for row in every_row if not row["agree"]]
-    tried = Counter(row["status"] for row in every_row if row["what"].endswith("(tried)"))
-    statuses = Counter(row["status"] for row in every_row) - tried
-    say(f"\n{_summary(statuses, 'numbers')}; "
-        f"{_summary(tried, 'more were tried as an explanation')}")
-    for sentence in claims.RESTS:
-        say(f"- {sentence}")
-    result |= {"statuses": dict(statuses), "tried": dict(tried), "passed": not wrong}
-    if wrong:
-        row = wrong[0]
-        result["failed"] = (
-            f"{len(wrong)} rows differ from the registered value, such as {row['source']}, "
-            f"{row['what']}: formula {row['formula']}, run {row['ran']}, registered {row['exact']}"
+    """Do the paper's experiments and report them, or compute its numbers of parameters."""
+    given = [name for name in OPTIONS if getattr(args, name) not in (None, False)]
+    if args.what == "counts":
+        if given:
+            option = given[0].replace("_", "-")
+            raise ValueError(f"counts takes no --{option}: it prints its tables")
+        return counts.run(args, say)
+    if args.markdown:
+        raise ValueError(
+            f"--markdown is for counts: reproduce {args.what} writes its pages as Markdown"
         )
+    if args.fast and args.seeds:
+        raise ValueError("--fast has 2 seeds: leave out --seeds")
+    if args.check:
+        if args.what == "all" or given != ["check"]:
+            raise ValueError("--check takes one experiment, and no other option than --seed")
+        return _check(args, say)
+    return _report(args, say)
+
+
+def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    from ..experiments import Scale, reporting
+    from ..experiments.experiment import experiment
+    from ..experiments.running import estimate
+    from ..experiments.shipped import shipped
+    from ..files.journal import Journal
+
+    out, scale = args.out or Path("report"), Scale(2, True) if args.fast else Scale(args.seeds or 3)
+    names = reporting.select(args.what)
+    reporting.check(out, scale)
+    known = shipped()
+    if args.from_runs:
+        if args.jobs or args.fast:
+            raise ValueError("--from-runs runs nothing: leave out --jobs and --fast")
+        report = reporting.reproduce(names, out, scale=scale, journal=known)
+        return _told(report, out, say)
+    jobs, journal = args.jobs or cores(), out / reporting.JOURNAL
+    chosen = [experiment(name) for name in names]
+    runs, seconds = estimate(chosen, Journal(journal), scale, known, jobs)
+    say(f"{len(names)} experiments: {runs} runs to do or more, about {_time(seconds)} with "
+        f"{jobs} {'process' if jobs == 1 else 'processes'}")
+    try:
+        with Progress(runs) as begins:
+            report = reporting.reproduce(names, out, scale=scale, jobs=jobs, begins=begins)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; the {len(Journal(journal))} finished runs are in {journal}: the same "
+            "command goes on from there"
+        ) from None
+    return _told(report, out, say)
+
+
+def _told(report: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
+    """Print every claim with its verdict, and where the report is."""
+    for one in report["experiments"]:
+        say(f"{one['name']}: {one['title']}")
+        for claim in one["claims"]:
+            say(f"  {claim['verdict']:<18} {claim['says']}")
+    say(f"the report is in {out}: open {out / 'index.html'}")
+    return {**report, "out": str(out)}
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+
+
+def _check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+    from ..experiments import Scale, shipped
+    from ..experiments.experiment import experiment
+    from ..experiments.results import Results
+
+    results, compared = Results(shipped.shipped(), Scale()), []
+    with Progress(CHECKED) as begins:
+        for numbers in shipped.check(experiment(args.what), results, CHECKED, args.seed):
+            begins(numbers[0].run)
+            begins.clear()
+            say(numbers[0].run)
+            for one in numbers:
+                how = "equal" if not one.apart else f"{one.apart:.2g} of its size apart"
+                say(f"  {one.what:<28} {one.stored!s:>12} {one.now!s:>12}  {how}")
+            compared += numbers
+    worst = max(compared, key=lambda one: one.apart)
+    equal = sum(not one.apart for one in compared)
+    say(f"{equal} of {len(compared)} numbers are equal. Another processor rounds otherwise in each "
+        f"step, so {shipped.TOLERANCE:.0%} of its size is allowed for each.")
+    result = {"numbers": [one._asdict() for one in compared], "equal": equal,
+              "tolerance": shipped.TOLERANCE, "passed": worst.apart <= shipped.TOLERANCE}
+    if not result["passed"]:
+        result["failed"] = (f"{worst.run}: {worst.what} was {worst.stored} and is {worst.now}, "
+                            f"further apart than {shipped.TOLERANCE:.0%}")
     return result
-
-
-def _summary(statuses: Counter[str], what: str) -> str:
-    parts = ", ".join(f"{n} {name}" for name, n in statuses.most_common())
-    return f"{statuses.total()} {what}" + f": {parts}" * bool(parts)
-
-
-def _facts(row: Row | Ratio, reasons: list[str]) -> dict[str, Any]:
-    """Return a row as plain values; add its reason to `reasons` if it is new."""
-    from ..accounting.paper import Row
-
-    facts = {"source": row.source, "what": row.what, "exact": row.exact, "printed": row.printed,
-             "status": row.status, "why": row.why}
-    if row.why and row.why not in reasons:
-        reasons.append(row.why)
-    note = f" [{reasons.index(row.why) + 1}]" if row.why else ""
-    if not isinstance(row, Row):
-        return facts | {"shape": "", "agree": True, "note": note}
-    ran, formula = row.ran(), row.formula
-    shape = row.shape if isinstance(row.shape, str) else "gpt3-175b"
-    return facts | {"shape": shape, "formula": formula, "ran": ran, "note": note,
-                    "agree": ran == formula == row.exact}
-
-
-def _print(title: str, rows: list[dict[str, Any]], markdown: bool, say: Say) -> None:
-    """Print a table."""
-    cells = [HEAD]
-    for row in rows:
-        exact = f"{row['exact']:,}" if isinstance(row["exact"], int) else f"{row['exact']:,.4g}"
-        cells.append((row["source"], row["what"], row["shape"], exact, row["printed"],
-                      row["status"] + row["note"]))
-    say(f"## {title}\n" if markdown else title)
-    if markdown:
-        say("| " + " | ".join(HEAD) + " |\n|---|---|---|---:|---:|---|")
-        for line in cells[1:]:
-            say("| " + " | ".join(line) + " |")
-    else:
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        for line in cells:
-            padded = [cell.rjust(n) if i in (3, 4) else cell.ljust(n)
-                      for i, (cell, n) in enumerate(zip(line, widths))]
-            say("  ".join(padded).rstrip())
-    say("")

@@ -115,6 +115,7 @@ class Progress:
     def __call__(self, what: str = "") -> None:
         """Report that the next part begins, and how long it and those after it will take."""
         now, done, self.part = time.monotonic(), self.part, self.part + 1
+        self.parts = max(self.parts, self.part)
         line = f"{self.part} of {self.parts}" + f": {what}" * bool(what)
         if done:
             seconds = round((now - self.began) / done * (self.parts - done))

@@ -52,15 +52,21 @@ class Cell:
         sizes = {part: min(task.sizes[part], 24 if scale.fast else 10**9)
                  for part in ("validation", "test")}
         return {
-            "task": self.task, "method": self.method, "settings": dict(self.settings),
+            "task": self.task, "method": self.method, "settings": self._settings(),
             "examples": self.examples or task.sizes["train"],
             "steps": min(steps, 8) if scale.fast else steps, "batch": task.batch_size,
             "variation": self.variation, **sizes,
         }
 
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings; those that are patterns, such as rank_pattern, as mappings again."""
+        return {name: dict(value) if name.endswith("_pattern") else value
+                for name, value in self.settings}
+
     def run(self, rate: float, seed: int, scale: Scale) -> Job:
         """Return the job that trains this cell with a rate and a seed."""
-        config = self.config(scale) | {"rate": 0.0 if self.untrained else rate, "seed": seed}
+        rate, seed = (0.0, 0) if self.untrained else (rate, seed)
+        config = self.config(scale) | {"rate": rate, "seed": seed}
         return Job("train", config, f"{self.task}, {self.label()}, rate {rate:g}, seed {seed}")
 
     @property
@@ -76,14 +82,20 @@ class Cell:
         """Return a short name for tables and figures: "LoRA r = 4, q v"."""
         settings = dict(self.settings)
         words = NAMES.get(self.method, self.method)
-        r, targets = settings.get("r"), settings.get("targets")
-        words += f" r = {r}" * (r is not None)
-        words += f", {' '.join(targets or ())}" * bool(targets)
-        words += f", {settings.get('lp')} tokens" * ("lp" in settings)
+        if "r" in settings:
+            words += f" r = {settings['r']}"
+        if "targets" in settings:
+            words += f", {' '.join(settings['targets'])}"
+        if "lp" in settings:
+            words += f", {settings['lp']} tokens"
         return words + f" ({self.variation})" * bool(self.variation)
 
     def varied(self, variation: str) -> Cell:
         return replace(self, variation=variation)
+
+    def on(self, task: str) -> Cell:
+        """Return the same method and settings on a task: cell("", "full").on("mini-sql")."""
+        return replace(self, task=task)
 
 
 NAMES: Mapping[str, str] = {
@@ -101,6 +113,18 @@ def cell(task: str, method: str, *, examples: int | None = None, steps: int | No
     """Return a cell: cell("mini-e2e", "lora", r=4). LoRA and its variants get alpha = ALPHA."""
     if Cell(task, method).lora:
         settings = {"alpha": ALPHA, "targets": ("q", "v")} | settings
-    fixed = {name: tuple(value) if isinstance(value, list | tuple) else value
-             for name, value in settings.items()}
+    fixed = {name: _fixed(value) for name, value in settings.items()}
     return Cell(task, method, tuple(sorted(fixed.items())), examples, steps, variation)
+
+
+def chance(task: str, scale: Scale) -> Job:
+    """Return the job that scores answers which are drawn from the training examples, blindly."""
+    test = cell(task, "base").config(scale)["test"]
+    return Job("chance", {"task": task, "test": test}, f"{task}, chance")
+
+
+def _fixed(value: Any) -> Any:
+    """Return a setting that can be hashed: a list as a tuple, a mapping as pairs."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list | tuple) else value

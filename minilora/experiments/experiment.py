@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,19 +119,27 @@ class Experiment:
 
     def verdicts(self, results: Results) -> list[Verdict]:
         """Apply every rule. A smoke run decides nothing."""
+        verdicts = [claim.rule(results) for claim in self.claims]
         if results.scale.fast:
             words = "this is a smoke run of a few steps: it gives no verdict"
             return [Verdict("no verdict", words) for _ in self.claims]
-        return [claim.rule(results) for claim in self.claims]
+        return verdicts
 
 
-NAMES = {  # in the order of the brief: results 1 to 7, the advantages, then what is known since
+NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
+    "method": "paper", "counts": "paper",
     "glue": "paper", "nlg": "paper", "gpt3": "paper", "params": "paper", "matrices": "paper",
     "rank": "paper", "subspace": "paper", "amplification": "paper", "latency": "paper",
     "throughput": "paper", "switch": "paper", "lowdata": "paper", "alpha": "beyond",
     "variants": "beyond", "lr-ratio": "beyond", "where": "beyond", "asymmetry": "beyond",
     "intruders": "beyond", "forgetting": "beyond",
 }
+
+
+def there() -> list[str]:
+    """Return the names of the experiments whose files are there."""
+    return [name for name, where in NAMES.items()
+            if (Path(__file__).parent / where / f"{name.replace('-', '_')}.py").exists()]
 
 
 def experiment(name: str) -> Experiment:

@@ -29,6 +29,9 @@ KINDS = {  # the kind of a job -> the module and function that does it
     "throughput": "paper.throughput:throughput",
     "switch": "paper.switch:switch",
     "intruders": "beyond.intruders:matched",
+    "scaling": "scaling:compare",
+    "numbers": "numbers:numbers",
+    "method": "method:measure",
 }
 Begins = Callable[[str], Any]
 

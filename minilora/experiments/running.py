@@ -29,16 +29,28 @@ def run(
 
     while jobs := [cell.run(rate, 0, scale) for cell in cells for rate in results.search(cell)[1]]:
         finish(jobs)
-    finish(job for cell in cells for job in repeats(results, cell))
-    finish(
-        cell.run(rate, seed, scale) for one in experiments for cell, rates in one.every_rate
-        for rate in scale.rates(rates) for seed in range(scale.seeds)
-    )
-    finish(planted(experiments, results))
+    finish(job for one in experiments for job in trainings(one, results))
     for one in experiments:
         while jobs := [j for j in one.jobs(results) if j.key not in journal]:
             finish(jobs)
     return results
+
+
+def trainings(experiment: Experiment, results: Results) -> list[Job]:
+    """Return all runs of an experiment whose rates are chosen, with those of planted mistakes."""
+    scale = results.scale
+    jobs = [cell.run(rate, 0, scale) for cell in experiment.cells for rate in results.tried(cell)]
+    jobs += [job for cell in experiment.cells for job in repeats(results, cell)]
+    jobs += [
+        cell.run(rate, seed, scale) for cell, rates in experiment.every_rate
+        for rate in scale.rates(rates) for seed in range(scale.seeds)
+    ]
+    return list({job.key: job for job in [*jobs, *planted(experiment, results)]}.values())
+
+
+def needed(experiment: Experiment, results: Results) -> list[Job]:
+    """Return all jobs whose results an experiment reads. KeyError if some have not run."""
+    return [*trainings(experiment, results), *experiment.jobs(results)]
 
 
 def unique(cells: Iterable[Cell]) -> list[Cell]:
@@ -51,18 +63,15 @@ def repeats(results: Results, cell: Cell) -> list[Job]:
     return [cell.run(results.rate(cell), seed, results.scale) for seed in range(seeds)]
 
 
-def planted(experiments: Sequence[Experiment], results: Results) -> list[Job]:
+def planted(experiment: Experiment, results: Results) -> list[Job]:
     """Return the runs with the mistakes that turn the verdicts: LoRA's cells, at their rates."""
-    jobs: dict[str, Job] = {}
-    for one in experiments:
-        for mistake in {c.mistake for c in one.claims if c.mistake} - one.blunders.keys():
-            for cell in one.cells:
-                if cell.lora and not cell.variation:
-                    rate, bad = results.rate(cell), cell.varied(mistake)
-                    for seed in range(results.scale.seeds):
-                        job = bad.run(rate, seed, results.scale)
-                        jobs[job.key] = job
-    return list(jobs.values())
+    mistakes = dict.fromkeys(claim.mistake for claim in experiment.claims if claim.mistake)
+    return [
+        cell.varied(mistake).run(results.rate(cell), seed, results.scale)
+        for mistake in mistakes if mistake not in experiment.blunders
+        for cell in experiment.cells if cell.lora and not cell.variation
+        for seed in range(results.scale.seeds)
+    ]
 
 
 def estimate(

@@ -65,7 +65,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
             self.length += len(data)
-        self.lines[key] = line
+        self.lines[key] = json.loads(data)  # as it will be read again
 
     def close(self) -> None:
         """Close the file, so that another process may add to it."""

@@ -1,22 +1,19 @@
 """Write the site to a folder: all files or none. An old site stays if that fails.
 
-LIST, a file of the site, has the checksum of each other one. So a file of the user's in the folder
-is known, and so is a page that was edited: such a site is not replaced.
+A file of the user's in the folder is known by the site's LIST, and so is a page that was edited:
+such a site is not replaced.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..files.atomic import reason
+from ..files.owned import LIST, listed, theirs
 
-LIST = ".minilora.json"  # file of the site -> the CRC-32 of its bytes
-OTHERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # systems write them where folders are looked at
 MARK = '<meta name="generator" content="minilora">'
 
 
@@ -28,29 +25,15 @@ def is_site(folder: Path) -> bool:
         return False
 
 
-def own(folder: Path) -> list[str]:
-    """Return the files in a site's folder that are the user's: added or changed since the build."""
-    try:
-        known = json.loads((folder / LIST).read_text("utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    return [
-        name for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()
-        if (name := path.relative_to(folder).as_posix()) != LIST and path.name not in OTHERS
-        if path.is_symlink() or known.get(name) != zlib.crc32(path.read_bytes())
-    ]
-
-
 def check(out: Path) -> None:
     """Raise ValueError, with the remedy, if no site can be written to `out`."""
     if out.is_dir() and any(out.iterdir()) and not is_site(out):
         raise ValueError(
             f"{out} exists and is not a site: give another name, or remove it first"
         )
-    if out.is_dir() and (theirs := own(out)):
+    if out.is_dir() and (others := theirs(out)):
         raise ValueError(
-            f"{out} has {theirs[0]}, which minilora did not write so ({len(theirs)} such files): "
+            f"{out} has {others[0]}, which minilora did not write so ({len(others)} such files): "
             "give another name, or remove it first"
         )
     if out.exists() and not out.is_dir():
@@ -76,8 +59,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
         prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
     ) as room:
         new, old = Path(room, "new"), Path(room, "old")
-        sums = {name: zlib.crc32(data) for name, data in files.items()}
-        for name, data in {**files, LIST: json.dumps(sums).encode()}.items():
+        for name, data in {**files, LIST: listed(files)}.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(data)
         if target.exists():

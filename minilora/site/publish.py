@@ -75,13 +75,15 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
     import jinja2
 
     from ..exercises.book import exercises
+    from ..experiments import html
     from . import names, pages, prose
     from .cover import cover
     from .execution import executed
+    from .report import report
     from .words import words
 
     books = executed(chapters, say)
-    data = cover(say)
+    data, measured = cover(say), report(say)
     links = {chapter.number: f"{chapter.name}.html" for chapter in chapters}
     plain = prose.Prose({}, names.usual(), links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
@@ -123,20 +125,27 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
         "cover.html.j2", kind="index", title="minilora: LoRA on NumPy", c=data, start=START,
         description="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
         ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
-        chapters=[*facts.values()], first=chapters[0] if chapters else None,
+        measured=measured, chapters=[*facts.values()], first=chapters[0] if chapters else None,
     )
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora",
         description="Every public name of minilora", sections=names.sections(), used=used,
     )
+    files["report.html"] = page(
+        "report.html.j2", kind="report", title=f"{html.TITLE} - minilora", description=html.ABOUT,
+        body=_html(measured["body"]),
+    )
+    files |= {f"figures/report-{name}": base64.b64decode(png)
+              for name, png in measured["pictures"].items()}
     files["exercises.html"] = page(
         "exercises.html.j2", kind="exercises", title="Exercises - minilora", links=links,
         description="Functions to write, each checked by properties", exercises=tasks,
         install=INSTALL("exercises").partition(" in "),
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
-    for name in ("style.css", "site.js", "icon.svg"):
+    for name in ("site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
+    files["style.css"] = html.style().encode() + (ASSETS / "style.css").read_bytes()
     entries = [
         entry for name in files if name.endswith(".html") for entry in words(name, files[name])
     ]

@@ -5,8 +5,10 @@ one line and returns None. `graph`, `stepper` and `source` work without matplotl
 the open figures.
 """
 
+from pathlib import Path
+
 from .attention import attention_map
-from .axes import alt, available, need, panels
+from .axes import alt, available, need, panels, smallest
 from .copies import unbroadcast
 from .figures import (
     curves,
@@ -25,9 +27,11 @@ from .steps import backward_steps
 from .tape import graph, watching
 from .timing import bench_bars, bench_page
 
+STYLE = Path(__file__).with_name("page.css")  # of every page that minilora writes
+
 __all__ = [
-    "COLOURS", "OTHERS", "alt", "attention_map", "available", "backward_steps", "bench_bars",
-    "bench_page", "colour", "curves", "graph", "loss_curves", "memory_bars", "merge_error", "need",
-    "panels", "parameter_bars", "rank_sweep", "rate_sweep", "show", "source", "spectrum", "stepper",
-    "unbroadcast", "watching",
+    "COLOURS", "OTHERS", "STYLE", "alt", "attention_map", "available", "backward_steps",
+    "bench_bars", "bench_page", "colour", "curves", "graph", "loss_curves", "memory_bars",
+    "merge_error", "need", "panels", "parameter_bars", "rank_sweep", "rate_sweep", "show",
+    "smallest", "source", "spectrum", "stepper", "unbroadcast", "watching",
 ]

@@ -38,6 +38,9 @@ class Words:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = (*IGNORED_WORDS, *words)
+        for word in self.words:
+            if not isinstance(word, str) or word.split() != [word]:
+                raise ValueError(f"Words: {word!r} is not a word: give text without spaces")
         self.ids = {word: i for i, word in enumerate(self.words)}
         if len(self.ids) != len(self.words):
             twice = next(w for i, w in enumerate(self.words) if self.ids[w] != i)
@@ -74,6 +77,7 @@ class Task(ABC):
     metrics      the names of the scores; the first is the main one
     labels       encoder: the number of classes, 1 for a number to predict; 0 for a decoder
     longest      decoder: the most tokens that an answer has, <end> included
+    steps        training steps of one run, with `batch_size` examples in a step
     """
 
     name: ClassVar[str]
@@ -82,6 +86,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     labels: ClassVar[int] = 0
     longest: ClassVar[int] = 0
+    steps: ClassVar[int] = 200
+    batch_size: ClassVar[int] = 32
     sizes: ClassVar[Mapping[str, int]] = {"train": 2000, "validation": 200, "test": 400}
 
     @property
@@ -97,7 +103,9 @@ class Task(ABC):
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
         """Return each metric; outputs: texts of a decoder, classes or numbers of an encoder."""
 
-    def examples(self, part: str, n: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, part: str, n: int | None = None, seed: int | Sequence[int] = 0
+    ) -> list[Example]:
         """Return the first n examples of a part, all with different inputs."""
         choice("examples", "part", part, PARTS)
         n = self.sizes[part] if n is None else integer("examples", "n", n, 1)
@@ -109,9 +117,9 @@ class Task(ABC):
             f"{self.name}: there are only {len(result)} different inputs for {part!r}, not {n}"
         )
 
-    def _stream(self, part: str, seed: int) -> Iterator[Example]:
+    def _stream(self, part: str, seed: int | Sequence[int]) -> Iterator[Example]:
         """Draw examples of one part: 1 in 8 belongs to "test", 1 in 8 to "validation"."""
-        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+        rng = np.random.default_rng([*np.atleast_1d(seed), zlib.crc32(self.name.encode())])
         for _ in range(100_000):
             example = self.draw(rng)
             at = zlib.crc32(example.inputs.encode()) % 8
@@ -126,22 +134,30 @@ class Task(ABC):
         """
         texts = [self.words.encode(x.inputs) for x in examples]
         if self.labels:
-            ids = self._padded(texts)
-            after = np.cumsum(ids == self.words.ids[SEP], axis=1)
-            types = ((after - (ids == self.words.ids[SEP])) > 0) & (ids != self.words.ids[PAD])
-            mask = (ids != self.words.ids[PAD]).astype(np.int64)
             kind = np.int64 if self.labels > 1 else np.float32
-            return (ids, mask, types.astype(np.int64)), np.array([x.answer for x in examples], kind)
+            return inputs_of(self.words, texts), np.array([x.answer for x in examples], kind)
         answers = [self.words.encode(f"{x.answer[0]} {END}") for x in examples]  # type: ignore[index]
-        ids = self._padded([a + b for a, b in zip(texts, answers)])
+        ids = padded([a + b for a, b in zip(texts, answers)])
         targets = np.full_like(ids, MASKED)
         for row, text, answer in zip(targets, texts, answers):
             row[len(text) : len(text) + len(answer)] = answer
         return ids[:, :-1], targets[:, 1:]
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return rows of ids as one array, with <pad> on the right."""
-        ids = np.full((len(rows), max(map(len, rows))), self.words.ids[PAD], np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return ids
+
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return rows of ids as one array, with <pad> on the right."""
+    ids = np.full((len(rows), max(map(len, rows))), IGNORED_WORDS.index(PAD), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids
+
+
+def inputs_of(words: Words, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+    """Return (ids, mask, types) of an encoder, each (batch, tokens).
+
+    mask: 1 for a token, 0 for padding.   types: 1 after the first <sep>, else 0.
+    """
+    ids = padded(rows)
+    given, ends = ids != words.ids[PAD], ids == words.ids[SEP]
+    types = (np.cumsum(ends, axis=1) - ends > 0) & given
+    return ids, given.astype(np.int64), types.astype(np.int64)

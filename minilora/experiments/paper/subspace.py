@@ -24,7 +24,8 @@ from ..training import adapt
 TASK, NAMES = "mini-e2e", ("q", "v")
 FEW, MOST = (cell(TASK, "lora", r=r, targets=NAMES) for r in (8, 64))
 TOP = 16  # directions whose similarity is kept
-PAIRS = {"ranks": "r = 8 (i) and r = 64 (j)", "seeds": "r = 64, two seeds"}
+PAIRS = {"ranks": "r = 8 and r = 64", "seeds": "r = 64, two seeds"}
+MATRICES = {"ranks": ("r = 8", "r = 64"), "seeds": ("a seed", "the next seed")}
 HALF = 0.5  # "normalized similarity > 0.5"
 SHOWN = ((1, 1), (2, 2), (4, 4), (8, 8), (16, 16))
 
@@ -147,13 +148,15 @@ def shown(values: np.ndarray) -> str:
 
 
 def figures(results: Results) -> list[Figure]:
-    def draw(pair: str, name: str, what: str) -> Any:
-        cells = results.job(jobs(results)[0])[pair][name][what]
-        return viz.subspace_similarity(np.array(cells), title=f"{name}, {PAIRS[pair]}")
+    def draw(pair: str) -> Any:
+        found = results.job(jobs(results)[0])[pair]
+        grids = {f"ΔW of {name}": found[name]["update"] for name in NAMES}
+        return viz.subspace_similarity(
+            grids | {"random": found["q"]["random"]}, title=PAIRS[pair], names=MATRICES[pair])
 
-    return [Figure(f"subspace-{pair}-{name}-{what}", functools.partial(draw, pair, name, what),
-                   f"φ(i, j) of {what} for {name}: {PAIRS[pair]}")
-            for pair in PAIRS for name in NAMES for what in ("update", "random")]
+    return [Figure(f"subspace-{pair}", functools.partial(draw, pair),
+                   f"φ(i, j) of the first seed for q, v and random matrices: {says}")
+            for pair, says in PAIRS.items()]
 
 
 def with_itself(pair: str, *whats: str) -> Callable[[Results], Results]:
