@@ -68,7 +68,7 @@ def loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
 
 def prepared(task: Task, seed: int) -> Any:
     """Return the base of a task, with a new head if the task needs one."""
-    base = load_base(task.base)
+    base: Any = load_base(task.base)
     return with_head(base, task.labels, rng=seed) if task.labels else base
 
 
@@ -132,7 +132,7 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
         return {"diverged": True}
     if not task.labels:
         result["base_loss"] = evaluate(model, base_text(task.base))
-    return rounded(result)
+    return rounded(result)  # type: ignore[no-any-return]
 
 
 def trained(model: Any, method: str) -> int:
