@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from .words import our_words
 def generate(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
-    begins: Callable[[], Any] | None = None,
+    begins: Callable[[], Any] | None = None, stop: int | None = None,
 ) -> np.ndarray:
     """Return ids followed by `n_tokens` generated ones        ids: (tokens,) or (batch, tokens)
 
@@ -31,6 +31,8 @@ def generate(
     top_p        sample from the fewest likeliest tokens whose probabilities sum to p or more
     cache        keep keys and values instead of computing them again: faster, the same tokens
     begins       is called before each token, to show progress
+    stop         an id: a row that has generated it is finished, and is filled up with it. The
+                 result ends where all rows are finished, so it may have fewer tokens
 
     When n_positions tokens are full, the latter half of them becomes the new context. Arguments are
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
@@ -64,6 +66,9 @@ def generate(
             f"generate: id {i} is not in the vocabulary, 0 to {vocab_size - 1}: "
             "encode the text with the model's own tokenizer"
         )
+    if stop is not None:
+        integer("generate", "stop", stop, 0, vocab_size - 1)
+    finished = np.zeros(len(out), bool)
     out, size = out.astype(np.int64), window(model, out.shape[1] + n_tokens - 1)
     rng, start = generator(rng), max(0, out.shape[1] - size)
     kv, seen = None, 0  # the cache, and the number of tokens in it
@@ -86,9 +91,38 @@ def generate(
                     f"generate: the logits are not finite, starting at {place}: load finite "
                     "weights, or compute in a wider dtype"
                 )
-            next_ids = [quietly(sample, row, temperature, top_k, top_p, rng) for row in last]
-            out = np.concatenate([out, np.array(next_ids)[:, None]], axis=1)
+            next_ids = np.array([
+                stop if done else quietly(sample, row, temperature, top_k, top_p, rng)
+                for row, done in zip(last, finished)
+            ])
+            out = np.concatenate([out, next_ids[:, None]], axis=1)
+            if stop is not None and (finished := finished | (next_ids == stop)).all():
+                break
     return out[0] if given.ndim == 1 else out
+
+
+@our_words
+def answers(
+    model: GPT2, prompts: Sequence[Sequence[int]], longest: int, stop: int, batch: int = 64
+) -> list[list[int]]:
+    """Return the likeliest continuation of each prompt, without `stop` and what follows it.
+
+    Prompts of one length are computed together, at most `batch` of them, without padding: so each
+    answer is the one that its prompt alone would get. longest: the most tokens of an answer.
+    Raises as `generate` does.
+    """
+    integer("answers", "batch", batch, 1)
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    result: list[list[int]] = [[] for _ in prompts]
+    for length, same in sorted(by_length.items()):
+        for at in (same[j : j + batch] for j in range(0, len(same), batch)):
+            rows = np.array([prompts[i] for i in at]).reshape(len(at), length)
+            out = generate(model, rows, longest, temperature=0, stop=stop)[:, length:]
+            for i, row in zip(at, out.tolist()):
+                result[i] = row[: row.index(stop)] if stop in row else row
+    return result
 
 
 def sample(

@@ -18,12 +18,12 @@ from .training.loss_scale import LossScale
 from .training.optim import SGD, Adam, AdamW
 
 if TYPE_CHECKING:  # the package loads these modules when they are first used
-    from . import accounting, backend, data, kernels, lora, methods, nn, ops, optim
+    from . import accounting, analysis, backend, data, kernels, lora, methods, nn, ops, optim
 
 __all__ = [
     "GPT2", "SGD", "Adam", "AdamW", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config",
     "History", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig", "Tensor", "accounting",
-    "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck", "kernels",
-    "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim", "plain",
-    "save_model", "threads", "train_step", "use", "using", "xp",
+    "analysis", "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck",
+    "kernels", "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim",
+    "plain", "save_model", "threads", "train_step", "use", "using", "xp",
 ]

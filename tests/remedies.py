@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import minilora as ml
-from minilora import accounting, data, lora, methods, nn, ops, optim, viz, words
+from minilora import accounting, analysis, data, lora, methods, nn, ops, optim, viz, words
 from minilora.bench import engines
 from minilora.cli import command_line
 from minilora.cli.foreign import OURS
@@ -26,11 +26,12 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
     "optional-dependencies"]
 OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
-    "torch", "transformers", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]", *publish.NEEDS,
+    "torch", "transformers", "pycocoevalcap", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]",
+    *publish.NEEDS,
 }
 CALLABLE: dict[str, Any] = {
     "ml": ml, "minilora": ml, "lora": lora, "methods": methods, "accounting": accounting,
-    "data": data, "nn": nn, "ops": ops, "optim": optim, "viz": viz, "np": np,
+    "analysis": analysis, "data": data, "nn": nn, "ops": ops, "optim": optim, "viz": viz, "np": np,
     **{name: getattr(ml, name) for name in ("AdamW", "GPT2", "LoRAConfig", "LossScale", "fit")},
     "SGD": optim.SGD, "attach": lora.attach, "load": lora.load,
 }

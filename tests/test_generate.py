@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from strategies import adapted, gpt2, ids, normal, seeds
 
 import minilora as ml
-from minilora.generate import first_not_finite, sample
+from minilora.generate import answers, first_not_finite, sample
 from minilora.nn import generators
 
 
@@ -357,3 +357,47 @@ def test_generation_records_no_tape_and_changes_no_mode_weight_or_id():
     assert all(np.array_equal(state[n], a) for n, a in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert model(at).requires_grad, "recording goes on afterwards"
+
+
+# An end: the token after which a row is finished.
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 5), st.integers(0, 8), st.booleans())
+def test_a_finished_row_is_filled_up_and_the_others_go_on(seed, batch, tokens, n, cache):
+    model, at = gpt2(seed), ids(seed, batch, tokens)
+    free = ml.generate(model, at, n, temperature=0, cache=cache)
+    stop = int(free[0, -1])
+    out = ml.generate(model, at, n, temperature=0, cache=cache, stop=stop)
+    ends = [[*row[tokens:], stop].index(stop) + 1 for row in free.tolist()]
+    assert out.shape == (batch, tokens + min(n, max(ends)))
+    for row, whole, end in zip(out, free, ends):
+        assert np.array_equal(row[: tokens + end], whole[: len(row)][: tokens + end])
+        assert (row[tokens + end :] == stop).all()
+
+
+@given(seeds)
+def test_an_end_in_the_prompt_ends_nothing(seed):
+    model, row = gpt2(seed), ids(seed, 1, 4)[0]
+    free = ml.generate(model, row, 3, temperature=0)
+    unused = next(i for i in range(11) if i not in free[4:])
+    row[:3] = unused  # also another prompt
+    free = ml.generate(model, row, 3, temperature=0)
+    if unused not in free[4:]:
+        assert np.array_equal(ml.generate(model, row, 3, temperature=0, stop=unused), free)
+
+
+@given(seeds, st.lists(st.integers(1, 6), max_size=7), st.integers(0, 6), st.integers(1, 3))
+def test_answers_of_unlike_prompts_are_those_of_each_alone(seed, lengths, longest, batch):
+    model = gpt2(seed)
+    prompts = [ids(seed + i, 1, n)[0].tolist() for i, n in enumerate(lengths)]
+    stop = seed % 11
+    out = answers(model, prompts, longest, stop, batch)
+    for prompt, answer in zip(prompts, out, strict=True):
+        alone = ml.generate(model, prompt, longest, temperature=0)[len(prompt) :].tolist()
+        assert answer == alone[: alone.index(stop) if stop in alone else longest]
+
+
+@pytest.mark.parametrize("bad", [-1, 11, 1.5, "a", True])
+def test_an_end_is_a_token(bad):
+    with pytest.raises(ValueError, match="generate: stop must be an integer from 0 to 10, not"):
+        ml.generate(gpt2(0), [1], 1, stop=bad)

@@ -435,6 +435,9 @@ def test_every_option_of_pretrain_acts(tmp_path):
         "steps": 3, "seed": 1, "config": dataclasses.replace(config, dropout=0.5), "batch": 3,
         "text": "a\n" * 9 + text, "say": lambda line: None, "out": "b.npz",
     }
-    assert {*others, "resume"} == {*inspect.signature(pretrain).parameters}  # test_pretrain.py
+    assert {*others, "name", "resume"} == {*inspect.signature(pretrain).parameters}  # test_pretrain.py
     for option, value in others.items():
         assert go(**{option: value}) != usual, option
+    own = dataclasses.replace(config, n_positions=64)
+    assert go(name="mini-decoder", text=None, config=own) != usual
+    assert any("examples are drawn from the seed" in line for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -103,12 +103,15 @@ class Adapted(Module):
             positions = self.adapters[name].window(positions, tokens)
         return positions
 
-    def delta(self) -> Array:
-        """Return W - W0 of the active adapters: float64, W's shape. All must define `factors`."""
+    def delta(self, names: Sequence[str] | None = None) -> Array:
+        """Return W - W0 of these adapters, which all define `factors`; None: of the active ones.
+
+        float64, W's shape.
+        """
         base = self.base
         W0 = base.W.data.astype("float64")
         update, lengths = xp.zeros_like(W0), None
-        for name in self.active:
+        for name in self.active if names is None else names:
             BA = self.adapters[name].delta()
             update += BA.T if isinstance(base, Embedding) else BA
             if (scale_of_rows := self.adapters[name].row_scale()) is not None:

@@ -39,10 +39,12 @@ def add_sizes(to: Parser, batch: str = "", window: str = "") -> None:
     to.flag("--recompute", help="keep fewer activations, compute them again: slower, less memory")
 
 
-def add_run(to: Parser, out: str, steps: int) -> None:
-    """The options of a command that trains."""
-    to.option("--out", read=to_write(".npz"), help="the file to write", default=out)
-    to.option("--steps", read=integer(1), help="number of training steps", default=steps)
+def add_run(to: Parser, out: str | None, steps: int | None) -> None:
+    """The options of a command that trains; None: the default depends on what is trained."""
+    help = "the file to write" + " (NAME.npz)" * (out is None)
+    to.option("--out", read=to_write(".npz"), help=help, default=out)
+    help = "number of training steps" + " (those of the built-in one)" * (steps is None)
+    to.option("--steps", read=integer(1), help=help, default=steps)
     to.flag("--restart", help="start again at step 1; do not continue an interrupted run")
     to.instead |= {
         "--resume": "an interrupted run continues by itself; --restart starts anew",

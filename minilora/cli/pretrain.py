@@ -1,26 +1,31 @@
-"""`minilora pretrain`: train the built-in base again, from random weights."""
+"""`minilora pretrain`: train a built-in base again, from random weights."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from ..pretrain import STEPS, is_log, pretrain
+from ..pretrain import RECIPES, is_log, pretrain
 from . import inputs
-from .parser import Parser, Say
+from .parser import OneOf, Parser, Say, to_write
 
 
 def add_to(top: Parser) -> None:
-    inputs.add_run(top.command("pretrain", run), "shakespeare.npz", STEPS)
+    to = top.command("pretrain", run)
+    help = f"the base: {', '.join(RECIPES)} (shakespeare)"
+    to.argument("name", help, read=OneOf(*RECIPES))
+    inputs.add_run(to, None, None)
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Train the built-in base again, from random weights."""
+    """Train a built-in base again, from random weights."""
+    name = args.name or "shakespeare"
+    args.out = args.out or to_write(".npz")(f"{name}.npz")
     inputs.check_out(args.out, "model", say)
     inputs.check_run(args.out)
     log = args.out.with_suffix(".log")
     inputs.check_new(log, is_log(log), "give another --out, or move it first")
     _, history = pretrain(
-        args.out, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
+        args.out, name, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
     )
     return {"model": str(args.out), "held_out": history.held_out[-1][1]}

@@ -76,14 +76,20 @@ class Cell:
         """Return a short name for tables and figures: "LoRA r = 4, q v"."""
         settings = dict(self.settings)
         words = NAMES.get(self.method, self.method)
-        r, targets = settings.get("r"), settings.get("targets")
-        words += f" r = {r}" * (r is not None)
-        words += f", {' '.join(targets or ())}" * (targets is not None)
-        words += f", {settings.get('lp')} tokens" * ("lp" in settings)
+        if "r" in settings:
+            words += f" r = {settings['r']}"
+        if "targets" in settings:
+            words += f", {' '.join(settings['targets'])}"
+        if "lp" in settings:
+            words += f", {settings['lp']} tokens"
         return words + f" ({self.variation})" * bool(self.variation)
 
     def varied(self, variation: str) -> Cell:
         return replace(self, variation=variation)
+
+    def on(self, task: str) -> Cell:
+        """Return the same method and settings on a task: cell("", "full").on("mini-sql")."""
+        return replace(self, task=task)
 
 
 NAMES: Mapping[str, str] = {
@@ -104,3 +110,9 @@ def cell(task: str, method: str, *, examples: int | None = None, steps: int | No
     fixed = {name: tuple(value) if isinstance(value, list | tuple) else value
              for name, value in settings.items()}
     return Cell(task, method, tuple(sorted(fixed.items())), examples, steps, variation)
+
+
+def chance(task: str, scale: Scale) -> Job:
+    """Return the job that scores answers which are drawn from the training examples, blindly."""
+    test = cell(task, "base").config(scale)["test"]
+    return Job("chance", {"task": task, "test": test}, f"{task}, chance")

@@ -152,8 +152,12 @@ def experiment(name: str) -> Experiment:
 
 
 def effect(what: str, better: np.ndarray, worse: np.ndarray, floor: float) -> Effect:
-    """Return the effect mean(better - worse), paired by seed."""
-    mean, low, high = statistics.interval(np.asarray(better) - np.asarray(worse))
+    """Return the effect mean(better - worse), paired by seed. It is nan, so that it decides nothing,
+    if a run has no such number, for example because it diverged."""
+    differences = np.asarray(better) - np.asarray(worse)
+    if not np.isfinite(differences).all():
+        return Effect(what, *[float("nan")] * 3, floor)
+    mean, low, high = statistics.interval(differences)
     return Effect(what, mean, low, high, floor)
 
 
@@ -161,7 +165,8 @@ def floor_of(results: Results, cells: Sequence[Cell], *path: str, metric: str = 
     """Return the noise floor of a difference between two of the cells, in a metric or a number."""
     groups = [results.values(c, *path) if path else results.scores(c, metric) for c in cells
               if not c.untrained]
-    return statistics.noise_floor(groups, results.scale.seeds)
+    return statistics.noise_floor([g[np.isfinite(g)] for g in groups if np.isfinite(g).any()],
+                                  results.scale.seeds)
 
 
 def larger(effects: Sequence[Effect], because: str = "") -> Verdict:

@@ -25,6 +25,12 @@ KINDS = {  # the kind of a job -> the module and function that does it
     "chance": "training:chance",
     "numbers": "numbers:numbers",
     "method": "method:measure",
+    "subspace": "paper.subspace:subspace",
+    "own": "paper.amplification:own",
+    "latency": "paper.latency:latency",
+    "throughput": "paper.throughput:throughput",
+    "switch": "paper.switch:switch",
+    "intruders": "beyond.intruders:matched",
 }
 Begins = Callable[[str], Any]
 

@@ -12,6 +12,7 @@ from ..backend import asnumpy
 
 READ = ("q", "v")  # the matrices that the paper analyses
 ENERGY = 0.9
+TOPS = (1, 4, 8, 64)  # numbers of singular vectors of ΔW for table 7
 
 
 def delta(model: Any, base: Any, block: int, name: str) -> np.ndarray | None:
@@ -28,7 +29,8 @@ def delta(model: Any, base: Any, block: int, name: str) -> np.ndarray | None:
 def read_updates(model: Any, base: Any) -> dict[str, Any]:
     """Return {"q": {...}, "v": {...}} of the last block, for those that are adapted.
 
-    norm, of W too; rank that keeps ENERGY of the squares; amplification (§7.3) for r = 1, 4, 8.
+    norm, of W too; rank that keeps ENERGY of the squares; the first singular values; inside:
+    ‖Uᵀ W V‖_F for the top 1, 4, 8 and 64 singular vectors of ΔW, up to its rank (§7.3).
     """
     last, result = len(base.blocks) - 1, {}
     for name in READ:
@@ -40,5 +42,7 @@ def read_updates(model: Any, base: Any) -> dict[str, Any]:
             "norm": float(np.linalg.norm(dW)), "base_norm": float(np.linalg.norm(W0)),
             "rank": analysis.rank_for(dW, ENERGY),
             "spectrum": [float(s) for s in analysis.spectrum(dW)[:8]],
+            "inside": {str(r): analysis.amplification(W0, dW, r).in_update
+                       for r in TOPS if r <= analysis.rank_for(dW, 1.0)},
         }
     return result

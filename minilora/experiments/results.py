@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from ..data.tasks import TASKS
 from ..files.journal import Journal
-from .cells import GRID, START, Cell, Scale
+from .cells import GRID, START, Cell, Scale, chance
 from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
@@ -24,12 +25,19 @@ class Results:
 
     def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
         self.journal, self.scale, self.mistake = journal, scale, mistake
+        self._change: Callable[[Job, Any], Any] = lambda job, result: result
+
+    def changed(self, change: Callable[[Job, Any], Any]) -> Results:
+        """Return these results with change(job, result) in place of each: a planted mistake."""
+        other, before = copy(self), self._change
+        other._change = lambda job, result: change(job, before(job, result))
+        return other
 
     def job(self, job: Job) -> Any:
         """Return the result of a job; KeyError if it has not run."""
         if job.key not in self.journal:
             raise KeyError(f"there is no run of {job.name or job.kind}: run the experiment first")
-        return self.journal[job.key]["result"]
+        return self._change(job, self.journal[job.key]["result"])
 
     def at(self, cell: Cell, rate: float, seed: int) -> Any:
         """Return the result of one run."""
@@ -82,6 +90,25 @@ class Results:
     def trained(self, cell: Cell) -> int:
         """Return the number of trained parameters, without a head."""
         return next((int(run["trained"]) for run in self.runs(cell) if "trained" in run), 0)
+
+    def chance(self, task: str, metric: str = "") -> float:
+        """Return a metric (the main one) of answers drawn from the training examples, blindly."""
+        found = self.job(chance(task, self.scale))
+        return float(found[metric or TASKS[task].metrics[0]])
+
+
+class Misread(Results):
+    """Results with a planted mistake: each cell reads the runs of the cell that `other` returns."""
+
+    def __init__(self, results: Results, other: Callable[[Cell], Cell]) -> None:
+        super().__init__(results.journal, results.scale, results.mistake)
+        self.results, self.other = results, other
+
+    def runs(self, cell: Cell) -> list[Any]:
+        return self.results.runs(self.other(cell))
+
+    def chance(self, task: str, metric: str = "") -> float:
+        return self.results.chance(task, metric)
 
 
 def best(tried: Mapping[float, Any], metric: str) -> float:

@@ -20,7 +20,8 @@ from ..models.pretrained import load_base, with_head
 from ..nn import Module, evaluating
 from ..tensor import Tensor, no_grad
 from ..training.fit import evaluate, fit, lm_loss
-from ..training.schedules import linear_schedule
+from ..training.optim import AdamW
+from ..training.schedules import Schedule, linear_schedule
 from .readings import read_updates
 from .variations import VARIATIONS
 
@@ -57,18 +58,32 @@ def prepared(task: Task, seed: int) -> Any:
     return with_head(base, task.labels, rng=seed) if task.labels else base
 
 
-def adapt(
+def adapt(**config: Any) -> Any:
+    """Return the adapted model for a config of `started`; FloatingPointError if it diverges."""
+    model, optimizer, batches, schedule = started(**config)
+    if optimizer is None:
+        return model
+    fit(
+        model, batches, optimizer, config["steps"], loss=loss, max_grad_norm=CLIP, progress=False,
+        schedule=schedule,
+    )
+    return model.eval()
+
+
+def started(
     task: str, method: str, settings: Mapping[str, Any], examples: int, steps: int, batch: int,
     variation: str, rate: float, seed: int,
-) -> Any:
-    """Return the adapted model; FloatingPointError if the run diverges.
+) -> tuple[Any, AdamW | None, Drawn, Schedule]:
+    """Return the model before the first step, its optimizer, the batches and the rates.
 
-    A head is trained in full by every method.
+    There is no optimizer for the base. A head is trained in full by every method.
     """
     about, varied = TASKS[task], VARIATIONS[variation]
     model = prepared(about, seed)
+    batches = Drawn(about, about.examples("train", examples), batch, seed)
+    schedule = linear_schedule(rate, steps, int(WARMUP * steps))
     if method == "base":
-        return model
+        return model, None, batches, schedule
     own = varied.settings({**settings})
     kind = "lora" if method == "lora+" else method
     if kind == "probe":
@@ -80,12 +95,7 @@ def adapt(
         model.head.requires_grad_(True)
     optimizer_of = methods.LoRAPlus if method == "lora+" else varied.optimizer
     optimizer = optimizer_of(model.trainable_parameters(), lr=rate, weight_decay=DECAY)
-    batches = Drawn(about, about.examples("train", examples), batch, seed)
-    fit(
-        model, batches, optimizer, steps, loss=loss, max_grad_norm=CLIP, progress=False,
-        schedule=linear_schedule(rate, steps, int(WARMUP * steps)),
-    )
-    return model.eval()
+    return model, optimizer, batches, schedule
 
 
 def train(validation: int, test: int, **config: Any) -> dict[str, Any]:

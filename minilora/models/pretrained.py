@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend import asnumpy
+from ..data.tasks.task import IGNORED_WORDS, Words
 from ..data.tokenizer import BPE
 from ..files import checkpoint
 from ..words import our_words
@@ -19,7 +20,10 @@ from .gpt2 import GPT2
 if TYPE_CHECKING:
     from pathlib import Path
 
-BASES = {"shakespeare": "1.4 million parameters, pretrained on Shakespeare's plays"}
+BASES = {
+    "shakespeare": "1.4 million parameters, pretrained on Shakespeare's plays",
+    "mini-decoder": "0.1 million parameters, for the tasks of a decoder, such as mini-e2e",
+}
 
 
 @our_words
@@ -53,8 +57,11 @@ def save_model(
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None
+    tokenizer: dict[str, Any] = {"merges": merges}
+    if isinstance(model.tokenizer, Words):
+        tokenizer["words"] = model.tokenizer.words[len(IGNORED_WORDS) :]
     config = {"family": family_of(model.config), "config": asdict(model.config)}
-    return checkpoint.write(path, arrays, {"kind": "model", **config, "merges": merges, **about})
+    return checkpoint.write(path, arrays, {"kind": "model", **config, **tokenizer, **about})
 
 
 @our_words
@@ -76,7 +83,9 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
         model.load_state_dict(file.arrays(shapes))
         merges = file.meta.get("merges")
         model.tokenizer = None if merges is None else BPE(merges)
-        if merges is not None and model.tokenizer.vocab_size > model.config.vocab_size:
+        if "words" in file.meta:
+            model.tokenizer = Words(file.facts(words=list)[0])
+        if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
                 f"{model.config.vocab_size:,}"

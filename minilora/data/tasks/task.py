@@ -38,6 +38,9 @@ class Words:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = (*IGNORED_WORDS, *words)
+        for word in self.words:
+            if not isinstance(word, str) or word.split() != [word]:
+                raise ValueError(f"Words: {word!r} is not a word: give text without spaces")
         self.ids = {word: i for i, word in enumerate(self.words)}
         if len(self.ids) != len(self.words):
             twice = next(w for i, w in enumerate(self.words) if self.ids[w] != i)
@@ -74,6 +77,7 @@ class Task(ABC):
     metrics      the names of the scores; the first is the main one
     labels       encoder: the number of classes, 1 for a number to predict; 0 for a decoder
     longest      decoder: the most tokens that an answer has, <end> included
+    steps        training steps of one run, with `batch` examples in a step
     """
 
     name: ClassVar[str]
@@ -82,6 +86,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     labels: ClassVar[int] = 0
     longest: ClassVar[int] = 0
+    steps: ClassVar[int] = 200
+    batch_size: ClassVar[int] = 32
     sizes: ClassVar[Mapping[str, int]] = {"train": 2000, "validation": 200, "test": 400}
 
     @property
@@ -97,7 +103,9 @@ class Task(ABC):
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
         """Return each metric; outputs: texts of a decoder, classes or numbers of an encoder."""
 
-    def examples(self, part: str, n: int | None = None, seed: int = 0) -> list[Example]:
+    def examples(
+        self, part: str, n: int | None = None, seed: int | Sequence[int] = 0
+    ) -> list[Example]:
         """Return the first n examples of a part, all with different inputs."""
         choice("examples", "part", part, PARTS)
         n = self.sizes[part] if n is None else integer("examples", "n", n, 1)
@@ -109,9 +117,9 @@ class Task(ABC):
             f"{self.name}: there are only {len(result)} different inputs for {part!r}, not {n}"
         )
 
-    def _stream(self, part: str, seed: int) -> Iterator[Example]:
+    def _stream(self, part: str, seed: int | Sequence[int]) -> Iterator[Example]:
         """Draw examples of one part: 1 in 8 belongs to "test", 1 in 8 to "validation"."""
-        rng = np.random.default_rng([seed, zlib.crc32(self.name.encode())])
+        rng = np.random.default_rng([*np.atleast_1d(seed), zlib.crc32(self.name.encode())])
         for _ in range(100_000):
             example = self.draw(rng)
             at = zlib.crc32(example.inputs.encode()) % 8
