@@ -14,7 +14,7 @@ from minilora.experiments.cells import Cell, Scale, cell, chance
 from minilora.experiments.experiment import FAILS, REPRODUCES, UNDECIDED, Experiment
 from minilora.experiments.paper import glue, gpt3, lowdata, matrices, nlg, params
 from minilora.experiments.quality import best_of, digits, fewer, margin, quality_table, unlearned
-from minilora.experiments.results import Misread, Results
+from minilora.experiments.results import Results
 from minilora.models import GPT2Config
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -190,7 +190,7 @@ def test_cells_are_shared_between_the_experiments() -> None:
 
 def test_a_misread_result_reads_another_cell() -> None:
     right = MadeUp(by_method(lora=0.8), blind=0.3)
-    wrong = Misread(right, lambda x: replace(x, method="full", settings=()))
+    wrong = right.swapped(lambda x: replace(x, method="full", settings=()))
     lora = cell("mini-mnli", "lora", r=4)
     assert wrong.scores(lora).mean() == pytest.approx(0.7)
     assert wrong.trained(lora) == 100_000 and wrong.chance("mini-mnli") == 0.3

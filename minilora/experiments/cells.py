@@ -52,15 +52,21 @@ class Cell:
         sizes = {part: min(task.sizes[part], 24 if scale.fast else 10**9)
                  for part in ("validation", "test")}
         return {
-            "task": self.task, "method": self.method, "settings": dict(self.settings),
+            "task": self.task, "method": self.method, "settings": self._settings(),
             "examples": self.examples or task.sizes["train"],
             "steps": min(steps, 8) if scale.fast else steps, "batch": task.batch_size,
             "variation": self.variation, **sizes,
         }
 
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings; those that are patterns, such as rank_pattern, as mappings again."""
+        return {name: dict(value) if name.endswith("_pattern") else value
+                for name, value in self.settings}
+
     def run(self, rate: float, seed: int, scale: Scale) -> Job:
         """Return the job that trains this cell with a rate and a seed."""
-        config = self.config(scale) | {"rate": 0.0 if self.untrained else rate, "seed": seed}
+        rate, seed = (0.0, 0) if self.untrained else (rate, seed)
+        config = self.config(scale) | {"rate": rate, "seed": seed}
         return Job("train", config, f"{self.task}, {self.label()}, rate {rate:g}, seed {seed}")
 
     @property
@@ -107,8 +113,7 @@ def cell(task: str, method: str, *, examples: int | None = None, steps: int | No
     """Return a cell: cell("mini-e2e", "lora", r=4). LoRA and its variants get alpha = ALPHA."""
     if Cell(task, method).lora:
         settings = {"alpha": ALPHA, "targets": ("q", "v")} | settings
-    fixed = {name: tuple(value) if isinstance(value, list | tuple) else value
-             for name, value in settings.items()}
+    fixed = {name: _fixed(value) for name, value in settings.items()}
     return Cell(task, method, tuple(sorted(fixed.items())), examples, steps, variation)
 
 
@@ -116,3 +121,10 @@ def chance(task: str, scale: Scale) -> Job:
     """Return the job that scores answers which are drawn from the training examples, blindly."""
     test = cell(task, "base").config(scale)["test"]
     return Job("chance", {"task": task, "test": test}, f"{task}, chance")
+
+
+def _fixed(value: Any) -> Any:
+    """Return a setting that can be hashed: a list as a tuple, a mapping as pairs."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list | tuple) else value

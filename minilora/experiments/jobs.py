@@ -23,14 +23,15 @@ from ..files.journal import Journal, key_of
 KINDS = {  # the kind of a job -> the module and function that does it
     "train": "training:train",
     "chance": "training:chance",
-    "numbers": "numbers:numbers",
-    "method": "method:measure",
     "subspace": "paper.subspace:subspace",
     "own": "paper.amplification:own",
     "latency": "paper.latency:latency",
     "throughput": "paper.throughput:throughput",
     "switch": "paper.switch:switch",
     "intruders": "beyond.intruders:matched",
+    "scaling": "scaling:compare",
+    "numbers": "numbers:numbers",
+    "method": "method:measure",
 }
 Begins = Callable[[str], Any]
 

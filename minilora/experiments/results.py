@@ -14,6 +14,7 @@ from .cells import GRID, START, Cell, Scale, chance
 from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
+DIVERGED = 10.0  # nats a token: the loss of a run that diverged, above that of a uniform guess
 
 
 class Results:
@@ -25,7 +26,15 @@ class Results:
 
     def __init__(self, journal: Journal, scale: Scale, mistake: str = "") -> None:
         self.journal, self.scale, self.mistake = journal, scale, mistake
+        self._read: Callable[[Cell], Cell] = lambda cell: cell
         self._change: Callable[[Job, Any], Any] = lambda job, result: result
+
+    def swapped(self, read: Callable[[Cell], Cell]) -> Results:
+        """Return these results with a planted mistake: each cell is read from the runs of another,
+        read(cell)."""
+        other = copy(self)
+        other._read = read
+        return other
 
     def changed(self, change: Callable[[Job, Any], Any]) -> Results:
         """Return these results with change(job, result) in place of each: a planted mistake."""
@@ -41,7 +50,7 @@ class Results:
 
     def at(self, cell: Cell, rate: float, seed: int) -> Any:
         """Return the result of one run."""
-        return self.job(cell.run(rate, seed, self.scale))
+        return self.job(self._read(cell).run(rate, seed, self.scale))
 
     def tried(self, cell: Cell) -> dict[float, Any]:
         """Return the first seed's result for each rate of the search, as far as it has come.
@@ -67,25 +76,33 @@ class Results:
     def rate(self, cell: Cell) -> float:
         """Return the rate with the best validation score of the first seed; of equals, the one with
         the lowest validation loss. The test set is not seen."""
+        cell = self._read(cell)
         return best(self.tried(cell), TASKS[cell.task].metrics[0])
 
     def runs(self, cell: Cell) -> list[Any]:
         """Return the result of each seed at the chosen rate."""
-        rate = self.rate(cell)
+        rate, cell = self.rate(cell), self._read(cell)
         if self.mistake and cell.lora and not cell.variation:
             cell = cell.varied(self.mistake)
-        seeds = 1 if cell.untrained else self.scale.seeds
-        runs = [self.at(cell, rate, seed) for seed in range(seeds)]
-        return runs * (self.scale.seeds if cell.untrained else 1)
+        jobs = [cell.run(rate, seed, self.scale) for seed in range(self.scale.seeds)]
+        return [self.job(job) for job in jobs]
 
     def scores(self, cell: Cell, metric: str = "", part: str = "test") -> Values:
         """Return a metric (the main one) of each seed. A run that diverged scores as 0."""
-        metric = metric or TASKS[cell.task].metrics[0]
-        return np.array([run[part][metric] if part in run else 0.0 for run in self.runs(cell)])
+        return _scores(self.runs(cell), metric or TASKS[cell.task].metrics[0], part)
+
+    def scores_at(self, cell: Cell, rate: float) -> Values:
+        """Return the main metric of each seed on the test set, at a rate of `every_rate`."""
+        runs = [self.at(cell, rate, seed) for seed in range(self.scale.seeds)]
+        return _scores(runs, TASKS[cell.task].metrics[0], "test")
 
     def values(self, cell: Cell, *path: str) -> Values:
         """Return a number of each run: values(cell, "updates", "q", "rank")."""
         return np.array([_at(run, path) for run in self.runs(cell)], float)
+
+    def log_losses(self, cell: Cell) -> Values:
+        """Return ln of the loss on the validation examples, of each seed."""
+        return np.log([validation_loss(run) for run in self.runs(cell)])
 
     def trained(self, cell: Cell) -> int:
         """Return the number of trained parameters, without a head."""
@@ -97,20 +114,6 @@ class Results:
         return float(found[metric or TASKS[task].metrics[0]])
 
 
-class Misread(Results):
-    """Results with a planted mistake: each cell reads the runs of the cell that `other` returns."""
-
-    def __init__(self, results: Results, other: Callable[[Cell], Cell]) -> None:
-        super().__init__(results.journal, results.scale, results.mistake)
-        self.results, self.other = results, other
-
-    def runs(self, cell: Cell) -> list[Any]:
-        return self.results.runs(self.other(cell))
-
-    def chance(self, task: str, metric: str = "") -> float:
-        return self.results.chance(task, metric)
-
-
 def best(tried: Mapping[float, Any], metric: str) -> float:
     """Return the rate whose result is the best on the validation examples."""
     def order(rate: float) -> tuple[float, float]:
@@ -120,6 +123,15 @@ def best(tried: Mapping[float, Any], metric: str) -> float:
         return result["validation"][metric], -result["loss"]["validation"]
 
     return max(tried, key=order)
+
+
+def _scores(runs: Sequence[Any], metric: str, part: str) -> Values:
+    return np.array([run[part][metric] if part in run else 0.0 for run in runs])
+
+
+def validation_loss(run: Any) -> float:
+    """Return a run's loss on the validation examples; DIVERGED if it diverged."""
+    return DIVERGED if "diverged" in run else float(run["loss"]["validation"])
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:

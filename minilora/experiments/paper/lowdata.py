@@ -24,7 +24,7 @@ from ..experiment import (
     together,
 )
 from ..quality import margin
-from ..results import Misread, Results
+from ..results import Results
 
 TASK = "mini-mnli"
 FEW, SOME, ALL = SIZES = (64, 512, None)  # training examples; None: all of the task
@@ -74,7 +74,7 @@ def gap_shrinks(results: Results) -> Verdict:
 
 def exchanged(results: Results) -> Results:
     """Plant a mistake: the fewest examples and all are exchanged."""
-    return Misread(results, lambda x: at(x, {FEW: ALL, ALL: FEW}.get(x.examples, x.examples)))
+    return results.swapped(lambda x: at(x, {FEW: ALL, ALL: FEW}.get(x.examples, x.examples)))
 
 
 def size(n: int | None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from ..cells import Cell, cell
 from ..experiment import Claim, Experiment, Table, Verdict, effect, floor_of, larger
 from ..quality import floor_of_means, mean_over, quality_table
-from ..results import Misread, Results
+from ..results import Results
 
 TASKS = ("mini-sql", "mini-mnli")
 BUDGET = 8  # the sum of the ranks in a block
@@ -66,12 +66,12 @@ def exchanged(results: Results) -> Results:
         letters = "".join(dict(x.settings)["targets"])
         return CHOICES[names[letters]].on(x.task)
 
-    return Misread(results, other)
+    return results.swapped(other)
 
 
 def ignored(results: Results) -> Results:
     """Plant a mistake: the choice is ignored, and q and v are adapted."""
-    return Misread(results, lambda x: CHOICES["qv"].on(x.task))
+    return results.swapped(lambda x: CHOICES["qv"].on(x.task))
 
 
 def tables(results: Results) -> list[Table]:

@@ -22,7 +22,7 @@ from ..experiment import (
     together,
 )
 from ..quality import best_of, margin, quality_table
-from ..results import Misread, Results
+from ..results import Results
 
 TASKS = ("mini-sql", "mini-mnli")
 RANKS, LENGTHS = (1, 4, 64), (1, 4, 16)
@@ -80,7 +80,7 @@ def same_length(results: Results) -> Results:
         own |= {"lp": LENGTHS[-1]} if "lp" in own else {}
         return replace(x, settings=tuple(sorted(own.items())))
 
-    return Misread(results, other)
+    return results.swapped(other)
 
 
 def tables(results: Results) -> list[Table]:

@@ -113,7 +113,7 @@ def as_full(results: Results) -> Results:
     def change(job: Job, result: Any) -> Any:
         if job.kind != "throughput":
             return result
-        return {part: {name: by["full"] for name in by} for part, by in result.items()}
+        return {part: dict.fromkeys(by, by["full"]) for part, by in result.items()}
 
     return results.changed(change)
 
