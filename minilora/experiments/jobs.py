@@ -53,14 +53,21 @@ class Job:
         return key_of({"kind": self.kind, "config": self.config, "version": __version__})
 
 
+def function_of(kind: str) -> Callable[..., Any]:
+    """Return the function that does jobs of a kind."""
+    module, name = KINDS[kind].split(":")
+    function: Callable[..., Any] = getattr(
+        importlib.import_module(f".{module}", __package__), name
+    )
+    return function
+
+
 def work(kind: str, config: Mapping[str, Any]) -> tuple[Any, float]:
     """Do a job on one thread; return its result and the seconds of processor time that it took."""
-    module, function = KINDS[kind].split(":")
     before = threads(1)
     began = time.process_time()
     try:
-        do = getattr(importlib.import_module(f".{module}", __package__), function)
-        return do(**config), time.process_time() - began
+        return function_of(kind)(**config), time.process_time() - began
     finally:
         threads(before)
 
