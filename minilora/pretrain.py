@@ -11,17 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import backend
+from .backend import asnumpy
 from .checks import choice
 from .data import BPE, Windows, load_text, sequential, split
 from .data.tasks import BASE_TEXTS, base_batches
 from .data.tasks.base_text import Stream
-from .data.tasks.task import END
+from .data.tasks.masked import LINKS
+from .data.tasks.task import END, MASKED
 from .files import atomic
 from .generate import answers, generate
+from .models.bert import Bert, BertConfig
 from .models.gpt2 import GPT2, GPT2Config
 from .models.pretrained import save_model
+from .tensor import no_grad
 from .training.fit import Batch, History, Loss, evaluate, fit, lm_loss
+from .training.losses import encoder_loss
 from .training.optim import AdamW
 from .training.schedules import cosine_schedule
 
@@ -91,8 +98,7 @@ def text_material(recipe: Recipe, seed: int, text: str | None) -> Material:
 
 def task_material(recipe: Recipe, seed: int, text: str | None) -> Material:
     """Return batches of the text of a base for tasks, in tokens of the tasks' words."""
-    if text is not None:
-        raise ValueError(f"pretrain: {recipe.about} draws its own text: leave out `text`")
+    _no_text(recipe, text)
     task = BASE_TEXTS[recipe.about]
     model = GPT2(replace(recipe.config, vocab_size=task.words.vocab_size), rng=seed)
     model.tokenizer = task.words
@@ -112,6 +118,37 @@ def task_material(recipe: Recipe, seed: int, text: str | None) -> Material:
     )
 
 
+def masked_material(recipe: Recipe, seed: int, text: str | None) -> Material:
+    """Return batches of masked words of the text of an encoder (Devlin et al. 2019, §3.1)."""
+    _no_text(recipe, text)
+    task = BASE_TEXTS[recipe.about]
+    model = Bert(recipe.config, rng=seed)
+    model.tokenizer = task.words
+    held_out = base_batches(recipe.about)
+
+    def report(model: Bert, loss: float) -> Iterable[str]:
+        yield f"held-out loss over all of it: {loss:.4f} nats a masked word"
+        joins = [i for i in range(task.words.vocab_size) if task.words.words[i] in LINKS]
+        hits: list[bool] = []
+        for (ids, *others), targets in held_out:
+            with no_grad():
+                scores = asnumpy(model(ids, *others).data)[:, 0]
+            asked = targets[:, 0] != MASKED
+            best = np.array(joins)[scores[asked][:, joins].argmax(axis=1)]
+            hits += (best == targets[asked, 0]).tolist()
+        yield f"right words that join two sentences, of {len(hits)}: {np.mean(hits):.3f}"
+
+    return Material(
+        model, Stream(task, recipe.batch, seed), held_out,
+        f"{task.words.vocab_size} words; texts are drawn from the seed", {}, report, encoder_loss,
+    )
+
+
+def _no_text(recipe: Recipe, text: str | None) -> None:
+    if text is not None:
+        raise ValueError(f"pretrain: {recipe.about} draws its own text: leave out `text`")
+
+
 RECIPES = {
     "shakespeare": Recipe(
         "plays", GPT2Config(vocab_size=1024, n_positions=256, d_model=160, n_layers=4, n_heads=5),
@@ -121,6 +158,11 @@ RECIPES = {
             BASE_TEXTS["mini-decoder"].words.vocab_size, n_positions=64, d_model=64, n_layers=2,
             n_heads=4),
         task_material, steps=1500, batch=64),
+    "mini-encoder": Recipe(
+        "mini-encoder", BertConfig(
+            BASE_TEXTS["mini-encoder"].words.vocab_size, n_positions=32, d_model=64, n_layers=2,
+            n_heads=4),
+        masked_material, steps=2000, batch=64, peak=2e-3),
 }
 
 

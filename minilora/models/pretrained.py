@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backend import asnumpy
+from ..backend import Rng, asnumpy
+from ..checks import integer
 from ..data.tasks.task import IGNORED_WORDS, Words
 from ..data.tokenizer import BPE
 from ..files import checkpoint
 from ..words import our_words
-from .families import FAMILIES, Model, family_of, smallest
+from .encoder import Encoder
+from .families import FAMILIES, Model, build, family_of, smallest
 from .gpt2 import GPT2
 
 if TYPE_CHECKING:
@@ -23,7 +25,34 @@ if TYPE_CHECKING:
 BASES = {
     "shakespeare": "1.4 million parameters, pretrained on Shakespeare's plays",
     "mini-decoder": "0.1 million parameters, for the tasks of a decoder, such as mini-e2e",
+    "mini-encoder": "0.1 million parameters, for the tasks of an encoder, such as mini-cola",
 }
+
+
+@our_words
+def with_head(base: Encoder, num_labels: int, rng: Rng = None) -> Any:
+    """Return a copy of an encoder with a new classifier in place of its head (Devlin et al. §4.1).
+
+    num_labels: the number of classes, or 1 for a number to predict. The encoder's weights are those
+    of the base; the classifier is drawn from rng. Dropout is as in the base's config.
+    Raises TypeError for another model than an encoder, ValueError for one with adapters.
+    """
+    if not isinstance(base, Encoder):
+        raise TypeError(
+            f"with_head: {type(base).__name__} is no encoder: give a Bert, Roberta or Deberta"
+        )
+    config = replace(base.config, num_labels=integer("with_head", "num_labels", num_labels, 1))
+    model = build(config, rng=rng, dtype=base.tok.W.dtype, recompute=base.recompute)
+    state = model.state_dict()
+    weights = {name: x for name, x in base.state_dict().items() if not name.startswith("head.")}
+    if changed := weights.keys() ^ {name for name in state if not name.startswith("head.")}:
+        raise ValueError(
+            f"with_head: {sorted(changed)[0]} is no parameter of a base {type(base).__name__}: "
+            "merge or detach the adapters first"
+        )
+    model.load_state_dict({**state, **weights})
+    model.tokenizer = base.tokenizer
+    return model
 
 
 @our_words

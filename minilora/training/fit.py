@@ -197,7 +197,7 @@ def fit(
         if schedule is not None:
             optimizer.lr = rates[step]
         some = [batch(i) for i in range(step * several, (step + 1) * several)]
-        tokens += sum(int(np.size(inputs)) for inputs, *_ in some)
+        tokens += sum(map(_tokens, some))
         try:
             value = train_step(
                 model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
@@ -290,6 +290,12 @@ def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
         raise ValueError(
             f"fit: {shared[0]} and all other parameters of the optimizer are frozen: {remedy}"
         )
+
+
+def _tokens(batch: Batch) -> int:
+    """Return the number of tokens in a batch; of an encoder's (ids, mask, types), count the ids."""
+    inputs = batch[0]
+    return int(np.size(inputs[0] if isinstance(inputs, tuple) else inputs))
 
 
 def _is_model(who: str, model: Any) -> None:

@@ -12,13 +12,16 @@ The data are drawn from a seed and a grammar; nothing is downloaded, and nothing
 from .base_text import BASE_TEXTS, base_batches
 from .e2e import E2E
 from .e2e_latent import E2ELatent
+from .glue import MiniCola, MiniMrpc, MiniRte, MiniSst, MiniStsb
 from .mnli import MNLI
 from .samsum import SAMSum
 from .sql import SQL
 from .task import IGNORED_WORDS, PARTS, Example, Task, Words
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (E2E(), E2ELatent(), SQL(), MNLI(), SAMSum())
+    task.name: task for task in (
+        E2E(), E2ELatent(), SQL(), MNLI(), SAMSum(),
+        MiniCola(), MiniSst(), MiniMrpc(), MiniStsb(), MiniRte())
 }
 
 __all__ = [

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...checks import choice
 from . import e2e, mnli, samsum, sql
+from .masked import EncoderText
 from .task import Example, Task, Words
 from .vocabulary import DECODER
 
@@ -60,7 +61,7 @@ class Stream:
         return self.text.batch(self.text.examples("train", self.batch, seed=[self.seed, i]))
 
 
-BASE_TEXTS: dict[str, Task] = {"mini-decoder": DecoderText()}
+BASE_TEXTS: dict[str, Task] = {"mini-decoder": DecoderText(), "mini-encoder": EncoderText()}
 
 
 def base_batches(name: str, part: str = "test", n: int = 8, batch: int = 64) -> list[Batch]:

@@ -77,7 +77,7 @@ class Task(ABC):
     metrics      the names of the scores; the first is the main one
     labels       encoder: the number of classes, 1 for a number to predict; 0 for a decoder
     longest      decoder: the most tokens that an answer has, <end> included
-    steps        training steps of one run, with `batch` examples in a step
+    steps        training steps of one run, with `batch_size` examples in a step
     """
 
     name: ClassVar[str]
@@ -134,22 +134,30 @@ class Task(ABC):
         """
         texts = [self.words.encode(x.inputs) for x in examples]
         if self.labels:
-            ids = self._padded(texts)
-            after = np.cumsum(ids == self.words.ids[SEP], axis=1)
-            types = ((after - (ids == self.words.ids[SEP])) > 0) & (ids != self.words.ids[PAD])
-            mask = (ids != self.words.ids[PAD]).astype(np.int64)
             kind = np.int64 if self.labels > 1 else np.float32
-            return (ids, mask, types.astype(np.int64)), np.array([x.answer for x in examples], kind)
+            return inputs_of(self.words, texts), np.array([x.answer for x in examples], kind)
         answers = [self.words.encode(f"{x.answer[0]} {END}") for x in examples]  # type: ignore[index]
-        ids = self._padded([a + b for a, b in zip(texts, answers)])
+        ids = padded([a + b for a, b in zip(texts, answers)])
         targets = np.full_like(ids, MASKED)
         for row, text, answer in zip(targets, texts, answers):
             row[len(text) : len(text) + len(answer)] = answer
         return ids[:, :-1], targets[:, 1:]
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return rows of ids as one array, with <pad> on the right."""
-        ids = np.full((len(rows), max(map(len, rows))), self.words.ids[PAD], np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        return ids
+
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return rows of ids as one array, with <pad> on the right."""
+    ids = np.full((len(rows), max(map(len, rows))), IGNORED_WORDS.index(PAD), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids
+
+
+def inputs_of(words: Words, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
+    """Return (ids, mask, types) of an encoder, each (batch, tokens).
+
+    mask: 1 for a token, 0 for padding.   types: 1 after the first <sep>, else 0.
+    """
+    ids = padded(rows)
+    given, ends = ids != words.ids[PAD], ids == words.ids[SEP]
+    types = (np.cumsum(ends, axis=1) - ends > 0) & given
+    return ids, given.astype(np.int64), types.astype(np.int64)
