@@ -5,6 +5,7 @@ The hyperparameters that all runs share stand here. Nothing of the test set is s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,6 +53,18 @@ def loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
     return (error * error).mean()
 
 
+@functools.cache
+def drawn(task: Task, part: str, n: int) -> tuple[Example, ...]:
+    """Return the first n examples of a part. A process draws them once for all its runs."""
+    return tuple(task.examples(part, n))
+
+
+@functools.cache
+def base_test(base: str) -> list[Any]:
+    """Return the batches that a base was tested on. A process draws them once."""
+    return [*base_batches(base, "test")]
+
+
 def prepared(task: Task, seed: int) -> Any:
     """Return the base of a task, with a new head if the task needs one."""
     base = load_base(task.base)
@@ -80,7 +93,7 @@ def started(
     """
     about, varied = TASKS[task], VARIATIONS[variation]
     model = prepared(about, seed)
-    batches = Drawn(about, about.examples("train", examples), batch, seed)
+    batches = Drawn(about, drawn(about, "train", examples), batch, seed)
     schedule = linear_schedule(rate, steps, int(WARMUP * steps))
     if method == "base":
         return model, None, batches, schedule
@@ -108,8 +121,8 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
         model = adapt(**config)
         shuffled = VARIATIONS[config["variation"]].shuffled
         result = {
-            "validation": score(model, task, task.examples("validation", validation)),
-            "test": score(model, task, task.examples("test", test), shuffled),
+            "validation": score(model, task, drawn(task, "validation", validation)),
+            "test": score(model, task, drawn(task, "test", test), shuffled),
             "loss": losses(model, task, validation),
             "trained": trained(model, config["method"]), "total": accounting.count(model).total,
             "updates": read_updates(model, load_base(task.base)),
@@ -117,7 +130,7 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
     except FloatingPointError:
         return {"diverged": True}
     if not task.labels:
-        result["base_loss"] = evaluate(model, base_batches(task.base, "test"))
+        result["base_loss"] = evaluate(model, base_test(task.base))
     return rounded(result)
 
 
@@ -158,7 +171,7 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
     """Return the mean loss on the validation examples, and on as many to train on."""
     parts = {}
     for part in ("train", "validation"):
-        some = task.examples(part, validation)
+        some = drawn(task, part, validation)
         batches = [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
         parts[part] = evaluate(model, batches, loss)
     return parts
@@ -167,8 +180,8 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
 def chance(task: str, test: int) -> dict[str, float]:
     """Return the scores of an answer that is drawn from the training examples, blindly."""
     about = TASKS[task]
-    rng, examples = np.random.default_rng(0), about.examples("test", test)
-    known = about.examples("train")
+    rng, examples = np.random.default_rng(0), drawn(about, "test", test)
+    known = drawn(about, "train", about.sizes["train"])
     drawn = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
     outputs = [x[0] if isinstance(x, tuple) else x for x in drawn]
     return rounded(about.score(examples, outputs))  # type: ignore[no-any-return]
