@@ -182,8 +182,8 @@ def chance(task: str, test: int) -> dict[str, float]:
     about = TASKS[task]
     rng, examples = np.random.default_rng(0), drawn(about, "test", test)
     known = drawn(about, "train", about.sizes["train"])
-    drawn = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
-    outputs = [x[0] if isinstance(x, tuple) else x for x in drawn]
+    guesses = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
+    outputs = [x[0] if isinstance(x, tuple) else x for x in guesses]
     return rounded(about.score(examples, outputs))  # type: ignore[no-any-return]
 
 
