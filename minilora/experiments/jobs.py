@@ -123,7 +123,10 @@ def do(
 def _spread(
     jobs: Sequence[Job], journal: Journal, executor: Executor, begins: Begins
 ) -> None:
-    """Do the jobs in the executor, and write each to the journal as it ends."""
+    """Do the jobs in the executor, and write each to the journal as it ends.
+
+    After an interrupt or an error, what runs is waited for and kept, and the others are cancelled.
+    """
     futures = {executor.submit(work, job.kind, job.config): job for job in jobs}
     try:
         for future in as_completed(futures):
@@ -138,8 +141,9 @@ def _spread(
             journal.add(job.key, _line(job, result, seconds))
             begins(job.name)
     finally:
-        for future in futures:
-            future.cancel()
+        for future, job in futures.items():
+            if not future.cancel() and future.exception() is None:
+                journal.add(job.key, _line(job, *future.result()))
 
 
 def _line(job: Job, result: Any, seconds: float) -> dict[str, Any]:
