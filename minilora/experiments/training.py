@@ -158,10 +158,13 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
     """Return the mean loss on the validation examples, and on as many to train on."""
     parts = {}
     for part in ("train", "validation"):
-        some = task.examples(part, validation)
-        batches = [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
-        parts[part] = evaluate(model, batches, loss)
+        parts[part] = evaluate(model, batches_of(task, task.examples(part, validation)), loss)
     return parts
+
+
+def batches_of(task: Task, examples: Sequence[Example]) -> list[tuple[Any, Any]]:
+    """Return all examples as batches to score."""
+    return [task.batch(examples[at : at + 64]) for at in range(0, len(examples), 64)]
 
 
 def chance(task: str, test: int) -> dict[str, float]:

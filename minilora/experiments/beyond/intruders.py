@@ -7,7 +7,7 @@ scaled down: what comes back of the base, and what is lost of the task?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -34,7 +34,7 @@ from ..experiment import (
 from ..jobs import Job
 from ..results import Results
 from ..statistics import noise_floor
-from ..training import CLIP, loss, losses, rounded, started
+from ..training import CLIP, batches_of, loss, rounded, started
 
 TASK, NAMES = "mini-e2e", ("q", "k", "v", "o")
 RANKS, SMALL = (1, 4, 8, 64), (1, 4, 8)  # 64 is the whole space
@@ -60,7 +60,8 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
     """
     config = {name: x for name, x in run.items() if name not in ("validation", "test")}
     task, n = TASKS[run["task"]], run["validation"]
-    model, steps, reached = stopped(config, task, n, target)
+    held_out = batches_of(task, task.examples("validation", n))
+    model, steps, reached = stopped(config, held_out, target)
     methods.merge(model)
     base = load_base(task.base)
     rng, counts, chance = np.random.default_rng(int(run["seed"])), [], []
@@ -74,7 +75,7 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
     curve: dict[str, list[float]] = {"task": [], "base": []}
     for factor in SCALES:
         part = scaled(base, model, factor)
-        curve["task"].append(losses(part, task, n)["validation"])
+        curve["task"].append(evaluate(part, held_out, loss))
         curve["base"].append(evaluate(part, known))
     return rounded({  # type: ignore[no-any-return]
         "intruders": float(np.mean(counts)), "random": float(np.mean(chance)), "steps": steps,
@@ -83,9 +84,9 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
 
 
 def stopped(
-    config: Mapping[str, Any], task: Any, validation: int, target: float
+    config: Mapping[str, Any], held_out: Sequence[Any], target: float
 ) -> tuple[Any, int, float]:
-    """Return a model that is trained until its validation loss is at most `target`, the steps that
+    """Return a model that is trained until its held-out loss is at most `target`, the steps that
     this took, and the loss."""
     model, optimizer, batches, schedule = started(**config)
     assert optimizer is not None
@@ -95,7 +96,7 @@ def stopped(
         train_step(model, [batches[step]], optimizer, loss=loss, max_grad_norm=CLIP)
         step += 1
         if step % EVERY == 0 or step == steps:
-            value = losses(model, task, validation)["validation"]
+            value = evaluate(model, held_out, loss)
     return model.eval(), step, value
 
 
