@@ -54,14 +54,21 @@ class Job:
         return key_of({"kind": self.kind, "config": self.config, "version": __version__})
 
 
+def function_of(kind: str) -> Callable[..., Any]:
+    """Return the function that does jobs of a kind."""
+    module, name = KINDS[kind].split(":")
+    function: Callable[..., Any] = getattr(
+        importlib.import_module(f".{module}", __package__), name
+    )
+    return function
+
+
 def work(kind: str, config: Mapping[str, Any]) -> tuple[Any, float]:
     """Do a job on one thread; return its result and the seconds of processor time that it took."""
-    module, function = KINDS[kind].split(":")
     before = threads(1)
     began = time.process_time()
     try:
-        do = getattr(importlib.import_module(f".{module}", __package__), function)
-        return do(**config), time.process_time() - began
+        return function_of(kind)(**config), time.process_time() - began
     finally:
         threads(before)
 
@@ -117,7 +124,10 @@ def do(
 def _spread(
     jobs: Sequence[Job], journal: Journal, executor: Executor, begins: Begins
 ) -> None:
-    """Do the jobs in the executor, and write each to the journal as it ends."""
+    """Do the jobs in the executor, and write each to the journal as it ends.
+
+    After an interrupt or an error, what runs is waited for and kept, and the others are cancelled.
+    """
     futures = {executor.submit(work, job.kind, job.config): job for job in jobs}
     try:
         for future in as_completed(futures):
@@ -132,8 +142,9 @@ def _spread(
             journal.add(job.key, _line(job, result, seconds))
             begins(job.name)
     finally:
-        for future in futures:
-            future.cancel()
+        for future, job in futures.items():
+            if not future.cancel() and future.exception() is None:
+                journal.add(job.key, _line(job, *future.result()))
 
 
 def _line(job: Job, result: Any, seconds: float) -> dict[str, Any]:

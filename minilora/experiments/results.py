@@ -115,11 +115,12 @@ class Results:
 
 
 def best(tried: Mapping[float, Any], metric: str) -> float:
-    """Return the rate whose result is the best on the validation examples."""
+    """Return the rate whose result is the best on the validation examples; if all diverged, the
+    smallest."""
     def order(rate: float) -> tuple[float, float]:
         result = tried[rate]
         if "diverged" in result:
-            return -np.inf, 0.0
+            return -np.inf, -rate
         return result["validation"][metric], -result["loss"]["validation"]
 
     return max(tried, key=order)

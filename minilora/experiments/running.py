@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from ..files.journal import Journal
-from .cells import Cell, Scale
+from .cells import START, Cell, Scale
 from .experiment import Experiment
 from .jobs import Job, do
 from .results import Results
 
 SECONDS = 4.0  # of a run of which no other is known
+SMOKE = 0.05  # of the seconds of a run: about what one of a smoke run takes
 
 
 def run(
@@ -65,42 +68,60 @@ def repeats(results: Results, cell: Cell) -> list[Job]:
 
 def planted(experiment: Experiment, results: Results) -> list[Job]:
     """Return the runs with the mistakes that turn the verdicts: LoRA's cells, at their rates."""
-    mistakes = dict.fromkeys(claim.mistake for claim in experiment.claims if claim.mistake)
     return [
-        cell.varied(mistake).run(results.rate(cell), seed, results.scale)
-        for mistake in mistakes if mistake not in experiment.blunders
-        for cell in experiment.cells if cell.lora and not cell.variation
-        for seed in range(results.scale.seeds)
+        cell.run(results.rate(replace(cell, variation="")), seed, results.scale)
+        for cell in varied(experiment) for seed in range(results.scale.seeds)
     ]
+
+
+def varied(experiment: Experiment) -> list[Cell]:
+    """Return LoRA's cells with each mistake that is planted in the runs of an experiment."""
+    mistakes = dict.fromkeys(claim.mistake for claim in experiment.claims if claim.mistake)
+    return [cell.varied(mistake) for mistake in mistakes if mistake not in experiment.blunders
+            for cell in experiment.cells if cell.lora and not cell.variation]
 
 
 def estimate(
     experiments: Sequence[Experiment], journal: Journal, scale: Scale, known: Journal, at_once: int
 ) -> tuple[int, float]:
-    """Return the number of runs that are left, at least, and about the seconds that they take.
+    """Return the number of runs that are left, about, and about the seconds that they take.
 
-    known: finished runs, whose seconds count; the journal's own are better and come first.
+    known: finished runs, whose seconds count; the journal's own are better and come last.
     """
-    lines = [*known.lines.values(), *journal.lines.values()]
     seconds: dict[str, list[float]] = {}
-    for line in lines:
+    for line in [*known.lines.values(), *journal.lines.values()]:
         seconds.setdefault(line["config"].get("task", line["kind"]), []).append(line["seconds"])
-    results, runs, total = Results(journal, scale), 0, 0.0
+    results, left = Results(journal, scale), Counter[str]()
     for cell in unique(cell for one in experiments for cell in one.cells):
-        tried = results.tried(cell)
-        done = len(tried) + max(0, sum(
-            cell.run(rate, seed, scale).key in journal
-            for rate in tried for seed in range(1, scale.seeds)
-        ))
-        wanted = 1 if cell.untrained else (1 if scale.fast else 4) + scale.seeds - 1
-        left = max(0, wanted - done)
-        runs += left
-        total += left * statistics.median(seconds.get(cell.task, [SECONDS]))
-    for one in experiments:
-        for cell, rates in one.every_rate:
-            left = sum(cell.run(rate, seed, scale).key not in journal
-                       for rate in scale.rates(rates) for seed in range(scale.seeds))
-            runs += left
-            total += left * statistics.median(seconds.get(cell.task, [SECONDS]))
-    share = 0.05 if scale.fast and not journal.lines else 1.0
-    return runs, total * share / max(1, at_once)
+        left[cell.task] += _left(results, cell)
+    for cell in unique(cell for one in experiments for cell in varied(one)):
+        left[cell.task] += _left(results, cell, search=False)
+    jobs = {job.key: job for one in experiments for job in _known_jobs(one, results)}
+    for job in jobs.values():
+        left[job.config.get("task", job.kind)] += job.key not in journal
+    share = SMOKE if scale.fast and not journal.lines else 1.0
+    total = sum(n * statistics.median(seconds.get(what, [SECONDS])) for what, n in left.items())
+    return left.total(), total * share / max(1, at_once)
+
+
+def _left(results: Results, cell: Cell, search: bool = True) -> int:
+    """Return how many runs of a cell are left, about. search: its rate is chosen for itself."""
+    scale, own = results.scale, replace(cell, variation="") if not search else cell
+    tried, missing = results.search(own)
+    if not missing:
+        seeds = range(1 if cell.untrained else scale.seeds)
+        runs = [cell.run(results.rate(own), seed, scale) for seed in seeds]
+        return sum(job.key not in results.journal for job in runs)
+    usual = 0 if not search else 1 if scale.fast or cell.untrained else len(START) + 1
+    return max(len(missing), usual - len(tried)) * search + scale.seeds - search
+
+
+def _known_jobs(experiment: Experiment, results: Results) -> list[Job]:
+    """Return the jobs of an experiment beside those of its cells, as far as they are known."""
+    scale = results.scale
+    runs = [cell.run(rate, seed, scale) for cell, rates in experiment.every_rate
+            for rate in scale.rates(rates) for seed in range(scale.seeds)]
+    try:
+        return [*runs, *experiment.jobs(results)]
+    except KeyError:  # they depend on runs that are not there yet
+        return runs

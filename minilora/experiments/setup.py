@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import accounting
@@ -16,6 +16,7 @@ from ..training.optim import AdamW
 from . import training
 from .cells import ALPHA, GRID, START, Cell
 from .experiment import Experiment
+from .jobs import Job, function_of
 from .results import Results
 
 EDGE = "at the edge of the grid: a rate beyond it may be better"
@@ -81,10 +82,14 @@ def rates(experiment: Experiment, results: Results) -> list[dict[str, Any]]:
 
 def questions(experiment: Experiment, results: Results) -> list[tuple[str, str]]:
     """Return questions and answers: settings, step, split, seeds, metric, lengths, head."""
-    cells = [cell for cell in cells_of(experiment) if not cell.untrained]
-    if not cells:
-        return []
-    tasks, configs = tasks_of(experiment, results), [cell.config(results.scale) for cell in cells]
+    configs = _configs(experiment, results)
+    others = [job for job in experiment.jobs(results) if job.kind != "train"]
+    kinds = list({job.kind: job for job in others}.values())
+    measured = [("What else was measured, and how?" if configs else "What was measured, and how?",
+                 " ".join(_measured(job) for job in kinds))] if kinds else []
+    if not configs:
+        return measured
+    tasks = tasks_of(experiment, results)
     return [
         ("Which hyperparameters, and where are they from?", _settings(experiment, results)),
         ("The last step, or the best?",
@@ -101,10 +106,25 @@ def questions(experiment: Experiment, results: Results) -> list[tuple[str, str]]
         ("Which metric exactly?", " ".join(_metric(task) for task in tasks)),
         ("Which lengths?", " ".join(_lengths(task) for task in tasks)),
         ("Where is the head, and is it counted?", " ".join(_heads(tasks))),
+        *measured,
     ]
 
 
-def _values(configs: Sequence[dict[str, Any]], name: str) -> str:
+def _configs(experiment: Experiment, results: Results) -> list[Mapping[str, Any]]:
+    """Return the configurations of all that an experiment trains."""
+    cells = [cell for cell in cells_of(experiment) if not cell.untrained]
+    jobs = [job.config for job in experiment.jobs(results) if job.kind == "train"]
+    return [*(cell.config(results.scale) for cell in cells), *jobs]
+
+
+def _measured(job: Job) -> str:
+    """Return what a job of a kind does, from its function, with the settings of this one."""
+    how = docstring(function_of(job.kind)).partition("\n")[0]
+    settings = ", ".join(f"{name} {value}" for name, value in job.config.items())
+    return how + f" Here, for example: {settings}." * bool(settings)
+
+
+def _values(configs: Sequence[Mapping[str, Any]], name: str) -> str:
     return ", ".join(f"{value:,}" for value in sorted({config[name] for config in configs}))
 
 
@@ -113,8 +133,7 @@ def _default(name: str) -> Any:
 
 
 def _settings(experiment: Experiment, results: Results) -> str:
-    cells = [cell for cell in cells_of(experiment) if not cell.untrained]
-    configs = [cell.config(results.scale) for cell in cells]
+    configs = _configs(experiment, results)
     beta1, beta2 = _default("betas")
     words = [
         f"AdamW (betas {beta1} and {beta2}, eps {_default('eps'):g}) with decoupled weight decay "
@@ -125,16 +144,17 @@ def _settings(experiment: Experiment, results: Results) -> str:
     ]
     if results.scale.fast:
         words.append(f"A smoke run tries one rate, {START[len(START) // 2]:g}.")
-    else:
+    elif experiment.cells:
         words.append(
             "Each cell's rate is the best of a grid from "
             f"{GRID[0]:g} to {GRID[-1]:g}, two in each factor of ten: it tries "
             f"{', '.join(f'{rate:g}' for rate in START)} first, then goes on while the best is "
             "the outermost."
         )
-    if any(cell.lora for cell in cells):
-        alphas = sorted({dict(cell.settings)["alpha"] for cell in cells
-                         if cell.lora and "alpha" in dict(cell.settings)})
+    else:
+        tried = sorted({config["rate"] for config in configs if "rate" in config})
+        words.append(f"Rates: {', '.join(f'{rate:.2g}' for rate in tried)}.")
+    if alphas := sorted({c["settings"]["alpha"] for c in configs if "alpha" in c["settings"]}):
         rule = "the first rank that is tried, and stays there for every rank (§4.1)"
         words.append(
             f"alpha is {ALPHA:g}: {rule}." if alphas == [ALPHA] else

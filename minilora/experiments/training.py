@@ -5,6 +5,7 @@ The hyperparameters that all runs share stand here. Nothing of the test set is s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,19 @@ from .variations import VARIATIONS
 
 DECAY, WARMUP, CLIP = 0.01, 0.1, 1.0  # weight decay; share of the steps; largest gradient norm
 ROUND = 6  # significant digits of a stored number
+
+
+@functools.lru_cache
+def kept(task: Task, part: str, n: int | None = None) -> tuple[Example, ...]:
+    """Return the first n examples of a part, or all. They are kept for the next run, because a
+    quarter of a run's time would go into drawing them."""
+    return tuple(task.examples(part, n))
+
+
+@functools.lru_cache
+def base_text(base: str) -> tuple[Any, ...]:
+    """Return batches of held-out text of a base. They are kept, too."""
+    return tuple(base_batches(base, "test"))
 
 
 class Drawn:
@@ -80,7 +94,7 @@ def started(
     """
     about, varied = TASKS[task], VARIATIONS[variation]
     model = prepared(about, seed)
-    batches = Drawn(about, about.examples("train", examples), batch, seed)
+    batches = Drawn(about, kept(about, "train", examples), batch, seed)
     schedule = linear_schedule(rate, steps, int(WARMUP * steps))
     if method == "base":
         return model, None, batches, schedule
@@ -108,8 +122,8 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
         model = adapt(**config)
         shuffled = VARIATIONS[config["variation"]].shuffled
         result = {
-            "validation": score(model, task, task.examples("validation", validation)),
-            "test": score(model, task, task.examples("test", test), shuffled),
+            "validation": score(model, task, kept(task, "validation", validation)),
+            "test": score(model, task, kept(task, "test", test), shuffled),
             "loss": losses(model, task, validation),
             "trained": trained(model, config["method"]), "total": accounting.count(model).total,
             "updates": read_updates(model, load_base(task.base)),
@@ -117,7 +131,7 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
     except FloatingPointError:
         return {"diverged": True}
     if not task.labels:
-        result["base_loss"] = evaluate(model, base_batches(task.base, "test"))
+        result["base_loss"] = evaluate(model, base_text(task.base))
     return rounded(result)  # type: ignore[no-any-return]
 
 
@@ -158,20 +172,21 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
     """Return the mean loss on the validation examples, and on as many to train on."""
     parts = {}
     for part in ("train", "validation"):
-        parts[part] = evaluate(model, batches_of(task, task.examples(part, validation)), loss)
+        parts[part] = evaluate(model, batches_of(task, part, validation), loss)
     return parts
 
 
-def batches_of(task: Task, examples: Sequence[Example]) -> list[tuple[Any, Any]]:
-    """Return all examples as batches to score."""
-    return [task.batch(examples[at : at + 64]) for at in range(0, len(examples), 64)]
+def batches_of(task: Task, part: str, n: int) -> list[tuple[Any, Any]]:
+    """Return the first n examples of a part as batches to score."""
+    some = kept(task, part, n)
+    return [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
 
 
 def chance(task: str, test: int) -> dict[str, float]:
     """Return the scores of an answer that is drawn from the training examples, blindly."""
     about = TASKS[task]
-    rng, examples = np.random.default_rng(0), about.examples("test", test)
-    known = about.examples("train")
+    rng, examples = np.random.default_rng(0), kept(about, "test", test)
+    known = kept(about, "train")
     drawn = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
     outputs = [x[0] if isinstance(x, tuple) else x for x in drawn]
     return rounded(about.score(examples, outputs))  # type: ignore[no-any-return]

@@ -3,7 +3,8 @@
 contents.py finds the chapters and reads their headers. execution.py runs them, and cache.py stores
 the results. prose.py renders text and code as HTML, pages.py a chapter, names.py the public names;
 cover.py computes the cover's figures, report.py the page of results. publish.py makes all pages,
-words.py the search index, and folder.py writes the site. assets/ has the templates, the style sheet and the script.
+words.py the search index, and folder.py writes the site. assets/ has the templates, the style
+sheet and the script.
 
 The chapters are in `tutorials/` beside the package (a checkout, an editable installation), or in
 `minilora/tutorials/` (a wheel).

@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import analysis, methods, viz
 from ...backend import asnumpy
-from ...data.tasks import TASKS, base_batches
+from ...data.tasks import TASKS
 from ...models.pretrained import load_base
 from ...training.fit import evaluate, train_step
 from ..cells import Cell, cell
@@ -34,7 +34,7 @@ from ..experiment import (
 from ..jobs import Job
 from ..results import Results
 from ..statistics import noise_floor
-from ..training import CLIP, batches_of, loss, rounded, started
+from ..training import CLIP, base_text, batches_of, loss, rounded, started
 
 TASK, NAMES = "mini-e2e", ("q", "k", "v", "o")
 RANKS, SMALL = (1, 4, 8, 64), (1, 4, 8)  # 64 is the whole space
@@ -60,7 +60,7 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
     """
     config = {name: x for name, x in run.items() if name not in ("validation", "test")}
     task, n = TASKS[run["task"]], run["validation"]
-    held_out = batches_of(task, task.examples("validation", n))
+    held_out = batches_of(task, "validation", n)
     model, steps, reached = stopped(config, held_out, target)
     methods.merge(model)
     base = load_base(task.base)
@@ -71,7 +71,7 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
             counts.append(analysis.intruders(W, dW, TOP, EPS).count)
             chance += [analysis.intruders(W, analysis.random_like(dW, rng), TOP, EPS).count
                        for _ in range(DRAWS)]
-    known = base_batches(task.base, "test")
+    known = base_text(task.base)
     curve: dict[str, list[float]] = {"task": [], "base": []}
     for factor in SCALES:
         part = scaled(base, model, factor)
@@ -193,9 +193,10 @@ def tables(results: Results) -> list[Table]:
 
 def figures(results: Results) -> list[Figure]:
     def draw() -> Any:
-        lines = {f"LoRA r = 4, loss of the {what}":
+        lines = {f"loss of the {what}":
                  (SCALES, curves(results, at(4), what).mean(axis=0)) for what in ("task", "base")}
-        return viz.curves(lines, xlabel="factor of ΔW", ylabel="loss (nats a token)")
+        return viz.curves(
+            lines, title="LoRA r = 4", xlabel="factor of ΔW", ylabel="loss (nats a token)")
 
     return [Figure("scaled-update", draw, "losses of the task and of the base against ΔW's factor")]
 
