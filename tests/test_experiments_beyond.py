@@ -62,7 +62,7 @@ def compared(**equal: bool) -> Made:
                for name, settings in alpha.CONDITIONS.items()}
         name = next(name for name, same in own.items() if same).replace(" ", "_")
         same = equal.get(name, False)
-        return [{"scale": s, "equal": alpha.STEPS if same else 1, "at": [6, 60],
+        return [{"scale": s, "equal": alpha.STEPS if same else 1, "at": [10, 100],
                  "distance": [0.0, 0.0 if same else 0.1]} for s in config["scales"]]
 
     return made

@@ -20,7 +20,7 @@ from ..jobs import Job
 from ..results import Results
 from ..training import CLIP, DECAY
 
-TASK, R, RATE, STEPS, BATCH = "mini-e2e", 4, 3e-3, 60, 16
+TASK, R, RATE, STEPS, BATCH = "mini-e2e", 4, 3e-3, 100, 16
 SCALES = (4.0, 64.0)
 EPS = 1e-8  # the default of Adam
 
