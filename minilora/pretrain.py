@@ -153,7 +153,7 @@ RECIPES = {
         "mini-decoder", GPT2Config(
             BASE_TEXTS["mini-decoder"].words.vocab_size, n_positions=64, d_model=64, n_layers=2,
             n_heads=4),
-        task_material, steps=1500, batch=64),
+        task_material, steps=1440, batch=64),
     "mini-encoder": Recipe(
         "mini-encoder", BertConfig(
             BASE_TEXTS["mini-encoder"].words.vocab_size, n_positions=32, d_model=64, n_layers=2,
