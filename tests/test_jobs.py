@@ -9,8 +9,7 @@ from fake_runs import faked, one
 
 from minilora.backend.threads import threads
 from minilora.experiments import jobs, training
-from minilora.experiments.cells import cell
-from minilora.experiments.cells import Scale
+from minilora.experiments.cells import Scale, cell
 from minilora.experiments.jobs import Job, do, processes, work
 from minilora.files.journal import Journal
 

@@ -119,11 +119,10 @@ class Experiment:
 
     def verdicts(self, results: Results) -> list[Verdict]:
         """Apply every rule. A smoke run decides nothing."""
-        verdicts = [claim.rule(results) for claim in self.claims]
         if results.scale.fast:
             words = "this is a smoke run of a few steps: it gives no verdict"
             return [Verdict("no verdict", words) for _ in self.claims]
-        return verdicts
+        return [claim.rule(results) for claim in self.claims]
 
 
 NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
