@@ -35,6 +35,7 @@ class MadeUp(Results):
         self.score, self.noise, self.number, self.blind = score, noise, trained, blind
 
     def runs(self, cell: Cell) -> list[Any]:
+        cell = self._read(cell)
         mean, names = self.score(cell), TASKS[cell.task].metrics
         means = mean if isinstance(mean, Mapping) else dict.fromkeys(names, mean)
         spread = (0.0,) * len(SPREAD) if cell.untrained else SPREAD

@@ -104,6 +104,8 @@ def test_rank_for_counts_squares_and_takes_a_share_that_is_met_exactly():
     assert analysis.rank_for(np.diag([3.0, 1.0]), 0.91) == 2
     assert analysis.rank_for(np.eye(10)) == 9
     assert analysis.rank_for(np.diag([1.0, 1e-7]), 1) == 2  # whose square is less than a rounding
+    assert analysis.rank_for(normal(0, 60, 3) @ normal(1, 3, 70), 1) == 3  # not that of its noise
+    assert analysis.rank_for(np.diag([1.0, 5 * EPS, *np.zeros(48)]), 1) == 1
     noise = normal(0, 64, 64)
     assert 28 <= analysis.rank_for(noise) <= 36  # about half, as the docstring says
 
@@ -195,7 +197,7 @@ def test_similarity_is_1_if_one_space_holds_the_other_and_0_if_they_are_orthogon
     inside = np.hstack([V[:, :few] @ rotation(seed + 1, few), V[:, few:j]])
     A1, A2 = (matrix(0, rotation(seed + n, k), np.arange(k, 0, -1.0), X)
               for n, X in ((2, V), (3, np.hstack([inside, V[:, j:]]))))
-    assert abs(analysis.subspace_similarity(A1, A2, i, j) - 1) < 1e-9
+    assert 1 - 1e-9 < analysis.subspace_similarity(A1, A2, i, j) <= 1
     other = np.roll(V, -i, axis=1)  # its first columns are i + 1, i + 2, ...
     if i + j <= k:
         A3 = matrix(0, rotation(seed, k), np.arange(k, 0, -1.0), other)
@@ -250,7 +252,7 @@ def weights(draw):
 
 
 @host
-@given(weights(), st.data(), st.sampled_from([-3.0, 0.5, 1e-7]))
+@given(weights(), st.data(), st.sampled_from([-3.0, 0.5, 1e-170, 1e170]))
 def test_amplification_of_a_multiple_of_w_is_proportional_to_it(weight, data, c):
     W, _, s, _ = weight
     r = data.draw(st.integers(1, len(s)))
@@ -263,10 +265,9 @@ def test_amplification_of_a_multiple_of_w_is_proportional_to_it(weight, data, c)
 
 
 @host
-@given(weights(), seeds, st.integers(1, 2))
-def test_amplification_is_that_of_the_formula_also_from_factors(weight, seed, r):
-    W, *_ = weight
-    scale, B, A = 1.5, normal(seed, len(W), 2), normal(seed + 1, 2, W.shape[1])
+@given(seeds, st.integers(1, 3))
+def test_amplification_is_that_of_the_formula_also_from_factors(seed, r):
+    W, scale, B, A = normal(seed, 7, 5), 1.5, normal(seed + 1, 7, 3), normal(seed + 2, 3, 5)
     dW = scale * B @ A
     U, _, Vt = np.linalg.svd(dW)
     inside = np.linalg.norm(U[:, :r].T @ W @ Vt[:r].T)
@@ -283,6 +284,8 @@ def test_amplification_by_hand():
     W, dW = np.array([[0.0, 2.0, 0], [1.0, 0, 0]]), np.array([[0, 8.0, 0], [0, 0, 6.0]])
     got = analysis.amplification(W, dW, 1)
     assert near((got.factor, got.update, got.in_update, got.in_own), (5, 10, 2, 2))
+    small = analysis.amplification(1e-200 * W, 1e-200 * dW, 1)  # whose squares are 0
+    assert near((small.factor, 1e200 * small.in_own), (5, 2))
     assert near(got.in_random, math.sqrt(5 / 6)) and near(got.random_factor, 10 / got.in_random)
     assert analysis.amplification(W, np.array([[3.0, 0, 0], [0, 0, 0]]), 1).factor > 1e9
     assert analysis.Amplification(1, 3.0, 0.0, 2.0, 1.0).factor == math.inf
@@ -309,6 +312,7 @@ def test_an_update_that_keeps_the_singular_vectors_plants_no_intruder(weight, se
         got = analysis.intruders(W, dW, k=len(s), eps=0.9)
         assert got.count == 0 and got.which == ()
         assert np.allclose(got.cosines, 1, atol=1e-6) and len(got.cosines) == len(s)
+        assert max(got.cosines) <= 1
 
 
 @host
@@ -335,6 +339,16 @@ def test_intruders_are_left_vectors_among_all_that_w_has():
     assert analysis.intruders(W, up.T, k=3).count == 0  # the right vector is new, the left is not
     swapped = np.diag([0, 0, 9.0, 0])  # W's last direction comes first
     assert analysis.intruders(W, swapped, k=3, eps=0.9).which == ()
+
+
+@host
+def test_an_intruder_is_closer_than_eps_to_none():
+    """W + ΔW is turned by 40 degrees: its vectors are 40 and 50 degrees from those of W."""
+    c, s = math.cos(math.radians(40)), math.sin(math.radians(40))
+    W, turned = np.diag([2.0, 1.0]), np.array([[c, -s], [s, c]]) @ np.diag([3.0, 1.0])
+    for eps, which in ((0.99 * c, ()), (1.01 * c, (0, 1))):
+        got = analysis.intruders(W, turned - W, k=2, eps=eps)
+        assert near(got.cosines, (c, c)) and got.which == which
 
 
 # of models

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,16 +187,14 @@ def test_cells_are_shared_between_the_experiments() -> None:
         own["params"] & own["matrices"] & own["gpt3"] & own["lowdata"])
 
 
-def test_a_misread_result_reads_another_cell() -> None:
-    right = MadeUp(by_method(lora=0.8), blind=0.3)
-    wrong = right.swapped(lambda x: replace(x, method="full", settings=()))
-    lora = cell("mini-mnli", "lora", r=4)
-    assert wrong.scores(lora).mean() == pytest.approx(0.7)
-    assert wrong.trained(lora) == 100_000 and wrong.chance("mini-mnli") == 0.3
-    both = matrices.exchanged(matrices.exchanged(MadeUp(by_choice(qk=0.6, k=0.7, qkvo=0.8))))
-    for letters, score in {"qk": 0.6, "k": 0.7, "qkvo": 0.8, "v": 0.5}.items():
-        got = both.scores(matrices.CHOICES[letters].on("mini-sql")).mean()
-        assert got == pytest.approx(score)
+def test_k_and_v_exchanged_reads_each_choice_from_the_other() -> None:
+    scores = {"q": 0.1, "k": 0.2, "v": 0.3, "o": 0.4, "qk": 0.5, "qv": 0.6, "qkvo": 0.7}
+    right = MadeUp(by_choice(**scores))
+    wrong = matrices.exchanged(right)
+    other = {"k": "v", "v": "k", "qk": "qv", "qv": "qk"}
+    for letters, choice in matrices.CHOICES.items():
+        got = wrong.scores(choice.on("mini-sql")).mean()
+        assert got == pytest.approx(scores[other.get(letters, letters)])
 
 
 def test_helpers_of_quality_tables() -> None:

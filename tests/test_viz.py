@@ -63,11 +63,26 @@ DRAWN = {  # sample arguments for each function
     "curves": {"float16": ([1, 2], [3, 4]), "bfloat16": [1, 2, 3]},
     "bench_bars": MEASURED,
     "unbroadcast": np.arange(3.0),
+    "quality_vs_parameters": {
+        "full fine-tuning": {110_336: [0.1, 0.2, 0.3]},
+        "LoRA on q, v": {512: SWEEP[1], 2048: SWEEP[4]},
+        "LoRA on all": {2304: SWEEP[16], 9216: SWEEP[4]}, "Adapter-H": {520: SWEEP[4]},
+    },
+    "forgetting": {
+        "full fine-tuning": {"all": ([0.5, 0.6, 0.4], [3.0, 3.1, 3.2])},
+        "LoRA": {f"r = {r}": ([1 - x / 9, 1.0, 1.1], [2.0, 2.1 + x / 7, 2.2])
+                 for x, r in enumerate((1, 2, 4, 8, 16))},
+        "LoRA, all layers": {"r = 1": (0.95, 2.15), "r = 2": (0.94, 2.2)},
+    },
+    "latency_bars": {"base": [9.0, 10.0, 12.0], "LoRA, not merged": [12.0], "Adapter-H": [13.0]},
+    "subspace_similarity": {"two seeds": np.eye(8, 64), "random": np.full((8, 64), 0.25)},
 }
 MORE = {
     "rank_sweep": {"levels": {"frozen base": 3.5, "full fine-tuning": 2.2}},
     "curves": {"xlabel": "size", "ylabel": "share", "log": "xy", "dotted": {"float16": ([1], [1])}},
     "unbroadcast": {"g": np.ones((2, 3))},
+    "quality_vs_parameters": {"levels": {"frozen base": 3.5}},
+    "forgetting": {"base": (1.5, 1.9)},
 }
 def drawn(name, ax=None, **more):
     """Call the function of this name on its sample; return the axes and the figure."""

@@ -36,9 +36,7 @@ def rank_for(dW: Any, energy: float = 0.9) -> int:
     """
     energy = real("rank_for", "energy", energy, "(0, 1]")
     parts = decompose("rank_for", "dW", dW)
-    if not parts.rank:
-        return 0
-    squares = (parts.s[: parts.rank] / parts.s[0]) ** 2
+    squares = (parts.s[: parts.rank] / parts.s[0]) ** 2  # none for a matrix of zeros
     left_out = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # by the first 0, 1, 2, ...
     return int((left_out <= (1 - energy) * left_out[0] * (1 + TIE)).argmax())
 
@@ -59,7 +57,7 @@ def random_like(dW: Any, rng: Rng = None, keep: str = "spectrum") -> np.ndarray:
         noise = rng.standard_normal(size.shape)
         return np.asarray(noise * (norm(size) / norm(noise)))
     U, s, Vt = decompose("random_like", "dW", dW)
-    return (_directions(rng, U.shape) * s) @ _directions(rng, Vt.T.shape).T
+    return np.asarray(_directions(rng, U.shape) * s @ _directions(rng, Vt.T.shape).T)
 
 
 def _directions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -151,11 +151,13 @@ def experiment(name: str) -> Experiment:
 
 
 def effect(what: str, better: np.ndarray, worse: np.ndarray, floor: float) -> Effect:
-    """Return the effect mean(better - worse), paired by seed. It is nan, so that it decides nothing,
-    if a run has no such number, for example because it diverged."""
+    """Return the effect mean(better - worse), paired by seed.
+
+    It is nan, which decides nothing, if a run has no such number, for example because it diverged.
+    """
     differences = np.asarray(better) - np.asarray(worse)
     if not np.isfinite(differences).all():
-        return Effect(what, *[float("nan")] * 3, floor)
+        return Effect(what, np.nan, np.nan, np.nan, floor)
     mean, low, high = statistics.interval(differences)
     return Effect(what, mean, low, high, floor)
 

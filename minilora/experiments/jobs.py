@@ -40,7 +40,8 @@ Begins = Callable[[str], Any]
 class Job:
     """kind: one of KINDS; config: its arguments, as JSON can hold them; name: for the progress.
 
-    alone: it measures time, so nothing else runs meanwhile.
+    alone: it measures time, so nothing else runs meanwhile. All that it measures is in its
+    result["times"]; the rest of every result is the same each time.
     """
 
     kind: str

@@ -40,7 +40,7 @@ def floor_of_means(results: Results, methods: Collection[Cell], tasks: Sequence[
 def unlearned(results: Results, task: str) -> Values:
     """Return what a decoder scores without learning, for each seed: the larger one of the base's
     score and of an answer drawn blindly from the training examples."""
-    return np.maximum(results.scores(cell(task, "base")), results.chance(task))
+    return np.asarray(np.maximum(results.scores(cell(task, "base")), results.chance(task)))
 
 
 def best_of(results: Results, cells: Collection[Cell]) -> Cell:

@@ -21,11 +21,11 @@ from .experiment import Effect, effect
 from .statistics import noise_floor
 
 BLOCKS = 5
-FEWEST, MOST, LASTS = 3, 25, 0.1  # turns in a block; seconds of the slowest call in a block
+FEWEST, MOST, LASTS = 3, 50, 0.3  # turns in a block; seconds of the slowest call in a block
 NOISE = (
     "The noise floor is the half-width of the 95 % interval of a difference between two means over "
-    f"{BLOCKS} blocks. A block is the median of {FEWEST} to {MOST} turns. Its standard deviation is "
-    "that between blocks of the same code, pooled over what is timed."
+    f"{BLOCKS} blocks. A block is the median of {FEWEST} to {MOST} turns. Its standard deviation "
+    "is that between blocks of the same code, pooled over what is timed."
 )
 SHAPES = {  # tiny: the base of the decoder's tasks; wide: two blocks of GPT-2 small's width
     "tiny": {"vocab_size": 256, "n_positions": 64, "d_model": 64, "n_layers": 2, "n_heads": 4},
@@ -70,12 +70,12 @@ def blocks_for(fast: bool) -> int:
 
 def more(times: Times, name: str, than: str) -> np.ndarray:
     """Return the share of time by which `name` takes longer than another, block by block."""
-    return np.array(times[name]) / np.array(times[than]) - 1
+    return np.asarray(np.array(times[name]) / np.array(times[than]) - 1)
 
 
-def measured(what: str, high: np.ndarray, low: np.ndarray, also: list[np.ndarray] = []) -> Effect:
-    """Return the effect high - low over blocks; `also` has a part in the noise floor."""
-    groups = [x for x in (high, low, *also) if np.ptp(x)]  # a constant is not measured
+def measured(what: str, high: np.ndarray, low: np.ndarray) -> Effect:
+    """Return the effect high - low over blocks."""
+    groups = [x for x in (high, low) if np.ptp(x)]  # a constant is not measured
     return effect(what, high, low, noise_floor(groups, len(high)) if groups else 0.0)
 
 

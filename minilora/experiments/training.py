@@ -30,6 +30,19 @@ DECAY, WARMUP, CLIP = 0.01, 0.1, 1.0  # weight decay; share of the steps; larges
 ROUND = 6  # significant digits of a stored number
 
 
+@functools.lru_cache
+def kept(task: Task, part: str, n: int | None = None) -> tuple[Example, ...]:
+    """Return the first n examples of a part, or all. They are kept for the next run, because a
+    quarter of a run's time would go into drawing them."""
+    return tuple(task.examples(part, n))
+
+
+@functools.lru_cache
+def base_text(base: str) -> tuple[Any, ...]:
+    """Return batches of held-out text of a base. They are kept, too."""
+    return tuple(base_batches(base, "test"))
+
+
 class Drawn:
     """batches[i] is batch i of a task's training examples: it depends on the seed and i alone."""
 
@@ -53,21 +66,9 @@ def loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
     return (error * error).mean()
 
 
-@functools.cache
-def drawn(task: Task, part: str, n: int) -> tuple[Example, ...]:
-    """Return the first n examples of a part. A process draws them once for all its runs."""
-    return tuple(task.examples(part, n))
-
-
-@functools.cache
-def base_test(base: str) -> list[Any]:
-    """Return the batches that a base was tested on. A process draws them once."""
-    return [*base_batches(base, "test")]
-
-
 def prepared(task: Task, seed: int) -> Any:
     """Return the base of a task, with a new head if the task needs one."""
-    base = load_base(task.base)
+    base: Any = load_base(task.base)
     return with_head(base, task.labels, rng=seed) if task.labels else base
 
 
@@ -93,7 +94,7 @@ def started(
     """
     about, varied = TASKS[task], VARIATIONS[variation]
     model = prepared(about, seed)
-    batches = Drawn(about, drawn(about, "train", examples), batch, seed)
+    batches = Drawn(about, kept(about, "train", examples), batch, seed)
     schedule = linear_schedule(rate, steps, int(WARMUP * steps))
     if method == "base":
         return model, None, batches, schedule
@@ -121,8 +122,8 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
         model = adapt(**config)
         shuffled = VARIATIONS[config["variation"]].shuffled
         result = {
-            "validation": score(model, task, drawn(task, "validation", validation)),
-            "test": score(model, task, drawn(task, "test", test), shuffled),
+            "validation": score(model, task, kept(task, "validation", validation)),
+            "test": score(model, task, kept(task, "test", test), shuffled),
             "loss": losses(model, task, validation),
             "trained": trained(model, config["method"]), "total": accounting.count(model).total,
             "updates": read_updates(model, load_base(task.base)),
@@ -130,8 +131,8 @@ def train(validation: int, test: int, **config: Any) -> dict[str, Any]:
     except FloatingPointError:
         return {"diverged": True}
     if not task.labels:
-        result["base_loss"] = evaluate(model, base_test(task.base))
-    return rounded(result)
+        result["base_loss"] = evaluate(model, base_text(task.base))
+    return rounded(result)  # type: ignore[no-any-return]
 
 
 def trained(model: Any, method: str) -> int:
@@ -171,7 +172,7 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
     """Return the mean loss on the validation examples, and on as many to train on."""
     parts = {}
     for part in ("train", "validation"):
-        some = drawn(task, part, validation)
+        some = kept(task, part, validation)
         batches = [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
         parts[part] = evaluate(model, batches, loss)
     return parts
@@ -180,10 +181,10 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
 def chance(task: str, test: int) -> dict[str, float]:
     """Return the scores of an answer that is drawn from the training examples, blindly."""
     about = TASKS[task]
-    rng, examples = np.random.default_rng(0), drawn(about, "test", test)
-    known = drawn(about, "train", about.sizes["train"])
-    guesses = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
-    outputs = [x[0] if isinstance(x, tuple) else x for x in guesses]
+    rng, examples = np.random.default_rng(0), kept(about, "test", test)
+    known = kept(about, "train")
+    drawn = [known[i].answer for i in rng.integers(0, len(known), len(examples))]
+    outputs = [x[0] if isinstance(x, tuple) else x for x in drawn]
     return rounded(about.score(examples, outputs))  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .axes import WIDE, Axes, axes, figure
-from .palette import COLOURS, ZERO
+from .palette import shades
 
 
 @figure
@@ -21,15 +21,12 @@ def attention_map(
     weights: (queries, keys), each row sums to 1. labels: tokens of the rows, and of the columns
     too unless `keys` gives others. Raises ValueError if the number of labels does not match.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     weights, keys = np.asarray(weights, np.float64), labels if keys is None else keys
     if weights.shape != (len(labels), len(keys)):
         raise ValueError(f"attention_map: weights {weights.shape} need a label for each row and "
                          f"column, but there are {len(labels)} and {len(keys)}")
     ax = axes(ax, title, (max(WIDE, 1.8 + 0.33 * len(keys)), 1.7 + 0.32 * len(labels)))
-    scale = LinearSegmentedColormap.from_list("minilora", [ZERO, COLOURS["frozen"], "#111111"])
-    image = ax.imshow(weights, cmap=scale, vmin=0, vmax=1)
+    image = ax.imshow(weights, cmap=shades(), vmin=0, vmax=1)
     tokens = [[label.replace("\n", "⏎").replace(" ", "·") or "∅" for label in names]
              for names in (keys, labels)]
     ax.set_xticks(range(len(keys)), tokens[0], rotation=90 if max(map(len, tokens[0])) > 2 else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .axes import WIDE, Axes, axes, figure, legend
 from .palette import COLOURS, OTHERS, ROWS, colour
 
 FEWEST = 3  # seeds for a band
+DASHES = ("-", "--", ":", "-.")
 
 
 @figure
@@ -82,7 +83,7 @@ def loss_curves(
             steps, losses = zip(*history.held_out)
             ax.plot(steps, losses, "o-", color=colour(label, i), ms=4, label=label)
             kinds.add("held out")
-    _levels(ax, levels)
+    horizontal(ax, levels)
     if len(kinds) > 1:
         ax.plot([], [], "o-", color="0.5", ms=4, label="held out")
         ax.plot([], [], color="0.5", lw=0.8, label="the batch trained on")
@@ -105,29 +106,47 @@ def rank_sweep(
     """
     ax = axes(ax, title)
     by_name = results if isinstance(next(iter(results.values())), Mapping) else {"LoRA": results}
-    at, seeds = sorted({x for sweep in by_name.values() for x in sweep}), set()
-    for i, (name, sweep) in enumerate(by_name.items()):
-        xs, tint = sorted(sweep), colour(name, i)
-        draws = [np.ravel(sweep[x]).astype(np.float64) for x in xs]
-        seeds |= {len(losses) for losses in draws}
-        ax.plot(xs, [np.median(losses) for losses in draws], "o-", color=tint, ms=4, label=name)
-        if min(map(len, draws)) >= FEWEST:
-            low, high = ([f(losses) for losses in draws] for f in (np.min, np.max))
-            ax.fill_between(xs, low, high, color=tint, alpha=0.2, lw=0)
-        else:
-            for x, losses in zip(xs, draws):
-                ax.plot([x] * len(losses), losses, ".", color=tint, ms=4)
-    _levels(ax, levels)
+    at = sorted({x for sweep in by_name.values() for x in sweep})
+    words = bands(ax, by_name)
+    horizontal(ax, levels)
     if min(at) > 0:
         ax.set_xscale("log", base=2)
     ax.set_xticks(at, [f"{x:g}" for x in at])
     ax.minorticks_off()
-    count = "–".join(str(n) for n in sorted({min(seeds), max(seeds)}))
-    band = f"median of {count} seeds, band: minimum to maximum" if min(seeds) >= FEWEST else (
-        f"{count} seed{'s' * (max(seeds) > 1)}: no band")
-    ax.set(xlabel=f"{xlabel}\n({band})", ylabel=ylabel)
+    ax.set(xlabel=f"{xlabel}\n({words})", ylabel=ylabel)
     legend(ax)
     return ax
+
+
+def bands(ax: Axes, by_name: Mapping[str, Mapping[Any, Any]], markers: str = "o") -> str:
+    """Draw name -> {x: a number for each seed} as medians with min-max bands; return what they are.
+
+    With fewer than three seeds there is no band, and each number is a dot. markers: the i-th name
+    has the i-th; of the names of one colour, the n-th has the n-th kind of line.
+    """
+    seeds, tints = set[int](), list[str]()
+    for i, (name, sweep) in enumerate(by_name.items()):
+        xs, tint = sorted(sweep), colour(name, i)
+        draws = [np.ravel(sweep[x]).astype(np.float64) for x in xs]
+        seeds |= {len(numbers) for numbers in draws}
+        line = markers[i % len(markers)] + DASHES[tints.count(tint) % len(DASHES)]
+        ax.plot(xs, [np.median(numbers) for numbers in draws], line, color=tint, ms=4, label=name)
+        tints.append(tint)
+        if min(map(len, draws)) >= FEWEST:
+            low, high = ([f(numbers) for numbers in draws] for f in (np.min, np.max))
+            ax.fill_between(xs, low, high, color=tint, alpha=0.2, lw=0)
+        else:
+            for x, numbers in zip(xs, draws):
+                ax.plot([x] * len(numbers), numbers, ".", color=tint, ms=4)
+    if min(seeds) >= FEWEST:
+        return f"median of {counted(seeds)}, band: minimum to maximum"
+    return f"{counted(seeds)}: no band"
+
+
+def counted(seeds: Collection[int]) -> str:
+    """Return "3–5 seeds" for numbers of seeds."""
+    count = "–".join(str(n) for n in sorted({min(seeds), max(seeds)}))
+    return f"{count} seed{'s' * (max(seeds) > 1)}"
 
 
 @figure
@@ -161,7 +180,7 @@ def parameter_bars(
     values = [n.trainable if isinstance(n, Count) else n for n in counts.values()]
     most = max([1, *values])
     tints = [colour(name, i) for i, name in enumerate(counts)]
-    bars = ax.barh(_broken(counts), values, color=tints, height=0.6)
+    bars = ax.barh(broken(counts), values, color=tints, height=0.6)
     texts = [f"{v:,}" + f"  ({100 * v / most:.2g} %)" * (v < most) for v in values]
     ax.bar_label(bars, texts, padding=4)
     ax.set_xlim(0, 1.75 * most)  # space for the numbers
@@ -176,7 +195,7 @@ def parameter_bars(
 def memory_bars(ledgers: Mapping[str, Ledger], ax: Axes = None, title: str = "") -> Axes:
     """Draw the measured memory of one training step: stacked by kind, with the total."""
     ax = axes(ax, title, (WIDE, 2.0 + 0.5 * len(ledgers)))
-    names = _broken(ledgers)
+    names = broken(ledgers)
     left = np.zeros(len(names))
     for i, row in enumerate(next(iter(ledgers.values())).rows):
         width = np.array([ledger[row.name].measured for ledger in ledgers.values()]) / 2**20
@@ -227,7 +246,7 @@ def merge_error(
     return ax
 
 
-def _broken(names: Iterable[str]) -> list[str]:
+def broken(names: Iterable[str]) -> list[str]:
     """Return the names with long ones broken into lines."""
     return [textwrap.fill(name, 12) for name in names]
 
@@ -238,7 +257,7 @@ def _line(line: Any) -> tuple[Any, Any]:
     return pair[0], pair[1]
 
 
-def _levels(ax: Axes, levels: Mapping[str, float] | None) -> None:
+def horizontal(ax: Axes, levels: Mapping[str, float] | None) -> None:
     """Draw a horizontal line at each level."""
     for i, (name, level) in enumerate((levels or {}).items()):
         ax.axhline(level, color=colour(name, i + 2), lw=1.2, ls="--", label=name)

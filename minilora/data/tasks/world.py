@@ -141,7 +141,7 @@ BAD = ("bad", "awful", "dull", "poor", "boring", "weak", "cheap", "cold", "sad",
        "tedious")
 LIKE, DISLIKE = ("love", "enjoy", "adore"), ("hate", "dislike", "regret")
 STRONG = ("very", "really", "quite")
-STAY, LEAVE = ("stay", "return", "smile", "cheer"), ("leave", "complain", "sigh", "frown")
+STAY, LEAVE = ("stay", "smile"), ("leave", "frown")
 
 
 def opinion(rng: np.random.Generator, good: bool, plain: bool = False) -> str:
@@ -175,7 +175,7 @@ def review(rng: np.random.Generator, good: bool) -> str:
 
 OTHERS = (
     "the", "this", "these", "is", "are", "do", "does", "not", "never", "hardly", "by", "in",
-    "and", "but", "although", ",", "i", "we", "so", "then", "again",
+    "and", "but", "although", ",", "i", "so", "then", "again",
 )
 
 

@@ -6,6 +6,7 @@ waits for the one before. Time decides the rest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -144,12 +145,12 @@ def tables(results: Results) -> list[Table]:
 
 
 def figures(results: Results) -> list[Figure]:
-    def draw() -> Any:
-        return viz.latency_bars(
-            {f"{shape}, {at}": {name: float(timing.median_ms(times(results, shape, at), name))
-                                for name in FORMS} for shape, at in every()})
+    def draw(at: str) -> Any:
+        return viz.latency_bars(times(results, "wide", at), title=f"batch x tokens: {at}")
 
-    return [Figure("latency", draw, "the time of a forward pass of each form, in each setting")]
+    return [Figure(f"latency-{at.replace(' ', '')}", functools.partial(draw, at),
+                   f"the time of a forward pass of the wide model in each form, {at} tokens")
+            for at in (SMALL, LARGE)]
 
 
 def exchanged(a: str, b: str, part: str) -> Callable[[Results], Results]:

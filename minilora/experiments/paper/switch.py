@@ -147,7 +147,8 @@ def tables(results: Results) -> list[Table]:
             ["ms to swap", *(timing.median_ms(found["times"], name)
                              for name in ("adapter", "model"))],
             ["numbers of the base that swaps change", found["changed"], ""],
-        ], "bytes and numbers are counted; ms: of one processor, measured in turns; reading from a disk comes on top"),
+        ], "bytes and numbers are counted; ms: of one processor, measured in turns, without the "
+           "time that a disk takes"),
     ]
 
 

@@ -105,7 +105,7 @@ def tables(results: Results) -> list[Table]:
     head = ["model, batch x tokens", "method", "trained", "GFLOPs", "gradients and moments, bytes",
             "peak, bytes", "ms", "time"]
     return [Table("One training step with AdamW", head, rows,
-                  "the first columns are counted; ms and time: of one processor, measured in turns")]
+                  "ms and time: of one processor, measured in turns; all else is counted")]
 
 
 def as_full(results: Results) -> Results:
