@@ -298,7 +298,7 @@ def test_a_page_says_all_that_a_claim_declares(rank):
     page, _ = facts.facts(chosen, rank)
     text = markdown.page(page)
     for claim, told in zip(chosen.claims, page["claims"]):
-        for part in (claim.says, claim.source, claim.printed, claim.rule_in_words):
+        for part in (claim.says, claim.source, told["printed"], claim.rule_in_words):
             assert part in text
         assert f"**{told['verdict']}**" in text
         for effect in told["effects"]:
@@ -413,7 +413,7 @@ def test_an_experiment_declares_its_claims_before_anything_runs(name):
     assert about.name == name and about.title.endswith("?") and about.claims
     assert len({claim.says for claim in about.claims}) == len(about.claims)
     for claim in about.claims:
-        assert claim.says.endswith(".") and claim.source and claim.printed
+        assert claim.says.endswith(".") and claim.source
         assert len(claim.rule_in_words) > 40 and claim.rule_in_words.endswith(".")
         if claim.mistake:
             assert claim.mistake in about.blunders or VARIATIONS[claim.mistake].mistake
@@ -613,6 +613,7 @@ def test_some_runs_are_checked_and_a_wrong_number_is_told(packed, capsys, monkey
     ("reproduce counts --seeds 3", "counts takes no --seeds"),
     ("reproduce counts --from-runs", "counts takes no --from-runs"),
     ("reproduce rank --markdown", "--markdown is for counts"),
+    ("reproduce rank --plain", "an experiment takes no --plain"),
     ("reproduce rank --fast --seeds 3", "leave out --seeds"),
     ("reproduce rank --seeds 1", "--seeds 1: give an integer >= 2"),
     ("reproduce rank --jobs 0", "--jobs 0: give an integer >= 1"),

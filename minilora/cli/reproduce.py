@@ -42,6 +42,9 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             option = given[0].replace("_", "-")
             raise ValueError(f"counts takes no --{option}: it prints its tables")
         return counts.run(args, say)
+    if args.backend != "numpy" or args.plain:
+        option = "--plain" if args.plain else f"--backend {args.backend}"
+        raise ValueError(f"an experiment takes no {option}: its runs use NumPy with all kernels")
     if args.markdown:
         raise ValueError(
             f"--markdown is for counts: reproduce {args.what} writes its pages as Markdown"
