@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import analysis, lora, methods
+from minilora.data.tasks import base_batches
 from minilora.experiments import timing
 from minilora.experiments.beyond import intruders
 from minilora.experiments.cells import Cell, Scale
@@ -202,8 +203,8 @@ def test_changes_of_results_add_up() -> None:
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest turns; of a base's own text a few sentences."""
     monkeypatch.setattr(timing, "MOST", timing.FEWEST)
-    few = intruders.base_batches("mini-decoder", "test", 1, 8)
-    monkeypatch.setattr(intruders, "base_batches", lambda name, part: few)
+    few = base_batches("mini-decoder", "test", 1, 8)
+    monkeypatch.setattr(intruders, "base_text", lambda name: few)
 
 
 def test_calls_take_turns(brief: None) -> None:

@@ -103,6 +103,9 @@ def test_forgetting_is_learned_against_kept_with_the_spread_of_the_seeds():
     assert ax.get_ylabel() == "old"
     assert [(text.get_text(), text.xy) for text in ax.texts] == [
         ("r = 1", (1.1, 2.1)), ("r = 4", (0.8, 2.5)), ("all", (0.5, 3.0))]
+    both = viz.forgetting(SPREAD, base=(1.5, 19.0), log=True)
+    assert both.get_xscale() == both.get_yscale() == "log"
+    assert both.get_ylim()[1] > 19 and both.get_xlim()[0] < 0.5
     assert viz.forgetting({"LoRA": {"": (1, 2)}}).get_xlabel().endswith("(median of 1 seed)")
     with pytest.raises(ValueError, match="LoRA, r = 1: 2 losses on the new task, 1 on the base's"):
         viz.forgetting({"LoRA": {"r = 1": ([1, 2], [3])}})

@@ -87,7 +87,7 @@ class Cell:
         if "targets" in settings:
             words += f", {' '.join(settings['targets'])}"
         if "lp" in settings:
-            words += f", {settings['lp']} tokens"
+            words += f", {settings['lp']} token" + "s" * (settings["lp"] > 1)
         return words + f" ({self.variation})" * bool(self.variation)
 
     def varied(self, variation: str) -> Cell:

@@ -10,8 +10,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +85,8 @@ def processes(n: int) -> Iterator[Executor | None]:
     if n == 1:
         yield None
         return
-    import multiprocessing
+    import multiprocessing  # slow to import
+    from concurrent.futures import ProcessPoolExecutor
 
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
@@ -134,7 +134,7 @@ def _spread(
             job = futures[future]
             try:
                 result, seconds = future.result()
-            except BrokenProcessPool as error:
+            except BrokenExecutor as error:
                 raise RuntimeError(
                     f"a process that computed runs died, perhaps for lack of memory, near "
                     f"{job.name}: the same command goes on from there; fewer --jobs need less"

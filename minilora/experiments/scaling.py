@@ -24,6 +24,7 @@ from .training import WARMUP, Drawn, rounded
 from .variations import factors
 
 POINTS = 10  # steps at which the distance is stored
+EXAMPLES = 512  # to train on
 
 
 class Scaled:
@@ -70,7 +71,7 @@ def compare(
     and "distance", |ΔW - ΔW of scale 1| / |ΔW of scale 1| (Frobenius norms) after each of them.
     """
     about = TASKS[task]
-    batches = Drawn(about, about.examples("train"), batch, seed)
+    batches = Drawn(about, about.examples("train", EXAMPLES), batch, seed)
     settings: dict[str, Any] = {
         "rate": rate, "steps": steps, "seed": seed, "decay": decay, "eps": eps, "clip": clip,
         "adjusted": adjusted, "starts": starts, "over_r": over_r,

@@ -172,10 +172,14 @@ def losses(model: Any, task: Task, validation: int) -> dict[str, float]:
     """Return the mean loss on the validation examples, and on as many to train on."""
     parts = {}
     for part in ("train", "validation"):
-        some = kept(task, part, validation)
-        batches = [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
-        parts[part] = evaluate(model, batches, loss)
+        parts[part] = evaluate(model, batches_of(task, part, validation), loss)
     return parts
+
+
+def batches_of(task: Task, part: str, n: int) -> list[tuple[Any, Any]]:
+    """Return the first n examples of a part as batches to score."""
+    some = kept(task, part, n)
+    return [task.batch(some[at : at + 64]) for at in range(0, len(some), 64)]
 
 
 def chance(task: str, test: int) -> dict[str, float]:

@@ -59,14 +59,15 @@ class Dot(NamedTuple):
 def forgetting(
     results: Mapping[str, Mapping[str, tuple[Seeds, Seeds]]], ax: Axes = None, title: str = "",
     base: tuple[float, float] | None = None, xlabel: str = "loss on the new task",
-    ylabel: str = "loss on the base's text",
+    ylabel: str = "loss on the base's text", log: bool = False,
 ) -> Axes:
     """Draw what each method learned against what it forgot: a point for each of its settings.
 
     results: method -> {setting, such as "r = 4": (losses on the new task, losses on the text of
     the base)}, a number each or one for each seed. A point is a median; from three seeds on it has
     lines from minimum to maximum. The settings of a method are joined in their order, and each is
-    labelled with its name. base: the losses of the base, as dashed lines.
+    labelled with its name. base: the losses of the base, as dashed lines. log: both axes are
+    logarithmic.
     """
     ax = axes(ax, title, (WIDE, 4.2))
     dots, seeds, tints = list[Dot](), set[int](), list[str]()
@@ -92,6 +93,9 @@ def forgetting(
         ax.axvline(base[0], color=colour("base"), lw=1.2, ls="--", label="frozen base")
         ax.axhline(base[1], color=colour("base"), lw=1.2, ls="--")
     ax.margins(0.15)
+    for i, axis in enumerate("xy" * log):
+        values = np.concatenate([dot[i + 1] for dot in dots] + ([[base[i]]] if base else []))
+        _logarithmic(ax, float(values.min()) / 1.3, float(values.max()) * 1.3, axis)
     spread = ", lines: minimum to maximum" if max(seeds) >= FEWEST else ""
     ax.set(xlabel=f"{xlabel}\n(median of {counted(seeds)}{spread})", ylabel=ylabel)
     legend(ax)
@@ -134,9 +138,9 @@ def latency_bars(
     return ax
 
 
-def _logarithmic(ax: Axes, low: float, high: float) -> None:
-    """Make x a log axis with a few ticks, such as 1k, 10k, 100k, or 500, 1k, 2k if it is short."""
-    ax.set_xscale("log")
+def _logarithmic(ax: Axes, low: float, high: float, axis: str = "x") -> None:
+    """Make an axis logarithmic, with a few ticks: 1k, 10k, 100k, or 500, 1k, 2k if it is short."""
+    ax.set(**{f"{axis}scale": "log"})
     ax.minorticks_off()
     first, last = low / 1.3, high * 1.3
     powers = [10.0**n for n in range(int(math.log10(low)) - 1, int(math.log10(high)) + 2)]
@@ -146,8 +150,8 @@ def _logarithmic(ax: Axes, low: float, high: float) -> None:
             every = (step * power for power in powers for step in steps)
             ticks = [x for x in every if first <= x <= last]
     ticks = ticks[:: -(-len(ticks) // MOST)]
-    ax.set_xticks(ticks, [_short(x) for x in ticks])
-    ax.set_xlim(first, last)
+    (ax.set_xticks if axis == "x" else ax.set_yticks)(ticks, [_short(x) for x in ticks])
+    ax.set(**{f"{axis}lim": (first, last)})
 
 
 def _short(x: float) -> str:

@@ -179,10 +179,8 @@ def figures(results: Results) -> list[Figure]:
             for rate, own in curve(results, task).items()
         }
         (x, *_), (y, *_) = point(BASE.on(task))
-        ax = viz.forgetting(points, title=task, base=(x, y), xlabel="loss on the task")
-        if ax is not None:
-            ax.set(xscale="log", yscale="log")
-        return ax
+        return viz.forgetting(
+            points, title=task, base=(x, y), xlabel="loss on the task", log=True)
 
     return [Figure(f"forgetting-{task}", functools.partial(draw, task),
                    f"{task}: loss on the base's own text against loss on the task, a point for "

@@ -7,7 +7,7 @@ scaled down: what comes back of the base, and what is lost of the task?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import analysis, methods, viz
 from ...backend import asnumpy
-from ...data.tasks import TASKS, base_batches
+from ...data.tasks import TASKS
 from ...models.pretrained import load_base
 from ...training.fit import evaluate, train_step
 from ..cells import Cell, cell
@@ -34,7 +34,7 @@ from ..experiment import (
 from ..jobs import Job
 from ..results import Results
 from ..statistics import noise_floor
-from ..training import CLIP, loss, losses, rounded, started
+from ..training import CLIP, base_text, batches_of, loss, rounded, started
 
 TASK, NAMES = "mini-e2e", ("q", "k", "v", "o")
 RANKS, SMALL = (1, 4, 8, 64), (1, 4, 8)  # 64 is the whole space
@@ -60,7 +60,8 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
     """
     config = {name: x for name, x in run.items() if name not in ("validation", "test")}
     task, n = TASKS[run["task"]], run["validation"]
-    model, steps, reached = stopped(config, task, n, target)
+    held_out = batches_of(task, "validation", n)
+    model, steps, reached = stopped(config, held_out, target)
     methods.merge(model)
     base = load_base(task.base)
     rng, counts, chance = np.random.default_rng(int(run["seed"])), [], []
@@ -70,11 +71,11 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
             counts.append(analysis.intruders(W, dW, TOP, EPS).count)
             chance += [analysis.intruders(W, analysis.random_like(dW, rng), TOP, EPS).count
                        for _ in range(DRAWS)]
-    known = base_batches(task.base, "test")
+    known = base_text(task.base)
     curve: dict[str, list[float]] = {"task": [], "base": []}
     for factor in SCALES:
         part = scaled(base, model, factor)
-        curve["task"].append(losses(part, task, n)["validation"])
+        curve["task"].append(evaluate(part, held_out, loss))
         curve["base"].append(evaluate(part, known))
     return rounded({  # type: ignore[no-any-return]
         "intruders": float(np.mean(counts)), "random": float(np.mean(chance)), "steps": steps,
@@ -83,9 +84,9 @@ def matched(run: Mapping[str, Any], target: float) -> dict[str, Any]:
 
 
 def stopped(
-    config: Mapping[str, Any], task: Any, validation: int, target: float
+    config: Mapping[str, Any], held_out: Sequence[Any], target: float
 ) -> tuple[Any, int, float]:
-    """Return a model that is trained until its validation loss is at most `target`, the steps that
+    """Return a model that is trained until its held-out loss is at most `target`, the steps that
     this took, and the loss."""
     model, optimizer, batches, schedule = started(**config)
     assert optimizer is not None
@@ -95,7 +96,7 @@ def stopped(
         train_step(model, [batches[step]], optimizer, loss=loss, max_grad_norm=CLIP)
         step += 1
         if step % EVERY == 0 or step == steps:
-            value = losses(model, task, validation)["validation"]
+            value = evaluate(model, held_out, loss)
     return model.eval(), step, value
 
 
@@ -192,9 +193,10 @@ def tables(results: Results) -> list[Table]:
 
 def figures(results: Results) -> list[Figure]:
     def draw() -> Any:
-        lines = {f"LoRA r = 4, loss of the {what}":
+        lines = {f"loss of the {what}":
                  (SCALES, curves(results, at(4), what).mean(axis=0)) for what in ("task", "base")}
-        return viz.curves(lines, xlabel="factor of ΔW", ylabel="loss (nats a token)")
+        return viz.curves(
+            lines, title="LoRA r = 4", xlabel="factor of ΔW", ylabel="loss (nats a token)")
 
     return [Figure("scaled-update", draw, "losses of the task and of the base against ΔW's factor")]
 

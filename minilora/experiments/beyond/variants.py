@@ -55,6 +55,11 @@ def shared(results: Results, rate: float) -> dict[str, Values]:
     return {method: results.scores_at(at(SHARED, method), rate) for method in METHODS}
 
 
+def rates(results: Results) -> tuple[float, ...]:
+    """Return the shared rates: those that all searches begin with."""
+    return results.scale.rates(START)
+
+
 def ends(scores: Mapping[str, Values]) -> tuple[str, str]:
     """Return the names of the best and the worst, by their means."""
     order = sorted(scores, key=lambda method: float(scores[method].mean()))
@@ -64,7 +69,7 @@ def ends(scores: Mapping[str, Values]) -> tuple[str, str]:
 def floor(results: Results) -> float:
     """Return the noise floor on the shared task, at all the rates: the spread that a method has
     under another seed may depend on the rate."""
-    groups = [values for rate in START for values in shared(results, rate).values()]
+    groups = [values for rate in rates(results) for values in shared(results, rate).values()]
     return statistics.noise_floor([*groups, *own(results, SHARED).values()], results.scale.seeds)
 
 
@@ -91,7 +96,7 @@ def spreads(results: Results) -> Verdict:
     tuned = own(results, SHARED)
     best, worst = ends(tuned)
     effects = []
-    for rate in START:
+    for rate in rates(results):
         scores = shared(results, rate)
         top, last = ends(scores)
         what = (f"rate {rate:g} for all: {NAMES[top]} minus {NAMES[last]}, less what is between "
@@ -106,8 +111,8 @@ def artefact(results: Results) -> Verdict:
     own winner scores more than the other one, by more than the noise floor. If one method wins
     against every other at all three rates, by more than the noise floor, it is no artefact."""
     noise = floor(results)
-    scores = {rate: shared(results, rate) for rate in START}
-    winner = {rate: ends(scores[rate])[0] for rate in START}
+    scores = {rate: shared(results, rate) for rate in rates(results)}
+    winner = {rate: ends(scores[rate])[0] for rate in scores}
 
     def ahead(rate: float, a: str, b: str) -> Effect:
         what = f"rate {rate:g} for all: {NAMES[a]} minus {NAMES[b]}"
@@ -115,14 +120,14 @@ def artefact(results: Results) -> Verdict:
 
     pairs = [
         larger([ahead(i, winner[i], winner[j]), ahead(j, winner[j], winner[i])])
-        for i, j in combinations(START, 2) if winner[i] != winner[j]
+        for i, j in combinations(scores, 2) if winner[i] != winner[j]
     ]
     if pairs:
         return max(pairs, key=lambda verdict: min(e.mean for e in verdict.effects))
-    one = winner[START[0]]
-    rivals = [ahead(rate, m, one) for rate in START for m in METHODS if m != one]
+    one = next(iter(winner.values()))
+    rivals = [ahead(rate, m, one) for rate in scores for m in METHODS if m != one]
     word = FAILS if all(e.mean < -e.floor for e in rivals) else UNDECIDED
-    return Verdict(word, f"{NAMES[one]} is the best at all three rates", tuple(rivals))
+    return Verdict(word, f"{NAMES[one]} is the best at every rate", tuple(rivals))
 
 
 def tables(results: Results) -> list[Table]:
@@ -131,7 +136,7 @@ def tables(results: Results) -> list[Table]:
                  for method, scores in own(results, task).items())] for task in TASKS
     ]
     rows = [[f"{rate:g}", *(plus_minus(x, 2) for x in shared(results, rate).values())]
-            for rate in results.scale.rates(START)]
+            for rate in rates(results)]
     names = [NAMES[method] for method in METHODS]
     return [
         Table(f"The main score of each task, each method at its own best rate, r = {R}",
@@ -142,10 +147,9 @@ def tables(results: Results) -> list[Table]:
 
 def figures(results: Results) -> list[Figure]:
     def draw() -> Any:
-        rates = results.scale.rates(START)
-        scores = {rate: shared(results, rate) for rate in rates}
+        scores = {rate: shared(results, rate) for rate in rates(results)}
         return viz.rank_sweep(
-            {NAMES[m]: {rate: scores[rate][m].tolist() for rate in rates} for m in METHODS},
+            {NAMES[m]: {rate: scores[rate][m].tolist() for rate in scores} for m in METHODS},
             title="One learning rate for all", xlabel="learning rate", ylabel="BLEU",
         )
 

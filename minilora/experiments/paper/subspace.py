@@ -1,8 +1,8 @@
 """Figures 3 and 4 (§7.2): do two runs find the same directions?
 
 A run with r = 8 and one with r = 64 are compared, and two seeds with r = 64. The paper compares the
-matrices A. Here A starts as large as it ends, so A alone keeps its random start: the claims are
-decided on ΔW = BA, and once more on A, as the paper does.
+matrices A. But A keeps a part of its random start, while ΔW = BA starts at 0. So the claims are
+decided on ΔW, and the first one also on A.
 """
 
 from __future__ import annotations
