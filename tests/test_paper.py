@@ -121,7 +121,7 @@ def test_methods_stand_side_by_side(capsys, monkeypatch):
         ("account --compare", "--compare needs a shape"),
         ("account --li 3", "--li needs a shape"),
         ("reproduce", "reproduce needs to know what to reproduce: counts"),
-        ("reproduce all", "choose counts"),
+        ("reproduce everything", "choose all, counts"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(line, words, capsys):

@@ -28,10 +28,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import BUILDS, THOROUGH, builds, kept
+from fake_runs import results_of
 
 from minilora import cli, site
 from minilora.exercises import book
-from minilora.site import cache, contents, cover, folder, names, publish
+from minilora.experiments.experiment import experiment
+from minilora.site import cache, contents, cover, folder, names, publish, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
@@ -115,6 +117,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setenv("MINILORA_FAST", "1")
+    monkeypatch.setattr(report, "_make", lambda results: REPORT)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,8 @@ def built(tmp_path_factory, request) -> Path:
         patch.setenv("MINILORA_FAST", "1")
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         patch.setattr(cover, "_compute", lambda: numbers)
+        measured = report._make(results_of("nlg", "lowdata", "rank"))
+        patch.setattr(report, "_make", lambda results: measured)
         site.build(place / "out", lambda line: None, chapters_in(place, FIRST, SECOND))
     return place / "out"
 
@@ -620,6 +625,19 @@ COVER = {
 }
 
 
+REPORT = {"body": '<h1 id="title">Results</h1>', "claims": 0, "experiments": 0, "pictures": {}}
+
+
+@builds
+def test_the_report_comes_from_the_cache_until_the_package_changes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(report, "_make", lambda results: calls.append(1) or REPORT)
+    assert report.report(print) == report.report(print) == REPORT and len(calls) == 1
+    (path,) = cache._folder().iterdir()
+    damage(path, "{}")
+    assert report.report(print) == REPORT and len(calls) == 2
+
+
 # Names and prose.
 
 
@@ -781,6 +799,20 @@ def test_the_small_site_has_what_its_chapters_say(built):
     index = (built / "index.html").read_text("utf-8")
     assert "read <math" in index and 'chapter <a href="03_name.html">03</a>' in index
     assert (built / "get" / "03_name.py").read_text("utf-8") == FIRST
+
+
+@pytest.mark.skipif("MINILORA_SITE" in os.environ, reason="checks the small site")
+def test_the_report_has_its_claims_figures_and_a_link_from_every_page(built):
+    page = (built / "report.html").read_text("utf-8")
+    for name in ("nlg", "lowdata", "rank"):
+        for claim in experiment(name).claims:
+            assert html.escape(claim.says) in page
+        assert f'href="#{name}-1"' in page and f'<h3 id="{name}-1">' in page
+    assert 'src="figures/report-rank-mini-e2e.png"' in page
+    assert "1. How large" not in page and page.count("<h1") == 1
+    for path in built.glob("*.html"):
+        assert 'href="report.html"' in path.read_text("utf-8"), path.name
+    assert "3 experiments on a laptop" in (built / "index.html").read_text("utf-8")
 
 
 def test_the_exercises_are_on_a_page_and_under_their_chapters(built):

@@ -42,6 +42,9 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             option = given[0].replace("_", "-")
             raise ValueError(f"counts takes no --{option}: it prints its tables")
         return counts.run(args, say)
+    if args.backend != "numpy" or args.plain:
+        option = "--plain" if args.plain else f"--backend {args.backend}"
+        raise ValueError(f"an experiment takes no {option}: its runs use NumPy with all kernels")
     if args.markdown:
         raise ValueError(
             f"--markdown is for counts: reproduce {args.what} writes its pages as Markdown"
@@ -65,17 +68,13 @@ def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     out, scale = args.out or Path("report"), Scale(2, True) if args.fast else Scale(args.seeds or 3)
     names = reporting.select(args.what)
     reporting.check(out, scale)
-    known = shipped()
     if args.from_runs:
-        if args.jobs or args.fast:
-            raise ValueError("--from-runs runs nothing: leave out --jobs and --fast")
-        report = reporting.reproduce(names, out, scale=scale, journal=known)
-        return _told(report, out, say)
+        return _from_runs(args, names, out, say)
     jobs, journal = args.jobs or cores(), out / reporting.JOURNAL
     chosen = [experiment(name) for name in names]
-    runs, seconds = estimate(chosen, Journal(journal), scale, known, jobs)
-    say(f"{len(names)} experiments: {runs} runs to do or more, about {_time(seconds)} with "
-        f"{jobs} {'process' if jobs == 1 else 'processes'}")
+    runs, seconds = estimate(chosen, Journal(journal), scale, shipped(), jobs)
+    say(f"{_many(len(names), 'experiment')}: about {_many(runs, 'run')} to do, in about "
+        f"{_time(seconds)} with {_many(jobs, 'process', 'processes')}")
     try:
         with Progress(runs) as begins:
             report = reporting.reproduce(names, out, scale=scale, jobs=jobs, begins=begins)
@@ -85,6 +84,35 @@ def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
             "command goes on from there"
         ) from None
     return _told(report, out, say)
+
+
+def _from_runs(
+    args: argparse.Namespace, names: list[str], out: Path, say: Say
+) -> dict[str, Any]:
+    """Make the report from the package's runs; of "all", leave out what they are not enough for."""
+    from ..experiments import Scale, reporting
+    from ..experiments.experiment import experiment
+    from ..experiments.results import Results
+    from ..experiments.shipped import complete, shipped, versions
+
+    if args.jobs or args.fast:
+        raise ValueError("--from-runs runs nothing: leave out --jobs and --fast")
+    if args.seeds not in (None, Scale().seeds):
+        raise ValueError(f"--from-runs has {Scale().seeds} seeds: leave out --seeds")
+    journal = shipped()
+    results = Results(journal, Scale())
+    there = [name for name in names if complete(experiment(name), results)]
+    missing = [name for name in names if name not in there]
+    if not there:
+        raise ValueError(
+            f"the package has no runs of {', '.join(missing)}: reproduce without --from-runs "
+            "makes them"
+        )
+    if missing:
+        say(f"left out, as their runs are not shipped: {', '.join(missing)}")
+    if others := versions(journal):
+        say(f"the runs were made by version {', '.join(others)} of minilora")
+    return _told(reporting.reproduce(there, out, journal=journal), out, say)
 
 
 def _told(report: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
@@ -97,8 +125,12 @@ def _told(report: dict[str, Any], out: Path, say: Say) -> dict[str, Any]:
     return {**report, "out": str(out)}
 
 
+def _many(n: int, word: str, words: str = "") -> str:
+    return f"{n:,} {word if n == 1 else words or f'{word}s'}"
+
+
 def _time(seconds: float) -> str:
-    return f"{seconds / 60:,.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    return f"{seconds / 60:,.0f} minutes" if seconds >= 90 else f"{max(1, seconds):.0f} seconds"
 
 
 def _check(args: argparse.Namespace, say: Say) -> dict[str, Any]:

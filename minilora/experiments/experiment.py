@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from .jobs import Job
 from .results import Results
 
 REPRODUCES, FAILS, UNDECIDED = "reproduces", "does not reproduce", "undecided"
+NO_VERDICT = "no verdict"
 NOISE = (
     "The noise floor is the half-width of the 95 % interval of a difference between two means over "
     "the seeds. Its standard deviation is that of one method under another seed, pooled over the "
@@ -119,11 +119,10 @@ class Experiment:
 
     def verdicts(self, results: Results) -> list[Verdict]:
         """Apply every rule. A smoke run decides nothing."""
-        verdicts = [claim.rule(results) for claim in self.claims]
         if results.scale.fast:
             words = "this is a smoke run of a few steps: it gives no verdict"
-            return [Verdict("no verdict", words) for _ in self.claims]
-        return verdicts
+            return [Verdict(NO_VERDICT, words) for _ in self.claims]
+        return [claim.rule(results) for claim in self.claims]
 
 
 NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
@@ -134,12 +133,6 @@ NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then wh
     "variants": "beyond", "lr-ratio": "beyond", "where": "beyond", "asymmetry": "beyond",
     "intruders": "beyond", "forgetting": "beyond",
 }
-
-
-def there() -> list[str]:
-    """Return the names of the experiments whose files are there."""
-    return [name for name, where in NAMES.items()
-            if (Path(__file__).parent / where / f"{name.replace('-', '_')}.py").exists()]
 
 
 def experiment(name: str) -> Experiment:

@@ -52,7 +52,7 @@ def _claim(
     claim: Any, verdict: Verdict, experiment: Experiment, results: Results
 ) -> dict[str, Any]:
     facts = {
-        "says": claim.says, "source": claim.source, "printed": claim.printed,
+        "says": claim.says, "source": claim.source, "printed": claim.printed or "nothing",
         "rule": claim.rule_in_words, "verdict": verdict.word, "because": verdict.because,
         "effects": [
             {"what": e.what, "mean": e.mean, "low": e.low, "high": e.high, "floor": e.floor}

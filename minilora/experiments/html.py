@@ -87,7 +87,8 @@ def _answers(facts: Facts) -> str:
         "</li>" for n, claim in enumerate(facts["claims"], 1)
     )
     name = facts["name"]
-    return (f'<p><a href="#{name}">{text(facts["title"])}</a></p><ul class="claims">{lines}</ul>')
+    return (f'<div><p><a href="#{name}">{text(facts["title"])}</a></p>'
+            f'<ul class="claims">{lines}</ul></div>')
 
 
 def text(words: str) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import setup
-from .experiment import Effect
+from .experiment import FAILS, NO_VERDICT, REPRODUCES, UNDECIDED, Effect
 from .facts import SMOKE, TOY
 from .order import BRIEF, SECTIONS
 
 Facts = Mapping[str, Any]
+MANY = {REPRODUCES: "reproduce", FAILS: "do not reproduce", UNDECIDED: "undecided",
+        NO_VERDICT: "without a verdict"}
 
 
 def page(facts: Facts) -> str:
@@ -155,7 +157,8 @@ def index(pages: Sequence[Facts]) -> str:
 
 
 def summary(pages: Sequence[Facts]) -> str:
-    """Return how many claims have each verdict: "3 of 5 claims: reproduces; ..."."""
+    """Return how many claims have each verdict: "5 claims: 3 reproduce, 2 do not reproduce"."""
     words = [claim["verdict"] for facts in pages for claim in facts["claims"]]
-    counts = "; ".join(f"{word}: {words.count(word)}" for word in dict.fromkeys(sorted(words)))
-    return f"{len(words)} claims. {counts[:1].upper()}{counts[1:]}."
+    counts = [f"{n} {many if n != 1 else one}" for one, many in MANY.items()
+              if (n := words.count(one))]
+    return f"{len(words)} claims: {', '.join(counts)}."

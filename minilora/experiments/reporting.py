@@ -21,7 +21,7 @@ from ..files.journal import Journal
 from ..words import our_words
 from . import html, markdown
 from .cells import Scale
-from .experiment import NAMES, Experiment, Figure, experiment, there
+from .experiment import NAMES, Experiment, Figure, experiment
 from .facts import facts
 from .jobs import processes
 from .order import in_order
@@ -70,7 +70,7 @@ def select(names: str | Iterable[str]) -> list[str]:
     """
     chosen = [names] if isinstance(names, str) else [*names]
     if chosen == ["all"]:
-        chosen = there()
+        chosen = [*NAMES]
     for name in chosen:
         experiment(name)
     return in_order([*dict.fromkeys(chosen)])

@@ -77,7 +77,11 @@ class Results:
         """Return the rate with the best validation score of the first seed; of equals, the one with
         the lowest validation loss. The test set is not seen."""
         cell = self._read(cell)
-        return best(self.tried(cell), TASKS[cell.task].metrics[0])
+        if not (tried := self.tried(cell)):
+            raise KeyError(
+                f"there is no run of {cell.label()} on {cell.task}: run the experiment first"
+            )
+        return best(tried, TASKS[cell.task].metrics[0])
 
     def runs(self, cell: Cell) -> list[Any]:
         """Return the result of each seed at the chosen rate."""

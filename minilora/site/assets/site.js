@@ -137,7 +137,7 @@ const scrollers = new ResizeObserver((entries) => {
     else target.removeAttribute("tabindex");
   }
 });
-document.querySelectorAll("pre, .formula, .live, figure, table").forEach((box) => scrollers.observe(box));
+document.querySelectorAll("pre, .formula, .live, figure, table, .wide").forEach((box) => scrollers.observe(box));
 
 // The list of names on the API page scrolls to the current one.
 {
@@ -156,8 +156,8 @@ addEventListener("beforeprint", () => {
 });
 
 // The cover's slider: each panel is one tall picture with a frame for each rank.
-if (one("#rank")) {
-  const rank = one("#rank"), texts = JSON.parse(one("#ranks").textContent);
+if (one("input#rank")) {
+  const rank = one("input#rank"), texts = JSON.parse(one("#ranks").textContent);
   const moving = [...document.querySelectorAll(".panels image")];
   const show = () => {
     const r = Number(rank.value);
