@@ -18,7 +18,7 @@ from .results import Results
 from .running import needed
 
 RUNS = Path(__file__).parent / "runs.jsonl.gz"
-# Of a number's size. Another processor rounds otherwise in each of the steps. OpenBLAS's kernels for
+# Of a number's size. Another processor rounds otherwise in each step. OpenBLAS's kernels for
 # three processors gave numbers of runs of 200 steps up to 0.006 apart, all scores equal.
 TOLERANCE = 0.02
 NOTHING = 1e-9  # a number below it is 0 but for rounding
