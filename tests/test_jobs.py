@@ -1,8 +1,12 @@
 """Jobs: the same results wherever they are done, nothing twice, nothing lost."""
 
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
 from fake_runs import faked, one
@@ -90,6 +94,25 @@ def test_processes_give_the_same_results_and_leave_the_environment_alone(tmp_pat
     with processes(2) as executor:
         assert do(wanted, Journal(None), executor) == here
     assert dict(os.environ) == before
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(os.name != "posix", reason="processes are killed in another way there")
+def test_no_process_outlives_the_one_that_started_it(tmp_path):
+    script = tmp_path / "start.py"
+    script.write_text(
+        "import os, signal\n"
+        "from minilora.experiments.jobs import processes\n"
+        "if __name__ == '__main__':\n"
+        "    with processes(2) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(jobs.__file__).parents[2]
+    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": str(root)})
+    assert done.returncode == -signal.SIGKILL and int(done.stdout)
+    # `run` returned before its timeout: the output ended, so every process that had it has ended
 
 
 def test_a_job_that_measures_time_runs_alone_in_this_process(monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, as_completed
@@ -72,11 +73,14 @@ def work(kind: str, config: Mapping[str, Any]) -> tuple[Any, float]:
         threads(before)
 
 
-def _alone() -> None:
-    """Let the parent process answer Ctrl-C: a worker finishes its job."""
+def _follow() -> None:
+    """Let the parent process answer Ctrl-C: a worker finishes its job. End when the parent ends."""
+    import multiprocessing
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextmanager
@@ -91,7 +95,7 @@ def processes(n: int) -> Iterator[Executor | None]:
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))  # a BLAS library reads them as it is loaded
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _alone)
+    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _follow)
     try:
         yield pool
     finally:

@@ -16,7 +16,7 @@ from .jobs import Job, do
 from .results import Results
 
 SECONDS = 4.0  # of a run of which no other is known
-SMOKE = 0.05  # of the seconds of a run: about what one of a smoke run takes
+SMOKE = 0.1  # of the seconds of a run: about what one of a smoke run takes
 
 
 def run(
