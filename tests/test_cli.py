@@ -540,9 +540,10 @@ OPTIONS = [
 # Any text is a value of these.
 FREE = {"--base", "--adapter", "--prompt", "--targets", "--engines", "--shapes", "--only"}
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
-           ("tutorials notebook", "--out")}
+           ("tutorials notebook", "--out"), ("reproduce", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
-         "--give-up", "--compare", "--force", "--markdown", "--verbose"}
+         "--give-up", "--compare", "--force", "--markdown", "--verbose",
+         "--fast", "--from-runs", "--check"}
 
 
 @once
@@ -743,7 +744,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --x 4": "finetune has no option --x: see `minilora finetune --help`",
     "generate --text To": "generate has no option --text: --prompt is the text to continue",
     "generate --steps 3": "generate has no option --steps: finetune, pretrain have it; see `minilo",
-    "ex hint 02 --jobs 2": "ex hint has no option --jobs: ex grade has it; see `minilora ex hint -",
+    "ex hint 02 --jobs 2": "ex hint has no option --jobs: reproduce, ex grade have it; see `minilo",
     "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "there is no file now",
