@@ -191,17 +191,23 @@ def test_masked_words_and_the_word_that_joins_are_the_targets():
     again = TEXT.batch(examples)
     assert all(np.array_equal(a, b) for a, b in zip((ids, mask, types), again[0]))
     assert np.array_equal(targets, again[1])
-    plain = np.where(targets == MASKED, ids, targets)
-    share = []
-    for row, wanted, x in zip(plain, targets, examples):
+    name, share, marked = glue.WORDS.words, [], 0
+    for row, wanted, x in zip(ids, targets, examples):
         words = x.inputs.split()
-        assert [glue.WORDS.words[i] for i in row[1 : len(words)]] == words[1:]
-        joined = glue.WORDS.words[wanted[0]] if wanted[0] != MASKED else None
-        assert joined == (x.answer[0] if x.answer else None)
+        assert wanted[0] == (glue.WORDS.ids[x.answer[0]] if x.answer else MASKED)
         assert (wanted[len(words) :] == MASKED).all()
+        marks = {i: name[wanted[i]] for i in x.facts or () if wanted[i] != MASKED}
+        if marks and set(marks.values()) <= {"same", "other"}:
+            assert marks == x.facts and all(name[row[i]] == words[i] for i in marks)
+            marked += 1
+            wanted = np.where(np.isin(np.arange(len(wanted)), [*marks]), MASKED, wanted)
+        shown = np.where(wanted == MASKED, row, wanted)[1 : len(words)]
+        assert [name[i] for i in shown] == words[1:]
         share.append(np.mean(wanted[1 : len(words)] != MASKED))
-    assert 0.13 < np.mean(share) < 0.17
-    asked = targets[:, 1:] != MASKED
+    pairs = sum(bool(x.facts) for x in examples)
+    assert 0.1 < np.mean(share) < 0.17 and 0.5 < marked / pairs < 0.7
+    marks = [glue.WORDS.ids[word] for word in ("same", "other")]
+    asked = (targets[:, 1:] != MASKED) & ~np.isin(targets[:, 1:], marks)
     assert 0.75 < np.mean(ids[:, 1:][asked] == glue.WORDS.ids["<mask>"]) < 0.85
     assert 0.08 < np.mean(ids[:, 1:][asked] == targets[:, 1:][asked]) < 0.13
     assert (ids[:, 0] == glue.WORDS.ids["<cls>"]).all()
@@ -216,6 +222,20 @@ def test_the_base_predicts_words_of_its_text_that_it_never_saw():
     _, counts = np.unique(targets, return_counts=True)
     share = counts / counts.sum()
     assert loss < 0.6 * -(share * np.log(share)).sum(), "less than by the words' frequencies"
+
+
+def test_marks_say_whether_both_sentences_mean_the_same_there():
+    roles = ("agent", "verb", "patient", "adjective", "place")
+    for x in TEXT.examples("train", 400):
+        if not x.facts:
+            continue
+        first, second = (read(sentence) for sentence in sentences(x))
+        words = x.inputs.split()
+        for i, mark in x.facts.items():
+            word = VERB.get(words[i], SINGULAR.get(words[i], words[i]))
+            role = next(r for r in roles if second[r] == FIRST.get(word, word))
+            assert (mark == "same") == (first[role] == second[role]), x
+        assert len(x.facts) == sum(second[role] is not None for role in roles)
 
 
 # A head on a base.
