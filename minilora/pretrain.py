@@ -157,12 +157,12 @@ RECIPES = {
         "mini-decoder", GPT2Config(
             BASE_TEXTS["mini-decoder"].words.vocab_size, n_positions=64, d_model=64, n_layers=2,
             n_heads=4),
-        task_material, steps=1500, batch=64),
+        task_material, steps=1440, batch=64),
     "mini-encoder": Recipe(
         "mini-encoder", BertConfig(
             BASE_TEXTS["mini-encoder"].words.vocab_size, n_positions=32, d_model=64, n_layers=2,
             n_heads=4),
-        masked_material, steps=4000, batch=32, peak=1e-3),
+        masked_material, steps=3960, batch=32, peak=1e-3),
 }
 
 

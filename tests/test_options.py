@@ -348,6 +348,7 @@ GENERATE = {
     "top_p": ({}, {"top_p": 0.2}),
     "rng": ({}, {"rng": 1}),
     "cache": ({}, {"cache": False}),
+    "stop": ({}, {"stop": 6}),
 }
 
 
@@ -435,7 +436,8 @@ def test_every_option_of_pretrain_acts(tmp_path):
         "steps": 3, "seed": 1, "config": dataclasses.replace(config, dropout=0.5), "batch": 3,
         "text": "a\n" * 9 + text, "say": lambda line: None, "out": "b.npz",
     }
-    assert {*others, "name", "resume"} == {*inspect.signature(pretrain).parameters}  # test_pretrain.py
+    tested = {*others, "name", "resume"}  # the last in test_pretrain.py
+    assert tested == {*inspect.signature(pretrain).parameters}
     for option, value in others.items():
         assert go(**{option: value}) != usual, option
     own = dataclasses.replace(config, n_positions=64)

@@ -9,6 +9,7 @@ import pytest
 
 import minilora as ml
 from minilora.files import checkpoint
+from minilora.pretrain import RECIPES
 from minilora.pretrain import pretrain as train
 
 CONFIG = ml.GPT2Config(vocab_size=270, n_positions=8, d_model=8, n_layers=1, n_heads=2)
@@ -67,16 +68,18 @@ def test_a_short_run_evaluates_after_every_step(tmp_path):
     assert [at for at, _ in history.held_out] == [*range(7)]
 
 
-def test_the_log_of_the_built_in_base_has_these_settings(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_log_of_the_built_in_base_has_these_settings(name, tmp_path, monkeypatch):
     """Compare its header, its logged steps and its rates: everything that needs no training."""
-    log = files("minilora") / "data" / "bases" / "shakespeare.log"
-    logged = re.findall(r"step +(\d+)/3600 .*?(held out)?[ .\d]* lr (\S+) ", log.read_text("utf-8"))
+    log, total = files("minilora") / "data" / "bases" / f"{name}.log", RECIPES[name].steps
+    line = rf"step +(\d+)/{total} .*?(held out)?[ .\d]* lr (\S+) "
+    logged = re.findall(line, log.read_text("utf-8"))
 
     class Enough(Exception):
         pass
 
     def fit(model, batches, optimizer, steps, schedule, held_out, eval_every, log_every, **_):
-        assert steps == 3600 and len(logged) == steps // log_every and len(held_out) == 4
+        assert steps == total and len(logged) == steps // log_every and len(held_out) == 4
         for i, (step, evaluated, rate) in enumerate(logged):
             assert int(step) == (i + 1) * log_every
             assert bool(evaluated) == (int(step) % eval_every == 0)
@@ -86,7 +89,7 @@ def test_the_log_of_the_built_in_base_has_these_settings(tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.pretrain.fit", fit)
     monkeypatch.setattr("minilora.pretrain.BPE.train", lambda *_: ml.load_base().tokenizer)
     with pytest.raises(Enough):
-        train(tmp_path / "a.npz", say=lambda line: None)
+        train(tmp_path / "a.npz", name, say=lambda line: None)
     mine, theirs = ((tmp_path / "a.log").read_text("utf-8"), log.read_text("utf-8"))
     assert mine.split("; ", 1)[1].splitlines() == theirs.split("; ", 1)[1].splitlines()[:2]
 

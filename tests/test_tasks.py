@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 import minilora as ml
+from minilora.cli.contents import contents
 from minilora.data.tasks import BASE_TEXTS, PARTS, TASKS, base_batches, sql
 from minilora.data.tasks.task import END, IGNORED_WORDS, PAD
+from minilora.files import checkpoint
 from minilora.generate import answers
+from minilora.models.pretrained import base_path
 from minilora.pretrain import RECIPES
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 NAMES = ["mini-e2e", "mini-e2e-latent", "mini-sql", "mini-mnli", "mini-samsum"]
 METRICS = importlib.util.find_spec("minilora.data.metrics") is not None
 every = pytest.mark.parametrize("name", NAMES)
-TOP = {"nist": None, "cider": None}  # metrics without a fixed best value
+OPEN = {"nist", "cider", "meteor"}  # metrics whose value for a reference depends on the texts
 
 
 def all_of(name):
@@ -79,7 +82,7 @@ def test_references_get_top_marks_and_garbage_gets_none(name):
         for metric, value in worst.items():
             assert value < 0.2 * best[metric]
     for metric, value in best.items():
-        if metric not in TOP:
+        if metric not in OPEN:
             assert value == pytest.approx(1) or value == pytest.approx(100), metric
 
 
@@ -98,11 +101,11 @@ def test_sql_is_right_where_it_gives_the_same_rows():
     assert right == sql.execute("select name from players where age > 21", table)
     assert right == ["('ben',)", "('dan',)"]
     assert sql.execute("select avg ( age ) from players where name = ben", table) == ["(22.0,)"]
-    for wrong in ("select team from players", "name from players", "drop", "", "select ( from",
+    for wrong in ("select team from players", "name from players", "drop", "select ( from",
                   "select name from players ; select name from players",
                   "select count ( 1 ) from " + " , ".join(["players"] * 20)):
-        assert sql.execute(wrong, table) in (None, [])
-    assert sql.execute("drop table players", table) == []
+        assert sql.execute(wrong, table) is None
+    assert sql.execute("", table) == sql.execute("drop table players", table) == []
     assert sql.execute("select name from players where age = 22", table) == right
 
 
@@ -133,7 +136,10 @@ def test_padding_is_never_scored(name):
     model = ml.GPT2(ml.GPT2Config(words.vocab_size, 80, 8, 1, 2), rng=0, dtype="float64")
     examples = task.examples("train", 6)
     ids, targets = task.batch(examples)
-    for x, row in zip(examples, targets):
+    for x, tokens, row in zip(examples, ids, targets):
+        first, last = np.flatnonzero(row >= 0)[[0, -1]]
+        assert first == len(words.encode(x.inputs)) - 1, "at the prompt's last word"
+        assert np.array_equal(row[first:last], tokens[first + 1 : last + 1])
         assert words.decode(row[row >= 0]) == x.answer[0]
         assert words.ids[END] == row[row >= 0][-1]
     longer = [np.pad(array, ((0, 0), (0, 9)), constant_values=fill)
@@ -162,4 +168,22 @@ def test_the_base_answers_its_own_questions():
     examples = task.examples("test", 60)
     out = answers(model, [model.tokenizer.encode(x.inputs) for x in examples], task.longest,
                   task.words.ids[END])
-    assert task.score(examples, [task.words.decode(ids) for ids in out])["exact"] > 0.9
+    assert task.score(examples, [task.words.decode(ids) for ids in out])["exact"] > 0.75
+
+
+@pytest.mark.parametrize("words", [[1], ["a", "a"], ["a b"], ["<pad>"], "a", [["a"]], None, {},
+                                   [f"w{i}" for i in range(300)]])
+def test_a_file_with_broken_words_is_refused_by_name(words, tmp_path):
+    arrays, meta = checkpoint.read(base_path("mini-decoder"), "model")
+    path = checkpoint.write(tmp_path / "a.npz", arrays, {**meta, "words": words})
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        ml.load_model(path)
+
+
+def test_words_are_kept_in_the_file_of_a_model(tmp_path):
+    model = ml.load_base("mini-decoder")
+    back = ml.load_model(ml.save_model(model, tmp_path / "a.npz"))
+    assert back.tokenizer.words == model.tokenizer.words
+    assert contents(str(tmp_path / "a.npz"))["tokenizer"] == f"{len(back.tokenizer.words)} tokens"
+    with pytest.raises(ValueError, match="Words: 'fox' is not one of the"):
+        back.tokenizer.encode("amy fox")

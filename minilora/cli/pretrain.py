@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from ..files import atomic
 from ..pretrain import RECIPES, is_log, pretrain
 from . import inputs
-from .parser import OneOf, Parser, Say, to_write
+from .parser import OneOf, Parser, Say
 
 
 def add_to(top: Parser) -> None:
@@ -20,12 +22,13 @@ def add_to(top: Parser) -> None:
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train a built-in base again, from random weights."""
     name = args.name or "shakespeare"
-    args.out = args.out or to_write(".npz")(f"{name}.npz")
+    args.out = args.out or Path(f"{name}.npz")
+    atomic.check(args.out, ".npz")
     inputs.check_out(args.out, "model", say)
     inputs.check_run(args.out)
     log = args.out.with_suffix(".log")
     inputs.check_new(log, is_log(log), "give another --out, or move it first")
     _, history = pretrain(
-        args.out, name, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
+        args.out, name=name, steps=args.steps, seed=args.seed, resume=not args.restart, say=say
     )
     return {"model": str(args.out), "held_out": history.held_out[-1][1]}

@@ -5,7 +5,8 @@
 
 A word of the hypothesis may be the same, wider (cat -> pet), narrower (pet -> cat) or other
 (cat -> dog). One that is other is a contradiction, else one that is narrower is neutral, else the
-hypothesis follows. The base says which words are what, but does not draw the conclusion.
+hypothesis follows. After "compare", the base says which words are what; after "judge", whether the
+hypothesis follows: yes or no.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ def pairs(rng: np.random.Generator, wanted: str | None = None) -> tuple[str, dic
 
 
 def base_example(rng: np.random.Generator) -> Example:
-    """Draw an example of the base: the relation of each kind of word."""
+    """Draw an example of the base: the relation of each kind of word, or yes, if it follows."""
+    if rng.random() < 0.3:
+        follows = rng.random() < 0.5
+        inputs, _ = pairs(rng, LABELS[0] if follows else str(rng.choice(LABELS[1:])))
+        return Example(inputs.replace("compare", "judge"), ("yes" if follows else "no",))
     inputs, relations = pairs(rng)
     return Example(inputs, (" ".join(f"{kind} {what}" for kind, what in relations.items()),))
 

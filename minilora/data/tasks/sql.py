@@ -4,7 +4,8 @@
     select name from players where team = reds and age > 24
 
 The answer is run on a small table, which the model does not see. The base answers the same
-questions in another language: filter team is reds then age over 24 then take name.
+questions in other languages: filter team is reds then age over 24 then take name, or, after "query"
+instead of "table": take name with team is reds and age over 24.
 """
 
 from __future__ import annotations
@@ -60,13 +61,15 @@ class Question:
         where = " and ".join(" ".join(condition) for condition in self.conditions)
         return f"select {what} from players where {where}"
 
-    @property
-    def dialect(self) -> str:
-        """The answer in the language of the base."""
-        where = " then ".join(
+    def dialect(self, what_first: bool) -> str:
+        """The answer in a language of the base."""
+        where = [
             f"{column} {COMPARISONS[sign][1]} {value}" for column, sign, value in self.conditions
-        )
-        return " ".join(f"filter {where} then take {self.total} {self.column}".split())
+        ]
+        take = f"take {self.total} {self.column}"
+        text = f"{take} with {' and '.join(where)}" if what_first else (
+            f"filter {' then '.join(where)} then {take}")
+        return " ".join(text.split())
 
 
 def question(rng: np.random.Generator) -> Question:
@@ -112,9 +115,11 @@ def execute(sql: str, table: Table) -> list[str] | None:
 
 
 def base_example(rng: np.random.Generator) -> Example:
-    """Draw an example of the base: the answer in its own language."""
+    """Draw an example of the base: the answer in one of its own languages."""
     asked = question(rng)
-    return Example(asked.inputs, (asked.dialect,))
+    if rng.random() < 0.3:
+        return Example(asked.inputs.replace("table", "query", 1), (asked.dialect(True),))
+    return Example(asked.inputs, (asked.dialect(False),))
 
 
 class SQL(Task):

@@ -42,7 +42,8 @@ OTHERS = (
     "visitors rate chefs as budget location beside whose "
     "table query which how many highest lowest total mean with above below filter over under then "
     "take select from where players "
-    "compare colour animal action room same wider other narrower entailment neutral contradiction "
+    "compare judge colour animal action room same wider other narrower "
+    "entailment neutral contradiction "
     "talk title shall we better fine sorry have plan "
     "will instead wants but must meet"
 )
