@@ -126,7 +126,9 @@ def masked_material(recipe: Recipe, seed: int, text: str | None) -> Material:
     model.tokenizer = task.words
     for p in model.parameters():
         if len(p.shape) == 2:
-            p.data *= 1 / math.sqrt(recipe.config.d_model) / 0.02  # with 0.02, BERT's own, it idles
+            # BERT's standard deviation, 0.02, is for 768 dimensions: with it, so small a model does
+            # not learn to compare two words in these steps.
+            p.data *= 1 / math.sqrt(recipe.config.d_model) / 0.02
     held_out = base_batches(recipe.about)
 
     def report(model: Bert, loss: float) -> Iterable[str]:

@@ -58,7 +58,7 @@ class MiniCola(GlueTask):
 
     def draw(self, rng: np.random.Generator) -> Example:
         sentence, wrong = grammatical(rng), bool(rng.integers(2))
-        return Example(framed(spoiled(rng, sentence) if wrong else sentence), int(not wrong))
+        return Example(framed(spoiled(rng, sentence)[0] if wrong else sentence), int(not wrong))
 
 
 def attractor(rng: np.random.Generator) -> str:
@@ -86,17 +86,16 @@ OTHER_NUMBER = {"is": "are", "are": "is", "do": "does", "does": "do", "this": "t
                                     for a, b in ((one, many), (many, one))}
 
 
-def spoiled(rng: np.random.Generator, sentence: str) -> str:
-    """Return the sentence with one mistake."""
+def spoiled(rng: np.random.Generator, sentence: str) -> tuple[str, list[int]]:
+    """Return the sentence with one mistake, and the places of the words that are wrong."""
     words = sentence.split()
-    forms = [i for i, word in enumerate(words) if word in OTHER_NUMBER]
     if rng.random() < 0.75:
-        i = pick(rng, forms)
+        i = pick(rng, [i for i, word in enumerate(words) if word in OTHER_NUMBER])
         words[i] = OTHER_NUMBER[words[i]]
-    else:
-        i = pick(rng, [i for i in range(len(words) - 1) if words[i] in ("the", "in", "by", "not")])
-        words[i : i + 2] = words[i + 1], words[i]
-    return " ".join(words)
+        return " ".join(words), [i]
+    i = pick(rng, [i for i in range(len(words) - 1) if words[i] in ("the", "in", "by", "not")])
+    words[i : i + 2] = words[i + 1], words[i]
+    return " ".join(words), [i, i + 1]
 
 
 class MiniSst(GlueTask):

@@ -4,10 +4,13 @@ The text is about the world of the tasks: grammatical sentences, reviews, and pa
 Three kinds of words are to be predicted:
 
     words that are masked
-    at <cls>, in place of BERT's next sentence: what the guests do after a plain review, "stay" or
-    "leave"; and how some pairs are joined, by "so" (it follows) or "but" (it is denied)
-    at the words of a second sentence: whether the first one says the "same", or "other"; as
-    ELECTRA detects replaced words (Clark et al. 2020, arXiv 2003.10555)
+    at <cls>, in place of BERT's next sentence: what the guests do after a review, "stay" or
+    "leave"; and what joins a pair, "so" (it follows), "but" (it is denied), "again" or "then"
+    at words that are there: whether they fit, "same" or "other", in their sentence or as a word of
+    the second that the first has too; as ELECTRA detects words that were replaced (Clark et al.
+    2020, arXiv 2003.10555)
+
+Few of the hard texts tell the word at <cls>: what the tasks ask for is there, but not at <cls>.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from . import glue, world
 from .task import IGNORED_WORDS, MASK, MASKED, Example, Task, Words, inputs_of
 from .world import SLOTS, pick
 
-SHARE, MARKED = 0.15, 0.6  # of the words that are masked; of the pairs that are compared
+SHARE = 0.15  # of the words that are masked
+MARKED = 0.6  # of the texts with marks whose marks are to be predicted
+TOLD = 0.3  # of the hard texts that have a word to predict at <cls>
 
 
 def marks(x: world.Fact, y: world.Fact, first: str, second: str) -> dict[int, str]:
@@ -38,9 +43,31 @@ def marks(x: world.Fact, y: world.Fact, first: str, second: str) -> dict[int, st
     return result
 
 
-def same(rng: np.random.Generator, x: world.Fact) -> world.Fact:
-    """Return the fact itself."""
-    return x
+def sentence(rng: np.random.Generator) -> Example:
+    """Draw a grammatical sentence, or one with a mistake and marks where it is."""
+    text = glue.grammatical(rng)
+    if rng.random() < 0.4:
+        return Example(glue.framed(text), ())
+    text, wrong = glue.spoiled(rng, text) if rng.integers(2) else (text, [])
+    checked = [i for i, word in enumerate(text.split()) if word in glue.OTHER_NUMBER]
+    facts = {i + 1: "other" if i in wrong else "same" for i in {*checked, *wrong}}
+    return Example(glue.framed(text), (), facts)
+
+
+def pair(rng: np.random.Generator) -> Example:
+    """Draw two sentences, the word that joins them, and the marks of the second one."""
+    x = world.fact(rng)
+    link = pick(rng, ("so", "but", "again", "then", "then"))
+    y = replace(x, negated=link == "but")
+    if link == "so":
+        x, y = glue.implied(rng, True)
+    elif link == "then":
+        y = pick(rng, (glue.near_miss, glue.shared))(rng, x)
+    y = world.reworded(rng, y)
+    first, second = x.says(), y.says(bool(rng.random() < 0.1))
+    known = link in ("so", "but") or rng.random() < TOLD
+    return Example(
+        glue.framed(first, second), (link,) if known else (), marks(x, y, first, second))
 
 
 class EncoderText(Task):
@@ -63,26 +90,15 @@ class EncoderText(Task):
 
     def draw(self, rng: np.random.Generator) -> Example:
         how = rng.random()
-        if how < 0.3:
-            return Example(glue.framed(glue.grammatical(rng)), ())
         if how < 0.35:
-            return Example(glue.framed(world.review(rng, bool(rng.integers(2)))), ())
-        if how < 0.45:
-            good = bool(rng.integers(2))
+            return sentence(rng)
+        if how < 0.5:
+            good, plain = bool(rng.integers(2)), bool(rng.random() < 0.6)
             clauses = [world.opinion(rng, good, plain=True) for _ in range(rng.integers(1, 3))]
-            return Example(glue.framed(" and ".join(clauses)), ("stay" if good else "leave",))
-        x = world.fact(rng)
-        link = pick(rng, ("so", "but", "", "", ""))
-        if link == "so":
-            x, y = glue.implied(rng, True)
-        elif link == "but":
-            y = replace(x, negated=True)
-        else:
-            y = pick(rng, (same, glue.near_miss, glue.shared))(rng, x)
-        y = world.reworded(rng, y)
-        first, second = x.says(), y.says(bool(rng.random() < 0.1))
-        answer = (link,) if link else ()
-        return Example(glue.framed(first, second), answer, marks(x, y, first, second))
+            review = " and ".join(clauses) if plain else world.review(rng, good)
+            known = plain or rng.random() < TOLD
+            return Example(glue.framed(review), ("stay" if good else "leave",) if known else ())
+        return pair(rng)
 
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
         right = [(out,) == x.answer for x, out in zip(examples, outputs) if x.answer]
@@ -102,7 +118,7 @@ class EncoderText(Task):
         marked = [x if x.facts and rng.random() < MARKED else None for x in examples]
         for row, x in zip(chosen, marked):
             if x:
-                row[[*x.facts]] = False
+                row[:] = False
         targets = np.where(chosen, ids, MASKED)
         for row, x, y in zip(targets, examples, marked):
             if x.answer:

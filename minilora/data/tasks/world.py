@@ -175,7 +175,8 @@ def review(rng: np.random.Generator, good: bool) -> str:
 
 OTHERS = (
     "the", "this", "these", "is", "are", "do", "does", "not", "never", "hardly", "by", "in",
-    "and", "but", "although", ",", "i", "so", "stay", "leave", "same", "other",
+    "and", "but", "although", ",", "i", "so", "again", "then", "stay",
+    "leave", "same", "other",
 )
 
 
