@@ -123,7 +123,8 @@ def test_the_parts_share_no_input_and_the_same_seed_gives_the_same_examples(name
 def test_examples_fit_the_base_and_the_classes_are_about_balanced(name):
     task = TASKS[name]
     examples = [x for part in PARTS for x in task.examples(part)]
-    (ids, _, _), answers = task.batch(examples)
+    (ids, _, _), _ = task.batch(examples)
+    answers = np.array([x.answer for x in examples])
     assert ids.shape[1] <= CONFIG.n_positions - 6  # with room for trained tokens
     assert task.words.vocab_size == CONFIG.vocab_size
     if task.labels > 1:  # four standard deviations of a fair coin
@@ -167,11 +168,12 @@ def test_types_are_1_in_the_second_sentence_alone():
         assert np.flatnonzero(kind).tolist() == [*range(ends[0] + 1, ends[1] + 1)]
 
 
-def test_the_loss_of_a_number_is_the_mean_square():
+def test_the_loss_of_a_number_is_the_mean_square_of_what_is_left_of_it():
     task = TASKS["mini-stsb"]
     model = ml.Bert(replace(CONFIG, num_labels=1), rng=0, dtype="float64")
-    batch = task.batch(task.examples("train", 5))
-    gaps = model(*batch[0]).data[:, 0] - batch[1]
+    examples = task.examples("train", 5)
+    batch = task.batch(examples)
+    gaps = model(*batch[0]).data[:, 0] - ([x.answer for x in examples] - np.float64(2.5))
     assert np.isclose(encoder_loss(model, batch).item(), np.mean(gaps**2))
 
 
@@ -191,17 +193,25 @@ def test_masked_words_and_the_word_that_joins_are_the_targets():
     again = TEXT.batch(examples)
     assert all(np.array_equal(a, b) for a, b in zip((ids, mask, types), again[0]))
     assert np.array_equal(targets, again[1])
-    plain = np.where(targets == MASKED, ids, targets)
-    share = []
-    for row, wanted, x in zip(plain, targets, examples):
+    name, share, marked = glue.WORDS.words, [], 0
+    for row, wanted, x in zip(ids, targets, examples):
         words = x.inputs.split()
-        assert [glue.WORDS.words[i] for i in row[1 : len(words)]] == words[1:]
-        joined = glue.WORDS.words[wanted[0]] if wanted[0] != MASKED else None
-        assert joined == (x.answer[0] if x.answer else None)
+        assert wanted[0] == (glue.WORDS.ids[x.answer[0]] if x.answer else MASKED)
         assert (wanted[len(words) :] == MASKED).all()
-        share.append(np.mean(wanted[1 : len(words)] != MASKED))
-    assert 0.13 < np.mean(share) < 0.17
-    asked = targets[:, 1:] != MASKED
+        marks = {i: name[wanted[i]] for i in x.facts or () if wanted[i] != MASKED}
+        if marks and set(marks.values()) <= {"same", "other"}:
+            assert marks == x.facts and all(name[row[i]] == words[i] for i in marks)
+            marked += 1
+            assert np.count_nonzero(wanted[1:] != MASKED) == len(marks), "nothing is masked there"
+            wanted = np.where(np.isin(np.arange(len(wanted)), [*marks]), MASKED, wanted)
+        shown = np.where(wanted == MASKED, row, wanted)[1 : len(words)]
+        assert [name[i] for i in shown] == words[1:]
+        if (wanted[1:] != MASKED).any():
+            share.append(np.mean(wanted[1 : len(words)] != MASKED))
+    texts = sum(bool(x.facts) for x in examples)
+    assert 0.13 < np.mean(share) < 0.22 and 0.5 < marked / texts < 0.7
+    marks = [glue.WORDS.ids[word] for word in ("same", "other")]
+    asked = (targets[:, 1:] != MASKED) & ~np.isin(targets[:, 1:], marks)
     assert 0.75 < np.mean(ids[:, 1:][asked] == glue.WORDS.ids["<mask>"]) < 0.85
     assert 0.08 < np.mean(ids[:, 1:][asked] == targets[:, 1:][asked]) < 0.13
     assert (ids[:, 0] == glue.WORDS.ids["<cls>"]).all()
@@ -216,6 +226,23 @@ def test_the_base_predicts_words_of_its_text_that_it_never_saw():
     _, counts = np.unique(targets, return_counts=True)
     share = counts / counts.sum()
     assert loss < 0.6 * -(share * np.log(share)).sum(), "less than by the words' frequencies"
+
+
+def test_marks_say_where_a_mistake_is_and_whether_both_sentences_mean_the_same_there():
+    roles = ("agent", "verb", "patient", "adjective", "place")
+    for x in TEXT.examples("train", 400):
+        if not x.facts:
+            continue
+        if len(sentences(x)) == 1:
+            assert cola(*sentences(x)) == (set(x.facts.values()) == {"same"}), x
+            continue
+        first, second = (read(sentence) for sentence in sentences(x))
+        words = x.inputs.split()
+        for i, mark in x.facts.items():
+            word = VERB.get(words[i], SINGULAR.get(words[i], words[i]))
+            role = next(r for r in roles if second[r] == FIRST.get(word, word))
+            assert (mark == "same") == (first[role] == second[role]), x
+        assert len(x.facts) == sum(second[role] is not None for role in roles)
 
 
 # A head on a base.

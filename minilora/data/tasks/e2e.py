@@ -4,7 +4,8 @@
     zizzi serves french food at cheap prices in the north near the park . guests call it good .
 
 The base writes four styles, each under its own tag. mini-e2e asks for a new one under the tag
-"plain": the facts come in another order, with words that the base has never been trained on.
+"plain": the facts come in another order, and some words are new: the base has repeated them alone,
+but has never used them in a sentence.
 """
 
 from __future__ import annotations

@@ -1,10 +1,16 @@
 """The text of the base `mini-encoder`, and batches with masked words (Devlin et al. 2019, §3.1).
 
-The text is about the world of the tasks. It has grammatical sentences, reviews, and pairs of
-sentences. Masked words are to be predicted, and at <cls> a word that the text leaves out, in place
-of BERT's next sentence: what the guests did after a review (stay, smile; leave, frown), or the word
-that joins a pair: again (it is the same), so (it follows), but (it is denied), then (it is
-something else).
+The text is about the world of the tasks: grammatical sentences, reviews, and pairs of sentences.
+Three kinds of words are to be predicted:
+
+    words that are masked
+    at <cls>, in place of BERT's next sentence: what the guests do after a review, "stay" or
+    "leave"; and what joins a pair, "so" (it follows), "but" (it is denied), "again" or "then"
+    at words that are there: whether they fit, "same" or "other", in their sentence or as a word of
+    the second that the first has too; as ELECTRA detects words that were replaced (Clark et al.
+    2020, arXiv 2003.10555)
+
+Few of the hard texts tell the word at <cls>: what the tasks ask for is there, but not at <cls>.
 """
 
 from __future__ import annotations
@@ -18,14 +24,56 @@ import numpy as np
 
 from . import glue, world
 from .task import IGNORED_WORDS, MASK, MASKED, Example, Task, Words, inputs_of
-from .world import LEAVE, STAY, pick
+from .world import SLOTS, pick
 
-LINKS = ("again", "so", "but", "then")
-SHARE = 0.15  # of the words that are to be predicted
+SHARE = 0.15  # of the words that are masked
+MARKED = 0.6  # of the texts with marks whose marks are to be predicted
+TOLD = 0.3  # of the hard texts that have a word to predict at <cls>
+
+
+def marks(x: world.Fact, y: world.Fact, first: str, second: str) -> dict[int, str]:
+    """Return the place of each word of the second fact -> whether the first says the same."""
+    words, n = second.split(), len(first.split()) + 2
+    result = {}
+    for slot in SLOTS:
+        word = y.word(slot)
+        forms = (word, world.PLURAL.get(word), *world.VERBS.get(word, ()))
+        for i in [i for i, one in enumerate(words) if word and one in forms]:
+            result[n + i] = "same" if glue.likeness(x.word(slot), word) == 1 else "other"
+    return result
+
+
+def sentence(rng: np.random.Generator) -> Example:
+    """Draw a grammatical sentence, or one with a mistake and marks where it is."""
+    text = glue.grammatical(rng)
+    if rng.random() < 0.4:
+        return Example(glue.framed(text), ())
+    text, wrong = glue.spoiled(rng, text) if rng.integers(2) else (text, [])
+    checked = [i for i, word in enumerate(text.split()) if word in glue.OTHER_NUMBER]
+    facts = {i + 1: "other" if i in wrong else "same" for i in {*checked, *wrong}}
+    return Example(glue.framed(text), (), facts)
+
+
+def pair(rng: np.random.Generator) -> Example:
+    """Draw two sentences, the word that joins them, and the marks of the second one."""
+    x = world.fact(rng)
+    link = pick(rng, ("so", "but", "again", "then", "then"))
+    y = replace(x, negated=link == "but")
+    if link == "so":
+        x, y = glue.implied(rng, True)
+    elif link == "then":
+        y = pick(rng, (glue.near_miss, glue.shared))(rng, x)
+    y = world.reworded(rng, y)
+    first, second = x.says(), y.says(bool(rng.random() < 0.1))
+    known = link in ("so", "but") or rng.random() < TOLD
+    return Example(
+        glue.framed(first, second), (link,) if known else (), marks(x, y, first, second))
 
 
 class EncoderText(Task):
-    """The mixture of texts. answer: the word to predict at <cls>, if there is one.
+    """The mixture of texts.
+
+    answer: the word to predict at <cls>, if there is one.   facts: place -> "same" or "other"
 
     A text is in the same part here as in a task, so the base has never been trained on an input of
     a task's test part.
@@ -42,25 +90,15 @@ class EncoderText(Task):
 
     def draw(self, rng: np.random.Generator) -> Example:
         how = rng.random()
-        if how < 0.2:
-            return Example(glue.framed(glue.grammatical(rng)), ())
-        if how < 0.55:
-            good = bool(rng.integers(2))
-            if rng.random() < 0.5:
-                clauses = [world.opinion(rng, good, plain=True) for _ in range(rng.integers(1, 3))]
-                review = " and ".join(clauses)
-            else:
-                review = world.review(rng, good)
-            return Example(glue.framed(review), (pick(rng, STAY if good else LEAVE),))
-        link, x = pick(rng, LINKS), world.fact(rng)
-        if link == "so":
-            x, y = glue.implied(rng, True)
-        elif link == "then" and rng.random() < 0.7:
-            y = glue.shared(rng, x)
-        else:
-            y = glue.near_miss(rng, x) if link == "then" else replace(x, negated=link == "but")
-            y = world.reworded(rng, y, 0.3)
-        return Example(glue.framed(x.says(), y.says(bool(rng.random() < 0.25))), (link,))
+        if how < 0.35:
+            return sentence(rng)
+        if how < 0.5:
+            good, plain = bool(rng.integers(2)), bool(rng.random() < 0.6)
+            clauses = [world.opinion(rng, good, plain=True) for _ in range(rng.integers(1, 3))]
+            review = " and ".join(clauses) if plain else world.review(rng, good)
+            known = plain or rng.random() < TOLD
+            return Example(glue.framed(review), ("stay" if good else "leave",) if known else ())
+        return pair(rng)
 
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
         right = [(out,) == x.answer for x, out in zip(examples, outputs) if x.answer]
@@ -77,10 +115,16 @@ class EncoderText(Task):
         rng = np.random.default_rng([zlib.crc32(x.inputs.encode()) for x in examples])
         ids, mask, types = inputs_of(words, [words.encode(x.inputs) for x in examples])
         chosen = (rng.random(ids.shape) < SHARE) & (ids >= special)
+        marked = [x if x.facts and rng.random() < MARKED else None for x in examples]
+        for row, x in zip(chosen, marked):
+            if x:
+                row[:] = False
         targets = np.where(chosen, ids, MASKED)
-        for row, x in zip(targets, examples):
+        for row, x, y in zip(targets, examples, marked):
             if x.answer:
                 row[0] = words.ids[x.answer[0]]  # type: ignore[index]
+            for i, word in y.facts.items() if y else ():
+                row[i] = words.ids[word]
         how, noise = rng.random(ids.shape), rng.integers(special, words.vocab_size, ids.shape)
         ids = np.where(chosen & (how < 0.8), words.ids[MASK], ids)
         ids = np.where(chosen & (how >= 0.9), noise, ids)

@@ -3,10 +3,11 @@
 A fact says who does what to whom: an agent, a verb, a patient, and perhaps an adjective of the
 agent, a place and a negation. A sentence is a fact in the active or the passive voice:
 
-    the old dogs do not follow the car in the park
-    the car is not followed by the old dogs in the park
+    the old dogs do not find the car in the park
+    the car is not found by the old dogs in the park
 
-Two words of one pair below mean the same; every noun is of one kind.
+Two words of one pair below mean the same. Every noun is of one kind: people and animals do
+something, vehicles and tools have it done to them.
 """
 
 from __future__ import annotations
@@ -20,28 +21,22 @@ import numpy as np
 T = TypeVar("T")
 
 KINDS = {  # the word for each kind, singular and plural, and its nouns
-    ("person", "people"): "doctor physician kid:kids child:children pilot nurse",
-    ("animal", "animals"): "dog hound rabbit bunny:bunnies horse cow",
-    ("vehicle", "vehicles"): "car auto ship boat train bus:buses",
-    ("tool", "tools"): "hammer mallet knife:knives blade saw rope",
+    ("person", "people"): "doctor physician kid:kids child:children",
+    ("animal", "animals"): "dog hound rabbit bunny:bunnies",
+    ("vehicle", "vehicles"): "car auto ship boat",
+    ("tool", "tools"): "hammer mallet knife:knives blade",
 }
 SAME_NOUNS = ("doctor physician", "kid child", "dog hound", "rabbit bunny", "car auto",
               "ship boat", "hammer mallet", "knife blade")
 VERBS = {  # plural: (singular, participle)
     "see": ("sees", "seen"), "notice": ("notices", "noticed"),
-    "follow": ("follows", "followed"), "chase": ("chases", "chased"),
     "hit": ("hits", "hit"), "strike": ("strikes", "struck"),
-    "help": ("helps", "helped"), "assist": ("assists", "assisted"),
     "find": ("finds", "found"), "discover": ("discovers", "discovered"),
-    "lift": ("lifts", "lifted"), "raise": ("raises", "raised"),
-    "pass": ("passes", "passed"), "touch": ("touches", "touched"),
 }
-SAME_VERBS = ("see notice", "follow chase", "hit strike", "help assist", "find discover",
-              "lift raise")
-ADJECTIVES = ("big", "large", "small", "little", "old", "ancient", "fast", "quick",
-              "red", "blue", "green", "wet")
-SAME_ADJECTIVES = ("big large", "small little", "old ancient", "fast quick")
-PLACES = ("park", "garden", "forest", "market", "field", "harbor")
+SAME_VERBS = ("see notice", "hit strike", "find discover")
+ADJECTIVES = ("big", "large", "small", "little", "old", "ancient")
+SAME_ADJECTIVES = ("big large", "small little", "old ancient")
+PLACES = ("park", "garden", "forest")
 BESIDE = ("near", "behind", "beside")
 
 PLURAL: dict[str, str] = {}  # noun -> its plural, the words for kinds too
@@ -52,6 +47,11 @@ for (_one, _many), _nouns in KINDS.items():
         _single, _, _several = _noun.partition(":")
         PLURAL[_single], KIND[_single] = _several or f"{_single}s", _one
 NOUNS = tuple(KIND)
+SLOTS = {  # of a fact: who, does what, to what, and more about it
+    "agent": tuple(x for x in NOUNS if KIND[x] in ("person", "animal")), "verb": tuple(VERBS),
+    "patient": tuple(x for x in NOUNS if KIND[x] in ("vehicle", "tool")),
+    "adjective": ADJECTIVES, "place": PLACES,
+}
 SYNONYM = {  # word -> the other word of its pair
     a: b for pair in (*SAME_NOUNS, *SAME_VERBS, *SAME_ADJECTIVES)
     for a, b in (pair.split(), reversed(pair.split()))
@@ -70,7 +70,7 @@ def other(rng: np.random.Generator, items: Sequence[str], word: str) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """agent, verb, patient: words of NOUNS and VERBS; adjective, place: a word or "".
+    """agent, verb, patient, adjective, place: words of SLOTS; of the last two perhaps "".
 
     agents, patients: whether there are several of them.   negated: whether it is denied.
     """
@@ -100,26 +100,27 @@ class Fact:
             verb = self.verb if self.agents else singular
         return f"{agent} {verb} {patient}{place}"
 
+    def word(self, slot: str) -> str:
+        """Return the word in a place of SLOTS."""
+        word: str = getattr(self, slot)
+        return word
+
     def but(self, words: Mapping[str, str]) -> Fact:
         """Return the fact with other words in some places, such as {"verb": "see"}."""
         return replace(self, **words)  # type: ignore[arg-type]
 
-    def turned(self) -> Fact:
-        """Return the fact with the roles exchanged: who did it, and whom it was done to."""
-        return replace(self, agent=self.patient, patient=self.agent, agents=self.patients,
-                       patients=self.agents)
-
 
 def fact(
-    rng: np.random.Generator, adjective: float = 1.0, place: float = 1.0, negated: float = 0.0
+    rng: np.random.Generator, adjective: float = 1.0, place: float = 1.0, negated: float = 0.0,
+    several: float = 0.0,
 ) -> Fact:
-    """Draw a fact; adjective, place, negated: the probability of each."""
-    agent = pick(rng, NOUNS)
+    """Draw a fact; adjective, place, negated, several: the probability of each."""
+    drawn = {slot: pick(rng, words) for slot, words in SLOTS.items()}
+    drawn |= {slot: "" for slot, chance in (("adjective", adjective), ("place", place))
+              if rng.random() >= chance}
     return Fact(
-        agent, pick(rng, tuple(VERBS)), other(rng, NOUNS, agent),
-        pick(rng, ADJECTIVES) if rng.random() < adjective else "",
-        pick(rng, PLACES) if rng.random() < place else "",
-        bool(rng.integers(2)), bool(rng.integers(2)), bool(rng.random() < negated),
+        **drawn, agents=bool(rng.random() < several),
+        patients=bool(rng.random() < several), negated=bool(rng.random() < negated),
     )
 
 
@@ -141,7 +142,6 @@ BAD = ("bad", "awful", "dull", "poor", "boring", "weak", "cheap", "cold", "sad",
        "tedious")
 LIKE, DISLIKE = ("love", "enjoy", "adore"), ("hate", "dislike", "regret")
 STRONG = ("very", "really", "quite")
-STAY, LEAVE = ("stay", "smile"), ("leave", "frown")
 
 
 def opinion(rng: np.random.Generator, good: bool, plain: bool = False) -> str:
@@ -175,7 +175,8 @@ def review(rng: np.random.Generator, good: bool) -> str:
 
 OTHERS = (
     "the", "this", "these", "is", "are", "do", "does", "not", "never", "hardly", "by", "in",
-    "and", "but", "although", ",", "i", "so", "then", "again",
+    "and", "but", "although", ",", "i", "so", "again", "then", "stay",
+    "leave", "same", "other",
 )
 
 
@@ -184,6 +185,6 @@ def all_words() -> tuple[str, ...]:
     verbs = [form for plural, forms in VERBS.items() for form in (plural, *forms)]
     words = (
         *OTHERS, *PLURAL, *PLURAL.values(), *verbs, *ADJECTIVES, *PLACES, *BESIDE,
-        *THINGS, *THINGS.values(), *GOOD, *BAD, *LIKE, *DISLIKE, *STRONG, *STAY, *LEAVE,
+        *THINGS, *THINGS.values(), *GOOD, *BAD, *LIKE, *DISLIKE, *STRONG,
     )
     return tuple(dict.fromkeys(words))
