@@ -802,6 +802,8 @@ MISTAKES = {  # command line -> how the message begins
     "generate --base fox.npz": "fox.npz holds an adapter, not a model: give it as --adapter",
     "merge --adapter plain.npz": "plain.npz holds a model, not an adapter: give it as --base",
     "generate --base file.npz": f"file.npz {BROKEN}",
+    "generate --base mini-encoder": "mini-encoder is a Bert, an encoder: give a decoder, such as "
+                                    "shakespeare",
     "generate --base mute.npz": "mute.npz has no tokenizer: set model.tokenizer before save_model",
     "generate --adapter none.npz": "there is no file none.npz",
     "generate --adapter folder": "folder is a folder, not a file",

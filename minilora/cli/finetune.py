@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     inputs.check_run(args.out)
     if args.base_dtype == args.dtype:
         raise ValueError(f"--base-dtype {args.dtype} repeats --dtype: leave it out")
-    model = inputs.base_model(args)
+    model = inputs.decoder(args)
     batch, window = inputs.sizes(args, model)
     inputs.check_targets(model, args.targets)
     config = lora.LoRAConfig(args.r, args.alpha, args.targets, args.dropout)

@@ -35,7 +35,7 @@ def add_to(top: Parser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Continue a prompt."""
-    model = inputs.base_model(args)
+    model = inputs.decoder(args)
     if args.adapter:
         inputs.load_adapter(model, args, strict=False)
     elif args.base_dtype:

@@ -68,6 +68,15 @@ def base_model(args: argparse.Namespace) -> GPT2:
     return model
 
 
+def decoder(args: argparse.Namespace) -> GPT2:
+    """Return the base, with its tokenizer; ValueError for an encoder, which continues no text."""
+    model: Any = base_model(args)
+    if not isinstance(model, GPT2):
+        what = f"{args.base} is a {type(model).__name__}, an encoder"
+        raise ValueError(f"{what}: give a decoder, such as shakespeare")
+    return model
+
+
 def text(name: str) -> str:
     """Return the built-in text of this name, or the content of the file."""
     if name in data.TEXTS:

@@ -55,6 +55,7 @@ class MiniCola(GlueTask):
     name = "mini-cola"
     stands_for = "CoLA"
     metrics = ("matthews", "accuracy")
+    steps = 300
 
     def draw(self, rng: np.random.Generator) -> Example:
         sentence, wrong = grammatical(rng), bool(rng.integers(2))
@@ -128,6 +129,7 @@ class MiniMrpc(GlueTask):
     name = "mini-mrpc"
     stands_for = "MRPC"
     metrics = ("accuracy", "f1")
+    steps = 300
 
     def draw(self, rng: np.random.Generator) -> Example:
         x, same = world.fact(rng), bool(rng.integers(2))
