@@ -93,9 +93,10 @@ def tables(results: Results) -> list[Table]:
 
 
 def _exchanged(given: Cell) -> Cell:
-    """Read B alone in place of A alone, and the other way round."""
+    """Read B alone in place of A alone, and the other way round, where both have the same rank."""
     other = {"A alone": "B alone", "B alone": "A alone"}
-    return given.varied(other.get(given.variation, given.variation))
+    same = dict(given.settings).get("r") == R
+    return given.varied(other.get(given.variation, given.variation)) if same else given
 
 
 def _nothing(given: Cell) -> Cell:
