@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import accounting, methods, ops
+from .. import accounting, methods
 from ..backend import asnumpy
 from ..data.tasks import TASKS, Example, Task, base_batches
 from ..generate import answers
@@ -21,6 +21,7 @@ from ..models.pretrained import load_base, with_head
 from ..nn import Module, evaluating
 from ..tensor import Tensor, no_grad
 from ..training.fit import evaluate, fit, lm_loss
+from ..training.losses import encoder_loss
 from ..training.optim import AdamW
 from ..training.schedules import Schedule, linear_schedule
 from .readings import read_updates
@@ -55,15 +56,8 @@ class Drawn:
 
 
 def loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
-    """Return the mean cross-entropy, or for one number to predict the mean squared error."""
-    if not isinstance(model, Encoder):
-        return lm_loss(model, batch)
-    (ids, mask, types), labels = batch
-    out = model(ids, mask, types)  # (batch, labels)
-    if out.shape[1] > 1:
-        return ops.cross_entropy(out, labels)
-    error = out.reshape(-1) - Tensor(labels)
-    return (error * error).mean()
+    """Return the loss of a decoder's next token, or of an encoder's classes or number."""
+    return encoder_loss(model, batch) if isinstance(model, Encoder) else lm_loss(model, batch)
 
 
 def prepared(task: Task, seed: int) -> Any:
