@@ -93,7 +93,8 @@ def figures(results: Results) -> list[Figure]:
         return viz.rank_sweep(
             {" ".join(targets): {r: results.scores(at(task, targets, r)).tolist() for r in RANKS}
              for targets in TARGETS},
-            title=TASKS[task],
+            title=TASKS[task], ylabel="BLEU",
+            levels={"the base": float(results.scores(cell(task, "base")).mean())},
         )
 
     return [Figure(f"rank-{task}", functools.partial(draw, task),
