@@ -29,7 +29,7 @@ from minilora.experiments import (
 )
 from minilora.experiments import experiment as experiments
 from minilora.experiments.cells import GRID, START, cell
-from minilora.experiments.experiment import NAMES, experiment
+from minilora.experiments.experiment import NAMES, Effect, experiment
 from minilora.experiments.order import SECTIONS
 from minilora.experiments.results import Results, best, next_rates
 from minilora.experiments.running import estimate, needed, run, trainings
@@ -652,3 +652,9 @@ def test_options_that_do_not_go_together_are_refused(line, words, packed, capsys
     with faked() as calls:
         code, _, err = say(capsys, line)
     assert code == 2 and words in err and not calls
+
+
+def test_an_effect_that_is_not_bounded_is_shown_from_a_stored_page_too():
+    one = Effect("a ratio", 1.0, -np.inf, np.inf, np.inf)
+    assert str(one) == "a ratio: +1 (95 % interval – to –, noise floor –)"
+    assert str(Effect(**facts.plain(vars(one)))) == str(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,8 +39,14 @@ class Effect:
     floor: float
 
     def __str__(self) -> str:
-        interval = f"95 % interval {self.low:+.3g} to {self.high:+.3g}"
-        return f"{self.what}: {self.mean:+.3g} ({interval}, noise floor {self.floor:.2g})"
+        interval = f"95 % interval {_finite(self.low)} to {_finite(self.high)}"
+        floor = _finite(self.floor, ".2g")
+        return f"{self.what}: {_finite(self.mean)} ({interval}, noise floor {floor})"
+
+
+def _finite(value: float | None, digits: str = "+.3g") -> str:
+    """Return a number as text; "–" if it is not finite, or None, as in a stored page."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:{digits}}"
 
 
 @dataclass(frozen=True)
