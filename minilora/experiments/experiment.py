@@ -122,6 +122,7 @@ class Experiment:
     jobs: Callable[[Results], list[Job]] = lambda results: []
     blunders: dict[str, Callable[[Results], Results]] = field(default_factory=dict)
     noise: str = NOISE
+    on_validation: bool = False  # the claims compare losses on the validation examples
     toy: str = ""  # what is special about its setting, for the page
 
     def verdicts(self, results: Results) -> list[Verdict]:

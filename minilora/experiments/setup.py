@@ -95,10 +95,7 @@ def questions(experiment: Experiment, results: Results) -> list[tuple[str, str]]
         ("The last step, or the best?",
          f"The last: each run has a fixed number of steps ({_values(configs, 'steps')}), and is "
          "scored once, after them. No step is chosen."),
-        ("Validation or test?",
-         f"Each cell's rate is chosen on {_values(configs, 'validation')} validation examples. "
-         f"All scores in the claims and tables are on {_values(configs, 'test')} test examples, "
-         "which nothing was chosen on. No input is in two parts."),
+        ("Validation or test?", _parts(experiment, configs)),
         ("Which seeds?",
          f"{', '.join(map(str, range(results.scale.seeds)))}. A seed sets the adapter's random "
          "start, the order of the batches and a new head. The base and the examples are the same "
@@ -108,6 +105,17 @@ def questions(experiment: Experiment, results: Results) -> list[tuple[str, str]]
         ("Where is the head, and is it counted?", " ".join(_heads(tasks))),
         *measured,
     ]
+
+
+def _parts(experiment: Experiment, configs: Sequence[Mapping[str, Any]]) -> str:
+    validation, test = _values(configs, "validation"), _values(configs, "test")
+    chosen = f"Each cell's rate is chosen on {validation} validation examples."
+    claims = "All scores in the claims and tables are"
+    if experiment.on_validation:
+        chosen += " The claims compare the losses on these examples, with all seeds."
+        claims = "Other scores in the tables are"
+    return (f"{chosen} {claims} on {test} test examples, which nothing was chosen on. No input is "
+            "in two parts.")
 
 
 def _configs(experiment: Experiment, results: Results) -> list[Mapping[str, Any]]:

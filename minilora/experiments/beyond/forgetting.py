@@ -214,5 +214,6 @@ EXPERIMENT = Experiment(
         "nothing is trained": lambda results: results.swapped(_untrained),
         "the base is not frozen": lambda results: results.swapped(_unfrozen),
     },
+    on_validation=True,
     toy="The losses are those of the validation examples and of held-out text of the base.",
 )

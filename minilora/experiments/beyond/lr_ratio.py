@@ -132,8 +132,8 @@ def near(pairs: dict[str, tuple[Interval | None, Interval | None]], expected: fl
         ratio = apart(a, b)
         floor = max(ratio.high - ratio.estimate, ratio.estimate - ratio.low)
         inside = OCTAVES - abs(ratio.estimate - math.log2(expected))
-        what = (f"{name}: {2**ratio.estimate:.3g} times, {2**ratio.low:.3g} to "
-                f"{2**min(ratio.high, 60):.3g}; in octaves, what is left to the limit")
+        times = f"{2**ratio.estimate:.3g} times ({_range(ratio)})"
+        what = f"{name}: {times}; in octaves, what is left to the limit"
         effects.append(Effect(what, inside, inside - floor, inside + floor, floor))
     return larger(effects)
 
@@ -182,11 +182,15 @@ def _range(interval: Interval) -> str:
 
 def figures(results: Results) -> list[Figure]:
     def draw() -> Any:
-        return viz.rank_sweep(
+        ax = viz.rank_sweep(
             {name: {rate_of(i): losses for i, losses in curve(results, which).items()}
              for name, which in NAMED.items()},
-            title="Validation loss", xlabel="learning rate",
+            title="Validation loss", xlabel="learning rate", ylabel="loss (nats a token)",
         )
+        rates = ax.get_xticks()[::3]
+        ax.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+        ax.set_yscale("log")
+        return ax
 
     return [Figure("lr-ratio", draw, "validation loss against the learning rate, for full "
                    "fine-tuning and LoRA of three ranks, with bands over the seeds")]
@@ -212,8 +216,8 @@ EXPERIMENT = Experiment(
         "the base is not frozen at r = 1": lambda results: results.swapped(
             lambda c: FULL if c == LORA[1] else c),
     },
+    on_validation=True,
     noise="The noise floor is half the width of the ratio's 95 % interval, in octaves. It comes "
         "from Fieller's interval of each vertex.",
-    toy="The score is the loss on the validation examples. The window reaches a factor of 2.8 to "
-        "each side of the best.",
+    toy="The window of rates reaches a factor of 2.8 to each side of the best.",
 )

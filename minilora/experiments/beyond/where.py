@@ -137,5 +137,6 @@ EXPERIMENT = Experiment(
         "nothing is trained": lambda results: results.swapped(
             lambda c: cell(c.task, "base") if c == at(c.task, "MLP") else c),
     },
+    on_validation=True,
     toy="The losses are those of the validation examples, by which the rates were chosen, too.",
 )
