@@ -12,6 +12,7 @@ from .backend.blocks import restoring
 from .backend.flags import quietly
 from .checks import describe, integer, real
 from .models.cache import window
+from .models.encoder import Encoder
 from .models.gpt2 import GPT2
 from .nn import Module, evaluating
 from .tensor import Tensor, no_grad
@@ -38,6 +39,11 @@ def generate(
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
     Raises FloatingPointError, with the place, if logits are not finite.
     """
+    if isinstance(model, Encoder):
+        raise TypeError(
+            f"generate: a {type(model).__name__} is an encoder, which continues no text: give a "
+            "decoder, such as ml.GPT2"
+        )
     integer("generate", "n_tokens", n_tokens)
     real("generate", "temperature", temperature, "[0, inf)")
     if top_k is not None:

@@ -402,3 +402,8 @@ def test_answers_of_unlike_prompts_are_those_of_each_alone(seed, lengths, longes
 def test_an_end_is_a_token(bad):
     with pytest.raises(ValueError, match="generate: stop must be an integer from 0 to 10, not"):
         ml.generate(gpt2(0), [1], 1, stop=bad)
+
+
+def test_an_encoder_continues_no_text():
+    with pytest.raises(TypeError, match="a Bert is an encoder, which continues no text: give"):
+        ml.generate(ml.load_base("mini-encoder"), [1, 2], 3)
