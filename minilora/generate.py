@@ -39,7 +39,7 @@ def generate(
     checked before the model runs: TypeError for ids that are not integers, ValueError for the rest.
     Raises FloatingPointError, with the place, if logits are not finite.
     """
-    if isinstance(model, Encoder):
+    if issubclass(type(model), Encoder):
         raise TypeError(
             f"generate: a {type(model).__name__} is an encoder, which continues no text: give a "
             "decoder, such as ml.GPT2"
