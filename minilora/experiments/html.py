@@ -102,7 +102,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -
     """Return a table; numbers are on the right."""
     right = [' class="n"' * markdown.numeric(rows, i) for i in range(len(head))]
     caption = f"<caption>{text(title)}</caption>" * bool(title)
-    top = "".join(f'<th scope="col"{side}>{text(cell)}</th>' for cell, side in zip(head, right))
+    top = "".join(f'<th scope="col"{side}>{text(cell)}</th>' if cell else "<td></td>"
+                  for cell, side in zip(head, right))
     lines = "".join(
         "<tr>" + "".join(f"<td{side}>{text(markdown.shown(cell))}</td>"
                          for cell, side in zip(row, right)) + "</tr>\n" for row in rows

@@ -138,8 +138,8 @@ EXPERIMENT = Experiment(
     name="alpha", title="Is alpha a learning rate?", tables=tables, figures=figures, jobs=jobs,
     claims=(
         Claim(
-            "Under Adam alpha is a learning rate: (s, η, A0) and (1, √s η, √s A0) give the same "
-            "ΔW at every step.",
+            "Under Adam alpha is a learning rate: scale s does what scale 1 does with √s times the "
+            "rate and √s times A0, at every step.",
             "§4.1, made exact",
             "§4.1: tuning alpha is roughly the same as tuning the learning rate, if A is scaled "
             "appropriately at the start; no number",
