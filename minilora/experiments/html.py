@@ -108,7 +108,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -
         "<tr>" + "".join(f"<td{side}>{text(markdown.shown(cell))}</td>"
                          for cell, side in zip(row, right)) + "</tr>\n" for row in rows
     )
-    return (f'<div class="wide" tabindex="0" role="region" aria-label="{escape(title or head[0])}">'
+    return (f'<div class="wide" tabindex="0" role="group" aria-label="{escape(title or head[0])}">'
             f"<table>{caption}<thead><tr>{top}</tr></thead>\n<tbody>{lines}</tbody></table></div>")
 
 
