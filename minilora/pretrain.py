@@ -20,12 +20,13 @@ from .checks import choice
 from .data import BPE, Windows, load_text, sequential, split
 from .data.tasks import BASE_TEXTS, base_batches
 from .data.tasks.base_text import Stream
-from .data.tasks.task import END, MASKED
+from .data.words import END
 from .files import atomic
 from .generate import answers, generate
 from .models.bert import Bert, BertConfig
 from .models.gpt2 import GPT2, GPT2Config
 from .models.pretrained import save_model
+from .ops.neural import IGNORED
 from .tensor import no_grad
 from .training.fit import Batch, History, Loss, evaluate, fit, lm_loss
 from .training.losses import encoder_loss
@@ -137,7 +138,7 @@ def masked_material(recipe: Recipe, seed: int, text: str | None) -> Material:
         for (ids, *others), targets in held_out:
             with no_grad():
                 best = asnumpy(model(ids, *others).data)[:, 0].argmax(axis=1)
-            hits += (best == targets[:, 0])[targets[:, 0] != MASKED].tolist()
+            hits += (best == targets[:, 0])[targets[:, 0] != IGNORED].tolist()
         yield f"right words at <cls>, of {len(hits)}: {np.mean(hits):.3f}"
 
     return Material(

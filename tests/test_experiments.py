@@ -29,8 +29,8 @@ from minilora.experiments import (
 )
 from minilora.experiments import experiment as experiments
 from minilora.experiments.cells import GRID, START, cell
-from minilora.experiments.experiment import NAMES, Effect, experiment
-from minilora.experiments.order import SECTIONS
+from minilora.experiments.experiment import Effect, experiment
+from minilora.experiments.order import NAMES, SECTIONS
 from minilora.experiments.results import Results, best, next_rates
 from minilora.experiments.running import estimate, needed, run, trainings
 from minilora.experiments.variations import VARIATIONS

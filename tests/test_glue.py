@@ -8,8 +8,9 @@ import pytest
 
 import minilora as ml
 from minilora.data.tasks import BASE_TEXTS, TASKS, base_batches, glue, world
-from minilora.data.tasks.task import MASKED, PARTS
+from minilora.data.tasks.task import PARTS
 from minilora.models.pretrained import with_head
+from minilora.ops.neural import IGNORED as MASKED
 from minilora.pretrain import RECIPES
 from minilora.training.losses import encoder_loss
 

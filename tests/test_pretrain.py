@@ -9,6 +9,7 @@ import pytest
 
 import minilora as ml
 from minilora.files import checkpoint
+from minilora.models.pretrained import BASES
 from minilora.pretrain import RECIPES
 from minilora.pretrain import pretrain as train
 
@@ -124,3 +125,7 @@ def test_the_model_learns_and_is_written_with_its_tokenizer(tmp_path):
     assert back.tokenizer.merges == model.tokenizer.merges
     for (name, p), (_, q) in zip(model.named_parameters(), back.named_parameters()):
         assert np.array_equal(q.data, p.data.astype("float16").astype("float32")), name
+
+
+def test_each_built_in_base_has_its_recipe():
+    assert [*RECIPES] == [*BASES]

@@ -11,7 +11,7 @@ from strategies import seeds
 import minilora as ml
 from minilora.cli.contents import contents
 from minilora.data.tasks import BASE_TEXTS, PARTS, TASKS, base_batches, sql
-from minilora.data.tasks.task import END, IGNORED_WORDS, PAD
+from minilora.data.words import END, PAD, SPECIAL
 from minilora.files import checkpoint
 from minilora.generate import answers
 from minilora.models.pretrained import base_path
@@ -59,7 +59,7 @@ def test_every_example_is_in_the_words_of_the_base_and_fits_its_positions(name):
         for answer in example.answer:
             ids = task.words.encode(f"{answer} {END}")
             assert task.words.decode(ids) == answer
-            assert not set(answer.split()) & set(IGNORED_WORDS)
+            assert not set(answer.split()) & set(SPECIAL)
             assert len(ids) <= task.longest
             assert len(text) + len(ids) + 16 <= config.n_positions  # with room for trained tokens
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..adapters import files
-from ..data.tasks.task import IGNORED_WORDS
+from ..data.words import SPECIAL
 from ..files import checkpoint
 from ..lora import adaptable
 from ..models.pretrained import BASES, load_base
@@ -39,7 +39,7 @@ def _model(file: checkpoint.File) -> dict[str, Any]:
     if file.meta.get("merges") is not None:
         tokens = 256 + len(file.facts(merges=list)[0])
     if "words" in file.meta:
-        tokens = len(IGNORED_WORDS) + len(file.facts(words=list)[0])
+        tokens = len(SPECIAL) + len(file.facts(words=list)[0])
     known = {"kind", "family", "config", "merges", "words", "merged"}
     about = {name: value for name, value in file.meta.items() if name not in known}
     tokenizer = f"{tokens:,} tokens" if tokens else "none"

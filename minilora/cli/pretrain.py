@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic
-from ..pretrain import RECIPES, is_log, pretrain
+from ..models.pretrained import BASES
 from . import inputs
 from .parser import OneOf, Parser, Say
 
 
 def add_to(top: Parser) -> None:
     to = top.command("pretrain", run)
-    help = f"the base: {', '.join(RECIPES)} (shakespeare)"
-    to.argument("name", help, read=OneOf(*RECIPES))
+    help = f"the base: {', '.join(BASES)} (shakespeare)"
+    to.argument("name", help, read=OneOf(*BASES))
     inputs.add_run(to, None, None)
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train a built-in base again, from random weights."""
+    from ..pretrain import is_log, pretrain  # it loads all tasks
+
     name = args.name or "shakespeare"
     args.out = args.out or Path(f"{name}.npz")
     atomic.check(args.out, ".npz")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend.threads import cores
+from ..experiments.order import NAMES
 from . import counts
 from .parser import OneOf, Parser, Say, integer
 from .streams import Progress
@@ -16,8 +17,6 @@ OPTIONS = ("out", "seeds", "jobs", "fast", "from_runs", "check")  # of experimen
 
 
 def add_to(top: Parser) -> None:
-    from ..experiments.experiment import NAMES
-
     to = top.command("reproduce", run)
     what = OneOf("all", "counts", *NAMES, metavar="what")
     to.argument(

@@ -2,5 +2,6 @@
 
 from .corpora import TEXTS, Windows, load_text, sequential, split, unigram_loss
 from .tokenizer import BPE
+from .words import Words
 
-__all__ = ["BPE", "TEXTS", "Windows", "load_text", "sequential", "split", "unigram_loss"]
+__all__ = ["BPE", "TEXTS", "Windows", "Words", "load_text", "sequential", "split", "unigram_loss"]

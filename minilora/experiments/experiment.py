@@ -14,6 +14,7 @@ from ..docstrings import docstring
 from . import statistics
 from .cells import Cell
 from .jobs import Job
+from .order import NAMES
 from .results import Results
 
 REPRODUCES, FAILS, UNDECIDED = "reproduces", "does not reproduce", "undecided"
@@ -131,16 +132,6 @@ class Experiment:
             words = "this is a smoke run of a few steps: it gives no verdict"
             return [Verdict(NO_VERDICT, words) for _ in self.claims]
         return [claim.rule(results) for claim in self.claims]
-
-
-NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
-    "method": "paper", "counts": "paper",
-    "glue": "paper", "nlg": "paper", "gpt3": "paper", "params": "paper", "matrices": "paper",
-    "rank": "paper", "subspace": "paper", "amplification": "paper", "latency": "paper",
-    "throughput": "paper", "switch": "paper", "lowdata": "paper", "alpha": "beyond",
-    "variants": "beyond", "lr-ratio": "beyond", "where": "beyond", "asymmetry": "beyond",
-    "intruders": "beyond", "forgetting": "beyond",
-}
 
 
 def experiment(name: str) -> Experiment:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import setup
-from .experiment import NAMES, Experiment, Figure, Verdict
+from .experiment import Experiment, Figure, Verdict
+from .order import NAMES
 from .results import Results
 from .training import ROUND
 from .variations import VARIATIONS

@@ -13,7 +13,7 @@ from .. import __version__, viz
 from . import markdown
 from .experiment import FAILS, REPRODUCES, UNDECIDED
 from .facts import SMOKE, TOY
-from .order import BRIEF, SECTIONS
+from .order import BRIEF, SECTIONS, in_order
 
 Facts = Mapping[str, Any]
 STYLE = Path(__file__).with_name("report.css")
@@ -69,8 +69,7 @@ def body(
             parts += [f'<section aria-labelledby="answers-{i}"><h2 id="answers-{i}">{heading}</h2>',
                       *map(_answers, there), "</section>"]
     parts += ["</div>", f"<p>{BRIEF}</p>" * ("rank" in by_name or "matrices" in by_name)]
-    order = [name for _, names in SECTIONS for name in names if name in by_name]
-    parts += [_experiment(by_name[name], files, source) for name in order]
+    parts += [_experiment(by_name[name], files, source) for name in in_order([*by_name])]
     return "\n".join(filter(None, parts)) + "\n"
 
 

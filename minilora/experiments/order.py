@@ -1,9 +1,15 @@
-"""The order in which the report answers: does LoRA do what the paper says?"""
+"""The experiments by name, and the order in which the report answers with them."""
 
 from __future__ import annotations
 
-from .experiment import NAMES
-
+NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
+    "method": "paper", "counts": "paper",
+    "glue": "paper", "nlg": "paper", "gpt3": "paper", "params": "paper", "matrices": "paper",
+    "rank": "paper", "subspace": "paper", "amplification": "paper", "latency": "paper",
+    "throughput": "paper", "switch": "paper", "lowdata": "paper", "alpha": "beyond",
+    "variants": "beyond", "lr-ratio": "beyond", "where": "beyond", "asymmetry": "beyond",
+    "intruders": "beyond", "forgetting": "beyond",
+}
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the heading, and its experiments
     ("The method", ("method",)),
     ("What it saves", ("counts", "throughput", "latency", "switch")),

@@ -21,10 +21,10 @@ from ..files.journal import Journal
 from ..words import our_words
 from . import html, markdown
 from .cells import Scale
-from .experiment import NAMES, Experiment, Figure, experiment
+from .experiment import Experiment, Figure, experiment
 from .facts import facts
 from .jobs import processes
-from .order import in_order
+from .order import NAMES, in_order
 from .results import Results
 from .running import needed, run
 

@@ -63,7 +63,7 @@ def _only_A(model: Module, rng: np.random.Generator) -> None:
 
 
 def _nothing(model: Module, rng: np.random.Generator) -> None:
-    """Freeze A, while B stays 0 because its gradient is dropped: nothing is adapted."""
+    """Freeze B at its start, 0: only A is trained, and ΔW stays 0."""
     for adapter in factors(model):
         adapter.B.requires_grad = False
 

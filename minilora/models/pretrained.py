@@ -11,8 +11,8 @@ import numpy as np
 
 from ..backend import Rng, asnumpy
 from ..checks import integer
-from ..data.tasks.task import IGNORED_WORDS, Words
 from ..data.tokenizer import BPE
+from ..data.words import SPECIAL, Words
 from ..files import checkpoint
 from ..words import our_words
 from .encoder import Encoder
@@ -88,7 +88,7 @@ def save_model(
     merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None
     tokenizer: dict[str, Any] = {"merges": merges}
     if isinstance(model.tokenizer, Words):
-        tokenizer["words"] = model.tokenizer.words[len(IGNORED_WORDS) :]
+        tokenizer["words"] = model.tokenizer.words[len(SPECIAL) :]
     config = {"family": family_of(model.config), "config": asdict(model.config)}
     return checkpoint.write(path, arrays, {"kind": "model", **config, **tokenizer, **about})
 

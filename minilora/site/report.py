@@ -9,8 +9,8 @@ from typing import Any
 
 from ..experiments import html
 from ..experiments.cells import Scale
-from ..experiments.experiment import NAMES, experiment
-from ..experiments.order import in_order
+from ..experiments.experiment import experiment
+from ..experiments.order import NAMES, in_order
 from ..experiments.reporting import pages_of
 from ..experiments.results import Results
 from ..experiments.shipped import complete, shipped

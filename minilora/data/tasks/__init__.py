@@ -16,7 +16,7 @@ from .glue import MiniCola, MiniMrpc, MiniRte, MiniSst, MiniStsb
 from .mnli import MNLI
 from .samsum import SAMSum
 from .sql import SQL
-from .task import IGNORED_WORDS, PARTS, Example, Task, Words
+from .task import PARTS, Example, Task
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (
@@ -24,6 +24,4 @@ TASKS: dict[str, Task] = {
         MiniCola(), MiniSst(), MiniMrpc(), MiniStsb(), MiniRte())
 }
 
-__all__ = [
-    "BASE_TEXTS", "IGNORED_WORDS", "PARTS", "TASKS", "Example", "Task", "Words", "base_batches",
-]
+__all__ = ["BASE_TEXTS", "PARTS", "TASKS", "Example", "Task", "base_batches"]

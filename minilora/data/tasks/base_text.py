@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from ...checks import choice
+from ..words import SEP, SPECIAL, Words
 from . import e2e, mnli, samsum, sql
 from .masked import EncoderText
-from .task import IGNORED_WORDS, SEP, Example, Task, Words
+from .task import Example, Task, same
 from .vocabulary import DECODER
 
 Batch = tuple[Any, Any]
 
+
 def echo(rng: np.random.Generator) -> Example:
     """Draw two words to be repeated: so the base knows every word, if not how tasks use it."""
-    pair = " ".join(rng.choice(DECODER.words[len(IGNORED_WORDS) :], 2))
+    pair = " ".join(rng.choice(DECODER.words[len(SPECIAL) :], 2))
     return Example(f"say {pair} {SEP}", (pair,))
 
 
@@ -54,8 +56,7 @@ class DecoderText(Task):
         return draw(rng)
 
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
-        same = [out == x.answer[0] for x, out in zip(examples, outputs)]  # type: ignore[index]
-        return {"exact": float(np.mean(same))}
+        return {"exact": float(np.mean(same(examples, outputs)))}
 
 
 class Stream:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .task import SEP, Example, Task, Words
+from ..words import SEP, Words
+from .task import Example, Task
 from .vocabulary import AREAS, DECODER, FOODS, NEAR, PLACES, PRICES, RATINGS
 
 # Style -> its wordings, of which the first is trained on. [...]: left out without its fact.

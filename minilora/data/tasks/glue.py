@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..metrics.classes import accuracy, f1, matthews, pearson, spearman
+from ..words import CLS, SEP, Words
 from . import world
-from .task import CLS, SEP, Example, Task, Words
+from .task import Example, Task
 from .world import BESIDE, KIND, NOUNS, PLURAL, SLOTS, SYNONYM, VERBS, Fact, pick
 
 WORDS = Words(world.all_words())

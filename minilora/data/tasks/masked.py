@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from ...ops.neural import IGNORED
+from ..words import MASK, SPECIAL, Words
 from . import glue, world
-from .task import IGNORED_WORDS, MASK, MASKED, Example, Task, Words, inputs_of
+from .task import Example, Task, inputs_of
 from .world import SLOTS, pick
 
 SHARE = 0.15  # of the words that are masked
@@ -111,7 +113,7 @@ class EncoderText(Task):
         A target is -100 where nothing is to be predicted. Of the words that are, 80 % are replaced
         by <mask>, 10 % by a random word, and 10 % stay (Devlin et al. 2019, appendix A.1).
         """
-        words, special = self.words, len(IGNORED_WORDS)
+        words, special = self.words, len(SPECIAL)
         rng = np.random.default_rng([zlib.crc32(x.inputs.encode()) for x in examples])
         ids, mask, types = inputs_of(words, [words.encode(x.inputs) for x in examples])
         chosen = (rng.random(ids.shape) < SHARE) & (ids >= special)
@@ -119,7 +121,7 @@ class EncoderText(Task):
         for row, x in zip(chosen, marked):
             if x:
                 row[:] = False
-        targets = np.where(chosen, ids, MASKED)
+        targets = np.where(chosen, ids, IGNORED)
         for row, x, y in zip(targets, examples, marked):
             if x.answer:
                 row[0] = words.ids[x.answer[0]]  # type: ignore[index]

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .task import SEP, Example, Task, Words
+from ..words import SEP, Words
+from .task import Example, Task, same
 from .vocabulary import ACTIONS, ANIMALS, COLOURS, DECODER, ROOMS
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -94,5 +95,4 @@ class MNLI(Task):
         return Example(inputs, (label([*relations.values()]),))
 
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
-        right = [out == x.answer[0] for x, out in zip(examples, outputs)]  # type: ignore[index]
-        return {"accuracy": float(np.mean(right))}
+        return {"accuracy": float(np.mean(same(examples, outputs)))}

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .task import SEP, Example, Task, Words
+from ..words import SEP, Words
+from .task import Example, Task
 from .vocabulary import DAYS, DECODER, HOBBIES, NEAR, PEOPLE
 
 # What happens -> the dialogue, the base's list of facts, its title, and the summaries.

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from .task import SEP, Example, Task, Words
+from ..words import SEP, Words
+from .task import Example, Task, same
 from .vocabulary import CITIES, COLUMNS, DECODER, PEOPLE, TEAMS
 
 NUMBERS = ("goals", "age")  # the columns that contain numbers
@@ -140,10 +141,10 @@ class SQL(Task):
         return Example(asked.inputs, (asked.sql,), asked.table)
 
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
-        exact = [out == x.answer[0] for x, out in zip(examples, outputs)]  # type: ignore[index]
+        exact = same(examples, outputs)
         right = [
-            same or ((rows := execute(out, x.facts)) is not None
+            is_same or ((rows := execute(out, x.facts)) is not None
             and rows == execute(x.answer[0], x.facts))  # type: ignore[index]
-            for x, out, same in zip(examples, outputs, exact)
+            for x, out, is_same in zip(examples, outputs, exact)
         ]
         return {"accuracy": float(np.mean(right)), "exact": float(np.mean(exact))}

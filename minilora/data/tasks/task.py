@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...checks import choice, integer
+from ...ops.neural import IGNORED
+from ..words import END, PAD, SEP, SPECIAL, Words
 
 PARTS = ("train", "validation", "test")
-PAD, END, SEP, CLS, MASK = IGNORED_WORDS = ("<pad>", "<end>", "<sep>", "<cls>", "<mask>")
-MASKED = -100  # a target that the loss does not count
 
 
 @dataclass(frozen=True)
@@ -28,45 +28,6 @@ class Example:
     inputs: str
     answer: tuple[str, ...] | int | float
     facts: Any = None
-
-
-class Words:
-    """A tokenizer with one token for each word: the special words first, then `words` in order.
-
-    Its ids are stable: the model files depend on them. An unknown word raises ValueError.
-    """
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = (*IGNORED_WORDS, *words)
-        for word in self.words:
-            if not isinstance(word, str) or word.split() != [word]:
-                raise ValueError(f"Words: {word!r} is not a word: give text without spaces")
-        self.ids = {word: i for i, word in enumerate(self.words)}
-        if len(self.ids) != len(self.words):
-            twice = next(w for i, w in enumerate(self.words) if self.ids[w] != i)
-            raise ValueError(f"Words: {twice!r} is given twice")
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.words)
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of the words of a text."""
-        try:
-            return [self.ids[word] for word in text.split()]
-        except KeyError as error:
-            raise ValueError(
-                f"Words: {error.args[0]!r} is not one of the {self.vocab_size} words"
-            ) from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the words, up to the first <end>, without special words."""
-        words: list[str] = []
-        for i in ids:
-            if self.words[int(i)] == END:
-                break
-            words += [self.words[int(i)]] * (self.words[int(i)] not in IGNORED_WORDS)
-        return " ".join(words)
 
 
 class Task(ABC):
@@ -138,15 +99,20 @@ class Task(ABC):
             return inputs_of(self.words, texts), np.array([x.answer for x in examples], kind)
         answers = [self.words.encode(f"{x.answer[0]} {END}") for x in examples]  # type: ignore[index]
         ids = padded([a + b for a, b in zip(texts, answers)])
-        targets = np.full_like(ids, MASKED)
+        targets = np.full_like(ids, IGNORED)
         for row, text, answer in zip(targets, texts, answers):
             row[len(text) : len(text) + len(answer)] = answer
         return ids[:, :-1], targets[:, 1:]
 
 
+def same(examples: Sequence[Example], outputs: Sequence[Any]) -> list[bool]:
+    """Return for each text whether it is the first reference, word for word."""
+    return [out == x.answer[0] for x, out in zip(examples, outputs)]  # type: ignore[index]
+
+
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
     """Return rows of ids as one array, with <pad> on the right."""
-    ids = np.full((len(rows), max(map(len, rows))), IGNORED_WORDS.index(PAD), np.int64)
+    ids = np.full((len(rows), max(map(len, rows))), SPECIAL.index(PAD), np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     return ids

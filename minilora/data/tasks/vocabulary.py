@@ -6,7 +6,7 @@ category is used for one purpose in each task.
 
 from __future__ import annotations
 
-from .task import Words
+from ..words import Words
 
 # Restaurants (mini-e2e)
 PLACES = ("alimentum", "aromi", "cocum", "cotto", "giraffe", "strada", "wildwood", "zizzi")
