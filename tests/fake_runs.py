@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minilora.data.tasks import TASKS
+from minilora.data.tasks import TASKS, Task
 from minilora.experiments import Scale, training
 from minilora.experiments.experiment import experiment
 from minilora.experiments.jobs import Job
@@ -52,7 +52,10 @@ def chance(task: str, test: int) -> dict[str, float]:
 def faked():
     """In this block, runs are made up; the list of their configurations is yielded."""
     calls.clear()
-    with patch.object(training, "train", train), patch.object(training, "chance", chance):
+    with (
+        patch.object(training, "train", train), patch.object(training, "chance", chance),
+        patch.object(Task, "ready", lambda task: None),
+    ):
         yield calls
 
 

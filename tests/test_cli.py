@@ -1045,7 +1045,7 @@ def test_the_demo_prints_what_the_readme_shows(monkeypatch):
 def test_a_file_of_the_users_stays(line, kept, remedy, content, folder, shelf, monkeypatch, capsys):
     if line.startswith("tutorials") and not BUILDS:
         pytest.skip("needs pip install '.[tutorials]'")
-    for work in ("minilora.cli.bench.bench", "minilora.cli.pretrain.pretrain",
+    for work in ("minilora.cli.bench.bench", "minilora.pretrain.pretrain",
                  "minilora.cli.finetune.fit"):
         monkeypatch.setattr(work, lambda *_, **__: pytest.fail("it began to work"))
     (folder / "fox.npz").write_bytes((shelf / "fox.npz").read_bytes())
@@ -1082,7 +1082,7 @@ def test_force_replaces_and_an_equal_file_needs_none(folder, monkeypatch, capsys
     (folder / "poet.log").write_text("numpy; seed 0; 3600 steps of 16 x 256 tokens\nstep 1\n")
     asked = []
     monkeypatch.setattr(
-        "minilora.cli.pretrain.pretrain",
+        "minilora.pretrain.pretrain",
         lambda out, **_: asked.append(out) or (None, ml.History(held_out=[(0, 1.0)])))
     assert cli.main(["pretrain", "--out", "poet.npz"]) == 0 and asked  # its own log
 

@@ -3,6 +3,7 @@
 
 import json
 import re
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -658,3 +659,10 @@ def test_an_effect_that_is_not_bounded_is_shown_from_a_stored_page_too():
     one = Effect("a ratio", 1.0, -np.inf, np.inf, np.inf)
     assert str(one) == "a ratio: +1 (95 % interval – to –, noise floor –)"
     assert str(Effect(**facts.plain(vars(one)))) == str(one)
+
+
+def test_a_library_that_the_scores_need_is_asked_for_before_the_first_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)  # as if it were not installed
+    monkeypatch.setattr("minilora.experiments.training.train", lambda **config: pytest.fail("run"))
+    with pytest.raises(ImportError, match=r"need (rouge_score|sacrebleu): pip install"):
+        run([experiment("nlg")], Journal(None), Scale(2, True))

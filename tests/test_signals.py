@@ -165,7 +165,7 @@ def test_a_second_signal_while_handlers_are_restored_leaves_none_of_ours(monkeyp
 FINETUNE = "finetune words.txt --out out.npz --steps 6 --batch 2 --window 16 --checks 1"
 PRETRAIN = """
 import functools, sys
-import minilora.cli.pretrain as command
+import minilora.pretrain as command
 from minilora.models.gpt2 import GPT2Config
 from minilora.__main__ import main
 sizes = {"vocab_size": 270, "n_positions": 32, "d_model": 32, "n_layers": 1, "n_heads": 2}

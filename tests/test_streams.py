@@ -137,7 +137,7 @@ def place(tmp_path, shelf, monkeypatch):
     def grade(*_, **__):
         return grading.Class(1, (), ())
 
-    monkeypatch.setattr("minilora.cli.pretrain.pretrain", pretrain)
+    monkeypatch.setattr("minilora.pretrain.pretrain", pretrain)
     monkeypatch.setattr(grading, "grade", grade)
     monkeypatch.setattr(tutorials.folder, "is_site", lambda out: True)
     monkeypatch.setattr(tutorials.http.server.ThreadingHTTPServer, "serve_forever", lambda _: None)

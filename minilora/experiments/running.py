@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
+from ..data.tasks import TASKS
 from ..files.journal import Journal
 from .cells import START, Cell, Scale
 from .experiment import Experiment
@@ -23,11 +24,17 @@ def run(
     experiments: Sequence[Experiment], journal: Journal, scale: Scale,
     executor: Executor | None = None, begins: Callable[[str], Any] = lambda name: None,
 ) -> Results:
-    """Do all that the experiments need and the journal lacks. Return the results."""
+    """Do all that the experiments need and the journal lacks. Return the results.
+
+    Raises ImportError before the first run of a task whose scores need a library that is missing.
+    """
     results = Results(journal, scale)
     cells = unique(cell for one in experiments for cell in one.cells)
 
     def finish(jobs: Iterable[Job]) -> None:
+        jobs = [job for job in jobs if job.key not in journal]
+        for task in dict.fromkeys(job.config["task"] for job in jobs if job.kind == "train"):
+            TASKS[task].ready()
         do(jobs, journal, executor, begins)
 
     while jobs := [cell.run(rate, 0, scale) for cell in cells for rate in results.search(cell)[1]]:

@@ -42,7 +42,7 @@ def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     if not any(texts):
         return 0.0
     streams = [*zip_longest(*([" ".join(each) for each in several] for several in right))]
-    score = _need("sacrebleu").corpus_bleu([" ".join(each) for each in texts], streams,
+    score = need("sacrebleu").corpus_bleu([" ".join(each) for each in texts], streams,
                                            tokenize="none", force=True)  # split already
     return min(100.0, float(score.score))  # rounding may exceed it
 
@@ -59,7 +59,7 @@ def nist(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     longest = min(5, max(map(len, texts)))  # there are no longer n-grams to score
     if not longest:
         return 0.0
-    return float(_need("nltk.translate.nist_score").corpus_nist(right, texts, n=longest))
+    return float(need("nltk.translate.nist_score").corpus_nist(right, texts, n=longest))
 
 
 @our_words
@@ -72,7 +72,7 @@ def meteor(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> float
     download; E2E's script has them, and other weights. (Lavie and Agarwal 2007; NLTK)
     """
     texts, right = _words("meteor", outputs, references)
-    score = _need("nltk.translate.meteor_score").meteor_score
+    score = need("nltk.translate.meteor_score").meteor_score
     return 100 * _mean([score(each, text, wordnet=_NoSynonyms())
                         for each, text in zip(right, texts)])
 
@@ -98,7 +98,7 @@ def rouge(
     choice("rouge", "kind", kind, ("1", "2", "l"))
     texts, right = _words("rouge", outputs, references)
     name = f"rouge{kind.upper()}"
-    scorer = _need("rouge_score.rouge_scorer").RougeScorer([name], tokenizer=_Split())
+    scorer = need("rouge_score.rouge_scorer").RougeScorer([name], tokenizer=_Split())
     return 100 * _mean([
         scorer.score_multi([" ".join(one) for one in each], " ".join(text))[name].fmeasure
         for each, text in zip(right, texts)])
@@ -188,7 +188,7 @@ def _text(who: str, name: str, text: str) -> Text:
     return text.split()
 
 
-def _need(module: str) -> Any:
+def need(module: str) -> Any:
     """Return the module. Raises ImportError, with the command to install it."""
     try:
         return importlib.import_module(module)

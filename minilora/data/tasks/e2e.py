@@ -88,6 +88,7 @@ class E2E(Task):
     base = "mini-decoder"
     metrics = ("bleu", "nist", "meteor", "rouge_l", "cider")
     longest = 32
+    needs = ("sacrebleu", "nltk", "rouge_score")
     style: ClassVar[str] = "new"
 
     @property

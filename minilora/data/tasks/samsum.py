@@ -65,6 +65,7 @@ class SAMSum(Task):
     stands_for = "SAMSum"
     base = "mini-decoder"
     metrics = ("rouge_1", "rouge_2", "rouge_l")
+    needs = ("rouge_score",)
     longest = 20
 
     @property

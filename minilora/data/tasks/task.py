@@ -12,6 +12,7 @@ import numpy as np
 
 from ...checks import choice, integer
 from ...ops.neural import IGNORED
+from ..metrics.texts import need
 from ..words import END, PAD, SEP, SPECIAL, Words
 
 PARTS = ("train", "validation", "test")
@@ -38,6 +39,7 @@ class Task(ABC):
     metrics      the names of the scores; the first is the main one
     labels       encoder: the number of classes, 1 for a number to predict; 0 for a decoder
     longest      decoder: the most tokens that an answer has, <end> included
+    needs        modules of optional libraries that its scores need
     steps        training steps of one run, with `batch_size` examples in a step
     """
 
@@ -47,6 +49,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     labels: ClassVar[int] = 0
     longest: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int] = 200
     batch_size: ClassVar[int] = 32
     sizes: ClassVar[Mapping[str, int]] = {"train": 2000, "validation": 200, "test": 400}
@@ -63,6 +66,11 @@ class Task(ABC):
     @abstractmethod
     def score(self, examples: Sequence[Example], outputs: Sequence[Any]) -> dict[str, float]:
         """Return each metric; outputs: texts of a decoder, classes or numbers of an encoder."""
+
+    def ready(self) -> None:
+        """Raise ImportError, with the command to install it, if a library is missing."""
+        for module in self.needs:
+            need(module)
 
     def examples(
         self, part: str, n: int | None = None, seed: int | Sequence[int] = 0
