@@ -118,7 +118,7 @@ EXPERIMENT = Experiment(
         Claim(
             "With few examples LoRA is better than PreEmbed and PreLayer.", "App. F.3, Table 16",
             "GPT-3, MNLI with 100 examples: PreEmbed 37.6, PreLayer 48.3, LoRA 63.8",
-            better_than_prefixes, "B frozen",
+            better_than_prefixes, "answers shuffled",
         ),
         Claim(
             "With few examples LoRA is at least as good as full fine-tuning.",

@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
             "GPT-2 M, BLEU, NIST, METEOR, ROUGE-L, CIDEr: Adapter-L (11.09M) 68.9, 8.71, 46.1, "
             "71.3, 2.47; Adapter-H (11.09M) 67.3, 8.50, 46.0, 70.7, 2.44; PreLayer (0.35M) 69.7, "
             "8.81, 46.1, 71.4, 2.49; LoRA (0.35M) 70.4, 8.85, 46.8, 71.8, 2.53",
-            outperforms, "B frozen",
+            outperforms, "B ascends",
         ),
         Claim(
             "LoRA is at least as good as full fine-tuning.", "Table 3",
