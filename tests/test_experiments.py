@@ -606,6 +606,7 @@ def test_ctrl_c_says_how_to_go_on(packed, plain, capsys, monkeypatch):
         return train(**config)
 
     monkeypatch.setattr(training, "train", stopped)
+    monkeypatch.setattr("minilora.data.tasks.Task.ready", lambda task: None)
     code, _, err = say(capsys, "reproduce rank --jobs 1")
     assert code == 130 and re.search(r"the \d\d finished runs are in report.runs.jsonl: the", err)
     with faked() as calls:

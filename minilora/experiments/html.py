@@ -148,9 +148,9 @@ def _experiment(
 
 
 def _claim(name: str, n: int, claim: Facts) -> str:
-    told = markdown.sentence(claim)
+    numbers = markdown.sentence(claim)
     facts = [("Source", claim["source"]), ("Printed there", claim["printed"])]
-    facts += [("Measured here", told)] * bool(told)
+    facts += [("Measured here", numbers)] * bool(numbers)
     facts.append(("The rule", claim["rule"]))
     if claim["mistake"]:
         facts.append(("A planted mistake", markdown.planted(claim)))

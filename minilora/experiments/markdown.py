@@ -56,10 +56,10 @@ def stamp(facts: Facts) -> str:
 
 
 def _claim(n: int, claim: Facts) -> str:
-    told = sentence(claim)
+    numbers = sentence(claim)
     lines = [
         f"## Claim {n}: {claim['says']}", "",
-        f"**{claim['verdict']}**" + f": {told}" * bool(told), "",
+        f"**{claim['verdict']}**" + f": {numbers}" * bool(numbers), "",
         f"- Source: {claim['source']}", f"- Printed there: {claim['printed']}",
         f"- The rule, set before the runs: {claim['rule']}",
     ]
