@@ -1,7 +1,7 @@
 """Table 6 and Table 18: how large does the rank r have to be?
 
-Two tasks, because the answer depends on what the base knows: one asks for a style that the base has
-learned, the other for words and an order that are new to it.
+Two tasks, because the answer depends on what the base knows: one asks for styles that the base has
+learned, chosen by a new rule, the other for words and an order that are new to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..experiment import (
 from ..results import Results
 
 KNOWN, NEW = "mini-e2e-latent", "mini-e2e"
-TASKS = {KNOWN: "a style that the base knows", NEW: "words and an order that are new"}
+TASKS = {KNOWN: "styles that the base knows", NEW: "words and an order that are new"}
 RANKS = (1, 2, 4, 8, 64)
 TARGETS = (("q", "v"), ("q", "k", "v", "o"))
 MARGIN = 2.0  # BLEU, in points: the ranks of Table 6 differ by about as little of their scores
