@@ -146,7 +146,10 @@ def place(tmp_path, shelf, monkeypatch):
 
 
 def outcome(monkeypatch, line, out, err):
-    """The exit code of a line with these streams, and the files that it wrote."""
+    """The exit code of a line with these streams, and the files that it wrote.
+
+    The caller changes to a folder of its own: beside the sources, other tests write files as well.
+    """
     before = {path for path in Path().rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", out)
@@ -187,7 +190,8 @@ def test_the_exit_code_and_the_files_are_those_of_the_work(command, place, monke
 
 
 @pytest.mark.parametrize("command", ["", "tutorials", "ex", "ex dev", *RUNS])
-def test_help_is_shown_as_far_as_it_can_be(command, monkeypatch):
+def test_help_is_shown_as_far_as_it_can_be(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     for name in walked(len(command)):
         out, make = STREAMS[name](), STREAMS[name]
         assert outcome(monkeypatch, f"{command} --help", out, make()) == (0, {})
@@ -197,7 +201,8 @@ def test_help_is_shown_as_far_as_it_can_be(command, monkeypatch):
             assert ("?W" in shown) == (command in ("finetune", "account"))
 
 
-def test_what_is_lost_is_said_unless_its_reader_left(monkeypatch):
+def test_what_is_lost_is_said_unless_its_reader_left(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     for name, words in {
         "full": "warning: the output could not be shown: No space left", "closed": "closed file",
         "head": "", "none": "", "ascii": "",
