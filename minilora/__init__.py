@@ -18,7 +18,8 @@ class _Package(ModuleType):
     """The package as a module. Python sets each submodule as an attribute after loading it.
 
     `generate` and `gradcheck` are the functions, not the modules of the same names. After `ops`,
-    `kernels` is loaded, which fills the ops' slots. So ops never import kernels.
+    `kernels` is loaded, which fills the ops' slots. So ops never import kernels. The slot for what
+    `interop` defines is filled with a look-up, because few programs need it.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -27,6 +28,9 @@ class _Package(ModuleType):
         super().__setattr__(name, value)
         if name == "ops":
             importlib.import_module(".kernels", __name__)
+        if name == "slots":
+            value.interop = lambda function: getattr(
+                importlib.import_module(".interop", __name__), function)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -20,7 +21,9 @@ import numpy as np
 from .. import __version__
 from ..backend.blocks import restoring
 from ..checks import a, describe
-from . import atomic
+from . import atomic, objects
+from .blame import blamed
+from .budget import budget
 
 if TYPE_CHECKING:
     import zipfile
@@ -94,9 +97,9 @@ class File:
         try:
             self._archive, entries = _directory(stream)
             self._members = {name: self._header(name, entry) for name, entry in entries.items()}
-            self.meta = _json(self._raw(META).tobytes())
+            self.meta = objects.parse(self._raw(META).tobytes(), META)
             form, made_by = self.meta.pop("format", 1), self.meta.pop("made_by", None)
-        except _Damaged as error:
+        except (_Damaged, ValueError) as error:
             raise ValueError(f"{path} is not a minilora file, or it is damaged: {error}") from error
         if form not in range(1, FORMAT + 1):
             raise self.wrong(
@@ -113,15 +116,9 @@ class File:
         """Return a ValueError that names the file."""
         return ValueError(f"{self.path}: {problem}")
 
-    @contextlib.contextmanager
-    def blamed(self) -> Iterator[None]:
+    def blamed(self) -> AbstractContextManager[None]:
         """Turn a TypeError, ValueError or KeyError raised in the block into one of `wrong`."""
-        try:
-            yield
-        except (TypeError, ValueError, KeyError) as error:
-            if str(error).startswith(str(self.path)):
-                raise
-            raise self.wrong(str(error.args[0] if error.args else error)) from error
+        return blamed(self.path)
 
     def facts(self, where: str = META, part: Any = None, /, **wanted: type) -> list[Any]:
         """Return the entries of these names and types, of `meta` or of `part`, a dict inside it."""
@@ -135,26 +132,8 @@ class File:
         return [part[name] for name in wanted]
 
     def budget(self) -> np.random.Generator:
-        """Return a generator of zeros, for a model whose weights are then read from the file.
-
-        It raises ValueError when more zeros are drawn than the file has numbers. So a wrong size in
-        the file cannot use up memory.
-        """
-        total = sum(math.prod(shape) for shape in self.shapes.values())
-
-        class Budget(np.random.Generator):  # here, so that numpy.random loads when it is needed
-            left = total
-
-            def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
-                self.left -= math.prod(np.atleast_1d(size).tolist())
-                if self.left < 0:
-                    raise ValueError(f"its sizes ask for more numbers than the {total:,} in it")
-                return np.zeros(size)
-
-            def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
-                return self.standard_normal(size)
-
-        return Budget(np.random.PCG64(0))
+        """Return a generator of zeros, which has as many as the file has numbers; see `budget`."""
+        return budget(sum(math.prod(shape) for shape in self.shapes.values()))
 
     def arrays(self, wanted: Mapping[str, Collection[int]]) -> dict[str, np.ndarray]:
         """Return the arrays of these names and shapes, on the host.
@@ -304,36 +283,3 @@ def _directory(stream: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.Zip
     if META not in entries:
         raise _Damaged(f"it has no {META}")
     return archive, entries
-
-
-def _json(text: bytes) -> dict[str, Any]:
-    """Parse a JSON object. _Damaged for nan, infinity, a repeated name or a huge integer."""
-    import json
-
-    def finite(number: str) -> float:
-        if not math.isfinite(value := float(number)):
-            raise ValueError(f"{number} is not a finite number")
-        return value
-
-    def integer(digits: str) -> int:
-        if len(digits) > 40:
-            raise ValueError(f"a number has {len(digits):,} digits")
-        return int(digits)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            raise ValueError("a name appears twice")
-        return result
-
-    try:
-        meta = json.loads(
-            text.decode(), parse_float=finite, parse_int=integer, parse_constant=finite,
-            object_pairs_hook=unique)
-    except RecursionError as error:
-        raise _Damaged(f"its {META} is nested too deeply") from error
-    except ValueError as error:
-        raise _Damaged(f"its {META}: {error}") from error
-    if not isinstance(meta, dict):
-        raise _Damaged(f"its {META} is {describe(meta)}, not an object")
-    return meta

@@ -2,7 +2,7 @@
 
 `Encoder` is BERT; the other families override what differs. Pad on the right: positions count from
 the left, padding included. The pooler of other implementations is `head.dense` here, which exists
-only with num_labels.
+with num_labels or head="pooler".
 """
 
 from __future__ import annotations

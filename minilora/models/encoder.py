@@ -16,7 +16,7 @@ from ..tensor import Tensor
 from ..words import our_words
 from .inputs import EncoderConfig, Given, checked
 from .recompute import recomputed
-from .transformer import MLP, Attention, Seam
+from .transformer import MLP, Attention, Seam, Transformer
 
 
 class Block(Module):
@@ -55,6 +55,23 @@ class MaskedLM(Module):
         return tok.project(self.ln(ops.gelu(self.dense(x), approximate="none"))) + self.b
 
 
+class Pooler(Module):
+    """f(dense(x of the first token)), a vector for each sequence (§3.1, task 2, with f = tanh).
+
+    x: (batch, tokens, d) -> (batch, d)
+    """
+
+    def __init__(
+        self, c: EncoderConfig, f: Any, *, rng: np.random.Generator, dtype: Any
+    ) -> None:
+        self.f = f
+        self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
+
+    def forward(self, x: Tensor, tok: Embedding) -> Tensor:
+        vectors: Tensor = self.f(self.dense(x[:, 0]))
+        return vectors
+
+
 class Classifier(Module):
     """out(f(dense(x of the first token))), a score for each class (§4.1, with f = tanh).
 
@@ -74,9 +91,10 @@ class Classifier(Module):
         return self.out(self.drop(self.f(self.dense(first))))
 
 
-class Encoder(Module):
+class Encoder(Transformer):
     """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size), or
-    (batch, num_labels) if the config has num_labels.
+    (batch, num_labels) if the config has num_labels. With head="pooler": a vector for each sequence
+    (batch, d_model); with head="none": what `encode` returns.
 
     recompute: in training, compute each block's activations again instead of keeping them.
     Dropout applies to the embeddings, to each half block's output and in the head. Unlike in BERT,
@@ -104,18 +122,20 @@ class Encoder(Module):
         ]
         self.drop = Dropout(c.dropout, rng=rng)
         self.embed, self.through = Seam(), Seam()
-        self.head: Any = (
-            Classifier(c, self.pooling, self.drops_twice, rng=rng, dtype=dtype)
-            if c.num_labels
-            else MaskedLM(c, rng=rng, dtype=dtype)
-        )
+        self.head: Any = None
+        if c.num_labels:
+            self.head = Classifier(c, self.pooling, self.drops_twice, rng=rng, dtype=dtype)
+        elif c.head == "pooler":
+            self.head = Pooler(c, self.pooling, rng=rng, dtype=dtype)
+        elif c.head == "words":
+            self.head = MaskedLM(c, rng=rng, dtype=dtype)
 
     def forward(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
         """mask: (batch, tokens), on the host, 1 for a token, 0 for padding; None: no padding.
         types: (batch, tokens), the type of each token; None: all have type 0.
         """
-        scores: Tensor = self.head(self.encode(ids, mask, types), self.tok)
-        return scores
+        x = self.encode(ids, mask, types)
+        return x if self.head is None else self.head(x, self.tok)
 
     def encode(self, ids: Any, mask: Any = None, types: Any = None) -> Tensor:
         """Return the last block's output for each token, (batch, tokens, d_model)."""

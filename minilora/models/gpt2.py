@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import Rng, generator
-from ..nn import Dropout, Embedding, LayerNorm, Module
+from ..nn import Dropout, Embedding, LayerNorm
 from ..tensor import Tensor
 from ..words import our_words
 from .cache import Cache
 from .config import ModelConfig
 from .recompute import recomputed
-from .transformer import Block, Seam
+from .transformer import Block, Seam, Transformer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GPT2Config(ModelConfig):
     n_heads: int = 12
 
 
-class GPT2(Module):
+class GPT2(Transformer):
     """ids (batch, tokens), integers on the host -> logits (batch, tokens, vocab_size).
     recompute: in training, compute each block's activations again instead of keeping them.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import real
+from ..checks import choice, real
 from .config import ModelConfig
 
 Given = np.ndarray | None
@@ -19,11 +19,20 @@ class EncoderConfig(ModelConfig):
 
     eps: float = 1e-12  # of every layer norm
     n_types: int = 0  # token types, such as first and second sentence; 0: none
-    num_labels: int = 0  # 0: a masked-language-model head; else a classifier
+    num_labels: int = 0  # above 0: a classifier
+    # without labels, a score for each word, a vector for each sequence, or no head at all
+    head: str = "words"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        who = type(self).__name__
         self._integers(0, "n_types", "num_labels")
+        choice(who, "head", self.head, ("words", "pooler", "none"))
+        if self.num_labels and self.head != "words":
+            raise ValueError(
+                f"{who}: head={self.head!r} cannot act with num_labels {self.num_labels}, which "
+                "makes a classifier: leave one of them out"
+            )
         self._set(eps=real(type(self).__name__, "eps", self.eps, "(0, inf)"))
 
 

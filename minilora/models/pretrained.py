@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import slots
 from ..backend import Rng, asnumpy
 from ..checks import integer
 from ..data.tokenizer import BPE
@@ -34,18 +35,21 @@ def with_head(base: Encoder, num_labels: int, rng: Rng = None) -> Any:
     """Return a copy of an encoder with a new classifier in place of its head (Devlin et al. §4.1).
 
     num_labels: the number of classes, or 1 for a number to predict. The encoder's weights are those
-    of the base; the classifier is drawn from rng. Dropout is as in the base's config.
+    of the base, and the first layer of the classifier is the base's pooler if it has one; the rest
+    is drawn from rng. Dropout is as in the base's config.
     Raises TypeError for another model than an encoder, ValueError for one with adapters.
     """
     if not isinstance(base, Encoder):
         raise TypeError(
             f"with_head: {type(base).__name__} is no encoder: give a Bert, Roberta or Deberta"
         )
-    config = replace(base.config, num_labels=integer("with_head", "num_labels", num_labels, 1))
+    num_labels = integer("with_head", "num_labels", num_labels, 1)
+    config = replace(base.config, num_labels=num_labels, head="words")
     model = build(config, rng=rng, dtype=base.tok.W.dtype, recompute=base.recompute)
     state = model.state_dict()
-    weights = {name: x for name, x in base.state_dict().items() if not name.startswith("head.")}
-    if changed := weights.keys() ^ {name for name in state if not name.startswith("head.")}:
+    head = "head.out." if base.config.head == "pooler" else "head."
+    weights = {name: x for name, x in base.state_dict().items() if not name.startswith(head)}
+    if changed := weights.keys() ^ {name for name in state if not name.startswith(head)}:
         raise ValueError(
             f"with_head: {sorted(changed)[0]} is no parameter of a base {type(base).__name__}: "
             "merge or detach the adapters first"
@@ -72,17 +76,7 @@ def save_model(
             "arrays of your own model as np.savez(path, **model.state_dict()), and read them with "
             "model.load_state_dict(dict(np.load(path)))"
         )
-    if model.locked:
-        raise RuntimeError(
-            "save_model: the merged weights would be saved without the adapters: "
-            f"{model.locked}; to save them merged, call lora.merge(model) first"
-        )
-    arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
-    if changed := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
-        raise ValueError(
-            f"save_model: {sorted(changed)[0]} is no parameter of a base {type(model).__name__}: "
-            "merge or detach the adapters first, or save them alone with lora.save"
-        )
+    arrays = base_arrays(model, "save_model")
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None
@@ -93,13 +87,34 @@ def save_model(
     return checkpoint.write(path, arrays, {"kind": "model", **config, **tokenizer, **about})
 
 
+def base_arrays(model: Model, who: str) -> dict[str, np.ndarray]:
+    """Return every parameter of a model without adapters, by name, on the host; see `save_model`
+    for the errors.
+    """
+    if model.locked:
+        raise RuntimeError(
+            f"{who}: the merged weights would be saved without the adapters: "
+            f"{model.locked}; to save them merged, call lora.merge(model) first"
+        )
+    arrays = {name: asnumpy(p.data) for name, p in model.named_parameters()}
+    if changed := arrays.keys() ^ {name for name, _ in smallest(model.config).named_parameters()}:
+        raise ValueError(
+            f"{who}: {sorted(changed)[0]} is no parameter of a base {type(model).__name__}: "
+            "merge or detach the adapters first, or save them alone with lora.save"
+        )
+    return arrays
+
+
 @our_words
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
     """Return the model in a file from `save_model`, with its `.tokenizer`. Dropout is off.
 
-    dtype: that of the weights. Raises a ValueError that names the file if it is not such a file, or
-    if its parts do not fit together.
+    path: also a folder as Hugging Face lays it out; see `from_pretrained`. dtype: that of the
+    weights. Raises a ValueError that names the file if it is not such a file, or if its parts do
+    not fit together.
     """
+    if os.path.isdir(path):
+        return slots.interop("load")(path, dtype=dtype)
     with checkpoint.opened(path, "model") as file, file.blamed():
         family, config = file.facts(family=str, config=dict)
         if family not in FAMILIES:

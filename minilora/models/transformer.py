@@ -1,14 +1,19 @@
 """The parts of every transformer: attention, the MLP, and the pre-norm block."""
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from .. import ops
+from .. import ops, slots
 from ..nn import Dropout, LayerNorm, Linear, Module
 from ..tensor import Tensor
+from ..words import our_words
 from .cache import Cache
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Seam(Module):
@@ -27,6 +32,25 @@ class Seam(Module):
         tokens: how many must be read together; an adapter raises ValueError if they do not fit.
         """
         return positions
+
+class Transformer(Module):
+    """A whole model, which other packages can write and read (minilora/interop/checkpoints.py)."""
+
+    @classmethod
+    @our_words
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, dtype: Any = "float32") -> Self:
+        """Return the model in a folder as Hugging Face lays it out, with dropout off.
+
+        folder: a path, or a name on the hub. Raises ValueError for what is missing, unknown or of
+        another shape, and for settings that this family does not compute.
+        """
+        model: Self = slots.interop("load")(folder, cls, dtype)
+        return model
+    @our_words
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a folder that `transformers` reads; return its path. Merge adapters first."""
+        path: Path = slots.interop("save")(self, folder)
+        return path
 
 class Attention(Module):
     """Multi-head attention: o(softmax(q(x) k(x)ᵀ / √d_head) v(x)), four Linears (§4.2's Wq..Wo)."""

@@ -15,15 +15,15 @@ scores 0. All but CIDEr need libraries and raise ImportError if one is missing.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from ... import extras
 from ...checks import choice, describe
-from ...words import INSTALL, our_words
+from ...words import our_words
 
 Text = list[str]  # its words
 Grams = tuple[str, ...]
@@ -190,8 +190,4 @@ def _text(who: str, name: str, text: str) -> Text:
 
 def need(module: str) -> Any:
     """Return the module. Raises ImportError, with the command to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"text metrics need {module.partition('.')[0]}: {INSTALL('metrics')} "
-                          f"({error})") from error
+    return extras.need(module, "text metrics", "metrics")
