@@ -10,6 +10,8 @@ from minilora.words import our_words, table
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
+TOKENIZER = data.BPE([])
+
 CALLS = [  # (callable, another package's word, the word here)
     (ml.fit, "num_steps", "steps"), (ml.fit, "max_steps", "steps"),
     (ml.fit, "gradient_accumulation_steps", "accumulation_steps"),
@@ -49,6 +51,10 @@ CALLS = [  # (callable, another package's word, the word here)
     (ml.load_base, "torch_dtype", "dtype"), (ml.load_model, "filename", "path"),
     (ml.save_model, "save_directory", "path"), (data.Windows, "batch_size", "batch"),
     (data.Windows, "block_size", "tokens"), (data.split, "test_size", "held_out"),
+    (TOKENIZER.encode, "add_special_tokens", "add_special"),
+    (TOKENIZER.decode, "skip_special_tokens", "skip_special"),
+    (TOKENIZER.save, "save_directory", "folder"),
+    (data.load_tokenizer, "pretrained_model_name_or_path", "folder"),
     (ml.LoRAConfig, "lora_alpha", "alpha"), (ml.LoRAConfig, "init_lora_weights", "init"),
     (ml.GPT2Config, "nhead", "n_heads"), (ml.BertConfig, "num_classes", "num_labels"),
 ]
@@ -142,7 +148,7 @@ def test_what_a_remedy_names_is_there():
 
 
 def test_each_of_our_words_is_a_parameter_of_a_public_callable():
-    public = [getattr(ml, name) for name in ml.__all__]
+    public = [getattr(ml, name) for name in ml.__all__] + [TOKENIZER.encode, TOKENIZER.decode]
     for room in (lora, methods, accounting, data, nn, optim):
         public += vars(room).values()
     ours = set()

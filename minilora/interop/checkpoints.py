@@ -15,6 +15,7 @@ import numpy as np
 from ..backend import Array, asarray, asnumpy
 from ..backend.flags import quietly
 from ..checks import warn
+from ..data.tokenizers import load_tokenizer
 from ..extras import need
 from ..files import atomic, folders, objects, safetensors
 from ..files.blame import blamed
@@ -27,6 +28,7 @@ from .settings import config_from, config_to, settings_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+TOKENIZERS = "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spm.model"
 PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -46,7 +48,23 @@ def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any 
         with blamed(place / CONFIG):
             model = build(config_from(raw, **head), rng=budget(tensors.total()), dtype=dtype)
         tensors.fill(model)
+        model.tokenizer = tokenizer_in(place)
+        if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
+                f"{model.config.vocab_size:,}")
     return model.eval()
+
+
+def tokenizer_in(place: Path) -> Any:
+    """Return the tokenizer in a folder, or None: with a warning if it is one that is not read."""
+    if not any((place / name).is_file() for name in TOKENIZERS):
+        return None
+    try:
+        return load_tokenizer(place)
+    except ValueError as error:
+        warn(f"model.tokenizer is None: {error}")
+        return None
 
 
 class Tensors:

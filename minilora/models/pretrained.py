@@ -12,7 +12,7 @@ import numpy as np
 from .. import slots
 from ..backend import Rng, asnumpy
 from ..checks import integer
-from ..data.tokenizer import BPE
+from ..data.tokenizers import BPE, Tokenizer
 from ..data.words import SPECIAL, Words
 from ..files import checkpoint
 from ..words import our_words
@@ -67,8 +67,9 @@ def save_model(
 
     dtype: convert the weights to it; None: write each in its own, so a matrix in half precision
     stays so. `load_model` converts all of them to one dtype. about: more facts for the file.
-    Raises RuntimeError inside `lora.merged`, ValueError for a model with adapters, and TypeError
-    for a model of your own, which `load_model` could not build again.
+    Raises RuntimeError inside `lora.merged`, ValueError for a model with adapters or with the
+    tokenizer of another library's files, and TypeError for a model of your own, which `load_model`
+    could not build again.
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -79,7 +80,15 @@ def save_model(
     arrays = base_arrays(model, "save_model")
     if dtype is not None:
         arrays = {name: array.astype(dtype) for name, array in arrays.items()}
-    merges = model.tokenizer.merges if isinstance(model.tokenizer, BPE) else None
+    merges = None
+    if isinstance(model.tokenizer, Tokenizer):
+        if not isinstance(model.tokenizer, BPE) or not model.tokenizer.bare:
+            raise ValueError(
+                f"save_model: {path} would have no room for this {type(model.tokenizer).__name__} "
+                "with tokens of its own: write a folder with model.save_pretrained(folder), which "
+                "load_model reads, too"
+            )
+        merges = model.tokenizer.merges
     tokenizer: dict[str, Any] = {"merges": merges}
     if isinstance(model.tokenizer, Words):
         tokenizer["words"] = model.tokenizer.words[len(SPECIAL) :]
