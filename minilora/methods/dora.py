@@ -19,12 +19,21 @@ from ..backend import Array, xp
 from ..lora.config import LoRAConfig
 from ..lora.layers import LoRALinear
 from ..nn import Linear, Parameter
-from ..tensor import Tensor
+from ..tensor import Tensor, op
 from . import sizes
 
 
+@op
+def scaled(y: Array, s: Array) -> Any:
+    """z = y · s        y, z: (..., d), of one dtype   s: (d,), at least float32"""
+    dtype = y.dtype
+    def dy(g: Array) -> Array: return (g * s).astype(dtype)
+    def ds(g: Array) -> Array: return g.astype(s.dtype) * y
+    return (y * s).astype(dtype), (dy, ds)
+
+
 class DoRALinear(LoRALinear):
-    """y = m / |V| · V x + b        x: (..., k)   y: (..., d); float32 in half precision"""
+    """y = m / |V| · V x + b        x: (..., k)   y: (..., d)"""
 
     exclusive = "DoRA's m is the row length of one W0 + s B A: activate it alone"
 
@@ -36,7 +45,7 @@ class DoRALinear(LoRALinear):
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         W, b = inner.W, inner.b
         y: Tensor = ops.lora_linear(x, W, None, self.A, self.B, self.mask(x), scale=self.scale)
-        y = y * (self.m / row_lengths(self.V(W)))
+        y = scaled(y, self.m / row_lengths(self.V(W)))
         return y if b is None else y + b
 
     def V(self, W: Parameter) -> Array:
