@@ -325,3 +325,39 @@ def test_a_file_that_may_not_be_written_is_not_replaced(existing, monkeypatch):
         with pytest.raises(ValueError, match="exists and may not be replaced"):
             refused(existing)
     assert contents(existing.parent) == {"kept.bin": b"old"}
+
+
+# A file whose open() was interrupted after it had opened it is closed by Python, with a warning
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO")
+def test_an_interrupt_at_any_line_leaves_the_old_file_or_the_new_one_alone(tmp_path):
+    """Even while the exception, and with it every frame that it passed, is still at hand."""
+    from test_interrupts import Interrupt, traced
+
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"old")
+    lines = traced(lambda: write(path), 0, "line")
+    seen = set()
+    for at in range(1, lines + 1):
+        path.write_bytes(b"old")
+        with pytest.raises(Interrupt) as held:
+            traced(lambda: write(path), at, "line")
+        assert held and [*contents(tmp_path)] == ["notes.txt"], at
+        seen |= {*contents(tmp_path).values()}
+    assert seen == {b"old", b"new"}
+
+
+def test_what_the_block_raises_inside_a_handler_keeps_the_old_file(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"old")
+    try:
+        raise KeyError("around")
+    except KeyError as around:
+        with pytest.raises(ValueError, match="inside"), writing(path) as file:
+            file.write(b"new")
+            raise ValueError("inside") from around
+        with pytest.raises(KeyError) as again, writing(path):
+            raise KeyError("another") from around
+        assert again.value is not around and path.read_bytes() == b"old"
+        with writing(path) as file:
+            file.write(b"new")
+    assert path.read_bytes() == b"new"

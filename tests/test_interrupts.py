@@ -110,6 +110,8 @@ CALLS = {
     "verify": lambda w: lora.verify(w.model, ids()),
     "evaluating": block(lambda w: nn.evaluating(w.model)),
     "per_row": block(lambda w: lora.per_row(w.model, ["one", "base"])),
+    "attach": lambda w: lora.attach(w.model, ml.LoRAConfig(targets="q"), name="new", rng=0),
+    "detach": lambda w: lora.detach(w.model),
     "merged": block(lambda w: lora.merged(w.model)),
     "disabled": block(lambda w: lora.disabled(w.model)),
     "prompt": block(lambda w: methods.prompt(2)),

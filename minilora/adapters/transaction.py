@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ..backend.blocks import block, raise_new
 from ..backend.flags import own_flags
 from ..nn import Module
 from ..tensor import Tensor
@@ -18,7 +19,7 @@ class State:
     """Base class of a model's state outside its modules, which `restore_on_error` restores too."""
 
 
-@contextlib.contextmanager
+@block
 def restore_on_error(*objects: Any) -> Iterator[None]:
     """Restore the objects if the block raises anything, an interrupt included.
 
@@ -27,8 +28,10 @@ def restore_on_error(*objects: Any) -> Iterator[None]:
     Numbers written *into* an array are not restored; `state_dict.fill` undoes its own writes.
     """
     before = list(_reached([vars(thing) for thing in objects], set()))
+    outer = sys.exception()
     try:
         yield
+        raise_new(outer)
     except BaseException:
         for thing, content in before:
             _put_back(thing, content)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator
 from typing import Any, ParamSpec, TypeVar
@@ -38,12 +39,19 @@ class _Block(ContextDecorator, io.IOBase):
 
 def block(steps: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
     """Make a context manager of a generator, as `contextlib.contextmanager` does; but no interrupt
-    can skip the generator's end, and the generator is not told of an exception in the block."""
+    can skip the generator's end. An exception in the block is not raised at the yield: see
+    `raise_new`."""
     @functools.wraps(steps)
     def make(*args: P.args, **kwargs: P.kwargs) -> Any:
         return _Block(functools.partial(steps, *args, **kwargs))
 
     return make
+
+def raise_new(before: BaseException | None) -> None:
+    """After a generator's yield, raise what the block raised; before: sys.exception() until then.
+    """
+    if (error := sys.exception()) not in (None, before):
+        raise error
 
 @block
 def restoring(restore: Callable[[], object]) -> Iterator[None]:

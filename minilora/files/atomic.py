@@ -14,12 +14,13 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..backend.blocks import restoring
+from ..backend.blocks import block, raise_new, restoring
 
 # Windows has no such locks, and open files cannot be removed there.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -42,7 +43,7 @@ def check(path: str | os.PathLike[str], *suffixes: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
+@block
 def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
     """Yield a binary file. It is renamed to `path` at the end, unless the block raises.
 
@@ -56,7 +57,9 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
             file = _beside(target, made)
             if target.exists():
                 os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
+            before = sys.exception()  # of a handler around the block, if any
             yield file
+            raise_new(before)
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
