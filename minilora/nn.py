@@ -164,6 +164,15 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.g, self.b, eps=self.eps)
 
+class RMSNorm(Module):
+    """x / √(mean of x² + eps) · g over the last axis (Zhang & Sennrich 2019)."""
+
+    @our_words
+    def __init__(self, d: int, eps: float = 1e-6, *, dtype: Any = "float32") -> None:
+        self.g, self.eps = Parameter(xp.ones(d, dtype)), eps
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.g, eps=self.eps)
+
 class Dropout(Module):
     """In training, 0 with probability `rate`, else x / (1 - rate), number by number; else x."""
 

@@ -10,6 +10,7 @@ from .lora import LoRAConfig
 from .models.bert import Bert, BertConfig
 from .models.deberta import Deberta, DebertaConfig
 from .models.gpt2 import GPT2, GPT2Config
+from .models.llama import Llama, LlamaConfig
 from .models.pretrained import load_base, load_model, save_model
 from .models.roberta import Roberta, RobertaConfig
 from .tensor import Tensor, no_grad, op, plain
@@ -22,8 +23,9 @@ if TYPE_CHECKING:  # the package loads these modules when they are first used
 
 __all__ = [
     "GPT2", "SGD", "Adam", "AdamW", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config",
-    "History", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig", "Tensor", "accounting",
-    "analysis", "asnumpy", "backend", "current", "data", "evaluate", "fit", "generate", "gradcheck",
-    "kernels", "load_base", "load_model", "lora", "methods", "nn", "no_grad", "op", "ops", "optim",
-    "plain", "save_model", "threads", "train_step", "use", "using", "xp",
+    "History", "Llama", "LlamaConfig", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig",
+    "Tensor", "accounting", "analysis", "asnumpy", "backend", "current", "data", "evaluate", "fit",
+    "generate", "gradcheck", "kernels", "load_base", "load_model", "lora", "methods", "nn",
+    "no_grad", "op", "ops", "optim", "plain", "save_model", "threads", "train_step", "use", "using",
+    "xp",
 ]

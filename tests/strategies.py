@@ -34,6 +34,7 @@ FAMILIES = {  # as small as can be; more than that of each is said where it is w
     "bert": {},
     "roberta": {},
     "deberta": {"position_buckets": 6, "position_biased_input": True},
+    "llama": {"n_kv_heads": 1, "rope_theta": 100.0, "d_ff": 12, "qkv_bias": True},
 }
 family = pytest.mark.parametrize("family", FAMILIES)
 families = st.sampled_from(sorted(FAMILIES))

@@ -80,6 +80,7 @@ def test_the_defaults_are_gpt2_small_and_the_papers():
     assert {name: c.d_model // c.n_heads for name, c in SHAPES.items()} == {
         "gpt2": 64, "gpt2-medium": 64, "gpt2-large": 64, "gpt2-xl": 64, "gpt3-175b": 128,
         "bert-base": 64, "roberta-base": 64, "roberta-large": 64, "deberta-v2-xxlarge": 64,
+        "smollm2-135m": 64,
     }
 
 

@@ -101,6 +101,31 @@ def layer_norm(draw):
     return Case(ops.layer_norm, arrays, {"eps": eps}, allowed)
 
 
+def rms_norm(draw):
+    shape, seed, eps = draw(hnp.array_shapes(max_dims=3, max_side=5)), draw(seeds), 0.1
+    d, rows = shape[-1], math.prod(shape[:-1])
+
+    def allowed(arrays, g):
+        x, gain = arrays
+        rate = 1 / math.sqrt((x * x).mean(axis=-1).min(initial=np.inf) + eps)
+        off, back = 1 + biggest(x) * rate, (1 + biggest(gain)) * biggest(g)
+        return 1, 2 * d + 16 + rows, [off * biggest(gain), back * rate * off**2 * d,
+                                      back * off * rows]
+
+    return Case(ops.rms_norm, [normal(seed, *shape), normal(seed + 1, d)], {"eps": eps}, allowed)
+
+
+def swiglu(draw):
+    shape, seed = draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=5)), draw(seeds)
+
+    def allowed(arrays, g):
+        x, y, g = (1 + biggest(a) for a in (*arrays, g))
+        return 3, 20 + 4 * x, [x * y, 2 * x * y * g, x * g]  # e^-x is off by x roundings
+
+    arrays = [normal(seed, *shape) * 2, normal(seed + 1, *shape)]
+    return Case(ops.swiglu, arrays, {}, allowed)
+
+
 def gelu(draw):
     x = normal(draw(seeds), *draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=5))) * 2
 
@@ -136,16 +161,19 @@ def attention(draw):
     if draw(st.booleans()):
         mask = np.random.default_rng(seed).random((batch, n)) < 0.6
         mask[:, 0] = True  # every query sees a key
-    arrays = [normal(seed + i, batch, t, heads * width) * size for i, t in enumerate([m, n, n])]
+    group = draw(st.integers(1, 3))
+    widths = [heads * group * width, heads * width, heads * width]
+    arrays = [normal(seed + i, batch, t, w) * size
+              for i, (t, w) in enumerate(zip([m, n, n], widths))]
 
     def allowed(arrays, g):
         # a score is off by (width + 3) roundings of its terms, a weight by twice that and n
         (Q, K, V), G, scale = map(biggest, arrays), biggest(g), 1 / math.sqrt(width)
-        steps = 2 * (width + 3) * (width * Q * K * scale + 1) + 4 * n + 2 * width + m + 8
+        steps = 2 * (width + 3) * (width * Q * K * scale + 1) + 4 * n + 2 * width + m * group + 8
         back = 2 * width * G * V * scale  # |P (dP - Σ P dP)| / √width, summed over the keys
-        return 1, steps, [V, back * K, back * Q * m, G * m]
+        return 1, steps, [V, back * K, back * Q * m * group, G * m * group]
 
-    settings = {"heads": heads, "causal": causal, "mask": mask}
+    settings = {"heads": heads * group, "kv_heads": heads, "causal": causal, "mask": mask}
     return Case(ops.attention, arrays, settings, allowed)
 
 
@@ -153,7 +181,9 @@ CASES = {
     ops.linear: linear,
     ops.lora_linear: lora_linear,
     ops.layer_norm: layer_norm,
+    ops.rms_norm: rms_norm,
     ops.gelu: gelu,
+    ops.swiglu: swiglu,
     ops.cross_entropy: cross_entropy,
     ops.attention: attention,
 }
@@ -277,7 +307,9 @@ def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
             None,
         ],
         ops.layer_norm: [normal(0, 4, 3), normal(1, 3), normal(2, 3)],
+        ops.rms_norm: [normal(0, 4, 3), normal(1, 3)],
         ops.gelu: [normal(0, 4, 3)],
+        ops.swiglu: [normal(0, 4, 3), normal(1, 4, 3)],
         ops.cross_entropy: [normal(0, 4, 3), np.array([0, 1, 2, 0])],
         ops.attention: [normal(i, 2, 4, 4) for i in range(3)],
     }[op]

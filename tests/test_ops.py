@@ -162,6 +162,24 @@ def layer_norm(draw):
     return lambda x, g, b: ops.layer_norm(x, g, b, eps=0.1), arrays
 
 
+def rms_norm(draw):
+    shape, seed = draw(solid), draw(seeds)
+    arrays = [normal(seed, *shape), normal(seed + 1, shape[-1])]
+    return lambda x, g: ops.rms_norm(x, g, eps=0.1), arrays
+
+
+def swiglu(draw):
+    shape, seed = draw(solid), draw(seeds)
+    return ops.swiglu, [normal(seed, *shape), normal(seed + 1, *shape)]
+
+
+def rotary(draw):
+    batch, tokens, heads, half, start = (draw(small) for _ in range(5))
+    settings = {"heads": heads, "theta": draw(st.floats(1, 1e6)), "start": start - 1}
+    x = normal(draw(seeds), batch, tokens, heads * half * 2)
+    return lambda x: ops.rotary(x, **settings), [x]
+
+
 def gelu(draw):
     form = draw(forms)
     return lambda x: ops.gelu(x, approximate=form), [normal(draw(seeds), *draw(solid))]
@@ -180,8 +198,11 @@ def attention(draw):
     causal, seed, mask, n = draw(st.booleans()), draw(seeds), None, m + past - 1
     if draw(st.booleans()):
         mask = seen(seed, batch, n)
-    f = lambda q, k, v: ops.attention(q, k, v, heads=heads, causal=causal, mask=mask)  # noqa: E731
-    return f, [normal(seed + i, batch, t, heads * width) for i, t in enumerate([m, n, n])]
+    group = draw(small)
+    settings = {"heads": heads * group, "kv_heads": heads, "causal": causal, "mask": mask}
+    f = lambda q, k, v: ops.attention(q, k, v, **settings)  # noqa: E731
+    k, v = (normal(seed + i, batch, n, heads * width) for i in (1, 2))
+    return f, [normal(seed, batch, m, heads * group * width), k, v]
 
 
 def seen(seed: int, batch: int, n: int) -> np.ndarray:
@@ -219,11 +240,15 @@ CASES = {
     "softmax": along_axis("softmax"),
     "log_softmax": along_axis("log_softmax"),
     "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
     "gelu": gelu,
+    "swiglu": swiglu,
+    "rotary": rotary,
     "cross_entropy": cross_entropy,
     "attention": attention,
 }
-ELEMENTWISE = ["add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "tanh", "relu", "gelu"]
+ELEMENTWISE = ["add", "sub", "mul", "div", "neg", "exp", "log", "sqrt", "tanh", "relu", "gelu",
+               "swiglu"]
 FAST = [name for name in CASES if OPS[name] in kernels.TABLE]
 WAYS = [(name, True) for name in CASES] + [(name, False) for name in FAST]
 every_op = pytest.mark.parametrize(
@@ -237,7 +262,8 @@ both_ways = pytest.mark.parametrize("plain", [True, False], ids=["plain", "kerne
 def test_every_op_has_a_case():
     ours = {name: f for name, f in vars(ops).items() if hasattr(f, "formula")}
     assert ours == OPS and OPS.keys() == CASES.keys()
-    assert {"linear", "lora_linear", "layer_norm", "gelu", "cross_entropy", "attention"} == {*FAST}
+    assert {"linear", "lora_linear", "layer_norm", "gelu", "cross_entropy", "attention",
+            "rms_norm", "swiglu"} == {*FAST}
 
 
 @every_op

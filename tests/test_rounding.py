@@ -297,6 +297,8 @@ def test_composed_ops_equal_the_ops_that_they_replace():
             mine = wide(counted.COMPOSED["softmax"](ml.Tensor(asarray(z)), **how).data)
             assert np.abs(mine - wide(ops.softmax(asarray(z), **how).data)).max() < 1e-15
     cases = [("layer_norm", (x, gain, shift), {"eps": 0.1}),
+             ("rms_norm", (x, gain), {"eps": 0.1}), ("swiglu", (x, 2 - x), {}),
+             *(("rotary", (x,), {"heads": h, "theta": 7.0, "start": s}) for h, s in [(1, 0), (2, 3)]),
              ("lora_linear", (x, W, None, A, B), {"scale": 1.7})]
     for name, arrays, how in cases:
         given = [None if a is None else ml.Tensor(asarray(a)) for a in arrays]
@@ -342,11 +344,12 @@ def random_model(data, seed):
     dtype = data.draw(st.sampled_from(DTYPES))
     model = made(data.draw(families), seed, dtype)
     half = "float16" if dtype != "float16" and data.draw(st.booleans()) else None
-    names, spots = [], ["tok", "pos", "q", "v", "o", "up", "down"]
+    names, spots = [], ["tok", "q", "v", "o", "up", "down"]
+    spots += ["pos"] if hasattr(model, "pos") else ["gate", "k"]
     for i in range(data.draw(st.integers(1, 4))):
         targets = data.draw(st.lists(st.sampled_from(spots), min_size=1, unique=True))
         r, alpha = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([0.7, 5.0, 11.0]))
-        whole = ("blocks.1.ln2", "blocks.0.mlp.up.b") if i == 1 else ()
+        whole = ("blocks.1.ln2", "blocks.0.attn.q.b") if i == 1 else ()
         config = ml.LoRAConfig(r=r, alpha=alpha, targets=targets, trainable=whole)
         lora.attach(model, config, f"a{i}", rng=seed, base_dtype=None if i else half)
         shake(model.trainable_parameters().values(), seed + i, 0.2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..nn import Embedding, LayerNorm, Linear, Module, Parameter
+from ..nn import Embedding, LayerNorm, Linear, Module, Parameter, RMSNorm
 from .protocol import Adapted
 
 
@@ -59,7 +59,8 @@ def parameters(module: Module, path: str = "") -> Iterator[tuple[str, Module, Pa
 
 def is_bias(name: str, module: Module, p: Parameter) -> bool:
     """Return whether the parameter is a bias: it has one axis, and is not the gain of a norm."""
-    return len(p.shape) == 1 and not (isinstance(module, LayerNorm) and name.endswith(".g"))
+    is_gain = isinstance(module, LayerNorm | RMSNorm) and name.endswith(".g")
+    return len(p.shape) == 1 and not is_gain
 
 
 def swap(model: Module, new: Mapping[int, Module | Parameter]) -> None:

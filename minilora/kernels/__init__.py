@@ -22,7 +22,9 @@ TABLE: dict[Any, Any] = {
     ops.lora_linear: products.lora_linear,
     ops.attention: attention.attention,
     ops.layer_norm: rowwise.layer_norm,
+    ops.rms_norm: rowwise.rms_norm,
     ops.gelu: rowwise.gelu,
+    ops.swiglu: rowwise.swiglu,
     ops.cross_entropy: rowwise.cross_entropy,
     adam: rowwise.adam,
 }

@@ -1,4 +1,4 @@
-"""Row by row or number by number: layer norm, GELU, cross-entropy (ops/neural.py) and Adam.
+"""Row by row or number by number: norms, GELU, SwiGLU, cross-entropy (ops/neural.py) and Adam.
 
 The cores share the rows, in pieces that stay in the cache for an entire formula. On a GPU a formula
 is one kernel.
@@ -13,14 +13,14 @@ from typing import Any
 from ..backend import Array, current, erf, total, wide, xp
 from ..backend.fuse import fused
 from ..ops.algebra import rows
-from ..ops.neural import IGNORED, classes, features
+from ..ops.neural import IGNORED, alike, classes, features
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
                needs: Sequence[bool]) -> Any:
     """One pass over x and one over g. Means are products with a column of 1/d: BLAS is faster than
     `mean`. The normalized rows and one number per row are kept."""
-    features(x, gain, shift)
+    features(x, gain=gain, shift=shift)
     shape, dtype, d = x.shape, x.dtype, x.shape[-1]
     x = wide(rows(x))  # (rows, d)
     piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, x.dtype)
@@ -78,6 +78,56 @@ def _unscaled(scaled: Array, mean: Array, normal: Array, along: Array, rate: Arr
     """out = (scaled - mean - normal · along) · rate: scaled without its parts along 1 and normal"""
     scaled -= mean
     xp.multiply(normal, along, out=out)
+    xp.subtract(scaled, out, out=out)
+    out *= rate
+
+
+def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6, needs: Sequence[bool]) -> Any:
+    """As layer_norm; but x itself is kept, which is one pass less, and one number per row."""
+    features(x, gain=gain)
+    shape, dtype, d, x = x.shape, x.dtype, x.shape[-1], rows(x)
+    kind = wide(x[:0]).dtype
+    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, kind)
+    y, rate = xp.empty(x.shape, kind), xp.empty((len(x), 1), kind)
+
+    def forward(at: slice) -> None:
+        x_at, y_at, rate_at = wide(x[at]), y[at], rate[at]
+        _rate(xp.multiply(x_at, x_at, out=y_at) @ over_d, eps, rate_at)
+        _rescaled(x_at, rate_at, gain, y_at)
+
+    current().share(forward, len(x), x.size, piece)
+
+    def dx(g: Array) -> Array:
+        out = xp.empty(shape, kind)
+        into = rows(out)
+
+        def backward(at: slice) -> None:
+            scaled, x_at, rate_at = wide(g[at]) * gain, wide(x[at]), rate[at]
+            along = xp.multiply(scaled, x_at, out=into[at]) @ over_d * rate_at * rate_at
+            _without(scaled, x_at, along, rate_at, into[at])
+
+        current().share(backward, len(g), g.size, piece)
+        return out.astype(dtype, copy=False)
+
+    def gradients(g: Array) -> tuple[Array | None, ...]:
+        g = rows(g)
+        dgain = total(g * (x * rate), 0) if needs[1] else None
+        return dx(g) if needs[0] else None, dgain
+
+    return y.reshape(shape).astype(dtype, copy=False), gradients
+
+
+@fused
+def _rescaled(x: Array, rate: Array, gain: Array, y: Array) -> None:
+    """y = x · rate · gain"""
+    xp.multiply(x, rate, out=y)
+    y *= gain
+
+
+@fused
+def _without(scaled: Array, x: Array, along: Array, rate: Array, out: Array) -> None:
+    """out = (scaled - x · along) · rate: scaled without its part along x"""
+    xp.multiply(x, along, out=out)
     xp.subtract(scaled, out, out=out)
     out *= rate
 
@@ -155,6 +205,58 @@ def _slope_erf(x: Array, phi: Array) -> None:
 R2, R2PI = math.sqrt(1 / 2), 1 / math.sqrt(2 * math.pi)
 C1, C3 = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
 _GELU = {"tanh": (_gelu_tanh, _slope_tanh), "none": (_gelu_erf, _slope_erf)}
+
+
+def swiglu(x: Array, y: Array, *, needs: Sequence[bool]) -> Any:
+    """As gelu: the forward pass writes both slopes while x and y are in the cache, and they are
+    kept in place of x and y."""
+    alike(x, y)
+    shape, dtype, piece = x.shape, x.dtype, current().piece
+    x, y = wide(x.reshape(-1)), wide(y.reshape(-1))
+    out, to_x, to_y = xp.empty_like(x), xp.empty_like(x), xp.empty_like(x)
+
+    def forward(at: slice) -> None:
+        _swiglu(x[at], y[at], to_x[at], to_y[at], out[at])
+        if needs[0]:
+            _slope_silu(y[at], to_x[at], to_y[at])
+
+    current().share(forward, len(x), len(x), piece)
+    slopes: list[Any] = [z.astype(dtype, copy=False) if need else None
+                         for z, need in zip((to_x, to_y), needs)]
+
+    def gradients(g: Array) -> tuple[Array | None, ...]:
+        grads = tuple(None if slope is None else xp.empty(shape, dtype) for slope in slopes)
+        g, pairs = g.reshape(-1), [(slope, grad.reshape(-1)) for slope, grad in zip(slopes, grads)
+                                   if grad is not None]
+
+        def part(at: slice) -> None:
+            for slope, into in pairs:
+                xp.multiply(g[at], slope[at], out=into[at])
+
+        current().share(part, len(g), len(g), piece)
+        return grads
+
+    return out.reshape(shape).astype(dtype, copy=False), gradients
+
+
+@fused
+def _swiglu(x: Array, y: Array, s: Array, silu: Array, out: Array) -> None:
+    """s = 1 / (1 + e^-x);   silu = x s;   out = silu y"""
+    xp.negative(x, out=s)
+    xp.minimum(s, 80, out=s)  # e^80 is finite in float32
+    xp.exp(s, out=s)
+    s += 1
+    xp.divide(1, s, out=s)
+    xp.multiply(x, s, out=silu)
+    xp.multiply(silu, y, out=out)
+
+
+@fused
+def _slope_silu(y: Array, s: Array, silu: Array) -> None:
+    """s becomes y (s + silu (1 - s))"""
+    s *= 1 - silu
+    s += silu
+    s *= y
 
 
 def cross_entropy(logits: Array, targets: Any, *, ignore_index: int = IGNORED,

@@ -136,9 +136,7 @@ class LoRAConfig(Method, called="lora"):
         return alpha
 
     def count(self, config: Any) -> int:
-        d, ff, layers = config.d_model, config.d_ff or 4 * config.d_model, config.n_layers
-        sides = dict.fromkeys("qkvo", layers * 2 * d)
-        sides |= dict.fromkeys(("up", "down"), layers * (d + ff))
+        sides = {name: config.n_layers * sum(shape) for name, shape in config.linears().items()}
         for target in self.targets:
             if target not in sides or self.rank_pattern or self.bias != "none" or self.trainable:
                 raise ValueError(

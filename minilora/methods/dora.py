@@ -20,7 +20,6 @@ from ..lora.config import LoRAConfig
 from ..lora.layers import LoRALinear
 from ..nn import Linear, Parameter
 from ..tensor import Tensor, op
-from . import sizes
 
 
 @op
@@ -66,5 +65,5 @@ class DoRA(LoRAConfig, called="dora"):
     layers: ClassVar[Mapping[type, Any]] = {Linear: DoRALinear}
 
     def count(self, config: Any) -> int:
-        m = sum(sizes.d_ff(config) if x == "up" else config.d_model for x in {*self.targets})
-        return super().count(config) + int(config.n_layers) * m
+        m = sum(config.linears()[target][0] for target in {*self.targets})
+        return super().count(config) + int(config.n_layers * m)

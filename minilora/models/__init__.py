@@ -6,7 +6,8 @@ from typing import Any
 _FILES = {  # public name -> its file, which is loaded on first use
     "GPT2": "gpt2", "GPT2Config": "gpt2", "Bert": "bert", "BertConfig": "bert",
     "Roberta": "roberta", "RobertaConfig": "roberta", "Deberta": "deberta",
-    "DebertaConfig": "deberta", "SHAPES": "families", "build": "families",
+    "DebertaConfig": "deberta", "Llama": "llama", "LlamaConfig": "llama",
+    "SHAPES": "families", "build": "families",
     "load_base": "pretrained", "load_model": "pretrained", "save_model": "pretrained",
 }
 __all__ = list(_FILES)

@@ -29,3 +29,13 @@ class ModelConfig(Config):
             raise ValueError(
                 f"{who}: d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
             )
+
+    @property
+    def kv_width(self) -> int:
+        """The width of a key, all heads together."""
+        return self.d_model
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Return name -> (d_out, d_in) of the Linear layers of a block, as LoRA's targets."""
+        d, d_ff = self.d_model, self.d_ff or 4 * self.d_model
+        return {**dict.fromkeys("qkvo", (d, d)), "up": (d_ff, d), "down": (d, d_ff)}

@@ -8,16 +8,19 @@ from typing import Any
 from .bert import Bert, BertConfig
 from .config import ModelConfig
 from .deberta import Deberta, DebertaConfig
+from .decoder import Decoder
 from .encoder import Encoder
 from .gpt2 import GPT2, GPT2Config
+from .llama import Llama, LlamaConfig
 from .roberta import Roberta, RobertaConfig
 
-Model = GPT2 | Encoder
+Model = Decoder | Encoder
 FAMILIES: dict[str, tuple[type[ModelConfig], Any]] = {
     "gpt2": (GPT2Config, GPT2),
     "bert": (BertConfig, Bert),
     "roberta": (RobertaConfig, Roberta),
     "deberta": (DebertaConfig, Deberta),
+    "llama": (LlamaConfig, Llama),
 }
 
 
@@ -31,6 +34,7 @@ SHAPES: dict[str, ModelConfig] = {  # Radford et al. 2019; Brown et al. 2020, ta
     "roberta-base": RobertaConfig(),
     "roberta-large": RobertaConfig(d_model=1024, n_layers=24, n_heads=16),
     "deberta-v2-xxlarge": DebertaConfig(),
+    "smollm2-135m": LlamaConfig(),
 }
 
 
@@ -50,4 +54,6 @@ def build(config: ModelConfig, **how: Any) -> Any:
 
 def smallest(config: ModelConfig) -> Any:
     """Return the smallest model with the same parameter names."""
-    return build(replace(config, vocab_size=1, d_model=1, n_heads=1, d_ff=1), rng=0)
+    sizes = {"vocab_size": 1, "d_model": 2, "n_heads": 1, "n_kv_heads": 1, "d_ff": 1}
+    own = {name: size for name, size in sizes.items() if hasattr(config, name)}
+    return build(replace(config, **own), rng=0)

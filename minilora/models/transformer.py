@@ -93,11 +93,11 @@ class Block(Module):
     def __init__(
         self, d_model: int, n_heads: int, d_ff: int, *, causal: bool = True, dropout: float = 0.0,
         std_out: float | None = None, rng: np.random.Generator, dtype: Any) -> None:
-        self.ln1 = LayerNorm(d_model, dtype=dtype)
-        self.attn = Attention(
+        self.ln1: Module = LayerNorm(d_model, dtype=dtype)
+        self.attn: Module = Attention(
             d_model, n_heads, causal=causal, std_out=std_out, rng=rng, dtype=dtype)
-        self.ln2 = LayerNorm(d_model, dtype=dtype)
-        self.mlp = MLP(d_model, d_ff, std_out=std_out, rng=rng, dtype=dtype)
+        self.ln2: Module = LayerNorm(d_model, dtype=dtype)
+        self.mlp: Module = MLP(d_model, d_ff, std_out=std_out, rng=rng, dtype=dtype)
         self.drop = Dropout(dropout, rng=rng)
 
     def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:

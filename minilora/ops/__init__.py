@@ -31,14 +31,25 @@ from .algebra import (
     sum,
     tanh,
 )
-from .neural import attention, cross_entropy, gelu, layer_norm, log_softmax, softmax
+from .neural import (
+    attention,
+    cross_entropy,
+    gelu,
+    layer_norm,
+    log_softmax,
+    rms_norm,
+    rotary,
+    softmax,
+    swiglu,
+)
 from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, transpose
 
 __all__ = [
     "add", "attention", "concat", "cross_entropy", "div", "dropout", "dropout_mask", "embedding",
     "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "lora_linear", "matmul",
-    "max", "mean", "mul", "neg", "op", "plain", "power", "relu", "replaced", "reshape", "rows",
-    "sigmoid", "softmax", "sqrt", "sub", "sum", "tanh", "transpose",
+    "max", "mean", "mul", "neg", "op", "plain", "power", "relu", "replaced", "reshape",
+    "rms_norm", "rotary", "rows", "sigmoid", "softmax", "sqrt", "sub", "sum", "swiglu", "tanh",
+    "transpose",
 ]
 OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")})
 

@@ -1,4 +1,4 @@
-"""Functions of neural networks: softmax, layer norm, GELU, cross-entropy, attention."""
+"""Functions of neural networks: softmax, norms, GELU, SwiGLU, cross-entropy, rotary, attention."""
 import math
 
 import numpy as np
@@ -30,7 +30,7 @@ def log_softmax(x, *, axis=-1):
 @op
 def layer_norm(x, gain, shift, *, eps=1e-5):
     """(x - mean) / √(variance + eps) · gain + shift, over the last axis        x: (..., d)"""
-    features(x, gain, shift)
+    features(x, gain=gain, shift=shift)
     def mean(t): return total(t, -1, keepdims=True) / t.shape[-1]  # (..., 1)
     centred = x - mean(x)
     rate = 1 / xp.sqrt(mean(centred * centred) + eps)             # (..., 1): 1 / deviation
@@ -40,10 +40,21 @@ def layer_norm(x, gain, shift, *, eps=1e-5):
     def dshift(g): return total(rows(g), 0)                       # (d,)
     return like(x, normal * gain + shift), (dx, dgain, dshift)
 
-def features(x, gain, shift):
-    """Raise ValueError unless gain and shift have one number per feature of x."""
-    if not gain.shape == shift.shape == x.shape[-1:]:
-        raise ValueError(f"x has {x.shape[-1]} features, gain and shift must be ({x.shape[-1]},)")
+@op
+def rms_norm(x, gain, *, eps=1e-6):
+    """x / √(mean of x² + eps) · gain, over the last axis    x: (..., d)   Zhang & Sennrich 2019"""
+    features(x, gain=gain)
+    def mean(t): return total(t, -1, keepdims=True) / t.shape[-1]  # (..., 1)
+    rate = 1 / xp.sqrt(mean(x * x) + eps)                         # (..., 1)
+    def dx(g): return rate * (g * gain - x * rate * rate * mean(g * gain * x))
+    def dgain(g): return total(rows(g * x * rate), 0)             # (d,)
+    return like(x, x * rate * gain), (dx, dgain)
+
+def features(x, **vectors):
+    """Raise ValueError unless each vector, such as the gain, has one number per feature of x."""
+    if any(vector.shape != x.shape[-1:] for vector in vectors.values()):
+        raise ValueError(
+            f"x has {x.shape[-1]} features, {' and '.join(vectors)} must be ({x.shape[-1]},)")
 
 @op
 def gelu(x, *, approximate="tanh"):
@@ -60,6 +71,21 @@ def gelu(x, *, approximate="tanh"):
     else:
         raise ValueError(f'approximate must be "tanh" or "none", not {approximate!r}')
     return x * phi, (dx,)
+
+@op
+def swiglu(x, y):
+    """silu(x) · y = x σ(x) · y elementwise, with σ(x) = 1 / (1 + e⁻ˣ)        Shazeer 2020"""
+    alike(x, y)
+    e = xp.exp(-abs(x))                                           # at most 1: no overflow
+    s = xp.where(x < 0, e, 1) / (1 + e)
+    def dx(g): return g * y * s * (1 + x * (1 - s))
+    def dy(g): return g * x * s
+    return x * s * y, (dx, dy)
+
+def alike(x, y):
+    """Raise ValueError unless x and y have one shape."""
+    if x.shape != y.shape:
+        raise ValueError("needs one shape for both")
 
 @op
 def cross_entropy(logits, targets, *, ignore_index=IGNORED):
@@ -95,32 +121,61 @@ def classes(logits, targets, ignore_index):
         raise ValueError(f"cross_entropy: target {wrong} is not one of the {vocabulary} classes")
     return asarray(flat), counted.size
 
+@op
+def rotary(x, *, heads, theta=10000.0, start=0):
+    """Turn each pair of a head's numbers by an angle that grows with the position; Su et al. 2021.
+    (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ), φ = (start + t) / theta^(i / half) for token t
+    a: number i of a head's first half, b: of its second        x, out: (batch, tokens, d)
+    """
+    (batch, tokens, d), half = x.shape, x.shape[2] // heads // 2
+    if heads < 1 or d != heads * half * 2:
+        raise ValueError(f"needs an even number of features for each of {heads} heads")
+    cos, sin = turns(start, tokens, half, theta, x.dtype)         # (tokens, 1, half) each
+    def turned(t, sin):
+        pairs = t.reshape(batch, tokens, heads, 2, half)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]                 # (batch, tokens, heads, half)
+        return xp.stack([a * cos - b * sin, b * cos + a * sin], 3).reshape(t.shape)
+    def dx(g): return turned(g, -sin)                             # back by the same angle
+    return turned(x, sin), (dx,)
+
+def turns(start, tokens, half, theta, dtype):
+    """Return cos φ and sin φ of these positions, (tokens, 1, half) each, computed on the host."""
+    angles = np.arange(start, start + tokens)[:, None, None] / theta ** (np.arange(half) / half)
+    return tuple(asarray(f(angles).astype(str(dtype))) for f in (np.cos, np.sin))
+
 @composed
-def attention(q, k, v, *, heads, causal=True, mask=None):
+def attention(q, k, v, *, heads, causal=True, mask=None, kv_heads=None):
     """softmax(q kᵀ / √d_head) v, head by head        q: (batch, m, d)   k, v: (batch, n, d)
     out: (batch, m, d). causal: query i is token n - m + i and sees no later key. mask: (batch, n)
     on the host, false where a key is padding, which no query sees. A query that sees no key at all
-    (all earlier keys are padding) gets a finite output without meaning.
+    (all earlier keys are padding) gets a finite output without meaning. kv_heads: k and v have
+    fewer heads, (batch, n, kv_heads · d_head), each for a group of neighbouring query heads
+    (Ainslie et al. 2023); None: as many.
     """
-    fits_heads(q, k, v, heads, causal)
-    (batch, m, d), n = q.shape, k.shape[1]
-    Q, K, V = (transpose(x.reshape(*x.shape[:2], heads, d // heads), axes=(0, 2, 1, 3))
-               for x in (q, k, v))                                # (batch, heads, tokens, d_head)
-    scores = Q @ transpose(K, axes=(0, 1, 3, 2)) * (1 / math.sqrt(d // heads))  # (.., heads, m, n)
+    kv_heads = fits_heads(q, k, v, heads, causal, kv_heads)
+    (batch, m, d), n, width, group = q.shape, k.shape[1], q.shape[2] // heads, heads // kv_heads
+    Q, K, V = (transpose(x.reshape(*x.shape[:2], kv_heads, g, width), axes=(0, 2, 3, 1, 4))
+               for x, g in ((q, group), (k, 1), (v, 1)))  # (batch, kv_heads, group | 1, .., d_head)
+    scores = Q @ transpose(K, axes=(0, 1, 2, 4, 3)) * (1 / math.sqrt(width))  # (.., group, m, n)
     if causal:
         scores = scores + later(m, n, q.dtype)
     if mask is not None:
-        scores = scores + padding(mask, batch, n, q.dtype)
-    weights = softmax(scores)                                     # (batch, heads, m, n)
-    return transpose(weights @ V, axes=(0, 2, 1, 3)).reshape(batch, m, d)
+        scores = scores + padding(mask, batch, n, q.dtype)[:, None]
+    weights = softmax(scores)                                     # (.., group, m, n)
+    return transpose(weights @ V, axes=(0, 3, 1, 2, 4)).reshape(batch, m, d)
 
-def fits_heads(q, k, v, heads, causal):
-    """Raise ValueError unless the shapes and the number of heads fit together."""
-    (batch, m, d), n = q.shape, k.shape[1]
-    if heads < 1 or d % heads or not k.shape == v.shape == (batch, n, d) or (causal and m > n):
+def fits_heads(q, k, v, heads, causal, kv_heads):
+    """Return the number of k's heads; ValueError unless shapes and heads fit together."""
+    (batch, m, d), n, own = q.shape, k.shape[1], heads if kv_heads is None else kv_heads
+    if own < 1 or heads < 1 or heads % own:
+        raise ValueError(f"attention: heads is {heads}, kv_heads is {own}: needs 1 or more of each,"
+                         " heads a multiple of kv_heads")
+    if d % heads or not k.shape == v.shape == (batch, n, d // heads * own) or (causal and m > n):
+        width = "d" if own == heads else f"d / {heads // own}"
         raise ValueError(f"attention: q is {q.shape}, k is {k.shape}, v is {v.shape}: needs "
-                         f"(batch, m, d), (batch, n, d) twice, d a multiple of {heads} heads"
+                         f"(batch, m, d), (batch, n, {width}) twice, d a multiple of {heads} heads"
                          + (", m at most n" if causal else ""))
+    return own
 
 def later(m, n, dtype):
     """Return the additive causal mask (m, n): later keys get a value whose exponential is 0."""

@@ -18,6 +18,7 @@ from ..adapters.places import adaptable, adapted
 from ..adapters.protocol import row_lengths
 from ..backend import Array, current, xp
 from ..nn import Embedding, Module
+from ..ops.neural import turns
 from ..tensor import OPS, Tensor, op
 
 At = tuple[int, ...]
@@ -239,6 +240,22 @@ def _layer_norm(x: Tensor, gain: Any, shift: Any, *, eps: float = 1e-5) -> Any:
     return centred / ops.sqrt(variance + eps) * gain + shift
 
 
+def _rms_norm(x: Tensor, gain: Any, *, eps: float = 1e-6) -> Any:
+    return x / ops.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * gain
+
+
+def _swiglu(x: Tensor, y: Tensor) -> Tensor:
+    return x * ops.sigmoid(x) * y
+
+
+def _rotary(x: Tensor, *, heads: int, theta: float = 10000.0, start: int = 0) -> Tensor:
+    (batch, tokens, d), half = x.shape, x.shape[2] // heads // 2
+    cos, sin = map(Tensor.of, turns(start, tokens, half, theta, x.dtype))  # type: ignore[no-untyped-call]
+    pairs = x.reshape(batch, tokens, heads, 2, half)
+    a, b = pairs[..., 0, :], pairs[..., 1, :]
+    return ops.concat(a * cos - b * sin, b * cos + a * sin, axis=3).reshape(batch, tokens, d)
+
+
 def _lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, mask: Any = None, *, scale: float) -> Any:
     return ops.linear(x, W, b) + ops.linear(ops.linear(x, A), B) * scale
 
@@ -249,5 +266,6 @@ def _lost_in_lora(y: Array, x: Any, W: Any, b: Any, A: Any, *_: Any, **__: Any) 
 
 
 COMPOSED: dict[str, Callable[..., Tensor]] = {
-    "softmax": _softmax, "layer_norm": _layer_norm, "lora_linear": _lora_linear,
+    "softmax": _softmax, "layer_norm": _layer_norm, "rms_norm": _rms_norm, "swiglu": _swiglu,
+    "rotary": _rotary, "lora_linear": _lora_linear,
 }
