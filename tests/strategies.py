@@ -90,11 +90,18 @@ def shake(parameters, seed: int, size: float = 0.1) -> None:
         p.data += ml.backend.asarray(noise)
 
 
+def fits(family: str, targets):
+    """These targets; in a Llama, which has no table of positions, "gate" in place of "pos"."""
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    return tuple("gate" if (family, name) == ("llama", "pos") else name for name in names)
+
+
 def lora_of(
     family: str, seed: int = 0, dtype: str = "float64", r: int = 3, alpha: float = 5.0, **config
 ):
     """(model, paths): one of this family with an adapter of B ≠ 0 and alpha ≠ r."""
     model = made(family, seed, dtype, **config.pop("sizes", {}))
+    config["targets"] = fits(family, config.get("targets", ("q", "v")))
     paths = lora.attach(model, ml.LoRAConfig(r=r, alpha=alpha, **config), rng=seed + 1)
     shake(model.trainable_parameters().values(), seed + 2)
     return model, paths

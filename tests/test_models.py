@@ -452,7 +452,7 @@ def test_a_file_of_a_model_that_does_not_fit_names_what(numpy_only, tmp_path, fa
         arrays[name] = arrays[name].T.copy()
     elif fault == "family":
         meta["family"] = "t5"
-        name = "unknown model family 't5': load_model reads gpt2, bert, roberta, deberta"
+        name = "unknown model family 't5': load_model reads gpt2, bert, roberta, deberta, llama"
     else:
         meta["config"] |= {"n_heads": 3}
         name = "n_heads"

@@ -190,7 +190,8 @@ CASES = [
     ("llama", "LlamaForCausalLM", {
         "qkv_bias": False, "tied": False, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 1e6}),
     ("llama", "LlamaForCausalLM", {
-        "qkv_bias": False, "n_heads": 6, "n_kv_heads": 2, "d_model": 24, "n_layers": 3, "eps": 0.1}),
+        "qkv_bias": False, "n_heads": 6, "n_kv_heads": 2, "d_model": 24, "n_layers": 3,
+        "eps": 0.1}),
     ("llama", "LlamaForCausalLM", {
         "qkv_bias": False, "tied": False, "n_heads": 2, "n_kv_heads": 2, "rope_theta": 5.0}),
     ("llama", "Qwen2ForCausalLM", {"rope_theta": 1e6}),
