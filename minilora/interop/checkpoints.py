@@ -23,7 +23,7 @@ from ..files.budget import budget
 from ..models.families import FAMILIES, build
 from ..models.pretrained import base_arrays
 from ..nn import Module
-from .names import LETTERS, Layout, kind_of, layout_of
+from .names import Layout, kind_of, layout_of, tensors_of
 from .settings import config_from, config_to, settings_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -157,18 +157,15 @@ class Tensors:
                 f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names))
 
 
-def views(model: Any) -> dict[str, list[Array]]:
-    """Return, by its short name there, the parts of each tensor: views of our parameters with the
-    axes that they have there, side by side along the last axis.
+def views(model: Any, arrays: Mapping[str, Array] | None = None) -> dict[str, list[Array]]:
+    """Return, by its short name there, the parts of each tensor, side by side along the last axis:
+    views of our parameters with the axes that they have there.
+
+    arrays: others in their place, such as gradients, by the parameter's name.
     """
-    layout, kind = layout_of(type(model.config)), kind_of(model.config)
-    tensors = dict[str, dict[int, Array]]()
-    for name, p in model.named_parameters():
-        path, _, letter = name.rpartition(".")
-        place = layout.place(path, kind)
-        parts = tensors.setdefault(f"{place.path}.{LETTERS[letter]}", {})
-        parts[place.part or 0] = place.view(p.data) if letter == "W" else p.data
-    return {name: [part for _, part in sorted(parts.items())] for name, parts in tensors.items()}
+    own = arrays or {name: p.data for name, p in model.named_parameters()}
+    return {name: [place.view(own[path]) for path, place in parts]
+            for name, parts in tensors_of(model).items()}
 
 
 def shape_of(parts: list[Array]) -> tuple[int, ...]:

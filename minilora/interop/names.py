@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..backend import Array
 from ..models.bert import BertConfig
 from ..models.config import ModelConfig
 from ..models.deberta import DebertaConfig
@@ -36,11 +37,11 @@ class Place(NamedTuple):
     part: int | None = None
     convolves: bool = False
 
-    def view(self, W: Any) -> Any:
-        """Return a view of our weight W, (out, in), with the axes that it has there."""
-        if self.convolves:  # (out, size * in) -> (out, in, size)
-            return W.reshape(len(W), -1, len(W)).transpose(0, 2, 1)
-        return W.T if self.turned else W
+    def view(self, x: Array) -> Array:
+        """Return a view of our weight (out, in), or bias (out,), with the axes it has there."""
+        if self.convolves and x.ndim == 2:  # (out, size · in) -> (out, in, size)
+            return x.reshape(x.shape[0], -1, x.shape[0]).transpose(0, 2, 1)
+        return x.T if self.turned else x
 
 
 class Head(NamedTuple):
@@ -191,6 +192,18 @@ DEBERTA = Layout(
 LAYOUTS: dict[type[ModelConfig], Layout] = {
     GPT2Config: GPT2, BertConfig: BERT, RobertaConfig: ROBERTA, DebertaConfig: DEBERTA,
 }
+
+
+def tensors_of(model: Any) -> dict[str, list[tuple[str, Place]]]:
+    """Return, by its short name there, the parts of each tensor: (our parameter, its place)."""
+    layout, kind = layout_of(type(model.config)), kind_of(model.config)
+    tensors = dict[str, list[tuple[str, Place]]]()
+    for name, _ in model.named_parameters():
+        path, _, letter = name.rpartition(".")
+        place = layout.place(path, kind)
+        tensors.setdefault(f"{place.path}.{LETTERS[letter]}", []).append((name, place))
+    return {name: sorted(parts, key=lambda part: part[1].part or 0)
+            for name, parts in tensors.items()}
 
 
 def layout_of(config: type[ModelConfig]) -> Layout:
