@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from strategies import adapted, everything, gpt2, ids, same_bytes, shake
+from strategies import adapted, everything, gpt2, ids, made, same_bytes, shake, shard
 
 import minilora as ml
 from minilora import data, lora
@@ -161,9 +161,34 @@ def headers(valid: bytes, rng: random.Random) -> bytes:
 
 
 def facts(valid: bytes, rng: random.Random) -> bytes:
-    """Replace, drop or double a part of the JSON, or make it invalid."""
+    """Damage the JSON."""
     parts = dict(take_apart(valid))
     meta = json.loads(np.load(io.BytesIO(parts[META])).tobytes())
+    parts[META] = npy(np.frombuffer(another(meta, rng), np.uint8))
+    return put_together([*parts.items()])
+
+
+def settings(valid: bytes, rng: random.Random) -> bytes:
+    """Damage a file that is JSON and nothing else."""
+    return another(json.loads(valid), rng)
+
+
+def entries(valid: bytes, rng: random.Random) -> bytes:
+    """Damage the JSON at the beginning of a safetensors file."""
+    end = 8 + int.from_bytes(valid[:8], "little")
+    header = another(json.loads(valid[8:end]), rng)
+    return len(header).to_bytes(8, "little") + header + valid[end:]
+
+
+def length(valid: bytes, rng: random.Random) -> bytes:
+    """Give the header of a safetensors file another length, up to the largest number."""
+    number = rng.choice([0, 1, 7, len(valid), len(valid) - 8, 2**63, 2**64 - 1,
+                         rng.randrange(1 << rng.randrange(1, 65))])
+    return number.to_bytes(8, "little") + valid[8:]
+
+
+def another(meta: dict, rng: random.Random) -> bytes:
+    """Replace, drop or double a part of the JSON, or make it invalid."""
     text = None
     if rng.random() < 0.15:
         good = json.dumps(meta)
@@ -190,8 +215,7 @@ def facts(valid: bytes, rng: random.Random) -> bytes:
     raw = (json.dumps(meta) if text is None else text).encode("utf-8", "surrogatepass")
     if rng.random() < 0.02:
         raw = b"\xff" + raw
-    parts[META] = npy(np.frombuffer(raw, np.uint8))
-    return put_together([*parts.items()])
+    return raw
 
 
 DAMAGES = [cut, flipped, moved, directory, members, numbers, headers, facts, facts]
@@ -202,10 +226,15 @@ BYTES = (cut, flipped, moved, directory)  # a file read after these must give th
 
 
 class Reader:
-    """make() writes a valid file; read() reads it and returns (arrays, facts) to compare."""
+    """make() writes a valid file; read() reads it and returns (arrays, facts) to compare.
+
+    exact: the damages after which the same object is read, or none. named: how errors begin.
+    """
+
+    damages, exact = DAMAGES, BYTES
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / f"{type(self).__name__.lower()}.npz"
+        self.path = self.named = folder / f"{type(self).__name__.lower()}.npz"
         self.make()
         self.valid = self.path.read_bytes()
         self.right = self.read()
@@ -323,7 +352,40 @@ class Moments(State):
     which = "optimizer"
 
 
-READERS = [Model, Adapter, Run, State, Moments]
+class Weights(Reader):
+    """Bert.from_pretrained, with damaged tensors"""
+
+    file, files = "model.safetensors", 1
+    damages, exact = [cut, flipped, moved, entries, entries, length], (cut,)
+
+    def make(self):
+        self.named = self.path.with_suffix(".folder")
+        model = made("bert", 0, "float32", head="pooler")
+        self.path = model.save_pretrained(self.named) / self.file
+        if self.files > 1:
+            shard(self.named, self.files)
+
+    def read(self):
+        with warnings.catch_warnings(action="ignore"):  # an unknown setting
+            model = ml.Bert.from_pretrained(self.named)
+            assert model(ids()).shape == (len(ids()), 8)  # other numbers may well overflow
+        return model.state_dict(), {"config": model.config}
+
+
+class Settings(Weights):
+    """Bert.from_pretrained, with a damaged config.json"""
+
+    file, damages = "config.json", [cut, settings, settings, settings]
+
+
+class Index(Weights):
+    """Bert.from_pretrained, with a damaged index of its files"""
+
+    file, files = "model.safetensors.index.json", 3
+    damages, exact = [cut, flipped, moved, settings, settings], (cut, flipped, moved, settings)
+
+
+READERS = [Model, Adapter, Run, State, Moments, Weights, Settings, Index]
 
 
 def judge(reader: Reader, seed: int) -> tuple[str, str]:
@@ -332,14 +394,14 @@ def judge(reader: Reader, seed: int) -> tuple[str, str]:
     other: a consistent file with other content, such as another alpha.
     """
     rng = random.Random(seed)
-    damage = rng.choice(DAMAGES)
+    damage = rng.choice(reader.damages)
     reader.path.write_bytes(damage(reader.valid, rng))
     before, began = reader.state(), time.process_time()
     try:
         got = reader.read()
     except ValueError as error:
         message = str(error)
-        if not message.startswith(str(reader.path)):
+        if not message.startswith(str(reader.named)):
             return "FAULT", f"{damage.__name__}: without the file's name: {message}"
         if reader.state() != before:
             return "FAULT", f"{damage.__name__}: refused, but something changed: {message}"
@@ -351,7 +413,7 @@ def judge(reader: Reader, seed: int) -> tuple[str, str]:
     reader.fresh()
     same = got[0].keys() == reader.right[0].keys() and got[1] == reader.right[1]
     same = same and all(same_bytes(got[0][name], a) for name, a in reader.right[0].items())
-    if not same and damage in BYTES:
+    if not same and damage in reader.exact:
         return "FAULT", f"{damage.__name__}: another object was read"
     return "right" if same else "other", damage.__name__
 

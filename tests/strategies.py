@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from minilora.adapters.places import adapted as adapted_modules
 from minilora.adapters.places import bare, walk
 from minilora.adapters.registry import Adapters
 from minilora.backend import threads
+from minilora.files import safetensors
 from minilora.models.families import FAMILIES as MODELS
 from minilora.models.families import build
 from minilora.nn import Embedding, Parameter, generators
@@ -120,6 +122,20 @@ def ids(seed: int = 0, batch: int = 2, tokens: int = 7, vocabulary: int = 11) ->
 def leaves(*arrays: np.ndarray) -> list[ml.Tensor]:
     """Tensors that want a gradient, from arrays on the host."""
     return [ml.Tensor(a, requires_grad=True) for a in arrays]
+
+
+def shard(folder, files: int) -> None:
+    """Split the only file of tensors in a folder into several, with an index."""
+    whole = folder / "model.safetensors"
+    with safetensors.opened(whole) as file:
+        arrays = {name: file.array(name) for name in file.tensors}
+    names = {n: f"model-{i % files + 1:05}-of-{files:05}.safetensors"
+             for i, n in enumerate(arrays)}
+    for name in {*names.values()}:
+        safetensors.write(folder / name, {n: arrays[n] for n in arrays if names[n] == name})
+    index = {"metadata": {"total_size": 0}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    whole.unlink()
 
 
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:

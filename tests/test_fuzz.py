@@ -23,5 +23,5 @@ def test_a_damaged_file_is_read_correctly_or_refused_without_any_change(readers,
 
 @pytest.mark.parametrize("kind", fuzz.READERS, ids=lambda kind: kind.__name__)
 def test_the_undamaged_file_is_read_correctly(readers, kind, monkeypatch):
-    monkeypatch.setattr(fuzz, "DAMAGES", [lambda valid, rng: valid])
+    monkeypatch.setattr(kind, "damages", [lambda valid, rng: valid])
     assert fuzz.judge(readers[kind], 0)[0] == "right"

@@ -214,8 +214,10 @@ def opened(folder: Path) -> Iterator[dict[str, safetensors.File]]:
             index = objects.read(folder / INDEX).get("weight_map")
             if not isinstance(index, dict) or not all(_is_file(x) for x in index.values()):
                 raise ValueError("its weight_map does not map tensors to files in this folder")
-        files = {name: stack.enter_context(safetensors.opened(folder / name))
-                 for name in sorted({*index.values()})}
+            names = sorted({*index.values()})
+            if absent := [name for name in names if not (folder / name).is_file()]:
+                raise ValueError(f"of its files, {', '.join(absent)} are not in the folder")
+        files = {name: stack.enter_context(safetensors.opened(folder / name)) for name in names}
         there = {(tensor, name) for name, file in files.items() for tensor in file.tensors}
         with blamed(folder / INDEX):
             if wrong := sorted(there ^ {*index.items()}):
@@ -226,7 +228,7 @@ def opened(folder: Path) -> Iterator[dict[str, safetensors.File]]:
 
 def _is_file(name: Any) -> bool:
     """Return whether this is the name of a safetensors file, without a folder."""
-    return isinstance(name, str) and bool(re.fullmatch(r"[\w-][\w.-]*\.safetensors", name))
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w-][\w.-]{,200}\.safetensors", name))
 
 
 def save(model: Any, folder: str | os.PathLike[str]) -> Path:
