@@ -81,7 +81,7 @@ def old_norms(name):
         "transformer.h.0.attn.bias": np.tri(12, dtype=bool)[None, None],
         "transformer.h.1.attn.masked_bias": np.float32(-1e4)})),
     ("gpt2", {}, lambda x: x.update({"lm_head.weight": x["transformer.wte.weight"]})),
-    ("bert", {}, renamed(lambda name: name.replace("predictions.bias", "predictions.decoder.bias"))),
+    ("bert", {}, renamed(lambda name: name.replace("ions.bias", "ions.decoder.bias"))),
     ("roberta", {}, lambda x: x.update({"lm_head.decoder.bias": x["lm_head.bias"]})),
     ("deberta", {}, renamed(lambda name: name.replace(
         "cls.predictions.transform.", "lm_predictions.lm_head.").replace(
