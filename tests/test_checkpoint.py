@@ -13,6 +13,7 @@ from strategies import normal, same_bytes, seeds
 
 import minilora as ml
 from minilora.files import checkpoint
+from minilora.files.budget import budget as budget_of
 from minilora.state_dict import fill
 
 DTYPES = ["float16", "float32", "float64", "int64", "uint8", "bool"]
@@ -431,6 +432,9 @@ def test_a_budget_draws_as_many_zeros_as_the_file_has_numbers(file):
         budget.standard_normal((10**6, 10**6, 10**6))
     with pytest.raises(ValueError, match="its sizes ask for more"):
         file.budget().uniform(-1, 1, (2, 6))
+    with pytest.raises(ValueError, match="more numbers than the 3 in it"):
+        budget_of(3, spare=2).standard_normal(6)
+    budget_of(3, spare=2).standard_normal(5)
 
 
 # All arrays are copied, or none.

@@ -22,6 +22,7 @@ KINDS = [
     ("roberta", {"padding_id": 3}), ("roberta", {"num_labels": 1}), ("roberta", {"head": "pooler"}),
     ("deberta", {"num_labels": 2}), ("deberta", {"head": "none"}),
     *(("deberta", sizes) for sizes in DEBERTAS),
+    ("llama", {}), ("llama", {"qkv_bias": False, "tied": False, "rope_theta": 1e6, "eps": 0.25}),
 ]
 
 
@@ -83,6 +84,10 @@ def old_norms(name):
     ("gpt2", {}, lambda x: x.update({"lm_head.weight": x["transformer.wte.weight"]})),
     ("bert", {}, renamed(lambda name: name.replace("ions.bias", "ions.decoder.bias"))),
     ("roberta", {}, lambda x: x.update({"lm_head.decoder.bias": x["lm_head.bias"]})),
+    ("llama", {}, renamed(lambda name: name.removeprefix("model."))),
+    ("llama", {}, lambda x: x.update({
+        "lm_head.weight": x["model.embed_tokens.weight"],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")})),
     ("deberta", {}, renamed(lambda name: name.replace(
         "cls.predictions.transform.", "lm_predictions.lm_head.").replace(
         "cls.predictions.", "lm_predictions.lm_head."))),
@@ -176,7 +181,7 @@ def configured(place, **settings):
 
 
 def test_a_setting_with_another_meaning_is_refused_by_name(tmp_path, numpy_only):
-    for family in ("gpt2", "bert", "roberta", "deberta"):
+    for family in ("gpt2", "bert", "roberta", "deberta", "llama"):
         model = made(family, 1, "float32")
         settings = next(s for s in SETTINGS if s.config is type(model.config))
         place = model.save_pretrained(tmp_path / family)
@@ -207,6 +212,14 @@ def test_a_setting_with_another_meaning_is_refused_by_name(tmp_path, numpy_only)
     ("deberta", {"attention_head_size": 3}, "attention_head_size is not 4"),
     ("deberta", {"embedding_size": 4}, "embedding_size is not 8"),
     ("deberta", {"norm_rel_ebd": "rms"}, "norm_rel_ebd is 'rms'"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling is {'type'"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is {'rope_type'"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters is"),
+    ("llama", {"rope_scaling": "linear"}, "rope_scaling is the str 'linear', not an object"),
+    ("llama", {"head_dim": 2}, "head_dim is not 4"),
+    ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has others"),
+    ("llama", {"model_type": "llama"}, "unknown: layers.0.self_attn.k_proj.bias"),
+    ("llama", {"tie_word_embeddings": False}, "missing: lm_head.weight"),
 ])
 def test_wrong_settings_are_refused_with_the_file(tmp_path, family, settings, reason):
     sizes = {"n_types": 2} if family == "bert" else {}
@@ -225,6 +238,19 @@ def test_other_spellings_of_deberta_s_settings(tmp_path):
     with pytest.raises(ValueError, match="z_steps is 2"):
         made("deberta", 1, "float32", z_steps=2).save_pretrained(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_other_spellings_of_llama_s_settings(tmp_path):
+    model = made("llama", 1, "float32", n_kv_heads=2)
+    place = model.save_pretrained(tmp_path / "model")
+    raw = json.loads((place / "config.json").read_text("utf-8"))
+    for changes in (
+        {"rope_parameters": None, "rope_scaling": None, "head_dim": 4, "sliding_window": 5},
+        {"rope_theta": 7.0, "rope_scaling": {"type": "default"}, "layer_types": None},
+        {"num_key_value_heads": None, "layer_types": ["full_attention"] * 2, "head_dim": None},
+    ):
+        (place / "config.json").write_text(json.dumps(raw | changes), "utf-8")
+        equal(ml.load_model(place), model)
 
 
 def test_unknown_settings_are_warned_of_unless_they_are_off(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from strategies import normal
 
 import minilora as ml
+from minilora.models.decoder import Decoder
 from minilora.models.pretrained import with_head
 
 torch = pytest.importorskip("torch")
@@ -26,6 +27,8 @@ V3 = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buck
       "max_relative_positions": -1}
 V2 = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": False,
       "conv_kernel_size": 3, "conv_act": "gelu", "max_relative_positions": 12}
+LLAMA = {**SIZES, "num_key_value_heads": 2, "rms_norm_eps": 1e-3,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
 CASES = [
     ("GPT2LMHeadModel", GPT2), ("GPT2LMHeadModel", {**GPT2, "n_inner": 20}),
     *((f"Bert{kind}", SIZES) for kind in (
@@ -36,6 +39,8 @@ CASES = [
     *((f"DebertaV2{kind}", {**SIZES, **settings, "legacy": legacy})
       for kind in ("Model", "ForMaskedLM", "ForSequenceClassification")
       for settings, legacy in ((V2, True), (V3, False))),
+    ("LlamaForCausalLM", LLAMA), ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}),
+    ("Qwen2ForCausalLM", LLAMA),
 ]
 
 
@@ -55,7 +60,7 @@ def inputs(model, seed: int = 1):
     rng = np.random.default_rng(seed)
     ids, lengths = rng.integers(3, 40, (3, 9)), np.array([9, 5, 2])
     mask = np.arange(9) < lengths[:, None]
-    if isinstance(model, ml.GPT2):
+    if isinstance(model, Decoder):
         return ids, mask | True, {}, {}
     return np.where(mask, ids, 1), mask, {"mask": mask}, {
         "attention_mask": torch.tensor(mask.astype("i8"))}
@@ -99,7 +104,7 @@ def test_their_folder_gives_their_scores_and_ours_is_read_there(tmp_path, kind, 
     assert np.array_equal(scores(model, again.eval())[0], theirs)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [CASES[0], CASES[3], CASES[7], CASES[-1]])
+@pytest.mark.parametrize(("kind", "settings"), [CASES[0], CASES[3], CASES[7], CASES[13], CASES[-1]])
 def test_shards_and_halves_of_theirs_are_read_exactly(tmp_path, kind, settings):
     there = theirs_of(kind, settings)
     whole = ml.load_model(saved(there, tmp_path / "whole"))

@@ -73,7 +73,7 @@ def compare(model, theirs, seed: int, padded: bool) -> dict[str, float]:
         # softmax does not feel what all keys have: such a gradient is 0, and all of it is rounding
         # (with p2c it is felt, and small: float64 sees whether it is right)
         zero = name.endswith("pos_key_proj.bias") or (
-            name.endswith(("key.bias", "key_proj.bias", "encoder.LayerNorm.bias"))
+            name.endswith((".self.key.bias", "key_proj.bias", "encoder.LayerNorm.bias"))
             and ("p2c" not in getattr(c, "pos_att_type", ()) or str(y.dtype) == "float32")
         )
         beside = theirs.get_parameter(name.replace("bias", "weight")).grad.norm() if zero else 0.0
@@ -97,6 +97,13 @@ CASES = [
     ("roberta", {"num_labels": 3}),
     *(("deberta", sizes) for sizes in DEBERTAS),
     *(("deberta", {"num_labels": 3, **sizes}) for sizes in DEBERTAS[:3]),
+    ("llama", {"qkv_bias": False}),
+    ("llama", {"qkv_bias": False, "tied": False, "n_heads": 4, "n_kv_heads": 2, "rope_theta": 1e6}),
+    ("llama", {"qkv_bias": False, "n_heads": 6, "n_kv_heads": 2, "d_model": 24, "n_layers": 3,
+               "eps": 0.1}),
+    ("llama", {"qkv_bias": False, "tied": False, "n_heads": 2, "n_kv_heads": 2, "rope_theta": 5.0}),
+    ("llama", {"rope_theta": 1e6}),  # Qwen2, as it has biases
+    ("llama", {"tied": False, "n_heads": 4, "n_kv_heads": 4, "eps": 1e-6}),
 ]
 
 
@@ -109,8 +116,9 @@ CASES = [
 @pytest.mark.parametrize(("family", "sizes"), CASES)
 def test_logits_loss_and_every_gradient_are_theirs(family, sizes, dtype, padded):
     model = made(family, 3, dtype, **sizes)
-    told = compare(model, theirs_of(model), 3, padded and family != "gpt2")
-    assert {name: x for name, x in told.items() if not x <= WITHIN[dtype]} == {}
+    told = compare(model, theirs_of(model), 3, padded and family not in ("gpt2", "llama"))
+    within = WITHIN["float32" if family == "llama" else dtype]  # its norms and angles are always so
+    assert {name: x for name, x in told.items() if not x <= within} == {}
 
 
 @pytest.mark.parametrize(

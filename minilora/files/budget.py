@@ -21,14 +21,15 @@ class Zeros:
         return np.zeros(self.shape, dtype)
 
 
-def budget(total: int) -> np.random.Generator:
-    """Return a generator of zeros. It raises ValueError when more than `total` are drawn.
+def budget(total: int, spare: int = 0) -> np.random.Generator:
+    """Return a generator of zeros. It raises ValueError when more than total + spare are drawn.
 
     total: how many numbers the file has. So a wrong size in the file cannot use up memory.
+    spare: for a reader that names what is missing, so it builds a larger model than the file has.
     """
 
     class Budget(np.random.Generator):  # here, so that numpy.random loads when it is needed
-        left = total
+        left = total + spare
 
         def standard_normal(self, size: Any = None, *_: Any, **__: Any) -> Any:
             self.left -= math.prod(np.atleast_1d(size).tolist())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..backend.blocks import restoring
+from ..backend.blocks import block, raise_new, restoring
 from .atomic import reason
 
 
@@ -27,7 +27,7 @@ def check(folder: str | os.PathLike[str]) -> None:
             f"{folder}: {path.parent} is not a folder: create it first, or give another folder")
 
 
-@contextlib.contextmanager
+@block
 def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside `folder`. It gets that name at the end, unless the block raises.
 
@@ -43,7 +43,9 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[Path]:
             raise ValueError(
                 f"{folder} cannot be written ({reason(error)}): give a folder in which you may "
                 "write") from error
+        before = sys.exception()  # of a handler around the block, if any
         yield temporary
+        raise_new(before)
         if target.is_dir():
             target.rmdir()  # it is empty; Windows renames to no name that exists
         os.rename(temporary, target)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any 
         tensors = Tensors(files, layout_of(settings.config))
         head = tensors.head()
         with blamed(place / CONFIG):
-            model = build(config_from(raw, **head), rng=budget(tensors.total()), dtype=dtype)
+            total = tensors.total()
+            rng = budget(total, spare=3 * total + (1 << 20))
+            model = build(config_from(raw, **head), rng=rng, dtype=dtype)
         tensors.fill(model)
         model.tokenizer = tokenizer_in(place)
         if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
@@ -80,14 +82,6 @@ class Tensors:
             if short in self.places:
                 raise ValueError(f"it has {short} twice, as {self.places[short][1]} and {name}")
             self.places[short] = file, name
-        for copy, original in layout.copies.items():
-            if copy in self.places:
-                if original not in self.places:
-                    self.places[original] = self.places[copy]
-                elif not self.same(copy, original):
-                    raise ValueError(
-                        f"{copy} and {original} are not equal, and here they are one tensor")
-                del self.places[copy]
 
     def entry(self, name: str) -> safetensors.Entry:
         file, stored = self.places[name]
@@ -117,6 +111,17 @@ class Tensors:
             return {"num_labels": max(1, *self.entry(firsts[kind]).shape[:1])}
         return {"head": kind} if kind in firsts else {}
 
+    def one_of_two(self, wanted: Collection[str]) -> None:
+        """Drop the copies of tensors that are one tensor here. ValueError if they are not equal."""
+        for copy, original in self.layout.copies.items():
+            if copy in self.places and copy not in wanted:
+                if original not in self.places:
+                    self.places[original] = self.places[copy]
+                elif not self.same(copy, original):
+                    raise ValueError(
+                        f"{copy} and {original} are not equal, and here they are one tensor")
+                del self.places[copy]
+
     def fill(self, model: Module) -> None:
         """Copy the tensors into the model, a piece at a time.
 
@@ -124,6 +129,7 @@ class Tensors:
         numbers that are not finite.
         """
         wanted = views(model)
+        self.one_of_two(wanted)
         left = [x for x in self.places if x not in wanted and re.fullmatch(self.layout.left, x)]
         self.check(wanted, left, type(model).__name__)
         for name, parts in wanted.items():

@@ -17,6 +17,8 @@ from ..models.bert import BertConfig
 from ..models.config import ModelConfig
 from ..models.deberta import DebertaConfig
 from ..models.gpt2 import GPT2Config
+from ..models.inputs import EncoderConfig
+from ..models.llama import LlamaConfig
 from ..models.roberta import RobertaConfig
 
 LETTERS = {"W": "weight", "g": "weight", "b": "bias"}
@@ -59,7 +61,7 @@ class Layout:
     modules    our path -> its Place, in the base model
     heads      our kind of head -> a Head; the first one is the first that is looked for
     outside    the beginnings of the names that never have the prefix
-    copies     a name under which files store another tensor once more -> that tensor's name
+    copies     a name under which files may store another tensor once more -> that tensor's name
     ignored    tensors that are no weights: masks and positions that the code computes
     left       parts of other heads, which the model does without
     renamed    what older and other versions wrote -> the name here
@@ -189,8 +191,26 @@ DEBERTA = Layout(
              r"^lm_predictions\.lm_head\.": "cls.predictions."},
 )
 
+LLAMA = Layout(
+    "model",
+    {
+        "tok": "embed_tokens", "ln_f": "norm", "head": "lm_head",
+        "blocks.{}.ln1": "layers.{}.input_layernorm",
+        "blocks.{}.ln2": "layers.{}.post_attention_layernorm",
+        **{f"blocks.{{}}.attn.{letter}": f"layers.{{}}.self_attn.{letter}_proj"
+           for letter in "qkvo"},
+        **{f"blocks.{{}}.mlp.{name}": f"layers.{{}}.mlp.{name}_proj"
+           for name in ("gate", "up", "down")},
+    },
+    {"llama": Head("LlamaForCausalLM", {}), "qwen2": Head("Qwen2ForCausalLM", {})},
+    outside=("lm_head.",),
+    copies={"lm_head.weight": "embed_tokens.weight"},
+    ignored=r".*rotary_emb\.inv_freq",
+)
+
 LAYOUTS: dict[type[ModelConfig], Layout] = {
     GPT2Config: GPT2, BertConfig: BERT, RobertaConfig: ROBERTA, DebertaConfig: DEBERTA,
+    LlamaConfig: LLAMA,
 }
 
 
@@ -213,7 +233,8 @@ def layout_of(config: type[ModelConfig]) -> Layout:
 
 def kind_of(config: Any) -> str:
     """Return the kind of head of a model with this config: a key of `Layout.heads`."""
-    if not hasattr(config, "num_labels"):
-        return "decoder"
-    kind: str = "classes" if config.num_labels else config.head
-    return kind
+    if isinstance(config, EncoderConfig):
+        return "classes" if config.num_labels else config.head
+    if isinstance(config, LlamaConfig):
+        return "qwen2" if config.qkv_bias else "llama"
+    return "decoder"

@@ -16,6 +16,7 @@ from ..models.bert import BertConfig
 from ..models.config import ModelConfig
 from ..models.deberta import DebertaConfig
 from ..models.gpt2 import GPT2Config
+from ..models.llama import LlamaConfig
 from ..models.roberta import RobertaConfig
 
 Raw = dict[str, Any]
@@ -58,6 +59,7 @@ NO_COMPUTATION = {  # of inputs to logits
     "output_attentions", "output_hidden_states", "return_dict", "model_max_length", "language",
     "legacy", "_num_labels", "chunk_size_feed_forward", "is_encoder_decoder", "tokenizer_class",
     "prefix", "max_window_layers", "pretraining_tp", "num_classes",
+    "is_llama_config", "transformers.js_config",
 }
 
 
@@ -120,6 +122,36 @@ def _to_deberta(raw: Raw, config: DebertaConfig) -> Raw:
     }
 
 
+def _llama(raw: Raw) -> Raw:
+    """Rotary settings are on their own in older files, and in one object in newer ones."""
+    rope = {"rope_theta": raw.pop("rope_theta", 10000.0)}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = raw.pop(key, None) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"{key} is {describe(given)}, not an object")
+        rope |= {name.removeprefix("rope_") if name == "rope_type" else name: value
+                 for name, value in given.items()}
+        if rope.pop("type", "default") != "default" or rope.keys() != {"rope_theta"}:
+            raise ValueError(
+                f"{key} is {given}: only plain rotary positions are computed here, with rope_theta")
+    heads, layers = raw.get("num_attention_heads"), raw.pop("layer_types", None) or []
+    if not isinstance(layers, list) or {*map(str, layers)} - {"full_attention"}:
+        raise ValueError("layer_types has others than full_attention, which alone is computed here")
+    width = _quotient(raw, "hidden_size", "num_attention_heads")
+    if raw.pop("head_dim", width) not in (width, None):
+        raise ValueError(f"head_dim is not {width}, which is the only size computed here")
+    if not raw.get("use_sliding_window"):
+        raw.pop("sliding_window", None)
+    return {**raw, **rope, "num_key_value_heads": raw.get("num_key_value_heads") or heads,
+            "qkv_bias": raw.get("model_type") == "qwen2"}
+
+
+def _to_llama(raw: Raw, config: LlamaConfig) -> Raw:
+    bias = raw.pop("qkv_bias")
+    return {**raw, "model_type": "qwen2" if bias else "llama",
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+
+
 def _quotient(raw: Raw, whole: str, parts: str) -> int | None:
     """Return raw[whole] / raw[parts]; None if they are not such numbers."""
     a, b = raw.get(whole), raw.get(parts)
@@ -168,6 +200,17 @@ SETTINGS = (
         {"hidden_act": ("gelu",), "pooler_hidden_act": ("gelu",), "conv_groups": (1,),
          "tie_word_embeddings": (True,)},
         _deberta, _to_deberta,
+    ),
+    Settings(
+        LlamaConfig, ("llama", "qwen2"),
+        {**{name: _ENCODER[name] for name in (
+            "vocab_size", "n_positions", "d_model", "n_layers", "n_heads", "d_ff")},
+         "n_kv_heads": "num_key_value_heads", "eps": "rms_norm_eps", "rope_theta": "rope_theta",
+         "tied": "tie_word_embeddings", "qkv_bias": "qkv_bias"},
+        {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+        {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
+         "use_sliding_window": (False,), "rope_interleaved": (False,)},
+        _llama, _to_llama,
     ),
 )
 
@@ -218,5 +261,6 @@ def config_to(config: ModelConfig) -> Raw:
     if labels := ours.get("num_labels", 0):
         fixed["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         fixed["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
-    off = {} if settings.config is GPT2Config else {"attention_probs_dropout_prob": 0.0}
-    return {"model_type": settings.types[0], **fixed, **off, **settings.write(theirs, config)}
+    if "hidden_dropout_prob" in theirs:
+        fixed["attention_probs_dropout_prob"] = 0.0
+    return {"model_type": settings.types[0], **fixed, **settings.write(theirs, config)}
