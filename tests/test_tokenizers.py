@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.data import BPE
-from minilora.data.tokenizers.bpe import ROOM
+from minilora.data import BPE, WordPiece
+from minilora.data.tokenizers import Added, Template
+from minilora.data.tokenizers.bpe import LETTER, ROOM
 from minilora.data.tokenizers.patterns import PATTERNS, compiled
-from minilora.data.tokenizers.special import LETTERS
+from minilora.data.tokenizers.special import LETTERS, around
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 
@@ -367,3 +368,238 @@ def test_merges_of_long_tokens_are_an_error_before_they_take_memory() -> None:
     assert sum(len(full.tokens[i]) for i in range(256, full.vocab_size)) == ROOM
     with pytest.raises(ValueError, match="the tokens up to 280 "):
         BPE([*full.merges, (99, 99)])
+
+
+# The vocabulary of another model
+
+
+def letters(bpe: BPE) -> list[str]:
+    """Return the tokens as files write them: a letter for each byte."""
+    return ["".join(LETTER[b] for b in token) for token in bpe.tokens]
+
+
+def foreign(pattern: str = "gpt-2", **settings: object) -> BPE:
+    """Return a BPE with special tokens first, and ids that are not those of bytes and merges."""
+    ends = ["<|end|>", "<|end|>ing", "<mask>", "<tool>"]
+    texts = letters(SMALL)
+    merges = [f"{texts[a]} {texts[b]}" for a, b in SMALL.merges]
+    added = {"<|end|>": Added(0), "<|end|>ing": Added(1), "<mask>": Added(2, lstrip=True),
+             "<tool>": Added(3, special=False, rstrip=True)}
+    template = Template(((0, 0), ("A", 0)), ((0, 0), ("A", 0), (0, 1), ("B", 1)))
+    settings = {"template": template, "roles": {"eos": 0, "mask": 2}, **settings}
+    return BPE.from_lists([*ends, *texts[::-1]], merges, pattern=pattern, added=added, **settings)
+
+
+FOREIGN = foreign()
+PIECES = ["# the", "##the", "##a", "th", "##e", "the", "[", "]", "cls", "sep", "don", "t", "'", "!",
+          "##s", ",", "un", "##aff", "##able", "中", "n't", "σ"]
+ENDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def wordpiece(**settings: object) -> WordPiece:
+    added = {name: Added(i) for i, name in enumerate(ENDS)}
+    return WordPiece([*ENDS, *PIECES], added=added, template=around(2, 3), **settings)
+
+
+BERT = wordpiece()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(text=tricky)
+def test_any_text_comes_back_from_any_vocabulary(pattern: str, text: str) -> None:
+    bpe = foreign(pattern)
+    text = text.replace("<", "")  # the others take white space with them
+    assert bpe.decode(bpe.encode(text)) == text
+    assert not {*bpe.encode(text).tolist()} & {0, 1, 2, 3}
+
+
+@given(few_letters)
+def test_tokens_and_merges_by_name_are_those_by_id(text: str) -> None:
+    lists = BPE.from_lists(letters(SMALL), [], pattern="minilora")
+    assert lists.tokens == SMALL.tokens and lists.merges == [] != SMALL.merges
+    mirrored = foreign("minilora")
+    last = mirrored.vocab_size - 1
+    assert mirrored.encode(text).tolist() == [last - i for i in SMALL.encode(text).tolist()]
+
+
+def test_the_letters_of_bytes_are_those_of_gpt2() -> None:
+    assert "".join(LETTER[b] for b in " \n!~\x7f\xa0\xadÿ".encode("latin-1")) == "ĠĊ!~ġłŃÿ"
+    assert len(set(LETTER)) == 256
+
+
+def test_a_word_that_is_a_token_is_kept_whole_only_where_asked() -> None:
+    tokens = [*LETTER, "ab", "abc"]
+    for whole, ids in ((False, [256, 99]), (True, [257])):
+        bpe = BPE.from_lists(tokens, ["a b"], whole_words=whole)
+        assert bpe.encode("abc").tolist() == ids
+
+
+def test_a_composed_letter_is_encoded_where_asked() -> None:
+    plain, composed = BPE.from_lists(LETTER, []), BPE.from_lists(LETTER, [], nfc=True)
+    assert composed.encode("e\u0301").tolist() == plain.encode("é").tolist()
+    assert plain.decode(plain.encode("e\u0301")) == "e\u0301"
+
+
+def test_a_byte_without_a_token_is_an_error_that_names_it() -> None:
+    bpe = BPE.from_lists(["a", "b"], [])
+    assert bpe.encode("aab").tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"'é' has the byte 0xc3, .* no token"):
+        bpe.encode("é")
+
+
+@pytest.mark.parametrize("tokens, merges, words", [
+    (["a", "b b"], [], r"token 1, 'b b', has ' ', which stands for no byte: give it as an added"),
+    (["a", "a"], [], r"tokens 0 and 1 are both b'a'"),
+    (["a", "b"], ["a b"], r"merge 0 joins to b'ab', which is no token"),
+    (["a", "aa"], ["a c"], r"merge 0 joins 'c', which is no token"),
+    (["a", "aa"], ["a a", "a a"], r"merges 0 and 1 both join \(0, 0\)"),
+    (["a", None], [], r"token 1 must be a str, not None"),
+    (["a", "aa"], ["aa"], r"merge 0 must be two tokens, not the str 'aa'"),
+    (["a", "aa"], [["a", 0]], r"merge 0 must be two tokens, not the list"),
+    (["a", "aa"], [7], r"merge 0 must be two tokens, not 7"),
+])
+def test_lists_that_do_not_fit_are_an_error(tokens: list, merges: list, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^BPE: {words}"):
+        BPE.from_lists(tokens, merges)
+
+
+def test_added_tokens_and_roles_are_inside_the_vocabulary() -> None:
+    for wrong in ({"added": {"<s>": Added(2)}}, {"roles": {"eos": -1}}, {"roles": {"eos": True}},
+                  {"template": Template(((9, 0), ("A", 0)))}):
+        with pytest.raises(ValueError, match=r"^BPE: id .* is outside the vocabulary of 2"):
+            BPE.from_lists(["a", "b"], [], **wrong)
+    with pytest.raises(ValueError, match="'' cannot be an added token"):
+        BPE.from_lists(["a", "b"], [], added={"": Added(0)})
+    with pytest.raises(ValueError, match=r"pattern must be one of minilora, gpt-2, .* not 'gpt2'"):
+        BPE.from_lists(["a", "b"], [], pattern="gpt2")
+
+
+# Special tokens
+
+
+def test_special_tokens_are_special_only_where_asked() -> None:
+    text = "to<|end|>be"
+    ordinary = FOREIGN.encode(text)
+    assert 0 not in ordinary and FOREIGN.decode(ordinary) == text
+    for allowed in ("all", {"<|end|>"}, ["<|end|>", "<mask>"]):
+        ids = FOREIGN.encode(text, allowed_special=allowed).tolist()
+        assert ids == [*FOREIGN.encode("to"), 0, *FOREIGN.encode("be")]
+        assert FOREIGN.decode(ids) == text and FOREIGN.decode(ids, skip_special=True) == "tobe"
+    assert np.array_equal(FOREIGN.encode(text, allowed_special={"<mask>"}), ordinary)
+    with pytest.raises(ValueError, match=r"'<end>' is not a special token here: they are <\|end"):
+        FOREIGN.encode(text, allowed_special={"<end>"})
+    with pytest.raises(ValueError, match="'<tool>' is not a special token"):
+        FOREIGN.encode(text, allowed_special={"<tool>"})
+    with pytest.raises(ValueError, match="allowed_special must be \"all\" or a collection"):
+        FOREIGN.encode(text, allowed_special="<|end|>")
+
+
+def test_the_longest_added_token_wins_and_white_space_goes_with_it() -> None:
+    be = FOREIGN.encode("be").tolist()
+    assert FOREIGN.encode("<|end|>ing", allowed_special="all").tolist() == [1]
+    assert FOREIGN.encode("be \n<mask>be", allowed_special="all").tolist() == [*be, 2, *be]
+    assert FOREIGN.encode("be<tool> \nbe").tolist() == [*be, 3, *be]
+    assert FOREIGN.encode("<tool> <mask>", allowed_special="all").tolist() == [3, 2]
+    assert FOREIGN.encode("be<tool>", allowed_special=()).tolist() == [*be, 3]
+
+
+def test_tokens_around_one_text_and_around_two() -> None:
+    a, b = FOREIGN.encode("to be"), FOREIGN.encode("or not")
+    assert np.array_equal(FOREIGN.encode("to be", add_special=True), [0, *a])
+    ids, types = FOREIGN.with_special(a, b)
+    assert np.array_equal(ids, [0, *a, 0, *b]) and ids.dtype == types.dtype == np.int32
+    assert np.array_equal(types, [0] * (1 + len(a)) + [1] * (1 + len(b)))
+    for other, kinds in ((None, [0, 0, 0]), ([6], [0, 0, 0, 1, 1])):
+        ids, types = BERT.with_special([5], other)
+        assert ids.tolist() == [2, 5, 3] + [6, 3] * (other is not None)
+        assert types.tolist() == kinds
+    ids, types = SMALL.with_special([1], [2, 3])
+    assert ids.tolist() == [1, 2, 3] and types.tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match=r"with_special: id 999 is outside"):
+        SMALL.with_special([999])
+
+
+@given(st.lists(st.integers(0, FOREIGN.vocab_size - 1)), st.booleans())
+def test_a_stream_has_the_same_text_as_soon_as_its_letters_are_whole(ids: list, skip: bool) -> None:
+    parts = list(FOREIGN.stream(iter(ids), skip_special=skip))
+    assert "".join(parts) == FOREIGN.decode(ids, skip_special=skip)
+    if not skip:
+        content = b"".join(FOREIGN.tokens[i] for i in ids)
+        assert "".join(parts) == content.decode("utf-8", "replace")
+
+
+def test_a_stream_holds_back_an_incomplete_letter_and_waits_for_no_later_id() -> None:
+    ids = SMALL.encode("né").tolist()
+    asked = list[int]()
+    stream = SMALL.stream(asked.append(i) or i for i in [*ids, 0xE2])
+    for text, count in (("n", 1), ("", 2), ("é", 3), ("", 4), ("\ufffd", 4)):
+        assert next(stream) == text and len(asked) == count
+    with pytest.raises(ValueError, match=r"BPE.stream: id 9999 is outside"):
+        list(SMALL.stream([9999]))
+    with pytest.raises(TypeError, match=r"BPE.stream: ids must be integers, not float64"):
+        list(SMALL.stream([0.5]))
+
+
+# WordPiece
+
+
+@pytest.mark.parametrize("text, tokens", [
+    ("unaffable", ["un", "##aff", "##able"]), ("UN the", ["un", "the"]), ("thé", ["the"]),
+    ("thes", ["the", "##s"]), ("thex", ["[UNK]"]), ("th\u0000e \ufffd\u200bthe", ["the", "the"]),
+    ("don't!", ["don", "'", "t", "!"]), ("the中the", ["the", "中", "the"]), ("t" * 101, ["[UNK]"]),
+    ("th,\tthe\u3000the", ["th", ",", "the", "the"]), ("[CLS] cls", ["[", "cls", "]", "cls"]),
+    ("Σ thΣ", ["σ", "[UNK]"]), ("", []), (" \n", []),
+])
+def test_words_are_cut_at_the_longest_token(text: str, tokens: list[str]) -> None:
+    assert [BERT.tokens[i] for i in BERT.encode(text)] == tokens
+
+
+def test_the_settings_of_wordpiece() -> None:
+    def of(text: str, **settings: object) -> list[str]:
+        tokenizer = wordpiece(**settings)
+        return [tokenizer.tokens[i] for i in tokenizer.encode(text, allowed_special="all")]
+
+    assert of("The thé [SEP]", lowercase=False) == ["[UNK]", "[UNK]", "[SEP]"]
+    assert of("thé", lowercase=False, strip_accents=True) == of("THÉ") == ["the"]
+    assert of("thé the", strip_accents=False) == ["[UNK]", "the"]
+    assert of("the中", space_chinese=False) == ["[UNK]"]
+    assert of("xyz", unknown="[MASK]") == ["[MASK]"]
+
+
+def test_a_word_has_at_most_100_letters() -> None:
+    tokenizer = WordPiece(["a", "##a", "[UNK]"])
+    assert tokenizer.encode("a" * 100).tolist() == [0] + [1] * 99
+    assert tokenizer.encode("a" * 101).tolist() == [2]
+
+
+def test_a_special_token_is_no_word() -> None:
+    tokenizer = WordPiece(["a", "##a", "[UNK]", "aa"], added={"aa": Added(3)})
+    assert tokenizer.encode("aa aaa").tolist() == [0, 1, 0, 1, 1]
+    assert tokenizer.encode("aa a", allowed_special="all").tolist() == [3, 0]
+
+
+def test_pieces_are_joined_to_words() -> None:
+    assert BERT.decode(BERT.encode("unaffable, the don!")) == "unaffable, the don!"
+    assert BERT.decode(BERT.encode("the", add_special=True)) == "[CLS] the [SEP]"
+    assert BERT.decode(BERT.encode("the", add_special=True), skip_special=True) == "the"
+    ids = [BERT.tokens.index(token) for token in ("##the", "##a", "n't", "n't")]
+    assert BERT.decode(ids) == "##thean'tn't" == "".join(BERT.stream(ids))
+
+
+@pytest.mark.parametrize("tokens, words", [
+    (["a", "a", "[UNK]"], "tokens 0 and 1 are both 'a'"),
+    (["a"], r"'\[UNK\]', for unknown words,"),
+    (["[UNK]", 3], "token 1 must be a str, not 3"),
+])
+def test_a_vocabulary_of_pieces_that_does_not_fit_is_an_error(tokens: list, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^WordPiece: {words}"):
+        WordPiece(tokens)
+
+
+@given(tricky)
+def test_any_text_has_pieces(text: str) -> None:
+    assert BERT.decode(BERT.encode(text)) == "".join(BERT.stream(BERT.encode(text)))
+    again = pickle.loads(pickle.dumps(BERT))
+    assert np.array_equal(again.encode(text), copy.deepcopy(BERT).encode(text))
+    with pytest.raises(ValueError, match=r"WordPiece.encode: text has a lone surrogate, U\+D834"):
+        BERT.encode(text + "\ud834")

@@ -6,6 +6,7 @@ import codecs
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,11 @@ class BPE(Tokenizer):
             self.tokens = list(tokens)
         super().__init__(added, template, roles)
         self._ids = self._by_bytes() if tokens is not None else {}
-        self._byte_ids = [self._ids.get(bytes([b]), NONE) if self._ids else b for b in range(256)]
+        self._byte_ids = [*range(256)]
+        if tokens is not None:
+            self._byte_ids = [self._ids.get(bytes([b]), NONE) for b in range(256)]
+        elif whole_words:
+            raise ValueError("BPE: whole_words=True needs tokens: give them, or leave it out")
         self.merges: list[Pair] = []
         self._ranks: dict[Pair, int] = {}
         self._made: list[int] = []
@@ -67,18 +72,18 @@ class BPE(Tokenizer):
             merges = merges.tolist()
         if not isinstance(merges, Iterable):
             raise ValueError(f"BPE: merges must be pairs of ids, not {describe(merges)}")
-        room = ROOM
-        for i, pair in enumerate(merges, start=256):
+        room, (kind, first) = ROOM, ("token", 256) if tokens is None else ("merge", 0)
+        for i, pair in enumerate(merges, start=first):
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError(f"BPE: token {i} must join a pair of ids, not {describe(pair)}")
+                raise ValueError(f"BPE: {kind} {i} must join a pair of ids, not {describe(pair)}")
             last = len(self.tokens) - 1
-            a, b = (integer("BPE", f"each id of token {i}", half, 0, last) for half in pair)
+            a, b = (integer("BPE", f"each id of {kind} {i}", half, 0, last) for half in pair)
             if (a, b) in self._ranks:
                 raise ValueError(
-                    f"BPE: tokens {256 + self._ranks[a, b]} and {i} both join ({a}, {b})")
+                    f"BPE: {kind}s {first + self._ranks[a, b]} and {i} both join ({a}, {b})")
             room -= len(self.tokens[a]) + len(self.tokens[b])
             if room < 0:
-                raise ValueError(f"BPE: the tokens up to {i} have more than {ROOM} bytes in total")
+                raise ValueError(f"BPE: the {kind}s up to {i} have more than {ROOM} bytes in total")
             both = self.tokens[a] + self.tokens[b]
             if tokens is None:
                 self._made.append(len(self.tokens))
@@ -86,7 +91,7 @@ class BPE(Tokenizer):
             elif both in self._ids:
                 self._made.append(self._ids[both])
             else:
-                raise ValueError(f"BPE: merge {i - 256} joins to {both!r}, which is no token")
+                raise ValueError(f"BPE: merge {i} joins to {short(both)}, which is no token")
             self._ranks[a, b] = len(self.merges)
             self.merges.append((a, b))
 
@@ -102,20 +107,22 @@ class BPE(Tokenizer):
         plain = {added.id: text for text, added in added.items()}
         contents = list[bytes]()
         for i, token in enumerate(tokens):
+            if not isinstance(token, str):
+                raise ValueError(f"BPE: token {i} must be a str, not {describe(token)}")
             try:
-                contents.append(plain[i].encode() if i in plain else bytes(BYTE[c] for c in token))
+                contents.append(_utf8(plain[i]) if i in plain else bytes(BYTE[c] for c in token))
             except KeyError as error:
                 raise ValueError(
-                    f"BPE: token {i}, {token!r}, has {error.args[0]!r}, which stands for no byte: "
-                    "give it as an added token, or it is of another kind of tokenizer") from None
+                    f"BPE: token {i}, {short(token)}, has {error.args[0]!r}, which stands for no "
+                    "byte: give it as an added token, or it is of another kind of tokenizer") from None
         ids = {token: i for i, token in enumerate(tokens) if i not in plain}
         pairs = list[Pair]()
         for n, merge in enumerate(merges):
             halves = merge.split(" ") if isinstance(merge, str) else merge
-            if len(halves) != 2 or not all(isinstance(half, str) for half in halves):
+            if not isinstance(halves, list | tuple) or [*map(type, halves)] != [str, str]:
                 raise ValueError(f"BPE: merge {n} must be two tokens, not {describe(merge)}")
             if unknown := [half for half in halves if half not in ids]:
-                raise ValueError(f"BPE: merge {n} joins {unknown[0]!r}, which is no token")
+                raise ValueError(f"BPE: merge {n} joins {short(unknown[0])}, which is no token")
             pairs.append((ids[halves[0]], ids[halves[1]]))
         return cls(pairs, tokens=contents, pattern=pattern, added=added, **settings)
 
@@ -144,7 +151,7 @@ class BPE(Tokenizer):
             if not isinstance(token, bytes):
                 raise ValueError(f"BPE: token {i} must be bytes, not {describe(token)}")
             if i not in ours and ids.setdefault(token, i) != i:
-                raise ValueError(f"BPE: tokens {ids[token]} and {i} are both {token!r}")
+                raise ValueError(f"BPE: tokens {ids[token]} and {i} are both {short(token)}")
         return ids
 
     def _words(self, text: str) -> list[str]:
@@ -158,8 +165,9 @@ class BPE(Tokenizer):
             return [self._ids[content]]
         ids = [self._byte_ids[b] for b in content]
         if NONE in ids:
-            raise ValueError(f"BPE.encode: {word!r} has the byte {content[ids.index(NONE)]:#04x}, "
-                             "and the vocabulary has no token for it")
+            byte = content[ids.index(NONE)]
+            raise ValueError(f"BPE.encode: {short(word)} has the byte {byte:#04x}, and the "
+                             "vocabulary has no token for it")
         return joined(ids, self._ranks, self._made)
 
     def _texts(self, ids: Iterable[int]) -> Iterator[str]:
@@ -187,3 +195,8 @@ class BPE(Tokenizer):
                       "vocab": self._vocabulary(),
                       "merges": [f"{self._text(a)} {self._text(b)}" for a, b in self.merges]},
         }
+
+
+def _utf8(text: str) -> bytes:
+    """Return the bytes of an added token's text, which `Tokenizer` checks."""
+    return text.encode("utf-8", "surrogatepass")

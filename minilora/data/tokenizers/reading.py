@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 from ...checks import describe
@@ -15,8 +16,8 @@ from ...files import objects, text
 from ...files.blame import blamed
 from ...words import our_words
 from .bpe import BPE
-from .sections import Section, added_in, around, pattern_of, template_of
-from .special import ROLES, Added, Template, Tokenizer
+from .sections import Section, added_in, pattern_of, template_of
+from .special import ROLES, Added, Template, Tokenizer, around
 from .wordpiece import LONGEST, PREFIX, WordPiece
 
 MOST = 1 << 26  # bytes of a file
@@ -71,7 +72,8 @@ def _from_json(whole: Section, config: Section) -> Tokenizer:
     guess = "BPE" if "merges" in model else "WordPiece" if LONGEST_WORD in model else "unknown"
     kind = model.get("type", str, guess)  # old files do not say it
     if kind not in ("BPE", "WordPiece"):
-        raise ValueError(f"its model is {kind}: only byte-level BPE and WordPiece are implemented")
+        raise ValueError(
+            f"its model is {kind[:30]}: only byte-level BPE and WordPiece are implemented here")
     normalizers = whole.chain("normalizer", "normalizers")
     if len(normalizers) > 1:
         raise ValueError("its normalizer is a sequence: of normalizers, one is implemented here")
@@ -118,8 +120,8 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: Section) -> Tokeni
     guess = "Roberta" if "<mask>" in ids else "GPT2"
     kind = config.get("tokenizer_class", str, guess).removesuffix("Fast").removesuffix("Tokenizer")
     if kind not in ("GPT2", "Roberta", "Qwen2"):
-        raise ValueError(f"its tokenizer_class is {kind}: without a tokenizer.json, only those of "
-                         "GPT2, Roberta and Qwen2 are known")
+        raise ValueError(f"its tokenizer_class is {kind[:30]}: without a tokenizer.json, only those "
+                         "of GPT2, Roberta and Qwen2 are known")
     config.among(add_prefix_space=(False, None), add_bos_token=(False, None),
                      add_eos_token=(False, None))
     named = {"GPT2": GPT2_ROLES, "Roberta": ROBERTA_ROLES, "Qwen2": {}}[kind]
@@ -165,11 +167,11 @@ def _in_order(vocab: Mapping[str, Any], added: Mapping[str, Added]) -> list[str]
     tokens: dict[int, str] = {}
     for token, i in [*vocab.items(), *((name, token.id) for name, token in added.items())]:
         if type(i) is not int or i < 0:
-            raise ValueError(f"the id of {token!r} is {describe(i)}, not an integer >= 0")
+            raise ValueError(f"the id of {short(token)} is {describe(i)}, not an integer >= 0")
         if tokens.setdefault(i, token) != token:
-            raise ValueError(f"{tokens[i]!r} and {token!r} both have id {i}")
+            raise ValueError(f"{short(tokens[i])} and {short(token)} both have id {i}")
         if vocab.get(token, i) != i:
-            raise ValueError(f"{token!r} has two ids, {vocab[token]} and {i}")
+            raise ValueError(f"{short(token)} has two ids, {vocab[token]} and {i}")
     if missing := next((i for i in range(len(tokens)) if i not in tokens), None):
         raise ValueError(f"no token has id {missing}, and {len(tokens)} tokens have one")
     return [tokens[i] for i in range(len(tokens))]
@@ -196,7 +198,7 @@ def _roles(config: Section, usual: Mapping[str, str], tokens: list[str]) -> dict
         if name in ids:
             roles[role] = ids[name]
         elif name != usual.get(role):
-            raise ValueError(f"its {role}_token is {name!r}, which is not in the vocabulary")
+            raise ValueError(f"its {role}_token is {short(name)}, which is not in the vocabulary")
     return roles
 
 

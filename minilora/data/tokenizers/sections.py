@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import Any
 
 from ...checks import a, describe
 from .patterns import PATTERNS
-from .special import Added, Template
+from .special import Added, Template, around
 
 _REQUIRED: Any = object()
 
@@ -30,7 +31,7 @@ class Section:
             return default
         if type(value) is not kind:
             raise ValueError(
-                f"{key!r} of its {self.name} is {describe(value)}, not {a(kind.__name__)}")
+                f"{short(key)} of its {self.name} is {describe(value)}, not {a(kind.__name__)}")
         return value
 
     def section(self, key: str) -> Section:
@@ -57,7 +58,7 @@ class Section:
         """
         for key in self.content:
             if key not in allowed:
-                raise ValueError(f"its {self.name} has {key!r}, which is not implemented here")
+                raise ValueError(f"its {self.name} has {short(key)}, which is not implemented here")
         self.among(**allowed)
 
     def among(self, **allowed: Sequence[Any] | None) -> None:
@@ -67,7 +68,7 @@ class Section:
             if values is not None and key in self and not any(
                     type(value) is type(v) and value == v for v in values):
                 raise ValueError(
-                    f"{key!r} of its {self.name} is {describe(value)}, and only "
+                    f"{short(key)} of its {self.name} is {describe(value)}, and only "
                     f"{' or '.join(map(repr, values))} is implemented here")
 
 
@@ -80,7 +81,7 @@ def added_in(whole: Section, plain: bool) -> dict[str, Added]:
                    single_word=(False,), normalized=None if plain else (False,))
         name, flags = token.get("content", str), ("special", "lstrip", "rstrip")
         if name in added:
-            raise ValueError(f"the added token {name!r} occurs twice")
+            raise ValueError(f"the added token {short(name)} occurs twice")
         added[name] = Added(
             token.get("id", int), **{flag: token.get(flag, bool, False) for flag in flags})
     return added
@@ -104,10 +105,10 @@ def pattern_of(whole: Section) -> str:
             for name, known in PATTERNS.items():
                 if regex == known:
                     return name
-            raise ValueError(f"its pre_tokenizer splits by {regex!r}, and the patterns known here "
-                             f"are those of {', '.join(PATTERNS)}")
+            raise ValueError(f"its pre_tokenizer splits by {short(regex)}, and the patterns known "
+                             f"here are those of {', '.join(PATTERNS)}")
     raise ValueError(
-        f"its pre_tokenizer is {', '.join(kinds) or 'missing'}: only the byte-level ones of "
+        f"its pre_tokenizer is {', '.join(kinds)[:60] or 'missing'}: only the byte-level ones of "
         f"{', '.join(PATTERNS)} are implemented here")
 
 
@@ -120,13 +121,6 @@ def template_of(whole: Section, tokens: list[str]) -> Template:
     return templates[0] if templates else Template()
 
 
-def around(begin: int, end: int, doubled: bool = False) -> Template:
-    """Return BERT's template; doubled: RoBERTa's, with two ends between a pair, all of one type."""
-    single = ((begin, 0), ("A", 0), (end, 0))
-    other = ((end, 0), ("B", 0), (end, 0)) if doubled else (("B", 1), (end, 1))
-    return Template(single, (*single, *other))
-
-
 def _template(part: Section, tokens: list[str]) -> Template:
     kind = part.get("type", str)
     if kind in ("BertProcessing", "RobertaProcessing"):
@@ -134,7 +128,7 @@ def _template(part: Section, tokens: list[str]) -> Template:
         begin, end = (_listed(part, key, tokens) for key in ("cls", "sep"))
         return around(begin, end, doubled=kind == "RobertaProcessing")
     if kind != "TemplateProcessing":
-        raise ValueError(f"its post_processor is {kind}, which is not implemented here")
+        raise ValueError(f"its post_processor is {kind[:30]}, which is not implemented here")
     part.only(type=None, single=None, pair=None, special_tokens=None)
     return Template(_pieces(part, "single", "A"), _pieces(part, "pair", "AB"))
 
@@ -162,6 +156,6 @@ def _pieces(part: Section, key: str, sequences: str) -> tuple[tuple[int | str, i
             pieces.append((name, type_id))
     inside = [what for what, _ in pieces if isinstance(what, str)]
     if inside != list(sequences):
-        raise ValueError(f"{key!r} of its {part.name} has {', '.join(inside) or 'no sequence'}, "
-                         f"not {', '.join(sequences)}")
+        has = ", ".join(inside)[:30] or "no sequence"
+        raise ValueError(f"{key!r} of its {part.name} has {has}, not {', '.join(sequences)}")
     return tuple(pieces)

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...checks import describe
+from ...checks import describe, integer
 from ...files import atomic
 from ...words import our_words
 from .patterns import SPACE
@@ -42,6 +43,13 @@ class Template(NamedTuple):
     pair: tuple[tuple[int | str, int], ...] = (("A", 0), ("B", 1))
 
 
+def around(begin: int, end: int, doubled: bool = False) -> Template:
+    """Return BERT's template; doubled: RoBERTa's, with two ends between a pair, all of one type."""
+    single = ((begin, 0), ("A", 0), (end, 0))
+    other = ((end, 0), ("B", 0), (end, 0)) if doubled else (("B", 1), (end, 1))
+    return Template(single, (*single, *other))
+
+
 class Tokenizer:
     """A tokenizer: a kind says how words become ids, and which bytes or letters an id stands for.
 
@@ -60,12 +68,16 @@ class Tokenizer:
         self._cache: dict[str, list[int]] = {}
         for text in added:
             if not text or _surrogate(text):
-                raise ValueError(f"{who}: {text!r} cannot be an added token")
+                raise ValueError(f"{who}: {short(text)} cannot be an added token")
+        if len({a.id for a in added.values()}) < len(added):
+            raise ValueError(f"{who}: two added tokens have one id")
         named = [*template.single, *template.pair]
         for i in [*(a.id for a in added.values()), *(i for i, _ in named if i not in ("A", "B")),
                   *roles.values()]:
             if type(i) is not int or not 0 <= i < n:
                 raise ValueError(f"{who}: id {i} is outside the vocabulary of {n}")
+        for _, type_id in named:
+            integer(who, "the type of each part of the template", type_id, 0, 255)
         self._special_ids = {added.id for added in self.added.values() if added.special}
 
     @property
@@ -182,12 +194,12 @@ class Tokenizer:
         if isinstance(allowed, str):
             if allowed != "all":
                 raise ValueError(f"{self._who('encode')}: allowed_special must be \"all\" or a "
-                                 f"collection of special tokens, not {allowed!r}")
+                                 f"collection of special tokens, not {short(allowed)}")
             allowed = self.special
         if unknown := [name for name in allowed if name not in self.special]:
-            names = ", ".join(self.special) or "none"
-            raise ValueError(f"{self._who('encode')}: {unknown[0]!r} is not a special token here: "
-                             f"they are {names}")
+            names = ", ".join([*self.special][:8]) or "none"
+            raise ValueError(f"{self._who('encode')}: {short(unknown[0])} is not a special token "
+                             f"here: they are {names}")
         looked_for = [name for name, added in self.added.items()
                       if not added.special or name in allowed]
         begin = 0
@@ -216,7 +228,7 @@ class Tokenizer:
         for i in range(last + 1):
             if (text := self._text(i)) in ids:
                 raise ValueError(
-                    f"{self._who('save')}: tokens {ids[text]} and {i} are both {text!r}: a "
+                    f"{self._who('save')}: tokens {ids[text]} and {i} are both {short(text)}: a "
                     "tokenizer.json cannot tell them apart")
             ids[text] = i
         return ids

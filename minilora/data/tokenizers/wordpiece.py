@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from reprlib import repr as short
 from typing import Any
 
 from ...checks import describe
@@ -51,9 +52,10 @@ class WordPiece(Tokenizer):
             if not isinstance(token, str):
                 raise ValueError(f"WordPiece: token {i} must be a str, not {describe(token)}")
             if ids.setdefault(token, i) != i:
-                raise ValueError(f"WordPiece: tokens {ids[token]} and {i} are both {token!r}")
+                raise ValueError(f"WordPiece: tokens {ids[token]} and {i} are both {short(token)}")
         if unknown not in ids:
-            raise ValueError(f"WordPiece: {unknown!r}, for unknown words, is not among the tokens")
+            raise ValueError(
+                f"WordPiece: {short(unknown)}, for unknown words, is not among the tokens")
         self._unknown = ids[unknown]
         self._ids = {token: i for token, i in ids.items() if token not in self.added}
         self._longest = max(map(len, self._ids), default=0)
