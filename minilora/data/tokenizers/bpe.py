@@ -114,7 +114,7 @@ class BPE(Tokenizer):
             except KeyError as error:
                 raise ValueError(
                     f"BPE: token {i}, {short(token)}, has {error.args[0]!r}, which stands for no "
-                    "byte: give it as an added token, or it is of another kind of tokenizer") from None
+                    "byte: give it as an added token; or these are no byte-level tokens") from None
         ids = {token: i for i, token in enumerate(tokens) if i not in plain}
         pairs = list[Pair]()
         for n, merge in enumerate(merges):

@@ -120,8 +120,8 @@ def _from_vocab_and_merges(vocab: Path, merges: Path, config: Section) -> Tokeni
     guess = "Roberta" if "<mask>" in ids else "GPT2"
     kind = config.get("tokenizer_class", str, guess).removesuffix("Fast").removesuffix("Tokenizer")
     if kind not in ("GPT2", "Roberta", "Qwen2"):
-        raise ValueError(f"its tokenizer_class is {kind[:30]}: without a tokenizer.json, only those "
-                         "of GPT2, Roberta and Qwen2 are known")
+        raise ValueError(f"its tokenizer_class is {kind[:30]}: without a tokenizer.json, only "
+                         "those of GPT2, Roberta and Qwen2 are known")
     config.among(add_prefix_space=(False, None), add_bos_token=(False, None),
                      add_eos_token=(False, None))
     named = {"GPT2": GPT2_ROLES, "Roberta": ROBERTA_ROLES, "Qwen2": {}}[kind]
