@@ -1,14 +1,15 @@
-"""Files of other packages: models and adapters in folders as Hugging Face lays them out.
+"""Files of other packages: models and adapters in folders as Hugging Face lays them out, and GGUF.
 
 names.py maps names and layouts of tensors, settings.py maps configs, checkpoints.py reads and
-writes the folders. Rooms below reach this one through `minilora/slots.py`.
+writes the folders, gguf.py reads the files of llama.cpp. Rooms below reach this one through
+`minilora/slots.py`.
 """
 
 import importlib
 from typing import Any
 
 _FILES = {  # function -> its file, which is loaded on first use
-    "load": "checkpoints", "save": "checkpoints",
+    "load": "checkpoints", "save": "checkpoints", "load_gguf": "gguf",
 }
 __all__ = list(_FILES)
 

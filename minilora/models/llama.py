@@ -8,12 +8,13 @@ depends on the distance of its two tokens alone (Su et al. 2021).
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .. import ops
+from .. import ops, slots
 from ..backend import Rng, generator
 from ..checks import describe, real
 from ..nn import Dropout, Embedding, Linear, Module, RMSNorm
@@ -143,6 +144,17 @@ class Llama(Decoder):
             c.d_model, c.vocab_size, bias=False, std=0.02, rng=rng, dtype=dtype)
         self.drop = Dropout(c.dropout, rng=rng)
         self.embed, self.through = Seam(), Seam()
+
+    @classmethod
+    @our_words
+    def from_gguf(cls, path: str | os.PathLike[str], *, dtype: Any = "float32") -> Llama:
+        """Return the model in a .gguf file, with dropout off and with its tokenizer.
+
+        Quantised numbers are widened, a piece at a time. Raises ValueError, with all names, for
+        what is missing, unknown or of another shape, and for settings that are not computed here.
+        """
+        model: Llama = slots.interop("load_gguf")(path, dtype)
+        return model
 
     def scores(self, x: Tensor) -> Tensor:
         """Return a score for each word, of the tied head or of its own."""
