@@ -9,6 +9,7 @@ names the file and change nothing. Anything else is a fault.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import random
@@ -185,6 +186,16 @@ def length(valid: bytes, rng: random.Random) -> bytes:
     number = rng.choice([0, 1, 7, len(valid), len(valid) - 8, 2**63, 2**64 - 1,
                          rng.randrange(1 << rng.randrange(1, 65))])
     return number.to_bytes(8, "little") + valid[8:]
+
+
+def header(valid: bytes, rng: random.Random) -> bytes:
+    """Change a number before the tensors of a GGUF file, which all are little endian."""
+    out, end = bytearray(valid), valid.rfind(b"output_norm.weight") + 80
+    place, width = rng.randrange(4, end), rng.choice([1, 4, 4, 8])
+    number = rng.choice([0, 1, 2, 8, 9, 12, 32, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1,
+                         rng.randrange(2**64)])
+    out[place : place + width] = struct.pack("<Q", number)[:width]
+    return bytes(out)
 
 
 def another(meta: dict, rng: random.Random) -> bytes:
@@ -385,7 +396,29 @@ class Index(Weights):
     damages, exact = [cut, flipped, moved, settings, settings], (cut, flipped, moved, settings)
 
 
+class Gguf(Reader):
+    """Llama.from_gguf"""
+
+    damages, exact = [cut, flipped, moved, header, header, header], (cut,)
+
+    def make(self):
+        from gguf_files import small, write
+
+        self.path = self.named = self.path.with_suffix(".gguf")
+        write(self.path, small(d_model=32, n_heads=2, n_kv_heads=1), kind="Q4_1")
+
+    def read(self):
+        with warnings.catch_warnings(action="ignore"):  # an unknown tokenizer
+            model = ml.Llama.from_gguf(self.path)
+            assert model(ids(tokens=3)).shape[:2] == (2, 3)
+        own = model.tokenizer
+        words = own and (own.tokens, own.merges, own.added, own.roles, own.pattern, own.template)
+        return model.state_dict(), {"config": model.config, "tokenizer": words}
+
+
 READERS = [Model, Adapter, Run, State, Moments, Weights, Settings, Index]
+if importlib.util.find_spec("gguf"):
+    READERS.append(Gguf)
 
 
 def judge(reader: Reader, seed: int) -> tuple[str, str]:

@@ -450,7 +450,7 @@ def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(
     before = snapshot(fresh)
     with pytest.raises(ValueError, match=says):
         lora.load(fresh, path, name=name)
-    assert snapshot(fits) == before
+    assert snapshot(fresh) == before
 
 
 @family

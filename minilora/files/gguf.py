@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..backend.flags import quietly
 from ..extras import need
 
 SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))  # type -> for `struct`
@@ -60,7 +61,7 @@ class File:
             last = min(first + most, count)
             self._stream.seek(start + first * each)
             stored = np.frombuffer(self._take((last - first) * each), np.uint8)
-            numbers = self._package.quants.dequantize(stored.reshape(last - first, each), kind)
+            numbers = quietly(self._package.quants.dequantize, stored.reshape(-1, each), kind)
             if rows:
                 yield slice(first, last), numbers
             else:

@@ -44,7 +44,8 @@ def load_gguf(path: str | os.PathLike[str], dtype: Any = "float32") -> Llama:
     with gguf.opened(path) as file, blamed(path):
         config = config_of(file)
         total = sum(int(np.prod(entry.shape, dtype=object)) for entry in file.tensors.values())
-        model = Llama(config, rng=budget(total), dtype=dtype)
+        rng = budget(total, spare=3 * total + (1 << 20))
+        model = Llama(config, rng=rng, dtype=dtype)
         fill(model, file)
         model.tokenizer = tokenizer_of(file.settings)
         if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
@@ -73,7 +74,8 @@ def config_of(file: gguf.File) -> LlamaConfig:
     ours["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     ours["tied"] = "output.weight" not in file.tensors
     ours["qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
-    ours["eps"] = float(f"{ours['eps']:.6g}")  # 1e-5 is stored as the float32 next to it
+    if type(ours["eps"]) is float:
+        ours["eps"] = float(f"{ours['eps']:.6g}")  # 1e-5 is stored as the float32 next to it
     config = LlamaConfig(**ours)
     width = config.d_model // config.n_heads
     allowed = {"vocab_size": config.vocab_size, "rope.dimension_count": width,
