@@ -13,7 +13,7 @@ from .backend.flags import quietly
 from .checks import describe, integer, real
 from .models.cache import window
 from .models.encoder import Encoder
-from .models.gpt2 import GPT2
+from .models.decoder import Decoder
 from .nn import Module, evaluating
 from .tensor import Tensor, no_grad
 from .words import our_words
@@ -21,7 +21,7 @@ from .words import our_words
 
 @our_words
 def generate(
-    model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
+    model: Decoder, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, rng: Rng = None, cache: bool = True,
     begins: Callable[[], Any] | None = None, stop: int | None = None,
 ) -> np.ndarray:
@@ -109,7 +109,7 @@ def generate(
 
 @our_words
 def answers(
-    model: GPT2, prompts: Sequence[Sequence[int]], longest: int, stop: int, batch: int = 64
+    model: Decoder, prompts: Sequence[Sequence[int]], longest: int, stop: int, batch: int = 64
 ) -> list[list[int]]:
     """Return the likeliest continuation of each prompt, without `stop` and what follows it.
 

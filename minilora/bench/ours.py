@@ -11,6 +11,7 @@ import numpy as np
 from .. import backend, lora, ops
 from ..generate import generate
 from ..models.gpt2 import GPT2, GPT2Config
+from ..models.llama import Llama, LlamaConfig
 from ..tensor import no_grad
 from ..training import optim
 from ..training.loss_scale import LossScale
@@ -62,12 +63,18 @@ def tokens(name: str, shape: str) -> int:
 
 
 def build(
-    shape: str, base_dtype: str | None = None, dtype: str = "float32"
-) -> tuple[GPT2, np.ndarray]:
-    """Return (the model with adapters, B ≠ 0; ids and targets: (2, batch, tokens))."""
+    shape: str, base_dtype: str | None = None, dtype: str = "float32", llama: bool = False
+) -> tuple[GPT2 | Llama, np.ndarray]:
+    """Return (the model with adapters, B ≠ 0; ids and targets: (2, batch, tokens)).
+
+    llama: a Llama, with half as many heads of k and v, and an MLP with as many numbers.
+    """
     s = sizes(shape)
-    model = GPT2(
-        GPT2Config(s.vocabulary, s.tokens, s.d_model, s.layers, s.heads), rng=0, dtype=dtype
+    each = s.vocabulary, s.tokens, s.d_model, s.layers, s.heads
+    model: GPT2 | Llama = (
+        Llama(LlamaConfig(*each, d_ff=s.d_model * 8 // 3, n_kv_heads=s.heads // 2), rng=0,
+              dtype=dtype)
+        if llama else GPT2(GPT2Config(*each), rng=0, dtype=dtype)
     )
     rng = np.random.default_rng(1)
     lora.attach(model, lora.LoRAConfig(R, ALPHA, ("q", "v")), rng=2, base_dtype=base_dtype)
@@ -79,14 +86,14 @@ def build(
 
 def ours(
     shape: str, full: bool = False, recompute: bool = False, base_dtype: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "float32", llama: bool = False,
 ) -> Step:
     """Return a training step: LoRA, or full fine-tuning with `full`.
 
     recompute: recompute activations in the backward pass. base_dtype: storage of the frozen
-    weights. dtype "float16": compute in half precision with a scaled loss.
+    weights. dtype "float16": compute in half precision with a scaled loss. llama: see `build`.
     """
-    model, (ids, targets) = build(shape, base_dtype, dtype)
+    model, (ids, targets) = build(shape, base_dtype, dtype, llama)
     model.recompute = recompute
     scale = LossScale(2.0**10) if dtype == "float16" else None
     if full:

@@ -104,7 +104,7 @@ def left_to_blas(
 
 
 def always_shift(part: Any, shared: Any) -> Any:
-    return np.zeros((*part.Q.shape[:3], 1), bool)
+    return np.zeros((*part.Q.shape[:4], 1), bool)
 
 
 def large_tasks(batch: int, heads: int, size: int) -> list[tuple[slice, slice]]:
@@ -138,7 +138,8 @@ class Column:
 
 columns = {"ones": lambda *_: Column(np.sum), "full": lambda *_: Column(np.mean)}
 REDUCING = SimpleNamespace(**vars(np) | columns)
-STEPS = {"adam": partial(ours, full=True)}
+STEPS = {"adam": partial(ours, full=True),
+         **dict.fromkeys(("rms_norm", "swiglu"), partial(ours, llama=True))}
 _embedding = ops.embedding
 HABITS: dict[str, Habit] = {
     "nothing": Habit("nothing: the noise of this table", nullcontext),
