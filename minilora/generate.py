@@ -12,8 +12,8 @@ from .backend.blocks import restoring
 from .backend.flags import quietly
 from .checks import describe, integer, real
 from .models.cache import window
-from .models.encoder import Encoder
 from .models.decoder import Decoder
+from .models.encoder import Encoder
 from .nn import Module, evaluating
 from .tensor import Tensor, no_grad
 from .words import our_words
