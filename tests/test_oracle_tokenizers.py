@@ -190,6 +190,14 @@ def test_the_patterns_split_as_in_the_library(name, text):
     assert compiled(name).findall(text) == [word for word, _ in split.pre_tokenize_str(text)]
 
 
+@given(text=texts(known), spaces=st.sampled_from([" ", "  ", "\n ", "   "]))
+def test_smollm_splits_at_digits_and_then_as_gpt2(text, spaces):
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    gpt2 = pre_tokenizers.Split(Regex(PATTERNS["gpt-2"]), "isolated")
+    split, text = pre_tokenizers.Sequence([digits, gpt2]), f"{text}a{spaces}1{spaces}a"
+    assert compiled("smollm").findall(text) == [word for word, _ in split.pre_tokenize_str(text)]
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_patterns_split_at_each_character_as_in_the_library(name):

@@ -566,6 +566,13 @@ def test_the_settings_of_wordpiece() -> None:
     assert of("xyz", unknown="[MASK]") == ["[MASK]"]
 
 
+def test_characters_at_the_edges_of_what_bert_knows() -> None:
+    assert BERT._words("a\U0002b820b") == ["a\U0002b820b"]  # the library begins this range later
+    assert BERT._words("a\U0002b920b") == ["a", "\U0002b920", "b"]
+    assert BERT._words("a\u0903\u0301b") == ["a\u0903b"]  # a spacing mark is no accent
+    assert BERT._words("a\u00adb\u20acc$d") == ["ab\u20acc", "$", "d"]  # € is no punctuation
+
+
 def test_a_word_has_at_most_100_letters() -> None:
     tokenizer = WordPiece(["a", "##a", "[UNK]"])
     assert tokenizer.encode("a" * 100).tolist() == [0] + [1] * 99
