@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from .backend import asnumpy, current, use, using, xp
 from .backend.threads import threads
-from .generate import generate
+from .generate import generate, stream
 from .gradcheck import gradcheck
 from .lora import LoRAConfig
 from .models.bert import Bert, BertConfig
@@ -26,6 +26,6 @@ __all__ = [
     "History", "Llama", "LlamaConfig", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig",
     "Tensor", "accounting", "analysis", "asnumpy", "backend", "current", "data", "evaluate", "fit",
     "generate", "gradcheck", "kernels", "load_base", "load_model", "lora", "methods", "nn",
-    "no_grad", "op", "ops", "optim", "plain", "save_model", "threads", "train_step", "use", "using",
-    "xp",
+    "no_grad", "op", "ops", "optim", "plain", "save_model", "stream", "threads", "train_step",
+    "use", "using", "xp",
 ]

@@ -39,7 +39,7 @@ from minilora.adapters.places import adapted, bare, parameters
 from minilora.adapters.registry import find, trained_by
 from minilora.backend.settings import thread_settings
 from minilora.generate import first_not_finite
-from minilora.models.cache import window
+from minilora.generate.inputs import window
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 SAMPLES = Path(__file__).parent / "samples"

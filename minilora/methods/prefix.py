@@ -48,29 +48,33 @@ class TokenAdapter(Adapter):
         self.decoder = hasattr(model, "new_cache")
         self.filler = int(getattr(model.config, "padding_id", 1) == 0)  # an id that is not padding
 
-    def layout(self, batch: int, n: int, about: Any) -> Layout | None:
+    def layout(self, batch: int, n: int, cache: Any, mask: Any) -> Layout | None:
         """Return the layout of `batch` rows of n tokens; None if they continue a decoder's cache.
 
-        about: a decoder's cache or an encoder's mask, or None. Raises ValueError if the tokens are
-        too many, or the prompt's length is missing or does not fit.
+        mask: (batch, n), or None. Raises ValueError if the tokens are too many, or the prompt's
+        length is missing or does not fit.
         """
-        if self.decoder and about and about[0].n:  # the cache contains the trained tokens
+        if cache and cache[0].n:  # the cache contains the trained tokens
             return None
         if n + self.total > self.positions:
             raise ValueError(
                 f"{self.called}: {n} tokens and {self.total} trained ones exceed n_positions, "
                 f"{self.positions}: give it {self.positions - self.total} tokens at most"
             )
+        ends = np.full(batch, n)
         if self.decoder and self.li:
-            ends = self.prompt_lengths(batch, n)
-        elif self.decoder or about is None:
-            ends = np.full(batch, n)
-        else:
-            ends = n - np.argmax(about[:, ::-1], 1)
+            padding = np.zeros(batch, int) if mask is None else n - np.sum(mask, 1)
+            ends = padding + self.prompt_lengths(batch, n - padding)
+        elif not self.decoder and mask is not None:
+            ends = n - np.argmax(mask[:, ::-1], 1)
         return Layout(ends, n, self.lp, self.li)
 
-    def prompt_lengths(self, batch: int, n: int) -> np.ndarray:
-        """Return the lengths that `prompt` set, (batch,), checked."""
+    def given(self, *about: Any) -> tuple[Any, Any]:
+        """Return (cache, mask) of what a model hands on: a decoder both, an encoder its mask."""
+        return (*about, None, None)[:2] if self.decoder else (None, *about)
+
+    def prompt_lengths(self, batch: int, n: np.ndarray) -> np.ndarray:
+        """Return the lengths that `prompt` set, (batch,), checked. n: (batch,), the most."""
         ends = context().prompt
         if ends is None:
             raise ValueError(
@@ -82,9 +86,10 @@ class TokenAdapter(Adapter):
                 f"{self.called}: a prompt's length is one integer, or one for each of the {batch} "
                 f"rows, not {ends.dtype} {ends.shape}"
             )
-        if not (ends.min() >= 0 and ends.max() <= n):
+        if not (ends.min() >= 0 and (ends <= n).all()):
             raise ValueError(
-                f"{self.called}: prompts of {ends.min()} to {ends.max()} tokens in rows of {n}: "
+                f"{self.called}: prompts of {ends.min()} to {ends.max()} tokens in rows of "
+                f"{n.min()}: "
                 "the first call must contain them entirely"
             )
         return np.broadcast_to(ends, batch)
@@ -97,10 +102,10 @@ class InsertTokens(TokenAdapter):
         super().__init__(method, model)
         self.E = start
 
-    def forward(self, inner: Any, ids: np.ndarray, about: Any = None) -> Tensor:
-        """about: a decoder's cache, an encoder's mask."""
-        x: Tensor = inner(ids, about)
-        layout = self.layout(ids.shape[0], ids.shape[1], about)
+    def forward(self, inner: Any, ids: np.ndarray, *about: Any) -> Tensor:
+        """about: a decoder's cache and mask, or an encoder's mask."""
+        x: Tensor = inner(ids, *about)
+        layout = self.layout(ids.shape[0], ids.shape[1], *self.given(*about))
         if layout is None:
             return x
         E = Tensor(xp.zeros((self.total, x.shape[2]), x.dtype)) if self.E is None else self.E
@@ -120,9 +125,11 @@ class RunWithTokens(TokenAdapter):
     """Around `through`: run the blocks on all tokens, and return the outputs of the given ones."""
 
     def forward(self, inner: Any, x: Tensor, *inputs: Any) -> Tensor:
-        """inputs: a decoder's cache, or an encoder's ids, mask and types."""
-        about = inputs[0] if self.decoder else inputs[1]
-        layout = self.layout(x.shape[0], x.shape[1] - self.total, about)
+        """inputs: a decoder's cache and mask, or an encoder's ids, mask and types."""
+        cache, mask = self.given(*(inputs if self.decoder else inputs[1:2]))
+        layout = self.layout(x.shape[0], x.shape[1] - self.total, cache, mask)
+        if self.decoder and mask is not None:
+            inputs = cache, self.with_trained(mask)
         if layout is None:
             return inner(x, *inputs)  # type: ignore[no-any-return]
         if not self.decoder:
@@ -130,6 +137,16 @@ class RunWithTokens(TokenAdapter):
         with within(layout=layout):
             y = inner(x, *inputs)
         return layout.read(y, layout.last if self.decoder else layout.places)
+
+
+    def with_trained(self, mask: Any) -> np.ndarray:
+        """Return a decoder's mask (batch, n) with trained tokens, (batch, lp + n + li).
+
+        At the left of the padding or among the tokens, they are not padding, wherever they are.
+        """
+        if (np.diff(np.asarray(mask, int), axis=1) < 0).any():
+            raise ValueError(f"{self.called}: mask has padding after a token: put it at the left")
+        return np.pad(mask, ((0, 0), (self.lp, self.li)), constant_values=1)
 
 
 class ReplaceBefore(Adapter):

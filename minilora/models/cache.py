@@ -1,8 +1,11 @@
-"""The key/value cache of generation, and the window of a model."""
+"""The key/value cache of generation, and the positions of tokens after it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ..backend import Array, xp
 from ..tensor import Tensor
@@ -22,10 +25,14 @@ class Cache:
         return Tensor.of(self.kv[0, :, : self.n]), Tensor.of(self.kv[1, :, : self.n])
 
 
-def window(model: Any, tokens: int) -> int:
-    """Return the number of tokens that the model can read at once: its positions, minus those of
-    trained tokens. Raises ValueError if `tokens` tokens must be read together and do not fit.
+def positions(x: Tensor, cache: Sequence[Cache] | None, mask: Any) -> Any:
+    """Return the positions of x (batch, m, d) after the tokens in the cache: a slice or an array.
+    mask: (batch, n + m), False for padding, which takes no position; None: no padding.
     """
-    positions: int = model.config.n_positions
-    seam: Any = getattr(model, "embed", None)  # a user's model may have none, or a table
-    return seam.window(positions, tokens) if hasattr(seam, "window") else positions
+    start, shape = cache[0].n if cache else 0, np.shape(mask)
+    if mask is None:
+        return slice(start, start + x.shape[1])
+    if shape != (x.shape[0], start + x.shape[1]) or not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"mask is {shape}: it must be {(x.shape[0], start + x.shape[1])}, for the "
+                         "tokens in the cache and the new ones, 1 for a token and 0 for padding")
+    return np.maximum(np.cumsum(mask, axis=1)[:, start:] - 1, 0)     # (batch, m)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..tensor import Tensor
-from .cache import Cache
+from .cache import Cache, positions
 from .recompute import recomputed
 from .transformer import Transformer
 
@@ -24,8 +24,10 @@ class Decoder(Transformer):
     embed: Any
     through: Any
 
-    def forward(self, ids: Any, cache: Sequence[Cache] | None = None) -> Tensor:
-        """With a `cache` (see `new_cache`), ids continue the tokens in it."""
+    def forward(self, ids: Any, cache: Sequence[Cache] | None = None, mask: Any = None) -> Tensor:
+        """With a `cache` (see `new_cache`), ids continue the tokens in it.
+        mask: (batch, tokens in the cache and ids), on the host, False for padding; None: all True.
+        """
         ids = np.asarray(ids)
         start, most = cache[0].n if cache else 0, self.config.n_positions
         if ids.dtype.kind not in "iu" or ids.ndim != 2 or not 0 < start + ids.shape[1] <= most:
@@ -36,23 +38,24 @@ class Decoder(Transformer):
                     f": cut each text, as ids[:, :{most}]" + ", and start a new cache" * bool(start)
                     if long else ": encode a text as model.tokenizer.encode(text)[None]"))
         embed, through = self.embed.around(self.vectors), self.through.around(self.stack)
-        x = through(embed(ids, cache), cache)                       # (batch, tokens, d_model)
+        x = through(embed(ids, cache, mask), cache, mask)           # (batch, tokens, d_model)
         return self.scores(self.ln_f(x))                            # (batch, tokens, vocab_size)
 
-    def vectors(self, ids: np.ndarray, cache: Sequence[Cache] | None = None) -> Tensor:
+    def vectors(self, ids: np.ndarray, cache: Any = None, mask: Any = None) -> Tensor:
         """Return the tokens' rows of the table."""
         return self.tok(ids)  # type: ignore[no-any-return]
 
-    def stack(self, x: Tensor, cache: Sequence[Cache] | None = None) -> Tensor:
+    def stack(self, x: Tensor, cache: Sequence[Cache] | None = None, mask: Any = None) -> Tensor:
         """Add positions to the tokens' vectors, and run all blocks."""
-        x = self.drop(self.placed(x, cache[0].n if cache else 0))   # (batch, tokens, d_model)
+        x = self.drop(self.placed(x, positions(x, cache, mask)))    # (batch, tokens, d_model)
         caches: Sequence[Any] = cache or [None] * len(self.blocks)
         for block, own in zip(self.blocks, caches, strict=True):
-            x = recomputed(block, x) if self.recompute and not cache else block(x, own)
+            again = self.recompute and not cache
+            x = recomputed(block, x, mask=mask) if again else block(x, own, mask)
         return x
 
-    def placed(self, x: Tensor, start: int) -> Tensor:
-        """Return x with positions added, from `start`; here, x as it is."""
+    def placed(self, x: Tensor, at: Any) -> Tensor:
+        """Return x with these positions added; here, x as it is."""
         return x
 
     def scores(self, x: Tensor) -> Tensor:

@@ -47,6 +47,6 @@ class GPT2(Decoder):
         self.drop = Dropout(c.dropout, rng=rng)
         self.embed, self.through = Seam(), Seam()
 
-    def placed(self, x: Tensor, start: int) -> Tensor:
-        """Add the learned positions from `start`."""
-        return x + self.pos(slice(start, start + x.shape[1]))
+    def placed(self, x: Tensor, at: Any) -> Tensor:
+        """Add the learned positions."""
+        return x + self.pos(at)

@@ -20,7 +20,7 @@ from ..checks import describe, real
 from ..nn import Dropout, Embedding, Linear, Module, RMSNorm
 from ..tensor import Tensor
 from ..words import our_words
-from .cache import Cache
+from .cache import Cache, positions
 from .config import ModelConfig
 from .decoder import Decoder
 from .transformer import Block, Seam
@@ -89,7 +89,8 @@ class Attention(Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
         """mask: (batch, tokens), on the host, False for padding; None: no padding."""
-        turn = {"theta": self.theta, "start": 0 if cache is None else cache.n}
+        at = positions(x, cache and [cache], mask)
+        turn = {"theta": self.theta, "start": at.start if isinstance(at, slice) else at}
         q = ops.rotary(self.q(x), heads=self.n_heads, **turn)       # (batch, tokens, d_model)
         k = ops.rotary(self.k(x), heads=self.n_kv_heads, **turn)    # (batch, tokens, kv_width)
         v = self.v(x)                                               # (batch, tokens, kv_width)

@@ -126,6 +126,7 @@ def rotary(x, *, heads, theta=10000.0, start=0):
     """Turn each pair of a head's numbers by an angle that grows with the position; Su et al. 2021.
     (a, b) -> (a cos φ - b sin φ, b cos φ + a sin φ), φ = (start + t) / theta^(i / half) for token t
     a: number i of a head's first half, b: of its second        x, out: (batch, tokens, d)
+    start: an integer, or the position of each token, (batch, tokens) on the host, for start + t.
     """
     (batch, tokens, d), half = x.shape, x.shape[2] // heads // 2
     if heads < 1 or d != heads * half * 2:
@@ -139,8 +140,9 @@ def rotary(x, *, heads, theta=10000.0, start=0):
     return turned(x, sin), (dx,)
 
 def turns(start, tokens, half, theta, dtype):
-    """Return cos φ and sin φ of these positions, (tokens, 1, half) each, computed on the host."""
-    angles = np.arange(start, start + tokens)[:, None, None] / theta ** (np.arange(half) / half)
+    """Return cos φ and sin φ of these positions, (.., tokens, 1, half) each, from the host."""
+    at = start if np.ndim(start) else np.arange(start, start + tokens)
+    angles = at[..., None, None] / theta ** (np.arange(half) / half)
     return tuple(asarray(f(angles).astype(str(dtype))) for f in (np.cos, np.sin))
 
 @composed
