@@ -349,6 +349,7 @@ GENERATE = {
     "rng": ({}, {"rng": 1}),
     "cache": ({}, {"cache": False}),
     "stop": ({}, {"stop": 6}),
+    "repetition_penalty": ({}, {"repetition_penalty": 9.0}),
 }
 
 

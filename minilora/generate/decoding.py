@@ -162,7 +162,10 @@ def begun(
     given = sequences(who, model, ids)
     integer(who, "n_tokens", n_tokens)
     how.check(who)
-    stops, strings = ends(who, stop, model)
+    stops, strings = ends(who, stop, model.config.vocab_size)
+    if (as_text or strings) and getattr(model, "tokenizer", None) is None:
+        remedy = f", or give ids, not stop={stop!r}" * bool(strings)
+        raise ValueError(f"{who}: the model has no tokenizer: set model.tokenizer{remedy}")
     size, rng = window(model, max(map(len, given)) + n_tokens - 1), generator(rng)
     others = rng.spawn(len(given) - 1) if how.temperature and len(given) > 1 else [rng] * len(given)
     rows = [Row(row, size, own) for row, own in zip(given, [rng, *others])]

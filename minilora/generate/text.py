@@ -12,25 +12,18 @@ from ..checks import integer
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # for bytes that are no character, or not yet
 
 
-def ends(who: str, stop: Any, model: Any) -> tuple[frozenset[int], tuple[str, ...]]:
+def ends(who: str, stop: Any, vocab_size: int) -> tuple[frozenset[int], tuple[str, ...]]:
     """Return the tokens and the strings in `stop`: one of them, or a sequence of both.
 
-    Raises ValueError for an id outside the vocabulary, for an empty string, and for a string if the
-    model has no tokenizer.
+    Raises ValueError for an id outside the vocabulary, and for an empty string.
     """
     one = isinstance(stop, str) or np.ndim(stop) == 0
     given = [] if stop is None else [stop] if one else [*stop]
     strings = tuple(each for each in given if isinstance(each, str))
     if "" in strings:
         raise ValueError(f"{who}: stop={stop!r} has an empty string: remove it")
-    if strings and model.tokenizer is None:
-        raise ValueError(
-            f"{who}: stop={stop!r} has a string, and the model has no tokenizer: set "
-            "model.tokenizer, or give ids"
-        )
-    most = model.config.vocab_size - 1
     tokens = (each for each in given if not isinstance(each, str))
-    return frozenset(integer(who, "stop", each, 0, most) for each in tokens), strings
+    return frozenset(integer(who, "stop", each, 0, vocab_size - 1) for each in tokens), strings
 
 
 def before(text: str, strings: Sequence[str]) -> str:
