@@ -454,21 +454,89 @@ def test_options_before_the_command_equal_those_after_it(capsys, backend):
 def test_every_option_of_generate_reaches_the_function(capsys, monkeypatch):
     def record(model, ids, tokens, **settings):
         settings.pop("begins")()  # shows progress
-        calls.append({"ids": ids.tolist(), "tokens": tokens, **settings})
+        calls.append({"ids": [row.tolist() for row in ids], "tokens": tokens, **settings})
         return ids
 
     calls = []
     monkeypatch.setattr(generate, "generate", record)
     encode = ml.load_base().tokenizer.encode
     run("generate --prompt 'To be,\\nor not' --tokens 3 --temperature 0.5 --top-k 4 --top-p 0.6 "
-        "--seed 7 --no-cache", capsys)
+        "--seed 7 --no-cache --prompt I --stop '\\n\\n' --stop . --repetition-penalty 1.5", capsys)
     run("generate", capsys)
     assert calls == [
-        {"ids": encode("To be,\nor not").tolist(), "tokens": 3, "temperature": 0.5, "top_k": 4,
-         "top_p": 0.6, "rng": 7, "cache": False},
-        {"ids": encode("\n").tolist(), "tokens": 100, "temperature": 0.8, "top_k": None,
-         "top_p": 0.95, "rng": 0, "cache": True},
+        {"ids": [encode("To be,\nor not").tolist(), encode("I").tolist()], "tokens": 3,
+         "temperature": 0.5, "top_k": 4, "top_p": 0.6, "rng": 7, "cache": False,
+         "stop": ["\n\n", "."], "repetition_penalty": 1.5},
+        {"ids": [encode("\n").tolist()], "tokens": 100, "temperature": 0.8, "top_k": None,
+         "top_p": 0.95, "rng": 0, "cache": True, "stop": None, "repetition_penalty": None},
     ]
+
+
+class Terminal(io.StringIO):
+    """A terminal that knows when it was flushed; `full` stops the command, as Ctrl-C does."""
+
+    def __init__(self, full: int = 10**9):
+        super().__init__()
+        self.full, self.shown = full, [""]
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        if self.getvalue() != self.shown[-1]:
+            self.shown.append(self.getvalue())
+        if len(self.shown) > self.full:
+            self.full = 10**9
+            raise KeyboardInterrupt
+
+
+@once
+@pytest.mark.parametrize("stop", ["", "--stop a", "--stop ' the '"])
+def test_a_terminal_shows_the_text_as_it_comes(capsys, monkeypatch, stop):
+    line = shlex.split(f"generate --prompt 'My lord' --tokens 20 --seed 3 {stop}")
+    assert cli.main(line) == 0
+    piped = capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", terminal := Terminal())
+        assert cli.main(line) == 0
+    assert terminal.getvalue() == piped.out and capsys.readouterr().err == piped.err
+    assert terminal.shown[1] == "My lord" and len(terminal.shown) > (2 if stop else 9)
+    if stop:
+        assert shlex.split(stop)[1] not in piped.out
+
+
+@once
+def test_an_interrupt_ends_the_line_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout", terminal := Terminal(full=5))
+    assert cli.main(shlex.split("generate --prompt 'My lord' --tokens 50")) == 130
+    assert terminal.getvalue() == terminal.shown[5] + "\n"
+    assert capsys.readouterr().err == "minilora: interrupted; nothing new was saved\n"
+
+
+@once
+def test_each_prompt_has_its_own_adapter(shelf, capsys, monkeypatch):
+    monkeypatch.chdir(shelf)
+    line = "generate --tokens 7 --temperature 0"
+    elk, owl, base = ([run(f"{line} --prompt {prompt}{adapter}", capsys) for prompt in ("I", "the")]
+                      for adapter in (" --adapter elk.npz", " --adapter owl.npz", ""))
+    assert len({each["text"] for each in (elk[0], owl[0], base[0])}) == 3
+    both = f"{line} --adapter elk.npz --adapter owl.npz"
+    for ask, (one, two) in (
+        (f"{both} --prompt I --prompt the", (elk[0], owl[1])),
+        (f"{both} --prompt I", (elk[0], owl[0])),
+        (f"{line} --adapter owl.npz --prompt I --prompt the", owl),
+        (f"{line} --adapter owl.npz --adapter owl.npz --prompt I --prompt the", owl),
+        (f"{line} --prompt I --prompt the", base),
+    ):
+        assert run(ask, capsys) == {
+            "texts": [one["text"], two["text"]], "ids": [one["ids"], two["ids"]]
+        }
+    assert cli.main(shlex.split(f"{both} --prompt I")) == 0
+    said = f"[elk.npz]\n{elk[0]['text']}\n\n[owl.npz]\n{owl[0]['text']}\n\n"
+    assert capsys.readouterr() == (said, "")
+    assert cli.main(shlex.split(f"{line} --prompt I --prompt the")) == 0
+    said = f"[1]\n{base[0]['text']}\n\n[2]\n{base[1]['text']}\n\n"
+    assert capsys.readouterr() == (said, "")
 
 
 @once
@@ -538,7 +606,7 @@ OPTIONS = [
     if option.startswith("--") and (name, option) != ("ex grade", "--json")  # tested below
 ]
 # Any text is a value of these.
-FREE = {"--base", "--adapter", "--prompt", "--targets", "--engines", "--shapes", "--only"}
+FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "--shapes", "--only"}
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
            ("tutorials notebook", "--out"), ("reproduce", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
@@ -564,7 +632,7 @@ def test_each_option_refuses_bad_values_by_its_name(command, option):
             assert not re.search("argument|invalid|Error", message), message
         else:
             assert bad in ("1e3", "1.5", "9" * 20), bad
-            assert option in ("--lr", "--alpha", "--temperature")
+            assert option in ("--lr", "--alpha", "--temperature", "--repetition-penalty")
 
 
 @once
@@ -615,7 +683,8 @@ FOREIGN_OPTIONS = {
     "--gradient_accumulation_steps": "", "--torch_dtype": "--dtype", "--fp16": "--dtype",
     "--bf16": "--dtype", "--load_in_4bit": "--base-dtype", "--device": "--backend",
     "--max_new_tokens": "--tokens", "--temp": "--temperature", "--topk": "--top-k",
-    "--num_beams": "", "--do_sample": "", "--repetition_penalty": "", "--warmup_steps": "",
+    "--num_beams": "", "--do_sample": "", "--repetition_penalty": "--repetition-penalty",
+    "--warmup_steps": "",
     "--warmup_ratio": "", "--weight_decay": "", "--lr_scheduler_type": "", "--eval_steps": "",
     "--save_steps": "", "--logging_steps": "", "--report_to": "", "--push_to_hub": "",
     "--use_dora": "", "--num_workers": "--jobs", "--n_layers": "", "--hidden_size": "",
@@ -701,6 +770,11 @@ def shelf(tmp_path_factory):
     shake(model.trainable_parameters().values(), 0)
     lora.save(model, folder / "fox.npz")
     assert cli.main(["merge", f"--adapter={folder}/fox.npz", f"--out={folder}/plain.npz"]) == 0
+    for seed, name in enumerate(["owl", "elk"]):
+        model = ml.load_base()
+        lora.attach(model, ml.LoRAConfig(r=2, targets=("v", "up")), name="one", rng=seed)
+        shake(model.trainable_parameters().values(), seed)
+        lora.save(model, folder / f"{name}.npz")
     model = ml.load_base()
     lora.attach(model, ml.LoRAConfig(targets="q"), name="half", rng=0, base_dtype="float16")
     lora.save(model, folder / "half.npz")
@@ -795,6 +869,10 @@ MISTAKES = {  # command line -> how the message begins
     "generate --top-p 2": "--top-p 2: give a number in (0, 1]",
     "generate --top-k 0": "--top-k 0: give an integer >= 1",
     "generate --prompt ''": r"--prompt '': give at least one character; \n is a new line",
+    "generate --stop ''": r"--stop '': give at least one character; \n is a new line",
+    "generate --repetition-penalty 0": "--repetition-penalty 0: give a finite number > 0",
+    "generate --adapter fox.npz --adapter owl.npz --prompt a --prompt b --prompt c":
+        "2 adapters for 3 prompts: give one --adapter for each --prompt, or one for all",
     "generate --prompt \udcff": r"--prompt '\udcff': give UTF-8 text",
     "generate --base-dtype float16": "--base-dtype float16 needs an adapter: give --adapter",
     "generate --base none": "none is neither a file nor a built-in base: give a model's .npz, or s",

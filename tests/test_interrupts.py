@@ -44,6 +44,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.model = gpt2(0, "float32", dropout=0.25)
+        self.model.tokenizer = ml.data.BPE([])
         config = ml.LoRAConfig(r=2, alpha=3, targets=("q", "up"), dropout=0.5)
         lora.attach(self.model, config, "one", rng=0)
         shake(self.model.trainable_parameters().values(), 0)
@@ -106,6 +107,7 @@ def set_threads(world):
 CALLS = {
     "evaluate": lambda w: ml.evaluate(w.model, batches()),
     "generate": lambda w: ml.generate(w.model, ids()[0], 2),
+    "stream": lambda w: [*ml.stream(w.model, ids()[0], 2)],
     "first_not_finite": lambda w: first_not_finite(w.model, ids()),
     "verify": lambda w: lora.verify(w.model, ids()),
     "evaluating": block(lambda w: nn.evaluating(w.model)),

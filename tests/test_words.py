@@ -37,6 +37,8 @@ CALLS = [  # (callable, another package's word, the word here)
     (accounting.plan, "gradient_checkpointing", "recompute"),
     (accounting.ledger, "batch_size", "batch"), (accounting.ledger, "sequence_length", "tokens"),
     (ml.generate, "max_new_tokens", "n_tokens"), (ml.generate, "input_ids", "ids"),
+    (ml.generate, "eos_token_id", "stop"), (ml.stream, "stop_strings", "stop"),
+    (ml.stream, "max_new_tokens", "n_tokens"),
     (ml.generate, "use_cache", "cache"), (ml.generate, "seed", "rng"),
     (lora.attach, "adapter_name", "name"), (lora.attach, "peft_config", "config"),
     (lora.load, "model_id", "path"), (lora.load, "is_trainable", "trainable"),

@@ -177,26 +177,26 @@ def check_kind(args: argparse.Namespace, option: str, path: str | Path) -> None:
     raise ValueError(f"{path} holds {a(kind)}, not {a(wanted)}: {remedy}")
 
 
-def load_adapter(model: GPT2, args: argparse.Namespace, strict: bool) -> str:
-    """Load the adapter into the model; return its fingerprint.
+def load_adapter(
+    model: GPT2, args: argparse.Namespace, path: Path, strict: bool, name: str | None = None
+) -> str:
+    """Load the adapter into the model, under this name or its own; return its fingerprint.
 
     A base that is not the one it was trained on is an error if `strict`, else a warning.
     """
-    check_kind(args, "--adapter", args.adapter)
-    with checkpoint.opened(args.adapter, *files.KINDS) as file:
+    check_kind(args, "--adapter", path)
+    with checkpoint.opened(path, *files.KINDS) as file:
         fingerprint = checkpoint.fingerprint(file.array(name) for name in sorted(file.shapes))
         if fingerprint in merged_adapters(args.base):
-            problem = (
-                f"{args.adapter} is already merged into {args.base}: use the base without it"
-            )
+            problem = f"{path} is already merged into {args.base}: use the base without it"
         else:
             _, _, scales, base = files.described(file, model)
-            problem = _mismatch(model, args, scales, base)
+            problem = _mismatch(model, args, path, scales, base)
     if problem and strict:
         raise ValueError(problem)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "load: .*base")  # `problem` says it
-        lora.load(model, args.adapter, base_dtype=args.base_dtype)
+        lora.load(model, path, name, base_dtype=args.base_dtype)
     if problem:
         warnings.warn(problem, stacklevel=2)
     return fingerprint
@@ -212,7 +212,7 @@ def merged_adapters(name: str) -> list[str]:
 
 
 def _mismatch(
-    model: GPT2, args: argparse.Namespace, paths: Collection[str], trained_on: str
+    model: GPT2, args: argparse.Namespace, path: Path, paths: Collection[str], trained_on: str
 ) -> str:
     """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
     if not set(paths) <= lora.adaptable(model).keys():
@@ -224,5 +224,5 @@ def _mismatch(
     elif trained_on in fingerprints.values():
         how, remedy, wrong = "in full precision", "leave out --base-dtype", bool(args.base_dtype)
     else:
-        return f"{args.adapter} was trained on a base other than {args.base}: give it as --base"
-    return f"{args.adapter} was trained on this base {how}: {remedy}" if wrong else ""
+        return f"{path} was trained on a base other than {args.base}: give it as --base"
+    return f"{path} was trained on this base {how}: {remedy}" if wrong else ""

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Merge an adapter into the base, and write a model without adapters."""
     inputs.check_out(args.out, "model", say)
     model = inputs.base_model(args)
-    adapter = inputs.load_adapter(model, args, strict=True)
+    adapter = inputs.load_adapter(model, args, args.adapter, strict=True)
     shape = 2, min(64, model.config.n_positions)
     ids = np.random.default_rng(args.seed).integers(0, model.config.vocab_size, shape)
     say(f"merged against unmerged, on {shape[0]} × {shape[1]} tokens ...")

@@ -55,13 +55,19 @@ class Parser(argparse.ArgumentParser):
         if needs:
             self.needs[name] = needs
 
-    def option(self, *names: str, read: Read, help: str, default: Any = None) -> None:
-        """Add an option with a value. Its help ends with the default, where it has one."""
+    def option(self, *names: str, read: Read, help: str, default: Any = None,
+               many: bool = False) -> None:
+        """Add an option with a value. Its help ends with the default, where it has one.
+
+        many: it may be given several times, and its value is a list.
+        """
         if default is not None:
             words = ",".join(default) if isinstance(default, tuple) else default
             help += f" ({words:g})" if isinstance(words, float) else f" ({words})"
         metavar = getattr(read, "metavar", None)
-        self.add_argument(*names, type=read, help=help, default=default, metavar=metavar)
+        action = "append" if many else "store"
+        self.add_argument(
+            *names, type=read, help=help, default=default, metavar=metavar, action=action)
 
     def flag(self, *names: str, help: str) -> None:
         """Add an option without a value."""

@@ -64,7 +64,7 @@ def generate(
 def stream(
     model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, repetition_penalty: float | None = None, rng: Rng = None,
-    cache: bool = True, stop: Any = None,
+    cache: bool = True, begins: Callable[[], Any] | None = None, stop: Any = None,
 ) -> Stream:
     """Return an iterator over the text that `generate` would add to ids, piece by piece
 
@@ -76,7 +76,7 @@ def stream(
     how = Sampling(temperature, top_k, top_p, repetition_penalty)
     if np.ndim(ids) != 1:
         raise ValueError(f"stream: ids must be one sequence, (tokens,), not {np.shape(ids)}")
-    rows, steps = begun("stream", model, ids, n_tokens, how, rng, cache, None, stop, True)
+    rows, steps = begun("stream", model, ids, n_tokens, how, rng, cache, begins, stop, True)
     return Stream(model, rows[0], steps)
 
 
