@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import adapted, gpt2, ids, normal, seeds, shake
+from strategies import adapted, gpt2, ids, made, normal, seeds, shake
 
 import minilora as ml
 from minilora import lora, methods
@@ -467,9 +467,12 @@ def test_one_sequence_does_not_change_what_another_draws(seed):
     assert np.array_equal(same, ml.generate(model, np.array([prompts[0]] * 3), 8, rng=seed))
 
 
-@given(seeds, lengths_of_rows, st.booleans())
-def test_logits_are_those_of_each_sequence_without_padding(seed, lengths, left):
-    model, rows = gpt2(seed, n_positions=16), unlike(seed, lengths)
+decoders = st.sampled_from(["gpt2", "llama"])
+
+
+@given(seeds, lengths_of_rows, st.booleans(), decoders)
+def test_logits_are_those_of_each_sequence_without_padding(seed, lengths, left, family):
+    model, rows = made(family, seed, n_positions=16), unlike(seed, lengths)
     at, mask = padded(rows, left)
     with ml.no_grad():
         together = ml.asnumpy(model(at, mask=mask).data)
@@ -480,10 +483,10 @@ def test_logits_are_those_of_each_sequence_without_padding(seed, lengths, left):
         np.testing.assert_allclose(got[real], alone, rtol=0, atol=1e-12)
 
 
-@given(seeds, lengths_of_rows, st.integers(1, 4))
-def test_logits_after_a_padded_cache_are_those_without(seed, lengths, more):
-    model, rows = gpt2(seed, n_positions=20), unlike(seed, lengths)
-    (at, mask), later = padded(rows), ids(seed, len(rows), more)
+@given(seeds, lengths_of_rows, st.integers(1, 4), st.booleans(), decoders)
+def test_logits_after_a_padded_cache_are_those_without(seed, lengths, more, left, family):
+    model, rows = made(family, seed, n_positions=20), unlike(seed, lengths)
+    (at, mask), later = padded(rows, left), ids(seed, len(rows), more)
     cache = model.new_cache(len(rows))
     with ml.no_grad():
         model(at, cache, mask)
@@ -550,10 +553,11 @@ def test_each_sequence_has_its_own_adapter():
 
 @pytest.mark.parametrize("called", ["preembed", "prelayer"])
 @pytest.mark.parametrize(("lp", "li"), [(2, 0), (0, 2), (3, 1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.usefixtures("numpy_first")
-def test_trained_tokens_stand_beside_each_prompt(called, lp, li):
+def test_trained_tokens_stand_beside_each_prompt(family, called, lp, li):
     config = methods.PreEmbed if called == "preembed" else methods.PreLayer
-    model, prompts = gpt2(2, n_positions=16), unlike(5, [2, 6, 4])
+    model, prompts = made(family, 2, n_positions=16), unlike(5, [2, 6, 4])
     config(lp=lp, li=li).apply(model, rng=0)
     shake(model.trainable_parameters().values(), 1, 0.5)
 

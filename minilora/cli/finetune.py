@@ -12,7 +12,7 @@ import numpy as np
 from .. import accounting, data, lora
 from ..data.corpora import Batch
 from ..files.atomic import reason
-from ..models.gpt2 import GPT2
+from ..models.decoder import Decoder
 from ..training.fit import evaluate, fit
 from ..training.loss_scale import LossScale
 from ..training.optim import AdamW
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
-def _worse(model: GPT2, checks: Sequence[Batch], before: float, after: float) -> str:
+def _worse(model: Decoder, checks: Sequence[Batch], before: float, after: float) -> str:
     """Say that the adapter is worse than the base, by more than the base's loss varies; or ""."""
     if after <= before:
         return ""

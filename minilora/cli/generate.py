@@ -13,7 +13,7 @@ from typing import Any
 from .. import lora
 from ..generate import generate, stream
 from ..generate.text import before
-from ..models.gpt2 import GPT2
+from ..models.decoder import Decoder
 from . import inputs
 from .parser import Parser, Say, above_0, integer, number, refused
 from .streams import Progress
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {"texts": texts, "ids": [row.tolist() for row in rows]}
 
 
-def shown(model: GPT2, ids: Any, tokens: int, how: dict[str, Any]) -> dict[str, Any]:
+def shown(model: Decoder, ids: Any, tokens: int, how: dict[str, Any]) -> dict[str, Any]:
     """Write the text to the terminal as it comes, and end the line also after an interrupt."""
     text = model.tokenizer.decode(ids)
     pieces = stream(model, ids, tokens, **how)
@@ -97,7 +97,7 @@ def shown(model: GPT2, ids: Any, tokens: int, how: dict[str, Any]) -> dict[str, 
 
 
 def loaded(
-    model: GPT2, args: argparse.Namespace, paths: Sequence[Path]
+    model: Decoder, args: argparse.Namespace, paths: Sequence[Path]
 ) -> contextlib.AbstractContextManager[None]:
     """Load the adapters; return the block in which each sequence has its own."""
     if len(paths) == 1:

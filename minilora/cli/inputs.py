@@ -16,7 +16,7 @@ from ..adapters.patterns import matching
 from ..checks import a
 from ..files import checkpoint
 from ..files.text import read
-from ..models.gpt2 import GPT2
+from ..models.decoder import Decoder
 from ..models.pretrained import BASES, load_base, load_model
 from .parser import OneOf, Parser, Say, integer, to_write
 
@@ -52,7 +52,7 @@ def add_run(to: Parser, out: str | None, steps: int | None) -> None:
     }
 
 
-def base_model(args: argparse.Namespace) -> GPT2:
+def base_model(args: argparse.Namespace) -> Decoder:
     """Return the base, with its tokenizer."""
     if args.base not in BASES and not Path(args.base).exists():
         raise ValueError(
@@ -68,10 +68,10 @@ def base_model(args: argparse.Namespace) -> GPT2:
     return model
 
 
-def decoder(args: argparse.Namespace) -> GPT2:
+def decoder(args: argparse.Namespace) -> Decoder:
     """Return the base, with its tokenizer; ValueError for an encoder, which continues no text."""
     model: Any = base_model(args)
-    if not isinstance(model, GPT2):
+    if not isinstance(model, Decoder):
         what = f"{args.base} is a {type(model).__name__}, an encoder"
         raise ValueError(f"{what}: give a decoder, such as shakespeare")
     return model
@@ -87,7 +87,7 @@ def text(name: str) -> str:
     return read(path)
 
 
-def split(name: str, words: str, model: GPT2, window: int) -> tuple[np.ndarray, np.ndarray]:
+def split(name: str, words: str, model: Decoder, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of a text to train on, and the held-out ones: a window or more of each."""
     if len(words) < 2:
         raise ValueError(f"{name} is {'one character' if words else 'empty'}: give a longer text")
@@ -102,7 +102,7 @@ def split(name: str, words: str, model: GPT2, window: int) -> tuple[np.ndarray, 
     return training, held_out
 
 
-def sizes(args: argparse.Namespace, model: GPT2) -> tuple[int, int]:
+def sizes(args: argparse.Namespace, model: Decoder) -> tuple[int, int]:
     """Return the sequences in a batch and the tokens in a sequence."""
     most = model.config.n_positions
     check_window(args.window, args.base, most)
@@ -178,7 +178,7 @@ def check_kind(args: argparse.Namespace, option: str, path: str | Path) -> None:
 
 
 def load_adapter(
-    model: GPT2, args: argparse.Namespace, path: Path, strict: bool, name: str | None = None
+    model: Decoder, args: argparse.Namespace, path: Path, strict: bool, name: str | None = None
 ) -> str:
     """Load the adapter into the model, under this name or its own; return its fingerprint.
 
@@ -212,7 +212,7 @@ def merged_adapters(name: str) -> list[str]:
 
 
 def _mismatch(
-    model: GPT2, args: argparse.Namespace, path: Path, paths: Collection[str], trained_on: str
+    model: Decoder, args: argparse.Namespace, path: Path, paths: Collection[str], trained_on: str
 ) -> str:
     """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
     if not set(paths) <= lora.adaptable(model).keys():

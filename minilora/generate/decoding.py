@@ -10,7 +10,7 @@ import numpy as np
 from ..backend import Rng, asnumpy, generator
 from ..backend.flags import quietly
 from ..checks import integer
-from ..models.gpt2 import GPT2
+from ..models.decoder import Decoder
 from ..nn import evaluating
 from ..tensor import no_grad
 from ..words import our_words
@@ -22,7 +22,7 @@ from .text import Text, ends
 
 @our_words
 def generate(
-    model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
+    model: Decoder, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, repetition_penalty: float | None = None, rng: Rng = None,
     cache: bool = True, begins: Callable[[], Any] | None = None, stop: Any = None,
 ) -> Any:
@@ -62,7 +62,7 @@ def generate(
 
 @our_words
 def stream(
-    model: GPT2, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
+    model: Decoder, ids: Any, n_tokens: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, repetition_penalty: float | None = None, rng: Rng = None,
     cache: bool = True, begins: Callable[[], Any] | None = None, stop: Any = None,
 ) -> Stream:
@@ -86,7 +86,7 @@ class Stream:
     Between two pieces the model is as it was: the caller may stop, or train it.
     """
 
-    def __init__(self, model: GPT2, row: Row, steps: Iterator[None]) -> None:
+    def __init__(self, model: Decoder, row: Row, steps: Iterator[None]) -> None:
         self._model, self._row, self._steps = model, row, steps
 
     @property
@@ -108,7 +108,7 @@ class Stream:
 
 @our_words
 def answers(
-    model: GPT2, prompts: Sequence[Sequence[int]], longest: int, stop: int, batch: int = 64
+    model: Decoder, prompts: Sequence[Sequence[int]], longest: int, stop: int, batch: int = 64
 ) -> list[list[int]]:
     """Return the likeliest continuation of each prompt, without `stop` and what follows it.
 

@@ -89,7 +89,7 @@ class Attention(Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None, mask: Any = None) -> Tensor:
         """mask: (batch, tokens), on the host, False for padding; None: no padding."""
-        at = positions(x, cache and [cache], mask)
+        at = positions(x, [cache] if cache else None, mask)
         turn = {"theta": self.theta, "start": at.start if isinstance(at, slice) else at}
         q = ops.rotary(self.q(x), heads=self.n_heads, **turn)       # (batch, tokens, d_model)
         k = ops.rotary(self.k(x), heads=self.n_kv_heads, **turn)    # (batch, tokens, kv_width)
