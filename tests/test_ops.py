@@ -175,7 +175,9 @@ def swiglu(draw):
 
 def rotary(draw):
     batch, tokens, heads, half, start = (draw(small) for _ in range(5))
-    settings = {"heads": heads, "theta": draw(st.floats(1, 1e6)), "start": start - 1}
+    each = np.random.default_rng(start).integers(0, 9, (batch, tokens))
+    start = draw(st.sampled_from([start - 1, each]))  # a position of each token, too
+    settings = {"heads": heads, "theta": draw(st.floats(1, 1e6)), "start": start}
     x = normal(draw(seeds), batch, tokens, heads * half * 2)
     return lambda x: ops.rotary(x, **settings), [x]
 
