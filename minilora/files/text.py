@@ -21,7 +21,9 @@ def read(path: str | os.PathLike[str], most: int | None = None, name: str = "") 
         raise ValueError(f"{name} is a {'folder' if path.is_dir() else 'device'}: give a text file")
     try:
         with path.open("rb") as file:
-            content = file.read(-1 if most is None else most + 1)
+            content = bytearray()  # in pieces: read(n) takes memory for n bytes at once
+            while (most is None or len(content) <= most) and (piece := file.read(1 << 20)):
+                content += piece
     except FileNotFoundError:
         raise ValueError(f"{name} is missing") from None
     except OSError as error:

@@ -49,12 +49,12 @@ def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any 
             total = tensors.total()
             rng = budget(total, spare=3 * total + (1 << 20))
             model = build(config_from(raw, **head), rng=rng, dtype=dtype)
-        tensors.fill(model)
-        model.tokenizer = tokenizer_in(place)
+        model.tokenizer = tokenizer_in(place)  # first, as it needs memory that it does not keep
         if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
                 f"{model.config.vocab_size:,}")
+        tensors.fill(model)
     return model.eval()
 
 
