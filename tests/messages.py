@@ -104,6 +104,11 @@ PYTHON = {
     "ml.load_base('bert')": "shakespeare",
     "ml.load_model('notes.npz')": "not a minilora file",
     "ml.load_model('adapter.npz')": "holds an adapter, not a model",
+    "ml.load_model('.')": "config.json is missing",
+    "ml.GPT2.from_pretrained('./gpt2')": "there is no folder ./gpt2",
+    "ml.GPT2.from_pretrained('model.npz')": "ml.load_model",
+    "adapted(model).save_pretrained('out')": "merge or detach",
+    "model.save_pretrained('.')": "is not empty",
     "lora.load(model, 'model.npz')": "holds a model, not an adapter",
     "ml.use('torch')": "numpy, cupy",
 }

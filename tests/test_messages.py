@@ -31,7 +31,7 @@ def test_there_are_many_mistakes():
 def test_a_mistake_in_python_raises_one_plain_sentence(line):
     kind, _, words = messages.error_of(line).partition(": ")
     assert kind in {"ValueError", "TypeError", "KeyError", "RuntimeError", "FloatingPointError",
-                    "AxisError"}
+                    "AxisError", "FileNotFoundError"}
     assert messages.PYTHON[line] in words
     assert not FOREIGN.search(words) and "\n" not in words and len(words) < 330
 

