@@ -8,6 +8,7 @@ import pytest
 from strategies import normal
 
 import minilora as ml
+from minilora.interop.settings import SETTINGS
 from minilora.models.decoder import Decoder
 from minilora.models.pretrained import with_head
 
@@ -25,7 +26,7 @@ GPT2 = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head
 V3 = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 4,
       "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
       "max_relative_positions": -1}
-V2 = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": False,
+V2 = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"],
       "conv_kernel_size": 3, "conv_act": "gelu", "max_relative_positions": 12}
 LLAMA = {**SIZES, "num_key_value_heads": 2, "rms_norm_eps": 1e-3,
          "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
@@ -102,6 +103,13 @@ def test_their_folder_gives_their_scores_and_ours_is_read_there(tmp_path, kind, 
         if name in known:  # the head of settings that are not legacy has other names
             assert np.array_equal(p.numpy(), known[name].numpy()), name
     assert np.array_equal(scores(model, again.eval())[0], theirs)
+
+
+def test_an_absent_setting_has_their_value():
+    for settings in SETTINGS:
+        theirs = hf.AutoConfig.for_model(settings.types[0])
+        for key, value in settings.absent.items():
+            assert getattr(theirs, key, value) == value, key
 
 
 @pytest.mark.parametrize(("kind", "settings"), [CASES[0], CASES[3], CASES[7], CASES[13], CASES[-1]])
