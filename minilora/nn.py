@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from . import display, ops
-from .backend import Rng, asnumpy, generator, normal, xp
+from .backend import Quantised, Rng, asnumpy, generator, normal, xp
 from .backend.blocks import block, restoring
 from .checks import real
 from .state_dict import fill
@@ -121,7 +121,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 class Linear(Module):
     """y = x Wᵀ + b        x: (..., d_in)   W: (d_out, d_in)   b: (d_out,) or None
-    dtype: of the computation; a frozen W may be stored in a narrower one.
+    dtype: of the computation; a frozen W may be stored in a narrower one, or as codes.
     """
 
     @our_words
@@ -134,7 +134,12 @@ class Linear(Module):
         self.b = Parameter(xp.zeros(d_out, self.dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.W, self.b)
+        if not isinstance(Q := self.W.data, Quantised):
+            return ops.linear(x, self.W, self.b)
+        if self.W.requires_grad:
+            raise RuntimeError(f"Linear: W is stored as {Q.format} codes, which cannot be trained: "
+                               "freeze it, W.requires_grad = False, and train an adapter")
+        return ops.quantised_linear(x, *map(Tensor.of, Q.arrays), self.b, shape=Q.shape)
 
 class Embedding(Module):
     """W[ids]        ids: (...) integers on the host   W: (n, d)   out: (..., d)

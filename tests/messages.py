@@ -56,7 +56,7 @@ PYTHON = {
     "lora.attach(model, lora.LoRAConfig(trainable='head'))": "no parameter matches 'head'",
     "lora.attach(model, lora.LoRAConfig(rank_pattern={'up': 2}))": "no adapted layer matches 'up'",
     "lora.attach(model, lora.LoRAConfig(), name='my.adapter')": "cannot be an adapter's name",
-    "lora.attach(model, lora.LoRAConfig(), base_dtype='int8')": "base_dtype",
+    "lora.attach(model, lora.LoRAConfig(), base_dtype='int16')": "base_dtype",
     "twice(model)": "cannot be an adapter's name",
     # adapters that do not exist, or are not active
     "lora.merge(two_adapters(model))": "is not active",

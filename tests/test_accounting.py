@@ -18,7 +18,7 @@ from strategies import FAMILIES, families, family, gpt2, ids, made
 import minilora as ml
 from minilora import accounting, lora, nn, ops, optim
 from minilora.accounting import SHAPES, plan
-from minilora.accounting.plan import OPTIMIZERS, POLICIES
+from minilora.accounting.plan import OPTIMIZERS, POLICIES, STORED
 from minilora.accounting.step import nbytes, no_collection, observe, random_ids
 from minilora.accounting.traced import Traced, meter
 from minilora.backend import threads, using
@@ -168,6 +168,8 @@ WAYS = {  # way of training -> (preparation, dtype)
     "both tables": (attached(r=2, targets=("tok", "pos", "q")), "float32"),
     "biases": (biases, "float32"),
     "half base": (attached(r=4, base_dtype="float16"), "float32"),
+    "int8 base": (attached(r=4, base_dtype="int8"), "float32"),
+    "nf4 base": (attached(r=4, dropout=0.1, base_dtype="nf4"), "float32"),
     "half model": (attached(r=4, dropout=0.1), "float16"),
     "all of a half model": (lambda model: None, "float16"),
 }
@@ -592,14 +594,14 @@ def test_a_merged_model_costs_what_its_base_costs(device, kernels):
 
 
 @pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("policy", ["float32", "half base", "mixed"])
+@pytest.mark.parametrize("policy", ["float32", "half base", "nf4 base", "mixed"])
 @pytest.mark.parametrize(
     ("family", "method"), [("gpt2", "full"), *((name, "lora") for name in FAMILIES)]
 )
 def test_a_plan_equals_the_ledger(family, method, policy, kernels):
-    if method == "full" and policy == "half base":
+    if method == "full" and policy in STORED:
         pytest.skip("nothing is frozen")
-    if not THOROUGH and kernels == (policy == "half base") and family != "deberta":
+    if not THOROUGH and kernels == (policy in STORED) and family != "deberta":
         pytest.skip("kernels for two policies, plain ops for the third")
     config = MODELS[family][0](**asdict(SMALL) | FAMILIES[family])
     device = "numpy" if ml.current().on_host else "cupy"
@@ -609,7 +611,7 @@ def test_a_plan_equals_the_ledger(family, method, policy, kernels):
     dtype = "float16" if policy == "mixed" else "float32"
     model = build(config, rng=0, dtype=dtype, recompute=True)
     if method == "lora":
-        stored = "float16" if policy == "half base" else None
+        stored = STORED.get(policy)
         lora.attach(model, ml.LoRAConfig(r=3), rng=0, base_dtype=stored)
     with plain(not kernels), np.errstate(all="ignore"):
         ledger = check(model, adam(model), 2, 9)
@@ -625,7 +627,7 @@ def test_a_plan_equals_the_ledger(family, method, policy, kernels):
 @pytest.mark.parametrize("method", ["lora", "full"])
 @once
 def test_every_optimizer_and_policy_has_a_plan(method, policy, optimizer):
-    if method == "full" and policy == "half base":
+    if method == "full" and policy in STORED:
         pytest.skip("nothing is frozen")
     planned = plan(SMALL, method=method, policy=policy, optimizer=optimizer, tokens=4)
     assert OPTIMIZERS[optimizer].__name__ in str(planned) and planned.bytes["peak"] > 0
@@ -685,7 +687,8 @@ def test_label_was_called_told():
 @pytest.mark.parametrize(("how", "words"), [
     ({"shape": "gpt4"}, "plan: unknown shape 'gpt4': choose from gpt2"),
     ({"method": "bitfot"}, "plan: unknown method 'bitfot': choose from .*lora"),
-    ({"optimizer": "lion"}, "choose from adamw"), ({"policy": "half"}, "float32, half base, mixed"),
+    ({"optimizer": "lion"}, "choose from adamw"),
+    ({"policy": "half"}, "float32, half base, int8 base, nf4 base, mixed"),
     ({"device": "tpu"}, "numpy, cupy"), ({"method": "full", "policy": "half base"}, "frozen base"),
     ({"targets": ("w",)}, "no layer matches 'w'"), ({"tokens": 33}, "1 to 32"),
 ])

@@ -778,6 +778,9 @@ def shelf(tmp_path_factory):
     model = ml.load_base()
     lora.attach(model, ml.LoRAConfig(targets="q"), name="half", rng=0, base_dtype="float16")
     lora.save(model, folder / "half.npz")
+    model = ml.load_base()
+    lora.attach(model, ml.LoRAConfig(targets="q"), name="coded", rng=0, base_dtype="nf4")
+    lora.save(model, folder / "coded.npz")
     deep = gpt2(n_layers=5)
     lora.attach(deep, ml.LoRAConfig(targets="q"), rng=0)
     lora.save(deep, folder / "deep.npz")
@@ -848,7 +851,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --lr nan": "--lr nan: give a finite number > 0",
     "finetune kjv --dropout 1": "--dropout 1: give a number in [0, 1)",
     "finetune kjv --dtype float8": "--dtype float8: choose float16, float32 or float64",
-    "finetune kjv --base-dtype int8": "--base-dtype int8: choose float16",
+    "finetune kjv --base-dtype int4": "--base-dtype int4: choose float16, int8 or nf4",
     "finetune kjv --dtype float16 --base-dtype float16": "--base-dtype float16 repeats --dtype: le",
     "finetune kjv --targets ,": "--targets ,: give one name or more, separated by commas",
     "finetune kjv --targets zz": "--targets: no layer matches 'zz': choose from down, k, o, pos, q",
@@ -892,6 +895,9 @@ MISTAKES = {  # command line -> how the message begins
     "generate --adapter deep.npz":
         "deep.npz: it does not fit this model, which has no 'blocks.4.attn.q'",
     "merge --adapter half.npz": "half.npz was trained on this base in half precision: give --base-",
+    "merge --adapter coded.npz": "coded.npz was trained on this base as nf4 codes: give --base-",
+    "merge --adapter half.npz --base-dtype int8": "half.npz was trained on this base in half p",
+    "merge --adapter fox.npz --base-dtype nf4": "fox.npz was trained on this base in full pre",
     "merge --adapter fox.npz --base-dtype float16": "fox.npz was trained on this base in full prec",
     "merge --adapter half.npz --base plain.npz": "half.npz was trained on a base other than plain.",
     "merge --adapter fox.npz --base plain.npz": "fox.npz is already merged into plain.npz: use the",
@@ -920,6 +926,7 @@ MISTAKES = {  # command line -> how the message begins
     "account gpt2 --method adapter-d --layers x": "--layers x: give numbers of blocks from 0, sepa",
     "account gpt2 --method adapter-d --layers 12": "AdapterD: layers: unknown block 12",
     "account gpt2 --base-dtype float16": "account gpt2 has no --base-dtype: give --policy 'half ba",
+    "account gpt2 --base-dtype nf4": "account gpt2 has no --base-dtype: give --policy 'nf4 base'",
     "account --batch 1000000000": "there is not enough memory (Unable to allocate 1.86 TiB for an",
     "bench --engines numpyy": "--engines numpyy: choose some of minilora, minilora full, minilora",
     "bench --shapes round": "unknown shape 'round': choose classroom, long, gpt2-small, tiny",

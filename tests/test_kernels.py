@@ -26,12 +26,14 @@ from strategies import (
 
 import minilora as ml
 from minilora import Tensor, kernels, ops
-from minilora.backend import threads
+from minilora.backend import asarray, quantised, threads
+from minilora.backend.quantised import LEVELS
 from minilora.kernels import TABLE
 from minilora.kernels.products import widened
 from minilora.training.adam import adam
 
 DTYPES = st.sampled_from(["float16", "float32", "float64"])
+FLOATS_AND_CODES = ["float16", "float32", "float64", "uint8"]
 
 
 class Case(NamedTuple):
@@ -71,6 +73,14 @@ def linear(draw):
     b = normal(seed + 2, d) if draw(st.booleans()) else None
     arrays = [normal(seed, *lead, k), normal(seed + 1, d, k), b]
     return Case(ops.linear, arrays, {}, sums(ops.linear, {}, k + d + 8, 2))
+
+
+def quantised_linear(draw):
+    lead, k, d, seed = rows_of(draw), draw(sizes), draw(sizes) + 30, draw(seeds)
+    Q = quantised(ml.backend.asarray(normal(seed + 1, d, k)), draw(st.sampled_from([*LEVELS])))
+    b = normal(seed + 2, d) if draw(st.booleans()) else None
+    arrays, how = [normal(seed, *lead, k), *map(ml.asnumpy, Q.arrays), b], {"shape": (d, k)}
+    return Case(ops.quantised_linear, arrays, how, sums(ops.quantised_linear, how, k + d + 8, 5))
 
 
 def lora_linear(draw):
@@ -179,6 +189,7 @@ def attention(draw):
 
 CASES = {
     ops.linear: linear,
+    ops.quantised_linear: quantised_linear,
     ops.lora_linear: lora_linear,
     ops.layer_norm: layer_norm,
     ops.rms_norm: rms_norm,
@@ -197,15 +208,21 @@ def floating(arrays) -> list[bool]:
     return [x is not None and x.dtype.kind == "f" for x in arrays]
 
 
+def placed(arrays) -> list[bool]:
+    """Return which of the arrays are on the device: floats and codes, and not targets or ids."""
+    return [x is not None and x.dtype in FLOATS_AND_CODES for x in arrays]
+
+
 def trainable(op, arrays) -> list[bool]:
-    """Return which of the arrays may require a gradient: a mask may not."""
-    return [f and (op, i) != (ops.lora_linear, 5) for i, f in enumerate(floating(arrays))]
+    """Return which of the arrays may require a gradient: a mask and W's codes may not."""
+    not_these = {ops.lora_linear: {5}, ops.quantised_linear: {1, 2, 3}}.get(op, ())
+    return [f and i not in not_these for i, f in enumerate(floating(arrays))]
 
 
 def plain(op, arrays, settings, g, needs=None):
     """Return (value, gradients) of the plain op; None where no gradient is needed."""
-    floats, needs = floating(arrays), trainable(op, arrays) if needs is None else needs
-    inputs = [Tensor(x, need) if f else x for x, need, f in zip(arrays, needs, floats)]
+    needs = trainable(op, arrays) if needs is None else needs
+    inputs = [Tensor(x, need) if on else x for x, need, on in zip(arrays, needs, placed(arrays))]
     with ops.plain():
         out = op(*inputs, **settings)
     if any(needs):
@@ -216,7 +233,7 @@ def plain(op, arrays, settings, g, needs=None):
 
 def fast(op, arrays, settings, g, needs):
     """Return the same for its kernel, called as the engine calls it."""
-    there = [ml.backend.asarray(x) if f else x for x, f in zip(arrays, floating(arrays))]
+    there = [ml.backend.asarray(x) if on else x for x, on in zip(arrays, placed(arrays))]
     value, gradients = op.kernel(*there, needs=needs, **settings)
     before = ml.asnumpy(value).copy()
     grads = gradients(ml.backend.asarray(g)) if any(needs) else [None] * len(arrays)
@@ -302,6 +319,10 @@ def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
     monkeypatch.setattr(threads, "_together", spy)
     arrays = {
         ops.linear: [normal(0, 4, 3), normal(1, 5, 3), normal(2, 5)],
+        ops.quantised_linear: [
+            normal(0, 4, 3), *map(ml.asnumpy, quantised(asarray(normal(1, 5, 3)), "nf4").arrays),
+            normal(2, 5),
+        ],
         ops.lora_linear: [
             *(normal(i, *s) for i, s in enumerate([(4, 3), (5, 3), (5,), (2, 3), (5, 2)])),
             None,
@@ -313,7 +334,8 @@ def test_at_such_sizes_work_is_cut_and_shared(op, backend, monkeypatch):
         ops.cross_entropy: [normal(0, 4, 3), np.array([0, 1, 2, 0])],
         ops.attention: [normal(i, 2, 4, 4) for i in range(3)],
     }[op]
-    settings = {ops.attention: {"heads": 2}, ops.lora_linear: {"scale": 2.0}}.get(op, {})
+    settings = {ops.attention: {"heads": 2}, ops.lora_linear: {"scale": 2.0},
+                ops.quantised_linear: {"shape": (5, 3)}}.get(op, {})
     needs = trainable(op, arrays)
     with in_pieces(piece=1):
         g = normal(9, *np.shape(plain(op, arrays, settings, 0.0, needs)[0]))

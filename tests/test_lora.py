@@ -929,7 +929,7 @@ def test_a_model_with_half_matrices_is_saved_and_loaded_with_the_same_values(tmp
     [
         ("float32", 0.0, "base_dtype: float32 is not.* narrower.*of tok.W: give 'float16', or"),
         ("float64", 0.0, "float64 is not a narrower float than float32, the dtype of tok.W"),
-        ("int8", 0.0, "int8 is not a narrower float"),
+        ("int16", 0.0, "int16 is not a narrower float"),
         ("nonsense", 0.0, "base_dtype: .*nonsense.*give 'float16'"),
         ("float16", 7e4, "blocks.1.attn.k.W contains 70000, and float16 ends at 65504: give a wid"),
         ("float16", -7e4, "blocks.1.attn.k.W contains 70000"),

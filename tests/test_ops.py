@@ -23,6 +23,8 @@ from strategies import (
 
 import minilora as ml
 from minilora import Tensor, kernels, ops
+from minilora.backend import quantised
+from minilora.backend.quantised import LEVELS
 from minilora.tensor import OPS, gradients
 
 small = st.integers(1, 3)
@@ -98,6 +100,19 @@ def linear(draw):
     lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
     arrays = [normal(seed, *lead, k), normal(seed + 1, d, k), normal(seed + 2, d)]
     return ops.linear, arrays[: draw(st.integers(2, 3))]
+
+
+def quantised_linear(draw):
+    k, d, seed, format = draw(small), draw(small), draw(seeds), draw(st.sampled_from([*LEVELS]))
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
+    shape = d, k + 60 * draw(st.booleans())                       # sometimes several blocks
+    Q = quantised(ml.backend.asarray(normal(seed + 1, *shape)), format)
+
+    def f(x, *b):
+        return ops.quantised_linear(x, *map(Tensor.of, Q.arrays), *b, shape=shape)
+
+    arrays = [normal(seed, *lead, shape[1]), normal(seed + 2, d)]
+    return f, arrays[: draw(st.integers(1, 2))]
 
 
 def lora_linear(draw):
@@ -232,6 +247,7 @@ CASES = {
     "mean": along_axes("mean"),
     "matmul": matmul,
     "linear": linear,
+    "quantised_linear": quantised_linear,
     "lora_linear": lora_linear,
     "reshape": reshape,
     "transpose": transpose,
@@ -264,8 +280,10 @@ both_ways = pytest.mark.parametrize("plain", [True, False], ids=["plain", "kerne
 def test_every_op_has_a_case():
     ours = {name: f for name, f in vars(ops).items() if hasattr(f, "formula")}
     assert ours == OPS and OPS.keys() == CASES.keys()
-    assert {"linear", "lora_linear", "layer_norm", "gelu", "cross_entropy", "attention",
-            "rms_norm", "swiglu"} == {*FAST}
+    assert {*FAST} == {
+        "linear", "quantised_linear", "lora_linear", "layer_norm", "gelu", "cross_entropy",
+        "attention", "rms_norm", "swiglu",
+    }
 
 
 @every_op

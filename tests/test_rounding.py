@@ -246,6 +246,7 @@ def test_a_model_that_recomputes_has_the_same_bounds():
 def test_every_op_that_rounds_is_counted():
     moves = {"concat", "embedding", "getitem", "max", "neg", "relu", "reshape", "transpose"}
     off, of_ops, losses = {"dropout"}, {"attention"}, {"cross_entropy", "log_softmax"}
+    of_ops = of_ops | {"quantised_linear"}  # in float64 it is linear: see `twin`
     known = counted.ROUNDINGS.keys() | counted.COMPOSED.keys()
     assert known | moves | off | of_ops | losses == ml.tensor.OPS.keys()
     assert not known & (moves | off | of_ops | losses)

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from .. import methods
-from ..adapters.registry import base_of
+from ..adapters.registry import base_of, state_of
 from ..adapters.storage import storable, store
 from ..backend import using
 from ..backend.shapes import Cost
@@ -19,7 +19,8 @@ from .step import observe, random_ids
 from .traced import meter
 
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
-POLICIES = {"float32": "float32", "half base": "float32", "mixed": "float16"}  # -> arithmetic
+STORED = {"half base": "float16", "int8 base": "int8", "nf4 base": "nf4"}  # policy -> base_dtype
+POLICIES = {"float32": "float32", **dict.fromkeys(STORED, "float32"), "mixed": "float16"}
 
 UNITS = {  # field of a Cost -> its unit, and what it counts
     "products": ("FLOPs", "of matrix products, 2 for each multiply-add"),
@@ -95,6 +96,7 @@ def plan(
     tokens     of each sequence; None: the most that the model reads
     optimizer  "adamw", "adam" or "sgd"
     policy     "float32"; "half base": frozen matrices are stored in float16, arithmetic is float32;
+               "int8 base", "nf4 base": those of the blocks' Linear layers as codes, with float32;
                "mixed": weights and arithmetic are float16, the optimizer's masters float32
     recompute  recompute each block's activations in the backward pass
     device     the array library that is imitated: "numpy" or "cupy"
@@ -113,8 +115,8 @@ def plan(
         method = methods.METHODS[method](**settings)
     elif settings:
         raise TypeError(f"plan: leave out {', '.join(settings)}: {method} has its own settings")
-    if isinstance(method, methods.Full) and policy == "half base":
-        raise ValueError('plan: "half base" goes with "lora": full training has no frozen base')
+    if isinstance(method, methods.Full) and policy in STORED:
+        raise ValueError(f'plan: "{policy}" goes with "lora": full training has no frozen base')
     config = SHAPES[shape] if isinstance(shape, str) else shape
     if tokens is None:
         tokens = config.n_positions - getattr(method, "lp", 0) - getattr(method, "li", 0)
@@ -122,8 +124,7 @@ def plan(
         model = build(config, rng=0, dtype=POLICIES[policy], recompute=recompute)
         if not isinstance(method, methods.Full):
             method.apply(model, rng=0)
-            if policy == "half base":
-                store(storable(base_of(model), "float16"), {})
+            store(model, storable(base_of(model), STORED.get(policy)), state_of(model))
         trained = model.trainable_parameters()
         ids, counted = random_ids(model, batch, tokens), meter()
         counted.ignore(ids)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import current, using
+from ..backend import Quantised, current, using
 from ..backend.blocks import block, restoring
 from ..backend.settings import is_plain
 from ..backend.shapes import Cost, Shapes
@@ -137,6 +137,8 @@ def on_others(
     t, others = optimizer.t, dict[int, Any]()  # two parameters may share an array
 
     def replaced(array: Any) -> Any:
+        if isinstance(array, Quantised):
+            return array.on(*map(replaced, array.arrays))
         if id(array) not in others:
             others[id(array)] = other(array)
         return others[id(array)]
@@ -191,7 +193,8 @@ def by_kind(loss: Tensor, total: int, parameters: Iterable[Tensor]) -> dict[str,
 
     Parameters do not count. "other" is the part of `total` that is not on the tape.
     """
-    counted, kinds = {id(p.data.buffer) for p in parameters}, Counter[str]()
+    counted = {id(array.buffer) for p in parameters for array in held(p.data)}
+    kinds = Counter[str]()
     for node in sorted(_nodes(loss), key=lambda node: node.serial):
         rules = [rule for _, rule in node.edges or ()]
         for array in held([rules, loss.data if node is loss._node else None]):

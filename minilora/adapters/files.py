@@ -27,7 +27,7 @@ from .registry import (
     state_of,
     trained_by,
 )
-from .storage import storable, store
+from .storage import rounded, storable, store
 from .transaction import all_or_nothing
 
 KINDS = "adapter", "method"  # version 0.1.0 wrote two kinds of file; `load` reads both
@@ -93,7 +93,7 @@ def load(
         fill(
             {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
         )
-    store(matrices, state.flags)
+    store(model, matrices, state)
     if fresh:
         model.requires_grad_(False)
     for p in ours.values():
@@ -141,11 +141,11 @@ def _unwrapped(path: str, known: Collection[str]) -> str:
 def fingerprint(model: Module, paths: Collection[str] = (), dtype: Any = None) -> str:
     """Return a checksum of the base's weights at these paths; without paths, of all parameters.
 
-    dtype: round the weights to it first.
+    dtype: round the weights to it first, as `base_dtype` of `attach` would.
     """
     base = base_of(model)
     if paths:
         base = {f"{at}.W": base[f"{at}.W"] for at in paths}
-    arrays = {id(p): asnumpy(p.data) for _, p in base.values()}
-    narrow = (array if dtype is None else array.astype(dtype) for array in arrays.values())
-    return str(quietly(checkpoint.fingerprint, narrow))
+    each = {id(p): (name, owner, p.data) for name, (owner, p) in base.items()}
+    arrays = (asnumpy(rounded(*one, dtype)) for one in each.values())
+    return str(quietly(checkpoint.fingerprint, arrays))

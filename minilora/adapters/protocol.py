@@ -22,6 +22,7 @@ class Adapter(Module):
     """
 
     exclusive: ClassVar[str] = ""  # why it must be the only active adapter of its module
+    needs_numbers: ClassVar[str] = ""  # why its layer's W cannot be stored as codes
 
     def forward(self, *inputs: Any, **settings: Any) -> Any:
         inner, *others = inputs

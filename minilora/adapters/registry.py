@@ -105,14 +105,15 @@ def attach(
 
     base_dtype: "float16" stores the frozen matrices in half the bytes. They are rounded once, for
     good: `detach` gives them back rounded, and frozen. The model still computes, trains and merges
-    in its own dtype. Raises ValueError for a dtype that is not a narrower float, and for numbers
-    beyond its range.
+    in its own dtype. "int8" and "nf4" store those of the blocks' Linear layers as codes of 8 and
+    4 bits (QLoRA). Raises ValueError for a dtype that is not narrower, for numbers beyond its
+    range, and for codes under a method that trains or measures W itself.
     """
     if not isinstance(method, Method):
         raise TypeError(f"attach: give a LoRAConfig(r=8, targets=...), not {describe(method)}")
     matrices = storable(base_of(model), base_dtype)
     state = install(model, method, name, generator(rng))
-    store(matrices, state.flags)
+    store(model, matrices, state)
     _train(model, state, name)
     _activate(model, state, [name])
     holders = [m for m in adapted(model).values() if name in m.adapters]

@@ -7,6 +7,7 @@ library.py    the hooks, and NumPy behind them
 host.py       functions that NumPy lacks      threads.py   work shared by the cores
 gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
 shapes/       arrays without numbers, whose bytes and operations are counted
+quantised.py  matrices as codes of 4 or 8 bits
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
 flags.py      NumPy's arithmetic flags      writes.py   which arrays were written to, and when
 blocks.py     blocks that restore what they changed, interrupts included
@@ -31,6 +32,9 @@ from .library import InUse, switch
 from .library import Rng as Rng
 from .library import current as current
 from .library import xp as xp
+from .quantised import Quantised as Quantised
+from .quantised import dequantised as dequantised
+from .quantised import quantised as quantised
 
 LIBRARIES = {"numpy": "", "cupy": "gpu", "shapes": "shapes"}  # name -> its file here
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from .. import accounting, lora
-from ..accounting.plan import POLICIES
+from ..accounting.plan import POLICIES, STORED
 from ..methods import METHODS
 from ..models.families import SHAPES, smallest
 from ..training.optim import AdamW
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict[str, Any]:
     """Plan a step of a shape of any size: only shapes are computed, no numbers."""
     if args.base_dtype:
-        raise ValueError(f"account {args.shape} has no --base-dtype: give --policy 'half base'")
+        policy = next(name for name, dtype in STORED.items() if dtype == args.base_dtype)
+        raise ValueError(f"account {args.shape} has no --base-dtype: give --policy '{policy}'")
     shape = SHAPES[args.shape]
     inputs.check_window(args.window, args.shape, shape.n_positions)
     step: dict[str, Any] = {

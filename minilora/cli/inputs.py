@@ -21,6 +21,7 @@ from ..models.pretrained import BASES, load_base, load_model
 from .parser import OneOf, Parser, Say, integer, to_write
 
 BATCH, WINDOW = 8, 128
+STORED = {"float16": "in half precision", "int8": "as int8 codes", "nf4": "as nf4 codes"}
 TEXTS = f"a file, or one of {', '.join(data.TEXTS)}"
 
 
@@ -28,7 +29,8 @@ def add_base(to: Parser) -> None:
     to.instead["--model"] = "give --base"
     help = "a built-in base, or the .npz of a model"
     to.option("--base", read=str, help=help, default="shakespeare")
-    to.option("--base-dtype", read=OneOf("float16"), help="store the frozen base in half the bytes")
+    help = "store the frozen base in half the bytes, or its blocks as codes of 8 or 4 bits (QLoRA)"
+    to.option("--base-dtype", read=OneOf(*STORED), help=help)
 
 
 def add_sizes(to: Parser, batch: str = "", window: str = "") -> None:
@@ -217,12 +219,14 @@ def _mismatch(
     """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
     if not set(paths) <= lora.adaptable(model).keys():
         return ""  # lora.load says what does not fit
-    dtypes = "float16", "float32", "float64"
-    fingerprints = {dtype: files.fingerprint(model, paths, dtype) for dtype in dtypes}
-    if trained_on == fingerprints.pop("float16"):
-        how, remedy, wrong = "in half precision", "give --base-dtype float16", not args.base_dtype
-    elif trained_on in fingerprints.values():
-        how, remedy, wrong = "in full precision", "leave out --base-dtype", bool(args.base_dtype)
-    else:
+    wide = None, "float32", "float64"
+    same = [dtype for dtype in (*wide, *STORED)
+            if files.fingerprint(model, paths, dtype) == trained_on]
+    if not same:
         return f"{path} was trained on a base other than {args.base}: give it as --base"
-    return f"{path} was trained on this base {how}: {remedy}" if wrong else ""
+    if args.base_dtype in same or (args.base_dtype is None and {*wide} & {*same}):
+        return ""
+    how, remedy = "in full precision", "leave out --base-dtype"
+    if same[0] in STORED:
+        how, remedy = STORED[same[0]], f"give --base-dtype {same[0]}"
+    return f"{path} was trained on this base {how}: {remedy}"

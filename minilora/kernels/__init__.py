@@ -19,6 +19,7 @@ from . import attention, products, rowwise
 
 TABLE: dict[Any, Any] = {
     ops.linear: products.linear,
+    ops.quantised_linear: products.quantised_linear,
     ops.lora_linear: products.lora_linear,
     ops.attention: attention.attention,
     ops.layer_norm: rowwise.layer_norm,

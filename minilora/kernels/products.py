@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..backend import Array, current, total, xp
+from ..backend import Array, current, dequantised, total, xp
 from ..ops.algebra import fits, rows
 
 
@@ -67,6 +67,24 @@ def linear(x: Array, W: Array, b: Array | None = None, *, needs: Sequence[bool])
         dx = product(g, W) if needs[0] else None
         dW = product(rows(g).T, rows(x)) if needs[1] else None
         return dx, dW, total(rows(g), 0) if needs[2] else None
+
+    return y, gradients
+
+
+def quantised_linear(
+    x: Array, codes: Array, scales: Array, values: Array, b: Array | None = None, *,
+    shape: tuple[int, int], needs: Sequence[bool],
+) -> Any:
+    """The kernel of `linear`, which is given W for each product, and does not keep it."""
+
+    def W() -> Array:
+        return dequantised(codes, scales, values, shape)
+
+    y, of_b = linear(x, W(), b, needs=(False, False, needs[4]))
+
+    def gradients(g: Array) -> tuple[Array | None, ...]:
+        dx = product(g, W()) if needs[0] else None
+        return dx, None, None, None, of_b(g)[2]
 
     return y, gradients
 

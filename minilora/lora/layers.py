@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..adapters.protocol import Adapter, Factors
-from ..backend import Rng, asarray, generator, xp
+from ..backend import Quantised, Rng, asarray, generator, xp
 from ..nn import Embedding, Linear, Parameter
 from ..tensor import Tensor
 
@@ -36,7 +36,7 @@ class LoRALinear(Adapter):
 
     def forward(self, inner: Any, x: Tensor) -> Tensor:
         mask = self.mask(x)
-        if type(inner) is Linear:  # the layer's first adapter: one op for both
+        if type(inner) is Linear and not isinstance(inner.W.data, Quantised):  # one op for both
             return ops.lora_linear(
                 x, inner.W, inner.b, self.A, self.B, mask, scale=self.scale)
         y: Tensor = inner(x)

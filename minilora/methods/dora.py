@@ -34,6 +34,7 @@ def scaled(y: Array, s: Array) -> Any:
 class DoRALinear(LoRALinear):
     """y = m / |V| · V x + b        x: (..., k)   y: (..., d)"""
 
+    needs_numbers = "DoRA measures the rows of W0 + s B A in each step"
     exclusive = "DoRA's m is the row length of one W0 + s B A: activate it alone"
 
     def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
@@ -49,7 +50,7 @@ class DoRALinear(LoRALinear):
 
     def V(self, W: Parameter) -> Array:
         """Return W0 + s B A, (d, k), in the layer's dtype, at least float32."""
-        return W.data + self.scale * (self.B.data @ self.A.data)
+        return W.data.astype(self.A.dtype, copy=False) + self.scale * (self.B.data @ self.A.data)
 
     def row_scale(self) -> Parameter:
         return self.m

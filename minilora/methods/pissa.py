@@ -33,6 +33,8 @@ class _Start(Module):
 class PiSSALinear(LoRALinear):
     """y = W0 x + b + s (B A - B0 A0) x. A and B are trained; A0 and B0 are in `start`."""
 
+    needs_numbers = "PiSSA would have to round W0 after it subtracts B0 A0, not before"
+
     def __init__(self, layer: Any, r: int, alpha: float, **settings: Any) -> None:
         """A0: (r, k), B0: (d, r), W0: (d, k). If r > min(d, k), the rest of A is random, B is 0."""
         super().__init__(layer, r, alpha, **settings)

@@ -23,6 +23,7 @@ from .algebra import (
     mul,
     neg,
     power,
+    quantised_linear,
     relu,
     rows,
     sigmoid,
@@ -47,9 +48,9 @@ from .shape import concat, dropout, dropout_mask, embedding, getitem, reshape, t
 __all__ = [
     "add", "attention", "concat", "cross_entropy", "div", "dropout", "dropout_mask", "embedding",
     "exp", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "lora_linear", "matmul",
-    "max", "mean", "mul", "neg", "op", "plain", "power", "relu", "replaced", "reshape",
-    "rms_norm", "rotary", "rows", "sigmoid", "softmax", "sqrt", "sub", "sum", "swiglu", "tanh",
-    "transpose",
+    "max", "mean", "mul", "neg", "op", "plain", "power", "quantised_linear", "relu", "replaced",
+    "reshape", "rms_norm", "rotary", "rows", "sigmoid", "softmax", "sqrt", "sub", "sum", "swiglu",
+    "tanh", "transpose",
 ]
 OPS.update({name: f for name, f in list(vars().items()) if hasattr(f, "formula")})
 

@@ -5,7 +5,7 @@ arrays. A rule closes over exactly the arrays that it uses: they are what the ta
 """
 import math
 
-from ..backend import like, total, wide, xp
+from ..backend import dequantised, like, total, wide, xp
 from ..tensor import op
 
 
@@ -141,6 +141,19 @@ def linear(x, W, b=None):
     def dW(g): return rows(g).T @ rows(x)                         # (d, k)
     def db(g): return total(rows(g), 0)                           # (d,)
     return (x @ W.T if b is None else x @ W.T + b), (dx, dW, db)
+
+@op
+def quantised_linear(x, codes, scales, values, b=None, *, shape):
+    """y = x Wᵀ + b, with W = values[codes] · scales: QLoRA, equation 5 (Dettmers et al. 2023)
+    x: (..., k)   codes: (blocks, bytes)   scales: (blocks, 1)   values: (256, codes in a byte)
+    shape: that of W, (d, k)   b: (d,) or None   y: (..., d). The tape keeps the codes, and not W.
+    """
+    dtype = x.dtype
+    def W(): return dequantised(codes, scales, values, shape).astype(dtype, copy=False)
+    fits(x, w := W())
+    def dx(g): return g @ W()                                     # (..., k)
+    def db(g): return total(rows(g), 0)                           # (d,)
+    return (x @ w.T if b is None else x @ w.T + b), (dx, None, None, None, db)
 
 @op
 def lora_linear(x, W, b, A, B, mask=None, *, scale):

@@ -83,10 +83,14 @@ def _repeat(x: Array, repeats: int, axis: int) -> Any:
 
 def _take(x: Array, indices: Array, axis: int) -> Any:
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis:][1:])
-    return x.library.call(
+    copied = x.library.on_host and indices.dtype != np.intp  # NumPy wants indices of this dtype
+    copy = x.library.buffer(indices.size * np.dtype(np.intp).itemsize) if copied else None
+    result = x.library.call(
         lambda part, small: np.take(part, np.zeros_like(small), axis), [x, indices], shape,
         reads=math.prod(shape) * x.itemsize,
     )
+    del copy
+    return result
 
 
 def _result_type(*args: Any) -> Any:
