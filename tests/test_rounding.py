@@ -436,8 +436,8 @@ def planted(monkeypatch, path, change):
     """Replace merged_layer by one that changes the layer at `path` afterwards."""
     right = adapter_merging.merged_layer
 
-    def wrong(at, module):
-        layer, lost = right(at, module)
+    def wrong(at, module, *how):
+        layer, lost = right(at, module, *how)
         if at == path:
             change(layer)
         return layer, lost
