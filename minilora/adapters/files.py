@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from glob import escape
 from typing import Any
+
+import numpy as np
 
 from ..backend import asnumpy
 from ..backend.flags import quietly
 from ..checks import warn
 from ..files import checkpoint
-from ..nn import Module
+from ..nn import Module, Parameter
 from ..state_dict import fill
 from ..words import our_words
 from .places import adaptable
@@ -73,35 +75,51 @@ def load(
     ValueError names the file. Warns if the adapter was trained on another base. For an adapter that
     was trained over a base in half precision, give the same `base_dtype` (see `attach`).
     """
-    fresh = find(model) is None
     with checkpoint.opened(path, *KINDS) as file, file.blamed():
         saved_name, method, scales, base = described(file, model)
         if missing := sorted(scales.keys() - adaptable(model).keys()):
             raise ValueError(f"it does not fit this model, which has no {missing[0]!r}")
-        name, matrices = name or saved_name, storable(base_of(model), base_dtype)
-        state = install(model, method, name, file.budget())
-        parts, ours = adapters_of(model, name), trained_by(model, name)
-        for at, scale in scales.items():
-            factors = parts[at].factors() if at in parts else None
-            given = factors[0][0] if factors else None
-            if given != scale:
-                raise ValueError(f"the scale of {at} is {scale}, but its settings give {given}")
-        written = {at: at for at in ours}  # our name -> the file's
-        if "scales" not in file.meta:
-            written |= {method.renamed(_unwrapped(at, ours)): at for at in file.shapes}
-        arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
-        fill(
-            {at: p.data for at, p in ours.items()}, {at: arrays[written[at]] for at in ours}, "load"
-        )
+        name = name or saved_name
+
+        def numbers(ours: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+            parts = adapters_of(model, name)
+            for at, scale in scales.items():
+                factors = parts[at].factors() if at in parts else None
+                given = factors[0][0] if factors else None
+                if given != scale:
+                    raise ValueError(f"the scale of {at} is {scale}, but its settings give {given}")
+            written = {at: at for at in ours}  # our name -> the file's
+            if "scales" not in file.meta:
+                written |= {method.renamed(_unwrapped(at, ours)): at for at in file.shapes}
+            arrays = file.arrays({written[at]: p.shape for at, p in ours.items()})
+            return {at: arrays[written[at]] for at in ours}
+
+        ours = restore(model, method, name, file.budget(), numbers, trainable, base_dtype)
+    if fingerprint(model, scales) != base:
+        warn(f"load: {path} was trained on another base than this model")
+    return [*ours]
+
+
+def restore(
+    model: Module, method: Method, name: str, rng: np.random.Generator,
+    numbers: Callable[[Mapping[str, Parameter]], Mapping[str, np.ndarray]], trainable: bool,
+    base_dtype: Any = None,
+) -> dict[str, Parameter]:
+    """Attach a method, write numbers into its trained parameters, activate it; return these.
+
+    numbers: the parameters by name -> an array for each. For trainable and base_dtype see `load`.
+    """
+    fresh, matrices = find(model) is None, storable(base_of(model), base_dtype)
+    state = install(model, method, name, rng)
+    ours = trained_by(model, name)
+    fill({at: p.data for at, p in ours.items()}, numbers(ours), "load")
     store(model, matrices, state)
     if fresh:
         model.requires_grad_(False)
     for p in ours.values():
         p.requires_grad = trainable
     _activate(model, state, [name])
-    if fingerprint(model, scales) != base:
-        warn(f"load: {path} was trained on another base than this model")
-    return [*ours]
+    return ours
 
 
 def described(

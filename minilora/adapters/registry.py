@@ -223,8 +223,11 @@ def trained_by(model: Module, name: str) -> dict[str, Parameter]:
 
 def _named(
     adapters: Mapping[str, Adapter], copies: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    parts = {f"{at}.{x}": p for at, each in adapters.items() for x, p in each.trained().items()}
-    return parts | dict(copies)
+    first: dict[Parameter, str] = {}  # parameter -> its first name, if adapters share it
+    for at, each in adapters.items():
+        for x, p in each.trained().items():
+            first.setdefault(p, f"{at}.{x}")
+    return {name: p for p, name in first.items()} | dict(copies)
 
 
 def install(model: Module, method: Method, name: str, rng: np.random.Generator) -> Adapters:

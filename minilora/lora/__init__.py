@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .. import slots
 from ..adapters import (
     Adapted,
     Adapter,
@@ -31,8 +32,8 @@ from .layers import LoRAEmbedding, LoRALinear
 
 __all__ = [
     "Adapted", "Adapter", "LoRAConfig", "LoRAEmbedding", "LoRALinear", "activate", "adaptable",
-    "attach", "combine", "detach", "disabled", "load", "merge", "merged", "per_row", "save",
-    "set_adapter", "verify",
+    "attach", "combine", "detach", "disabled", "load", "load_peft", "merge", "merged", "per_row",
+    "save", "save_peft", "set_adapter", "verify",
 ]
 _LATER = {  # name -> its file, loaded on first use
     "combine": ".combination", "load": ".files", "per_row": "..adapters.rows",
@@ -41,6 +42,8 @@ _LATER = {  # name -> its file, loaded on first use
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("load_peft", "save_peft"):
+        return slots.interop(name)
     if name not in _LATER:
         raise AttributeError(f"minilora.lora has no {name!r}: it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_LATER[name], __name__), name)

@@ -36,6 +36,7 @@ from .dora import DoRA
 from .fine_tuning import BitFit, FTTop2, Full
 from .lora_plus import LoRAPlus
 from .lora_tokens import LoRAPreEmbed, LoRAPreLayer
+from .peft_lora import PeftLoRA
 from .pissa import PiSSA
 from .prefix import PreEmbed, PreLayer, prompt
 from .rslora import RsLoRA
@@ -45,8 +46,9 @@ remove = detach
 
 __all__ = [
     "METHODS", "AdapterD", "AdapterH", "AdapterL", "AdapterP", "BitFit", "DoRA", "FTTop2", "Full",
-    "LoRA", "LoRAPlus", "LoRAPreEmbed", "LoRAPreLayer", "Method", "PiSSA", "PreEmbed", "PreLayer",
-    "RsLoRA", "activate", "apply", "combine", "disabled", "load", "merge", "merged", "per_row",
+    "LoRA", "LoRAPlus", "LoRAPreEmbed", "LoRAPreLayer", "Method", "PeftLoRA", "PiSSA", "PreEmbed",
+    "PreLayer", "RsLoRA", "activate", "apply", "combine", "disabled", "load", "merge", "merged",
+    "per_row",
     "prompt", "remove", "save", "set_adapter", "trained_by",
 ]
 

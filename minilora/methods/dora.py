@@ -9,7 +9,7 @@ has no direction, and stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,5 +66,10 @@ class DoRA(LoRAConfig, called="dora"):
     layers: ClassVar[Mapping[type, Any]] = {Linear: DoRALinear}
 
     def count(self, config: Any) -> int:
-        m = sum(config.linears()[target][0] for target in {*self.targets})
-        return super().count(config) + int(config.n_layers * m)
+        return super().count(config) + lengths(self.targets, config)
+
+
+def lengths(targets: Sequence[str], config: Any) -> int:
+    """Return the size of all m of these target layers."""
+    m = sum(config.linears()[target][0] for target in {*targets})
+    return int(config.n_layers * m)
