@@ -42,12 +42,8 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
     name: the adapter; it can be None if only one is attached. Raises ValueError for an ambiguous
     name or an unregistered method, and the errors of `checkpoint.write`.
     """
-    state = state_of(model, *([] if name is None else [name]))
-    if name is None and len(state.configs) > 1:
-        raise ValueError(f"save: which one? Attached are {sorted(state.configs)}: give its name")
-    name = name or next(iter(state.configs))
+    name, method, arrays = content(model, name, "save")
     parts = adapters_of(model, name)
-    method, arrays = state.configs[name].saved(parts, state.copies[name])
     if METHODS.get(method.called) is not type(method):
         raise ValueError(
             f"save: {type(method).__name__} is not registered, so no file of it can be loaded: "
@@ -60,6 +56,20 @@ def save(model: Module, path: str | os.PathLike[str], name: str | None = None) -
         "scales": scales, "base": fingerprint(model, scales),
     }
     return checkpoint.write(path, {at: asnumpy(array) for at, array in arrays.items()}, meta)
+
+
+def content(
+    model: Module, name: str | None, who: str
+) -> tuple[str, Method, dict[str, Any]]:
+    """Return the name of an adapter, and the method and arrays by name that a file of it has.
+
+    name: None if only one is attached. Raises ValueError for an ambiguous name.
+    """
+    state = state_of(model, *([] if name is None else [name]))
+    if name is None and len(state.configs) > 1:
+        raise ValueError(f"{who}: which one? Attached are {sorted(state.configs)}: give its name")
+    name = name or next(iter(state.configs))
+    return name, *state.configs[name].saved(adapters_of(model, name), state.copies[name])
 
 
 @our_words

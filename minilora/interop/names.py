@@ -110,6 +110,7 @@ GPT2 = Layout(
         "blocks.{}.mlp.down": Place("h.{}.mlp.c_proj", turned=True),
     },
     {"decoder": Head("GPT2LMHeadModel", {})},
+    outside=("lm_head.",),
     copies={"lm_head.weight": "wte.weight"},
     ignored=r"h\.\d+\.attn\.(masked_)?bias",
 )

@@ -20,8 +20,9 @@ OFF: dict[str, Any] = {  # what would change the function, as it is written wher
     "use_qalora": False, "velora_config": None,
 }
 NOTES: dict[str, Any] = {  # what says something, and changes nothing
-    "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True, "megatron_core": "megatron.core", "peft_type": "LORA",
-    "peft_version": "0.21.2", "qalora_group_size": 16, "revision": None,
+    "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
+    "megatron_core": "megatron.core", "peft_type": "LORA", "peft_version": "0.21.2",
+    "qalora_group_size": 16, "revision": None,
 }
 
 
@@ -68,8 +69,9 @@ class PeftConfig:
             )
         if used := [name for name in OFF if given.get(name) not in (None, False, {}, [])]:
             raise ValueError(f"it uses {', '.join(used)}, which minilora does not compute")
-        empty = {name: {} for name in ("rank_pattern", "alpha_pattern") if given.get(name) is None}
-        config = cls(**{name: value for name, value in (given | empty).items() if name in own})
+        patterns = "rank_pattern", "alpha_pattern"  # null there means none
+        config = cls(**{name: value for name, value in given.items()
+                        if name in own and not (name in patterns and value is None)})
         config.check()
         return config
 

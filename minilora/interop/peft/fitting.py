@@ -54,7 +54,7 @@ class Fitted:
         return name.removeprefix(self.modules.prefix) if self.short else name
 
     def exists(self, name: str) -> bool:
-        """Return whether the model of the file has this module: without a prefix, it has no head."""
+        """Return whether the file's model has this module: without a prefix, it has no head."""
         return not self.short or name.startswith(self.modules.prefix)
 
     def _targeted(self) -> dict[str, Layer]:

@@ -12,6 +12,7 @@ from ...adapters.registry import base_of
 from ...backend import asnumpy
 from ...nn import Embedding
 from ..names import LAYOUTS, LETTERS, Place, kind_of, layout_of
+from ..settings import SETTINGS
 
 APART = {  # our layers that PEFT cannot adapt in the same way
     "conv.mix": "it is a convolution in transformers",
@@ -36,8 +37,10 @@ class Layer(NamedTuple):
 class Modules:
     """The modules of a model as `transformers` has them.
 
-    architecture   the class there, such as "GPT2LMHeadModel"   turned: whether it has Conv1Ds
-    prefix         of the paths of all modules that a model without a head has, too
+    architecture   the class there, such as "GPT2LMHeadModel"   family: its folder, "gpt2"
+    turned         whether it has Conv1Ds
+    prefix         of the paths of all modules that a model without a head has, too; `bare`: it is
+                   such a model, and its own files do without the prefix
     parameters     their name -> our names, in the order of its parts
     layers         their path -> Layer   apart: path -> why it can have no adapter here
     copies         a name under which a file may have a parameter once more -> its name
@@ -45,7 +48,7 @@ class Modules:
     """
 
     def __init__(self, model: Any) -> None:
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         if type(config) not in LAYOUTS:
             kinds = ", ".join(kind.__name__.removesuffix("Config") for kind in LAYOUTS)
             raise ValueError(
@@ -54,6 +57,9 @@ class Modules:
             )
         layout, kind = layout_of(type(config)), kind_of(config)
         self.architecture, self.prefix = layout.heads[kind].architecture, f"{layout.prefix}."
+        self.bare = layout.full("", kind) == ""
+        (types,) = (s.types for s in SETTINGS if s.config is type(config))
+        self.family = types[0].replace("-", "_")
         self.base, layers = base_of(model), adaptable(model)
         self.parameters: dict[str, tuple[str, ...]] = {}
         self._places, self.apart = dict[str, Place](), dict[str, str]()
@@ -61,6 +67,7 @@ class Modules:
             path, _, letter = at.rpartition(".")
             place = layout.place(path, kind)
             name = layout.full(f"{place.path}.{LETTERS[letter]}", kind)
+            name = f"{self.prefix}{name}" if self.bare else name
             self.parameters[name] = (*self.parameters.get(name, ()), at)
             self._places[name] = place if letter == "W" else Place(place.path)
             if letter == "W" and path in APART:
