@@ -94,10 +94,11 @@ class Fitted:
                 f"{modules.head} and {modules.table} are one matrix here: adapt both of them, or "
                 "the table alone"
             )
-        for copy, at in modules.copies.items():
-            if self.exists(copy) and (copy in self.whole) != (at in self.whole):
+        table, head = f"{modules.table}.weight", f"{modules.head}.weight"
+        for one, other in (table, head), (head, table):
+            if self.exists(modules.head) and one in self.whole and other not in self.whole:
                 raise ValueError(
-                    f"modules_to_save trains {copy} apart from {at}, and they are one parameter "
+                    f"modules_to_save trains {one} apart from {other}, and they are one parameter "
                     "here: train both, with ensure_weight_tying, or neither"
                 )
         for pattern in {*config.rank_pattern, *config.alpha_pattern}:

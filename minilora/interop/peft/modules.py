@@ -116,6 +116,10 @@ class Modules:
         for at in self.parameters[name]:
             yield at, self._places[name].view(asnumpy(self.base[at][1].data))
 
+    def tops(self) -> tuple[str, ...]:
+        """Return how names begin where they have the prefix; without it, none begins so."""
+        return tuple({f"{name.partition('.')[0]}." for name in [*self.parameters, *self.copies]})
+
     def modules(self) -> list[str]:
         """Return the paths of all modules that have a parameter, themselves or below."""
         above = dict[str, None]()

@@ -49,7 +49,7 @@ def load_peft(
     with safetensors.opened(place / WEIGHTS) as file:
         with blamed(place / WEIGHTS):
             names = _without_prefix(file.tensors)
-        short = not any(name.startswith(modules.prefix) for name in names)
+        short = not any(name.startswith(modules.tops()) for name in names)
         with blamed(place / CONFIG):
             fitted = Fitted(config, modules, short)
             method = _method(fitted, model)
@@ -112,7 +112,8 @@ class Tensors:
                 f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items()
                 if names))
         copies = self.fitted.modules.copies
-        pairs = [*of.items(), *((at, copies[at]) for at in self.fitted.whole if at in copies)]
+        whole = self.fitted.whole
+        pairs = [*of.items(), *((at, copies[at]) for at in whole if copies.get(at) in whole)]
         for name, other in pairs:
             if other and not np.array_equal(array := self[name], self._or_base(other, array)):
                 raise ValueError(
@@ -136,8 +137,7 @@ class Tensors:
             middle = f"{path}.base_layer.bias"
             result |= modules.split(at, self[middle if middle in self.stored else at])
         for at in fitted.whole:
-            if at not in modules.copies:
-                result |= modules.split(at, self[at])
+            result |= modules.split(modules.copies.get(at, at), self[at])
         for path, layer, r, alpha in fitted.targets:
             if path == modules.head:
                 self._check_tied()
@@ -189,8 +189,9 @@ def _method(fitted: Fitted, model: Module) -> LoRAConfig:
         "init": "kaiming" if config.init_lora_weights is True else "gaussian",
         "bias": {"none": "lora" if config.lora_bias else "none", "lora_only": "lora"}.get(
             config.bias, config.bias),
-        "trainable": [exact(at) for name in fitted.whole if name not in modules.copies
-                      for at in modules.parameters[name]],
+        "trainable": [*dict.fromkeys(
+            exact(at) for name in fitted.whole
+            for at in modules.parameters[modules.copies.get(name, name)])],
         "rank_pattern": {exact(at): t.r for at, t in ours.items() if t.r != config.r},
         "alpha_pattern": {
             exact(at): t.alpha for at, t in ours.items() if t.alpha != config.lora_alpha},

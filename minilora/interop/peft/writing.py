@@ -231,8 +231,10 @@ class Written:
         """
         modules, adapted = self.modules, self.layers
         paths = {at.rpartition(".")[0] for at in trained}
-        if modules.table in paths and modules.head:
-            paths.add(modules.head)
+        if modules.table in paths and modules.head:  # then all of the head is trained
+            repeated = {*modules.copies.values()}
+            paths = {at.rpartition(".")[0] for at in trained if at not in repeated}
+            paths |= {modules.table, modules.head}
         inside = {path for path in paths if path.startswith("classifier.")}
         if inside and not any(path.startswith("classifier") for path in adapted):
             paths = paths - inside | {"classifier"}  # PEFT looks for it by this name
