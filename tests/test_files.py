@@ -45,7 +45,8 @@ def test_files_of_0_1_0_load_bit_for_bit_by_either_door(path, load, tmp_path):
 
 def test_there_is_a_sample_of_every_method_and_kind():
     called = {path.stem.partition("method-")[2] for path in ADAPTERS}
-    assert set(methods.METHODS) <= called and len(ADAPTERS) == 29
+    later = {"peft-lora"}  # than 0.1.0
+    assert set(methods.METHODS) - later <= called and len(ADAPTERS) == 29
 
 
 @pytest.mark.parametrize("called", ["lora", "bitfit", "adapter-h"])

@@ -382,7 +382,7 @@ def test_a_pickle_a_file_and_an_unknown_model_are_refused_in_words(tmp_path):
     place = folder_of(tmp_path / "a", fused())
     (place / "adapter_model.safetensors").rename(place / "adapter_model.bin")
     refused(model, place, "is a pickle, which can run any code when it is read")
-    with pytest.raises(ValueError, match=r"is not a folder: give the one with adapter_config\.json"):
+    with pytest.raises(ValueError, match="is not a folder: give the one with adapter_config"):
         lora.load_peft(model, place / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"not for a Linear: save and load its adapters as \.npz"):
         lora.load_peft(ml.nn.Linear(2, 2), folder_of(tmp_path / "b", fused()))
@@ -390,7 +390,7 @@ def test_a_pickle_a_file_and_an_unknown_model_are_refused_in_words(tmp_path):
 
 def test_a_module_that_peft_would_tear_apart_is_not_written(tmp_path):
     model = attached("bert", methods.LoRA(r=2, targets="q", trainable="head.b"))
-    with pytest.raises(ValueError, match=r"trains cls\.predictions only as a whole, with cls\.pred"):
+    with pytest.raises(ValueError, match=r"trains cls\.predictions only as a whole, with cls"):
         lora.save_peft(model, tmp_path / "a")
 
 

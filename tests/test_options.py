@@ -44,8 +44,15 @@ METHOD = {  # option -> settings of the first run, and of the second
     "lp": ({"lp": 1}, {"lp": 2}),
     "li": ({}, {"li": 1}),
     "layers": ({"layers": (0,)}, {"layers": (1,)}),
+    "fused": ({}, {"fused": ()}),
+    "head": ({"targets": "tok"}, {"targets": "tok", "head": True}),
+    "dora": ({}, {"dora": True}),
+    "rslora": ({}, {"rslora": True}),
 }
-REFUSED = {("pissa", "init"): r'init="kaiming" has no effect'}
+REFUSED = {
+    ("pissa", "init"): r'init="kaiming" has no effect',
+    ("peft-lora", "rank_pattern"): r"attn\.q and .*attn\.v share one A",
+}
 
 
 def attached(name: str, train, **settings) -> bytes:

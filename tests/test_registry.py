@@ -48,6 +48,7 @@ SETTINGS = {  # of each method, as small as can be and unlike its defaults
     "lora": {"r": 2, "alpha": 5.0, "targets": ("q", "up", "tok")},
     "rslora": {"r": 2, "alpha": 3.0, "targets": ("q", "o")},
     "dora": {"r": 2, "alpha": 5.0}, "pissa": {"r": 2, "alpha": 7.0}, "full": {}, "fttop2": {},
+    "peft-lora": {"r": 2, "alpha": 5.0, "targets": ("q", "v", "up"), "rslora": True},
     "bitfit": {}, "adapter-h": {"r": 2}, "adapter-l": {"r": 2}, "adapter-p": {"r": 2},
     "adapter-d": {"r": 2}, "preembed": {"lp": 2}, "prelayer": {"lp": 2},
     "lora+preembed": {"r": 2, "alpha": 3.0, "lp": 1},

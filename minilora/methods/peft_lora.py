@@ -92,7 +92,6 @@ class PeftLoRA(LoRAConfig, called="peft-lora"):
         return alpha * math.sqrt(r) if self.rslora else alpha
 
     def count(self, config: Any) -> int:
-        shared = [target for target in {*self.targets} if target in self.fused]
-        spared = max(0, len(shared) - 1) * self.r * int(config.d_model) * int(config.n_layers)
-        m = lengths(self.targets, config) if self.dora else 0
-        return super().count(config) - spared + m
+        total = super().count(config) + (lengths(self.targets, config) if self.dora else 0)
+        inputs = [config.linears()[x][1] for x in {*self.targets} & {*self.fused}]
+        return total - int(self.r * config.n_layers * sum(inputs[1:]))
