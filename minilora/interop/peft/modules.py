@@ -59,7 +59,7 @@ class Modules:
         self.architecture, self.prefix = layout.heads[kind].architecture, f"{layout.prefix}."
         self.bare = layout.full("", kind) == ""
         (types,) = (s.types for s in SETTINGS if s.config is type(config))
-        self.family = types[0].replace("-", "_")
+        self.family = (kind if kind in types else types[0]).replace("-", "_")
         self.base, layers = base_of(model), adaptable(model)
         self.parameters: dict[str, tuple[str, ...]] = {}
         self._places, self.apart = dict[str, Place](), dict[str, str]()
@@ -85,7 +85,7 @@ class Modules:
         self.copies, self.table, self.head = dict[str, str](), "", ""
         for copy, name in layout.copies.items():
             copy, name = layout.full(copy, kind), layout.full(name, kind)
-            if kind in ("decoder", "words") and copy not in self.parameters:
+            if kind not in ("classes", "pooler", "none") and copy not in self.parameters:
                 self.copies[copy] = name
                 if name.endswith(".weight"):
                     self.table, self.head = name[: -len(".weight")], copy[: -len(".weight")]
