@@ -3,12 +3,13 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import ids, logits, made, same_bytes, shake, snapshot, train
+from strategies import fits, ids, logits, made, same_bytes, shake, snapshot, train
 
 import minilora as ml
 from minilora import accounting, lora, methods
@@ -237,6 +238,8 @@ METHODS = {
     "patterns": methods.LoRA(
         r=2, alpha=5, targets=("q", "v", "o"), rank_pattern={"v": 3},
         alpha_pattern={"blocks.0.attn.q": 7}),
+    "rslora patterns": methods.RsLoRA(
+        r=2, alpha=5, targets=("q", "v"), rank_pattern={"v": 3}, alpha_pattern={"q": 7}),
     "tables": methods.LoRA(r=2, alpha=5, targets=("tok", "q")),
     "lookup": methods.PeftLoRA(r=2, alpha=5, targets=("tok", "pos", "q", "v"), rslora=True),
     "biases": methods.LoRA(r=2, alpha=5, targets=("q", "o"), bias="all"),
@@ -250,6 +253,8 @@ METHODS = {
 
 def attached(family, method, **sizes):
     model = made(family, 1, "float32", **sizes).eval()
+    if hasattr(method, "targets"):
+        method = replace(method, targets=fits(family, method.targets))
     methods.apply(model, method, rng=0)
     shake(model.trainable_parameters().values(), 2, 0.3)
     return model
@@ -263,7 +268,7 @@ def close(a, b):
 @pytest.mark.filterwarnings("ignore:save_peft. PEFT holds")
 @pytest.mark.parametrize("called", METHODS)
 @pytest.mark.parametrize(("family", "labels"), [
-    ("gpt2", 0), ("bert", 0), ("roberta", 3), ("deberta", 3)])
+    ("gpt2", 0), ("bert", 0), ("roberta", 3), ("deberta", 3), ("llama", 0)])
 def test_an_adapter_that_is_written_and_read_computes_the_same(tmp_path, called, family, labels):
     sizes = {"num_labels": labels} if labels else {}
     model = attached(family, METHODS[called], **sizes)

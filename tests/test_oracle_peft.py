@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def off(got, wanted) -> float:
 
 LAYERS = {"bert": ["query", "value"], "roberta": ["query", "value"],
           "deberta": ["query_proj", "value_proj"]}
+LLAMA = [
+    {"target_modules": ["q_proj", "v_proj"], "use_rslora": True},
+    {"target_modules": "all-linear", "use_dora": True, "modules_to_save": ["norm"]},
+    {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"target_modules": ["k_proj", "gate_proj"], "modules_to_save": ["embed_tokens"],
+     "ensure_weight_tying": True},
+]
 GPT2 = [
     {"target_modules": ["c_attn"], "use_rslora": True},
     {"target_modules": ["c_attn", "c_proj"], "use_dora": True},
@@ -68,41 +77,46 @@ GPT2 = [
     {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["attn.c_proj"]},
     {"target_modules": r".*\.h\.1\..*c_proj", "init_lora_weights": "gaussian"},
 ]
-CASES = [("gpt2", 0, settings) for settings in GPT2]
+THREE = {"num_labels": 3}
+CASES = [("gpt2", {}, settings) for settings in GPT2]
 for family, names in LAYERS.items():
     CASES += [
-        (family, 0, {"target_modules": "all-linear", "bias": "all"}),
-        (family, 0, {"target_modules": [*names, "word_embeddings"], "use_rslora": True}),
-        (family, 0, {"target_modules": names, "use_dora": True, "bias": "lora_only"}),
-        (family, 3, {"target_modules": names, "task_type": "SEQ_CLS"}),
-        (family, 3, {"target_modules": "all-linear", "bias": "all", "task_type": "SEQ_CLS"}),
-        (family, 3, {"target_modules": [*names, "word_embeddings"]}),
+        (family, {}, {"target_modules": "all-linear", "bias": "all"}),
+        (family, {}, {"target_modules": [*names, "word_embeddings"], "use_rslora": True}),
+        (family, {}, {"target_modules": names, "use_dora": True, "bias": "lora_only"}),
+        (family, THREE, {"target_modules": names, "task_type": "SEQ_CLS"}),
+        (family, THREE, {"target_modules": "all-linear", "bias": "all", "task_type": "SEQ_CLS"}),
+        (family, THREE, {"target_modules": [*names, "word_embeddings"]}),
     ]
+TIED, FREE = {"tied": True}, {"tied": False, "qkv_bias": False}
+CASES += [("llama", TIED, settings) for settings in LLAMA] + [
+    ("llama", FREE, settings) for settings in (
+        *LLAMA[:2], {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]})]
 
 
-@pytest.mark.parametrize(("family", "labels", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(("family", "sizes", "settings"), CASES, ids=str)
 def test_an_adapter_of_peft_computes_the_same_here_and_goes_back(
-    tmp_path, family, labels, settings
+    tmp_path, family, sizes, settings
 ):
-    sizes = {"num_labels": labels} if labels else {}
     model = made(family, 1, "float32", **sizes).eval()
-    theirs = adapted_by_peft(theirs_of(model, tmp_path / "base"), **settings)
+    theirs = adapted_by_peft(theirs_of(model, tmp_path / "base"), **deepcopy(settings))
     wanted = their_logits(theirs)
     assert off(logits(model, X), wanted) > 0.05
     theirs.save_pretrained(tmp_path / "a")
     lora.load_peft(model, tmp_path / "a")
     assert off(logits(model, X), wanted) < WITHIN
     lora.save_peft(model, tmp_path / "b")
-    base = hf.AutoModelForSequenceClassification if labels else (
-        hf.AutoModelForCausalLM if family == "gpt2" else hf.AutoModelForMaskedLM)
+    base = hf.AutoModelForSequenceClassification if sizes == THREE else (
+        hf.AutoModelForMaskedLM if family in LAYERS else hf.AutoModelForCausalLM)
     again = peft.PeftModel.from_pretrained(base.from_pretrained(tmp_path / "base"), tmp_path / "b")
     assert off(their_logits(again.eval()), wanted) < WITHIN
 
 
 @pytest.mark.parametrize("called", METHODS)
 @pytest.mark.parametrize(("family", "labels"), kept(
-    [("gpt2", 0), ("bert", 0), ("bert", 3), ("roberta", 0), ("roberta", 3), ("deberta", 3)],
-    ("gpt2", 0), ("bert", 0)))
+    [("gpt2", 0), ("bert", 0), ("bert", 3), ("roberta", 0), ("roberta", 3), ("deberta", 3),
+     ("llama", 0)], ("gpt2", 0), ("bert", 0)))
 def test_an_adapter_of_ours_computes_the_same_in_peft(tmp_path, family, labels, called):
     sizes = {"num_labels": labels} if labels else {}
     theirs = theirs_of(made(family, 1, "float32", **sizes), tmp_path / "base")
@@ -114,10 +128,10 @@ def test_an_adapter_of_ours_computes_the_same_in_peft(tmp_path, family, labels, 
         assert off(their_logits(there.merge_and_unload()), logits(model, X)) < WITHIN
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "deberta"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "deberta", "llama"])
 def test_all_settings_and_tensors_are_written_as_peft_writes_them(tmp_path, family):
     model = made(family, 1, "float32")
-    names = LAYERS.get(family, ["c_attn"])
+    names = LAYERS.get(family, ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"])
     adapted_by_peft(theirs_of(model, tmp_path / "base"), target_modules=names).save_pretrained(
         tmp_path / "a")
     lora.load_peft(model, tmp_path / "a")
@@ -126,13 +140,13 @@ def test_all_settings_and_tensors_are_written_as_peft_writes_them(tmp_path, fami
     assert tensors.keys() == wanted.keys()
     assert all(np.array_equal(tensors[name], wanted[name]) for name in wanted)
     theirs["base_model_name_or_path"] = None
-    if family == "gpt2":
+    if family in ("gpt2", "llama"):
         theirs |= {"task_type": "CAUSAL_LM", "auto_mapping": None}
     assert {**config, "target_modules": sorted(config["target_modules"])} == {
         **theirs, "target_modules": sorted(names)}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "deberta"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "deberta", "llama"])
 @pytest.mark.parametrize("method", kept(["lora", "rslora", "dora", "pissa"], "lora", "pissa"))
 def test_training_here_merging_in_peft_and_back(tmp_path, family, method):
     """Logits at each station: trained here, loaded there, merged there, read here again."""

@@ -39,10 +39,10 @@ class Fitted:
             for path, layer in self._targeted().items()
         ]
         self.tied = next((t for t in self.targets if t.path == modules.head), None)
-        ends = matching.saved(config, map(self.form, modules.modules()))
-        below = tuple(f"{end}." for end in ends)
+        paths = {self.form(path): path for path in modules.modules() if self.exists(path)}
+        saved = self._with_tied({paths[path] for path in matching.saved(config, paths)})
         self.whole = [at for at in [*modules.parameters, *modules.copies]
-                      if self.exists(at) and self.form(at).startswith(below)]
+                      if self.exists(at) and at.startswith(tuple(f"{path}." for path in saved))]
         adapted = {f"{target.path}.bias" for target in self.targets}
         self.biases = [] if config.bias == "none" else [
             at for at in modules.parameters if at.endswith(".bias") and self.exists(at)
@@ -69,11 +69,7 @@ class Fitted:
         chosen = {names[name] for name in matching.targeted(config, names, linear)}
         for path in sorted(chosen & modules.apart.keys()):
             raise ValueError(f"{path} cannot have an adapter here: {modules.apart[path]}")
-        tied = {modules.table, modules.head} & layers.keys()
-        if config.ensure_weight_tying and modules.head in tied and any(
-            path.rpartition(".")[2] in TIED for path in chosen & tied
-        ):
-            chosen |= tied
+        chosen = self._with_tied(chosen)
         if not chosen:
             ends = ", ".join(sorted({path.rpartition(".")[2] for path in layers}))
             raise ValueError(
@@ -81,6 +77,13 @@ class Fitted:
                 f"target_modules {config.target_modules!r}: its layers are called {ends}"
             )
         return {path: layer for path, layer in layers.items() if path in chosen}
+
+    def _with_tied(self, paths: set[str]) -> set[str]:
+        """Return the modules, and with a tied one its other half, if ensure_weight_tying is set."""
+        modules, tied = self.modules, {self.modules.table, self.modules.head}
+        ensured = self.config.ensure_weight_tying and modules.head and self.exists(modules.head)
+        known = any(path.rpartition(".")[2] in TIED for path in paths & tied)
+        return paths | tied if ensured and known else paths
 
     def _check(self) -> None:
         config, modules = self.config, self.modules
