@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import random
+import shutil
 import struct
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from strategies import adapted, everything, gpt2, ids, made, same_bytes, shake, 
 
 import minilora as ml
 from minilora import data, lora
+from minilora.adapters.registry import trained_by
 from minilora.files import checkpoint
 
 META = f"{checkpoint.META}.npy"
@@ -396,6 +398,42 @@ class Index(Weights):
     damages, exact = [cut, flipped, moved, settings, settings], (cut, flipped, moved, settings)
 
 
+class Tensors(Reader):
+    """lora.load_peft, with damaged tensors"""
+
+    file = "adapter_model.safetensors"
+    damages, exact = [cut, flipped, moved, entries, entries, length], (cut,)
+
+    def make(self):
+        self.named = self.path.with_suffix(".folder")
+        model, _ = adapted(0, "float32", targets=("q", "v", "pos"), trainable="ln_f", bias="lora")
+        self.path = lora.save_peft(model, self.named) / self.file
+        self.fresh()
+
+    def fresh(self):
+        self.model = gpt2(0, "float32")
+        self.optimizer = ml.SGD(self.model.trainable_parameters(), lr=0.1)
+
+    def state(self):
+        return everything(self.model, self.optimizer)
+
+    def read(self):
+        with warnings.catch_warnings(action="ignore"):  # a pattern without an effect
+            lora.load_peft(self.model, self.named)
+            assert self.model(ids()).shape == (2, 7, 11)
+            again = lora.save_peft(self.model, self.named.with_suffix(".again"))
+            lora.load_peft(gpt2(0, "float32"), again)  # it can be written and read again
+        shutil.rmtree(again)
+        arrays = {at: p.data for at, p in trained_by(self.model, "default").items()}
+        return arrays, {"config": self.model.adapters.configs["default"]}
+
+
+class Facts(Tensors):
+    """lora.load_peft, with a damaged adapter_config.json"""
+
+    file, damages = "adapter_config.json", [cut, settings, settings, settings]
+
+
 class Gguf(Reader):
     """Llama.from_gguf"""
 
@@ -416,7 +454,7 @@ class Gguf(Reader):
         return model.state_dict(), {"config": model.config, "tokenizer": words}
 
 
-READERS = [Model, Adapter, Run, State, Moments, Weights, Settings, Index]
+READERS = [Model, Adapter, Run, State, Moments, Weights, Settings, Index, Tensors, Facts]
 if importlib.util.find_spec("gguf"):
     READERS.append(Gguf)
 

@@ -120,6 +120,7 @@ CALLS = {
     "detach": lambda m, o, f: lora.detach(m),
     "merge": lambda m, o, f: lora.merge(m),
     "load": load_adapter,
+    "load_peft": lambda m, o, f: lora.load_peft(m, f / "peft load_peft", "three"),
     "load_state_dict": load_state,
     "optimizer": load_optimizer,
 }
@@ -141,6 +142,8 @@ def length(name: str, folder) -> int:
     """How many lines of the package the call runs."""
     other, _ = adapted(5, "float32", targets=("v", "tok"), trainable="pos", dropout=0.5)
     lora.save(other, folder / "a.npz")
+    other, _ = adapted(5, "float32", targets=("q", "v"), bias="lora")
+    lora.save_peft(other, folder / f"peft {name}")
     CALLS[name](*subject(), folder)  # what is imported or kept once is no line of a later call
     model, optimizer = subject()
     return lines_of(lambda: CALLS[name](model, optimizer, folder))

@@ -43,6 +43,8 @@ CALLS = [  # (callable, another package's word, the word here)
     (lora.attach, "adapter_name", "name"), (lora.attach, "peft_config", "config"),
     (lora.load, "model_id", "path"), (lora.load, "is_trainable", "trainable"),
     (lora.load, "adapter_name", "name"), (lora.save, "save_directory", "path"),
+    (lora.load_peft, "model_id", "folder"), (lora.load_peft, "adapter_name", "name"),
+    (lora.load_peft, "is_trainable", "trainable"), (lora.save_peft, "save_directory", "folder"),
     (lora.combine, "combination_type", "how"), (lora.combine, "svd_rank", "r"),
     (methods.apply, "adapter_name", "name"), (methods.apply, "seed", "rng"),
     (nn.Linear, "in_features", "d_in"), (nn.Linear, "out_features", "d_out"),
