@@ -75,6 +75,7 @@ GPT2 = [f"transformer.h.{i}.{x}" for i in (0, 1, 10, 11) for x in (
     ({"target_modules": ["_attn", "proj"]}, []),  # and from a dot on
     ({"target_modules": ["h.1.attn.c_attn"]}, ["transformer.h.1.attn.c_attn"]),
     ({"target_modules": "c_attn"}, []),  # a string is a whole path
+    ({"target_modules": r".*\.attn"}, []),
     ({"target_modules": r".*\.h\.1\.\w+\.c_proj"}, [
         "transformer.h.1.attn.c_proj", "transformer.h.1.mlp.c_proj"]),
     ({"target_modules": "ALL-linear"}, GPT2[:-1]),
@@ -391,6 +392,28 @@ def test_a_pickle_a_file_and_an_unknown_model_are_refused_in_words(tmp_path):
         lora.load_peft(model, place / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"not for a Linear: save and load its adapters as \.npz"):
         lora.load_peft(ml.nn.Linear(2, 2), folder_of(tmp_path / "b", fused()))
+
+
+def test_a_parameter_that_transformers_does_not_have_is_refused(tmp_path):
+    model = made("gpt2")
+    model.extra = ml.nn.Linear(2, 2, rng=0)
+    with pytest.raises(ValueError, match=r"extra\.W is no parameter of a GPT2LMHeadModel"):
+        lora.load_peft(model, folder_of(tmp_path / "a", fused()))
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ({"fused": 3}, "fused takes names"), ({"head": 1}, "head must be True or False"),
+    ({"rslora": None}, "rslora must be"), ({"dora": "yes"}, "dora must be"),
+    ({"rank_pattern": {"v": 3}}, r"attn\.q and .*\.v share one A, but theirs would be \(8, 8\)"),
+    ({"dora": True, "targets": "tok"}, "tok is an Embedding")])
+def test_settings_of_lora_as_peft_attaches_it(how, words):
+    with pytest.raises(ValueError, match=words):
+        methods.apply(made("gpt2"), methods.PeftLoRA(**how), rng=0)
+
+
+def test_layers_that_are_fused_nowhere_are_warned_of():
+    with pytest.warns(UserWarning, match="fused has no effect: no module has two"):
+        methods.apply(made("gpt2"), methods.PeftLoRA(targets=("q", "o")), rng=0)
 
 
 def test_a_module_that_peft_would_tear_apart_is_not_written(tmp_path):

@@ -65,7 +65,13 @@ class Modules:
         self._places, self.apart = dict[str, Place](), dict[str, str]()
         for at in self.base:
             path, _, letter = at.rpartition(".")
-            place = layout.place(path, kind)
+            try:
+                place = layout.place(path, kind)
+            except KeyError:
+                raise ValueError(
+                    f"{at} is no parameter of a {self.architecture}, so PEFT has no name for it: "
+                    "save and load the adapter as a .npz file, by lora.save and lora.load"
+                ) from None
             name = layout.full(f"{place.path}.{LETTERS[letter]}", kind)
             name = f"{self.prefix}{name}" if self.bare else name
             self.parameters[name] = (*self.parameters.get(name, ()), at)
