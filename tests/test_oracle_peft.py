@@ -95,7 +95,9 @@ CASES += [("llama", TIED, settings) for settings in LLAMA] + [
         {"target_modules": ["v_proj"], "modules_to_save": ["lm_head"]})]
 
 
-@pytest.mark.parametrize(("family", "sizes", "settings"), CASES, ids=str)
+@pytest.mark.parametrize(("family", "sizes", "settings"), kept(
+    CASES, *(case for i, case in enumerate(CASES) if case[0] in ("gpt2", "bert") or i % 3 == 0)),
+    ids=str)
 def test_an_adapter_of_peft_computes_the_same_here_and_goes_back(
     tmp_path, family, sizes, settings
 ):
@@ -116,7 +118,7 @@ def test_an_adapter_of_peft_computes_the_same_here_and_goes_back(
 @pytest.mark.parametrize("called", METHODS)
 @pytest.mark.parametrize(("family", "labels"), kept(
     [("gpt2", 0), ("bert", 0), ("bert", 3), ("roberta", 0), ("roberta", 3), ("deberta", 3),
-     ("llama", 0)], ("gpt2", 0), ("bert", 0)))
+     ("llama", 0)], ("gpt2", 0)))
 def test_an_adapter_of_ours_computes_the_same_in_peft(tmp_path, family, labels, called):
     sizes = {"num_labels": labels} if labels else {}
     theirs = theirs_of(made(family, 1, "float32", **sizes), tmp_path / "base")
