@@ -301,6 +301,18 @@ def test_layers_of_one_fused_matrix_become_blocks(tmp_path, scaled, targets, n):
     assert not B.any()
 
 
+def test_the_task_says_that_the_classifier_is_trained(tmp_path):
+    method = methods.LoRA(r=2, alpha=5, targets="q", trainable="head.out")
+    model = attached("bert", method, num_labels=3)
+    place = lora.save_peft(model, tmp_path / "a") / "adapter_config.json"
+    config = json.loads(place.read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["classifier"])
+    place.write_text(json.dumps(config | {"modules_to_save": None}))
+    again = made("bert", 1, "float32", num_labels=3).eval()
+    lora.load_peft(again, tmp_path / "a")
+    assert close(logits(again, X), logits(model, X))
+
+
 # What is refused, and the state after it.
 
 
