@@ -27,7 +27,7 @@ ROOMS = [  # each imports from those before it, and from its own
     "interop", "accounting", "analysis", "pretrain", "demo", "viz", "bench", "experiments",
     "exercises", "site", "cli", "__main__",
 ]
-LIMIT = 4360  # lines of the core, with everything of the package that it imports
+LIMIT = 4400  # lines of the core, with everything of the package that it imports
 SOURCES = [  # an installed package has the chapters, too
     path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE / "tutorials"
 ]
