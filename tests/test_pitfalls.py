@@ -446,7 +446,7 @@ def test_row_21_a_file_that_does_not_fit_raises_and_changes_nothing(
     cut = {"truncated": whole[: len(whole) // 2], "garbage": b"PK\3\4" + b"x" * 99, "empty": b""}
     path.write_bytes(cut.get(fault, whole))
     if not bare:
-        lora.attach(fresh, ml.LoRAConfig(trainable="ln_f", targets=("q", "tok")), rng=0)
+        lora.attach(fresh, ml.LoRAConfig(trainable="blocks.0.ln1", targets=("q", "tok")), rng=0)
     before = snapshot(fresh)
     with pytest.raises(ValueError, match=says):
         lora.load(fresh, path, name=name)
