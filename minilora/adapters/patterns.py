@@ -6,10 +6,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ..checks import describe
+
 
 def matches(path: str, pattern: str) -> bool:
     """Return whether `pattern` is the path, its end ("attn.q") or a glob ("blocks.*.attn.[qv]")."""
     return path == pattern or path.endswith(f".{pattern}") or fnmatchcase(path, pattern)
+
+
+def patterns_of(who: str, given: Any) -> tuple[str, ...]:
+    """Return one pattern, or several, as a tuple; ValueError, which begins with `who`, if none."""
+    patterns = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for pattern in (patterns := tuple(patterns)):
+        if not isinstance(pattern, str):
+            raise ValueError(f'{who} takes patterns such as "q", "attn.*", not {describe(pattern)}')
+    return patterns
 
 
 def matching(paths: Collection[str], patterns: Iterable[str], what: str) -> list[str]:

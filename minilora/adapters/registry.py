@@ -19,6 +19,7 @@ from ..checks import describe, warn
 from ..config import Config
 from ..nn import Module, Parameter
 from ..words import our_words
+from .patterns import below, patterns_of
 from .places import adapted, parameters, swap, walk
 from .protocol import Adapted, Adapter
 from .storage import storable, store, wide_copy
@@ -43,6 +44,11 @@ class Method(Config):
         if called:
             METHODS[called] = cls
 
+    def __post_init__(self) -> None:
+        """Check `trainable`, where the method has this setting."""
+        if (given := getattr(self, "trainable", None)) is not None:
+            self._set(trainable=patterns_of(f"{type(self).__name__}: trainable", given))
+
     def around(self, model: Module, rng: np.random.Generator) -> Mapping[str, Adapter]:
         """Create the adapters, by the path in the base model of the module that each wraps."""
         return {}
@@ -50,6 +56,10 @@ class Method(Config):
     def copied(self, model: Module) -> list[str]:
         """Return the names of the base's parameters that the method copies and trains."""
         return []
+
+    def in_full(self, model: Module) -> list[str]:
+        """Return those that its setting `trainable` names, such as a head's: it copies them too."""
+        return below([*base_of(model)], getattr(self, "trainable", ()), "trainable: no parameter")
 
     def saved(
         self, adapters: Mapping[str, Adapter], copies: Mapping[str, Parameter]
@@ -245,7 +255,8 @@ def install(model: Module, method: Method, name: str, rng: np.random.Generator) 
             "detach them there, and attach all to one of the two"
         )
     base, modules = base_of(model), dict(walk(model))
-    parts, names = dict(method.around(model, rng)), method.copied(model)
+    parts = dict(method.around(model, rng))
+    names = [*method.copied(model), *method.in_full(model)]
     for at in [*parts, *names]:
         if at not in modules and at not in base:
             raise ValueError(f"{method.called} does not fit this model, which has no {at!r}")

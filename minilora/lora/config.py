@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.patterns import below, first, hidden, matching
+from ..adapters.patterns import first, hidden, matching, patterns_of
 from ..adapters.places import adaptable, bare, is_bias
 from ..adapters.registry import Method, base_of
 from ..checks import choice, describe, integer, real, warn
@@ -42,7 +42,7 @@ class LoRAConfig(Method, called="lora"):
     dropout: float = 0.0
     init: str = "gaussian"
     bias: str = "none"
-    trainable: Sequence[str] = ()
+    trainable: Sequence[str] = field(default=(), kw_only=True)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
@@ -50,15 +50,15 @@ class LoRAConfig(Method, called="lora"):
 
     def __post_init__(self) -> None:
         who = "LoRAConfig"
-        for name in ("targets", "trainable"):
-            self._set(**{name: _patterns(name, getattr(self, name))})
+        super().__post_init__()
+        self._set(targets=patterns_of(f"{who}: targets", self.targets))
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(given := getattr(self, name), Mapping):
                 raise ValueError(
                     f'{who}: {name} must be a mapping such as {{"attn.q": 4}}, not '
                     f"{describe(given)}"
                 )
-            _patterns(name, given)
+            patterns_of(f"{who}: {name}", given)
         self._set(
             r=integer(who, "r", self.r, 1),
             alpha=_alpha("alpha", self.alpha),
@@ -113,7 +113,7 @@ class LoRAConfig(Method, called="lora"):
         named = [target for target in self.targets if target != ALL_LINEAR]
         paths = matching(layers, named or [""] * (not self.targets), "targets: no layer")
         if ALL_LINEAR in self.targets:
-            trained = set(self._trained(model))
+            trained = set(self.in_full(model))
             paths = [at for at, layer in layers.items() if at in paths
                      or (isinstance(bare(layer), Linear) and f"{at}.W" not in trained)]
         return paths
@@ -125,11 +125,8 @@ class LoRAConfig(Method, called="lora"):
             biases = [at for at in biases if at.rpartition(".")[0] in paths]
         if self.bias != "none" and not biases:
             warn(f'{self.called}: bias="{self.bias}" has no effect: there is no such bias')
-        chosen = {*self._trained(model), *(biases if self.bias != "none" else ())}
+        chosen = {*self.in_full(model), *(biases if self.bias != "none" else ())}
         return [at for at in base if at in chosen]
-
-    def _trained(self, model: Module) -> list[str]:
-        return below([*base_of(model)], self.trainable, "trainable: no parameter")
 
     def scaled(self, alpha: float, r: int) -> float:
         """Return the alpha of a layer's adapter; its scale is alpha / r."""
@@ -144,18 +141,6 @@ class LoRAConfig(Method, called="lora"):
                     f"for {self}: use accounting.plan"
                 )
         return sum(self.r * sides[target] for target in {*self.targets})
-
-
-def _patterns(name: str, given: Any) -> tuple[str, ...]:
-    """Return one pattern, or several, as a tuple."""
-    patterns = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-    for pattern in (patterns := tuple(patterns)):
-        if not isinstance(pattern, str):
-            raise ValueError(
-                f'LoRAConfig: {name} takes patterns such as "q" and "attn.*", '
-                f"not {describe(pattern)}"
-            )
-    return patterns
 
 
 def _alpha(name: str, given: Any) -> float:

@@ -11,7 +11,7 @@ Tables 2 to 4 and 15 list the sizes. Table 1 shows the inference time that adapt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,14 +50,17 @@ class Bottleneck(Adapter):
 class AdapterP(Method, called="adapter-p"):
     """Pfeiffer et al. 2021: after the MLP, without a new norm. L_Adpt = L, L_LN = 0.
 
-    r   the width of the bottleneck
+    r           the width of the bottleneck
+    trainable   patterns of other parameters to train in full, such as a task's head
     """
 
     r: int = 8
+    trainable: Sequence[str] = field(default=(), kw_only=True)
     after: ClassVar[Sequence[str]] = ("mlp",)
     norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._set(r=integer(type(self).__name__, "r", self.r, 1))
 
     def chosen(self, n_layers: int) -> Sequence[int]:

@@ -7,7 +7,8 @@ base, and the base's own parameters are never written.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters import Method
@@ -32,8 +33,11 @@ class Full(Method, called="full"):
 class FTTop2(Method, called="fttop2"):
     """FT^Top2: train the last two blocks (Li & Liang 2021; table 3), or the only block.
 
-    |Θ| = 2 (12 d² + 13 d) for a GPT-2.
+    |Θ| = 2 (12 d² + 13 d) for a GPT-2. trainable: patterns of other parameters to train in full,
+    such as a task's head.
     """
+
+    trainable: Sequence[str] = field(default=(), kw_only=True)
 
     def copied(self, model: Module) -> list[str]:
         names = ((at, re.match(r"blocks\.(\d+)\.", at)) for at in base_of(model))
@@ -53,8 +57,11 @@ class BitFit(Method, called="bitfit"):
     """Train every bias vector, the norms' too, and nothing else (Zaken et al. 2021; tables 2, 4).
 
     A bias is a parameter with one axis that is not the gain of a norm. |Θ| = 11 d for each block,
-    plus the biases outside the blocks.
+    plus the biases outside the blocks. trainable: patterns of other parameters to train in full,
+    such as a task's head.
     """
+
+    trainable: Sequence[str] = field(default=(), kw_only=True)
 
     def copied(self, model: Module) -> list[str]:
         names = [at for at, (module, p) in base_of(model).items() if is_bias(at, module, p)]

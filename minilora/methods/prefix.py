@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -176,14 +176,17 @@ class PreEmbed(Method, called="preembed"):
     """Prefix-embedding tuning, PreEmbed (§5.1; tables 4, 15): train the embeddings of lp + li
     tokens. |Θ| = d (lp + li).
 
-    lp   tokens before the prompt
-    li   tokens after the prompt; then `methods.prompt` has to set its length
+    lp          tokens before the prompt
+    li          tokens after the prompt; then `methods.prompt` has to set its length
+    trainable   patterns of other parameters to train in full, such as a task's head
     """
 
     lp: int = 8
     li: int = 0
+    trainable: Sequence[str] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lp", "li"):
             self._set(**{name: integer(type(self).__name__, name, getattr(self, name))})
         if not self.lp + self.li:
