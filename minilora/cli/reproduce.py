@@ -60,7 +60,8 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..experiments import Scale, reporting
     from ..experiments.experiment import experiment
-    from ..experiments.running import estimate
+    from ..experiments.results import Results
+    from ..experiments.running import estimate, left_out
     from ..experiments.shipped import shipped
     from ..files.journal import Journal
 
@@ -71,6 +72,11 @@ def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         return _from_runs(args, names, out, say)
     jobs, journal = args.jobs or cores(), out / reporting.JOURNAL
     chosen = [experiment(name) for name in names]
+    if args.what == "all":
+        for name, why in left_out(chosen, Results(Journal(journal), scale)).items():
+            say(f"left out: {why}")
+            names.remove(name)
+        chosen = [experiment(name) for name in names]
     runs, seconds = estimate(chosen, Journal(journal), scale, shipped(), jobs)
     say(f"{_many(len(names), 'experiment')}: about {_many(runs, 'run')} to do, in about "
         f"{_time(seconds)} with {_many(jobs, 'process', 'processes')}")

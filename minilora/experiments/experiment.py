@@ -111,6 +111,7 @@ class Experiment:
     tables, figures    Results -> what the page shows
     blunders      name -> (Results -> Results with a planted mistake), where it is none of the runs
     noise         how the noise floor is measured
+    ready         raises ImportError, with the command, if its runs need what is not installed
     """
 
     name: str
@@ -123,6 +124,7 @@ class Experiment:
     jobs: Callable[[Results], list[Job]] = lambda results: []
     blunders: dict[str, Callable[[Results], Results]] = field(default_factory=dict)
     noise: str = NOISE
+    ready: Callable[[], None] | None = None
     on_validation: bool = False  # the claims compare losses on the validation examples
     toy: str = ""  # what is special about its setting, for the page
 

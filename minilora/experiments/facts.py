@@ -17,6 +17,7 @@ from .variations import VARIATIONS
 
 SMOKE = "This is a smoke run of a few steps. It shows that all works, and gives no verdict."
 TOY = "Toy scale, synthetic data."
+REAL = "One experiment, real, has a real encoder and real sentences."
 
 
 def facts(experiment: Experiment, results: Results) -> tuple[dict[str, Any], list[Figure]]:

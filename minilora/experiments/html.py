@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__, viz
 from . import markdown
 from .experiment import FAILS, REPRODUCES, UNDECIDED
-from .facts import SMOKE, TOY
+from .facts import SMOKE
 from .order import BRIEF, SECTIONS, in_order
 
 Facts = Mapping[str, Any]
@@ -56,7 +56,7 @@ def body(
     by_name = {facts["name"]: facts for facts in pages}
     parts = [
         f'<h1 id="title">{TITLE}</h1>',
-        f'<p class="lead"><strong>{TOY}</strong> The claims of the paper '
+        f'<p class="lead"><strong>{markdown.toy(pages)}</strong> The claims of the paper '
         '(<a href="https://arxiv.org/abs/2106.09685">Hu et al. 2021</a>), and what has been '
         "learned since, each as an experiment that a laptop runs. The rules of the verdicts "
         f"were set before the runs. {markdown.summary(pages)}</p>",

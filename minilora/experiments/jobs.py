@@ -32,6 +32,9 @@ KINDS = {  # the kind of a job -> the module and function that does it
     "scaling": "scaling:compare",
     "numbers": "numbers:numbers",
     "method": "method:measure",
+    "real": "real.films:train",
+    "real probe": "real.films:probe",
+    "real speed": "real.films:speed",
 }
 Begins = Callable[[str], Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import setup
 from .experiment import FAILS, NO_VERDICT, REPRODUCES, UNDECIDED, Effect
-from .facts import SMOKE, TOY
+from .facts import REAL, SMOKE, TOY
 from .order import BRIEF, SECTIONS
 
 Facts = Mapping[str, Any]
@@ -139,7 +139,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def index(pages: Sequence[Facts]) -> str:
     """Return the front page: every claim with its verdict, in the order of the report."""
     by_name = {facts["name"]: facts for facts in pages}
-    parts = ["# Does LoRA do what it says?", f"*{TOY}*", summary(pages), BRIEF]
+    parts = ["# Does LoRA do what it says?", f"*{toy(pages)}*", summary(pages), BRIEF]
     parts += [SMOKE] * any(facts["smoke"] for facts in pages)
     for heading, names in SECTIONS:
         rows = [
@@ -154,6 +154,11 @@ def index(pages: Sequence[Facts]) -> str:
         parts += ["## Rates at the edge", f"{setup.EDGE[0].upper()}{setup.EDGE[1:]}.",
                   "\n".join(f"- {line}" for line in dict.fromkeys(at_edge))]
     return "\n\n".join(parts) + "\n"
+
+
+def toy(pages: Sequence[Facts]) -> str:
+    """Return the sentence on how small everything is, and the exception if there is its page."""
+    return " ".join([TOY, *[REAL] * any(facts["name"] == "real" for facts in pages)])
 
 
 def summary(pages: Sequence[Facts]) -> str:

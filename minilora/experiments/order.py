@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, then what is known since
+NAMES: dict[str, str] = {  # the method, results 1 to 7, the advantages, what is known since
     "method": "paper", "counts": "paper",
     "glue": "paper", "nlg": "paper", "gpt3": "paper", "params": "paper", "matrices": "paper",
     "rank": "paper", "subspace": "paper", "amplification": "paper", "latency": "paper",
     "throughput": "paper", "switch": "paper", "lowdata": "paper", "alpha": "beyond",
     "variants": "beyond", "lr-ratio": "beyond", "where": "beyond", "asymmetry": "beyond",
-    "intruders": "beyond", "forgetting": "beyond",
+    "intruders": "beyond", "forgetting": "beyond", "real": "real",
 }
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the heading, and its experiments
     ("The method", ("method",)),
@@ -18,6 +18,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (  # the heading, and its ex
     )),
     ("What has been learned since",
      tuple(name for name, where in NAMES.items() if where == "beyond")),
+    ("On a real model and real sentences", ("real",)),
 )
 BRIEF = (
     "The brief that this project was made from says that query and key are the best pair of "

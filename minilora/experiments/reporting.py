@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, viz
-from ..checks import integer
+from ..checks import integer, warn
 from ..files import owned
 from ..files.journal import Journal
 from ..words import our_words
@@ -26,7 +26,7 @@ from .facts import facts
 from .jobs import processes
 from .order import NAMES, in_order
 from .results import Results
-from .running import needed, run
+from .running import left_out, needed, run
 
 FULL = Scale()
 INDEX = "report.json"
@@ -50,7 +50,8 @@ def reproduce(
     begins    is called with the name of each run
 
     An interrupted call goes on when it is made again. The report is the same for any number of
-    processes. Raises ValueError if a file in `out` is not the report's, or lacks a run.
+    processes. "all" leaves out, with a warning, what needs packages that are not installed. Raises
+    ValueError if a file in `out` is not the report's, or lacks a run.
     """
     folder = Path(out)
     chosen = [experiment(name) for name in select(names)]
@@ -59,6 +60,10 @@ def reproduce(
         return write(folder, chosen, Results(journal, scale))
     folder.mkdir(exist_ok=True)
     with Journal(folder / JOURNAL) as own, contextlib.ExitStack() as stack:
+        if names == "all":
+            for name, why in left_out(chosen, Results(own, scale)).items():
+                warn(f"reproduce: {name} is left out: {why}")
+                chosen = [one for one in chosen if one.name != name]
         if executor is None:
             executor = stack.enter_context(processes(integer("reproduce", "jobs", jobs, 1)))
         results = run(chosen, own, scale, executor, begins)

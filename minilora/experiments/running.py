@@ -26,9 +26,12 @@ def run(
 ) -> Results:
     """Do all that the experiments need and the journal lacks. Return the results.
 
-    Raises ImportError before the first run of a task whose scores need a library that is missing.
+    Raises ImportError before the first run if a library is missing that an experiment, or the
+    scores of a task, needs.
     """
     results = Results(journal, scale)
+    for why in left_out(experiments, results).values():
+        raise why
     cells = unique(cell for one in experiments for cell in one.cells)
 
     def finish(jobs: Iterable[Job]) -> None:
@@ -61,6 +64,26 @@ def trainings(experiment: Experiment, results: Results) -> list[Job]:
 def needed(experiment: Experiment, results: Results) -> list[Job]:
     """Return all jobs whose results an experiment reads. KeyError if some have not run."""
     return [*trainings(experiment, results), *experiment.jobs(results)]
+
+
+def complete(experiment: Experiment, results: Results) -> bool:
+    """Return whether the journal has all runs that an experiment needs."""
+    try:
+        return all(job.key in results.journal for job in needed(experiment, results))
+    except (KeyError, ValueError):  # the choice of a rate lacks a run
+        return False
+
+
+def left_out(experiments: Iterable[Experiment], results: Results) -> dict[str, ImportError]:
+    """Return the experiments with runs to do that need what is not installed: name -> the error."""
+    found = dict[str, ImportError]()
+    for one in experiments:
+        if one.ready and not complete(one, results):
+            try:
+                one.ready()
+            except ImportError as error:
+                found[one.name] = error
+    return found
 
 
 def unique(cells: Iterable[Cell]) -> list[Cell]:

@@ -15,6 +15,7 @@ from ..files.journal import Journal
 from .experiment import Experiment
 from .jobs import Job, work
 from .results import Results
+from .running import complete as complete
 from .running import needed
 
 RUNS = Path(__file__).parent / "runs.jsonl.gz"
@@ -46,14 +47,6 @@ def pack(journal: Journal, path: Path = RUNS) -> None:
 def versions(journal: Journal) -> list[str]:
     """Return the versions of minilora that made the runs, apart from this one."""
     return sorted({line["version"] for line in journal.lines.values()} - {__version__})
-
-
-def complete(experiment: Experiment, results: Results) -> bool:
-    """Return whether the journal has all runs that an experiment needs."""
-    try:
-        return all(job.key in results.journal for job in needed(experiment, results))
-    except (KeyError, ValueError):  # the choice of a rate lacks a run
-        return False
 
 
 class Compared(NamedTuple):
