@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def ready() -> None:
 
 @functools.cache
 def encoder() -> Any:
-    """Return the encoder with its tokenizer; without dropout, as all runs are."""
-    return Bert.from_pretrained(place(MODEL))
+    """Return the encoder with its tokenizer. Copies of it have no dropout, as in all runs."""
+    model = Bert.from_pretrained(place(MODEL))
+    model.config = replace(model.config, dropout=0.0)
+    return model
 
 
 @functools.cache
@@ -105,10 +108,9 @@ def train(
     method: str, settings: Mapping[str, Any], rate: float, seed: int, examples: int,
     validation: int, test: int,
 ) -> dict[str, Any]:
-    """Train the encoder and a new head by a method, for one pass over the sentences to train on,
-    then score it: accuracy, loss, trained parameters without the head, and bytes of its file.
+    """Train the encoder and a new head by a method, for one pass over the sentences; score it.
 
-    AdamW with a linear schedule, warm-up and clipping as in all experiments. validation, test:
+    Returns accuracy, loss, trained parameters without the head, and bytes of the file. AdamW with a linear schedule, warm-up and clipping as in all experiments. validation, test:
     numbers of sentences to score. A run that diverges has {"diverged": True}.
     """
     model, optimizer = started(method, settings, rate, seed)
@@ -147,10 +149,9 @@ def size(model: Any) -> int:
 
 
 def probe(examples: int, validation: int, test: int) -> dict[str, Any]:
-    """Fit a linear classifier on the frozen encoder: logistic regression on the mean of the last
-    vectors of a sentence's tokens, which is how this encoder's makers read it.
+    """Fit a logistic regression on the frozen encoder: on the mean of a sentence's last vectors.
 
-    Newton's method; the ridge λ is the best of RIDGES on the validation sentences.
+    The encoder's makers read it so, too. Newton's method; the ridge λ is the best of RIDGES on the validation sentences.
     """
     numbers = {"train": examples, "validation": validation, "test": test}
     x = {name: means(part(name, n)[0]) for name, n in numbers.items()}
@@ -192,10 +193,9 @@ def logistic(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
 def speed(
     by_name: Mapping[str, tuple[str, Mapping[str, Any]]], examples: int, blocks: int
 ) -> dict[str, Any]:
-    """Time steps of each method on the same sentences, in turns, with batches of like lengths; of
-    the last method, on batches in random order too; and count memory and padding.
+    """Time steps of each method on the same sentences, in turns; count their memory and padding.
 
-    by_name: name -> (method, settings). Returns {"times": name -> milliseconds of a step, "peak":
+    The batches are of like lengths; those of the last method are in random order, too. by_name: name -> (method, settings). Returns {"times": name -> milliseconds of a step, "peak":
     name -> bytes of a step of BATCH x TOKENS, counted on shapes, "tokens", "by length", "random":
     the tokens of all sentences, and those computed with padding in either order}.
     """
