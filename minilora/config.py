@@ -20,8 +20,7 @@ class Config:
 
     def __new__(cls, *values: Any, **settings: Any) -> Self:
         names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        placed = [f.name for f in fields(cls) if not f.kw_only]  # type: ignore[arg-type]
-        for name, value in [*zip(placed, values), *settings.items()]:
+        for name, value in [*zip(names, values), *settings.items()]:
             words.refuse_value(cls.__name__, words.counterpart(name, names) or name, value)
             if name not in names:
                 words.refuse(cls.__name__, name, names, cls.counted)

@@ -606,7 +606,8 @@ OPTIONS = [
     if option.startswith("--") and (name, option) != ("ex grade", "--json")  # tested below
 ]
 # Any text is a value of these.
-FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "--shapes", "--only"}
+FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "--shapes", "--only",
+        "--data", "--eval", "--export"}
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
            ("tutorials notebook", "--out"), ("reproduce", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
@@ -813,7 +814,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --wind 3": "finetune has no option --wind: did you mean --window?",
     "finetune --stpes=3": "finetune has no option --stpes: did you mean --steps?",
     "finetune --resume": "finetune has no option --resume: an interrupted run continues by itself;",
-    "finetune --adapter a.npz": "finetune has no option --adapter: --out names the adapter's file",
+    "finetune kjv --adapter no.npz": "--adapter no.npz: there is no such file: give the .npz that",
     "finetune --text kjv": f"finetune has no option --text: the text is the first argument: {TEXT}",
     "finetune kjv --model a.npz": "finetune has no option --model: give --base",
     "finetune kjv --lora-alpha 8": "finetune has no option --lora-alpha: did you mean --alpha?",

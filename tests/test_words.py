@@ -125,7 +125,7 @@ def test_settings_that_are_passed_on_are_answered_by_whoever_receives_them():
         "LoRAConfig: lora_alpha is called alpha here"
     )
     assert answer(accounting.plan, shape="gpt2", method="bitfit", zzz=3) == (
-        "BitFit: unknown argument 'zzz': it takes no arguments"
+        "BitFit: unknown argument 'zzz': it takes trainable"
     )
     with pytest.raises(TypeError, match=r"^DoRA: target_modules is called targets here$"):
         methods.apply(ml.GPT2(ml.GPT2Config(9, 4, 8, 1, 2), rng=0), "dora", target_modules="q")

@@ -19,7 +19,8 @@ def patterns_of(who: str, given: Any) -> tuple[str, ...]:
     patterns = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for pattern in (patterns := tuple(patterns)):
         if not isinstance(pattern, str):
-            raise ValueError(f'{who} takes patterns such as "q", "attn.*", not {describe(pattern)}')
+            raise ValueError(
+                f'{who} takes patterns such as "q" and "attn.*", not {describe(pattern)}')
     return patterns
 
 

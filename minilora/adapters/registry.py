@@ -46,8 +46,9 @@ class Method(Config):
 
     def __post_init__(self) -> None:
         """Check `trainable`, where the method has this setting."""
-        if (given := getattr(self, "trainable", None)) is not None:
-            self._set(trainable=patterns_of(f"{type(self).__name__}: trainable", given))
+        if hasattr(self, "trainable"):
+            who = f"{type(self).__name__}: trainable"
+            self._set(trainable=patterns_of(who, self.trainable))
 
     def around(self, model: Module, rng: np.random.Generator) -> Mapping[str, Adapter]:
         """Create the adapters, by the path in the base model of the module that each wraps."""

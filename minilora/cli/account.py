@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from typing import Any
 
 from .. import accounting, lora
 from ..accounting.plan import POLICIES, STORED
-from ..methods import METHODS
 from ..models.families import SHAPES, smallest
 from ..training.optim import AdamW
-from . import inputs
-from .parser import OneOf, Parser, Say, above_0, below_1, blocks, either, integer, some_names
+from . import inputs, settings
+from .parser import OneOf, Parser, Say
 from .streams import Progress
 
-SETTINGS: dict[str, tuple[Any, str]] = {  # a method's field -> its reader, and its help
-    "r": (integer(1), "rank; for adapter-*: width of the bottleneck"),
-    "alpha": (above_0, "scale of the update ΔW = (alpha / r) B A"),
-    "targets": (some_names, "layers that get an adapter: names or globs, separated by commas"),
-    "dropout": (below_1, "dropout rate of the adapters' input"),
-    "bias": (OneOf("none", "lora", "all"), "which biases are trained"),
-    "layers": (blocks, "for adapter-d: blocks that get an adapter, such as 6,7 (the upper half)"),
-    "lp": (integer(0), "for methods with *pre*: trained tokens before the prompt"),
-    "li": (integer(0), "for methods with *pre*: trained tokens after the prompt"),
-}
 UNITS = """\
 trained: parameters, and their share of all. file: what training saves. peak: memory in use.
 TFLOP: 10^12 FLOPs of matrix products. depth: calls in the longest chain. (Forward and backward.)
 """  # of the columns of --compare
-DEFAULTS = {  # method -> its settings, with their defaults
-    name: {field.name: field.default for field in fields(kind) if field.name in SETTINGS}  # type: ignore[arg-type]
-    for name, kind in METHODS.items()
-}
-
-
-def having(setting: str) -> list[str]:
-    """Return the methods with this setting."""
-    return [method for method, defaults in DEFAULTS.items() if setting in defaults]
 
 
 def add_to(top: Parser) -> None:
@@ -46,11 +25,7 @@ def add_to(top: Parser) -> None:
     to.argument("shape", help, read=OneOf(*SHAPES, metavar="shape"))
     inputs.add_base(to)
     inputs.add_sizes(to, "; with a shape: 1", "; with a shape: its maximum")
-    help = f"with a shape: how to train it; one of {', '.join(METHODS)} (lora)"
-    to.option("--method", read=OneOf(*METHODS, metavar="NAME"), help=help)
-    for name, (read, help) in SETTINGS.items():
-        to.option(f"--{name}", read=read, help=help, default=DEFAULTS[having(name)[0]][name])
-    to.set_defaults(**dict.fromkeys(SETTINGS))  # None: not given
+    settings.add_to(to, "with a shape: how to train it")
     to.flag("--compare", help="with a shape: compare the methods of the paper's tables 2 to 4")
     help = ("with a shape: its precision; half base: frozen matrices in float16; mixed: all in "
             "float16, with float32 copies of the trained parameters")
@@ -59,12 +34,12 @@ def add_to(top: Parser) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Count the parameters, bytes and operations of a training step."""
-    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    given = settings.given(args)
     if args.shape:
         return _of_shape(args, given, say)
     examples = {"method": "--method full", "policy": "--policy mixed", "compare": "--compare"} | {
-        name: f"--method {having(name)[0]} --{name} 4"
-        for name in SETTINGS if name not in DEFAULTS["lora"]
+        name: f"--method {settings.having(name)[0]} --{name} 4"
+        for name in settings.READERS if name not in settings.DEFAULTS["lora"]
     }
     asked = given | {"method": args.method, "compare": args.compare,
                      "policy": args.policy != "float32"}
@@ -107,13 +82,9 @@ def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict
         if useless := ["method"] * bool(args.method) + [*given]:
             raise ValueError(f"--compare has its own methods and sizes: leave out --{useless[0]}")
         return _compare(args.shape, step, say)
-    method = args.method or "lora"
-    own = DEFAULTS[method]
-    if unknown := [name for name in given if name not in own]:
-        has = f"{method} has --{', --'.join(own)}" if own else f"{method} has no settings"
-        raise ValueError(f"--{unknown[0]} is for {either(having(unknown[0]))}: {has}")
+    method = settings.method(args)
     inputs.check_targets(smallest(shape), given.get("targets", ()))
-    plan = accounting.plan(args.shape, method=METHODS[method](**given), **step)
+    plan = accounting.plan(args.shape, method=method, **step)
     say(str(plan))
     return plan.as_dict()
 

@@ -27,7 +27,7 @@ TEXTS = f"a file, or one of {', '.join(data.TEXTS)}"
 
 def add_base(to: Parser) -> None:
     to.instead["--model"] = "give --base"
-    help = "a built-in base, or the .npz of a model"
+    help = "a built-in base, the .npz of a model, or a folder as Hugging Face lays it out"
     to.option("--base", read=str, help=help, default="shakespeare")
     help = "store the frozen base in half the bytes, or its blocks as codes of 8 or 4 bits (QLoRA)"
     to.option("--base-dtype", read=OneOf(*STORED), help=help)
@@ -54,25 +54,28 @@ def add_run(to: Parser, out: str | None, steps: int | None) -> None:
     }
 
 
-def base_model(args: argparse.Namespace) -> Decoder:
-    """Return the base, with its tokenizer."""
+def base_model(args: argparse.Namespace) -> Any:
+    """Return the base, with its tokenizer: a built-in one, or that of a file or folder."""
     if args.base not in BASES and not Path(args.base).exists():
         raise ValueError(
             f"{args.base} is neither a file nor a built-in base: give a model's .npz, or "
             f"{', '.join(BASES)}"
         )
-    if args.base not in BASES:
+    folder = Path(args.base).is_dir() and args.base not in BASES
+    if args.base not in BASES and not folder:
         check_kind(args, "--base", args.base)
     load, dtype = load_base if args.base in BASES else load_model, getattr(args, "dtype", "float32")
-    model = load(args.base, dtype=dtype)
+    model: Any = load(args.base, dtype=dtype)
     if model.tokenizer is None:
-        raise ValueError(f"{args.base} has no tokenizer: set model.tokenizer before save_model")
+        remedy = ("put its tokenizer.json there" if folder else
+                  "set model.tokenizer before save_model")
+        raise ValueError(f"{args.base} has no tokenizer: {remedy}")
     return model
 
 
-def decoder(args: argparse.Namespace) -> Decoder:
+def decoder(args: argparse.Namespace) -> Any:
     """Return the base, with its tokenizer; ValueError for an encoder, which continues no text."""
-    model: Any = base_model(args)
+    model = base_model(args)
     if not isinstance(model, Decoder):
         what = f"{args.base} is a {type(model).__name__}, an encoder"
         raise ValueError(f"{what}: give a decoder, such as shakespeare")
@@ -89,11 +92,18 @@ def text(name: str) -> str:
     return read(path)
 
 
-def split(name: str, words: str, model: Decoder, window: int) -> tuple[np.ndarray, np.ndarray]:
+def split(name: str, words: str, model: Any, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens of a text to train on, and the held-out ones: a window or more of each."""
     if len(words) < 2:
         raise ValueError(f"{name} is {'one character' if words else 'empty'}: give a longer text")
-    training, held_out = (model.tokenizer.encode(part) for part in data.split(words))
+    return tokens(name, data.split(words), model, window)
+
+
+def tokens(
+    name: str, parts: tuple[str, str], model: Any, window: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of a text to train on, and of the held-out one: see `split`."""
+    training, held_out = (model.tokenizer.encode(part) for part in parts)
     most = min(len(training), len(held_out)) - 1
     if most < window:
         raise ValueError(
@@ -104,9 +114,12 @@ def split(name: str, words: str, model: Decoder, window: int) -> tuple[np.ndarra
     return training, held_out
 
 
-def sizes(args: argparse.Namespace, model: Decoder) -> tuple[int, int]:
-    """Return the sequences in a batch and the tokens in a sequence."""
-    most = model.config.n_positions
+def sizes(args: argparse.Namespace, model: Any, taken: int = 0) -> tuple[int, int]:
+    """Return the sequences in a batch and the tokens in a sequence.
+
+    taken: the number of positions that trained tokens take.
+    """
+    most = model.config.n_positions - taken
     check_window(args.window, args.base, most)
     return args.batch or BATCH, args.window or min(WINDOW, most)
 
@@ -180,10 +193,12 @@ def check_kind(args: argparse.Namespace, option: str, path: str | Path) -> None:
 
 
 def load_adapter(
-    model: Decoder, args: argparse.Namespace, path: Path, strict: bool, name: str | None = None
+    model: Any, args: argparse.Namespace, path: Path, strict: bool, name: str | None = None,
+    trainable: bool = False,
 ) -> str:
     """Load the adapter into the model, under this name or its own; return its fingerprint.
 
+    trainable: to go on training it.
     A base that is not the one it was trained on is an error if `strict`, else a warning.
     """
     check_kind(args, "--adapter", path)
@@ -198,7 +213,7 @@ def load_adapter(
         raise ValueError(problem)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "load: .*base")  # `problem` says it
-        lora.load(model, path, name, base_dtype=args.base_dtype)
+        lora.load(model, path, name, trainable, args.base_dtype)
     if problem:
         warnings.warn(problem, stacklevel=2)
     return fingerprint
@@ -206,7 +221,7 @@ def load_adapter(
 
 def merged_adapters(name: str) -> list[str]:
     """Return the fingerprints of the adapters that were merged into a base."""
-    if name in BASES:
+    if name in BASES or Path(name).is_dir():
         return []
     with checkpoint.opened(name, "model") as file:
         merged: list[str] = file.facts(merged=list)[0] if "merged" in file.meta else []
@@ -214,7 +229,7 @@ def merged_adapters(name: str) -> list[str]:
 
 
 def _mismatch(
-    model: Decoder, args: argparse.Namespace, path: Path, paths: Collection[str], trained_on: str
+    model: Any, args: argparse.Namespace, path: Path, paths: Collection[str], trained_on: str
 ) -> str:
     """Say how the base differs from the one the adapter was trained on, and the remedy; or ""."""
     if not set(paths) <= lora.adaptable(model).keys():

@@ -90,7 +90,10 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError: "argument --steps: 0: give ..." becomes "--steps 0: give ..."."""
         option, _, reason = message.removeprefix("argument ").partition(": ")
         option = option.rpartition("/")[2]  # -o/--out
-        if reason.startswith("expected"):
+        if reason == "expected 2 arguments":
+            values = self._option_string_actions[option].metavar or ()
+            reason = f"needs a value for each: {option} {' '.join(values)}"
+        elif reason.startswith("expected"):
             reason = f"needs a value; if it begins with -, write {option}=-..."
         reason = reason.replace("ignored explicit argument", "takes no value: leave out")
         raise ValueError(f"{option} {reason}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..checks import describe, integer, real
 from ..files.text import read
 from ..words import our_words
+from .tokenizers.special import Tokenizer
 
 COLUMNS = ("text", "label")
 POOL = 50  # batches whose rows are sorted together: their lengths are alike, their order random
@@ -121,12 +122,14 @@ def split_labelled(
 def token_rows(texts: Sequence[str], tokenizer: Any, most: int) -> list[NDArray[np.int64]]:
     """Return the ids of each text, cut to `most` tokens; the last id stays, such as BERT's [SEP].
 
-    tokenizer: anything whose `encode(text)` returns ids. Raises ValueError for a text of no token.
+    tokenizer: anything whose `encode(text)` returns ids; one of a model's folder puts its special
+    tokens around them. Raises ValueError for a text of no token.
     """
     integer("token_rows", "most", most, 2)
+    around = {"add_special": True} if isinstance(tokenizer, Tokenizer) else {}
     result = []
     for i, text in enumerate(texts):
-        ids = np.asarray(tokenizer.encode(text), np.int64)
+        ids = np.asarray(tokenizer.encode(text, **around), np.int64)
         if not ids.size:
             raise ValueError(f"token_rows: text {i}, {describe(text)}, has no token: leave it out")
         result.append(ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1]))

@@ -42,7 +42,7 @@ class LoRAConfig(Method, called="lora"):
     dropout: float = 0.0
     init: str = "gaussian"
     bias: str = "none"
-    trainable: Sequence[str] = field(default=(), kw_only=True)
+    trainable: Sequence[str] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 

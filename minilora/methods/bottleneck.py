@@ -11,7 +11,7 @@ Tables 2 to 4 and 15 list the sizes. Table 1 shows the inference time that adapt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,7 +55,7 @@ class AdapterP(Method, called="adapter-p"):
     """
 
     r: int = 8
-    trainable: Sequence[str] = field(default=(), kw_only=True)
+    trainable: Sequence[str] = ()
     after: ClassVar[Sequence[str]] = ("mlp",)
     norm: ClassVar[bool] = False
 

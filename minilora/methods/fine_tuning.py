@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..adapters import Method
@@ -37,7 +37,7 @@ class FTTop2(Method, called="fttop2"):
     such as a task's head.
     """
 
-    trainable: Sequence[str] = field(default=(), kw_only=True)
+    trainable: Sequence[str] = ()
 
     def copied(self, model: Module) -> list[str]:
         names = ((at, re.match(r"blocks\.(\d+)\.", at)) for at in base_of(model))
@@ -61,7 +61,7 @@ class BitFit(Method, called="bitfit"):
     such as a task's head.
     """
 
-    trainable: Sequence[str] = field(default=(), kw_only=True)
+    trainable: Sequence[str] = ()
 
     def copied(self, model: Module) -> list[str]:
         names = [at for at, (module, p) in base_of(model).items() if is_bias(at, module, p)]

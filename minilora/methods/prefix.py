@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ class PreEmbed(Method, called="preembed"):
 
     lp: int = 8
     li: int = 0
-    trainable: Sequence[str] = field(default=(), kw_only=True)
+    trainable: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,13 +1,15 @@
-"""The loss of an encoder, for each head that it may have."""
+"""The loss of an encoder, for each head that it may have, and the share of right answers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .. import ops
 from ..backend import asarray, asnumpy
-from ..nn import Module
-from ..tensor import Tensor
+from ..data.metrics import accuracy
+from ..nn import Module, evaluating
+from ..tensor import Tensor, no_grad
 
 
 def encoder_loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
@@ -23,3 +25,13 @@ def encoder_loss(model: Module, batch: tuple[Any, Any]) -> Tensor:
     gap = scores.reshape(-1) - asarray(asnumpy(targets).astype(str(scores.dtype)))
     loss: Tensor = (gap * gap).mean()
     return loss
+
+
+def share_right(model: Module, batches: Iterable[tuple[Any, Any]]) -> float:
+    """Return the share of ((ids, mask, types), classes) whose class has the highest score."""
+    right, predicted = list[int](), list[int]()
+    with no_grad(), evaluating(model):
+        for inputs, classes in batches:
+            predicted += asnumpy(model(*inputs).data).argmax(axis=1).tolist()
+            right += classes.tolist()
+    return accuracy(right, predicted)

@@ -27,7 +27,7 @@ from ...models.pretrained import with_head
 from ...nn import evaluating
 from ...tensor import no_grad
 from ...training.fit import evaluate, fit, train_step
-from ...training.losses import encoder_loss
+from ...training.losses import encoder_loss, share_right
 from ...training.optim import AdamW
 from ...training.schedules import linear_schedule
 from .. import timing
@@ -110,8 +110,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the encoder and a new head by a method, for one pass over the sentences; score it.
 
-    Returns accuracy, loss, trained parameters without the head, and bytes of the file. AdamW with a linear schedule, warm-up and clipping as in all experiments. validation, test:
-    numbers of sentences to score. A run that diverges has {"diverged": True}.
+    Returns accuracy, loss, trained parameters without the head, and bytes of the file. AdamW with a
+    linear schedule, warm-up and clipping as in all experiments. validation, test: numbers of
+    sentences to score. A run that diverges has {"diverged": True}.
     """
     model, optimizer = started(method, settings, rate, seed)
     batches = Buckets(*part("train", examples), BATCH, seed)
@@ -120,8 +121,8 @@ def train(
         fit(model, batches, optimizer, steps, loss=encoder_loss, max_grad_norm=CLIP,
             progress=False, schedule=linear_schedule(rate, steps, int(WARMUP * steps)))
         result = {
-            "validation": {"accuracy": correct(model, scored("validation", validation))},
-            "test": {"accuracy": correct(model, scored("test", test))},
+            "validation": {"accuracy": share_right(model, scored("validation", validation))},
+            "test": {"accuracy": share_right(model, scored("test", test))},
             "loss": {"validation": evaluate(model, scored("validation", validation), encoder_loss)},
             "trained": sum(p.size for name, p in model.trainable_parameters().items()
                            if not name.startswith("head.")),
@@ -130,16 +131,6 @@ def train(
     except FloatingPointError:
         return {"diverged": True}
     return rounded(result)  # type: ignore[no-any-return]
-
-
-def correct(model: Any, batches: list[Any]) -> float:
-    """Return the share of sentences whose class has the highest score."""
-    right, predicted = list[int](), list[int]()
-    with no_grad(), evaluating(model):
-        for inputs, labels in batches:
-            predicted += asnumpy(model(*inputs).data).argmax(axis=1).tolist()
-            right += labels.tolist()
-    return accuracy(right, predicted)
 
 
 def size(model: Any) -> int:
@@ -151,7 +142,8 @@ def size(model: Any) -> int:
 def probe(examples: int, validation: int, test: int) -> dict[str, Any]:
     """Fit a logistic regression on the frozen encoder: on the mean of a sentence's last vectors.
 
-    The encoder's makers read it so, too. Newton's method; the ridge λ is the best of RIDGES on the validation sentences.
+    The encoder's makers read it so, too. Newton's method; the ridge λ is the best of RIDGES on the
+    validation sentences.
     """
     numbers = {"train": examples, "validation": validation, "test": test}
     x = {name: means(part(name, n)[0]) for name, n in numbers.items()}
@@ -195,9 +187,10 @@ def speed(
 ) -> dict[str, Any]:
     """Time steps of each method on the same sentences, in turns; count their memory and padding.
 
-    The batches are of like lengths; those of the last method are in random order, too. by_name: name -> (method, settings). Returns {"times": name -> milliseconds of a step, "peak":
-    name -> bytes of a step of BATCH x TOKENS, counted on shapes, "tokens", "by length", "random":
-    the tokens of all sentences, and those computed with padding in either order}.
+    by_name: name -> (method, settings). The batches are of like lengths; those of the last method
+    are in random order, too. Returns {"times": name -> milliseconds of a step, "peak": name ->
+    bytes of a step of BATCH x TOKENS, counted on shapes, "tokens", "by length", "random": the
+    tokens of all sentences, and those computed with padding in either order}.
     """
     rows, labels = part("train", examples)
     batches, lengths = Buckets(rows, labels, BATCH), np.array([len(row) for row in rows])
