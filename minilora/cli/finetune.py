@@ -31,7 +31,7 @@ WINDOWS = 64  # enough to estimate how the loss differs from window to window
 STEPS, CHECKS = 200, 8  # of a text
 RATES = {"full": 1e-3, "fttop2": 1e-3}
 RATE = 1e-2  # of all other methods
-IN_PEFT = ("lora", "rslora", "dora", "pissa")  # methods with a form there
+IN_PEFT = ("lora", "rslora", "dora", "pissa", "peft-lora")  # methods with a form there
 
 
 def add_to(top: Parser) -> None:
