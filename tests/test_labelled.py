@@ -88,6 +88,13 @@ def test_a_split_has_each_row_once_and_depends_on_its_seed(n, share, seed):
     assert parts[0].texts == data.split_labelled(whole, share, seed)[0].texts
 
 
+def test_a_file_that_is_sorted_by_label_is_shuffled():
+    n = 400
+    whole = data.Labelled(tuple(map(str, range(n))), np.arange(n) // (n // 2), ("0", "1"))
+    one, other = (data.split_labelled(whole, 0.1, seed)[1] for seed in (0, 1))
+    assert one.texts != other.texts and 0.25 < one.labels.mean() < 0.75  # 0.5 ± 3 · 0.08
+
+
 def test_one_row_cannot_be_split():
     with pytest.raises(ValueError, match="1 row is too few to hold one out"):
         data.split_labelled(data.Labelled(("a",), np.array([0]), ("0", "1")))
