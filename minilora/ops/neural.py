@@ -159,11 +159,12 @@ def attention(q, k, v, *, heads, causal=True, mask=None, kv_heads=None):
     Q, K, V = (transpose(x.reshape(*x.shape[:2], kv_heads, g, width), axes=(0, 2, 3, 1, 4))
                for x, g in ((q, group), (k, 1), (v, 1)))  # (batch, kv_heads, group | 1, .., d_head)
     scores = Q @ transpose(K, axes=(0, 1, 2, 4, 3)) * (1 / math.sqrt(width))  # (.., group, m, n)
+    scores = scores.reshape(batch, heads, m, n)
     if causal:
         scores = scores + later(m, n, q.dtype)
     if mask is not None:
-        scores = scores + padding(mask, batch, n, q.dtype)[:, None]
-    weights = softmax(scores)                                     # (.., group, m, n)
+        scores = scores + padding(mask, batch, n, q.dtype)
+    weights = softmax(scores).reshape(batch, kv_heads, group, m, n)
     return transpose(weights @ V, axes=(0, 3, 1, 2, 4)).reshape(batch, m, d)
 
 def fits_heads(q, k, v, heads, causal, kv_heads):
