@@ -493,6 +493,15 @@ class StrictArray:
                     device_id=0, size=host.nbytes, mem_size=self._block, mem_ptr=0, pmem_id=0
                 )
 
+    def __reduce__(self):  # else a copy would return the bytes of its original, too
+        return StrictArray, (self._host,)
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
     def __del__(self):
         if self._block:
             LOG.used -= self._block
@@ -583,12 +592,6 @@ class StrictArray:
 
     def __format__(self, spec):
         return format(self._to_host("format()")[()], spec)
-
-    def __copy__(self):
-        return self.copy()
-
-    def __deepcopy__(self, memo):
-        return self.copy()
 
     # Indexing.
     def __getitem__(self, key):
