@@ -1199,9 +1199,8 @@ def test_long_work_says_how_far_it_is_and_why_so_many_tokens(capsys, monkeypatch
 @once
 def test_one_place_has_the_defaults_of_lora(capsys):
     ours = lora.LoRAConfig()
-    args = parse(["finetune", "kjv"])
-    assert (args.r, args.alpha, args.targets, args.dropout) == (
-        ours.r, ours.alpha, ours.targets, ours.dropout)
+    chosen = cli.settings.method(parse(["finetune", "kjv"]))
+    assert isinstance(chosen, methods.LoRA) and chosen == methods.LoRA()
     assert ours == demo.CONFIG
     title = accounting.plan("gpt2", tokens=4).title
     assert title.startswith(f"gpt2: {accounting.label(methods.LoRA())}, ")

@@ -396,7 +396,13 @@ FINETUNE = {
     "--targets": "--targets k", "--dropout": "--dropout 0.5", "--batch": "--batch 3",
     "--window": "--window 9", "--recompute": "--recompute", "--lr": "--lr 0.001",
     "--dtype": "--dtype float64", "--checks": "--checks 2", "--seed": "--seed 1",
+    "--method": "--method dora", "--bias": "--bias lora",
+    "--layers": "--method adapter-d --layers 1",
+    "--lp": "--method prelayer --lp 3", "--li": "",  # of a task with prompts
+    "--adapter": "--adapter given.npz", "--eval": "--eval held.txt", "--chart": "--chart l.svg",
+    "--export": "--export peft there",
     "--threads": "", "--backend": "", "--plain": "", "--json": "",  # test_cli.py has these
+    "--task": "", "--data": "",  # and test_finetune_tasks.py these
 }
 
 
@@ -406,6 +412,10 @@ def test_every_option_of_finetune_acts(tmp_path, monkeypatch, capsys):
     base = ml.load_base()
     shake(base.parameters(), 1, 0.01)
     ml.save_model(base, "m.npz")
+    (tmp_path / "held.txt").write_text("pack my box with five dozen liquor jugs\n" * 60)
+    adapted = ml.load_base()
+    lora.attach(adapted, ml.LoRAConfig(r=2), name="given", rng=0)
+    lora.save(adapted, "given.npz")
     seen = []
 
     def fit(model, *args, resume, **settings):

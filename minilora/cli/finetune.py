@@ -52,8 +52,8 @@ def add_to(top: Parser) -> None:
     settings.add_to(to, "how to train")
     to.option("--adapter", read=Path, help="go on with the adapter in this .npz")
     inputs.add_sizes(to)
-    help = f"peak learning rate ({RATE:g}, full and fttop2 {RATES['full']:g}; --task classify: " \
-           f"{classify.RATE:g}, {classify.RATES['full']:g})"
+    help = (f"peak learning rate ({RATE:g}, full and fttop2 {RATES['full']:g}; --task classify: "
+            f"{classify.RATE:g}, {classify.RATES['full']:g})")
     to.option("--lr", read=above_0, help=help)
     help = ("dtype of the frozen base and of the arithmetic; float16 is for a GPU: the loss is "
             "scaled, and other commands need --base-dtype float16 to load the adapter")
