@@ -501,7 +501,6 @@ def test_the_counts_are_judged_by_their_statuses_and_ratios():
 # The runs that are shipped.
 
 
-UNSHIPPED = {"real"}  # it needs packages that the user installs
 SHIPPED = pytest.mark.skipif(not shipped.RUNS.exists(), reason="no runs are shipped yet")
 
 
@@ -513,8 +512,6 @@ def stored() -> Results:
 @SHIPPED
 @every
 def test_the_shipped_runs_are_all_that_an_experiment_needs(name, stored):
-    if name in UNSHIPPED:
-        pytest.skip("its runs are not shipped yet")
     assert shipped.complete(experiment(name), stored)
     assert not shipped.versions(stored.journal)
 
@@ -522,7 +519,7 @@ def test_the_shipped_runs_are_all_that_an_experiment_needs(name, stored):
 @SHIPPED
 def test_a_planted_mistake_turns_the_verdict_on_the_shipped_runs(stored):
     turned, kept = [], []
-    for name in NAMES.keys() - UNSHIPPED:
+    for name in NAMES:
         about = experiment(name)
         for claim in about.claims:
             if claim.mistake:
