@@ -28,6 +28,14 @@ RESULTS = {
 }
 
 
+def test_the_spread_of_a_single_setting_is_a_line():
+    """Else a seed that failed could not be seen."""
+    ax = viz.quality_vs_parameters({"full": {512: [0.7, 0.5, 0.8]}, "lora": {4: [0.6]}})
+    drawn = [x.get_segments()[0].tolist() for x in ax.collections if hasattr(x, "get_segments")]
+    assert drawn == [[[512.0, 0.5], [512.0, 0.8]]]
+    assert "1–3 seeds, band: minimum to maximum,\ndots: each seed" in ax.get_xlabel()
+
+
 def test_quality_is_a_median_with_a_band_over_a_log_axis_of_parameters():
     ax = viz.quality_vs_parameters(RESULTS, levels={"frozen base": 2.5}, ylabel="error")
     seen = lines(ax)

@@ -121,10 +121,11 @@ def rank_sweep(
 def bands(ax: Axes, by_name: Mapping[str, Mapping[Any, Any]], markers: str = "o") -> str:
     """Draw name -> {x: a number for each seed} as medians with min-max bands; return what they are.
 
-    With fewer than three seeds there is no band, and each number is a dot. markers: the i-th name
-    has the i-th; of the names of one colour, the n-th has the n-th kind of line.
+    The band of a single x is a line. With fewer than three seeds there is no band, and each number
+    is a dot. markers: the i-th name has the i-th; of the names of one colour, the n-th has the n-th
+    kind of line.
     """
-    seeds, tints = set[int](), list[str]()
+    seeds, tints, dotted = set[int](), list[str](), set[bool]()
     for i, (name, sweep) in enumerate(by_name.items()):
         xs, tint = sorted(sweep), colour(name, i)
         draws = [np.ravel(sweep[x]).astype(np.float64) for x in xs]
@@ -132,15 +133,20 @@ def bands(ax: Axes, by_name: Mapping[str, Mapping[Any, Any]], markers: str = "o"
         line = markers[i % len(markers)] + DASHES[tints.count(tint) % len(DASHES)]
         ax.plot(xs, [np.median(numbers) for numbers in draws], line, color=tint, ms=4, label=name)
         tints.append(tint)
-        if min(map(len, draws)) >= FEWEST:
+        dotted.add(few := min(map(len, draws)) < FEWEST)
+        if not few:
             low, high = ([f(numbers) for numbers in draws] for f in (np.min, np.max))
-            ax.fill_between(xs, low, high, color=tint, alpha=0.2, lw=0)
+            if len(xs) > 1:
+                ax.fill_between(xs, low, high, color=tint, alpha=0.2, lw=0)
+            else:
+                ax.vlines(xs, low, high, color=tint, lw=1)
         else:
             for x, numbers in zip(xs, draws):
                 ax.plot([x] * len(numbers), numbers, ".", color=tint, ms=4)
-    if min(seeds) >= FEWEST:
-        return f"median of {counted(seeds)}, band: minimum to maximum"
-    return f"{counted(seeds)}: no band"
+    if dotted == {True}:
+        return f"{counted(seeds)}: no band"
+    dots = ",\ndots: each seed" * (True in dotted)
+    return f"median of {counted(seeds)}, band: minimum to maximum{dots}"
 
 
 def counted(seeds: Collection[int]) -> str:
