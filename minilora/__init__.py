@@ -18,8 +18,8 @@ class _Package(ModuleType):
     """The package as a module. Python sets each submodule as an attribute after loading it.
 
     `generate` and `gradcheck` are the functions, not the modules of the same names. After `ops`,
-    `kernels` is loaded, which fills the ops' slots. So ops never import kernels. The slot for what
-    `interop` defines is filled with a look-up, because few programs need it.
+    `kernels` is loaded, which fills the ops' slots. So ops never import kernels. The slots for
+    `interop` and `methods` are filled with a look-up, because few programs need them.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -31,6 +31,7 @@ class _Package(ModuleType):
         if name == "slots":
             value.interop = lambda function: getattr(
                 importlib.import_module(".interop", __name__), function)
+            value.methods = lambda: importlib.import_module(".methods", __name__)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,8 @@
 """Adapters in files: one format for all methods, and files of version 0.1.0 (adapters/files.py)."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ from strategies import bits, gpt2, ids, logits, same_bytes, shake, snapshot
 
 import minilora as ml
 from minilora import lora, methods, nn
-from minilora.adapters.registry import trained_by
+from minilora.adapters.registry import adapters_of, trained_by
 from minilora.files import checkpoint
 from minilora.models.pretrained import load_model
 
@@ -122,3 +125,20 @@ def test_loading_leaves_the_flags_of_other_adapters_and_freezes_a_base_that_had_
     lora.load(fresh, tmp_path / "a.npz", trainable=trainable)
     wanted = trained_by(fresh, "default").values() if trainable else []
     assert {*map(id, fresh.trainable_parameters().values())} == {*map(id, wanted)}
+
+
+def test_lora_loads_the_file_of_any_method_in_a_new_process(tmp_path):
+    """Also where nothing has imported `methods` yet."""
+    model = gpt2(0)
+    methods.apply(model, "dora", r=2, rng=0)
+    methods.save(model, tmp_path / "d.npz")
+    ml.save_model(gpt2(0), tmp_path / "m.npz")
+    code = ("import sys, minilora as ml; from minilora import lora\n"
+            "model = ml.load_model('m.npz', dtype='float64')\n"
+            "assert 'minilora.methods' not in sys.modules\n"
+            "print(len(lora.load(model, 'd.npz')))")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(ml.__file__).parent.parent)})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(adapters_of(model, "default"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import slots
 from ..backend import asnumpy
 from ..backend.flags import quietly
 from ..checks import warn
@@ -150,6 +151,8 @@ def described(
         }
         return name, METHODS["lora"](**config), scales, base
     name, called, settings, base = file.facts(name=str, method=str, settings=dict, base=str)
+    if called not in METHODS:
+        slots.methods()
     if called not in METHODS:
         raise ValueError(f"unknown method {called!r}: another version of minilora wrote the file")
     scales = file.facts(scales=dict)[0] if file.kind == "adapter" else {}
