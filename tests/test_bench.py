@@ -335,7 +335,7 @@ def test_every_habit_has_a_twin_that_computes_the_same_and_a_line_in_table_and_n
         assert f"- `{name}`: **{habit.title}" in " ".join(notes.split()), name
     for line in re.findall(r"^\w+ +.*\d\.\d\d$", notes, re.MULTILINE):  # the rows of a table
         name = line.split()[0]
-        assert line.startswith(f"{name:<14}{habits.HABITS[name].title} "), line
+        assert line.startswith(f"{name:<13} {habits.HABITS[name].title} "), line
 
 
 def test_every_kernel_is_a_habit():

@@ -139,7 +139,8 @@ class Column:
 columns = {"ones": lambda *_: Column(np.sum), "full": lambda *_: Column(np.mean)}
 REDUCING = SimpleNamespace(**vars(np) | columns)
 STEPS = {"adam": partial(ours, full=True),
-         **dict.fromkeys(("rms_norm", "swiglu"), partial(ours, llama=True))}
+         **dict.fromkeys(("rms_norm", "swiglu"), partial(ours, llama=True)),
+         "quantised_linear": partial(ours, base_dtype="nf4")}
 _embedding = ops.embedding
 HABITS: dict[str, Habit] = {
     "nothing": Habit("nothing: the noise of this table", nullcontext),
@@ -265,7 +266,7 @@ def table(
         matter = [shape for shape in shapes if HABITS[name].matters(sizes(shape))]
         result[name] = {shape: measure(name, shape, rounds, count) for shape in matter}
         cells = [_cells(result[name].get(shape)) for shape in shapes]
-        say(f"{name:<14}{HABITS[name].title:<44}" + "".join(cells))
+        say(f"{name:<13} {HABITS[name].title:<44}" + "".join(cells))
     return result
 
 
