@@ -79,6 +79,15 @@ def test_a_tokenizer_that_is_not_read_is_warned_of(tmp_path, monkeypatch, key, v
     assert ml.Llama.from_gguf(path).tokenizer is None
 
 
+def test_load_model_reads_it_too_and_a_dtype_that_no_model_has_is_refused_first(tmp_path):
+    model, path = small(3), tmp_path / "m.gguf"
+    write(path, model)
+    assert same_bytes(logits(ml.load_model(path), ids()), logits(model, ids()))
+    for dtype in ("int8", "bfloat16"):
+        with pytest.raises(ValueError, match=f"^from_gguf: dtype must be one of .* not '{dtype}'"):
+            ml.Llama.from_gguf(path, dtype=dtype)
+
+
 def refused(path: Path, words: str) -> None:
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}\b.*{words}"):
         ml.Llama.from_gguf(path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import data
-from minilora.data.labelled import POOL, padded
+from minilora.data.labelled import POOL, inputs_of
 from minilora.models.pretrained import with_head
 from minilora.tensor import no_grad
 from minilora.training.losses import encoder_loss, share_right
@@ -187,7 +187,7 @@ def test_padding_is_never_scored_and_the_order_of_the_batches_changes_nothing():
     with no_grad():
         alone = [model(row[None]).data[0] for row in rows]
         for padding in (0, 7):
-            ids, mask, _ = padded(rows, padding)
+            ids, mask, _ = inputs_of(rows, padding)
             assert np.allclose(model(ids, mask).data, alone, rtol=1e-10, atol=1e-12)
     losses, shares = set(), set()
     for batch in (1, 4, 17):

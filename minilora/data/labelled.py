@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..checks import describe, integer, real
 from ..files.text import read
 from ..words import our_words
+from .padding import padded
 from .tokenizers.special import Tokenizer
 
 COLUMNS = ("text", "label")
@@ -136,12 +137,9 @@ def token_rows(texts: Sequence[str], tokenizer: Any, most: int) -> list[NDArray[
     return result
 
 
-def padded(rows: Sequence[NDArray[np.int64]], padding: int) -> Inputs:
+def inputs_of(rows: Sequence[NDArray[np.int64]], padding: int) -> Inputs:
     """Return (ids, mask, None): rows of ids with `padding` on the right, and 1 for each token."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]          # (batch, tokens)
-    ids = np.full(mask.shape, padding, np.int64)
-    ids[mask] = np.concatenate(rows)
+    ids, mask = padded(rows, padding)
     return ids, mask.astype(np.int64), None
 
 
@@ -188,7 +186,7 @@ class Buckets:
 
     def of(self, some: NDArray[np.int64]) -> Batch:
         """Return the batch of these rows."""
-        return padded([self.rows[i] for i in some], self.padding), self.labels[some]
+        return inputs_of([self.rows[i] for i in some], self.padding), self.labels[some]
 
 
 @our_words
@@ -199,7 +197,7 @@ def by_length(
     rows, labels = _checked("by_length", rows, labels)
     lengths = np.array([len(row) for row in rows])
     return [
-        (padded([rows[i] for i in some], padding), labels[some])
+        (inputs_of([rows[i] for i in some], padding), labels[some])
         for some in cut(np.arange(len(rows)), lengths, integer("by_length", "batch", batch, 1))
     ]
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..backend import Rng, asnumpy, generator
 from ..backend.flags import quietly
 from ..checks import integer
+from ..data.padding import padded
 from ..models.decoder import Decoder
 from ..nn import evaluating
 from ..tensor import no_grad
@@ -191,7 +192,7 @@ def steps(
         for row in full:
             row.start = len(row.ids) - max(1, size // 2)
         if full or not kv:
-            ids, mask = padded([row.ids[row.start :] for row in rows])
+            ids, mask = contexts(rows)
             kv = model.new_cache(len(rows)) if cache else None
         else:
             ids = np.array([row.ids[-1:] for row in rows])
@@ -200,7 +201,7 @@ def steps(
         logits = quietly(model, ids, **about)
         last = asnumpy(logits.data[:, -1]).astype(np.float64)  # (batch, vocab_size)
         if not np.isfinite(last.max(axis=1)).all():
-            ids, mask = padded([row.ids[row.start :] for row in rows])
+            ids, mask = contexts(rows)
             place = first_not_finite(model, ids, *(() if mask is None else (None, mask)))
             raise FloatingPointError(
                 f"{who}: the logits are not finite, starting at {place or 'the key/value cache'}: "
@@ -216,13 +217,9 @@ def steps(
             return
 
 
-def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows as one array, padded at the left, and where it has tokens; None: everywhere.
-
-    out: (batch, tokens) of the longest row, twice
+def contexts(rows: list[Row]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return what the model reads of each row, padded at the left, and where there are tokens
+    (None: everywhere): (batch, tokens) of the longest context, twice.
     """
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max()) >= lengths.max() - lengths[:, None]
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(rows)
+    ids, mask = padded([row.ids[row.start :] for row in rows], left=True)
     return ids, None if mask.all() else mask

@@ -14,28 +14,27 @@ import numpy as np
 
 from ..backend import Array, asarray, asnumpy
 from ..backend.flags import quietly
-from ..checks import choice, warn
+from ..checks import warn
 from ..data.tokenizers import load_tokenizer
 from ..extras import need
 from ..files import atomic, folders, objects, safetensors
 from ..files.blame import blamed
-from ..files.budget import budget
 from ..models.families import FAMILIES, build
-from ..models.pretrained import base_arrays
+from ..models.pretrained import base_arrays, give_tokenizer
 from ..nn import Module
 from .names import Layout, kind_of, layout_of, tensors_of
 from .settings import config_from, config_to, settings_of
+from .tensors import check, check_dtype, zeros
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZERS = "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spm.model"
-PRECISIONS = "float64", "float32", "float16"
 PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any = "float32") -> Any:
     """Return the model in a folder, in eval mode; see `from_pretrained`. family: None means any."""
-    choice("from_pretrained", "dtype", getattr(dtype, "__name__", str(dtype)), PRECISIONS)
+    check_dtype("from_pretrained", dtype)
     place = located(folder)
     with blamed(place / CONFIG):
         raw = objects.read(place / CONFIG)
@@ -48,14 +47,9 @@ def load(folder: str | os.PathLike[str], family: type | None = None, dtype: Any 
         tensors = Tensors(files, layout_of(settings.config))
         head = tensors.head()
         with blamed(place / CONFIG):
-            total = tensors.total()
-            rng = budget(total, spare=3 * total + (1 << 20))
+            rng = zeros(tensors.entry(name).shape for name in tensors.places)
             model = build(config_from(raw, **head), rng=rng, dtype=dtype)
-        model.tokenizer = tokenizer_in(place)  # first, as it needs memory that it does not keep
-        if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
-                f"{model.config.vocab_size:,}")
+        give_tokenizer(model, tokenizer_in(place))  # it needs memory that it does not keep
         tensors.fill(model)
     return model.eval()
 
@@ -100,10 +94,6 @@ class Tensors:
         pairs = zip(self.pieces(a), self.pieces(b))
         return all(np.array_equal(x, y) for (_, x), (_, y) in pairs)
 
-    def total(self) -> int:
-        """Return how many numbers there are."""
-        return sum(int(np.prod(self.entry(name).shape, dtype=object)) for name in self.places)
-
     def head(self) -> dict[str, Any]:
         """Return the settings that only the tensors show: the kind of head, its labels."""
         firsts = {kind: f"{next(iter(head.modules.values()), '')}.weight"
@@ -133,7 +123,9 @@ class Tensors:
         wanted = views(model)
         self.one_of_two(wanted)
         left = [x for x in self.places if x not in wanted and re.fullmatch(self.layout.left, x)]
-        self.check(wanted, left, type(model).__name__)
+        found = {x: self.entry(x) for x in self.places if x not in left}
+        shapes = {name: shape_of(parts) for name, parts in wanted.items()}
+        check(f"this {type(model).__name__}", found, shapes)
         for name, parts in wanted.items():
             for rows, numbers in self.pieces(name):
                 for part, piece in zip(parts, split(numbers, parts)):
@@ -145,24 +137,6 @@ class Tensors:
         if left:
             warn(f"left out, because they belong to a head that this model does not have: "
                  f"{', '.join(sorted(left))}")
-
-    def check(self, wanted: Mapping[str, list[Array]], left: list[str], who: str) -> None:
-        """Raise ValueError unless the tensors are those wanted, with their shapes, and floats."""
-        shapes = {name: shape_of(parts) for name, parts in wanted.items()}
-        both = [name for name in sorted(shapes) if name in self.places]
-        problems = {
-            "missing": sorted(shapes.keys() - self.places.keys()),
-            "unknown": sorted(self.places.keys() - shapes.keys() - {*left}),
-            "of another shape": [
-                f"{name} {self.entry(name).shape}, not {shapes[name]}" for name in both
-                if self.entry(name).shape != shapes[name]],
-            "no floats": [
-                f"{name} ({self.entry(name).dtype})" for name in both
-                if self.entry(name).dtype not in safetensors.FLOATS],
-        }
-        if any(problems.values()):
-            raise ValueError(f"its tensors are not those of this {who}: " + "; ".join(
-                f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names))
 
 
 def views(model: Any, arrays: Mapping[str, Array] | None = None) -> dict[str, list[Array]]:

@@ -20,9 +20,11 @@ from ..data.tokenizers import BPE, Added, Template
 from ..data.tokenizers.patterns import PATTERNS
 from ..files import gguf
 from ..files.blame import blamed
-from ..files.budget import budget
+from ..files.safetensors import Entry
 from ..models.llama import Llama, LlamaConfig
+from ..models.pretrained import give_tokenizer
 from .names import LETTERS
+from .tensors import check, check_dtype, zeros
 
 SIZES = {  # our setting -> its key, behind "llama."
     "n_positions": "context_length", "d_model": "embedding_length", "n_layers": "block_count",
@@ -41,17 +43,13 @@ ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # ours
 
 def load_gguf(path: str | os.PathLike[str], dtype: Any = "float32") -> Llama:
     """Return the model in a GGUF file, in eval mode; see `Llama.from_gguf`."""
+    check_dtype("from_gguf", dtype)
     with gguf.opened(path) as file, blamed(path):
         config = config_of(file)
-        total = sum(int(np.prod(entry.shape, dtype=object)) for entry in file.tensors.values())
-        rng = budget(total, spare=3 * total + (1 << 20))
+        rng = zeros(entry.shape for entry in file.tensors.values())
         model = Llama(config, rng=rng, dtype=dtype)
         fill(model, file)
-        model.tokenizer = tokenizer_of(file.settings)
-        if model.tokenizer is not None and model.tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
-                f"{config.vocab_size:,}")
+        give_tokenizer(model, tokenizer_of(file.settings))
     return model.eval()
 
 
@@ -95,16 +93,8 @@ def fill(model: Llama, file: gguf.File) -> None:
     """
     wanted = {named(name): (name, p) for name, p in model.named_parameters()}
     shapes = {name: tuple(p.shape) for name, (_, p) in wanted.items()}
-    problems = {
-        "missing": sorted(shapes.keys() - file.tensors.keys()),
-        "unknown": sorted(file.tensors.keys() - shapes.keys()),
-        "of another shape": [
-            f"{name} {entry.shape}, not {shapes[name]}" for name, entry in file.tensors.items()
-            if name in shapes and entry.shape != shapes[name]],
-    }
-    if any(problems.values()):
-        raise ValueError("its tensors are not those of this Llama: " + "; ".join(
-            f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names))
+    widened = {name: Entry("F32", x.shape, x.start) for name, x in file.tensors.items()}
+    check("this Llama", widened, shapes)
     for theirs, (name, p) in wanted.items():
         order = rows_of(name, model.config, file.settings["general.architecture"])
         for rows, numbers in file.pieces(theirs):

@@ -118,12 +118,14 @@ def base_arrays(model: Model, who: str) -> dict[str, np.ndarray]:
 def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
     """Return the model in a file from `save_model`, with its `.tokenizer`. Dropout is off.
 
-    path: also a folder as Hugging Face lays it out; see `from_pretrained`. dtype: that of the
-    weights. Raises a ValueError that names the file if it is not such a file, or if its parts do
-    not fit together.
+    path: also a folder as Hugging Face lays it out (see `from_pretrained`), or a .gguf file (see
+    `Llama.from_gguf`). dtype: that of the weights. Raises a ValueError that names the file if it is
+    not such a file, or if its parts do not fit together.
     """
     if os.path.isdir(path):
         return slots.interop("load")(path, dtype=dtype)
+    if os.fspath(path).endswith(".gguf"):
+        return slots.interop("load_gguf")(path, dtype)
     with checkpoint.opened(path, "model") as file, file.blamed():
         family, config = file.facts(family=str, config=dict)
         if family not in FAMILIES:
@@ -135,15 +137,21 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = "float32") -> Any:
         shapes = {name: p.shape for name, p in model.named_parameters()}
         model.load_state_dict(file.arrays(shapes))
         merges = file.meta.get("merges")
-        model.tokenizer = None if merges is None else BPE(merges)
+        tokenizer: Any = None if merges is None else BPE(merges)
         if "words" in file.meta:
-            model.tokenizer = Words(file.facts(words=list)[0])
-        if model.tokenizer is not None and model.tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"its tokenizer has {model.tokenizer.vocab_size:,} tokens, but its model has only "
-                f"{model.config.vocab_size:,}"
-            )
+            tokenizer = Words(file.facts(words=list)[0])
+        give_tokenizer(model, tokenizer)
     return model.eval()
+
+
+def give_tokenizer(model: Model, tokenizer: Any) -> None:
+    """Set the tokenizer of a model; None: it has none. ValueError if it has too many tokens."""
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"its tokenizer has {tokenizer.vocab_size:,} tokens, but its model has only "
+            f"{model.config.vocab_size:,}"
+        )
+    model.tokenizer = tokenizer
 
 
 def base_path(name: str) -> Path:

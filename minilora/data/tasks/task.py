@@ -13,7 +13,8 @@ import numpy as np
 from ...checks import choice, integer
 from ...ops.neural import IGNORED
 from ..metrics.texts import need
-from ..words import END, PAD, SEP, SPECIAL, Words
+from ..padding import padded
+from ..words import END, PAD, SEP, Words
 
 PARTS = ("train", "validation", "test")
 
@@ -106,7 +107,7 @@ class Task(ABC):
             kind = np.int64 if self.labels > 1 else np.float32
             return inputs_of(self.words, texts), np.array([x.answer for x in examples], kind)
         answers = [self.words.encode(f"{x.answer[0]} {END}") for x in examples]  # type: ignore[index]
-        ids = padded([a + b for a, b in zip(texts, answers)])
+        ids, _ = padded([a + b for a, b in zip(texts, answers)], self.words.ids[PAD])
         targets = np.full_like(ids, IGNORED)
         for row, text, answer in zip(targets, texts, answers):
             row[len(text) : len(text) + len(answer)] = answer
@@ -118,20 +119,12 @@ def same(examples: Sequence[Example], outputs: Sequence[Any]) -> list[bool]:
     return [out == x.answer[0] for x, out in zip(examples, outputs)]  # type: ignore[index]
 
 
-def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return rows of ids as one array, with <pad> on the right."""
-    ids = np.full((len(rows), max(map(len, rows))), SPECIAL.index(PAD), np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    return ids
-
-
 def inputs_of(words: Words, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, ...]:
     """Return (ids, mask, types) of an encoder, each (batch, tokens).
 
     mask: 1 for a token, 0 for padding.   types: 1 after the first <sep>, else 0.
     """
-    ids = padded(rows)
-    given, ends = ids != words.ids[PAD], ids == words.ids[SEP]
+    ids, given = padded(rows, words.ids[PAD])
+    ends = ids == words.ids[SEP]
     types = (np.cumsum(ends, axis=1) - ends > 0) & given
     return ids, given.astype(np.int64), types.astype(np.int64)

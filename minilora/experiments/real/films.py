@@ -20,7 +20,7 @@ import numpy as np
 
 from ... import accounting, methods
 from ...backend import asnumpy
-from ...data.labelled import Buckets, Labelled, by_length, cut, padded, token_rows
+from ...data.labelled import Buckets, Labelled, by_length, cut, inputs_of, token_rows
 from ...data.metrics import accuracy
 from ...models.bert import Bert
 from ...models.pretrained import with_head
@@ -165,7 +165,7 @@ def means(rows: list[np.ndarray]) -> np.ndarray:
     model, result = encoder(), np.empty((len(rows), encoder().config.d_model))
     with no_grad(), evaluating(model):
         for some in cut(np.arange(len(rows)), np.array([len(row) for row in rows]), SCORED):
-            ids, mask, types = padded([rows[i] for i in some], 0)
+            ids, mask, types = inputs_of([rows[i] for i in some], 0)
             vectors = asnumpy(model.encode(ids, mask, types).data) * mask[..., None]
             result[some] = vectors.sum(axis=1) / mask.sum(axis=1)[:, None]
     return result

@@ -24,6 +24,7 @@ from ...methods.peft_lora import PeftLoRA
 from ...methods.rslora import RsLoRA
 from ...nn import Module
 from ...words import our_words
+from ..tensors import check
 from .config import CONFIG, PICKLE, PREFIX, WEIGHTS, PeftConfig
 from .fitting import Fitted
 from .modules import Modules
@@ -95,22 +96,9 @@ class Tensors:
     def _check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Raise ValueError unless the file has what is wanted, and what it may repeat."""
         of = {name: self.fitted.repeats(name) for name in self.stored if name not in wanted}
-        entries = {name: self.file.tensors[stored] for name, stored in self.stored.items()}
-        problems = {
-            "missing": [self.fitted.form(name) for name in wanted if name not in self.stored],
-            "unknown": [self.fitted.form(name) for name in of if of[name] is None],
-            "of another shape": [
-                f"{self.fitted.form(name)} {entries[name].shape}, not {shape}"
-                for name, shape in wanted.items()
-                if name in entries and entries[name].shape != shape],
-            "no floats": [f"{self.fitted.form(name)} ({entry.dtype})"
-                          for name, entry in entries.items()
-                          if entry.dtype not in safetensors.FLOATS],
-        }
-        if any(problems.values()):
-            raise ValueError("its tensors are not those of its config on this model: " + "; ".join(
-                f"{problem}: {', '.join(sorted(names))}" for problem, names in problems.items()
-                if names))
+        found = {name: self.file.tensors[stored] for name, stored in self.stored.items()}
+        known = [name for name in of if of[name] is not None]
+        check("its config on this model", found, wanted, known, self.fitted.form)
         copies = self.fitted.modules.copies
         whole = self.fitted.whole
         pairs = [*of.items(), *((at, copies[at]) for at in whole if copies.get(at) in whole)]
