@@ -8,6 +8,7 @@ prints the traces of each verb.
 
 import contextlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -74,7 +75,8 @@ class World:
             "flags": np.geterr(), "blas": get_threads and get_threads(), "threads": ml.threads(),
             "sharing": threads._own.sharing, "handlers": [signal.getsignal(n) for n in BOTH],
             "tracing": tracemalloc.is_tracing(),
-            "files": {path.name: path.read_bytes() for path in self.folder.iterdir()
+            "files": {str(path): path.is_file() and path.read_bytes()
+                      for path in self.folder.rglob("*")
                       if path.name != "run.npz" or not files.read(path)},  # complete, or an error
         }
 
@@ -133,6 +135,8 @@ CALLS = {
     "loss scale": lambda w: w.scale.backward(w.made),
     "save": lambda w: lora.save(w.model, w.folder / "adapter.npz"),
     "save_model": lambda w: ml.save_model(w.bare, w.folder / "model.npz"),
+    "save_peft": lambda w: lora.save_peft(w.model, w.folder / "peft", name="one"),
+    "save_pretrained": lambda w: w.bare.save_pretrained(w.folder / "whole"),
     "fit": fit,
     "fit, checkpoints": lambda w: fit(w, checkpoint=w.folder / "run.npz", save_every=1),
 }
@@ -221,7 +225,7 @@ def traces(name: str, attacks: dict[str, int], show=lambda line: None) -> dict[s
 
     def fresh():
         for path in folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         world = World(folder)
         return world, world.state()
 
