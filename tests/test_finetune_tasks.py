@@ -138,6 +138,7 @@ REFUSED = {
     "kjv --chart a.jpg": "--chart a.jpg: give a name that ends in .png or .svg",
     "kjv --chart old.png": "old.png exists, and minilora did not write it so: give another --chart",
     "kjv --eval none.txt": "none.txt is neither a file nor a built-in text",
+    "kjv --eval kjv": "--eval kjv has what is trained on, .*: give another file, or leave it out",
     "kjv --data a.csv": "--data is for --task classify: give a text as the first argument",
     "kjv --task sort": "--task sort: choose text or classify",
     "kjv --task classify --data a.csv": "--task classify takes no text 'kjv': give --data FILE.csv",
@@ -206,6 +207,16 @@ def test_a_label_that_the_data_does_not_have_is_refused(bert, folder, capsys):
     (folder / "test.csv").write_text("text,label\nthe film,praise\na film,neither\n")
     code, _, said = run(f"{bert} --eval test.csv", capsys)
     assert code == 2 and "test.csv: row 3: its label 'neither' is not one of blame, praise" in said
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ("--eval data.csv", "--eval data.csv has what is trained on"),
+    ("--window 1", "--window 1: a sentence is cut to its first tokens and its last"),
+])
+def test_a_setting_that_says_nothing_is_refused(more, words, bert, capsys):
+    data = re.search(r"--data (\S+)", bert)[1]
+    code, _, said = run(f"{bert} {more.replace('data.csv', data)}", capsys)
+    assert code == 2 and words.replace("data.csv", data) in said
 
 
 def test_a_folder_without_a_tokenizer_is_refused(bert, folder, capsys):

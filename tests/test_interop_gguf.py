@@ -12,6 +12,7 @@ import pytest
 from strategies import ids, logits, same_bytes
 
 import minilora as ml
+from minilora import cli
 from minilora.accounting.traced import meter
 from minilora.files import gguf as files
 
@@ -86,6 +87,22 @@ def test_load_model_reads_it_too_and_a_dtype_that_no_model_has_is_refused_first(
     for dtype in ("int8", "bfloat16"):
         with pytest.raises(ValueError, match=f"^from_gguf: dtype must be one of .* not '{dtype}'"):
             ml.Llama.from_gguf(path, dtype=dtype)
+
+
+def test_the_command_line_takes_it_as_a_base(tmp_path, capsys):
+    path = tmp_path / "m.gguf"
+    write(path, small(4))
+    assert cli.main(["generate", "--base", str(path), "--tokens", "3", "--prompt", "ab"]) == 0
+    assert capsys.readouterr().out.startswith("ab")
+    text = tmp_path / "text.txt"
+    text.write_text("a b c ab " * 60)
+    line = f"finetune {text} --base {path} --steps 1 --batch 1 --window 8 --checks 1"
+    assert cli.main([*line.split(), "--out", str(tmp_path / "a.npz")]) == 0
+    model = small(4)
+    model.tokenizer = None
+    write(path, model)
+    assert cli.main(["generate", "--base", str(path)]) == 2
+    assert "m.gguf has no tokenizer: it must be in it" in capsys.readouterr().err
 
 
 def refused(path: Path, words: str) -> None:

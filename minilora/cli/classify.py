@@ -32,9 +32,13 @@ def lesson(args: argparse.Namespace, say: Say) -> Lesson:
         )
     most = base.config.n_positions - settings.taken(args)
     inputs.check_window(args.window, args.base, most)
+    if args.window == 1:
+        raise ValueError("--window 1: a sentence is cut to its first tokens and its last: give 2 "
+                         "or more")
     given = data.read_labelled(args.data)
     if args.eval:
         training, held_out = given, data.read_labelled(args.eval, given.names)
+        inputs.check_eval(args.eval, {*training.texts} == {*held_out.texts})
     else:
         training, held_out = data.split_labelled(given, seed=args.seed)
     model = with_head(base, len(given.names), rng=args.seed)

@@ -224,6 +224,7 @@ def _of_text(args: argparse.Namespace, say: Say) -> Lesson:
     text = inputs.text(args.text)
     if args.eval:
         words = text, inputs.text(args.eval)
+        inputs.check_eval(args.eval, words[0] == words[1])
         training, held_out = inputs.tokens(args.text, words, model, window)
     else:
         training, held_out = inputs.split(args.text, text, model, window)

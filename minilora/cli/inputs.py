@@ -27,7 +27,7 @@ TEXTS = f"a file, or one of {', '.join(data.TEXTS)}"
 
 def add_base(to: Parser) -> None:
     to.instead["--model"] = "give --base"
-    help = "a built-in base, the .npz of a model, or a folder as Hugging Face lays it out"
+    help = "a built-in base, a model's .npz or .gguf, or a folder as Hugging Face lays it out"
     to.option("--base", read=str, help=help, default="shakespeare")
     help = "store the frozen base in half the bytes, or its blocks as codes of 8 or 4 bits (QLoRA)"
     to.option("--base-dtype", read=OneOf(*STORED), help=help)
@@ -61,16 +61,21 @@ def base_model(args: argparse.Namespace) -> Any:
             f"{args.base} is neither a file nor a built-in base: give a model's .npz, or "
             f"{', '.join(BASES)}"
         )
-    folder = Path(args.base).is_dir() and args.base not in BASES
-    if args.base not in BASES and not folder:
+    theirs = of_others(args.base)
+    if args.base not in BASES and not theirs:
         check_kind(args, "--base", args.base)
     load, dtype = load_base if args.base in BASES else load_model, getattr(args, "dtype", "float32")
     model: Any = load(args.base, dtype=dtype)
     if model.tokenizer is None:
-        remedy = ("put its tokenizer.json there" if folder else
-                  "set model.tokenizer before save_model")
+        place = "put its tokenizer.json there" if Path(args.base).is_dir() else "it must be in it"
+        remedy = place if theirs else "set model.tokenizer before save_model"
         raise ValueError(f"{args.base} has no tokenizer: {remedy}")
     return model
+
+
+def of_others(name: str) -> bool:
+    """Return whether a base is in a folder or file that other packages write."""
+    return name not in BASES and (Path(name).is_dir() or name.endswith(".gguf"))
 
 
 def decoder(args: argparse.Namespace) -> Any:
@@ -90,6 +95,15 @@ def text(name: str) -> str:
     if not path.exists():
         raise ValueError(f"{name} is neither a file nor a built-in text: give {TEXTS}")
     return read(path)
+
+
+def check_eval(name: str, same: bool) -> None:
+    """Raise ValueError if what is evaluated on is what is trained on."""
+    if same:
+        raise ValueError(
+            f"--eval {name} has what is trained on, so its loss says nothing about other data: "
+            "give another file, or leave it out"
+        )
 
 
 def split(name: str, words: str, model: Any, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +235,7 @@ def load_adapter(
 
 def merged_adapters(name: str) -> list[str]:
     """Return the fingerprints of the adapters that were merged into a base."""
-    if name in BASES or Path(name).is_dir():
+    if name in BASES or of_others(name):
         return []
     with checkpoint.opened(name, "model") as file:
         merged: list[str] = file.facts(merged=list)[0] if "merged" in file.meta else []
