@@ -29,10 +29,10 @@ def positions(x: Tensor, cache: Sequence[Cache] | None, mask: Any) -> Any:
     """Return the positions of x (batch, m, d) after the tokens in the cache: a slice or an array.
     mask: (batch, n + m), False for padding, which takes no position; None: no padding.
     """
-    start, shape = cache[0].n if cache else 0, np.shape(mask)
+    start = cache[0].n if cache else 0
     if mask is None:
         return slice(start, start + x.shape[1])
-    if shape != (x.shape[0], start + x.shape[1]) or not np.isin(mask, (0, 1)).all():
+    if (shape := np.shape(mask)) != (x.shape[0], start + x.shape[1]) or not np.isin(mask, (0, 1)).all():
         raise ValueError(f"mask is {shape}: it must be {(x.shape[0], start + x.shape[1])}, for the "
                          "tokens in the cache and the new ones, 1 for a token and 0 for padding")
     return np.maximum(np.cumsum(mask, axis=1)[:, start:] - 1, 0)     # (batch, m)

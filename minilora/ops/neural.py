@@ -52,7 +52,7 @@ def rms_norm(x, gain, *, eps=1e-6):
 
 def features(x, **vectors):
     """Raise ValueError unless each vector, such as the gain, has one number per feature of x."""
-    if any(vector.shape != x.shape[-1:] for vector in vectors.values()):
+    if {vector.shape for vector in vectors.values()} != {x.shape[-1:]}:
         raise ValueError(
             f"x has {x.shape[-1]} features, {' and '.join(vectors)} must be ({x.shape[-1]},)")
 
