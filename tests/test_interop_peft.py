@@ -335,6 +335,21 @@ def test_missing_and_unknown_tensors_are_all_named(tmp_path):
     assert all(name.removeprefix("base_model.model.") in words for name in [*gone, *more])
 
 
+def test_a_file_may_repeat_the_base_s_table_if_it_is_equal(tmp_path):
+    """As PEFT writes it where a table has an adapter; it is compared, so it must be floats."""
+    model, at = made("gpt2", 0, "float32"), "base_model.model.transformer.wte"
+    W = ml.asnumpy(model.tok.W.data)
+    tensors = {f"{at}.lora_embedding_A": random(2, len(W)), f"{at}.lora_embedding_B": random(8, 2)}
+
+    def repeated(name, table):
+        more = {f"{at}.base_layer.weight": table}
+        return folder_of(tmp_path / name, tensors | more, target_modules=["wte"])
+
+    assert lora.load_peft(made("gpt2", 0, "float32"), repeated("same", W)) == ["tok"]
+    refused(model, repeated("other", W + 1), "base_layer.weight is not equal to .*wte.weight")
+    refused(model, repeated("integers", W.astype("int32")), "no floats: .*base_layer.weight .I32")
+
+
 def test_tensors_without_the_prefix_are_all_named(tmp_path):
     tensors = {name.removeprefix("base_model.model."): x for name, x in fused().items()}
     words = refused(made("gpt2"), folder_of(tmp_path / "a", tensors), "do not begin with")

@@ -188,6 +188,7 @@ def test_padding_is_never_scored_and_the_order_of_the_batches_changes_nothing():
         alone = [model(row[None]).data[0] for row in rows]
         for padding in (0, 7):
             ids, mask, _ = inputs_of(rows, padding)
+            assert (ids[mask == 0] == padding).all() and not mask.all()
             assert np.allclose(model(ids, mask).data, alone, rtol=1e-10, atol=1e-12)
     losses, shares = set(), set()
     for batch in (1, 4, 17):

@@ -32,7 +32,8 @@ def positions(x: Tensor, cache: Sequence[Cache] | None, mask: Any) -> Any:
     start = cache[0].n if cache else 0
     if mask is None:
         return slice(start, start + x.shape[1])
-    if (shape := np.shape(mask)) != (x.shape[0], start + x.shape[1]) or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"mask is {shape}: it must be {(x.shape[0], start + x.shape[1])}, for the "
-                         "tokens in the cache and the new ones, 1 for a token and 0 for padding")
+    shape = x.shape[0], start + x.shape[1]
+    if np.shape(mask) != shape or not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"mask is {np.shape(mask)}: it must be {shape}, for the tokens in the cache "
+                         "and the new ones, 1 for a token and 0 for padding")
     return np.maximum(np.cumsum(mask, axis=1)[:, start:] - 1, 0)     # (batch, m)
