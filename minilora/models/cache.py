@@ -34,6 +34,6 @@ def positions(x: Tensor, cache: Sequence[Cache] | None, mask: Any) -> Any:
         return slice(start, start + x.shape[1])
     shape = x.shape[0], start + x.shape[1]
     if np.shape(mask) != shape or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"mask is {np.shape(mask)}: it must be {shape}, for the tokens in the cache "
-                         "and the new ones, 1 for a token and 0 for padding")
+        raise ValueError(f"mask is {np.shape(mask)}: it must be {shape}, for the tokens in the "
+                         "cache and the new ones, 1 for a token and 0 for padding")
     return np.maximum(np.cumsum(mask, axis=1)[:, start:] - 1, 0)     # (batch, m)
