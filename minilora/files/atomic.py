@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import importlib
 import os
 import re
@@ -135,7 +134,9 @@ def _drop(made: list[Any]) -> None:
 
 def _sweep(target: Path) -> None:
     """Delete the temporary files of killed writers of `target`."""
-    for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.tmp"):
+    form = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}\.tmp", re.DOTALL)
+    for name in filter(form.fullmatch, os.listdir(target.parent)):
+        left = target.with_name(name)
         with contextlib.suppress(OSError):  # it is locked, or another user's
             if fcntl is None:
                 if time.time() - left.stat().st_mtime > FORGOTTEN:
