@@ -57,17 +57,17 @@ class Converts:
     def __format__(self, form: str) -> str: return format(self.item(), form) if form else str(self)
 
     # Comparisons give an array of bools. Sets and dicts know a Tensor by its identity.
-    def __eq__(self, other: Any) -> Any: return self._compared("equal", other)
-    def __ne__(self, other: Any) -> Any: return self._compared("not_equal", other)
-    def __lt__(self, other: Any) -> Any: return self._compared("less", other)
-    def __le__(self, other: Any) -> Any: return self._compared("less_equal", other)
-    def __gt__(self, other: Any) -> Any: return self._compared("greater", other)
-    def __ge__(self, other: Any) -> Any: return self._compared("greater_equal", other)
+    def __eq__(self, other: Any) -> Any: return self._compared(xp.equal, other)
+    def __ne__(self, other: Any) -> Any: return self._compared(xp.not_equal, other)
+    def __lt__(self, other: Any) -> Any: return self._compared(xp.less, other)
+    def __le__(self, other: Any) -> Any: return self._compared(xp.less_equal, other)
+    def __gt__(self, other: Any) -> Any: return self._compared(xp.greater, other)
+    def __ge__(self, other: Any) -> Any: return self._compared(xp.greater_equal, other)
     __hash__ = object.__hash__
-    def _compared(self, relation: str, other: Any) -> Any:
+    def _compared(self, relation: Callable[..., Any], other: Any) -> Any:
         if isinstance(other, Converts | Number | list) or hasattr(other, "dtype"):
             other = number(other) if isinstance(other, np.generic) else other
-            return getattr(xp, relation)(self._data, getattr(other, "_data", other))
+            return relation(self._data, getattr(other, "_data", other))
         return NotImplemented
 
 def number(x: Any) -> Any:

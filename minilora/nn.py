@@ -131,7 +131,7 @@ class Linear(Module):
         self.dtype, std = np.dtype(dtype), 1 / math.sqrt(d_in) if std is None else std
         W = normal(generator(rng), (d_out, d_in), std, self.dtype)
         self.W = Parameter.of(W, requires_grad=True)
-        self.b = Parameter(xp.zeros(d_out, self.dtype)) if bias else None
+        self.b = Parameter(xp.zeros(d_out, dtype=self.dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(Q := self.W.data, Quantised):
@@ -165,7 +165,8 @@ class LayerNorm(Module):
 
     @our_words
     def __init__(self, d: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
-        self.g, self.b, self.eps = Parameter(xp.ones(d, dtype)), Parameter(xp.zeros(d, dtype)), eps
+        self.g, self.b = Parameter(xp.ones(d, dtype=dtype)), Parameter(xp.zeros(d, dtype=dtype))
+        self.eps = eps
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.g, self.b, eps=self.eps)
 
@@ -174,7 +175,7 @@ class RMSNorm(Module):
 
     @our_words
     def __init__(self, d: int, eps: float = 1e-6, *, dtype: Any = "float32") -> None:
-        self.g, self.eps = Parameter(xp.ones(d, dtype)), eps
+        self.g, self.eps = Parameter(xp.ones(d, dtype=dtype)), eps
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.g, eps=self.eps)
 

@@ -174,7 +174,7 @@ def gradients(node: Node, g: Array) -> list[tuple[Tensor, Array, bool]]:
                 if not hasattr(grad, "shape"):
                     raise TypeError(f"{node.name}: a rule returned a {type(grad).__name__}, "
                                     "not an array")
-                owned = grad is not g and grad.base is None
+                owned = grad is not g and current().owns(grad)
                 if grad.shape != target.shape:
                     grad, owned = unbroadcast(grad, target.shape, node.name), True
                 if isinstance(target, Tensor):

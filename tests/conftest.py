@@ -12,6 +12,7 @@ import zlib
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 
+import dpnp_library
 import numpy as np
 import pytest
 import strict
@@ -23,8 +24,9 @@ from minilora.site import publish
 
 THOROUGH = "thorough" in os.environ.get("MINILORA_TESTS", "")  # all examples, and all cases
 SHARE = 1 if THOROUGH else 0.3  # of the examples
-FEW = 3 if THOROUGH else 1  # examples on the stand-in for CuPy
-EVERY = 1 if THOROUGH else 4  # of the cases of a test, one in four is for the stand-in
+DEVICES = ("strict", "dpnp")  # the stand-in for CuPy; dpnp where `-m dpnp` asks for it
+FEW = 3 if THOROUGH else 1  # examples on these
+EVERY = 1 if THOROUGH else 4  # of the cases of a test, one in four is for these
 
 settings.register_profile(
     "minilora",
@@ -69,9 +71,11 @@ TOGETHER = {f"tests/test_{name}.py" for name in ("tutorials", "grading", "site")
 def pytest_generate_tests(metafunc):
     """Each test on each library; what asks for NumPy only, on NumPy."""
     if not hasattr(metafunc.module, "backend"):  # a fixture of its own
-        names = BACKENDS[: 1 if "numpy_only" in metafunc.fixturenames else None]
+        asked = "dpnp" in metafunc.config.option.markexpr and not dpnp_library.MISSING
+        names = [*BACKENDS, "dpnp"] if asked else BACKENDS
+        names = names[: 1 if "numpy_only" in metafunc.fixturenames else None]
         if "numpy_first" in metafunc.fixturenames:
-            names = [pytest.param(name, marks=[pytest.mark.thorough] * (name == "strict"))
+            names = [pytest.param(name, marks=[pytest.mark.thorough] * (name in DEVICES))
                      for name in names]
         metafunc.parametrize("backend", names, indirect=True)
 
@@ -79,14 +83,15 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def backend(request):
     """The array library that the test runs on: add a name to `_backends` and all run there."""
-    on_strict, test = request.param == "strict", request.function
-    if hasattr(test, "hypothesis"):  # on the stand-in it is the same code: fewer examples will do
+    imitated, test = request.param in DEVICES, request.function
+    if hasattr(test, "hypothesis"):  # there it is the same code: fewer examples will do
         whole = vars(test).setdefault("all_examples", test._hypothesis_internal_use_settings)
-        few = FEW if on_strict else math.ceil(SHARE * whole.max_examples)
+        few = FEW if imitated else math.ceil(SHARE * whole.max_examples)
         test._hypothesis_internal_use_settings = settings(
             whole, max_examples=min(few, whole.max_examples))
-    before = ml.use(strict.named(request.param))
-    with np.errstate(**{"all": "ignore"} if on_strict else {}):  # CuPy never warns
+    library = dpnp_library.DpnpBackend() if request.param == "dpnp" else strict.named(request.param)
+    before = ml.use(library)
+    with np.errstate(**{"all": "ignore"} if imitated else {}):  # a device never warns
         yield ml.current()
     ml.use(before)
     strict.LOG.no_wrapping()
@@ -151,20 +156,33 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("thorough") and not THOROUGH:
             item.add_marker(pytest.mark.skip(reason="MINILORA_TESTS=thorough runs it"))
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("backend") == "cupy":
-            item.add_marker("gpu")
+        name = {"cupy": "gpu", "dpnp": "dpnp"}.get(callspec and callspec.params.get("backend"))
+        if name:
+            item.add_marker(name)
     items.sort(key=lambda item: item.path.name in ("test_contract.py", "test_fuse.py"))
 
 
 def spread(items):
-    """(items, others): of the cases of a test, one in four is for the stand-in, others in each."""
+    """(items, others): of the cases of a test, one in four is for a device, others in each."""
     cases = collections.defaultdict(list)
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "strict":
-            cases[item.nodeid.partition("[")[0]].append(item)
-    others = {item for name, case in cases.items() for i, item in enumerate(case)
+        device = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if device in DEVICES:
+            cases[device, item.nodeid.partition("[")[0]].append(item)
+    others = {item for (_, name), case in cases.items() for i, item in enumerate(case)
               if (i + zlib.crc32(name.encode())) % min(EVERY, len(case))}
     return [item for item in items if item not in others], list(others)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that fails on dpnp by a fault of dpnp's own is expected to."""
+    report = yield
+    if call.excinfo and item.get_closest_marker("dpnp"):
+        reason = dpnp_library.fault(call.excinfo.value)
+        if reason:
+            report.outcome, report.wasxfail = "skipped", reason
+    return report
 
 
 def pytest_collection_finish():

@@ -241,7 +241,7 @@ class Bag(nn.Module):
 
     def forward(self, ids):
         x = self.table(ids)
-        mean = ops.matmul(ml.Tensor(ml.xp.tril(ml.xp.ones((x.shape[1],) * 2, "float32"))), x)
+        mean = ops.matmul(ml.Tensor(ml.xp.tril(ml.xp.ones((x.shape[1],) * 2, dtype="float32"))), x)
         return self.head(ops.relu(self.drop(self.hidden(mean))))
 
 
@@ -259,7 +259,7 @@ class Lazy(Signs):
     """Creates more state in its first step."""
 
     def update(self, name, p, g, m):
-        self.state.setdefault("seen", {})[name] = ml.xp.zeros((3,), "float32")
+        self.state.setdefault("seen", {})[name] = ml.xp.zeros((3,), dtype="float32")
         super().update(name, p, g, m)
 
 

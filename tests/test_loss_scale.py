@@ -176,7 +176,7 @@ def test_only_updates_in_a_row_count():
     optimizer, scale = ml.AdamW(model.trainable_parameters()), LossScale(8.0, 3)
     for finite in (True, True, False, True, True):
         for p in optimizer.parameters.values():
-            p.grad = ml.xp.zeros(p.shape, "float32")
+            p.grad = ml.xp.zeros(p.shape, dtype="float32")
         scale.finite = ml.xp.full((), finite)
         scale.step(optimizer)
     assert scale.state_dict() == {"scale": 4.0, "good": 2} and LossScale().patience == 1000
@@ -281,7 +281,7 @@ def test_a_step_without_a_gradient_raises_unless_it_overflowed(backend):
         scale.step(optimizer)
     assert optimizer.t == 0 and scale.state_dict() == {"scale": 8.0, "good": 0}
     if backend.on_host:  # an overflow leaves no gradient on the host; a device makes them nan
-        scale.finite = ml.xp.zeros((), bool)
+        scale.finite = ml.xp.zeros((), dtype=bool)
         scale.step(optimizer)
         assert optimizer.t == 1 and scale.state_dict() == {"scale": 4.0, "good": 0}
 

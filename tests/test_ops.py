@@ -831,7 +831,7 @@ def test_lora_linear_computes_with_no_memory_that_nothing_was_written_to(trained
         return ml.asnumpy(t[trained].grad)
 
     wanted, full = run(), ml.xp.full
-    monkeypatch.setattr(ml.xp, "empty", lambda shape, dtype: full(shape, 1.7e308, dtype))
+    monkeypatch.setattr(ml.xp, "empty", lambda shape, dtype: full(shape, 1.7e308, dtype=dtype))
     assert same_bytes(run(), wanted)  # an overflow would be a warning, and warnings are errors
 
 

@@ -128,7 +128,7 @@ def test_the_bytes_are_those_of_codes_and_scales(format):
 
 @every_format
 def test_what_is_no_array_says_what_to_do(format):
-    Q = quantised(ml.xp.ones((2, 3), "float32"), format)
+    Q = quantised(ml.xp.ones((2, 3), dtype="float32"), format)
     with pytest.raises(AttributeError, match=r"a matrix \(2, 3\) is stored as codes, and has no T"):
         Q.T  # noqa: B018
     assert same_bytes(np.asarray(pickle.loads(pickle.dumps(Q))), np.ones((2, 3), "float32"))
@@ -156,7 +156,8 @@ def test_the_op_is_linear_with_the_numbers_of_its_codes(format, seed, d, k, dtyp
 @every_format
 def test_the_tape_keeps_the_codes_and_never_the_numbers(format, plain):
     Q = quantised(asarray(normal(0, 40, 50, dtype="float32")), format)
-    x, b = Tensor(normal(1, 3, 50, dtype="float32"), True), Tensor(ml.xp.zeros(40, "float32"), True)
+    x = Tensor(normal(1, 3, 50, dtype="float32"), True)
+    b = Tensor(ml.xp.zeros(40, dtype="float32"), True)
     with ops.plain(plain):
         y = ops.quantised_linear(x, *map(Tensor.of, Q.arrays), b, shape=Q.shape)
     kept = {id(array) for array in held([rule for _, rule in y._node.edges])}
@@ -169,7 +170,7 @@ def test_codes_are_not_trained():
     layer = over("nf4").blocks[0].mlp.up
     layer.W.requires_grad = True
     with pytest.raises(RuntimeError, match="nf4 codes, which cannot be trained: freeze it"):
-        layer(Tensor(ml.xp.ones((1, 8), "float32")))
+        layer(Tensor(ml.xp.ones((1, 8), dtype="float32")))
 
 
 # Models

@@ -139,7 +139,7 @@ ONE = {
     "maximum": lambda xp, x: xp.maximum(x, 0),
     "clip": lambda xp, x: xp.clip(x, 0, 1),
     "where": lambda xp, x: xp.where(x > 0, x, 0.0),
-    "triu": lambda xp, x: xp.triu(x[None, None], 1),
+    "triu": lambda xp, x: xp.triu(x[None, None], k=1),
     "tril": lambda xp, x: xp.tril(x[None, None]),
     "sum": lambda xp, x: x.sum(),
     "sum of the last": lambda xp, x: x.sum(axis=-1),
@@ -162,7 +162,7 @@ ONE = {
     "zeros_like": lambda xp, x: xp.zeros_like(x),
     "ones_like": lambda xp, x: xp.ones_like(x, dtype="float16"),
     "full_like": lambda xp, x: xp.full_like(x, 3),
-    "empty_like": lambda xp, x: xp.empty_like(x, "float64"),
+    "empty_like": lambda xp, x: xp.empty_like(x, dtype="float64"),
     "copy": lambda xp, x: x.copy(),
     "copy module": lambda xp, x: copy.copy(x),
     "astype": lambda xp, x: x.astype("float32"),
@@ -254,7 +254,7 @@ def test_every_function_of_one_array_has_results(name):
        st.booleans(), st.data())
 def test_a_product_of_matrices_is_alike(both, out, data):
     def product(xp, x, y):
-        there = xp.zeros(both.result_shape, "float64") if out else None
+        there = xp.zeros(both.result_shape, dtype="float64") if out else None
         return xp.matmul(x, y, out=there) if out else x @ y
 
     check(product, *(data.draw(layouts(shape)) for shape in both.input_shapes))
@@ -264,17 +264,18 @@ def test_a_product_of_matrices_is_alike(both, out, data):
 def test_what_is_put_together_is_alike(axis, data):
     shape = data.draw(st.tuples(*[st.integers(1, 3)] * 3))
     several = [data.draw(layouts(shape)) for _ in range(3)]
-    check(lambda xp, *arrays: xp.concatenate(arrays, axis), *several)
-    check(lambda xp, *arrays: xp.stack(arrays, axis), *several)
+    check(lambda xp, *arrays: xp.concatenate(arrays, axis=axis), *several)
+    check(lambda xp, *arrays: xp.stack(arrays, axis=axis), *several)
     check(lambda xp, *arrays: xp.concatenate(arrays), *several)
-    check(lambda xp, x: xp.concatenate([x], axis), several[0])
+    check(lambda xp, x: xp.concatenate([x], axis=axis), several[0])
 
 
 @given(st.tuples(SIDES, SIDES), DTYPES)
 def test_new_arrays_are_alike(shape, dtype):
     for f in (
-        lambda xp: xp.empty(shape, dtype), lambda xp: xp.zeros(shape), lambda xp: xp.ones(shape[0]),
-        lambda xp: xp.full(shape, 2.5, dtype), lambda xp: xp.full(shape, True),
+        lambda xp: xp.empty(shape, dtype=dtype), lambda xp: xp.zeros(shape),
+        lambda xp: xp.ones(shape[0]),
+        lambda xp: xp.full(shape, 2.5, dtype=dtype), lambda xp: xp.full(shape, True),
         lambda xp: xp.full((), 3), lambda xp: xp.eye(shape[0], dtype=dtype),
         lambda xp: xp.arange(shape[0]), lambda xp: xp.arange(2, 9, 3, dtype="uint32"),
         lambda xp: xp.asarray([1.0, 2.0]), lambda xp: xp.asarray(3), lambda xp: xp.array(2.5),
@@ -297,7 +298,7 @@ def test_indexing_is_alike(data):
 
 
 def test_adding_to_chosen_numbers_reads_and_writes_them(shapes):
-    x, rows = xp.zeros((3, 4), "float32"), xp.asarray(np.array([0, 1]))
+    x, rows = xp.zeros((3, 4), dtype="float32"), xp.asarray(np.array([0, 1]))
     shapes.counts.reset()
     x[rows, rows] += 1
     assert shapes.counts.cost.calls == 3 and shapes.counts.read()[0] == 48 + 16
@@ -312,7 +313,7 @@ def test_adding_to_chosen_numbers_reads_and_writes_them(shapes):
 
 
 def test_rows_that_are_taken_are_all_that_is_read_of_an_array(shapes):
-    x, rows = xp.zeros((50, 4), "float32"), xp.asarray(np.array([0, 1, 1]))
+    x, rows = xp.zeros((50, 4), dtype="float32"), xp.asarray(np.array([0, 1, 1]))
     shapes.counts.reset()
     xp.take(x, rows, axis=0)
     assert shapes.counts.cost == Cost(0, 0, 2 * 48, 1, 1)
@@ -327,7 +328,7 @@ def test_matrices_that_do_not_fit_have_no_product(a, b, shapes):
 
 def test_what_does_not_fit_is_not_copied_to(shapes):
     x = xp.zeros(2)
-    for wrong in ((xp.zeros(3), True), (1.0, xp.zeros(3, bool)), (xp.zeros((2, 2)), True)):
+    for wrong in ((xp.zeros(3), True), (1.0, xp.zeros(3, dtype=bool)), (xp.zeros((2, 2)), True)):
         with pytest.raises(ValueError, match=r"cannot be broadcast|shape mismatch"):
             xp.copyto(x, wrong[0], where=wrong[1])
 
@@ -374,7 +375,7 @@ def test_arrays_of_any_size_take_no_memory(shapes):
     start = time.process_time()
     tracemalloc.start()
     try:
-        W = xp.zeros((1 << 20, 1 << 20), "float32")  # four terabytes
+        W = xp.zeros((1 << 20, 1 << 20), dtype="float32")  # four terabytes
         y = (W @ W.T + 1)[::2, ::2].reshape(-1).sum()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -422,7 +423,7 @@ def test_temporary_arrays_are_numpys(name, dtype):
     f(x, y)
     measured = peak_of(f, x, y)
     with backends.using("shapes") as library:
-        x, y = xp.zeros((512, 512), dtype), xp.zeros((512, 512), dtype)
+        x, y = xp.zeros((512, 512), dtype=dtype), xp.zeros((512, 512), dtype=dtype)
         before, _ = library.counts.read()
         library.counts.reset()
         f(x, y)
@@ -459,7 +460,7 @@ def test_scatter_adds_temporary_arrays_are_numpys():
 
 
 def test_the_cost_of_a_few_calls(shapes):
-    x, W = xp.zeros((2, 3, 4), "float32"), xp.zeros((5, 4), "float32")
+    x, W = xp.zeros((2, 3, 4), dtype="float32"), xp.zeros((5, 4), dtype="float32")
     shapes.counts.reset()
     y = x @ W.T
     assert shapes.counts.cost == Cost(2 * 2 * 3 * 4 * 5, 0, 4 * (24 + 20 + 30), 1, 1)
@@ -543,7 +544,7 @@ def test_pieces_do_not_wait_for_each_other_and_what_follows_waits_for_all(shapes
 
 def test_a_numpy_array_is_counted_once_while_it_is_alive(shapes):
     there = np.zeros((4, 4))
-    x, y, z = xp.asarray(there), xp.asarray(there[1:]), xp.asarray(there, "float32")
+    x, y, z = xp.asarray(there), xp.asarray(there[1:]), xp.asarray(there, dtype="float32")
     assert shapes.counts.read() == (128 + 64, 128 + 64)
     assert x.base is None and y.base is not None
     del x
@@ -579,7 +580,7 @@ def test_a_generator_draws_real_integers_and_no_other_numbers(seed):
 
 
 def test_the_hooks_answer_for_numbers_that_are_not_there(shapes):
-    loss, g = xp.zeros((), "float32"), xp.zeros(3, "float16")
+    loss, g = xp.zeros((), dtype="float32"), xp.zeros(3, dtype="float16")
     assert shapes.read(loss, 7.0) == shapes.peek(loss, 7.0) == 7.0
     shapes.counts.reset()
     assert shapes.finite(loss, [g]) is loss
@@ -609,7 +610,7 @@ def test_what_a_library_is_called():
 
 
 def test_a_device_hands_out_blocks(device):
-    x = xp.zeros((3, 5), "float32")
+    x = xp.zeros((3, 5), dtype="float32")
     assert device.counts.live == 512
     y = x.T + 1
     assert y.flags.c_contiguous and device.counts.live == 1024
@@ -627,7 +628,7 @@ def test_a_device_fuses_a_formula(device):
         work = x * 3
         y += work * work
 
-    x, y = xp.zeros((8, 8), "float32"), xp.zeros((8, 8), "float32")
+    x, y = xp.zeros((8, 8), dtype="float32"), xp.zeros((8, 8), dtype="float32")
     device.counts.reset()
     formula(x, y)
     assert device.counts.cost == Cost(0, 4 * 64, 3 * 256, 1, 1)
@@ -635,7 +636,7 @@ def test_a_device_fuses_a_formula(device):
 
 
 def test_a_device_copies_factors_that_are_turned(device):
-    x, y = xp.zeros((2, 8, 16), "float32"), xp.zeros((2, 8, 16), "float32")
+    x, y = xp.zeros((2, 8, 16), dtype="float32"), xp.zeros((2, 8, 16), dtype="float32")
     device.counts.reset()
     x @ y.swapaxes(-1, -2)
     assert device.counts.peak - device.counts.live == y.nbytes + 512
@@ -653,7 +654,7 @@ def test_a_device_gets_one_task_and_checks_no_gradient(device):
     device.share(ran.append, 10, 1 << 20, 2)
     device.share(ran.append, 0, 1 << 20, 2)
     assert ran == [slice(0, 10)]
-    loss = device.finite(xp.zeros((), "float32"), [xp.zeros(3, "float16"), xp.zeros(3)])
+    loss = device.finite(xp.zeros((), dtype="float32"), [xp.zeros(3, dtype="float16"), xp.zeros(3)])
     assert (loss.shape, loss.dtype) == ((), np.float32)
     target = xp.zeros((50, 4))
     device.counts.reset()

@@ -496,7 +496,7 @@ def test_out_is_what_comes_back():
 def test_the_pool_counts_in_blocks_while_arrays_live():
     with ml.current().meter() as meter:
         before, _ = meter.read()
-        x = ml.xp.zeros(200, "float32")
+        x = ml.xp.zeros(200, dtype="float32")
         assert meter.read() == (before + 1024, before + 1024)
         y = x[:3]
         del x

@@ -120,7 +120,7 @@ def my_attention(q, k, v, *, heads, causal=True, mask=None, first_hidden=1):
     keys = ops.transpose(cut(k), axes=(0, 1, 3, 2))  # (..., d_head, T)
     scores = cut(q) @ keys * (1 / math.sqrt(d_head))
     if causal:  # hide keys that are first_hidden or more places later
-        scores += xp.triu(xp.full((T, T), -1e9, q.dtype), first_hidden)
+        scores += xp.triu(xp.full((T, T), -1e9, dtype=q.dtype), k=first_hidden)
     weights = ops.softmax(scores)
     MAPS.append(ml.asnumpy(weights))  # (batch, heads, T, T)
     y = ops.transpose(weights @ cut(v), axes=(0, 2, 1, 3))

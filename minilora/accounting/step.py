@@ -182,9 +182,8 @@ def nbytes(arrays: Iterable[Any]) -> int:
     """Return the bytes of these arrays. Arrays that share memory count once, as their owner."""
     owners = {}
     for array in arrays:
-        while hasattr(getattr(array, "base", None), "nbytes"):
-            array = array.base
-        owners[id(array)] = array.nbytes
+        owner = current().owner(array)
+        owners[id(owner)] = owner.nbytes
     return sum(owners.values())
 
 

@@ -12,8 +12,17 @@ from ..backend import current
 
 
 def meter() -> Any:
-    """Return a meter of the library in use: its own, or that of NumPy's arrays."""
-    return getattr(current(), "meter", Traced)()
+    """Return a meter of the library in use: its own, or that of NumPy's arrays.
+
+    Raises RuntimeError if a device's library has none.
+    """
+    library = current()
+    found = library.meter()
+    if found is None and not library.on_host:
+        raise RuntimeError(
+            f"{library.name} cannot say which memory its arrays take: predict it on shapes with "
+            "accounting.plan, or give its Backend a meter()")
+    return Traced() if found is None else found
 
 
 class Traced:

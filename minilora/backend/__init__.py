@@ -3,9 +3,10 @@
 All other code says `from .backend import xp` and writes what NumPy and CuPy have in common. The
 backend knows no Tensor, no op and no kernel.
 
-library.py    the hooks, and NumPy behind them
+library.py    the hooks, and NumPy behind them      asked.py   the functions that `xp` needs
 host.py       functions that NumPy lacks      threads.py   work shared by the cores
-gpu.py        CuPy: the only file that may import it        fuse.py   elementwise formulas for it
+device.py     what all devices share      gpu.py   CuPy: the only file that may import it
+fuse.py       elementwise formulas that become one kernel
 shapes/       arrays without numbers, whose bytes and operations are counted
 quantised.py  matrices as codes of 4 or 8 bits
 settings.py   the settings of a Python thread: recording, plain ops, replaced ops
@@ -75,6 +76,9 @@ def _library(backend: str | Backend, plain: bool) -> Backend:
         library = import_module(f".{file}", __package__).LIBRARY if file else Backend
         backend = library(*[device] * bool(colon))
         backend.plain = plain
+    elif not isinstance(backend, Backend):
+        raise TypeError(f"a library is a name, such as 'numpy', or a backend.Backend, not a "
+                        f"{type(backend).__name__}: write a subclass of Backend or Device for it")
     elif plain:
         raise ValueError("plain=True goes with a backend's name; set .plain of a Backend yourself")
     backend.enter()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..words import INSTALL
-from .host import total
-from .library import Array, Backend, Task
+from .device import Device
+from .library import Array
 
 
-class CupyBackend(Backend):
+class CupyBackend(Device):
     """CuPy 14.
 
     device: a CUDA device's index, as text; "" for the device that the thread uses. Raises
@@ -21,8 +21,6 @@ class CupyBackend(Backend):
     """
 
     name = "cupy"
-    on_host = False
-    piece, queries = 1 << 26, 1 << 10  # large, because every call costs a launch
 
     def __init__(self, device: str = "") -> None:
         try:
@@ -52,11 +50,6 @@ class CupyBackend(Backend):
                 "by another process? Free it, or choose another one: cupy:1, cupy:2"
             ) from error
 
-    def share(self, task: Task, n: int, size: int, piece: int = 0) -> None:
-        """Run all of it as one task: the device shares the work by itself."""
-        if n:
-            task(slice(0, n))
-
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
         """Return `cupy.fuse` of the formula, which compiles a kernel per combination of dtypes."""
         if formula not in self._kernels:
@@ -68,15 +61,6 @@ class CupyBackend(Backend):
 
     def asnumpy(self, x: Any) -> np.ndarray:
         return self.module.asnumpy(x)  # type: ignore[no-any-return]
-
-    def peek(self, x: Any, otherwise: float) -> float:
-        return otherwise
-
-    def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
-        """Return loss + 0 · Σ of all gradients: nan if any number is not finite."""
-        if not gradients:
-            return loss
-        return loss + (sum(map(total, gradients)) * 0).astype(loss.dtype)
 
     def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
         """Rows of one index are added in no fixed order: the last bits may differ between runs."""

@@ -1,5 +1,5 @@
-"""The hooks of an array library: `Backend`, which is NumPy, and the parent of all others; and which
-library a thread uses."""
+"""The protocol of an array library: `Backend`, which is NumPy, and the parent of all others; and
+which library a thread uses."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ Rng: TypeAlias = "np.random.Generator | int | None"  # a string: numpy.random lo
 
 
 class Backend:
-    """NumPy. The class of another array library overrides what differs."""
+    """NumPy. The class of another array library overrides what differs: `Device` if its arrays are
+    not on the host. Each hook says why there is one; asked.py lists what `module` must have.
+    """
 
     name = "numpy"
-    module: Any = np
+    module: Any = np  # what `xp` forwards to
     plain = False  # run every op as it is printed in ops/?
     on_host = True  # does a CPU compute: caches, BLAS, numbers that can be read without waiting?
     piece = 1 << 18  # numbers in a piece of work that fits the cache
     queries = 64  # rows of a block where work grows with the square of the rows
 
     def enter(self) -> None:
-        """Called when this backend comes into use."""
+        """Called when this backend comes into use: a library may have one device per thread."""
 
     def share(self, task: Task, n: int, size: int, piece: int = 0) -> None:
-        """Run task(rows) for slices that cover range(n), on all cores; see threads.share."""
+        """Run task(rows) for slices that cover range(n), on all cores: NumPy uses one."""
 
         def part(at: slice) -> None:
             if current() is not self:  # in another thread
@@ -47,18 +49,19 @@ class Backend:
             task(slice(0, n))
 
     def fuse(self, formula: Callable[..., None]) -> Callable[..., None]:
-        """Return an elementwise formula (see `fused`) in the fastest form of this library."""
+        """Return an elementwise formula (see `fused`) in the fastest form of this library: on a
+        device, each call costs a launch."""
         return formula
 
     def synchronize(self) -> None:
-        """Wait until all work is done, before a clock is read. NumPy's calls are done at once."""
+        """Wait until all work is done, before a clock is read: a device queues its work."""
 
     def asnumpy(self, x: Any) -> np.ndarray:
-        """Return x as a NumPy array on the host."""
+        """Return x as a NumPy array on the host: a device copies nothing unless it is asked to."""
         return np.asarray(x)
 
     def generator(self, rng: Rng) -> np.random.Generator:
-        """Return the generator, on the host, for `rng`."""
+        """Return the generator, on the host, for `rng`: a seed is one model in every library."""
         if isinstance(rng, np.random.Generator):
             return rng
         return copy_context().run(np.random.default_rng, rng)  # it may leave NumPy's flags changed
@@ -73,28 +76,41 @@ class Backend:
 
     def finite(self, loss: Array, gradients: Sequence[Array]) -> Array:
         """Return the loss if all gradients are finite; else raise FloatingPointError with a shape.
-
-        A device is not waited for: there, the loss becomes nan instead.
-        """
+        A device is not waited for: there, the loss becomes nan instead."""
         return host.finite(loss, gradients)
 
-    def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
-        """target[index[i]] += rows[i] for every i, in place; repeated indices add up.
+    def owner(self, x: Array) -> Any:
+        """Return the object that has x's memory, one for all views: the tape asks whether another
+        view of what it keeps was written to, and shared memory is counted once."""
+        while hasattr(getattr(x, "base", None), "dtype"):
+            x = x.base
+        return x
 
-        target: (n, d)   index: (m,) integers in range   rows: (m, d)
-        """
+    def owns(self, x: Array) -> bool:
+        """Return whether x is no view: then a gradient can be added to it in place. False is
+        always right, and costs a copy."""
+        return x.base is None
+
+    def scatter_add(self, target: Array, index: Array, rows: Array) -> None:
+        """target[index[i]] += rows[i] for every i, in place; repeated indices add up. `add.at` is
+        slow in NumPy, and others lack it.  target: (n, d)  index: (m,) in range  rows: (m, d)"""
         host.scatter_add(target, index, rows)
 
     def erf(self, x: Array) -> Array:
-        """The error function, elementwise."""
+        """The error function, elementwise: NumPy has none, others have it in another module."""
         return host.erf(x)
 
     def reserved(self) -> int:
-        """Return the peak memory of this process in bytes: arrays and everything else."""
+        """Return the peak memory in bytes: of this process, or what was taken from a device."""
         return host.reserved()
 
+    def meter(self) -> Any:
+        """Return a meter of this library's allocator (its read() and reset() are those of
+        accounting.traced.Traced); None: NumPy's arrays are counted, or nothing on a device."""
+        return None
+
     def describe(self) -> str:
-        """Return one line: library, version, device."""
+        """Return one line for a report of measurements: library, version, device."""
         return f"numpy {np.__version__} on the CPU"
 
 

@@ -63,7 +63,7 @@ def nearest(x: Array, format: str) -> Array:
     """Return the code of the level that is nearest to each x in [-1, 1], uint8."""
     if format == "int8":
         return (xp.rint(x * 127) + 127).astype("uint8")
-    codes, level = xp.zeros(x.shape, "uint8"), levels(format).tolist()
+    codes, level = xp.zeros(x.shape, dtype="uint8"), levels(format).tolist()
     for below, above in pairwise(level):
         codes += x > (below + above) / 2
     return codes
@@ -77,7 +77,7 @@ def quantised(W: Array, format: str, dtype: Any = None) -> Quantised:
     back is quantised to the same codes.
     """
     blocks = -(-W.size // BLOCK)
-    padded = xp.zeros(blocks * BLOCK, "float32")
+    padded = xp.zeros(blocks * BLOCK, dtype="float32")
     padded[: W.size] = W.reshape(-1)
     padded = padded.reshape(blocks, BLOCK)
     scales = abs(padded).max(axis=1, keepdims=True)               # (blocks, 1)

@@ -5,6 +5,8 @@ from itertools import count
 from types import FunctionType, ModuleType
 from typing import Any
 
+from .library import current
+
 ticks = count(1)  # the time: one tick for each step of the tape and each write
 _last: dict[int, int] = {}  # id of the array that owns the memory -> tick of the last write to it
 
@@ -12,19 +14,12 @@ _last: dict[int, int] = {}  # id of the array that owns the memory -> tick of th
 def wrote(*arrays: Any) -> None:
     """Note that these arrays were written to: their owners, if they are views."""
     for array in arrays:
-        _last[id(owner(array))] = _last[0] = next(ticks)
+        _last[id(current().owner(array))] = _last[0] = next(ticks)
 
 
 def last_write(array: Any = None) -> int:
     """Return when this array (None: any array) was last written to; 0: never."""
-    return _last.get(0 if array is None else id(owner(array)), 0)
-
-
-def owner(array: Any) -> Any:
-    """Return the array that owns the memory of a view."""
-    while hasattr(getattr(array, "base", None), "dtype"):
-        array = array.base
-    return array
+    return _last.get(0 if array is None else id(current().owner(array)), 0)
 
 
 def held(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
@@ -34,7 +29,7 @@ def held(thing: Any, seen: set[int] | None = None) -> Iterator[Any]:
     if id(thing) in seen or isinstance(thing, type | ModuleType | str | int | float | None):
         return
     seen.add(id(thing))
-    if hasattr(thing, "dtype") and hasattr(thing, "base"):
+    if hasattr(thing, "dtype") and hasattr(thing, "strides"):
         yield thing
         return
     inside: Any = getattr(thing, "__dict__", {}).values()

@@ -54,8 +54,8 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
     side, size = min(m, current().queries), batch * heads * m * n
     q, k, v = (wide(x) for x in (q, k, v))  # CuPy would widen them in every product
     out = xp.empty_like(q)
-    shift, inverse = xp.zeros((2, batch, kv_heads, group, m, 1), q.dtype)
-    ones = xp.ones((n, 1), q.dtype)
+    shift, inverse = xp.zeros((2, batch, kv_heads, group, m, 1), dtype=q.dtype)
+    ones = xp.ones((n, 1), dtype=q.dtype)
     hidden = None if mask is None else padding(mask, batch, n, q.dtype)[:, None]
     shared = Shared(
         1 / math.sqrt(d // heads), causal, blocks(m, n, side, causal),
@@ -72,7 +72,8 @@ def attention(q: Array, k: Array, v: Array, *, heads: int, causal: bool = True, 
             forward(part, shared, ones)
 
     def gradients(g: Array) -> tuple[Array, ...]:
-        grads = [xp.empty(shapes[0], kind), *(xp.zeros(shape, kind) for shape in shapes[1:])]
+        grads = [xp.empty(shapes[0], dtype=kind),
+                 *(xp.zeros(shape, dtype=kind) for shape in shapes[1:])]
         G, dQ, dK, dV = (by_head(x, kv_heads, d // heads) for x in (wide(g), *grads))
 
         def backward_of(some: slice) -> None:
@@ -174,7 +175,7 @@ def no_shift(part: Part, shared: Shared) -> Array:
     """
     m, n = part.Q.shape[3], part.K.shape[3]
     if not n:
-        return xp.zeros((*part.Q.shape[:4], 1), bool)
+        return xp.zeros((*part.Q.shape[:4], 1), dtype=bool)
     q, k = (xp.sqrt(xp.square(x).sum(axis=-1, keepdims=True)) for x in (part.Q, part.K))
     if shared.causal:
         k = xp.maximum.accumulate(k, axis=3)[..., n - m :, :]

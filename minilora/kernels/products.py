@@ -20,7 +20,7 @@ def product(x: Array, W: Array, add: Callable[..., None] | None = None) -> Array
     lead, (k, d) = x.shape[:-1], W.shape
     half = x.dtype.itemsize == 2
     dtype = x.dtype if half or x.dtype == W.dtype else xp.result_type(x, W)
-    out, x, W = xp.empty((*lead, d), dtype), rows(x), widened(W, dtype)
+    out, x, W = xp.empty((*lead, d), dtype=dtype), rows(x), widened(W, dtype)
     n, y = len(x), out.reshape(len(x), d)  # (rows, d)
 
     def part(cut: slice) -> None:
@@ -102,7 +102,7 @@ def lora_linear(
     if need_mask:
         raise TypeError("lora_linear: the mask is a constant, it has no gradient: detach() it")
     h, up = rows(x if mask is None else x * mask), B.T * scale  # (rows, k), (r, d)
-    z = xp.empty((len(h), len(A)), up.dtype)  # (rows, r)
+    z = xp.empty((len(h), len(A)), dtype=up.dtype)  # (rows, r)
 
     def plus_update(y: Array, some: slice, columns: slice) -> None:
         inner = h[some] @ A.T
@@ -141,9 +141,9 @@ def _thin(g: Array, B: Array, h: Array | None, z: Array | None) -> tuple[Any, An
     the main cost: it is read once for all three, in blocks of rows."""
     side = 256 if current().on_host else len(g) + 1
     blocks = [slice(i, i + side) for i in range(0, len(g), side)]
-    dz = xp.empty((len(g), B.shape[1]), g.dtype)  # (rows, r)
-    dA = None if h is None else xp.empty((len(blocks), B.shape[1], h.shape[1]), g.dtype)
-    dB = None if z is None else xp.empty((len(blocks), g.shape[1], z.shape[1]), g.dtype)
+    dz = xp.empty((len(g), B.shape[1]), dtype=g.dtype)  # (rows, r)
+    dA = None if h is None else xp.empty((len(blocks), B.shape[1], h.shape[1]), dtype=g.dtype)
+    dB = None if z is None else xp.empty((len(blocks), g.shape[1], z.shape[1]), dtype=g.dtype)
 
     def part(at: slice) -> None:
         for i, some in enumerate(blocks[at], at.start):

@@ -23,8 +23,8 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
     features(x, gain=gain, shift=shift)
     shape, dtype, d = x.shape, x.dtype, x.shape[-1]
     x = wide(rows(x))  # (rows, d)
-    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, x.dtype)
-    normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), x.dtype)
+    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, dtype=x.dtype)
+    normal, y, rate = xp.empty_like(x), xp.empty_like(x), xp.empty((len(x), 1), dtype=x.dtype)
 
     def forward(at: slice) -> None:
         x_at, normal_at, y_at, rate_at = x[at], normal[at], y[at], rate[at]
@@ -37,7 +37,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, *, eps: float = 1e-5,
         del normal
 
     def dx(g: Array) -> Array:
-        out = xp.empty(shape, normal.dtype)
+        out = xp.empty(shape, dtype=normal.dtype)
         into = rows(out)
 
         def backward(at: slice) -> None:
@@ -87,8 +87,8 @@ def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6, needs: Sequence[bool])
     features(x, gain=gain)
     shape, dtype, d, x = x.shape, x.dtype, x.shape[-1], rows(x)
     kind = wide(x[:0]).dtype
-    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, kind)
-    y, rate = xp.empty(x.shape, kind), xp.empty((len(x), 1), kind)
+    piece, over_d = current().piece // d + 1, xp.full((d, 1), 1 / d, dtype=kind)
+    y, rate = xp.empty(x.shape, dtype=kind), xp.empty((len(x), 1), dtype=kind)
 
     def forward(at: slice) -> None:
         x_at, y_at, rate_at = wide(x[at]), y[at], rate[at]
@@ -98,7 +98,7 @@ def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6, needs: Sequence[bool])
     current().share(forward, len(x), x.size, piece)
 
     def dx(g: Array) -> Array:
-        out = xp.empty(shape, kind)
+        out = xp.empty(shape, dtype=kind)
         into = rows(out)
 
         def backward(at: slice) -> None:
@@ -151,7 +151,7 @@ def gelu(x: Array, *, approximate: str = "tanh", needs: Sequence[bool]) -> Any:
     slope = phi.astype(dtype, copy=False) if need else None
 
     def gradients(g: Array) -> tuple[Array]:
-        out = xp.empty(shape, dtype)
+        out = xp.empty(shape, dtype=dtype)
         g, into = g.reshape(-1), out.reshape(-1)
 
         def part(at: slice) -> None:
@@ -225,7 +225,7 @@ def swiglu(x: Array, y: Array, *, needs: Sequence[bool]) -> Any:
                          for z, need in zip((to_x, to_y), needs)]
 
     def gradients(g: Array) -> tuple[Array | None, ...]:
-        grads = tuple(None if slope is None else xp.empty(shape, dtype) for slope in slopes)
+        grads = tuple(None if slope is None else xp.empty(shape, dtype=dtype) for slope in slopes)
         g, pairs = g.reshape(-1), [(slope, grad.reshape(-1)) for slope, grad in zip(slopes, grads)
                                    if grad is not None]
 

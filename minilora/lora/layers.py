@@ -30,7 +30,7 @@ class LoRALinear(Adapter):
         rng, gaussian = generator(rng), init == "gaussian"
         draw = rng.standard_normal((r, k)) if gaussian else rng.uniform(-1, 1, (r, k))
         self.A = Parameter(asarray((draw * std).astype(dtype)))     # (r, k)
-        self.B = Parameter(xp.zeros((d, r), dtype))                 # (d, r)
+        self.B = Parameter(xp.zeros((d, r), dtype=dtype))           # (d, r)
         self.r, self.alpha, self.dropout = r, float(alpha), dropout
         self.rng = np.random.default_rng(rng.integers(2**63))
 

@@ -38,7 +38,7 @@ class Bottleneck(Adapter):
         self.ln = LayerNorm(d, dtype=dtype) if norm else None
         self.down = Linear(d, r, rng=rng, dtype=dtype)
         self.up = Linear(r, d, std=0.0, rng=rng, dtype=dtype)
-        self.up.W = Parameter(xp.zeros((d, r), dtype))
+        self.up.W = Parameter(xp.zeros((d, r), dtype=dtype))
 
     def forward(self, inner: Any, *args: Any, **kwargs: Any) -> Tensor:
         h: Tensor = inner(*args, **kwargs)

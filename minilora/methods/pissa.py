@@ -91,5 +91,5 @@ class PiSSA(LoRAConfig, called="pissa"):
         for at, each in adapters.items():
             ((_, B, A), (_, B0, A0)) = each.factors()  # type: ignore[misc]
             arrays[f"{at}.A"] = xp.concatenate([A.data, A0.data])
-            arrays[f"{at}.B"] = xp.concatenate([B.data, -B0.data], 1)
+            arrays[f"{at}.B"] = xp.concatenate([B.data, -B0.data], axis=1)
         return method, arrays

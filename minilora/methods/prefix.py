@@ -108,7 +108,7 @@ class InsertTokens(TokenAdapter):
         layout = self.layout(ids.shape[0], ids.shape[1], *self.given(*about))
         if layout is None:
             return x
-        E = Tensor(xp.zeros((self.total, x.shape[2]), x.dtype)) if self.E is None else self.E
+        E = Tensor(xp.zeros((self.total, x.shape[2]), dtype=x.dtype)) if self.E is None else self.E
         return layout.insert(x, E)
 
     def window(self, positions: int, tokens: int) -> int:

@@ -15,7 +15,7 @@ class Cache:
     """Keys and values of the tokens that one attention layer has read; capacity: `size` tokens."""
 
     def __init__(self, batch: int, size: int, d_model: int, dtype: Any) -> None:
-        self.kv: Array = xp.empty((2, batch, size, d_model), dtype)
+        self.kv: Array = xp.empty((2, batch, size, d_model), dtype=dtype)
         self.n = 0  # tokens in the cache
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -269,7 +269,7 @@ class Conv(Module):
         (batch, n, d), side = x.shape, self.size // 2
         if mask is not None:
             x = x * asarray(mask.astype(str(x.dtype)))[..., None]
-        beyond = xp.zeros((batch, side, d), x.dtype)
+        beyond = xp.zeros((batch, side, d), dtype=x.dtype)
         wide = ops.concat(beyond, x, beyond, axis=1)
         around = ops.concat(*(wide[:, i : i + n] for i in range(self.size)), axis=2)
         mixed = self.drop(self.mix(around))

@@ -49,7 +49,7 @@ class MaskedLM(Module):
     def __init__(self, c: EncoderConfig, *, rng: np.random.Generator, dtype: Any) -> None:
         self.dense = Linear(c.d_model, c.d_model, std=0.02, rng=rng, dtype=dtype)
         self.ln = LayerNorm(c.d_model, c.eps, dtype=dtype)
-        self.b = Parameter(xp.zeros(c.vocab_size, dtype))
+        self.b = Parameter(xp.zeros(c.vocab_size, dtype=dtype))
 
     def forward(self, x: Tensor, tok: Embedding) -> Tensor:
         return tok.project(self.ln(ops.gelu(self.dense(x), approximate="none"))) + self.b

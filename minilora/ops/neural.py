@@ -135,7 +135,7 @@ def rotary(x, *, heads, theta=10000.0, start=0):
     def turned(t, sin):
         pairs = t.reshape(batch, tokens, heads, 2, half)
         a, b = pairs[..., 0, :], pairs[..., 1, :]                 # (batch, tokens, heads, half)
-        return xp.stack([a * cos - b * sin, b * cos + a * sin], 3).reshape(t.shape)
+        return xp.stack([a * cos - b * sin, b * cos + a * sin], axis=3).reshape(t.shape)
     def dx(g): return turned(g, -sin)                             # back by the same angle
     return turned(x, sin), (dx,)
 
@@ -182,7 +182,7 @@ def fits_heads(q, k, v, heads, causal, kv_heads):
 
 def later(m, n, dtype):
     """Return the additive causal mask (m, n): later keys get a value whose exponential is 0."""
-    return xp.triu(xp.full((m, n), lowest(dtype), dtype), n - m + 1)
+    return xp.triu(xp.full((m, n), lowest(dtype), dtype=dtype), k=n - m + 1)
 
 def padding(mask, batch, n, dtype):
     """Return the additive mask (batch, 1, 1, n) of the keys where mask (batch, n) is false.

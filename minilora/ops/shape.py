@@ -31,7 +31,7 @@ def getitem(x, *, index):
         raise ValueError("takes integers, slices, None and ...: for arrays of ids use embedding")
     shape, dtype = x.shape, x.dtype
     def dx(g):
-        full = xp.zeros(shape, dtype)
+        full = xp.zeros(shape, dtype=dtype)
         full[index] = g
         return full
     return x[index], (dx,)
@@ -43,7 +43,7 @@ def concat(*parts, axis=0):
     def cut(start, end):
         def dx(g): return g[(slice(None),) * (axis % g.ndim) + (slice(start, end),)]
         return dx
-    return xp.concatenate(parts, axis), tuple(map(cut, [0, *ends], ends))
+    return xp.concatenate(parts, axis=axis), tuple(map(cut, [0, *ends], ends))
 
 @op
 def embedding(W, ids, *, dtype=None):
@@ -55,7 +55,7 @@ def embedding(W, ids, *, dtype=None):
     (n, d), stored, ids = W.shape, W.dtype, _checked(W, ids)
     def dW(g):
         g = wide(g)
-        table = xp.zeros((n, d), g.dtype)
+        table = xp.zeros((n, d), dtype=g.dtype)
         if isinstance(ids, slice):
             table[ids] = g
         else:

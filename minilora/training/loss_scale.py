@@ -39,7 +39,7 @@ class LossScale:
         self.patience = integer("LossScale", "patience", patience, 1)
         self.scale: Array = asarray(np.array(scale, "float32"))  # ()
         self.good: Array = asarray(np.array(0))  # updates since the scale last changed
-        self.finite: Array = xp.ones((), bool)  # are all gradients of this step finite?
+        self.finite: Array = xp.ones((), dtype=bool)  # are all gradients of this step finite?
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of the scaled loss to the leaves' `.grad`."""
@@ -52,7 +52,7 @@ class LossScale:
             value = quietly(scaled)  # an overflow is expected
             self.finite = self.finite & xp.isfinite(value.data)  # a device makes it nan
         except FloatingPointError:  # on the host
-            self.finite = xp.zeros((), bool)
+            self.finite = xp.zeros((), dtype=bool)
 
     @own_flags
     def unscale(self, optimizer: Optimizer) -> None:
@@ -79,12 +79,12 @@ class LossScale:
         grown = xp.maximum(self.scale, xp.minimum(self.scale, MOST / 2) * 2)
         grown = xp.where(good >= self.patience, grown, self.scale)
         scale = xp.where(self.finite, grown, self.scale * 0.5)
-        good, finite = good % self.patience, xp.ones((), bool)
+        good, finite = good % self.patience, xp.ones((), dtype=bool)
         self.scale, self.good, self.finite = scale, good, finite  # no interrupt comes between
 
     def begin(self) -> None:
         """Forget the gradients of a step that was interrupted, as `zero_grad` does."""
-        self.finite = xp.ones((), bool)
+        self.finite = xp.ones((), dtype=bool)
 
     def state_dict(self) -> dict[str, float]:
         """Return the scale and the number of updates since it changed, on the host."""

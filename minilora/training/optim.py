@@ -73,7 +73,7 @@ class Optimizer:
         self.state: dict[str, dict[str, Array]] = {}
         for name, p in self.parameters.items():
             wide = np.promote_types(str(p.dtype), "float32")
-            self.state[name] = {s: xp.zeros(p.shape, wide) for s in self.state_names}
+            self.state[name] = {s: xp.zeros(p.shape, dtype=wide) for s in self.state_names}
             if p.dtype != wide:
                 self.state[name]["master"] = p.data.astype(wide)
 

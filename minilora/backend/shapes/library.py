@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import threads
+from ..device import Device
 from ..flags import quietly
-from ..gpu import CupyBackend
 from ..host import total
 from ..library import Backend, Rng, Task
 from .array import Array, corner, elementwise, header
@@ -32,7 +32,7 @@ class Shapes(Backend):
                 f"shapes: unknown library {like!r}: choose shapes:numpy or shapes:cupy")
         if like == "cupy":
             self.on_host = False
-            self.piece, self.queries = CupyBackend.piece, CupyBackend.queries
+            self.piece, self.queries = Device.piece, Device.queries
         self.counts, self.module = Counts(), Functions(self)
         self.fusing: list[Array] | None = None  # in a fused formula: the arrays it wrote to
         self._depths: Any = None  # in a piece of shared work: its buffers' depths from before
@@ -161,7 +161,7 @@ class Shapes(Backend):
     def finite(self, loss: Any, gradients: Sequence[Any]) -> Any:
         """Return the loss: there are no numbers to check. The cost of the check is counted."""
         if not self.on_host:
-            return CupyBackend.finite(self, loss, gradients)  # type: ignore[arg-type]
+            return Device.finite(self, loss, gradients)  # type: ignore[arg-type]
         for g in gradients:
             total(g)
         return loss
