@@ -165,6 +165,8 @@ SHAPES = {"shape", "newshape", "axis", "axes", "axis1", "axis2", "start", "stop"
 LISTS = {"tup", "shape", "newshape", "axis", "axes", "reps", "obj", "source", "destination",
          "repeats", "indices_or_sections"}
 TAKES_HOST = {"array", "asarray"}
+# What CuPy allows and other libraries refuse: these by place, and `.base` outside of the hooks.
+BY_NAME = {"dtype", "k"}
 Scalar = bool | int | float | complex
 
 
@@ -205,6 +207,7 @@ class Log:
         self.calls = 0  # of functions, operators, kernels: the launches on a device
         self.waits = 0  # how often the host waited for the device
         self.fusing = None  # the formula that is being fused, and its arguments
+        self.in_hook = False  # may `.base` be asked for?
 
     def copied(self, way, what):
         self.copies[way] += 1
@@ -349,6 +352,11 @@ def _check(name, signature, args, kwargs):
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise NotPortable(f"cupy.{name}: {error}: CuPy 14 has {name}{signature}") from None
+    by_place = [*signature.parameters][: len(args)]
+    for parameter in BY_NAME | ({"axis"} if "tup" in by_place else set()):
+        if parameter in by_place and name in SIGNATURES:
+            raise NotPortable(f"{name}: {parameter} by place: dpnp takes it by name only: write "
+                              f"{parameter}=")
     for parameter, value in bound.arguments.items():
         if parameter in SHAPES and isinstance(value, StrictArray):
             raise NotPortable(f"cupy.{name}: {parameter} is a device array: CuPy needs integers")
@@ -454,7 +462,7 @@ def _wrap(result, sources=(), name=""):
             if isinstance(source, StrictArray) and (
                 host.base is source._host or host.base is source._host.base
             ):
-                owner = source.base if source.base is not None else source
+                owner = source if source._base is None else source._base
                 break
     return StrictArray(host, owner, name)
 
@@ -471,19 +479,18 @@ class _Flags:
 class StrictArray:
     """An array that behaves as if it were on a device."""
 
-    __slots__ = ("__weakref__", "_block", "_host", "base")
+    __slots__ = ("__weakref__", "_base", "_block", "_host")
     __hash__ = None
     __array_priority__ = 100
 
     def __init__(self, host, base=None, name="array"):
-        self._host, self.base, self._block = host, None, 0
+        self._host, self._base, self._block = host, base, 0
         _allowed(host.dtype)
         if host.dtype.kind == "f" and host.dtype.itemsize > LOG.widest:
             raise NotPortable(
                 f"cupy.{name}: float64 creeps in: it makes an array {host.shape} of {host.dtype}, "
                 "but all should be narrower: a GPU computes it many times slower"
             )
-        self.base = base
         if base is None and not LOG.fusing:  # inside a kernel there are no arrays, only registers
             self._block = _rounded(host.nbytes)
             LOG.used += self._block
@@ -518,6 +525,13 @@ class StrictArray:
     itemsize = property(lambda self: self._host.itemsize)
     flags = property(lambda self: _Flags(self._host.flags))
     T = property(lambda self: _wrap(self._host.T, (self,), "T"))
+
+    @property
+    def base(self):
+        if not LOG.in_hook:
+            raise NotPortable("x.base: dpnp's arrays have none: ask current().owner(x) or owns(x)")
+        return self._base
+
     mT = property(lambda self: _wrap(self._host.mT, (self,), "mT"))
 
     def __len__(self):
@@ -988,6 +1002,19 @@ class _Special:
     erf = staticmethod(erf)
 
 
+def _asking(hook):
+    """Return the hook; while it runs, `.base` may be asked for."""
+
+    def call(self, x):
+        LOG.in_hook = True
+        try:
+            return hook(self, x)
+        finally:
+            LOG.in_hook = False
+
+    return call
+
+
 class StrictBackend(CupyBackend):
     """CuPy's hooks on the stand-in: all of `CupyBackend` that needs no device runs."""
 
@@ -995,6 +1022,9 @@ class StrictBackend(CupyBackend):
 
     def libraries(self):
         return MODULE, _Special()
+
+    owner = _asking(CupyBackend.owner)
+    owns = _asking(CupyBackend.owns)
 
     def share(self, task, n, size, piece=0):
         me = object()

@@ -142,6 +142,29 @@ def test_a_backend_that_cannot_be_entered_leaves_the_one_in_use(backend):
     assert ml.current() is backend and ml.xp.exp is backend.module.exp
 
 
+@pytest.mark.parametrize("thing", [np, None, 3, object(), ml.backend.Backend], ids=repr)
+def test_what_is_no_backend_is_refused(backend, thing):
+    with pytest.raises(TypeError, match=r"a library is a name, such as 'numpy'"):
+        ml.use(thing)
+    assert ml.current() is backend
+
+
+@given(seeds)
+def test_one_owner_for_an_array_and_its_views_and_another_for_a_copy(seed):
+    x, library = ml.backend.asarray(normal(seed, 4, 3)), ml.current()
+    views = [x[1:], x.T, x.reshape(-1), x[1:].T[:2], x[..., None]]
+    assert all(library.owner(view) is library.owner(x) for view in views)
+    assert not any(map(library.owns, views))
+    new = [x.copy(), x + 1, x[1:] * 2, x.sum(axis=0)]
+    assert all(library.owner(y) is not library.owner(x) and library.owns(y) for y in new)
+    assert library.owner(x).nbytes >= x.nbytes
+
+
+def test_memory_that_is_not_an_arrays_is_nobodys_to_write_to(numpy_only):
+    x = np.frombuffer(bytearray(8), "float32")
+    assert ml.current().owner(x) is x and not ml.current().owns(x)
+
+
 def test_a_device_goes_to_cupys_backend(monkeypatch, backend):
     asked = []
     create = lambda device="": asked.append(device) or Other()  # noqa: E731

@@ -275,6 +275,7 @@ def metered(backend, x):
     lambda b, x: b.scatter_add(x, over_nothing(Like("int64", (4,), (8,))), x),
     lambda b, x: b.describe(), lambda b, x: b.synchronize(), lambda b, x: b.enter(), metered,
     lambda b, x: b.read(x.sum(), 0.0), lambda b, x: b.finite(x.sum(), [x]),
+    lambda b, x: b.owner(x), lambda b, x: b.owns(x),
     lambda b, x: b.reserved(), lambda b, x: b.share(lambda at: x[at] + 1, 4, 12),
 ])
 def test_each_hook_of_the_backend_gets_as_far_as_the_device(hook):

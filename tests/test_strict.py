@@ -83,6 +83,12 @@ PLANTED = {  # kind: (the planted mistake, the message)
     "float64 creeping in, left": (lambda x: np.float64(2) * x, "float64 creeps in"),
     "float64 creeping in, place": (lambda x: x.__imul__(np.float64(2)), "float64 creeps in"),
     "float64 creeping in, integer": (lambda x: x / np.int64(2), "float64 creeps in"),
+    "by place, dtype": (lambda x: ml.xp.zeros(3, "f4"), "zeros: dtype by place: .*: write dtype="),
+    "by place, dtype of full": (lambda x: ml.xp.full(3, 1, "f4"), "full: dtype by place"),
+    "by place, k": (lambda x: ml.xp.triu(x, 1), "triu: k by place"),
+    "by place, axis": (lambda x: ml.xp.stack([x, x], 1), "stack: axis by place"),
+    "base": (lambda x: x[1:].base, r"ask current\(\)\.owner\(x\)"),
+    "base, as a question": (lambda x: hasattr(x, "base"), r"ask current\(\)\.owner\(x\)"),
 }
 
 
@@ -106,6 +112,8 @@ KINDS = {  # the kinds that no line of the package may have: one example of each
     "missing name": "missing name",
     "duplicate index": "duplicate index, added",
     "float64 creeping in": "float64 creeping in",
+    "by place": "by place, dtype",
+    "base": "base",
 }
 
 
@@ -473,8 +481,11 @@ def test_reductions_and_elements_are_0d_arrays():
 
 def test_views_share_and_say_so_and_copies_do_not():
     x = device(4, 3)
-    assert x.base is None and x[1:].base is x and x[1:].T.base is x and x.reshape(-1).base is x
-    assert x.copy().base is None and (x + 1).base is None and copy.deepcopy(x).base is None
+    library = ml.current()
+    for view in (x[1:], x[1:].T, x.reshape(-1)):
+        assert library.owner(view) is x and not library.owns(view)
+    for new in (x, x.copy(), x + 1, copy.deepcopy(x)):
+        assert library.owner(new) is new and library.owns(new)
     x[1:][...] = 0
     assert ml.asnumpy(x)[1:].sum() == 0
 

@@ -1,7 +1,11 @@
 """What the engine asks of an array library beside its hooks: functions of `xp`, methods of arrays.
 
-Each line is a function as the engine calls it: keywords are given by name, because not every
-library takes them by place. A test derives the lines from the code.
+Each line is a function as the engine calls it. Keywords are given by name, because not every
+library takes them by place. A test derives these lines from the code.
+
+PLAIN    what all code asks for, but the kernels
+KERNELS  what they ask for beyond that: most write into an array that is there already, `out=`
+ARRAY    what an array has, beside its operators and its indices
 """
 
 from __future__ import annotations
@@ -57,13 +61,17 @@ sqrt(x, out=)
 square(x)
 subtract(x, y, out=)
 """.strip().splitlines()
+ARRAY = ("T", "all", "astype", "copy", "dtype", "max", "mean", "nbytes", "ndim", "reshape", "shape",
+         "size", "strides", "sum", "swapaxes", "transpose")
 
 
 def missing(library: Any) -> list[str]:
-    """Return the functions that `xp` is asked for and that the module of this `Backend` lacks.
+    """Return the names that the module of this `Backend`, or its arrays, lack.
 
-    If it is plain, those that only kernels ask for do not count.
+    What only kernels ask for does not count if the library runs every op plain.
     """
     asked = PLAIN if library.plain else PLAIN + KERNELS
     names = dict.fromkeys(line.partition("(")[0] for line in asked)
-    return [name for name in names if not hasattr(library.module, name)]
+    lacks = [name for name in names if not hasattr(library.module, name)]
+    array = library.module.zeros(1, dtype="float32") if "zeros" not in lacks else None
+    return lacks + [f"array.{name}" for name in ARRAY if array is None or not hasattr(array, name)]
