@@ -207,10 +207,11 @@ def test_messages_carry_values_and_no_code(tmp_path):
         [1, (2, "x")], {"a": np.ones(2, np.float16), 3: None}, np.dtype("float16"),
         np.random.default_rng(3),
     ]
+    here, there = (wire.Both(lambda kind, text, calls: wire.Opaque(kind, text)) for _ in "ab")
     with open(tmp_path / "w", "wb") as out:
-        wire.send(out, [*values, object(), np.array([object()])])
+        wire.send(out, here.pack({"values": [*values, object(), np.array([object()])]}))
     with open(tmp_path / "w", "rb") as source:
-        *back, opaque, array = wire.receive(source)
+        *back, opaque, array = there.unpack(wire.receive(source))["values"]
     for a, b in zip(values, back, strict=True):
         assert type(a) is type(b) and kit.shown(a) == kit.shown(b)
         assert getattr(a, "dtype", None) == getattr(b, "dtype", None)

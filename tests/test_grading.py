@@ -1,5 +1,6 @@
 """Grading: any submission is judged, and does no harm."""
 
+import ast
 import csv
 import io
 import itertools
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -376,17 +378,64 @@ def test_an_empty_folder_is_refused(tmp_path):
         grade(tmp_path / "there")
 
 
-def test_a_student_cannot_reach_the_solution():
-    """A student's code can reach the globals of the drivers: no solution is in them."""
-    of = book.exercise("03")
-    looks = (
+FOUND = """
+import sys, types
+def _walk(value, depth=6, seen=set()):
+    if depth and id(value) not in seen:
+        seen.add(id(value))
+        yield value
+        inside = [*value.items()] if type(value) is dict else value if type(value) in (
+            list, tuple, set) else [getattr(value, n, None) for n in (
+            "__dict__", "__globals__", "__closure__", "__self__", "cell_contents", "f_locals",
+            "f_globals", "f_back")]
+        for one in [*inside]:
+            try: yield from _walk(one, depth - (type(value) not in (tuple, dict)), seen)
+            except ValueError: pass
+def _all():
+    frame = sys._getframe()
+    while frame:
+        yield from _walk([frame.f_locals, frame.f_globals])
+        frame = frame.f_back
+    yield from _walk([dict(sys.modules)])
+def _look(name):
+    for one in _all():
+        code = getattr(one, "__code__", None)
+        if type(one) is types.FunctionType and (one.__name__ in WANTED or WANTED & {*code.co_names}
+                                                ) and code.co_filename != __file__:
+            raise KeyError(one.__name__)
+"""
+
+
+@pytest.mark.parametrize("number", ["03", "07", "08", "09", "13"])
+def test_a_students_process_holds_no_part_of_an_exercise(number):
+    """Walk from the frames and the modules to every function: none is a driver's or a solution's.
+    """
+    of = book.exercise(number)
+    module = book._module(of.path)
+    given = book._defined(of.given, ast.FunctionDef, ast.ClassDef)
+    names = {name for name, one in vars(module).items()
+             if isinstance(one, types.FunctionType) and one.__module__ is not None
+             and one.__code__.co_filename == str(of.path)} - {*given} | {"_matches", "expected"}
+    looks = of.stub().replace(book.TODO, "return _look(0)") + f"\nWANTED = {names!r}\n{FOUND}"
+    (first, *_) = judging.judge(replace(of, checks=of.checks[:1]), looks).outcomes
+    assert not first.points and "KeyError" not in "".join(first.lines), first
+
+
+@pytest.mark.parametrize("number", ["09", "13"])
+def test_doing_nothing_in_a_driven_exercise_gets_nothing(number):
+    of = book.exercise(number)
+    name = of.functions[0]
+    reaches = (
         "import sys\n    frame = sys._getframe()\n    while frame:\n"
-        "        found = frame.f_locals.get('drivers')\n"
-        "        if found: return found['chain'].__globals__['backward'](node)\n"
+        "        for space in (frame.f_locals, frame.f_globals):\n"
+        "            if 'drivers' in space or 'student' in space: raise SystemExit\n"
+        "            space.update(tried=lambda *a: True, drivers={}, faults=lambda *a: [])\n"
         "        frame = frame.f_back"
     )
-    verdict = judging.judge(of, of.stub().replace(book.TODO, looks, 1), limits=klass.SOON)
-    assert verdict.points == 0 and {one.kind for one in verdict.outcomes} == {"todo"}
+    for body in ("pass", reaches):
+        source = of.stub().replace(book.TODO, body) if number == "09" else re.sub(
+            rf"(def {name}.*\n.*\n)[^\0]*", rf"\1    {body}\n", of.stub())
+        assert judging.judge(of, source).points == 0
 
 
 def test_all_calls_together_have_a_limit(tmp_path):

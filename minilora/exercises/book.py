@@ -4,7 +4,8 @@ A file exNN_name.py has up to three parts. The student's stub is made from the f
 
     the statement (the docstring), imports, given code, and the functions to write, each with its
     solution between ### BEGIN SOLUTION and ### END SOLUTION
-    ### BESIDE THE STUDENT      drivers: functions (student, ...) that run in the student's process
+    ### DRIVERS                 functions (file, ...) that call several functions of the student's
+                                file, or with functions of ours; a check calls student.driver(...)
     ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, WRONG; optional:
                                 IN_PLACE, ENGINE, drawn(seed) (fields of Exercise)
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 TASKS = FOLDER / "tasks"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-BESIDE, CHECKS = "### BESIDE THE STUDENT", "### CHECKS"
+DRIVERS, CHECKS = "### DRIVERS", "### CHECKS"
 MILESTONES = {  # milestone -> the exercises whose functions it runs in the engine
     "05": ("04", "05"), "08": ("06", "08"), "10": ("10",),
 }
@@ -56,6 +57,8 @@ class Exercise:
     reference: Mapping[str, Function] = field(repr=False)  # their solutions
     # function -> the arguments that it may change
     in_place: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    drivers: Mapping[str, Function] = field(default_factory=dict, repr=False)
+    classes: tuple[str, ...] = ()  # that the stub has
     engine: bool = False  # may the student import minilora?
     drawn: Callable[[int], str] | None = None  # the stub for a seed, if stubs differ
 
@@ -119,26 +122,24 @@ def path(number: str | int) -> Path:
     return known[wanted]
 
 
-def drivers(file: Path) -> Mapping[str, Function]:
-    """Return the drivers of a file. Its checks are not loaded, and its solutions are removed.
-
-    What the stub imports is imported here: if that fails, it is not the student's fault.
-    """
-    given, beside = _split(text.read(file))
-    space: dict[str, Any] = {"__name__": "beside"}
-    # a student's code can reach these functions' globals: no solution may be in them
-    exec(compile(_unsolved(given) + beside, str(file), "exec", dont_inherit=True), space)
-    return {name: space[name] for name in _defined(beside) if not name.startswith("_")}
+def beside(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
+    """Return everything that a file with these functions defines: those of its stub, too."""
+    names = _defined(of.given, ast.FunctionDef, ast.ClassDef)
+    spaces = [vars(_module(of.path)), *(
+        getattr(inspect.unwrap(function), "__globals__", {}) for function in written.values()
+    )]
+    space = next(one for one in reversed(spaces) if {*names} <= one.keys())
+    return {name: space[name] for name in names} | dict(written)
 
 
 def _split(content: str) -> tuple[str, str]:
     upper = content.partition(f"\n{CHECKS}\n")[0] + "\n"
-    given, _, beside = upper.partition(f"\n{BESIDE}\n")
-    return given.rstrip() + "\n", beside
+    given, _, below = upper.partition(f"\n{DRIVERS}\n")
+    return given.rstrip() + "\n", below
 
 
-def _defined(code: str) -> list[str]:
-    return [node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)]
+def _defined(code: str, *kinds: type) -> list[str]:
+    return [node.name for node in ast.parse(code).body if isinstance(node, kinds)]  # type: ignore
 
 
 @functools.cache
@@ -148,8 +149,9 @@ def exercise(number: str | int) -> Exercise:
 
     file = path(number)
     module = _module(file)
-    given, _ = _split(text.read(file))
+    given, below = _split(text.read(file))
     functions = tuple(_to_write(given))
+    drivers = [name for name in _defined(below, ast.FunctionDef) if not name.startswith("_")]
     options = {
         option: value for option, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
                                            ("drawn", "drawn"))
@@ -160,7 +162,9 @@ def exercise(number: str | int) -> Exercise:
         chapter=module.CHAPTER, hints=tuple(module.HINTS),
         checks=tuple(value for value in vars(module).values() if isinstance(value, Check)),
         wrong=module.WRONG, functions=functions,
-        reference={name: getattr(module, name) for name in functions}, **options,
+        reference={name: getattr(module, name) for name in functions},
+        drivers={name: getattr(module, name) for name in drivers},
+        classes=tuple(_defined(given, ast.ClassDef)), **options,
     )
 
 
@@ -191,7 +195,7 @@ def exercises() -> tuple[Exercise, ...]:
 def with_mistake(
     of: Exercise, function: str, mistake: str, through: bool = False
 ) -> Mapping[str, Function]:
-    """Return the reference with one known mistake in it, and the drivers that call it.
+    """Return the reference with one known mistake in it.
 
     through: the other functions of the reference call the mistaken one, too.
     """
@@ -202,16 +206,4 @@ def with_mistake(
             given: Any = of.reference[name]
             written[name] = types.FunctionType(given.__code__, space, name, given.__defaults__)
             space[name] = written[name]
-    return with_drivers(of, written)
-
-
-def with_drivers(of: Exercise, written: Mapping[str, Function]) -> Mapping[str, Function]:
-    """Return these functions of a student, and the drivers that call them."""
-    module = _module(of.path)
-    given, drivers = _split(text.read(of.path))
-    names = {name: getattr(module, name) for name in _defined(given)}
-    student = types.SimpleNamespace(**(names | dict(written)))
-    return {
-        **written,
-        **{name: functools.partial(getattr(module, name), student) for name in _defined(drivers)},
-    }
+    return written

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import atomic
 from . import report
-from .book import CHECKS, Exercise, path, with_drivers
+from .book import CHECKS, Exercise, path
 from .judge import Verdict, alike, attempt, judge, judge_here
 from .kit import shown
 from .student import Local, same
@@ -119,7 +119,7 @@ def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:
 
 def seconds(of: Exercise) -> dict[str, float]:
     """Return the processor time of each check on the reference."""
-    student, times = Local(of, with_drivers(of, of.reference)), {}
+    student, times = Local(of, of.reference), {}
     for check in of.checks:
         start = time.process_time()
         attempt(of, check, student, 0)

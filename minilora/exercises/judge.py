@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.errors import Flaky
 
 from ..files import cache
-from .book import Exercise, with_drivers, with_mistake
+from .book import Exercise, with_mistake
 from .kit import Case, Check, Wrong
 from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Remote, Student
 from .worker import LIMIT
@@ -148,7 +148,7 @@ def judge_here(
 
     explain: as in `judge`; without it, stop at the first failed check.
     """
-    student = Local(exercise, with_drivers(exercise, written))
+    student = Local(exercise, written)
     outcomes: list[Outcome] = []
     for check in exercise.checks:
         outcomes.append(attempt(exercise, check, student, seed, explain))

@@ -143,8 +143,12 @@ def described(value: Any) -> str:
         return "None: is there a `return`?"
     if isinstance(value, np.ndarray):
         return f"one array of shape {value.shape}"
-    kind = value.kind if isinstance(value, Opaque) else type(value).__name__
-    return f"a value of type {kind}: {shown(value)}"
+    return f"a value of type {kind(value)}: {shown(value)}"
+
+
+def kind(value: Any) -> str:
+    """Return the name of a value's type, as the student's code has it."""
+    return value.kind if isinstance(value, Opaque) else type(value).__name__
 
 
 def shown(value: Any, digits: int = 4) -> str:

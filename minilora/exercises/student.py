@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import json
 import os
 import queue
 import shutil
@@ -11,7 +13,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from . import child, wire
-from .book import Exercise
+from .book import Exercise, beside
 from .child import BEGIN, Fault
 from .kit import Wrong, described, shown
 from .worker import error_data
@@ -98,6 +101,27 @@ class Student:
 
     def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
         """Return the result, and the arguments after the call. Raises Raised or Halted."""
+        given = copy.deepcopy([*args])
+        if name not in self.exercise.drivers:
+            return self._result(name, given)
+        try:
+            return self.exercise.drivers[name](self._file(), *given), given
+        except (Raised, Wrong):
+            raise
+        except Exception as error:  # a driver cannot go on with what it got
+            data = error_data(error, "")
+            raise Raised(data["error"], data["message"], []) from error
+
+    def _result(self, name: str, given: list[Any]) -> tuple[Any, list[Any]]:
+        """Call the student's function; return as `_call` does."""
+        raise NotImplementedError
+
+    def _file(self) -> Any:
+        """Return what a driver sees of the student's file: its functions and classes.
+
+        Their errors are Raised. `imported(name)` is a module, as the student's code has it;
+        `each(objects, name)` are the attributes of this name of its objects.
+        """
         raise NotImplementedError
 
     def _checked(self, name: str, args: tuple[Any, ...]) -> Any:
@@ -161,14 +185,35 @@ class Local(Student):
         super().__init__(exercise)
         self._functions = functions
 
-    def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-        given = copy.deepcopy([*args])
+    def _result(self, name: str, given: list[Any]) -> tuple[Any, list[Any]]:
+        return _raising(self._functions[name])(*given), given
+
+    def _file(self) -> Any:
+        names = beside(self.exercise, self._functions)
+        ours = {name: one if isinstance(one, type) else _raising(one)
+                for name, one in names.items()}
+        return types.SimpleNamespace(imported=importlib.import_module, each=each, **ours)
+
+
+def each(objects: Sequence[Any], name: str) -> list[Any]:
+    """Return the attribute of this name of each object."""
+    return [getattr(one, name) for one in objects]
+
+
+def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with its errors as Raised."""
+
+    def call(*args: Any, **named: Any) -> Any:
         with np.errstate(all="ignore"):
             try:
-                return self._functions[name](*given), given
+                return function(*args, **named)
+            except Raised:
+                raise
             except Exception as error:
                 data = error_data(error, "")
                 raise Raised(data["error"], data["message"], []) from error
+
+    return call
 
 
 class Remote(Student):
@@ -181,7 +226,8 @@ class Remote(Student):
     def __init__(self, exercise: Exercise, source: str, limits: Limits = LIMITS) -> None:
         super().__init__(exercise)
         self._limits, self._last, self._printed = limits, 0, ""
-        self._began, self._left = False, BEGIN
+        self._began, self._left, self._budget = False, BEGIN, BEGIN
+        self._of_driver = False
         try:
             self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
             path = self._folder / exercise.name
@@ -196,21 +242,25 @@ class Remote(Student):
         except Fault:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
+        self._both = wire.Both(self._stand_in, tells=False)
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._talk_ = threading.Thread(target=self._talk, daemon=True)
         self._talk_.start()
         try:
             setup = {
-                "exercise": str(exercise.path), "path": str(path), "engine": exercise.engine,
+                "path": str(path), "engine": exercise.engine,
                 "functions": [*exercise.functions],
                 "seconds": limits.seconds, "cpu": limits.cpu, "memory": limits.memory,
                 "output": limits.output,
             }
-            in_force = self._answer(setup, BEGIN)["limits"]
+            in_force = self._answer(json.dumps(setup).encode(), BEGIN)["limits"]
             self._limits = replace(limits, cpu=in_force["cpu"], memory=in_force["memory"])
             self._began, self._last, self._left = True, 1, limits.total
-            written = self._answer(None, limits.wait).get("written")  # loading the file
+            loaded = self._answer(None, limits.wait)
+            if "error" in loaded:
+                raise Raised(*_error(loaded))
+            written = loaded.get("written")
             written = written if isinstance(written, list) else []
             self.missing = [name for name in exercise.functions if name not in written]
         except BaseException:
@@ -234,15 +284,15 @@ class Remote(Student):
                 self._answers.put(error)
                 return
 
-    def _answer(self, request: Any, seconds: float) -> dict[str, Any]:
-        """Return the answer to a request. Without a valid one in time, end the process.
+    def _answer(self, data: bytes | None, seconds: float) -> dict[str, Any]:
+        """Send a message, and return the next one. Without a valid one in time, end the process.
 
         Raises Halted; before the student's code has begun, Fault.
         """
         began = time.monotonic()
-        self._asked.put(request)
+        self._asked.put(data)
         try:
-            answer = self._answers.get(timeout=max(0.0, min(seconds, self._left)))
+            got = self._answers.get(timeout=max(0.0, min(seconds, self._left)))
         except queue.Empty:
             short = self._left < seconds
             self._stop_if_not_begun(f"its process did not begin within {BEGIN:g} seconds")
@@ -254,14 +304,17 @@ class Remote(Student):
                 "or wait for something?"
             ) from None
         self._left -= time.monotonic() - began
-        if not isinstance(answer, dict) or answer.get("id") != self._last:
-            ended = self._ended() if isinstance(answer, EOFError | OSError) else NO_ANSWER
-            self._stop_if_not_begun(ended)
-            self.close()
-            raise Halted(ended)
-        if "error" in answer:
-            raise Raised(*_error(answer))
-        return answer
+        ended = NO_ANSWER
+        if isinstance(got, EOFError | OSError):
+            ended = self._ended()
+        elif isinstance(got, bytes):
+            with suppress(Exception):  # what a student's process sends may be anything
+                answer = self._both.unpack(got)
+                if answer["id"] == self._last:
+                    return answer
+        self._stop_if_not_begun(ended)
+        self.close()
+        raise Halted(ended)
 
     def _stop_if_not_begun(self, why: str) -> None:
         if not self._began:
@@ -292,15 +345,61 @@ class Remote(Student):
             return f"its process was ended by signal {-code}"
         return f"its process ended with exit code {code}" + ": does it call os._exit?" * self._began
 
-    def _call(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-        self._last += 1
-        request = {"id": self._last, "name": name, "args": [*args]}
-        answer = self._answer(request, self._limits.wait)
+    def _result(self, name: str, given: list[Any]) -> tuple[Any, list[Any]]:
+        self._begin(False)
+        answer = self._asks("call", name, given, after=True)
         after = answer.get("args")
-        if not isinstance(after, list) or len(after) != len(args):
+        if not isinstance(after, list) or len(after) != len(given):
             self.close()
             raise Halted(NO_ANSWER)
         return answer.get("value"), after
+
+    def _file(self) -> Any:
+        self._begin(True)
+        return _File(self)
+
+    def _begin(self, of_driver: bool) -> None:
+        """Begin a call of a check: the student's process forgets the calls before."""
+        self._of_driver = of_driver
+        self._make: list[wire.New] = []  # objects that the next request makes first
+        self._first: dict[str, Any] = {"fresh": True}
+
+    def _asks(self, do: str, on: Any, args: Sequence[Any], after: bool = False,
+              **named: Any) -> dict[str, Any]:
+        """Let the student's process do something; do what its code calls here meanwhile."""
+        if self._first:
+            self._budget = self._limits.wait
+        make, self._make = self._make, []
+        message = {**self._first, "make": make, "do": do, "on": on, "args": [*args],
+                   "named": named, "after": after}
+        self._first = {}
+        answer = self._says(message)
+        while "call" in answer:
+            try:
+                value = answer["call"](*answer.get("args", ()), **answer.get("named", {}))
+                returned = {"return": value}
+            except Exception as error:
+                kind = error.kind if isinstance(error, Raised) else type(error).__name__
+                returned = {"raise": [kind, str(error)[:400]]}
+            answer = self._says(returned)
+        if "error" in answer:
+            raise Raised(*_error(answer))
+        return answer
+
+    def _says(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message, and return the next one."""
+        began = time.monotonic()
+        self._last += 1
+        try:
+            return self._answer(self._both.pack({"id": self._last, **message}), self._budget)
+        finally:
+            self._budget -= time.monotonic() - began
+
+    def _stand_in(self, kind: str, text: str, calls: bool) -> Any:
+        """What stands here for an object of the student's process. A driver can use it."""
+        if not self._of_driver:
+            return wire.Opaque(kind, text)
+        return (Function if calls else Thing)(self, kind, text)
 
     def printed(self) -> str:
         """Return what the student's code has printed so far."""
@@ -325,6 +424,60 @@ class Remote(Student):
                 with suppress(OSError):
                     pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Thing(wire.Opaque):
+    """Stands for an object of the student's process, as a driver uses it."""
+
+    def __init__(self, remote: Remote, kind: str, text: str) -> None:
+        vars(self).update(_remote=remote, kind=kind, text=text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._remote._asks("get", self, [name]).get("value")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._remote._asks("set", self, [name, value])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._remote._asks("item", self, [index]).get("value")
+
+
+class Function(Thing):
+    """Stands for a function or a class of the student's process."""
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._remote._asks("call", self, args, **named).get("value")
+
+
+class _File:
+    """The student's file, as a driver uses it. An object of a class is made with the next call."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote, self._classes = remote, remote.exercise.classes
+
+    def imported(self, name: str) -> Any:
+        """Return a module of the student's process."""
+        return self._remote._asks("import", name, []).get("value")
+
+    def each(self, objects: Sequence[Any], name: str) -> list[Any]:
+        """Return the attribute of this name of each object."""
+        values = self._remote._asks("each", [*objects], [name]).get("value")
+        if not isinstance(values, list) or len(values) != len(objects):
+            raise Raised("ValueError", NO_ANSWER, [])
+        return values
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            return self._remote._asks("call", name, args, **named).get("value")
+
+        def make(*args: Any) -> Thing:
+            made = Thing(self._remote, name, name)
+            self._remote._make.append(wire.New(made, name, args))
+            return made
+
+        return make if name in self._classes else call
 
 
 def _error(answer: dict[str, Any]) -> tuple[str, str, list[list[Any]]]:

@@ -11,9 +11,10 @@ import builtins
 import contextlib
 import ctypes
 import errno
-import functools
 import importlib.util
+import json
 import math
+import operator
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import book, wire
+from . import wire
 
 FORBIDDEN = (  # audit events
     "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
@@ -41,6 +42,10 @@ CLOSED = (  # modules that could bypass the hook
     "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
     "_xxsubinterpreters", "_interpreters",
 )
+VERBS: dict[str, Callable[..., Any]] = {
+    "get": getattr, "set": setattr, "item": operator.getitem, "import": importlib.import_module,
+    "each": lambda objects, name: [getattr(one, name) for one in objects],
+}
 FILES = 64  # open files
 LIMIT = "limit"  # the kind of an exception that a limit causes
 ROOM = 64 << 20  # bytes of memory that a student's code can use, or the judge does not begin
@@ -58,47 +63,67 @@ def main() -> None:
         me = os.getpid()
         if sys.platform == "linux":  # if the judge is killed, so is this process
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        setup = wire.receive(asked)
+        setup = json.loads(wire.receive(asked))
         with contextlib.suppress(EOFError):
-            serve(asked, answer, setup, me)
+            _Line(asked, answer, setup, me).run()
 
 
-def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
-    """Load the student's file, answer with the outcome, then call the requested functions.
+class _Line:
+    """The student's side of the line: it loads the file, and does what the judge requests.
 
-    The student's output goes into printed.txt.
+    Nothing of an exercise is in this process but the student's own file.
     """
-    path, drivers = setup["path"], book.drivers(Path(setup["exercise"]))
-    source = Path(path).read_text("utf-8")
-    warnings.simplefilter("once")
-    if setup["engine"]:  # it reads its BLAS's files once; the hook would refuse that later
-        importlib.import_module("minilora.backend.threads").threads()
-    printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    limits = _limit(setup)
-    for stream, text in enumerate((sys.stdout, sys.stderr), 1):
-        text.flush()
-        os.dup2(printed, stream)
-        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    wire.ready(answer)
-    wire.send(answer, {"id": 0, "limits": limits})  # the student's time starts here
-    _start_clock(setup["seconds"])
-    module = _guarded(path, lambda: load(source, path), limits)
-    student = module.pop("value", None)
-    written = [name for name in setup["functions"] if callable(getattr(student, name, None))]
-    wire.send(answer, {"id": 1, "written": written, **module})
-    if student is None:
-        return
-    while os.getpid() == me:  # a forked copy must not answer
-        request = wire.receive(asked)
+
+    def __init__(self, asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> None:
+        self._asked, self._answer, self._setup, self._me = asked, answer, setup, me
+        self._both = wire.Both(self._stand_in, self._make)
+        self._failed: BaseException | None = None
+        self._student = types.ModuleType("student")
+        self._last = 0  # the id of the last message from the judge
+
+    def run(self) -> None:
+        """Load the file, say how it went, and answer. The student's output goes to printed.txt."""
+        setup, path = self._setup, self._setup["path"]
+        source = Path(path).read_text("utf-8")
+        warnings.simplefilter("once")
+        if setup["engine"]:  # it reads its BLAS's files once; the hook would refuse that later
+            importlib.import_module("minilora.backend.threads").threads()
+        printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        limits = self._limits = _limit(setup)
+        for stream, text in enumerate((sys.stdout, sys.stderr), 1):
+            text.flush()
+            os.dup2(printed, stream)
+            text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        wire.ready(self._answer)
+        self._say({"limits": limits})  # the student's time starts here
         _start_clock(setup["seconds"])
-        name, args = request["name"], request["args"]
-        if name in drivers:
-            call = functools.partial(drivers[name], student, *args)
-        else:
-            call = functools.partial(getattr(student, name), *args)
-        outcome = _guarded(path, call, limits)
+        module = _guarded(path, lambda: load(source, path), limits)
+        student = module.pop("value", None)
+        written = [name for name in setup["functions"] if callable(getattr(student, name, None))]
+        self._last = 1
+        self._say({"written": written, **module})
+        if student is not None:
+            self._student = student
+            self._serve()
+
+    def _serve(self) -> dict[str, Any]:
+        """Do what is requested, until the answer to a call of this side comes; return that."""
+        while os.getpid() == self._me:  # a forked copy must not answer
+            message = self._both.unpack(wire.receive(self._asked))
+            self._last = message["id"]
+            if "return" in message or "raise" in message:
+                return message
+            if "fresh" in message:
+                _start_clock(self._setup["seconds"])
+            self._do(message)
+        raise EOFError
+
+    def _do(self, request: dict[str, Any]) -> None:
+        """Do one request, and answer."""
+        outcome = _guarded(self._setup["path"], lambda: self._done(request), self._limits)
+        args = {"args": request["args"]} if request["after"] else {}
         try:
-            wire.send(answer, {"id": request["id"], "args": args, **outcome})
+            self._say({**args, **outcome})
         except Exception as error:
             outcome = {"error": "Result", "message": "it returned a value that is no data"}
             if isinstance(error, wire.TooLong):
@@ -106,7 +131,45 @@ def serve(asked: BinaryIO, answer: BinaryIO, setup: dict[str, Any], me: int) -> 
                 outcome = {"error": LIMIT, "message": words}
             elif isinstance(error, RecursionError):
                 outcome["message"] = "it returned a value that contains itself"
-            wire.send(answer, {"id": request["id"], "frames": [], **outcome})
+            self._say({"frames": [], **outcome})
+
+    def _done(self, request: dict[str, Any]) -> Any:
+        """The result of a request."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+        on, args = request["on"], request["args"]
+        if request["do"] != "call":
+            return VERBS[request["do"]](on, *args)
+        function: Any = getattr(self._student, on, None) if isinstance(on, str) else on
+        if not callable(function):
+            raise NameError(f"the file has no {on}")
+        return function(*args, **request["named"])
+
+    def _make(self, name: str, args: list[Any]) -> Any:
+        """Make an object of the student's class. The request that needs it raises the error."""
+        try:
+            return getattr(self._student, name)(*args)
+        except BaseException as error:
+            self._failed = self._failed or error
+            return None
+
+    def _stand_in(self, kind: str, text: str, calls: bool) -> Callable[..., Any]:
+        """What stands here for a function of the judge: a call of it asks the judge."""
+
+        def call(*args: Any, **named: Any) -> Any:
+            self._say({"call": call, "args": args, "named": named})
+            answer = self._serve()
+            if "raise" not in answer:
+                return answer["return"]
+            kind = getattr(builtins, answer["raise"][0], None)
+            fits = isinstance(kind, type) and issubclass(kind, Exception)
+            raise (kind if fits else RuntimeError)(answer["raise"][1])
+
+        return call
+
+    def _say(self, message: dict[str, Any]) -> None:
+        wire.send(self._answer, self._both.pack({"id": self._last, **message}))
 
 
 def load(source: str, path: str) -> types.ModuleType:
@@ -245,7 +308,7 @@ def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
     """
     real, name, sep, null = _paths().realpath, os.fsdecode, os.sep, os.devnull
     forbidden, reads, closed, writing = FORBIDDEN, READS, CLOSED, WRITES
-    own, package = real(book.FOLDER), real(book.FOLDER.parents[1])
+    own, package = map(real, (Path(__file__).parent, Path(__file__).parents[2]))
     allowed = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
     inside = tuple(real(one) + sep for one in allowed + ((f"{package}/minilora",) * engine))
     files = (null, "/dev/urandom", *([package] if engine else []))

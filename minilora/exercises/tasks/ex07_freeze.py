@@ -57,13 +57,13 @@ def train_step(params, grads, trained, lr, decay):
     ### END SOLUTION
 
 
-### BESIDE THE STUDENT
+### DRIVERS
 
 
-def step_of_shared(student, params, grads, trained, lr, decay):
+def step_of_shared(file, params, grads, trained, lr, decay):
     """The arrays after a step, as seen by a model that has the same arrays in its own dict."""
     arrays = {name: p.copy() for name, p in params.items()}
-    student.train_step(dict(arrays), grads, trained, lr, decay)
+    file.train_step(dict(arrays), grads, trained, lr, decay)
     return arrays
 
 

@@ -43,19 +43,19 @@ def unmerge_exactly(W0, A, B, alpha):
     ### END SOLUTION
 
 
-### BESIDE THE STUDENT
+### DRIVERS
 
 
-def called(student, W0, A, B, alpha, calls):
+def called(file, W0, A, B, alpha, calls):
     """The results of the calls, and W0, A and B afterwards; text if there are no two functions.
 
     A call is "do_merge", "undo", or "write": into the last merged W that was returned.
     """
     W0, A, B = W0.copy(), A.copy(), B.copy()
-    pair = student.unmerge_exactly(W0, A, B, alpha)
+    pair = file.unmerge_exactly(W0, A, B, alpha)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(callable, pair)):
         parts = pair if isinstance(pair, tuple | list) else [pair]
-        kinds = ["a function" if callable(part) else type(part).__name__ for part in parts]
+        kinds = ["a function" if callable(part) else kit.kind(part) for part in parts]
         return f"unmerge_exactly returned {' and '.join(kinds) or 'nothing'}"
     functions, results, last = dict(zip(("do_merge", "undo"), pair)), [], None
     for call in calls:

@@ -46,75 +46,95 @@ def test_merge(merge):
     ### END SOLUTION
 
 
-### BESIDE THE STUDENT
+### DRIVERS
+
+from minilora.exercises import kit
+from minilora.exercises.student import Raised
+
+UNWRITTEN = ("NotImplementedError", "NameError")  # an error in the test itself
 
 
-def tried(student, body):
+def tried(file, body):
     """Does the student's test pass on the merge with this body?"""
     try:
-        student.test_merge(_merge(body, []))
-    except (NotImplementedError, NameError):  # an error in the test itself
-        raise
-    except Exception:
+        file.test_merge(_Merge(body))
+    except Raised as error:
+        if error.kind in UNWRITTEN:
+            raise
         return False
     return True
 
 
-def why(student, body):
+def why(file, body):
     """A possible reason why the test passes on this wrong merge."""
-    calls = []
+    merge = _Merge(body)
     try:
-        returned = student.test_merge(_merge(body, calls))
-    except Exception:
+        returned = file.test_merge(merge)
+    except Raised:
         return "but fails it in a second run: give your random numbers a seed"
     if returned is not None:
         return "your test returns a value, which has no meaning: assert it instead"
-    if not calls:
+    if not merge.calls:
         return "your test does not call its argument `merge`"
-    return next(filter(None, map(_misfit, calls)), "")
+    return merge.misfit
 
 
-def again(student, body):
-    """Run the test again on a right merge that it failed; the error describes the last call."""
-    calls = []
+def again(file, body):
+    """Run the test again on a right merge that it failed: (line, text) of its error, the reason."""
+    merge = _Merge(body)
     try:
-        student.test_merge(_merge(body, calls))
-    except Exception as error:
-        W, A, B, alpha, result = calls[-1] if calls else [None] * 5
-        if calls and (misfit := _misfit(calls[-1])):
-            raise AssertionError(misfit).with_traceback(error.__traceback__) from None
-        if isinstance(error, AssertionError) and result is not None:
-            exact = W + alpha / A.shape[0] * (B @ A)
-            gap, most = abs(result - exact).max(), abs(exact).max()
-            error.args = (
-                f"after a call with W {W.shape}, A {A.shape}, B {B.shape}, alpha = {alpha:.6g}\n"
+        file.test_merge(merge)
+    except Raised as error:
+        if not merge.misfit and error.kind != "AssertionError":
+            raise
+        lines = [(line, text) for line, _, text in error.frames[-1:]]
+        return lines, merge.misfit, merge.last()
+    return None
+
+
+class _Merge:
+    """A merge with this body, as the student's test calls it. It runs in the judge's process."""
+
+    def __init__(self, body):
+        text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
+        space = {"memory": {}}
+        exec(text, space)
+        self.body, self.given, self.result = space["merge"], (), None
+        self.calls, self.misfit = 0, ""  # the first misfit
+
+    def __call__(self, W, A, B, alpha):
+        self.calls += 1
+        if misfit := _misfit(W, A, B, alpha):
+            self.misfit = self.misfit or misfit
+            raise ValueError(misfit)
+        self.given, self.result = (W.copy(), A.copy(), B.copy(), alpha), None
+        with np.errstate(all="ignore"):
+            self.result = self.body(W, A, B, alpha)
+        return self.result
+
+    def last(self):
+        """Lines about the last call."""
+        if not isinstance(self.result, np.ndarray):
+            return []
+        W, A, B, alpha = self.given  # before that call
+        exact = W + alpha / len(A) * (B @ A)
+        gap, most = abs(self.result - exact).max(), abs(exact).max()
+        return [f"after a call with W {W.shape}, A {A.shape}, B {B.shape}, alpha = {alpha:.6g}",
                 f"its result differs from W + alpha / r * (B @ A) by up to {gap:.1e}, and the "
-                f"largest number is {most:.1e}",
-            )
-        raise
+                f"largest number is {most:.1e}"]
 
 
-def _misfit(call):
-    """What is wrong with the shapes of a call's arguments."""
-    w, a, b = (getattr(array, "shape", type(array).__name__) for array in call[:3])
-    if len(w) == len(a) == len(b) == 2 and (*w, a[0]) == (b[0], a[1], b[1]):
-        return ""
-    return f"your test calls merge with W {w}, A {a}, B {b}: it takes W (d, k), A (r, k), B (d, r)"
-
-
-def _merge(body, calls):
-    """A merge without NumPy's functions: a student cannot change it by changing NumPy."""
-    text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
-    space = {"__builtins__": {}, "memory": {}, "range": range}
-    exec(text, space)
-
-    def merge(W, A, B, alpha):
-        given = (array * 1.0 if hasattr(array, "shape") else array for array in (W, A, B))
-        calls.append([*given, alpha, None])
-        calls[-1][-1] = result = space["merge"](W, A, B, alpha)
-        return result
-
-    return merge
+def _misfit(W, A, B, alpha):
+    """What is wrong with the arguments of a call."""
+    w, a, b = (getattr(array, "shape", kit.kind(array)) for array in (W, A, B))
+    fits = all(isinstance(array, np.ndarray) and array.ndim == 2 and array.size
+               for array in (W, A, B))
+    if not (fits and (*w, a[0]) == (b[0], a[1], b[1])):
+        return f"your test calls merge with W {w}, A {a}, B {b}: it takes W (d, k), A (r, k), " \
+               "B (d, r)"
+    if not isinstance(alpha, int | float | np.number) or isinstance(alpha, bool):
+        return f"your test calls merge with alpha = {kit.shown(alpha)}: it takes a number"
+    return ""
 
 
 ### CHECKS
@@ -123,9 +143,6 @@ def _merge(body, calls):
 import contextlib
 
 from hypothesis import strategies as st
-
-from minilora.exercises import kit
-from minilora.exercises.student import Raised
 
 TITLE = "write the property test"
 MINUTES = 30
@@ -274,17 +291,14 @@ def _unfair(student, failed):
     yield "expected your test to pass for each right merge"
     yield "got      a failure for this one:"
     yield from _lines(failed[0])
-    try:
-        student.again(failed[0])
+    second = student.again(failed[0])
+    if second is None:
         yield "but a pass in a second run: give your random numbers a seed"
-    except Raised as error:
-        if error.kind != "AssertionError":
-            raise
-        for line, _, text in error.frames[-1:]:
-            yield f"at line {line}: {text}"
-        yield from (lines := str(error).removeprefix("AssertionError: ").splitlines())
-        if "it takes W" in lines[-1]:
-            return
+        return
+    where, misfit, call = second
+    yield from (f"at line {line}: {text}" for line, text in where)
+    yield from [misfit] if misfit else call
+    if not misfit:
         # how many an exact comparison fails depends on the order of sums of this machine's BLAS
         good = len(RIGHT) - len(failed)
         yield f"{good} of {len(RIGHT)} right merges pass: do you expect W + (alpha / r) B A, and " \

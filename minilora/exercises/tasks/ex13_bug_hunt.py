@@ -123,128 +123,70 @@ def fine_tune(model, ids, held_out, r, alpha, steps, lr, decay):
     ### END SOLUTION
 
 
-### BESIDE THE STUDENT
+### DRIVERS
 
-import inspect
+from minilora.exercises.tasks.small_model import LR, WIDTH, Theirs, logits, losses_of, model, text
 
-WORDS, WIDTH, LR, STEPS = 6, 16, 0.03, 60
-
-
-class _Watched(ml.GPT2):  # records for each call whether it is in training mode
-    def forward(self, ids):
-        self.modes.append(self.training)
-        return super().forward(ids)
+STEPS = 60
 
 
-class _Still(ml.SGD):  # changes nothing, records gradients and learning rates
-    seen, rates = (), ()
-
-    def step(self):
-        grads = [np.array(p.grad) for p in self.parameters.values() if p.grad is not None]
-        self.seen, self.rates = [*self.seen, grads], [*self.rates, self.lr]
-
-
-def _model(seed, dropout=0.0):
-    model = _Watched(ml.GPT2Config(WORDS, LENGTH, WIDTH, 2, 2, dropout=dropout), rng=seed)
-    model.modes, rng = [], np.random.default_rng(seed)
-    for name, p in model.named_parameters():
-        p.data *= 20 if name in ("tok.W", "pos.W") else 1
-        p.data += rng.normal(0, 0.1 * name.endswith(".b"), p.shape).astype("float32")
-    return model
-
-
-def _text(seed, times):
-    return np.tile(np.random.default_rng(seed).permutation(WORDS), times)
-
-
-def _logits(model, ids):
-    with ml.no_grad():
-        return np.array(model(ids[None, :LENGTH]).data)
-
-
-def _losses(model, window):
-    z = _logits(model, window[:-1])[0].astype("float64")
-    return [*(np.log(np.exp(z).sum(axis=-1)) - z[np.arange(len(z)), window[1:]])]
-
-
-class _Prepared:  # a model after prepare, with copies of the base's and the new parameters
-    def __init__(self, script, seed, r, alpha, dropout=0.0, B=0.0):
-        self.model, rng = _model(seed, dropout), np.random.default_rng(seed)
-        self.base = [(p, p.data.copy()) for p in self.model.parameters()]
-        self.optimizer = script.prepare(self.model, r, alpha, LR, rng)
-        new = [p for p in self.model.parameters() if not any(p is old for old, _ in self.base)]
-        for p in new if B else []:
-            p.data[...] = B * rng.normal(size=p.shape)
-        self.new = [(p, p.data.copy()) for p in new]
-
-    def intact(self):  # has the base kept its bits?
-        return all((p.data == before).all() for p, before in self.base)
-
-    def still(self):
-        return _Still(self.model.trainable_parameters(), lr=LR)
-
-
-def faults(student, seed, r, alpha):
+def faults(file, seed, r, alpha):
     """The faults of the script of fine_tune."""
-    space = inspect.unwrap(student.fine_tune).__globals__
-    if missing := {"prepare", "batch", "train", "evaluate", "merge"} - {*space}:
-        raise NameError(f"the script has no function {min(missing)}")
-    probes, text = (_layers, _training, _steps, _batches, _modes, _mean, _merged), _text(seed, 12)
-    script = type("Script", (), {**space})
-    return [what for probe in probes for what in probe(script, text, seed, r, alpha)]
+    probes, ids = (_layers, _training, _steps, _batches, _modes, _mean, _merged), text(seed, 12)
+    return [what for probe in probes for what in probe(file, ids, seed, r, alpha)]
 
 
-def _layers(script, text, seed, r, alpha):
-    base = _model(seed)
-    if not (_logits(_Prepared(script, seed, r, alpha).model, text) == _logits(base, text)).all():
+def _layers(file, ids, seed, r, alpha):
+    at = Theirs(file, seed)
+    before = logits(at.model, ids)
+    if not (logits(at.prepare(seed, r, alpha).model, ids) == before).all():
         yield "with new adapters, the model does not compute the same as the base"
-    layer = _Prepared(script, seed, r, alpha, B=1.0).model.blocks[0].attn.q
-    arrays = {p.shape: p.data for p in layer.parameters()}
+    layer = Theirs(file, seed).prepare(seed, r, alpha, B=1.0).model.blocks[0].attn.q
+    arrays = {data.shape: data for data in file.each(layer.parameters(), "data")}
     x = np.random.default_rng(seed).normal(size=(3, WIDTH)).astype("float32")
     if (r, WIDTH) not in arrays or (WIDTH, r) not in arrays:
         raise ValueError("blocks[0].attn.q has no A and B of rank r")
     update = alpha / r * x @ arrays[r, WIDTH].T @ arrays[WIDTH, r].T
-    added = layer(ml.Tensor(x)).data - base.blocks[0].attn.q(ml.Tensor(x)).data
+    added = layer(at.engine.Tensor(x)).data - model(seed).blocks[0].attn.q(ml.Tensor(x)).data
     if np.abs(added - update).max() > 1e-3 * np.abs(update).max():
         yield "an adapted layer does not add (alpha / r) B A x"
 
 
-def _training(script, text, seed, r, alpha):
-    at = _Prepared(script, seed, r, alpha)
-    script.train(at.model, at.optimizer, text, 4, LR, 0.0)
-    idle = sum((p.data == before).all() for p, before in at.new)
+def _training(file, ids, seed, r, alpha):
+    at = Theirs(file, seed).prepare(seed, r, alpha)
+    file.train(at.model, at.optimizer, ids, 4, LR, 0.0)
+    idle = sum((now == before).all() for before, now in at.changes())
     if idle:
         yield f"{idle} of {len(at.new)} matrices of the adapters are never trained"
     if not at.intact():
         yield "the base is trained too"
-    at = _Prepared(script, seed, r, alpha, B=1.0)
+    at = Theirs(file, seed).prepare(seed, r, alpha, B=1.0)
     for p, _ in at.base:
         p.requires_grad = False
-    script.train(at.model, at.still(), text, 2, LR, 1.0)
+    file.train(at.model, at.still(), ids, 2, LR, 1.0)
     if not at.intact():
         yield "weight decay changes the base"
-    if any(np.abs(p.data).sum() >= np.abs(before).sum() for p, before in at.new):
+    if any(np.abs(now).sum() >= np.abs(before).sum() for before, now in at.changes()):
         yield "weight decay does not change the trained parameters"
 
 
-def _steps(script, text, seed, r, alpha):
-    at = _Prepared(script, seed, r, alpha, B=0.5)
-    same = 0 * text[: LENGTH + 1]  # all batches are equal
-    losses = script.train(at.model, optimizer := at.still(), 0 * text, 4, LR, 0.0)
-    first, *later = optimizer.seen
+def _steps(file, ids, seed, r, alpha):
+    at = Theirs(file, seed).prepare(seed, r, alpha, B=0.5)
+    same = 0 * ids[: LENGTH + 1]  # all batches are equal
+    losses = file.train(at.model, at.still(), 0 * ids, 4, LR, 0.0)
+    first, *later = at.seen
     far = [np.abs(a - b).max() / np.abs(a).max() for seen in later for a, b in zip(first, seen)]
     if len(later) != 3 or max(far) > 1e-2:
         yield "a step does not use the gradient of its batch only"
-    rates = optimizer.rates
-    if rates != sorted(rates, reverse=True) or rates[0] != LR or rates[-1] > 0.6 * LR:
+    if at.rates != sorted(at.rates, reverse=True) or at.rates[0] != LR or at.rates[-1] > 0.6 * LR:
         yield "the learning rate does not fall from lr to 0"
-    expected = np.mean(_losses(at.model, same))
+    expected = np.mean(losses_of(logits(at.model, same), same))
     if len(losses) != 4 or np.abs(np.array(losses) / expected - 1).max() > 1e-3:
         yield "train does not return the losses of the steps"
 
 
-def _batches(script, text, seed, r, alpha):
-    pairs = [script.batch(np.arange(100), step) for step in (0, 1, 2, 2)]
+def _batches(file, ids, seed, r, alpha):
+    pairs = [file.batch(np.arange(100), step) for step in (0, 1, 2, 2)]
     if any(not np.array_equal(inputs + 1, targets) for inputs, targets in pairs):
         yield "a target is not the token that follows"
     if all(np.array_equal(pairs[0][0], inputs) for inputs, _ in pairs):
@@ -253,29 +195,29 @@ def _batches(script, text, seed, r, alpha):
         yield "a second run draws other batches"
 
 
-def _modes(script, text, seed, r, alpha):
-    at = _Prepared(script, seed, r, alpha, dropout=0.3)
-    if script.evaluate(at.model, text) != script.evaluate(at.model, text):
+def _modes(file, ids, seed, r, alpha):
+    at = Theirs(file, seed, dropout=0.3).prepare(seed, r, alpha)
+    if file.evaluate(at.model, ids) != file.evaluate(at.model, ids):
         yield "dropout is on in an evaluation"
-    at.model.modes = []
-    script.train(at.model, at.still(), text, 2, LR, 0.0)
-    if not all(at.model.modes):
+    at.watched()
+    file.train(at.model, at.still(), ids, 2, LR, 0.0)
+    if not all(at.modes):
         yield "after an evaluation, dropout stays off in training"
 
 
-def _mean(script, text, seed, r, alpha):
-    model, ids = _model(seed), text[: 2 * LENGTH + 3]
+def _mean(file, ids, seed, r, alpha):
+    ids = ids[: 2 * LENGTH + 3]
     windows = (ids[at : at + LENGTH + 1] for at in range(0, len(ids) - 1, LENGTH))
-    losses = [loss for window in windows for loss in _losses(model, window)]
-    if abs(script.evaluate(model, ids) - np.mean(losses)) > 1e-3 * np.mean(losses):
+    losses = [loss for one in windows for loss in losses_of(logits(model(seed), one[:-1]), one)]
+    if abs(file.evaluate(Theirs(file, seed).model, ids) - np.mean(losses)) > 1e-3 * np.mean(losses):
         yield "an evaluation is not the mean over all tokens"
 
 
-def _merged(script, text, seed, r, alpha):
-    at = _Prepared(script, seed, r, alpha, B=0.3)
-    before = _logits(at.model, text)
-    script.merge(at.model)
-    if np.abs(_logits(at.model, text) - before).max() > 1e-2 * np.abs(before).max():
+def _merged(file, ids, seed, r, alpha):
+    at = Theirs(file, seed).prepare(seed, r, alpha, B=0.3)
+    before = logits(at.model, ids)
+    file.merge(at.model)
+    if np.abs(logits(at.model, ids) - before).max() > 1e-2 * np.abs(before).max():
         yield "the merged and the unmerged model do not compute the same"
     elif len(at.model.parameters()) > len(at.base):
         yield "after the merge, a layer still has its adapter"
@@ -283,13 +225,12 @@ def _merged(script, text, seed, r, alpha):
         yield "the merge changes the base"
 
 
-def run_script(student, seed, r, alpha):
+def run_script(file, seed, r, alpha):
     """(loss before, after, merged) of the script, and whether the base kept its bits."""
-    model, text = _model(seed, 0.05), _text(seed, 30)
-    base = [(p, p.data.copy()) for p in model.parameters()]
-    result = student.fine_tune(model, text, text[:45], r, alpha, STEPS, LR, 0.01)
+    at, ids = Theirs(file, seed, 0.05), text(seed, 30)
+    result = file.fine_tune(at.model, ids, ids[:45], r, alpha, STEPS, LR, 0.01)
     losses = np.array([result[name] for name in ("before", "after", "merged")], "float32")
-    return losses, all((p.data == before).all() for p, before in base)
+    return losses, at.intact()
 
 
 ### CHECKS
@@ -340,7 +281,7 @@ BUGS = {  # bug -> (a text of the script, its replacement)
     "a merged layer keeps its adapter, so the update counts twice": (
         "setattr(block.attn, name, plain)", "layer.base = plain"),
 }
-SCRIPT = Path(__file__).read_text("utf-8").partition("\n\n\n### BESIDE")[0]
+SCRIPT = Path(__file__).read_text("utf-8").partition("\n\n\n### DRIVERS")[0]
 GIVEN = re.sub(r" *### (BEGIN|END) SOLUTION\n", "", SCRIPT + "\n")
 PLACE = {name: GIVEN[: GIVEN.index(old)].count("\n\n\n") for name, (old, _) in BUGS.items()}
 THREES = [t for t in itertools.combinations(BUGS, 3) if len({PLACE[name] for name in t}) == 3]
