@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.exercises import book, child, desk, grading, judge, milestones, submissions
-from minilora.exercises import student as students
-from minilora.exercises.student import LIMITS, Limits, Local, Remote
+from minilora.exercises import remote as students
+from minilora.exercises.remote import Remote
+from minilora.exercises.student import LIMITS, Limits, Local
 from minilora.files import cache, text
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -152,15 +153,14 @@ def own_exercise(tmp_path, monkeypatch, above):
     return book.exercise("90")
 
 
-def test_what_an_exercise_prints_is_no_answer_and_what_it_cannot_import_no_fault(
+def test_what_an_exercise_prints_is_no_answer_and_what_it_cannot_import_is_named(
     tmp_path, monkeypatch
 ):
-    of = own_exercise(tmp_path, monkeypatch, "print('noise')")
-    assert judge.judge(of, RIGHT).passed
-    given = (tmp_path / "ex90_own.py").read_text().replace("print('noise')", "import gone_module")
-    (tmp_path / "ex90_own.py").write_text(given)
-    with pytest.raises(child.Fault, match="No module named 'gone_module'"):
-        judge.judge(of, RIGHT)
+    assert judge.judge(own_exercise(tmp_path, monkeypatch, "print('noise')"), RIGHT).passed
+    book.exercise.cache_clear()
+    book._module.cache_clear()
+    with pytest.raises(ValueError, match=r"ex90_own.py cannot be .*No module named 'gone_module'"):
+        own_exercise(tmp_path, monkeypatch, "import gone_module")
 
 
 def test_the_processes_import_what_their_parent_imports(tmp_path, monkeypatch):

@@ -173,8 +173,14 @@ def _module(file: Path) -> types.ModuleType:
     """The module of a file, with its docstrings and asserts even under `python -OO`."""
     module = types.ModuleType(f"{__package__}.{file.stem}")
     vars(module).update(__file__=str(file), __package__=__package__)
-    code = compile(text.read(file), str(file), "exec", dont_inherit=True, optimize=0)
-    exec(code, vars(module))
+    try:
+        code = compile(text.read(file), str(file), "exec", dont_inherit=True, optimize=0)
+        exec(code, vars(module))
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be run: {type(error).__name__}: {error}; to test an exercise: "
+            f"minilora ex dev check {file.name[2:4]}"
+        ) from error
     return module
 
 

@@ -20,7 +20,8 @@ from hypothesis.errors import Flaky
 from ..files import cache
 from .book import Exercise, with_mistake
 from .kit import Case, Check, Wrong
-from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Remote, Student
+from .remote import Remote
+from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Student
 from .worker import LIMIT
 
 HALTS = 2  # after this many halts of a file's process, no further check is run

@@ -141,9 +141,9 @@ class _Line:
         on, args = request["on"], request["args"]
         if request["do"] != "call":
             return VERBS[request["do"]](on, *args)
-        function: Any = getattr(self._student, on, None) if isinstance(on, str) else on
-        if not callable(function):
+        if isinstance(on, str) and not hasattr(self._student, on):
             raise NameError(f"the file has no {on}")
+        function: Callable[..., Any] = getattr(self._student, on) if isinstance(on, str) else on
         return function(*args, **request["named"])
 
     def _make(self, name: str, args: list[Any]) -> Any:
@@ -164,7 +164,8 @@ class _Line:
                 return answer["return"]
             kind = getattr(builtins, answer["raise"][0], None)
             fits = isinstance(kind, type) and issubclass(kind, Exception)
-            raise (kind if fits else RuntimeError)(answer["raise"][1])
+            error: Any = kind if fits else RuntimeError
+            raise error(answer["raise"][1])
 
         return call
 

@@ -50,6 +50,7 @@ def test_merge(merge):
 
 from minilora.exercises import kit
 from minilora.exercises.student import Raised
+from minilora.exercises.tasks.watched_merge import Merge
 
 UNWRITTEN = ("NotImplementedError", "NameError")  # an error in the test itself
 
@@ -57,7 +58,7 @@ UNWRITTEN = ("NotImplementedError", "NameError")  # an error in the test itself
 def tried(file, body):
     """Does the student's test pass on the merge with this body?"""
     try:
-        file.test_merge(_Merge(body))
+        file.test_merge(Merge(body))
     except Raised as error:
         if error.kind in UNWRITTEN:
             raise
@@ -67,7 +68,7 @@ def tried(file, body):
 
 def why(file, body):
     """A possible reason why the test passes on this wrong merge."""
-    merge = _Merge(body)
+    merge = Merge(body)
     try:
         returned = file.test_merge(merge)
     except Raised:
@@ -81,7 +82,7 @@ def why(file, body):
 
 def again(file, body):
     """Run the test again on a right merge that it failed: (line, text) of its error, the reason."""
-    merge = _Merge(body)
+    merge = Merge(body)
     try:
         file.test_merge(merge)
     except Raised as error:
@@ -90,51 +91,6 @@ def again(file, body):
         lines = [(line, text) for line, _, text in error.frames[-1:]]
         return lines, merge.misfit, merge.last()
     return None
-
-
-class _Merge:
-    """A merge with this body, as the student's test calls it. It runs in the judge's process."""
-
-    def __init__(self, body):
-        text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
-        space = {"memory": {}}
-        exec(text, space)
-        self.body, self.given, self.result = space["merge"], (), None
-        self.calls, self.misfit = 0, ""  # the first misfit
-
-    def __call__(self, W, A, B, alpha):
-        self.calls += 1
-        if misfit := _misfit(W, A, B, alpha):
-            self.misfit = self.misfit or misfit
-            raise ValueError(misfit)
-        self.given, self.result = (W.copy(), A.copy(), B.copy(), alpha), None
-        with np.errstate(all="ignore"):
-            self.result = self.body(W, A, B, alpha)
-        return self.result
-
-    def last(self):
-        """Lines about the last call."""
-        if not isinstance(self.result, np.ndarray):
-            return []
-        W, A, B, alpha = self.given  # before that call
-        exact = W + alpha / len(A) * (B @ A)
-        gap, most = abs(self.result - exact).max(), abs(exact).max()
-        return [f"after a call with W {W.shape}, A {A.shape}, B {B.shape}, alpha = {alpha:.6g}",
-                f"its result differs from W + alpha / r * (B @ A) by up to {gap:.1e}, and the "
-                f"largest number is {most:.1e}"]
-
-
-def _misfit(W, A, B, alpha):
-    """What is wrong with the arguments of a call."""
-    w, a, b = (getattr(array, "shape", kit.kind(array)) for array in (W, A, B))
-    fits = all(isinstance(array, np.ndarray) and array.ndim == 2 and array.size
-               for array in (W, A, B))
-    if not (fits and (*w, a[0]) == (b[0], a[1], b[1])):
-        return f"your test calls merge with W {w}, A {a}, B {b}: it takes W (d, k), A (r, k), " \
-               "B (d, r)"
-    if not isinstance(alpha, int | float | np.number) or isinstance(alpha, bool):
-        return f"your test calls merge with alpha = {kit.shown(alpha)}: it takes a number"
-    return ""
 
 
 ### CHECKS
