@@ -182,6 +182,8 @@ class Both:
             for i, (array, _) in enumerate(self._arrays):
                 if array is value:
                     return {"held": i}
+            if value.nbytes > MOST:  # before it is copied
+                raise TooLong(f"an array of {value.nbytes} bytes")
             self._arrays.append((value, value.tobytes()))
             return {"array": _array(value, body)}
         if type(value) in (list, tuple):
