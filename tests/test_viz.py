@@ -74,6 +74,7 @@ DRAWN = {  # sample arguments for each function
                  for x, r in enumerate((1, 2, 4, 8, 16))},
         "LoRA, all layers": {"r = 1": (0.95, 2.15), "r = 2": (0.94, 2.2)},
     },
+    "cross_table": {"base": {"e2e": 10.5, "sql": 12.0}, "sql": {"e2e": 9.25, "sql": 0.5}},
     "latency_bars": {"base": [9.0, 10.0, 12.0], "LoRA, not merged": [12.0], "Adapter-H": [13.0]},
     "subspace_similarity": {"two seeds": np.eye(8, 64), "random": np.full((8, 64), 0.25)},
 }
@@ -83,7 +84,10 @@ MORE = {
     "unbroadcast": {"g": np.ones((2, 3))},
     "quality_vs_parameters": {"levels": {"frozen base": 3.5}},
     "forgetting": {"base": (1.5, 1.9)},
+    "cross_table": {"xlabel": "task", "ylabel": "adapter"},
 }
+
+
 def drawn(name, ax=None, **more):
     """Call the function of this name on its sample; return the axes and the figure."""
     settings = MORE.get(name, {}) | more

@@ -194,3 +194,24 @@ def test_the_ticks_of_a_map_are_at_their_rows():
 def test_a_map_needs_grids(grids):
     with pytest.raises(ValueError, match=r"give grids \(n, m\) by name, not .*subspace_grid"):
         viz.subspace_similarity(grids)
+
+
+def test_a_cross_table_has_a_number_and_a_shade_for_each_pair():
+    values = {"base": {"e2e": 10.5, "sql": 12.0}, "sql": {"e2e": 9.25, "sql": 0.5}}
+    ax = viz.cross_table(values, xlabel="task", ylabel="adapter", label="loss")
+    assert ax.images[0].get_array().tolist() == [[10.5, 12.0], [9.25, 0.5]]
+    numbers = {tuple(text.get_position()): text.get_text() for text in ax.texts}
+    assert numbers == {(0, 0): "10.5", (1, 0): "12", (0, 1): "9.25", (1, 1): "0.5"}
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["e2e", "sql"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["base", "sql"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("task", "adapter")
+    assert ax.figure.axes[1].get_ylabel() == "loss"
+    for text in ax.texts:  # readable on its shade
+        shade = ax.images[0].to_rgba(values["base" if text.get_position()[1] == 0 else "sql"][
+            "e2e" if text.get_position()[0] == 0 else "sql"])
+        light = float(np.dot(shade[:3], [0.2126, 0.7152, 0.0722]))
+        assert abs(light - np.mean(to_rgb(text.get_color()))) > 0.4
+    with pytest.raises(ValueError, match="the same columns in the same order: a has x; b has y"):
+        viz.cross_table({"a": {"x": 1.0}, "b": {"y": 1.0}})
+    with pytest.raises(ValueError, match="the same columns"):
+        viz.cross_table({})

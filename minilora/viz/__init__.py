@@ -22,7 +22,7 @@ from .figures import (
 )
 from .notebook import show, source
 from .palette import COLOURS, OTHERS, colour
-from .results import forgetting, latency_bars, quality_vs_parameters
+from .results import cross_table, forgetting, latency_bars, quality_vs_parameters
 from .slider import stepper
 from .steps import backward_steps
 from .subspaces import subspace_similarity
@@ -33,7 +33,7 @@ STYLE = Path(__file__).with_name("page.css")  # of every page that minilora writ
 
 __all__ = [
     "COLOURS", "OTHERS", "STYLE", "alt", "attention_map", "available", "backward_steps",
-    "bench_bars", "bench_page", "colour", "curves", "forgetting", "graph", "latency_bars",
+    "bench_bars", "bench_page", "colour", "cross_table", "curves", "forgetting", "graph", "latency_bars",
     "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
     "quality_vs_parameters", "rank_sweep", "rate_sweep", "show", "smallest", "source", "spectrum",
     "stepper", "subspace_similarity", "unbroadcast", "watching",

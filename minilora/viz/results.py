@@ -1,4 +1,4 @@
-"""Figures of results: quality against parameters, forgetting, latency."""
+"""Figures of results: quality against parameters, forgetting, latency, adapters by tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .axes import WIDE, Axes, axes, figure, legend
 from .figures import DASHES, FEWEST, bands, broken, counted, horizontal
-from .palette import colour
+from .palette import colour, shades
 
 MARKERS = "osD^vPX<>*"
 UNITS = {1e9: "G", 1e6: "M", 1e3: "k"}
@@ -135,6 +135,35 @@ def latency_bars(
     ax.invert_yaxis()
     spread = ", line: least to most" if any(len(t) > 1 for t in turns) else ""
     ax.set(xlabel=f"time ({unit}): median{spread};\nin brackets: compared with {against}")
+    return ax
+
+
+@figure
+def cross_table(
+    values: Mapping[str, Mapping[str, float]], ax: Axes = None, title: str = "", xlabel: str = "",
+    ylabel: str = "", label: str = "held-out loss (nats a token)",
+) -> Axes:
+    """Draw a number for each pair, row -> {column: number}: each adapter's loss on each task.
+
+    Each cell has its number and a shade, from white for the least number to black for the greatest.
+    label: what the numbers are. Raises ValueError for rows with different columns.
+    """
+    rows, columns = [*values], [*next(iter(values.values()), {})]
+    if not columns or any([*row] != columns for row in values.values()):
+        raise ValueError("cross_table: each row needs the same columns in the same order: "
+                         + "; ".join(f"{name} has {', '.join(row)}" for name, row in values.items()))
+    table = np.array([[row[name] for name in columns] for row in values.values()], np.float64)
+    ax = axes(ax, title, (WIDE, 1.5 + 0.45 * len(rows)))
+    image = ax.imshow(table, cmap=shades(), aspect="auto")
+    low, high = float(table.min()), float(table.max())
+    for (i, j), value in np.ndenumerate(table):
+        dark = value - low > (high - low) / 3
+        ax.text(j, i, f"{value:.3g}", ha="center", va="center", color="white" if dark else "black")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.85)
     return ax
 
 
