@@ -31,7 +31,7 @@ SKIPPED = re.compile(rf"{CLOCK}|{LEFT_OUT}|^\(figure: ")
 
 # Runs several chapters in one process, and prints a line of JSON for each.
 RUN = """
-import contextlib, io, json, runpy, sys, traceback
+import contextlib, functools, io, json, runpy, sys, traceback
 import numpy
 import minilora as ml
 way, *paths = sys.argv[1:]
@@ -39,13 +39,20 @@ if way == "bare":  # without matplotlib
     sys.modules["matplotlib"] = None
 if way == "plain":
     ml.use("numpy", plain=True)
-    def kernel(*arrays, **settings):
-        raise AssertionError("a kernel ran")
+    def refuse(kernel):
+        @functools.wraps(kernel)
+        def run(*arrays, **settings):
+            if ml.current().name == "numpy":  # on shapes a step is counted as it runs by default
+                raise AssertionError("a kernel ran")
+            return kernel(*arrays, **settings)
+        return run
     for op in ml.kernels.TABLE:
-        op.kernel = kernel
+        op.kernel = refuse(op.kernel)
 if way == "strict":
     import strict
-    ml.use(strict.StrictBackend())
+    from minilora.backend import gpu
+    gpu.LIBRARY = strict.StrictBackend  # what ml.use("cupy") finds
+    ml.use("cupy")
     numpy.seterr(all="ignore")  # CuPy never warns
 for path in paths:
     output, failed = io.StringIO(), ""
@@ -139,6 +146,8 @@ def runs(request, tmp_path_factory):
 @pytest.mark.parametrize("chapter", kept(CHAPTERS, *QUICK), indirect=True,
                          ids=[path.stem for path in CHAPTERS])
 def test_it_runs_without_a_warning(chapter, way, runs):
+    if (chapter.stem[:2], way) == ("15", "plain"):
+        pytest.skip("it compares runs with and without kernels")
     output, failed = runs[way, chapter]
     assert not failed, failed
     assert "Caught: " in output
@@ -257,6 +266,8 @@ def test_the_names_it_imports_are_public(chapter):
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert not alias.name.startswith("_")
+                if not hasattr(module, alias.name):  # a module that nothing has loaded yet
+                    importlib.import_module(f"{node.module}.{alias.name}")
                 imported[alias.asname or alias.name] = getattr(module, alias.name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

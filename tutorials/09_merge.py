@@ -246,5 +246,4 @@ assert (ml.asnumpy(block.attn.q.base.W.data) == W0).all()
 #
 # You built a bound for a merge, a search that finds a wrong one, sharper checks and an exact undo.
 #
-# **Next:** this is the last chapter so far. Try a text of your own with `minilora finetune` and
-# `minilora merge`. Or put a mistake into `merge` above, and see which check finds it.
+# **Next:** chapter 10 looks inside the update.

@@ -75,7 +75,7 @@ for name, update in (("r = 8", few), ("r = 32", many), ("again", again)):
 
 # %%
 def directions(scale, B, A) -> np.ndarray:
-    """Return the right singular vectors of ΔW as rows, the strongest first."""
+    """Return the right singular vectors of ΔW as rows, largest first."""
     return np.linalg.svd(scale * B @ A)[2][: len(A)]
 
 def phi(V1: np.ndarray, V2: np.ndarray, i: int, j: int) -> float:

@@ -75,7 +75,7 @@ for adapter in ("base", *tasks):
     lora.activate(model, *(() if adapter == "base" else (adapter,)))
     table[adapter] = losses()
 for adapter, row in table.items():
-    print(f"{adapter:8}", *(f"{name} {loss:6.2f} " for name, loss in row.items()))
+    print(f"{adapter:8}", *(f"{name} {x:6.2f} " for name, x in row.items()))
 guess = np.log(model.config.vocab_size)
 print(f"a guess among all words: {guess:.2f} on each")
 
@@ -94,7 +94,8 @@ viz.show()
 # %%
 with tempfile.TemporaryDirectory() as folder:
     path = lora.save(model, Path(folder) / "sql.npz", name="sql")
-    whole = ml.save_model(ml.load_base("mini-decoder"), Path(folder) / "b.npz")
+    base = ml.load_base("mini-decoder")
+    whole = ml.save_model(base, Path(folder) / "base.npz")
     small, large = path.stat().st_size, whole.stat().st_size
 for n in (1, 3, 100):
     models, adapters = n * large / 2**20, (large + n * small) / 2**20
@@ -127,17 +128,17 @@ y = x @ W0.T + b + own[0].scale * (Ax @ B.swapaxes(1, 2))
 
 # %%
 with lora.per_row(model, rows):
-    together = layer(ml.Tensor(x)).data
+    together = ml.asnumpy(layer(ml.Tensor(ml.xp.asarray(x))).data)
 print(f"largest difference from our layer: {abs(together - y).max():.0e}")
 assert abs(together - y).max() < 1e-4
 
 ids = np.concatenate([held_out[name][0][0][:1, :12] for name in rows])
 with ml.no_grad(), lora.per_row(model, rows):
-    mixed = model(ids).data
+    mixed = ml.asnumpy(model(ids).data)
 for i, name in enumerate(rows):
     lora.activate(model, name)
     with ml.no_grad():
-        alone = model(ids[i : i + 1]).data[0]
+        alone = ml.asnumpy(model(ids[i : i + 1]).data)[0]
     assert abs(mixed[i] - alone).max() < 1e-3
 print("each row has the logits of its own adapter")
 

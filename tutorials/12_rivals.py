@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 12. The paper's rivals
 #
-# *The reader can then:* write BitFit, adapters and prefixes, and compare them with LoRA on one task.
+# *The reader can then:* write BitFit, adapters and prefixes, and compare them with LoRA.
 # *Time:* 30 minutes. *Needs:* chapters 10 and 11.
 # *Remember:* LoRA's update can be merged; what the other methods add has to run at every step.
 #
 # LoRA is not the only way to train a few numbers beside a frozen model. The paper compares it with
 # three others (§5.1): train only the biases, put small layers between the layers, or put trained
-# vectors before the text. We write each in a few lines, check it against the library, and then ask
-# three questions. How good is it for its number of parameters? How much longer is the chain of
-# operations? And how much time does that cost? (`MINILORA_FAST=1` trains for too few steps.)
+# vectors before the text. We write each in a few lines and check it against the library. How good
+# is it for its number of parameters? How much longer is the chain of operations, and how much time
+# does that cost? (`MINILORA_FAST=1` trains for too few steps.)
 
 # %%
 import os
@@ -32,7 +32,7 @@ ids = held_out[0][0][:2, :12]  # (2, tokens): a small input for the checks
 config = base.config
 
 # %% [markdown]
-# The task is the first one of chapter 11: a sentence about a restaurant, from its facts.
+# The task is the first of chapter 11: a sentence about a restaurant.
 #
 # ## BitFit: only the biases
 #
@@ -61,7 +61,8 @@ def bitfit() -> ml.GPT2:
 # %%
 class Bottleneck(lora.Adapter):
     def __init__(self, d: int, r: int, rng: np.random.Generator) -> None:
-        self.down, self.up = nn.Linear(d, r, rng=rng), nn.Linear(r, d, rng=rng)
+        self.down = nn.Linear(d, r, rng=rng)
+        self.up = nn.Linear(r, d, rng=rng)
         self.up.W.data[...] = 0
 
     def forward(self, inner, *args, **settings):
@@ -89,7 +90,7 @@ class Houlsby(methods.Method):
 def prefixed(model: ml.GPT2, ids: np.ndarray, E: list) -> ml.Tensor:
     """Return logits. E: one array or Tensor (n, d), or one for each block."""
     n, tokens = E[0].shape[0], model.tok(ids)
-    ones = np.ones((len(ids), 1, 1), tokens.dtype)  # a copy for each row
+    ones = ml.xp.ones((len(ids), 1, 1), tokens.dtype)  # a copy for each row
     x = ops.concat(ops.mul(ones, E[0]), tokens, axis=1)
     x = x + model.pos(np.arange(x.shape[1]))
     for i, block in enumerate(model.blocks):
@@ -116,15 +117,17 @@ rng = np.random.default_rng(0)
 trained = {name: list(model.trainable_parameters().values())
            for name, model in theirs.items()}
 for p in trained["Adapter-H"]:
-    p.data[...] += rng.normal(0, 0.1, p.shape)  # as if it had been trained
-for p, q in zip(mine[1].trainable_parameters().values(), trained["Adapter-H"]):
+    noise = rng.normal(0, 0.1, p.shape)  # as if it had been trained
+    p.data[...] += ml.xp.asarray(noise.astype("float32"))
+own = mine[1].trainable_parameters().values()
+for p, q in zip(own, trained["Adapter-H"]):
     p.data[...] = q.data
 outputs = {"BitFit": mine[0](ids), "Adapter-H": mine[1](ids)}
 trained["PreLayer"].reverse()  # the model names the first block's last
 for name in ("PreEmbed", "PreLayer"):
     outputs[name] = prefixed(base, ids, trained[name])
 for name, model in theirs.items():
-    off = abs(outputs[name].data - model(ids).data).max()
+    off = float(abs(outputs[name].data - model(ids).data).max())
     count = sum(p.size for p in trained[name])
     print(f"{name:10}{count:6} parameters, logits differ by {off:.0e}")
     assert off < 1e-3
@@ -191,17 +194,17 @@ viz.show()
 
 # %%
 plans = {"base": methods.Full(), "LoRA": methods.LoRA(r=8),
-         "Adapter-H": methods.AdapterH(r=8), "PreLayer": methods.PreLayer(lp=8)}
+         "Adapter-H": methods.AdapterH(8), "PreLayer": methods.PreLayer(8)}
 costs = {name: accounting.plan(config, method=m, batch=1, tokens=16).forward
          for name, m in plans.items()}
+print("           multiplications  longest chain")
 for name, cost in costs.items():
     work = cost.products / costs["base"].products - 1
     chain = cost.depth / costs["base"].depth - 1
-    print(f"{name:10} multiplications {work:+6.1%}, longest chain {chain:+6.1%}")
+    print(f"{name:10}{work:+16.1%}{chain:+15.1%}")
 
 # %% [markdown]
-# A prefix costs in another way: the model reads more tokens, and the text can be shorter by as
-# many.
+# A prefix costs in another way: the model reads more tokens, so less text fits.
 #
 # ## Time
 #
@@ -221,7 +224,8 @@ for _ in range(20 if FAST else 200):
             model(ids[:1])
         taken[name].append(1000 * (time.perf_counter() - start))
 fastest = {name: np.sort(ms)[: len(ms) // 2] for name, ms in taken.items()}
-viz.latency_bars(fastest, None, "Only the merged model is as fast as the base")
+title = "Only the merged model is as fast as the base"
+viz.latency_bars(fastest, None, title)
 viz.show()
 
 # %% [markdown]
@@ -231,8 +235,7 @@ viz.show()
 # $UD$ is one matrix, and could be added to a layer. But then it is another function.
 
 # %%
-D, U = rng.normal(size=(4, 64)), rng.normal(size=(64, 4))
-h = rng.normal(size=(10, 64))  # ten outputs of a layer
+D, U, h = (rng.normal(size=s) for s in ((4, 64), (64, 4), (10, 64)))
 merged = h @ (np.eye(64) + U @ D).T
 adapter = h + np.maximum(h @ D.T, 0) @ U.T
 off = np.linalg.norm(merged - adapter) / np.linalg.norm(adapter - h)

@@ -216,16 +216,22 @@ def _search(found: Any) -> list[str]:
     return [f"{found['validation']['accuracy']:.3f}", f"{found['loss']['validation']:.3f}"]
 
 
+def accuracies(results: Results) -> tuple[dict[str, dict[int, list[float]]], float]:
+    """Return method -> {trained parameters: the seeds' test accuracies}, and the linear probe's."""
+    curves: dict[str, dict[int, list[float]]] = {}
+    for row in (*MAIN, *OTHERS):
+        name = row.label if row in MAIN[:-1] else "LoRA"
+        n = number(results, row, "trained")
+        curves.setdefault(name, {})[max(n, 1)] = scores(results, row).tolist()
+    return curves, results.job(probe(results))["test"]["accuracy"]
+
+
 def figures(results: Results) -> list[Figure]:
     def draw() -> Any:
-        curves: dict[str, dict[int, list[float]]] = {}
-        for row in (*MAIN, *OTHERS):
-            name = row.label if row in MAIN[:-1] else "LoRA"
-            n = number(results, row, "trained")
-            curves.setdefault(name, {})[max(n, 1)] = scores(results, row).tolist()
+        curves, level = accuracies(results)
         return viz.quality_vs_parameters(
             curves, title="A real encoder, real sentences", ylabel="accuracy",
-            levels={"linear probe": results.job(probe(results))["test"]["accuracy"]})
+            levels={"linear probe": level})
 
     return [Figure("real", draw, "accuracy on film sentences against the number of trained "
                    "parameters for each method, and the linear probe as a line")]
