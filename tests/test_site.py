@@ -31,9 +31,14 @@ from conftest import BUILDS, THOROUGH, builds, kept
 from fake_runs import results_of
 
 from minilora import cli, site
+from minilora.cli.parser import parse
 from minilora.exercises import book
+from minilora.experiments.cells import Scale
 from minilora.experiments.experiment import experiment
-from minilora.site import cache, contents, cover, folder, names, publish, report
+from minilora.experiments.order import NAMES
+from minilora.experiments.results import Results
+from minilora.experiments.shipped import shipped
+from minilora.site import cache, contents, cover, folder, korean, names, publish, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 browser = [
@@ -625,7 +630,52 @@ COVER = {
 }
 
 
-REPORT = {"body": '<h1 id="title">Results</h1>', "claims": 0, "experiments": 0, "pictures": {}}
+REPORT = {"body": '<h1 id="title">Results</h1>', "claims": 0, "experiments": 0, "pictures": {},
+          "verdicts": {}, "pages": {}, "times": {}}
+
+
+def test_the_cover_says_what_the_report_says(built):
+    index, full = (built / name for name in ("index.html", "report.html"))
+    index, full = index.read_text("utf-8"), full.read_text("utf-8")
+    said = re.search(r"tested here, (\d+) reproduce,\s+(\d+) do not, and (\d+) cannot", index)
+    answered = index.partition('class="answered"')[2].partition("</ul>")[0]
+    words = re.findall(r"</span> ([a-z ]+)</span>", answered)
+    kinds = ("reproduces", "does not reproduce", "undecided")
+    assert [*map(int, said.groups())] == [words.count(kind) for kind in kinds] and words
+    for name in re.findall(r'href="report.html#([^"]+)"', answered):
+        there = full.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
+        here = answered.partition(f'#{name}"')[2].partition("</li>")[0]
+        badges = r'class="badge (\w+)"'
+        assert re.findall(badges, here) == re.findall(rf"<p><span {badges}", there)
+
+
+def test_the_korean_page_has_each_claim_with_the_verdict_of_the_report(built):
+    page, full = ((built / name).read_text("utf-8") for name in ("ko.html", "report.html"))
+    claim = r'([a-z0-9-]+-\d+)">.*?<span class="badge (\w+)"'
+    there = dict(re.findall(f'<h3 id="{claim}', full, re.DOTALL))
+    here = dict(re.findall(f"report.html#{claim}", page, re.DOTALL))
+    assert here and here == {at: there[at] for at in here}
+    assert '<html lang="ko">' in page and 'href="ko.html"' in (built / "index.html").read_text()
+
+
+def test_the_korean_page_covers_the_paper_with_commands_that_exist():
+    named = [name for one in korean.HEADINGS for name in one.experiments]
+    assert sorted(named) == sorted(name for name, where in NAMES.items() if where == "paper")
+    assert {*korean.CLAIMS} == {*named}
+    for name in named:
+        assert len(korean.CLAIMS[name]) == len(experiment(name).claims)
+    for command in (c for one in korean.HEADINGS for c in one.commands):
+        assert command.split()[0] == "minilora"
+        parse(cli.command_line(), command.split()[1:])  # an error if it does not exist
+
+
+def test_the_cover_counts_and_gives_the_range_of_measured_times():
+    counted = publish._counted()
+    assert (counted["few"], counted["file"], counted["model"]) == ("18,874,368", "38 MB", "349 GB")
+    ratios = report._times(Results(shipped(), Scale()))
+    assert ratios["base"] == [1.0, 1.0]
+    for low, high in (ratios["LoRA"], ratios["Adapter-H"]):
+        assert 1 < low < high < 2
 
 
 @builds

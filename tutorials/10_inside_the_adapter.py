@@ -214,6 +214,7 @@ print("first A has learned nothing. Compare ΔW: it starts at zero.")
 # ## What you built, and what is next
 #
 # You built the paper's similarity and amplification, a count of intruders, and a control for each.
-# `minilora reproduce subspace`, `amplification` and `intruders` measure them with five seeds.
+# `minilora reproduce subspace`, `amplification` and `intruders` measure them with more
+# seeds, on another task: there the first direction is not always shared.
 #
 # **Next:** chapter 11 puts many adapters on one base.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import minilora as ml
-from minilora import accounting, lora, ops, viz
+from minilora import accounting, lora, viz
 from minilora.data.tasks import TASKS
 
 FAST = os.environ.get("MINILORA_FAST") == "1"

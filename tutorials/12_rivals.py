@@ -139,7 +139,7 @@ for own, name in zip(mine, ("BitFit", "Adapter-H")):
 #
 # Each method trains on the same batches, for the same number of steps. Each has its own best
 # learning rate (chapter 08), so we try two for each size and show the better one. We run one seed
-# only: small differences mean nothing. (`minilora reproduce gpt3` compares them with five seeds, on
+# only: small differences mean nothing. (`minilora reproduce gpt3` compares them with more seeds, on
 # three tasks.)
 
 # %%

@@ -216,7 +216,7 @@ for name, by_rate in swept.items():
 # variant overlaps with LoRA's, no lead is left. (Here only PiSSA keeps a small one.) A study with
 # larger models finds that with tuned rates the variants tie within one or two per cent
 # ([arXiv 2602.04998](https://arxiv.org/abs/2602.04998)). (We choose the rate on the text that we
-# compare on, and with one seed. `minilora reproduce variants` does it with five.)
+# compare on, and with one seed. `minilora reproduce variants` does it with more.)
 #
 # A variant can still have its reason. PiSSA needs no warm-up to leave zero. rsLoRA keeps one rate
 # for large ranks. But to learn whether it is *better*, give LoRA its own best rate first.

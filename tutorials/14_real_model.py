@@ -8,8 +8,8 @@
 # The models so far were made for this course. Now we take one that others have trained and that
 # many programs use: MiniLM (Wang et al. 2020,
 # [arXiv 2002.10957](https://arxiv.org/abs/2002.10957)), an encoder that reads a sentence and
-# returns a vector for each token. Its task: does a sentence about a film praise it? The sentences are real, too (Pang and Lee 2005,
-# [arXiv cs/0506075](https://arxiv.org/abs/cs/0506075)).
+# returns a vector for each token. Its task: does a sentence about a film praise it? The sentences
+# are real, too (Pang and Lee 2005, [arXiv cs/0506075](https://arxiv.org/abs/cs/0506075)).
 #
 # Weights and sentences come in two packages, which minilora does not contain. Without them this
 # chapter prints the command that installs them, and runs on the small built-in encoder and on
@@ -175,9 +175,10 @@ viz.show()
 
 # %% [markdown]
 # The probe is a linear classifier on the frozen encoder, a stronger floor than our two centres.
-# Full fine-tuning is above it by more than the seeds differ. LoRA with a few thousand numbers is below
-# it; with more it reaches the probe, or a little more. The paper's encoders are larger, and their
-# training sets too: there LoRA equals full fine-tuning (table 2). Here we do not see it.
+# Full fine-tuning is above it by more than the seeds differ. LoRA with a few thousand numbers is
+# below it; with more it reaches the probe, or a little more. The paper's encoders are larger, and
+# their training sets too: there LoRA equals full fine-tuning (table 2). Here we do not see it. (The
+# report says "undecided": a run of another method failed, and the noise is estimated over all.)
 #
 # ## Save and merge
 #

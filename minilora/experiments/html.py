@@ -73,11 +73,11 @@ def body(
     return "\n".join(filter(None, parts)) + "\n"
 
 
-def badge(word: str) -> str:
-    """Return a verdict with its sign."""
+def badge(word: str, says: str = "") -> str:
+    """Return a verdict with its sign. says: the word in another language."""
     kind, sign = BADGES.get(word, ("none", "–"))
     return (f'<span class="badge {kind}"><span aria-hidden="true">{sign}</span> '
-            f"{escape(word)}</span>")
+            f"{escape(says or word)}</span>")
 
 
 def _answers(facts: Facts) -> str:

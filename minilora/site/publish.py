@@ -23,6 +23,8 @@ ASSETS = Path(__file__).parent / "assets"
 NEEDS = ("jupytext", "nbclient", "nbconvert", "ipykernel", "latex2mathml", "matplotlib",
          "hypothesis")
 START = 4  # the first rank on the cover
+LARGEST = "gpt3-175b"  # the model whose numbers the cover counts, with the paper's r = 4 on q and v
+HALF = 2  # bytes of a number in float16
 
 
 def need(*names: str) -> None:
@@ -76,7 +78,7 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
 
     from ..exercises.book import exercises
     from ..experiments import html
-    from . import names, pages, prose
+    from . import korean, names, pages, prose
     from .cover import cover
     from .execution import executed
     from .report import report
@@ -91,6 +93,7 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
     templates.filters["chapters"] = lambda text: _html(plain.line(text))
     templates.filters["statement"] = lambda text: _html(prose.statement(text))
     templates.filters["parameters"] = names.parameters
+    templates.filters["badge"] = lambda verdict: _html(html.badge(verdict))
     templates.filters["code"] = lambda text: _html(plain.code(text))
 
     def page(template: str, **settings: Any) -> bytes:
@@ -126,6 +129,12 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
         description="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
         ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
         measured=measured, chapters=[*facts.values()], first=chapters[0] if chapters else None,
+        counted=_counted(),
+    )
+    files["ko.html"] = page(
+        "ko.html.j2", kind="report", lang="ko", title="LoRA: 요약과 검증 - minilora",
+        description="LoRA 논문의 요약, 항목마다 명령과 판정", counted=_counted(), html=_html,
+        headings=korean.headings(measured["pages"]), verdicts=measured["verdicts"],
     )
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora",
@@ -166,6 +175,18 @@ def _facts(chapter: Chapter, prose: Any) -> dict[str, Any]:
         "time": chapter.time,
         "can": _html(prose.line(chapter.can)), "needs": _html(prose.line(chapter.needs)),
         "remember": _html(prose.line(chapter.remember[:1].upper() + chapter.remember[1:])),
+    }
+
+
+def _counted() -> dict[str, str]:
+    """Return what LoRA trains and saves of the largest model, and what full fine-tuning does."""
+    from ..methods import Full, LoRA
+    from ..models.families import SHAPES
+
+    few, all_of_them = (method.count(SHAPES[LARGEST]) for method in (LoRA(r=4), Full()))
+    return {
+        "few": f"{few:,}", "all": f"{all_of_them:,}", "ratio": f"{all_of_them / few:,.0f}",
+        "file": f"{HALF * few / 1e6:,.0f} MB", "model": f"{HALF * all_of_them / 1e9:,.0f} GB",
     }
 
 

@@ -33,8 +33,8 @@ STYLE = Path(__file__).with_name("page.css")  # of every page that minilora writ
 
 __all__ = [
     "COLOURS", "OTHERS", "STYLE", "alt", "attention_map", "available", "backward_steps",
-    "bench_bars", "bench_page", "colour", "cross_table", "curves", "forgetting", "graph", "latency_bars",
-    "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
+    "bench_bars", "bench_page", "colour", "cross_table", "curves", "forgetting", "graph",
+    "latency_bars", "loss_curves", "memory_bars", "merge_error", "need", "panels", "parameter_bars",
     "quality_vs_parameters", "rank_sweep", "rate_sweep", "show", "smallest", "source", "spectrum",
     "stepper", "subspace_similarity", "unbroadcast", "watching",
 ]

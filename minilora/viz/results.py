@@ -150,8 +150,8 @@ def cross_table(
     """
     rows, columns = [*values], [*next(iter(values.values()), {})]
     if not columns or any([*row] != columns for row in values.values()):
-        raise ValueError("cross_table: each row needs the same columns in the same order: "
-                         + "; ".join(f"{name} has {', '.join(row)}" for name, row in values.items()))
+        given = "; ".join(f"{name} has {', '.join(row)}" for name, row in values.items())
+        raise ValueError(f"cross_table: each row needs the same columns in the same order: {given}")
     table = np.array([[row[name] for name in columns] for row in values.values()], np.float64)
     ax = axes(ax, title, (WIDE, 1.5 + 0.45 * len(rows)))
     image = ax.imshow(table, cmap=shades(), aspect="auto")
