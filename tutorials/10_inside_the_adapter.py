@@ -112,11 +112,11 @@ for i, j in ((1, 1), (4, 4), (8, 8), (8, 32)):
 
 # %%
 grids = {
-    "r = 8 and r = 32": analysis.subspace_grid(few, many, FEW, 16),
-    "r = 32, two seeds": analysis.subspace_grid(many, again, FEW, 16),
+    "two ranks": analysis.subspace_grid(few, many, FEW, 16),
+    "two seeds": analysis.subspace_grid(many, again, FEW, 16),
     "random": analysis.subspace_grid(*control, FEW, 16),
 }
-title = "The first direction is shared most; the others far less"
+title = "The first direction is shared most"
 viz.subspace_similarity(grids, None, title, names=("one", "the other"))
 viz.show()
 
@@ -160,7 +160,7 @@ curves = {name: (list(table), [row[i] for row in table.values()])
           for name, i in (("trained update", 3), ("random directions", 4))}
 title = "A random update of the same norm has a larger factor"
 viz.curves(curves, None, title, "directions, r", "amplification factor",
-           log="xy")
+           log="y")
 viz.show()
 
 # %% [markdown]

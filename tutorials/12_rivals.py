@@ -212,10 +212,10 @@ for name, cost in costs.items():
 # on a GPU. The paper measures it in table 1. We let all models take turns.
 
 # %%
-models = {"base": base, "LoRA, unmerged": applied("lora", r=8),
-          "LoRA, merged": applied("lora", r=8),
+models = {"base": base, "unmerged LoRA": applied("lora", r=8),
+          "merged LoRA": applied("lora", r=8),
           "Adapter-H": applied("adapter-h", r=8)}
-lora.merge(models["LoRA, merged"])
+lora.merge(models["merged LoRA"])
 taken = {name: [] for name in models}
 for _ in range(20 if FAST else 200):
     for name, model in models.items():

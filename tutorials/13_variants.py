@@ -189,13 +189,14 @@ for lr in RATES:
 # %%
 axes = viz.panels(2, 2)
 for name, ax in zip([*CONTEST][1:], axes):
-    pair = {each: (RATES, [*swept[each].values()]) for each in ("LoRA", name)}
+    pair = {label: (RATES, [*swept[each].values()])
+            for label, each in (("LoRA", "LoRA"), ("variant", name))}
     viz.curves(pair, ax, name, "learning rate", "held-out loss", log="x")
 viz.show()
 
 # %% [markdown]
-# Read the table from left to right. At the lowest rate the methods are far apart, and any paper
-# could have chosen this rate. Each curve falls, has a lowest point, and rises. The lowest points
+# Read the table row by row. At the lowest rate the methods are far apart, and any paper could have
+# chosen this rate. Each curve falls, has a lowest point, and rises. The lowest points
 # are at different rates, but at similar heights.
 #
 # ## Each at its own rate
