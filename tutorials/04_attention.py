@@ -110,7 +110,7 @@ def my_softmax(z, *, axis=-1):
     e = ops.exp(z - z.data.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis).reshape(*z.shape[:-1], 1)  # (..., 1)
 
-def my_attention(q, k, v, *, heads, causal=True, mask=None, first_hidden=1):
+def my_attention(q, k, v, *, heads, causal=True, mask=None, first_late=1):
     (batch, T, d), d_head = q.shape, q.shape[-1] // heads
 
     def cut(x):  # (batch, T, d) -> (batch, heads, T, d_head)
@@ -119,8 +119,8 @@ def my_attention(q, k, v, *, heads, causal=True, mask=None, first_hidden=1):
 
     keys = ops.transpose(cut(k), axes=(0, 1, 3, 2))  # (..., d_head, T)
     scores = cut(q) @ keys * (1 / math.sqrt(d_head))
-    if causal:  # hide keys that are first_hidden or more places later
-        scores += xp.triu(xp.full((T, T), -1e9, dtype=q.dtype), k=first_hidden)
+    if causal:  # hide keys that are first_late or more places later
+        scores += xp.triu(xp.full((T, T), -1e9, dtype=q.dtype), k=first_late)
     weights = ops.softmax(scores)
     MAPS.append(ml.asnumpy(weights))  # (batch, heads, T, T)
     y = ops.transpose(weights @ cut(v), axes=(0, 2, 1, 3))
@@ -223,7 +223,7 @@ for name, trained in (("no mask", model), ("causal", causal)):
 
 # %%
 def one_off(*qkv, **settings):
-    return my_attention(*qkv, **settings, first_hidden=2)
+    return my_attention(*qkv, **settings, first_late=2)
 
 strings = rng.integers(0, V, (150, 32, T + 1))
 next_letter = [(x[:, :-1], x[:, 1:]) for x in strings]
