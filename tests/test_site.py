@@ -811,7 +811,8 @@ def test_every_link_and_anchor_leads_somewhere(built):
 def test_a_page_has_landmarks_headings_and_alt_texts(built):
     for path in built.glob("*.html"):
         page = Read(path)
-        assert ("html", {"lang": "en"}) in page.tags
+        language = "ko" if path.name == "ko.html" else "en"
+        assert ("html", {"lang": language}) in page.tags
         assert {"header", "main", "footer", "nav"} <= {tag for tag, _ in page.tags}
         ids = page.all("id")
         assert len(ids) == len({*ids})
