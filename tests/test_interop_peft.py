@@ -162,6 +162,18 @@ def test_a_shared_A_counts_once_and_stays_shared_while_it_trains(tmp_path):
     assert config["r"] == 2 and config["lora_alpha"] == 5 and tensors.keys() == fused().keys()
 
 
+@pytest.mark.parametrize("base_dtype", ["float16", "int8"])
+def test_the_base_can_be_stored_narrow_as_it_was_in_training(tmp_path, base_dtype):
+    model = made("gpt2", 1, "float32")
+    lora.load_peft(model, folder_of(tmp_path / "a", fused()), base_dtype=base_dtype)
+    lora.save(model, tmp_path / "a.npz")
+    again, wide = made("gpt2", 1, "float32"), made("gpt2", 1, "float32")
+    lora.load(again, tmp_path / "a.npz", base_dtype=base_dtype)
+    assert same_bytes(logits(again, X), logits(model, X))
+    lora.load_peft(wide, folder_of(tmp_path / "b", fused()))
+    assert not same_bytes(logits(wide, X), logits(model, X))
+
+
 @pytest.mark.parametrize("how", [{}, {"use_rslora": True}, {"bias": "lora_only"}, {"bias": "all"}])
 def test_what_is_loaded_is_written_back_bit_for_bit(tmp_path, how):
     model = made("gpt2", 1, "float32")

@@ -50,15 +50,15 @@ class Verification:
         one, rows = self.logits, [("merged against unmerged", "error", "allowed", "")]
         if self.weights:
             name, w = max(self.weights.items(), key=lambda item: item[1].off / item[1].allowed)
-            why = "units in the last place: W is rounded once"
+            why = "units in the last place"
             rows.append(("each number of each W", f"{w.off:.5g}", f"{w.allowed:.5g}", why))
-            rows.append(("", "", "", f"(largest error: {name}[{w.entry[0]}, {w.entry[1]}])"))
+            rows.append((f"  (largest error: {name}[{w.entry[0]}, {w.entry[1]}])", "", "", ""))
         rows += [
             ("logits, computed in float64", f"{self.apart:.1e}", f"{APART:.1e}",
-             "relative to the largest logit"),
+             "of the largest logit"),
             (f"logits, computed in {one.dtype}", f"{one.difference:.1e}", f"{one.probable:.1e}",
-             "rounding exceeds this once in a million cases"),
-            ("", "", f"{one.bound:.1e}", "worst case: all rounding errors have one sign"),
+             "exceeded once in a million"),
+            ("", "", f"{one.bound:.1e}", "in the worst case"),
         ]
         failed = [name for name, passed in self.checks.items() if not passed]
         verdict = f"the merge is WRONG: {', '.join([*failed, *self.changed])}"

@@ -34,14 +34,18 @@ from .modules import Modules
 @all_or_nothing
 def load_peft(
     model: Module, folder: str | os.PathLike[str], name: str = "default", trainable: bool = False,
+    base_dtype: Any = None,
 ) -> list[str]:
     """Attach the LoRA adapter in a folder of PEFT's, activate it; return the adapted paths.
 
     Read are adapter_config.json and adapter_model.safetensors. The adapter is frozen unless
     `trainable`. GPT-2's fused q, k and v share one A here, in training too. A bias of B (PEFT's
-    lora_bias) is added to a trained copy of the layer's bias. Raises ValueError, and leaves the
-    model as it is, for settings that minilora does not compute, and for tensors that are missing,
-    unknown, without PEFT's prefix or of another shape; it gives all their names.
+    lora_bias) is added to a trained copy of the layer's bias. For an adapter that was trained over
+    a base in half precision or in codes (QLoRA), give the same `base_dtype` (see `lora.attach`).
+
+    Raises ValueError, and leaves the model as it is, for settings that minilora does not compute,
+    and for tensors that are missing, unknown, without PEFT's prefix or of another shape; it gives
+    all their names.
     """
     place = _located(folder)
     modules = Modules(model)
@@ -57,7 +61,8 @@ def load_peft(
         with blamed(place / WEIGHTS):
             arrays = Tensors(file, names, fitted).ours()
             total = sum(array.size for array in arrays.values())
-            restore(model, method, name, budget(total), lambda ours: arrays, trainable)
+            restore(model, method, name, budget(total), lambda ours: arrays, trainable,
+                    base_dtype)
     return list(adapters_of(model, name))
 
 
