@@ -80,7 +80,8 @@ for dtype in (np.float32, np.float64):
 # Algorithms*, §3.1). So the error of each side is at most $\gamma$ times the sum of the terms'
 # absolute values. For both sides together:
 #
-# $$ |\mathrm{merged} - \mathrm{unmerged}| \le 2\gamma\, (|W_0|\,|x| + |s|\,|B|\,|A|\,|x|). $$
+# $$ |\mathrm{merged} - \mathrm{unmerged}| \le 2\gamma\, T, \qquad
+#    T = |W_0|\,|x| + |s|\,|B|\,|A|\,|x|. $$
 
 # %%
 def difference(merge, dtype, W0, A, B, alpha, x):
