@@ -13,6 +13,7 @@ import contextvars
 import functools
 import os
 import queue
+import sys
 import threading
 from itertools import pairwise
 from typing import Any
@@ -69,13 +70,15 @@ def threads(n: int | None = None) -> int:
     """Set how many threads ops use (0: one per core; None: no change); return the previous number.
 
     It does not change a bit of the results. Work is not shared if the number of BLAS's threads
-    cannot be set. Raises ValueError for a negative number.
+    cannot be set. Raises ValueError for a negative number, and in a browser for more than one.
     """
     global _count
     before = _count or cores()
     if n is not None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ValueError(f"threads: n must be an integer, 0 for one per core, not {n!r}")
+        if n > 1 and sys.platform == "emscripten":
+            raise ValueError(f"threads: Python has one thread in a browser: n must be 1, not {n}")
         _count = n
     return before
 

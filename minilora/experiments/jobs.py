@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,10 +89,15 @@ def _follow() -> None:
 
 @contextmanager
 def processes(n: int) -> Iterator[Executor | None]:
-    """Yield an executor of n new processes, each with one BLAS thread; None for n = 1."""
+    """Yield an executor of n new processes, each with one BLAS thread; None for n = 1.
+
+    Raises ValueError for more than one in a browser.
+    """
     if n == 1:
         yield None
         return
+    if sys.platform == "emscripten":
+        raise ValueError(f"no process can be started in a browser: jobs must be 1, not {n}")
     import multiprocessing  # slow to import
     from concurrent.futures import ProcessPoolExecutor
 

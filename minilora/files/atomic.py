@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 from ..backend.blocks import block, raise_new, restoring
 
-# Windows has no such locks, and open files cannot be removed there.
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+fcntl: Any = None  # Windows has no such locks, and a browser has none either
+with contextlib.suppress(ImportError):
+    fcntl = importlib.import_module("fcntl")
 FORGOTTEN = 3600  # seconds; without locks, an older temporary file counts as abandoned
 
 
@@ -62,7 +63,7 @@ def writing(path: str | os.PathLike[str], *suffixes: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
-                file.close()  # Windows renames no open file
+                file.close()  # Windows renames and removes no open file
             os.replace(file.name, target)
             _sync(target.parent)
     except OSError as error:

@@ -7,7 +7,6 @@ the program ended. A last line that a crash tore is dropped. The journal knows n
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..checks import describe
-
-fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+from .atomic import fcntl
 
 
 def key_of(config: Any) -> str:

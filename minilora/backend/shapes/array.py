@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from sys import getrefcount
@@ -25,6 +26,11 @@ LARGE = 1 << 18  # bytes: from here, NumPy writes a result into an operand that 
 
 @functools.cache
 def _reserved() -> mmap.mmap:
+    if sys.maxsize < ROOM:
+        raise OSError(
+            "shapes: this Python has addresses of 32 bits, as in a browser, and arrays without "
+            "numbers need 64: count and plan in a Python that is installed on a computer"
+        )
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
         return mmap.mmap(-1, ROOM, flags=flags, prot=mmap.PROT_READ)

@@ -10,7 +10,6 @@ instead of "table": take name with team is reds and age over 24.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +99,17 @@ def question(rng: np.random.Generator) -> Question:
 
 
 def execute(sql: str, table: Table) -> list[str] | None:
-    """Return the sorted rows that a query gives, or None if SQLite refuses it or takes too long."""
+    """Return the sorted rows that a query gives, or None if SQLite refuses it or takes too long.
+
+    Raises ImportError where Python came without SQLite.
+    """
+    try:
+        import sqlite3
+    except ImportError as error:
+        raise ImportError(
+            f"mini-sql runs its queries in SQLite, which this Python came without ({error}): in a "
+            "browser, load Pyodide's package sqlite3; elsewhere, install a Python that has it"
+        ) from error
     text = " ".join(f"'{word}'" if word in TEXT else word for word in sql.split())
     connection = sqlite3.connect(":memory:")
     try:
