@@ -79,11 +79,12 @@ class Verdict:
 
 def judge(
     exercise: Exercise, source: str, *, seed: int = 0, limits: Limits = LIMITS,
-    explain: bool = True,
+    explain: bool = True, opened: Callable[[Exercise, str, Limits], Student] = Remote,
 ) -> Verdict:
     """Judge a student's source in a process of its own. The same seed draws the same cases.
 
     explain: find the smallest failing cases and name the mistakes, which takes most of the time.
+    opened: opens the student's functions; where there is no other process, in this one.
 
     Raises Fault if that process cannot begin: then no student's file is judged.
     """
@@ -91,12 +92,12 @@ def judge(
     if problem is not None:
         return Verdict(exercise, _none(exercise, problem))
     printed = ""
-    open_: list[Remote] = []
+    open_: list[Student] = []
     known: set[str] = set()  # functions that change an argument: it costs one check
 
-    def student() -> Remote:
+    def student() -> Student:
         if not open_:
-            open_.append(Remote(exercise, source, limits))
+            open_.append(opened(exercise, source, limits))
             open_[0].known = known
         return open_[0]
 
@@ -131,7 +132,7 @@ def judge(
     return Verdict(exercise, named, alone or printed, bool(alone))
 
 
-def _printed_for(outcomes: Iterable[Outcome], student: Remote | None = None) -> str:
+def _printed_for(outcomes: Iterable[Outcome], student: Student | None = None) -> str:
     """Run the smallest case of the first failure again, and return its printed output."""
     first = next((one.trials[0] for one in outcomes if not one.points and one.trials), None)
     if student is None or first is None or not (before := student.printed()):

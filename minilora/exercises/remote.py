@@ -29,7 +29,7 @@ class Remote(Student):
     """Functions of a student's file, in a process with limits and a temporary folder.
 
     Raises Fault if the process cannot begin, Raised if the file cannot be loaded, Halted if the
-    process ends or does not answer. `missing` are the functions that the file does not have.
+    process ends or does not answer.
     """
 
     def __init__(self, exercise: Exercise, source: str, limits: Limits = LIMITS) -> None:

@@ -72,12 +72,22 @@ class Student:
     """`student.f(x, y)` calls the student's f with copies of the arguments, and records the call.
 
     Raises Changed if f changes an argument that it must not change, unless f is in `known`.
+    `missing` are the functions that the student's file does not have.
     """
+
+    missing: Sequence[str] = ()
 
     def __init__(self, exercise: Exercise) -> None:
         self.exercise = exercise
         self.calls: list[Call] = []
         self.known: set[str] = set()
+
+    def printed(self) -> str:
+        """Return what the student's code has printed so far."""
+        return ""
+
+    def close(self) -> None:
+        """End what was begun for it."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
@@ -164,18 +174,20 @@ def _put(old: Any, new: Any) -> None:
 
 
 class Local(Student):
-    """Functions of this process: a reference, or a known mistake."""
+    """Functions of this process: a reference, or a known mistake. path: the file that has them."""
 
-    def __init__(self, exercise: Exercise, functions: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self, exercise: Exercise, functions: Mapping[str, Callable[..., Any]], path: str = ""
+    ) -> None:
         super().__init__(exercise)
-        self._functions = functions
+        self._functions, self._path = functions, path
 
     def _result(self, name: str, given: list[Any]) -> tuple[Any, list[Any]]:
-        return _raising(self._functions[name])(*given), given
+        return _raising(self._functions[name], self._path)(*given), given
 
     def _file(self) -> Any:
         names = beside(self.exercise, self._functions)
-        ours = {name: one if isinstance(one, type) else _raising(one)
+        ours = {name: one if isinstance(one, type) else _raising(one, self._path)
                 for name, one in names.items()}
         return types.SimpleNamespace(imported=importlib.import_module, each=each, **ours)
 
@@ -185,8 +197,8 @@ def each(objects: Sequence[Any], name: str) -> list[Any]:
     return [getattr(one, name) for one in objects]
 
 
-def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with its errors as Raised."""
+def _raising(function: Callable[..., Any], path: str) -> Callable[..., Any]:
+    """Return the function with its errors as Raised, with their frames in the file `path`."""
 
     def call(*args: Any, **named: Any) -> Any:
         with np.errstate(all="ignore"):
@@ -194,8 +206,8 @@ def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
                 return function(*args, **named)
             except Raised:
                 raise
-            except Exception as error:
-                data = error_data(error, "")
-                raise Raised(data["error"], data["message"], []) from error
+            except (Exception, SystemExit) as error:
+                data = error_data(error, path)
+                raise Raised(data["error"], data["message"], data["frames"]) from error
 
     return call
