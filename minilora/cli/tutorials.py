@@ -33,6 +33,9 @@ def add_to(top: Parser) -> None:
     for name, run in (("build", build), ("serve", serve)):
         sub = to.command(name, run)
         sub.option("-o", "--out", read=Path, help="the folder of the site", default="site")
+        if run is build:
+            sub.option("--live", read=str, help="add a page that runs Python in the browser: "
+                       "Pyodide's address, or a folder with it, which is copied")
     sub.option("--port", read=integer(0, 65535), help="port; 0: any free port", default=8000)
 
 
@@ -74,7 +77,7 @@ def build(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise ValueError(
             f"tutorials build takes no {option}: tutorials run 07 {option} runs one chapter so"
         )
-    return site.build(args.out, say)
+    return site.build(args.out, say, live=args.live)
 
 
 def write_notebook(args: argparse.Namespace, say: Say) -> dict[str, Any]:

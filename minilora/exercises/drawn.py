@@ -224,11 +224,18 @@ class Test:
 
 
 def _smaller(made: list[int]) -> itertools.chain[list[int]]:
-    """Return simpler choices: without one of them, or with one that is smaller."""
+    """Return simpler choices: without one of them, or with one that is smaller.
+
+    The last kind takes a member out of a list, whose length is a choice before its members.
+    """
     without = (made[:i] + made[i + 1 :] for i in range(len(made)))
     lower = (
         [*made[:i], less, *made[i + 1 :]]
         for i, choice in enumerate(made) for less in dict.fromkeys((0, choice // 2, choice - 1))
         if 0 <= less < choice
     )
-    return itertools.chain(without, lower)
+    shorter = (
+        [*made[:i], made[i] - 1, *made[i + 1 : j], *made[j + 1 :]]
+        for i, j in itertools.combinations(range(len(made)), 2) if made[i]
+    )
+    return itertools.chain(without, lower, shorter)

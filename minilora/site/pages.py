@@ -39,7 +39,7 @@ class Page:
                      "figure": self._figure, "own_html": self._own_html, "lines": _printed},
         )
         try:
-            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(_without_header(book)))
+            self.body, _ = exporter.from_notebook_node(nbformat.from_dict(without_header(book)))
         except ValueError as error:
             raise ValueError(f"{chapter.path.name}: {error}") from error
         self.headings = HEADING.findall(self.body)
@@ -77,7 +77,7 @@ def _printed(text: str) -> str:
     return lines("\n".join(map(ansi2html, text.rstrip("\n").split("\n"))))
 
 
-def _without_header(book: Any) -> Any:
+def without_header(book: Any) -> Any:
     """Return the notebook without its title and header lines, which the page shows itself.
 
     Each heading starts a new cell, so that code is beside the text that it belongs to.

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..words import INSTALL
-from . import folder
+from . import folder, pyodide
 from .contents import Chapter, chapters, notebook_text
 
 ASSETS = Path(__file__).parent / "assets"
@@ -35,11 +35,13 @@ def need(*names: str) -> None:
 
 
 def build(
-    out: Path, say: Callable[[str], None] = print, of: Sequence[Chapter] | None = None
+    out: Path, say: Callable[[str], None] = print, of: Sequence[Chapter] | None = None,
+    live: str | None = None,
 ) -> dict[str, Any]:
     """Write the site of these chapters (None: all) to the folder `out`; return its size.
 
     An old site is replaced only after all pages are made.
+    live: Pyodide's address, or a folder with it: the site gets a page that runs Python.
 
     Raises ImportError if a package is missing, ValueError if `out` cannot be written or a chapter
     cannot be read, RuntimeError if a chapter fails.
@@ -47,8 +49,10 @@ def build(
     began = time.monotonic()
     need()
     folder.check(out)
+    if live is not None:
+        pyodide.check(live)
     with _home():
-        files = _files([*(chapters() if of is None else of)], say)
+        files = _files([*(chapters() if of is None else of)], say, live)
     folder.write(out, files)
     size = sum(map(len, files.values()))
     took = time.monotonic() - began
@@ -72,13 +76,15 @@ def _home() -> Iterator[None]:
             os.environ |= {"HOME": before} if before is not None else {}
 
 
-def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str, bytes]:
+def _files(
+    chapters: Sequence[Chapter], say: Callable[[str], None], live_at: str | None
+) -> dict[str, bytes]:
     """Return all files of the site, name -> bytes."""
     import jinja2
 
     from ..exercises.book import exercises
     from ..experiments import html
-    from . import korean, names, pages, prose
+    from . import korean, live, names, pages, prose
     from .cover import cover
     from .execution import executed
     from .report import report
@@ -89,6 +95,7 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
     links = {chapter.number: f"{chapter.name}.html" for chapter in chapters}
     plain = prose.Prose({}, names.usual(), links)
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(ASSETS), autoescape=True)
+    templates.globals["live"] = None if live_at is None else live
     templates.filters["doc"] = lambda text: _html(prose.docstring(plain, text))
     templates.filters["chapters"] = lambda text: _html(plain.line(text))
     templates.filters["statement"] = lambda text: _html(prose.statement(text))
@@ -152,11 +159,18 @@ def _files(chapters: Sequence[Chapter], say: Callable[[str], None]) -> dict[str,
         install=INSTALL("exercises").partition(" in "),
     )
     files |= {f"get/{task.name}": task.stub().encode() for task in tasks}
+    if live_at is not None:
+        shown, more = live.facts(live_at, links)
+        files |= more
+        files[live.PAGE] = page(
+            "try.html.j2", kind="try", title="Try it - minilora",
+            description="A chapter and two exercises, run in your browser", **shown)
     for name in ("site.js", "icon.svg"):
         files[name] = (ASSETS / name).read_bytes()
     files["style.css"] = html.style().encode() + (ASSETS / "style.css").read_bytes()
     entries = [
-        entry for name in files if name.endswith(".html") for entry in words(name, files[name])
+        entry for name in files if name.endswith(".html") and name != live.PAGE
+        for entry in words(name, files[name])
     ]
     files["search.js"] = f"SEARCH = {json.dumps(entries, ensure_ascii=False)}\n".encode()
     return files
