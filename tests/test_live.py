@@ -453,11 +453,11 @@ def test_enter_keeps_the_indent(tab):
 @marked
 def test_what_cannot_be_loaded_is_said(tab, served):
     one = tab(address="about:blank")
-    one.page.route("**/*.whl*", lambda route: route.fulfill(status=404))
+    one.page.route("**/get/*.whl*", lambda route: route.fulfill(status=404))
     one.page.goto(f"{served}/try.html")
     one.says("Python could not be loaded (")
     one.says("404")
-    one.page.unroute("**/*.whl*")
+    one.page.unroute("**/get/*.whl*")
     one.press("Run cell 1")
     one.says("Cell 1 has run")
 

@@ -9,7 +9,9 @@ async function start({ pyodide, wheel }) {
   const { loadPyodide } = await import(`${pyodide}pyodide.mjs`);
   python = await loadPyodide({ indexURL: pyodide });
   tell({ say: "Loading NumPy (2 of 3) ..." });
-  await python.loadPackage("numpy", { messageCallback() {} });
+  let failed = "";
+  await python.loadPackage("numpy", { messageCallback() {}, errorCallback(text) { failed = text; } });
+  if (failed) throw new Error(failed);
   tell({ say: "Loading minilora (3 of 3) ..." });
   const answer = await fetch(wheel);
   if (!answer.ok) throw new Error(`${wheel}: ${answer.status} ${answer.statusText}`);
