@@ -66,11 +66,11 @@ def forgetting(
     results: method -> {setting, such as "r = 4": (losses on the new task, losses on the text of
     the base)}, a number each or one for each seed. A point is a median; from three seeds on it has
     lines from minimum to maximum. The settings of a method are joined in their order, and each is
-    labelled with its name. base: the losses of the base, as dashed lines. log: both axes are
-    logarithmic.
+    labelled with its name; the name of a single one stands in the legend. base: the losses of the
+    base, as dashed lines. log: both axes are logarithmic.
     """
     ax = axes(ax, title, (WIDE, 4.2))
-    dots, seeds, tints = list[Dot](), set[int](), list[str]()
+    dots, labelled, seeds, tints = list[Dot](), list[Dot](), set[int](), list[str]()
     for i, (method, settings) in enumerate(results.items()):
         own = [Dot(name, *(np.ravel(losses).astype(np.float64) for losses in pair))
                for name, pair in settings.items()]
@@ -83,12 +83,15 @@ def forgetting(
         dashes = DASHES[tints.count(tint) % len(DASHES)]
         tints.append(tint)
         x, y = [np.median(dot.x) for dot in own], [np.median(dot.y) for dot in own]
-        ax.plot(x, y, MARKERS[i % len(MARKERS)] + dashes, color=tint, ms=6, lw=1, label=method)
+        alone = f", {own[0].name}" if len(own) == 1 and own[0].name else ""
+        ax.plot(x, y, MARKERS[i % len(MARKERS)] + dashes, color=tint, ms=6, lw=1,
+                label=method + alone)
         for dot, across, up in zip(own, x, y):
             if len(dot.x) >= FEWEST:
                 ax.plot([dot.x.min(), dot.x.max()], [up, up], color=tint, lw=1)
                 ax.plot([across, across], [dot.y.min(), dot.y.max()], color=tint, lw=1)
         dots += own
+        labelled += own * (len(own) > 1)
     if base is not None:
         ax.axvline(base[0], color=colour("base"), lw=1.2, ls="--", label="frozen base")
         ax.axhline(base[1], color=colour("base"), lw=1.2, ls="--")
@@ -99,7 +102,7 @@ def forgetting(
     spread = ", lines: minimum to maximum" if max(seeds) >= FEWEST else ""
     ax.set(xlabel=f"{xlabel}\n(median of {counted(seeds)}{spread})", ylabel=ylabel)
     legend(ax)
-    _label(ax, [(float(np.median(d.x)), float(np.median(d.y)), d.name) for d in dots])
+    _label(ax, [(float(np.median(d.x)), float(np.median(d.y)), d.name) for d in labelled])
     return ax
 
 
