@@ -62,7 +62,7 @@ for name, update in (("r = 8", few), ("r = 32", many), ("again", again)):
           f"{n} directions have 90 % of ‖ΔW‖²")
 
 # %% [markdown]
-# All three use far fewer directions than they have. So the rank was not the limit here.
+# All three use far fewer directions than they have, and rank 32 hardly more than rank 8.
 #
 # ## Do two trainings find the same directions?
 #
@@ -121,10 +121,10 @@ viz.subspace_similarity(grids, None, title, names=("one", "the other"))
 viz.show()
 
 # %% [markdown]
-# Trained updates are more similar than random ones. Most of it is in the first direction (the
-# corner at the top left). The paper sees the same for GPT-3, and takes it as a reason why a very
-# small rank is enough. But look at the dark side at the right: with more directions $\phi$ grows
-# for random updates, too. Without the third map you would call that a similarity.
+# Trained updates are more similar than random ones, most of all in the first direction (the first
+# row and column). The paper sees the same for GPT-3, and takes it as a reason why a very small rank
+# is enough. But look at the last two rows of the table: from (8, 8) to (8, 32) $\phi$ grows almost
+# as much for random updates. Without them you would call that a similarity.
 #
 # ## How does the update relate to W?
 #
@@ -133,7 +133,7 @@ viz.show()
 #
 # $$ \mathrm{amplification} = \frac{\|\Delta W\|_F}{\|U^\top W V\|_F}. $$
 #
-# If the factor is large, the update makes strong what $W$ has only weakly.
+# A large factor means: the update is large in directions in which $W$ is small.
 
 # %%
 def inside(W: np.ndarray, dW: np.ndarray, r: int) -> float:
@@ -142,7 +142,7 @@ def inside(W: np.ndarray, dW: np.ndarray, r: int) -> float:
     return np.linalg.norm(U[:, :r].T @ W @ Vt[:r].T)
 
 def row(update, r: int, draws: int = 2 if FAST else 20) -> list[float]:
-    """Return ‖Uᵀ W V‖ in ΔW's, W's own and random directions; two factors."""
+    """Return ‖Uᵀ W V‖ in ΔW's, W's and random directions; two factors."""
     scale, B, A = update
     dW = np.float64(scale * B @ A)
     random = [inside(W, analysis.random_like(update, rng), r)
@@ -164,17 +164,20 @@ viz.curves(curves, None, title, "directions, r", "amplification factor",
 viz.show()
 
 # %% [markdown]
-# Three things are to see. The update has much less of $W$ in its directions than $W$ has in its own
-# top directions: it does not repeat them. It has more than chance: it is not unrelated to $W$. And
-# the factor is above 1 and falls with $r$, as in the paper. But the curve of the random update is
-# *higher*. So a large factor does not show that training found something in $W$ to amplify: every
-# update of this norm has one, and only the distance between the curves says something.
+# There are three things to see. $\|U^\top W V\|$ is much smaller in the directions of the update
+# than in $W$'s own: the update does not repeat them. It is larger than by chance: the update is
+# related to $W$. And the factor is above 1 and falls with $r$. (It must: $\|\Delta W\|$ stays, and
+# $\|U^\top W V\|$ grows. In the paper each $r$ is another adapter.) But the curve of the random
+# update is *higher*. So a large factor does not show that training found something in $W$ to
+# amplify: every update of this norm has one, and only the distance between the curves says
+# something.
 #
 # ## Intruders
 #
 # A third measure (Shuttleworth et al. 2024, [arXiv 2410.21228](https://arxiv.org/abs/2410.21228))
 # looks at the result, $W + \Delta W$. A top singular vector of it that resembles no singular vector
-# of $W$ is an *intruder*. The authors find them after LoRA, and hardly any after full fine-tuning.
+# of $W$ (here: no |cosine| of 0.5 or more) is an *intruder*. The authors find them after LoRA, and
+# hardly any after full fine-tuning.
 
 # %%
 def intruders(dW: np.ndarray, top: int = 10, eps: float = 0.5) -> int:
@@ -189,9 +192,9 @@ for name, update in (("r = 8", few), ("r = 32", many), ("again", again)):
     print(f"{name:7}{intruders(scale * np.float64(B) @ A):6}   {drawn}")
 
 # %% [markdown]
-# A random update with the same singular values plants intruders as well. So the count alone does
-# not say that LoRA learned in a special way: a few strong directions are enough. Compare the two
-# columns, not the first one with 0.
+# A random update with the same singular values plants intruders as well, though fewer. So the count
+# alone does not say that LoRA learned in a special way: a few strong directions are enough. Compare
+# the two columns, not the first one with 0.
 #
 # ## Break it
 #

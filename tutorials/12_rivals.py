@@ -3,13 +3,13 @@
 #
 # *The reader can then:* write BitFit, adapters and prefixes, and compare them with LoRA.
 # *Time:* 30 minutes. *Needs:* chapters 10 and 11.
-# *Remember:* LoRA's update can be merged; what the other methods add has to run at every step.
+# *Remember:* LoRA's update can be merged; an adapter or a prefix has to run at every step.
 #
 # LoRA is not the only way to train a few numbers beside a frozen model. The paper compares it with
-# three others (§5.1): train only the biases, put small layers between the layers, or put trained
-# vectors before the text. We write each in a few lines and check it against the library. How good
-# is it for its number of parameters? How much longer is the chain of operations, and how much time
-# does that cost? (`MINILORA_FAST=1` trains for too few steps.)
+# three kinds of others (§5.1): train only the biases, put small layers between the layers, or put
+# trained vectors before the text. We write each in a few lines and check it against the library.
+# How good is it for its number of parameters? How much longer is the chain of operations, and how
+# much time does that cost? (`MINILORA_FAST=1` trains for too few steps.)
 
 # %%
 import os
@@ -82,9 +82,9 @@ class Houlsby(methods.Method):
 # %% [markdown]
 # ## Prefixes: trained vectors before the text
 #
-# The model reads vectors, one for each token. So we can put `n` trained vectors before the text,
-# which are no words, and let attention use them. *PreEmbed* does it once, at the input. *PreLayer*
-# replaces them again before every block.
+# The model reads vectors, one for each token. So we can put `n` trained vectors, which stand for no
+# words, before the text, and let attention use them. *PreEmbed* does it once, at the input.
+# *PreLayer* replaces them again before every block.
 
 # %%
 def prefixed(model: ml.GPT2, ids: np.ndarray, E: list) -> ml.Tensor:
@@ -116,14 +116,14 @@ Houlsby(r=4).apply(mine[1], rng=0)
 rng = np.random.default_rng(0)
 trained = {name: list(model.trainable_parameters().values())
            for name, model in theirs.items()}
-for p in trained["Adapter-H"]:
-    noise = rng.normal(0, 0.1, p.shape)  # as if it had been trained
-    p.data[...] += ml.xp.asarray(noise.astype("float32"))
-own = mine[1].trainable_parameters().values()
-for p, q in zip(own, trained["Adapter-H"]):
-    p.data[...] = q.data
+for name, model in zip(("BitFit", "Adapter-H"), mine):
+    own = model.trainable_parameters().values()
+    for p, q in zip(own, trained[name]):
+        noise = rng.normal(0, 0.1, p.shape).astype("float32")
+        p.data[...] = q.data + ml.xp.asarray(noise)  # as if trained
+        q.data[...] = p.data
 outputs = {"BitFit": mine[0](ids), "Adapter-H": mine[1](ids)}
-trained["PreLayer"].reverse()  # the model names the first block's last
+trained["PreLayer"].reverse()  # their order: last block first
 for name in ("PreEmbed", "PreLayer"):
     outputs[name] = prefixed(base, ids, trained[name])
 for name, model in theirs.items():
@@ -173,10 +173,10 @@ viz.quality_vs_parameters(results, None, title, levels=level)
 viz.show()
 
 # %% [markdown]
-# The prefixes have few numbers and gain little; BitFit gains more. Adapters and LoRA are best, and
-# LoRA's curve is a little lower: by no more than another seed may change. The paper finds the same
-# order for GPT-3 (table 4), with far smaller distances. Do not take the distances from here: our
-# base is tiny, and we train for few steps. Some methods learn slowly.
+# The prefixes have few numbers and gain little; BitFit gains more, adapters and LoRA still more.
+# LoRA's curve is a little lower: by no more than another seed may change. Full fine-tuning is best
+# here. In the paper it is not: for GPT-3 (table 4) LoRA is as good, and all distances are far
+# smaller. Our base is tiny, and we train for few steps: do not take the distances from here.
 #
 # ## Depth
 #
@@ -204,12 +204,11 @@ for name, cost in costs.items():
     print(f"{name:10}{work:+16.1%}{chain:+15.1%}")
 
 # %% [markdown]
-# A prefix costs in another way: the model reads more tokens, so less text fits.
+# A prefix costs in another way: the model reads more tokens, and less text fits.
 #
 # ## Time
 #
-# What does it cost to read one short text? Many small operations one after another take time, also
-# on a GPU. The paper measures it in table 1. We let all models take turns.
+# What does it cost to read one short text? The paper measures it in table 1. All models take turns.
 
 # %%
 models = {"base": base, "unmerged LoRA": applied("lora", r=8),
@@ -224,6 +223,7 @@ for _ in range(20 if FAST else 200):
             model(ids[:1])
         taken[name].append(1000 * (time.perf_counter() - start))
 fastest = {name: np.sort(ms)[: len(ms) // 2] for name, ms in taken.items()}
+print(", ".join(f"{n} {np.median(x):.2f} ms" for n, x in fastest.items()))
 title = "Only the merged model is as fast as the base"
 viz.latency_bars(fastest, None, title)
 viz.show()
@@ -240,7 +240,7 @@ merged = h @ (np.eye(64) + U @ D).T
 adapter = h + np.maximum(h @ D.T, 0) @ U.T
 off = np.linalg.norm(merged - adapter) / np.linalg.norm(adapter - h)
 assert off > 0.5, "this should have failed"
-print(f"Caught: the merged update is off by {off:.0%} of the adapter's")
+print(f"Caught: the merged update is off by {off:.0%} of the right one")
 
 # %% [markdown]
 # ## What you built, and what is next

@@ -51,7 +51,7 @@ def rslora(r=R, alpha=ALPHA) -> lora.LoRAConfig:
 #
 # $B$ starts at zero and $A$ does not. LoRA+ (Hayou et al. 2024,
 # [arXiv 2402.12354](https://arxiv.org/abs/2402.12354)) trains $B$ with a higher rate: 16 times that
-# of $A$. Two optimizers do it, and a loop from chapter 03.
+# of $A$. Two optimizers do it, and the loop of chapter 03.
 
 # %%
 def lora_plus_steps(model: ml.GPT2, lr: float, batches) -> None:
@@ -92,7 +92,7 @@ def pissa(model: ml.GPT2) -> None:
 #
 # DoRA (Liu et al. 2024, [arXiv 2402.09353](https://arxiv.org/abs/2402.09353)) separates each row of
 # the matrix into its direction and its length. LoRA changes the direction, and the length `m` is
-# trained by itself:
+# trained by itself (the paper has its axes the other way round, and says columns):
 #
 # $$ y = \frac{m}{\|V\|}\; V x + b, \qquad V = W_0 + s\, B A. $$
 #
@@ -109,12 +109,12 @@ class DoRALayer(lora.LoRALinear):
         return ml.xp.sqrt((V * V).sum(axis=1))  # (d,)
 
     def forward(self, inner, x):
-        V = ops.add(inner.W, self.scale * (self.B @ self.A))
+        V = inner.W + self.scale * (self.B @ self.A)
         return ops.linear(x, V) * (self.m / self.lengths(V.data)) + inner.b
 
 @dataclass(frozen=True)
 class DoRA(lora.LoRAConfig):
-    layers: ClassVar = {nn.Linear: DoRALayer}
+    layers: ClassVar = {nn.Linear: DoRALayer}  # layer -> its adapter
 
 # %% [markdown]
 # **Check.** Ours against the library's, after three steps of training with the same seed: the same
@@ -195,9 +195,9 @@ for name, ax in zip([*CONTEST][1:], axes):
 viz.show()
 
 # %% [markdown]
-# Read the table row by row. At the lowest rate the methods are far apart, and any paper could have
-# chosen this rate. Each curve falls, has a lowest point, and rises. The lowest points
-# are at different rates, but at similar heights.
+# Read the table row by row. At the lowest rate LoRA+ is far ahead, and a paper could have chosen
+# this rate. Each curve falls, has a lowest point, and rises. For LoRA+ that point is at a lower
+# rate than for the others. Its height is similar.
 #
 # ## Each at its own rate
 #
@@ -214,13 +214,15 @@ for name, by_rate in swept.items():
 
 # %% [markdown]
 # The differences at the best rates are small beside those at one rate for all. Where the range of a
-# variant overlaps with LoRA's, no lead is left. (Here only PiSSA keeps a small one.) A study with
-# larger models finds that with tuned rates the variants tie within one or two per cent
-# ([arXiv 2602.04998](https://arxiv.org/abs/2602.04998)). (We choose the rate on the text that we
-# compare on, and with one seed. `minilora reproduce variants` does it with more.)
+# variant overlaps with LoRA's, our three seeds show no lead. (Only PiSSA keeps one, a small part of
+# its lead at the lowest rate.) A study with larger models finds that with tuned rates the variants
+# tie within one or two per cent ([arXiv 2602.04998](https://arxiv.org/abs/2602.04998)). (We choose
+# the rate on the text that we compare on, and with one seed. `minilora reproduce variants` does it
+# with more.)
 #
-# A variant can still have its reason. PiSSA needs no warm-up to leave zero. rsLoRA keeps one rate
-# for large ranks. But to learn whether it is *better*, give LoRA its own best rate first.
+# A variant can still have its reason. PiSSA's $A$ and $B$ both learn from the first step. rsLoRA is
+# meant for large ranks, which we did not try. But to learn whether a variant is *better*, give LoRA
+# its own best rate first.
 #
 # ## Break it
 #

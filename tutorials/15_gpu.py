@@ -58,8 +58,8 @@ def train(backend: str, plain: bool = False) -> tuple[list[float], list]:
 
 # %% [markdown]
 # **Check.** Two ways to compute, one result, up to rounding. The second way is CuPy if there is a
-# GPU. If not, it is a stand-in: NumPy without our fast kernels, with the formulas as chapters 01 to
-# 07 print them. A GPU also adds numbers in another order than a processor.
+# GPU. If not, it is a stand-in: NumPy without our faster versions, with the formulas as chapters 01
+# to 07 print them. A GPU also adds numbers in another order than a processor.
 
 # %%
 mine, adapter = train("numpy")
@@ -74,10 +74,10 @@ assert gap < 1e-4 and apart < 1e-3
 # %% [markdown]
 # ## What a step asks for
 #
-# A GPU gets its work as *kernels*: one for each operation on arrays. To start one costs some
-# microseconds, whatever the size of the array. So we need two counts: how many operations a step
-# has, and how large they are. The backend `shapes` runs the real code on arrays without numbers,
-# and counts both. This is exact, and needs no GPU.
+# A GPU gets its work as *kernels*, about one for each operation on arrays. To start one, a
+# *launch*, costs some microseconds, whatever the size of the array. So we need two counts: how many
+# operations a step has, and how large they are. `accounting.plan` runs the real code on arrays
+# without numbers (the backend `shapes`) and counts both. This is exact, and needs no GPU.
 
 # %%
 TOKENS = 16  # in a step: one short text
@@ -90,7 +90,7 @@ def cost(d: int, method: methods.Method):
     """Return the counted work of a training step, as CuPy would get it."""
     plan = accounting.plan(shape(d), method=method, device="cupy",
                            batch=1, tokens=TOKENS)
-    parts = plan.forward, plan.backward, plan.step
+    parts = plan.forward, plan.backward, plan.step  # products: 2 each
     return {name: sum(getattr(part, name) for part in parts)
             for name in ("calls", "products", "moved")}
 
@@ -102,20 +102,20 @@ for (name, d), n in work.items():
           f"{n['moved']:14,}")
 
 # %% [markdown]
-# The number of operations hardly depends on the width; the multiply-adds grow with its square.
-# And it says little about the number of trained parameters: LoRA saves operations in the backward
-# pass and in the optimizer, but not in proportion.
+# The number of operations does not depend on the width; the multiply-adds grow almost with its
+# square. Full fine-tuning trains far more numbers than LoRA, but its step has only a third more
+# operations. So LoRA saves little time where launches decide.
 #
 # **Predict.** A GPU is a hundred times faster than your processor at large matrix products. It
-# needs 5 microseconds to start an operation. How much longer does it need for a step at the largest
-# width above than at the smallest: as many times as there are more multiply-adds, half as many
-# times, or about the same time?
+# needs 10 microseconds to start an operation. How many times longer is a step at the largest width
+# above than at the smallest: as many times as the multiply-adds grow, half as many, or about the
+# same time?
 #
 # <details><summary>Answer</summary>
 #
-# About the same time. At these sizes it mostly waits for launches, and their number hardly changes.
-# The processor starts an operation in less than a microsecond, so at the smallest width it is about
-# as fast. At the largest it has far more to compute.
+# About the same time (without a GPU, our model says so). At these sizes it mostly waits for
+# launches, and their number does not change. The processor starts an operation in less time, so at
+# the smallest width it can be faster. At the largest it has far more to compute.
 #
 # </details>
 
@@ -123,12 +123,12 @@ for (name, d), n in work.items():
 # ## Time against width
 #
 # We measure the step on this processor. For the GPU we measure, too, if there is one; otherwise we
-# draw a *model* of it from the counts, with three round numbers that we assume: 5 µs a launch,
-# 10 TFLOP/s, 1 TB/s. A kernel is limited by computing or by moving, whichever is slower. The model
-# shows the shape of the curve. Do not read times from it.
+# draw a *model* of it from the counts, with three round numbers that we assume: 10 µs a launch
+# (with Python's part), 10 TFLOP/s, 1 TB/s. A kernel is limited by computing or by moving, whichever
+# is slower. The model shows the shape of the curve. Do not read times from it.
 
 # %%
-LAUNCH, FLOPS, BYTES = 5e-6, 10e12, 1e12
+LAUNCH, FLOPS, BYTES = 10e-6, 10e12, 1e12
 
 def modelled(n: dict[str, int]) -> float:
     """Return the milliseconds of a step by the model."""
