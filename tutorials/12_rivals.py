@@ -90,7 +90,7 @@ class Houlsby(methods.Method):
 def prefixed(model: ml.GPT2, ids: np.ndarray, E: list) -> ml.Tensor:
     """Return logits. E: one array or Tensor (n, d), or one for each block."""
     n, tokens = E[0].shape[0], model.tok(ids)
-    ones = ml.xp.ones((len(ids), 1, 1), tokens.dtype)  # a copy for each row
+    ones = ml.xp.ones((len(ids), 1, 1), dtype=tokens.dtype)  # for each row
     x = ops.concat(ops.mul(ones, E[0]), tokens, axis=1)
     x = x + model.pos(np.arange(x.shape[1]))
     for i, block in enumerate(model.blocks):
