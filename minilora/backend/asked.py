@@ -73,5 +73,5 @@ def missing(library: Any) -> list[str]:
     asked = PLAIN if library.plain else PLAIN + KERNELS
     names = dict.fromkeys(line.partition("(")[0] for line in asked)
     lacks = [name for name in names if not hasattr(library.module, name)]
-    array = library.module.zeros(1, dtype="float32") if "zeros" not in lacks else None
+    array = library.module.zeros((1, 1), dtype="float32") if "zeros" not in lacks else None
     return lacks + [f"array.{name}" for name in ARRAY if array is None or not hasattr(array, name)]
