@@ -2,7 +2,8 @@
 
 contents.py finds the chapters and reads their headers. execution.py runs them, and cache.py stores
 the results. prose.py renders text and code as HTML, pages.py a chapter, names.py the public names;
-cover.py computes the cover's figures, report.py the page of results. publish.py makes all pages,
+cover.py computes the cover's figures, report.py the page of results,
+library.py the one about array libraries. publish.py makes all pages,
 words.py the search index, and folder.py writes the site. assets/ has the templates, the style
 sheet and the script.
 

@@ -141,7 +141,7 @@ def _entry(thing: Any, name: str) -> Entry:
         doc = reprlib.repr(thing)
     source = inspect.getsource(target) if formula else ""
     methods = tuple(_methods(thing, name)) if isinstance(thing, type) else ()
-    return Entry(name, name, _signature(target), doc, source, methods)
+    return Entry(name, name, signature(target), doc, source, methods)
 
 
 def _methods(thing: type, name: str) -> Iterator[Entry]:
@@ -150,7 +150,7 @@ def _methods(thing: type, name: str) -> Iterator[Entry]:
         if method.startswith("_") or not inspect.isfunction(value):
             continue
         if doc := docstring(value):
-            yield Entry(method, f"{name}.{method}", _signature(value), doc, "", ())
+            yield Entry(method, f"{name}.{method}", signature(value), doc, "", ())
 
 
 class _Bare(str):
@@ -160,20 +160,20 @@ class _Bare(str):
     __repr__ = str.__str__
 
 
-def _signature(thing: Any) -> str:
+def signature(thing: Any) -> str:
     """Return the parameters as in the source; "" if `thing` cannot be called."""
     try:
-        signature = inspect.signature(thing)
+        found = inspect.signature(thing)
     except (TypeError, ValueError):
         return ""
     fields = getattr(thing, "__dataclass_fields__", {})
     bare = [
         p.replace(annotation=_bare(p.annotation), default=_default(p.default, fields.get(p.name)))
-        for p in signature.parameters.values()
+        for p in found.parameters.values()
         if p.name != "self"
     ]
-    returned = _bare(signature.return_annotation)
-    text = str(signature.replace(parameters=bare, return_annotation=returned))
+    returned = _bare(found.return_annotation)
+    text = str(found.replace(parameters=bare, return_annotation=returned))
     text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text.removesuffix(" -> None"))
     return re.sub(r"\b(collections\.abc|minilora(\.\w+)*)\.(?=\w)", "", text)
 

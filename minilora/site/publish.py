@@ -84,7 +84,7 @@ def _files(
 
     from ..exercises.book import exercises
     from ..experiments import html
-    from . import korean, live, names, pages, prose
+    from . import korean, library, live, names, pages, prose
     from .cover import cover
     from .execution import executed
     from .report import report
@@ -146,6 +146,11 @@ def _files(
     files["api.html"] = page(
         "api.html.j2", kind="api", title="API - minilora",
         description="Every public name of minilora", sections=names.sections(), used=used,
+    )
+    files["library.html"] = page(
+        "report.html.j2", kind="library", title="Bring an array library - minilora",
+        description="The class to write for an array library, hook by hook",
+        body=_html(library.body(prose.Prose({}, names.usual(), links))),
     )
     files["report.html"] = page(
         "report.html.j2", kind="report", title=f"{html.TITLE} - minilora", description=html.ABOUT,
