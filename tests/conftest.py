@@ -16,7 +16,7 @@ import dpnp_library
 import numpy as np
 import pytest
 import strict
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import minilora as ml
 from minilora import cli
@@ -87,8 +87,11 @@ def backend(request):
     if hasattr(test, "hypothesis"):  # there it is the same code: fewer examples will do
         whole = vars(test).setdefault("all_examples", test._hypothesis_internal_use_settings)
         few = FEW if imitated else math.ceil(SHARE * whole.max_examples)
+        phases = [*whole.phases]
+        if request.param == "dpnp":  # it has faults of its own, which nobody needs to see smaller
+            phases.remove(Phase.shrink)
         test._hypothesis_internal_use_settings = settings(
-            whole, max_examples=min(few, whole.max_examples))
+            whole, max_examples=min(few, whole.max_examples), phases=phases)
     library = dpnp_library.DpnpBackend() if request.param == "dpnp" else strict.named(request.param)
     before = ml.use(library)
     with np.errstate(**{"all": "ignore"} if imitated else {}):  # a device never warns

@@ -524,7 +524,13 @@ class StrictArray:
     nbytes = property(lambda self: self._host.nbytes)
     itemsize = property(lambda self: self._host.itemsize)
     flags = property(lambda self: _Flags(self._host.flags))
-    T = property(lambda self: _wrap(self._host.T, (self,), "T"))
+
+    @property
+    def T(self):
+        if self.ndim != 2:
+            raise NotPortable(f"x.T of shape {self.shape}: dpnp has it of matrices only: write "
+                              "swapaxes or transpose")
+        return _wrap(self._host.T, (self,), "T")
 
     @property
     def base(self):

@@ -182,7 +182,7 @@ def nbytes(arrays: Iterable[Any]) -> int:
     """Return the bytes of these arrays. Arrays that share memory count once, as their owner."""
     owners = {}
     for array in arrays:
-        owner = current().owner(array)
+        owner = current().owner(array) if hasattr(array, "strides") else array  # or codes
         owners[id(owner)] = owner.nbytes
     return sum(owners.values())
 

@@ -14,7 +14,8 @@ _last: dict[int, int] = {}  # id of the array that owns the memory -> tick of th
 def wrote(*arrays: Any) -> None:
     """Note that these arrays were written to: their owners, if they are views."""
     for array in arrays:
-        _last[id(current().owner(array))] = _last[0] = next(ticks)
+        if hasattr(array, "strides"):  # a matrix of codes has said it of its own arrays
+            _last[id(current().owner(array))] = _last[0] = next(ticks)
 
 
 def last_write(array: Any = None) -> int:
