@@ -87,9 +87,9 @@ def backend(request):
     if hasattr(test, "hypothesis"):  # there it is the same code: fewer examples will do
         whole = vars(test).setdefault("all_examples", test._hypothesis_internal_use_settings)
         few = FEW if imitated else math.ceil(SHARE * whole.max_examples)
-        phases = [*whole.phases]
+        phases = whole.phases
         if request.param == "dpnp":  # it has faults of its own, which nobody needs to see smaller
-            phases.remove(Phase.shrink)
+            phases = [phase for phase in phases if phase is not Phase.shrink]
         test._hypothesis_internal_use_settings = settings(
             whole, max_examples=min(few, whole.max_examples), phases=phases)
     library = dpnp_library.DpnpBackend() if request.param == "dpnp" else strict.named(request.param)
