@@ -78,8 +78,12 @@ class Cells:
         from ..exercises import book, here
 
         text, passed = here.check(number, source)
-        solution = book.exercise(number).solution().split('"""', 2)[2].strip()
-        return text, solution if passed else ""
+        return text, without_statement(book.exercise(number).solution()) if passed else ""
+
+
+def without_statement(code: str) -> str:
+    """Return a stub or a solution without its docstring: the page shows the statement beside it."""
+    return code.split('"""', 2)[2].strip()
 
 
 def figures() -> list[tuple[str, str, int]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..exercises.book import exercise
 from . import pages, pyodide
+from .cells import without_statement
 from .contents import Chapter, chapter, notebook
 from .prose import Prose
 from .wheel import wheel
@@ -35,7 +36,7 @@ def facts(place: str, links: Mapping[str, str]) -> tuple[dict[str, Any], dict[st
     files |= {name: (pages.ASSETS / name).read_bytes() for name in SCRIPTS}
     return {
         "lesson": chapter(CHAPTER), "rows": _rows(chapter(CHAPTER), links),
-        "exercises": [exercise(number) for number in EXERCISES],
+        "exercises": [exercise(number) for number in EXERCISES], "bare": without_statement,
         "full": links.get(CHAPTER), "pyodide": address,
         "wheel": f"get/{name}?{zlib.crc32(data):08x}",  # no wheel of an earlier site is reused
         "megabytes": PYTHON + round(len(data) / 1e6),
