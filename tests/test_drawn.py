@@ -100,11 +100,12 @@ def test_another_error_is_another_failure():
             raise KeyError(n)
         assert n < 5
 
+    found = []
     for seed in range(10):
         with pytest.raises((KeyError, AssertionError)) as error:
             test_of(integers(0, 1000), run, seed=seed)
-        if error.type is KeyError:
-            assert error.value.args == (21,)
+        found.append(error.value.args)
+    assert found.count((21,)) > 5  # most of the first failures are above 20
 
 
 def test_a_failure_that_does_not_come_again_is_flaky():
