@@ -17,15 +17,16 @@ from .tensor import Tensor, no_grad, op, plain
 from .training.fit import History, evaluate, fit, train_step
 from .training.loss_scale import LossScale
 from .training.optim import SGD, Adam, AdamW
+from .training.ranks import MPI, Alone
 
 if TYPE_CHECKING:  # the package loads these modules when they are first used
     from . import accounting, analysis, backend, data, kernels, lora, methods, nn, ops, optim
 
 __all__ = [
-    "GPT2", "SGD", "Adam", "AdamW", "Bert", "BertConfig", "Deberta", "DebertaConfig", "GPT2Config",
-    "History", "Llama", "LlamaConfig", "LoRAConfig", "LossScale", "Roberta", "RobertaConfig",
-    "Tensor", "accounting", "analysis", "asnumpy", "backend", "current", "data", "evaluate", "fit",
-    "generate", "gradcheck", "kernels", "load_base", "load_model", "lora", "methods", "nn",
-    "no_grad", "op", "ops", "optim", "plain", "save_model", "stream", "threads", "train_step",
-    "use", "using", "xp",
+    "GPT2", "MPI", "SGD", "Adam", "AdamW", "Alone", "Bert", "BertConfig", "Deberta",
+    "DebertaConfig", "GPT2Config", "History", "Llama", "LlamaConfig", "LoRAConfig", "LossScale",
+    "Roberta", "RobertaConfig", "Tensor", "accounting", "analysis", "asnumpy", "backend", "current",
+    "data", "evaluate", "fit", "generate", "gradcheck", "kernels", "load_base", "load_model",
+    "lora", "methods", "nn", "no_grad", "op", "ops", "optim", "plain", "save_model", "stream",
+    "threads", "train_step", "use", "using", "xp",
 ]

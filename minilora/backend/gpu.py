@@ -31,6 +31,7 @@ class CupyBackend(Device):
             count = self.module.cuda.runtime.getDeviceCount()
         except Exception as error:
             raise RuntimeError(f"CuPy is installed, but no CUDA device answers: {error}") from error
+        self.devices = count
         if device and not (device.isdecimal() and int(device) < count):
             raise ValueError(f"no CUDA device {device!r}: there are {count}, numbered from 0")
         self.device = self.module.cuda.Device(int(device) if device else None)

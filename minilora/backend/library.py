@@ -27,6 +27,7 @@ class Backend:
     plain = False  # run every op as it is printed in ops/?
     on_host = True  # does a CPU compute: caches, BLAS, numbers that can be read without waiting?
     piece = 1 << 18  # numbers in a piece of work that fits the cache
+    devices = 1  # there are so many
     queries = 64  # rows of a block where work grows with the square of the rows
 
     def enter(self) -> None:

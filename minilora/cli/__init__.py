@@ -20,6 +20,7 @@ from ..files.atomic import reason
 from ..words import INSTALL
 from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
 from .parser import Parser, Say, parse
+from .ranked import after_rank_0, begin, rank
 from .streams import safe
 
 COMMANDS = (finetune, generate, merge, account, reproduce, info, bench, pretrain, tutorials, ex)
@@ -34,7 +35,8 @@ def command_line() -> Parser:
     top = Parser(prog="minilora", description="LoRA on NumPy. Without a command: run the demo.")
     top.add_argument("--version", action="version", version=__version__, help="print the version")
     top.set_defaults(
-        command=run_demo, seed=0, backend="numpy", threads=None, plain=False, json=False
+        command=run_demo, seed=0, backend="numpy", threads=None, plain=False, json=False,
+        ranked=False
     )
     for command in COMMANDS:
         command.add_to(top)
@@ -50,38 +52,50 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; return its exit code.
 
     0: it worked   1: a comparison failed   2: bad input   130, 143: interrupted, terminated
+    Under mpiexec an error of one rank alone, but for rank 0, is raised: 1, with its traceback.
 
     The code tells of the work: it is the same if the output cannot be shown.
     """
     with safe(), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where: _complain(f"warning: {message}")
+        warnings.showwarning = lambda message, *where: _warn(f"warning: {message}")
         try:
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(argv)
         except KeyboardInterrupt as stop:
+            after_rank_0()
             _complain(str(stop) or "interrupted; nothing new was saved")
             return 130
         except BAD_INPUT as error:
+            if after_rank_0():
+                raise
             _complain(_sentence(error))
             return 2
 
 
-def _run(argv: list[str]) -> int:
-    args = parse(command_line(), argv)
+def _run(argv: list[str] | None) -> int:
+    args = parse(command_line(), sys.argv[1:] if argv is None else argv)
+    if args.ranked and argv is None:
+        begin()
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
+        if rank() == 0:
+            print(line, file=sys.stderr if args.json is True else sys.stdout, flush=True)
 
     if args.threads is not None:
         threads(args.threads)
     if not getattr(args, "shape", None):  # a plan chooses its own backend
         backend.use(args.backend, plain=args.plain)
     result = args.command(args, say)
-    if args.json is True:  # `ex grade --json FILE` writes a file
+    if args.json is True and rank() == 0:  # `ex grade --json FILE` writes a file
         print(json.dumps(result))
     sys.stdout.flush()
     if "failed" in result:
         _complain(result["failed"])
     return int(result.get("passed") is False)
+
+
+def _warn(message: str) -> None:
+    if rank() == 0:
+        _complain(message)
 
 
 def _complain(message: str) -> None:

@@ -20,7 +20,7 @@ from ..training.fit import History, evaluate, fit, lm_loss
 from ..training.loss_scale import LossScale
 from ..training.optim import AdamW
 from ..training.schedules import linear_schedule
-from . import classify, inputs, settings
+from . import classify, inputs, ranked, settings
 from .lesson import Lesson
 from .parser import OneOf, Parser, Say, above_0, integer, to_write
 
@@ -65,11 +65,13 @@ def add_to(top: Parser) -> None:
     to.add_argument("--export", nargs=2, metavar=("peft", "FOLDER"),
                     help="also write the adapter to a new folder that PEFT loads")
     to.set_defaults(steps=None, checks=None)  # None: not given
+    ranked.add_to(to)
 
 
 def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train an adapter on a text or on labelled sentences, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
+    group = ranked.group(args)
     _check(args)
     inputs.check_out(args.out, "adapter", say)
     inputs.check_run(args.out)
@@ -100,8 +102,10 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         progress=say, held_out=lesson.checks,
         loss_scale=LossScale() if args.dtype == "float16" else None,
         schedule=linear_schedule(args.lr, args.steps, args.steps // 20), checkpoint=checkpoint,
-        resume=not args.restart, about=about,
+        resume=not args.restart, about=about, group=group,
     )
+    if ranked.rank():
+        return {}  # rank 0 writes and reports
     before, after = history.held_out[0][1], history.held_out[-1][1]
     result |= {"before": before, "after": after, "passed": True, "method": method.called,
                "steps": args.steps, "trainable": count.trainable, "total": count.total}
@@ -120,6 +124,9 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         checkpoint.unlink(missing_ok=True)
     except OSError as error:  # the adapter is written
         say(f"{checkpoint} is not needed any more, but cannot be removed ({reason(error)})")
+    if group and group.size > 1:
+        result |= {"ranks": group.size, "sent": group.sent}
+        say(f"{group.size} ranks; in a step each gave {group.sent:,} bytes of gradients to MPI")
     result |= {"adapter": str(args.out), "bytes": args.out.stat().st_size}
     say(f"held-out loss {before:.4f} -> {after:.4f} {lesson.unit}{lesson.beside}")
     lesson.after(result)

@@ -1,4 +1,4 @@
-"""The training loop and the evaluation that every model and method uses."""
+"""The training loop that every model and method uses."""
 
 from __future__ import annotations
 
@@ -11,115 +11,31 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import checks, ops
-from ..backend import asnumpy
-from ..backend.flags import own_flags
+from .. import checks
+from ..adapters.registry import base_of
 from ..files import atomic
-from ..nn import Module, evaluating, in_mode
-from ..ops.neural import IGNORED
-from ..tensor import Tensor, no_grad
+from ..nn import Module
 from ..words import our_words
-from . import signals
+from . import shards, signals
 from .loss_scale import LossScale
 from .optim import Optimizer
+from .ranks import Group, check_equal, in_order, share_frozen
 from .run import History as History
 from .run import Run, dropout_off, identity
-from .schedules import Schedule, clip_grad_norm
-
-Batch = tuple[Any, Any]
-Loss = Callable[[Module, Batch], Tensor]
-Weight = Callable[[Batch], float]
+from .schedules import Schedule
+from .steps import Batch as Batch
+from .steps import Loss as Loss
+from .steps import Weight, is_model, kind, losses, mean, nothing, pair, tokens_in, weight_of
+from .steps import evaluate as evaluate
+from .steps import lm_loss as lm_loss
+from .steps import targets_in as targets_in
+from .steps import train_step as train_step
 
 
 class Batches(Protocol):
     """Anything with batches[i] -> (inputs, targets). With a length, `fit` cycles through it."""
 
     def __getitem__(self, i: int, /) -> Batch: ...
-
-
-def lm_loss(model: Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of the next token over the batch, in nats."""
-    inputs, targets = batch
-    return ops.cross_entropy(model(inputs), targets)
-
-
-def targets_in(batch: Batch) -> int:
-    """Return the number of targets that a batch's mean loss is taken over: all that are not -100.
-
-    Targets that are not integers, such as those of a regression, all count.
-    """
-    targets = batch[1].data if isinstance(batch[1], Tensor) else batch[1]
-    targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
-    if targets.dtype.kind not in "iu":
-        return int(targets.size)
-    return int(np.count_nonzero(asnumpy(targets) != IGNORED))
-
-
-@our_words
-def evaluate(
-    model: Module, batches: Iterable[Batch], loss: Loss = lm_loss, weight: Weight = targets_in
-) -> float:
-    """Return the mean loss over `batches`, however they are split. No dropout, no tape.
-
-    Each batch counts as `weight(batch)`, the number that its loss is a mean over: see `train_step`.
-    """
-    _is_model("evaluate", model)
-    total, whole, batch = 0.0, 0.0, None
-    with no_grad(), evaluating(model):
-        for batch in batches:
-            if n := _weight("evaluate: a batch", weight, batch):
-                total += n * _loss("evaluate", loss, model, batch).item()
-                whole += n
-    if not whole:
-        raise ValueError(f"evaluate: {_nothing(batch is None)}")
-    return total / whole
-
-
-@own_flags
-@our_words
-def train_step(
-    model: Module, batches: Sequence[Batch], optimizer: Optimizer, *, loss: Loss = lm_loss,
-    max_grad_norm: float | None = None, loss_scale: LossScale | None = None,
-    weight: Weight = targets_in,
-) -> Any:
-    """Update once by the gradient of the mean loss over `batches`. Return that loss, an array ().
-
-    The mean is over all targets, so it does not matter how they are split into batches. Dropout is
-    on in the step, whatever mode the model is in; its modes are the same afterwards.
-
-    weight: batch -> the number that the loss of the batch is a mean over; 0: the batch is left out,
-    and `loss` is not called. The default counts the targets, batch[1], except those that are -100.
-    A loss that averages over something else, such as rows or its own mask, needs its own weight.
-
-    Raises ValueError, before the update, if there is no target, or if no parameter of the optimizer
-    gets a gradient.
-    """
-    _is_model("train_step", model)
-    optimizer.zero_grad()
-    if loss_scale:
-        loss_scale.begin()
-    weights = [_weight("train_step: a batch", weight, batch) for batch in batches]
-    if not (whole := sum(weights)):
-        raise ValueError(f"train_step: {_nothing(not weights)}")
-    total: Any = 0.0
-    with in_mode(model, training=True):
-        for batch, n in zip(batches, weights):
-            if n:
-                value, share = _loss("train_step", loss, model, batch), n / whole
-                part = value if n == whole else value * share
-                (loss_scale.backward if loss_scale else Tensor.backward)(part)
-                total = total + value.data.astype(np.promote_types(str(value.dtype), "f4")) * share
-    if loss_scale:
-        loss_scale.unscale(optimizer)
-    elif all(p.grad is None for p in optimizer.parameters.values()):
-        raise ValueError(
-            "train_step: no parameter of the optimizer gets a gradient: create the optimizer after "
-            "attach, from model.trainable_parameters()"
-        )
-    if max_grad_norm is not None:
-        clip_grad_norm(optimizer.parameters, max_grad_norm)
-    loss_scale.step(optimizer) if loss_scale else optimizer.step()
-    return total
 
 
 @our_words
@@ -130,7 +46,7 @@ def fit(
     eval_every: int = 0, progress: bool | Callable[[str], None] = True, log_every: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, save_every: int | None = None,
     resume: bool = True, about: Mapping[str, Any] | None = None,
-    loss_scale: LossScale | None = None, weight: Weight = targets_in,
+    loss_scale: LossScale | None = None, weight: Weight = targets_in, group: Group | None = None,
 ) -> History:
     """Train for `steps` updates (see `train_step`) and return the `History`.
 
@@ -156,6 +72,12 @@ def fit(
     loss_scale          for half precision: gradients are computed larger so that they do not
                         vanish, and steps whose gradients overflow are skipped
     weight              batch -> the number that its loss is a mean over: see `train_step`
+    group               `MPI()`: the processes that mpiexec started train together; all call `fit`
+                        alike. A batch is cut into shards by its rows, and the ranks compute them.
+                        Rank 0 alone calls `progress` and writes; the frozen weights are in memory
+                        once a node, read-only. The run has the same bits on any number of ranks of
+                        one kind of processor, and continues on any (see `MPI` for reduce="fast").
+                        `Alone()`: the same bits in this process. None: batches are not cut
 
     Raises TypeError or ValueError, before any work, for invalid arguments and for a checkpoint that
     is damaged, of another run (any setting that may change a bit), or not writable; nothing has
@@ -172,24 +94,31 @@ def fit(
     if max_grad_norm is not None:
         checks.real("fit", "max_grad_norm", max_grad_norm, "(0, inf]")
     _can_train(model, batches, optimizer)
+    if group is not None and not isinstance(group, Group):
+        raise TypeError(f"fit: group must be MPI() or Alone(), not {kind(group)}")
     unseen, rates = _unseen(held_out, eval_every, weight), _rates(schedule, optimizer, steps)
     size = len(batches) if isinstance(batches, Sized) else 0
-    say = progress if callable(progress) else (print if progress else lambda line: None)
+    say = progress if callable(progress) else (print if progress else _silent)
     log_every = log_every or max(1, steps // 10)
     eval_steps = {0, *range(0, steps, eval_every or steps), steps} if unseen else set[int]()
     run = Run(model, optimizer, loss_scale, steps, sorted(eval_steps))
     settings, tokens = dict[str, str](), 0
+    rank = group.rank if group else 0
+    say = say if rank == 0 else _silent
+    own = unseen[rank :: group.size] if group else unseen  # each rank evaluates its own
 
     def batch(i: int) -> Batch:
-        return _pair(f"fit: batches[{i}]", batches[i % size if size else i])
+        return pair(f"fit: batches[{i}]", batches[i % size if size else i])
 
-    if checkpoint is not None:
+    if checkpoint is not None and rank == 0:
         atomic.check(checkpoint, ".npz")
+    if checkpoint is not None or group:
         settings = identity(
             model, optimizer, (loss, weight), loss_scale, about or {}, rates, steps=steps,
             held_out=unseen,
             accumulation_steps=several, max_grad_norm=max_grad_norm, eval_every=eval_every,
             batches=[size, *(batch(i) for i in (0, steps * several // 2, steps * several - 1))],
+            **shards.settings(group, [batch(i) for i in range(several)]) if group else {},
         )
 
     def update(step: int) -> None:
@@ -197,11 +126,11 @@ def fit(
         if schedule is not None:
             optimizer.lr = rates[step]
         some = [batch(i) for i in range(step * several, (step + 1) * several)]
-        tokens += sum(map(_tokens, some))
+        tokens += sum(map(tokens_in, some))
         try:
             value = train_step(
                 model, some, optimizer, loss=loss, max_grad_norm=max_grad_norm,
-                loss_scale=loss_scale, weight=weight,
+                loss_scale=loss_scale, weight=weight, group=group,
             )
         except (FloatingPointError, ValueError) as error:
             if type(error) is FloatingPointError:
@@ -215,18 +144,30 @@ def fit(
     def evaluate_at(done: int) -> None:
         if done not in eval_steps or done in [step for step, _ in run.history.held_out[-1:]]:
             return
-        wanted = takewhile(lambda x: x is unseen[0] or not received, unseen)
-        value = evaluate(model, wanted, loss, weight)
+        wanted = takewhile(lambda x: x is own[0] or not received, own)
+        pairs = losses("evaluate", model, wanted, loss, weight)
+        value = mean("evaluate", in_order(group, pairs, len(unseen)) if group else pairs)
         if not math.isfinite(value):
             raise run.wrong(f"the held-out loss is {value}")
-        if not received:
+        if not stopped():
             run.history.held_out.append((done, value))
 
+    def stopped() -> bool:
+        """Return whether a signal came; to any of the ranks."""
+        if group and checkpoint is not None and not stop:
+            numbers = group.gather(np.array([max(received, default=0)]))
+            stop.extend(numbers[numbers > 0].tolist())
+        return bool(stop)
+
     with signals.deferred(checkpoint is not None) as received:
+        stop = [] if group else received
         first = 0
         if checkpoint is not None and resume and os.path.exists(checkpoint):
             first = run.load(checkpoint, settings)
             say(f"continuing from step {first} ({checkpoint})")
+        if group:
+            check_equal(group, run.codes(settings, first))
+            share_frozen(group, [p for _, p in base_of(model).values() if not p.requires_grad])
         if off := dropout_off(model):
             more = f" and {len(off) - 1} more" * (len(off) > 1)
             say(f"dropout is on in the steps, though {off[0]}{more} are in eval mode")
@@ -242,18 +183,25 @@ def fit(
                 say(_line(done, steps, run.history, tokens / spent, left))
             if checkpoint is None:
                 continue
-            if received or (done > first and (done % save_every == 0 or done == steps)):
+            if stopped() or (done > first and (done % save_every == 0 or done == steps)):
                 run.settle()
-                run.save(checkpoint, settings)
-            if received:
+                if rank == 0:
+                    run.save(checkpoint, settings)
+            if stop:
+                if group:
+                    group.gather(np.zeros(1))  # all wait until the file is there
                 raise signals.answer(
-                    received,
+                    stop,
                     f"fit: interrupted {run.when()}: {checkpoint} has the run's state, and the "
                     "same call continues it",
                     say,
                 )
     optimizer.zero_grad()
     return run.history
+
+
+def _silent(line: str) -> None:
+    """What the ranks above 0 say."""
 
 
 def _line(done: int, steps: int, history: History, speed: float, left: float) -> str:
@@ -266,7 +214,7 @@ def _line(done: int, steps: int, history: History, speed: float, left: float) ->
 
 def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
     """Raise TypeError or ValueError if these cannot be trained."""
-    _is_model("fit", model)
+    is_model("fit", model)
     if isinstance(batches, str):
         raise TypeError(
             "fit: batches must give (inputs, targets), not text: encode the text, then use "
@@ -279,7 +227,7 @@ def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"fit: the optimizer must be one of minilora.optim, such as "
-            f"AdamW(model.trainable_parameters(), lr=1e-3), not {_kind(optimizer)}"
+            f"AdamW(model.trainable_parameters(), lr=1e-3), not {kind(optimizer)}"
         )
     remedy = "create the optimizer after attach, from model.trainable_parameters()"
     own = set(model.parameters())
@@ -292,54 +240,6 @@ def _can_train(model: Any, batches: Any, optimizer: Any) -> None:
         )
 
 
-def _tokens(batch: Batch) -> int:
-    """Return the number of tokens in a batch; of an encoder's (ids, mask, types), count the ids."""
-    inputs = batch[0]
-    return int(np.size(inputs[0] if isinstance(inputs, tuple) else inputs))
-
-
-def _is_model(who: str, model: Any) -> None:
-    if not isinstance(model, Module):
-        raise TypeError(f"{who}: the model must be a Module, such as a GPT2, not {_kind(model)}")
-
-
-def _pair(who: str, batch: Any) -> Batch:
-    """Return the batch if it has inputs and targets; else raise TypeError."""
-    if isinstance(batch, list | tuple) and len(batch) > 1:
-        return batch  # type: ignore[return-value]
-    raise TypeError(
-        f"{who} must be (inputs, targets), not {_kind(batch)}: put a single batch in a list, "
-        "[(inputs, targets)]"
-    )
-
-
-def _weight(who: str, weight: Weight, batch: Batch) -> float:
-    return checks.real(who, "its weight", weight(_pair(who, batch)), "[0, inf)")
-
-
-def _nothing(empty: bool) -> str:
-    """Return why there is nothing to average."""
-    return "there are no batches" if empty else (
-        "all targets are masked (-100), so there is nothing to average: leave such batches out"
-    )
-
-
-def _loss(who: str, loss: Loss, model: Module, batch: Batch) -> Tensor:
-    value: Any = loss(model, batch)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{who}: the loss must return a Tensor (no .item()), not {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    """Describe the type of an argument for an error."""
-    if value is None or hasattr(value, "shape"):
-        return "None" if value is None else f"an array of shape {tuple(value.shape)}"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return checks.a(type(value).__name__)
-
-
 def _unseen(held_out: Any, eval_every: int, weight: Weight) -> list[Batch]:
     """Return the held-out batches that have a target, as a list of pairs; [] without them."""
     if held_out is None:
@@ -349,13 +249,13 @@ def _unseen(held_out: Any, eval_every: int, weight: Weight) -> list[Batch]:
             )
         return []
     if not isinstance(held_out, Sized):
-        raise TypeError(f"fit: held_out must be a list of batches, not {_kind(held_out)}")
+        raise TypeError(f"fit: held_out must be a list of batches, not {kind(held_out)}")
     if not len(held_out):
         raise ValueError("fit: held_out has no batches: leave it out or add one")
     batches: Iterable[Any] = held_out  # type: ignore[assignment]
-    counted = [b for i, b in enumerate(batches) if _weight(f"fit: held_out[{i}]", weight, b)]
+    counted = [b for i, b in enumerate(batches) if weight_of(f"fit: held_out[{i}]", weight, b)]
     if not counted:
-        raise ValueError(f"fit: held_out: {_nothing(False)}")
+        raise ValueError(f"fit: held_out: {nothing(False)}")
     return counted
 
 
@@ -373,7 +273,7 @@ def _rates(schedule: Any, optimizer: Optimizer, steps: int) -> list[float]:
         rates = [checks.real("fit", "the optimizer's lr", optimizer.lr, "[0, inf)")] * steps
     elif not callable(schedule):
         raise TypeError(
-            f"fit: schedule must be a function, step -> learning rate, not {_kind(schedule)}: "
+            f"fit: schedule must be a function, step -> learning rate, not {kind(schedule)}: "
             "for a constant rate, set the optimizer's lr"
         )
     elif isinstance(schedule, Schedule) and schedule.steps != steps:

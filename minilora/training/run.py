@@ -89,6 +89,18 @@ class Run:
         trained = {f"param.{name}": p.data for name, p in self.optimizer.parameters.items()}
         return trained | {f"optim.{name}": a for name, a in self.optimizer.arrays().items()}
 
+    def codes(self, settings: Mapping[str, str], done: int) -> dict[str, int]:
+        """Return checksums of what the ranks of a group must start with alike, by name."""
+        draws = [_state(rng) for rng in generators(self.model).values()]
+        texts = [json.dumps(x).encode() for x in (dict(settings), draws)]
+        arrays = [asnumpy(a) for a in self.arrays().values()]
+        return {
+            "settings of the run": int(files.fingerprint([np.frombuffer(texts[0], np.uint8)]), 16),
+            "steps done in the checkpoint": done,
+            "weights to train": int(files.fingerprint(arrays), 16),
+            "random generators": int(files.fingerprint([np.frombuffer(texts[1], np.uint8)]), 16),
+        }
+
     def save(self, path: str | os.PathLike[str], settings: Mapping[str, str]) -> None:
         """Write the run's state to `path`. settings: the result of `identity`."""
         history, scale = self.history, self.loss_scale
