@@ -1,7 +1,8 @@
 """What training costs: counted on arrays without numbers, and measured on real ones.
 
 `count` counts parameters, `ledger` the memory of one step of a live model, in bytes, and `plan` the
-memory and the work of one step of a model of any size. `UNITS` says what a `Cost` counts.
+memory and the work of one step of a model of any size. `UNITS` says what a `Cost` counts. `traffic`
+plans what several ranks send.
 """
 
 from typing import Any
@@ -11,10 +12,11 @@ from ..models.families import SHAPES
 from .ledger import Ledger, Row, ledger
 from .parameters import Count, count
 from .plan import COMPARED, UNITS, Plan, label, plan
+from .traffic import NETWORKS, Network, Traffic, traffic
 
 __all__ = [
-    "COMPARED", "SHAPES", "UNITS", "Cost", "Count", "Ledger", "Plan", "Row", "count", "label",
-    "ledger", "plan",
+    "COMPARED", "NETWORKS", "SHAPES", "UNITS", "Cost", "Count", "Ledger", "Network", "Plan", "Row",
+    "Traffic", "count", "label", "ledger", "plan", "traffic",
 ]
 
 

@@ -9,14 +9,24 @@ from .. import accounting, lora
 from ..accounting.plan import POLICIES, STORED
 from ..models.families import SHAPES, smallest
 from ..training.optim import AdamW
+from ..training.shards import SHARDS
 from . import inputs, settings
-from .parser import OneOf, Parser, Say
+from .parser import OneOf, Parser, Say, integer
 from .streams import Progress
 
 UNITS = """\
 trained: parameters, and their share of all. file: what training saves. peak: memory in use.
 TFLOP: 10^12 FLOPs of matrix products. depth: calls in the longest chain. (Forward and backward.)
 """  # of the columns of --compare
+
+
+REDUCE = "exact", "fast"
+RING = """\
+MB that each of {} ranks sends in a step, and seconds by a model: around a ring, a message of n
+bytes takes latency + n / bandwidth. Latency: {}.
+exact: --shards {}, the same bits on any number of ranks (an all-gather).
+fast: --reduce fast (an all-reduce).
+"""
 
 
 def add_to(top: Parser) -> None:
@@ -29,6 +39,8 @@ def add_to(top: Parser) -> None:
     to.flag("--compare", help="with a shape: compare the methods of the paper's tables 2 to 4")
     help = ("with a shape: its precision; half base: frozen matrices in float16; mixed: all in "
             "float16, with float32 copies of the trained parameters")
+    ranks = "with a shape: plan what so many ranks send in a step, instead of memory and work"
+    to.option("--ranks", read=integer(2, 10**6), help=ranks)
     to.option("--policy", read=OneOf(*POLICIES), help=help, default="float32")
 
 
@@ -37,12 +49,13 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     given = settings.given(args)
     if args.shape:
         return _of_shape(args, given, say)
-    examples = {"method": "--method full", "policy": "--policy mixed", "compare": "--compare"} | {
+    examples = {"method": "--method full", "policy": "--policy mixed", "compare": "--compare",
+                "ranks": "--ranks 8"} | {
         name: f"--method {settings.having(name)[0]} --{name} 4"
         for name in settings.READERS if name not in settings.DEFAULTS["lora"]
     }
     asked = given | {"method": args.method, "compare": args.compare,
-                     "policy": args.policy != "float32"}
+                     "ranks": args.ranks, "policy": args.policy != "float32"}
     for name, example in examples.items():
         if asked.get(name) not in (None, False):
             raise ValueError(f"--{name} needs a shape: account gpt2 {example}")
@@ -73,6 +86,8 @@ def _of_shape(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict
         policy = next(name for name, dtype in STORED.items() if dtype == args.base_dtype)
         raise ValueError(f"account {args.shape} has no --base-dtype: give --policy '{policy}'")
     shape = SHAPES[args.shape]
+    if args.ranks:
+        return _sent(args, given, say)
     inputs.check_window(args.window, args.shape, shape.n_positions)
     step: dict[str, Any] = {
         "policy": args.policy, "recompute": args.recompute, "batch": args.batch or 1,
@@ -124,3 +139,28 @@ def _row(plan: accounting.Plan) -> str:
         f"{sum(cost.products for cost in costs) / 1e12:>11,.3f}"
         f"{sum(cost.depth for cost in costs):>8,}"
     )
+
+
+def _sent(args: argparse.Namespace, given: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Plan what ranks send: for the method that is given, or for those of tables 2 to 4."""
+    used = {"batch": args.batch, "window": args.window, "recompute": args.recompute,
+            "compare": args.compare, "policy": args.policy != "float32"}
+    if useless := [name for name, value in used.items() if value]:
+        raise ValueError(f"--ranks plans what is sent, for which --{useless[0]} changes nothing: "
+                         "leave it out")
+    chosen = (settings.method(args),) if args.method or given else accounting.COMPARED
+    inputs.check_targets(smallest(SHAPES[args.shape]), given.get("targets", ()))
+    result: dict[str, Any] = {}
+    nets = [net.name for net in accounting.NETWORKS]
+    late = (f"{net.latency * 1e6:g} µs at {net.name}" for net in accounting.NETWORKS)
+    say(RING.format(f"{args.ranks:,}", ", ".join(late), max(SHARDS, args.ranks)))
+    head = (f"{how + ', MB':>16}" + "".join(f"{net:>14}" for net in nets) for how in REDUCE)
+    say(f"{'':<44}{'trained':>18}" + "".join(head))
+    for method in chosen:
+        plans = {how: accounting.traffic(args.shape, method, args.ranks, reduce=how)
+                 for how in REDUCE}
+        result[label := accounting.label(method)] = {how: vars(p) for how, p in plans.items()}
+        say(f"{label:<44}{plans['fast'].trained:>18,}" + "".join(
+            f"{plan.sent / 1e6:>16,.3f}" + "".join(f"{plan.seconds[net]:>14,.4f}" for net in nets)
+            for plan in plans.values()))
+    return result

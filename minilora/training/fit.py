@@ -190,6 +190,7 @@ def fit(
             if stop:
                 if group:
                     group.gather(np.zeros(1))  # all wait until the file is there
+                    received.clear()
                 raise signals.answer(
                     stop,
                     f"fit: interrupted {run.when()}: {checkpoint} has the run's state, and the "
