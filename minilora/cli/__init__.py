@@ -64,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
             after_rank_0()
             _complain(str(stop) or "interrupted; nothing new was saved")
             return 130
+        except SystemExit:
+            after_rank_0()
+            raise
         except BAD_INPUT as error:
             if after_rank_0():
                 raise
