@@ -283,6 +283,7 @@ FIT = {  # option -> settings of the first run, and of the second; {} is what al
     "loss_scale": ({}, {"loss_scale": ml.LossScale(3e38)}),
     "weight": ({"accumulation_steps": 2},
                {"accumulation_steps": 2, "weight": lambda batch: int(batch[0][0, 0]) + 1}),
+    "group": ({"checkpoint": "run.npz"}, {"checkpoint": "run.npz", "group": ml.Alone()}),
 }
 
 
@@ -326,12 +327,12 @@ def test_settings_of_a_checkpoint_are_refused_without_one():
 
 
 STEP = {name: FIT[name] for name in ("max_grad_norm", "loss", "weight")} | {
-    "loss_scale": ({}, {"loss_scale": ml.LossScale(3e38)})}
+    "loss_scale": ({}, {"loss_scale": ml.LossScale(3e38)}), "group": ({}, {"group": ml.Alone(2)})}
 
 
 def test_every_option_of_train_step_and_evaluate_acts():
     def stepped(accumulation_steps=2, **how):
-        model = gpt2(dtype="float32")
+        model = gpt2(dtype="float32", dropout=0.5)  # each shard draws numbers of its own
         ml.train_step(model, BATCHES[:2], optim.SGD(model.parameters(), 0.1), **how)
         return state(model)
 
@@ -403,6 +404,7 @@ FINETUNE = {
     "--export": "--export peft there",
     "--threads": "", "--backend": "", "--plain": "", "--json": "",  # test_cli.py has these
     "--task": "", "--data": "",  # and test_finetune_tasks.py these
+    "--shards": "", "--reduce": "",  # and test_ranks.py these
 }
 
 

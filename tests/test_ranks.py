@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +20,12 @@ from hypothesis import strategies as st
 from strategies import gpt2, ids, normal, seeds
 
 import minilora as ml
-from minilora import accounting, lora, methods, nn, optim
+from minilora import accounting, cli, lora, methods, nn, optim
 from minilora.backend.library import current, switch
+from minilora.cli import ranked
 from minilora.nn import generators
 from minilora.training import fit as loop
-from minilora.training import shards
+from minilora.training import ranks, shards
 from minilora.training.ranks import Alone, Group
 
 several = st.integers(2, 5)
@@ -404,14 +407,12 @@ print("rank", group.rank, "of", group.size, "is right")
 """
 
 
-def mpiexec(n, *words, cwd, **how):
+def mpiexec(n, *words, cwd):
     """Run it on n ranks; return the finished process."""
     return subprocess.run(["mpiexec", "-n", str(n), *map(str, words)], cwd=cwd, timeout=300,
-                          capture_output=True, text=True, env=environment(), **how)
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+                          capture_output=True, text=True, env=os.environ | {
+                              "PYTHONPATH": f"{cwd}{os.pathsep}{ROOT}",
+                              "PYTHONDONTWRITEBYTECODE": "1"})
 
 
 @mpi
@@ -420,3 +421,184 @@ def test_mpi_is_what_the_threads_stand_for(numpy_only, tmp_path):
     done = mpiexec(2, sys.executable, "-m", "mpi4py", "script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {i} of 2 is right" for i in range(2)]
+
+
+FINETUNE = "finetune devil --steps 110 --batch 8 --window 4 --checks 1 --dropout 0.1 --out a.npz"
+WRONG = """
+import os, sys
+if os.environ.get("PMI_RANK") == "{rank}" and "mpi4py" in sys.orig_argv:
+    import resource, signal
+    from minilora.data import Windows
+    own = Windows.__getitem__
+    seen = []
+    def get(self, i):
+        seen.append(i)
+        if len(seen) == {n}:
+            {what}
+        return own(self, i)
+    Windows.__getitem__ = get
+"""
+
+
+def finetuned(n, folder, wrong="", more=""):
+    """Run the command as it is installed, by its script, on n ranks. wrong: code that Python runs
+    before it."""
+    script = folder / "minilora"
+    script.write_text("import sys\nfrom minilora.__main__ import main\nsys.exit(main())\n")
+    (folder / "sitecustomize.py").write_text(wrong)
+    return mpiexec(n, sys.executable, script, *f"{FINETUNE} {more}".split(), cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The file that one rank writes."""
+    folder = tmp_path_factory.mktemp("one")
+    done = finetuned(1, folder)
+    assert done.returncode == 0 and "MPI" not in done.stdout, done.stderr
+    return (folder / "a.npz").read_bytes()
+
+
+@mpi
+@pytest.mark.thorough
+def test_finetune_ends_with_the_same_file_on_any_number_of_ranks(
+    numpy_only, tmp_path, undisturbed
+):
+    for n in (2, 4, 8):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        done = finetuned(n, folder)
+        assert done.returncode == 0, done.stderr
+        assert len(re.findall(r"^step ", done.stdout, re.M)) == 10  # from rank 0 alone
+        assert f"{n} ranks; in a step each gave" in done.stdout
+        assert (folder / "a.npz").read_bytes() == undisturbed
+
+
+@mpi
+@pytest.mark.thorough
+@pytest.mark.parametrize(("what", "code", "words"), [
+    ("os.kill(os.getpid(), signal.SIGKILL)", 9, ""),
+    ('raise ValueError("bad input")', 1, "ValueError: bad input"),
+    ("os.kill(os.getpid(), signal.SIGINT)", 130, "a.run.npz has the run's state"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", 143, ""),
+])
+def test_a_rank_that_ends_ends_the_job_and_the_run_goes_on(
+    numpy_only, tmp_path, undisturbed, what, code, words
+):
+    done = finetuned(3, tmp_path, WRONG.format(rank=1, n=106, what=what))  # step 100 is in the file
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+    assert done.stderr.count("Traceback") == done.stderr.count(words) * (code == 1)
+    assert (tmp_path / "a.run.npz").exists() and not (tmp_path / "a.npz").exists()
+    done = finetuned(2, tmp_path)
+    assert done.returncode == 0 and "continuing from step 10" in done.stdout, done.stderr
+    assert (tmp_path / "a.npz").read_bytes() == undisturbed
+
+
+@mpi
+@pytest.mark.thorough
+def test_a_full_disk_on_rank_0_ends_the_job(numpy_only, tmp_path):
+    """Here no file of rank 0 may be longer than 64 KiB."""
+    what = "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, -1))"
+    done = finetuned(2, tmp_path, WRONG.format(rank=0, n=50, what=what))
+    assert done.returncode == 2, done.stderr
+    assert "a.run.npz: it cannot be written (file too large)" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("*.npz"))
+
+
+@mpi
+@pytest.mark.thorough
+@pytest.mark.parametrize(("words", "message"), [
+    ("--batch 2", "fit: 3 ranks for 2 shards in a step"),
+    ("--shards 2", "fit: 3 ranks for 2 shards in a step"),
+    ("--lr 0.001 --adapter none.npz", "there is no such file"),
+])
+def test_what_is_wrong_on_all_ranks_is_said_by_rank_0(numpy_only, tmp_path, words, message):
+    """Once, unless the machine is so busy that another rank waits in vain for the end of rank 0."""
+    done = finetuned(3, tmp_path, more=words)
+    assert done.returncode in (1, 2) and message in done.stderr
+    assert done.stderr.count("minilora: ") <= 1
+
+
+@mpi
+@pytest.mark.thorough
+def test_a_script_without_mpi4py_in_front_is_refused(numpy_only, tmp_path):
+    code = "import minilora as ml; ml.MPI()"
+    done = mpiexec(2, sys.executable, "-c", code, cwd=tmp_path)
+    assert done.returncode and "start with `mpiexec -n 2 python -m mpi4py script.py`" in done.stderr
+    assert mpiexec(1, sys.executable, "-c", code, cwd=tmp_path).returncode == 0
+
+
+# The command, without mpiexec.
+
+
+def test_the_command_starts_itself_again_under_mpi4py(numpy_only, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *words: started.append(words))
+    monkeypatch.setattr(ranked, "need", lambda *words: None)
+    monkeypatch.delitem(sys.modules, "mpi4py.run", raising=False)
+    ranked.begin()
+    assert not started  # no mpiexec
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    for front in (["/bin/minilora"], ["-m", "minilora"]):
+        monkeypatch.setattr(sys, "argv", ["/bin/minilora", "finetune", "devil"])
+        python, words = ["python", "-W", "error"], [*front, "finetune", "devil"]
+        monkeypatch.setattr(sys, "orig_argv", [*python, *words])
+        ranked.begin()
+        assert started.pop() == (sys.executable, [*python, "-m", "mpi4py", *words])
+    monkeypatch.setitem(sys.modules, "mpi4py.run", sys)
+    ranked.begin()
+    assert not started
+
+
+def test_mpi_of_another_library_is_refused(numpy_only, monkeypatch):
+    """mpi4py then sees one process in each of those that mpiexec started."""
+
+    class World:
+        def Get_rank(self): return 0
+        def Get_size(self): return 1
+        def Split_type(self, kind): return self
+
+    class Library:
+        COMM_WORLD, COMM_TYPE_SHARED = World(), 1
+
+    monkeypatch.setattr(ranks, "need", lambda *words: Library)
+    for name in ranks.SIZES:
+        monkeypatch.delenv(name, raising=False)
+    assert ml.MPI(4).size == 1 and ml.MPI().shards is None
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(RuntimeError, match="mpiexec started 4 processes, and mpi4py sees 1: they"):
+        ml.MPI()
+
+
+def test_mpi_needs_its_extra(numpy_only, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)
+    with pytest.raises(ImportError, match=r"several ranks need mpi4py: pip install .*\[mpi\]"):
+        ml.MPI()
+
+
+def test_shards_act_without_mpiexec_and_reduce_is_refused(numpy_only, tmp_path, monkeypatch,
+                                                          capsys):
+    monkeypatch.chdir(tmp_path)
+    line = "finetune devil --steps 1 --batch 4 --window 8 --checks 1 --dropout 0.5 --json"
+    files = []
+    for more in ("", "--shards 2"):
+        assert cli.main([*line.split(), *more.split()]) == 0
+        files.append(Path("adapter.npz").read_bytes())
+        capsys.readouterr()
+    assert files[0] != files[1]  # each shard draws numbers of its own
+    assert cli.main([*line.split(), "--reduce", "fast"]) == 2
+    assert "--reduce fast is for several ranks: start with `mpiexec -n 4" in capsys.readouterr().err
+
+
+def test_account_plans_what_ranks_send(numpy_only, capsys):
+    assert cli.main(["account", "gpt2", "--ranks", "16", "--r", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    ((label, plans),) = json.loads(out).items()
+    assert label == "lora r=4 targets=q,v" and plans["fast"]["trained"] == 147_456
+    assert plans["exact"] == vars(accounting.traffic("gpt2", ml.LoRAConfig(r=4), 16))
+    assert "Latency: 50 µs at 1 Gbit/s" in err and "exact: --shards 16" in err
+    for words in ("--compare", "--batch 2", "--window 8", "--recompute", "--policy mixed"):
+        assert cli.main(f"account gpt2 --ranks 2 {words}".split()) == 2
+        assert f"{words.split()[0]} changes nothing: leave it out" in capsys.readouterr().err
+    assert cli.main(["account", "--ranks", "2"]) == 2
+    assert "--ranks needs a shape: account gpt2 --ranks 8" in capsys.readouterr().err

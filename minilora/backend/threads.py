@@ -9,6 +9,7 @@ safe, and several Python threads may compute at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import os
@@ -202,6 +203,14 @@ def keep_freed_memory() -> None:
         return
     mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: up to 32 MiB (its maximum), use the heap
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: return none of the heap below 1 GiB
+
+
+def return_freed_memory() -> None:
+    """Return the memory that is free now to the operating system; nothing without glibc."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from ..training.ranks import MPI, Alone, Group
 from ..training.shards import SHARDS
 from .parser import OneOf, Parser, integer
 
+FIRST = 3  # seconds in which rank 0 may speak first
 _rank = 0  # of this process, once `group` knows it
 
 
@@ -63,8 +64,8 @@ def rank() -> int:
 
 
 def after_rank_0() -> bool:
-    """Return whether this is another rank than 0; if so, after a second, in which the end of rank 0
-    ends this process, too: what all ranks have to say, rank 0 says alone."""
+    """Return whether this is another rank than 0; if so, after some seconds, in which the end of
+    rank 0 ends this process, too: what all ranks have to say, rank 0 says alone."""
     if _rank:
-        time.sleep(1)
+        time.sleep(FIRST)
     return _rank > 0

@@ -1,1 +1,1 @@
-"""Training: optimizers, schedules, loss scaling, `fit`, and runs that can be interrupted."""
+"""Training: optimizers, schedules, loss scaling, `fit`, runs that can be interrupted, ranks."""

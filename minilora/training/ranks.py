@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Quantised, current
+from ..backend.threads import return_freed_memory
 from ..checks import integer
 from ..extras import need
 from ..nn import Parameter
@@ -140,13 +141,18 @@ def started() -> int | None:
 
 def share_frozen(group: Group, parameters: Sequence[Parameter]) -> None:
     """Keep the arrays of these parameters once a node. Those in a GPU's memory stay there."""
-    if not current().on_host:
-        return
-    data = [p.data for p in parameters]
-    arrays = [array for d in data for array in (d.arrays if isinstance(d, Quantised) else [d])]
-    new = iter(group.share(arrays))
-    for p, d in zip(parameters, data):
-        p.data = d.on(*[next(new) for _ in d.arrays]) if isinstance(d, Quantised) else next(new)
+    if current().on_host:
+        for p, data in zip(parameters, _shared(group, [p.data for p in parameters])):
+            if data is not p.data:  # else it would count as a write
+                p.data = data
+        return_freed_memory()
+
+
+def _shared(group: Group, data: list[Any]) -> list[Any]:
+    """Return equal data of parameters; that of a quantised matrix has several arrays."""
+    new = iter(group.share([a for d in data for a in getattr(d, "arrays", [d])]))
+    return [d.on(*[next(new) for _ in d.arrays]) if isinstance(d, Quantised) else next(new)
+            for d in data]
 
 
 def in_order(
