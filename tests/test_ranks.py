@@ -99,8 +99,8 @@ def job(batches, dtype="float32", dropout=0.3, steps=3, **how):
         lora.attach(model, ml.LoRAConfig(r=2, alpha=6, dropout=dropout, bias="lora"), rng=2)
         optimizer = optim.AdamW(model.trainable_parameters(), 0.02)
         scale = how.get("loss_scale")
-        own = how | ({"loss_scale": ml.LossScale(scale)} if scale else {})
-        history = ml.fit(model, batches, optimizer, steps, group=group, progress=False, **own)
+        own = {"progress": False} | how | ({"loss_scale": ml.LossScale(scale)} if scale else {})
+        history = ml.fit(model, batches, optimizer, steps, group=group, **own)
         draws = [repr(g.bit_generator.state) for g in generators(model).values()]
         arrays = {**model.state_dict(), **optimizer.state_dict()}
         return ([(name, a.tobytes()) for name, a in arrays.items()],
@@ -251,6 +251,28 @@ def test_the_model_of_a_ring(numpy_only):
             accounting.traffic(config, method, **how)
     with pytest.raises(ValueError, match="unknown shape 'gpt5'"):
         accounting.traffic("gpt5", method, 2)
+
+
+@given(several, st.integers(1, 9))
+def test_what_the_ranks_have_in_turn_is_put_in_order(numpy_only, size, n):
+    pairs = [(float(i), -float(i)) for i in range(n)]
+    got = together(size, lambda group: ranks.in_order(group, pairs[group.rank :: size], n))
+    assert got == [pairs] * size
+
+
+def test_rank_0_alone_speaks_and_writes(numpy_only, tmp_path, monkeypatch):
+    threads, savers, lines = {}, [], []
+    monkeypatch.setattr(
+        loop.Run, "save", lambda *_: savers.append(threads[threading.current_thread()]))
+
+    def run(group):
+        threads[threading.current_thread()] = group.rank
+        job(windows(0, 6), checkpoint=tmp_path / "a.npz", save_every=2,
+            progress=lambda line: lines.append((group.rank, line)))(group)
+
+    assert together(3, run) == [None] * 3
+    assert savers == [0, 0] and {rank for rank, _ in lines} == {0}
+    assert [line[:8] for _, line in lines] == ["step 1/3", "step 2/3", "step 3/3"]
 
 
 # What goes wrong on one rank.

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Train an adapter on a text or on labelled sentences, and save it."""
     checkpoint = args.out.with_suffix(".run.npz")
     group = ranked.group(args)
+    if group and not group.exact:
+        say("--reduce fast: the last bits of the result depend on the number of ranks")
     _check(args)
     inputs.check_out(args.out, "adapter", say)
     inputs.check_run(args.out)
