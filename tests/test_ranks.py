@@ -328,6 +328,17 @@ def test_ranks_that_do_not_start_alike_are_refused(numpy_only, tmp_path):
     assert "steps done in the checkpoint: rank 1 has others" in str(error)
 
 
+def test_a_run_in_other_shards_is_another_run(numpy_only, tmp_path):
+    how = {"steps": 1, "checkpoint": tmp_path / "a.npz"}
+    job(windows(0, 6), **how)(Alone(3))
+    with pytest.raises(ValueError, match="shards: 3 then, 2 now"):
+        job(windows(0, 6), **how)(Alone(2))
+    with pytest.raises(ValueError, match="shards, reduce: .* then, nothing now|shards: 3 then, no"):
+        job(windows(0, 6), **how)(None)
+    (error, _) = together(2, job(windows(0, 6), **how), 3, exact=False)
+    assert "reduce: 'exact' then, 'fast' now" in str(error)
+
+
 def test_what_cannot_be_shared_is_refused(numpy_only):
     few = [(ids(0, 2, 4), ids(1, 2, 4))]
     for error in together(3, job(few, steps=1)):
