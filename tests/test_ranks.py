@@ -333,7 +333,7 @@ def test_a_run_in_other_shards_is_another_run(numpy_only, tmp_path):
     job(windows(0, 6), **how)(Alone(3))
     with pytest.raises(ValueError, match="shards: 3 then, 2 now"):
         job(windows(0, 6), **how)(Alone(2))
-    with pytest.raises(ValueError, match="shards, reduce: .* then, nothing now|shards: 3 then, no"):
+    with pytest.raises(ValueError, match="shards: 3 then, nothing now"):
         job(windows(0, 6), **how)(None)
     (error, _) = together(2, job(windows(0, 6), **how), 3, exact=False)
     assert "reduce: 'exact' then, 'fast' now" in str(error)
@@ -436,7 +436,8 @@ assert not any(a.flags.writeable for a in arrays) and all(a.ctypes.data % 4 == 0
 result = job(windows(0, 7, masked=0.5), held_out=windows(9, 2))(group)
 alone = job(windows(0, 7, masked=0.5), held_out=windows(9, 2))(ml.Alone(6))
 assert result == alone
-print("rank", group.rank, "of", group.size, "is right")
+if group.gather(np.array([group.rank])).size == 2 and group.rank == 0:
+    print("both are right")
 """
 
 
@@ -453,7 +454,7 @@ def test_mpi_is_what_the_threads_stand_for(numpy_only, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(ROOT / "tests")))
     done = mpiexec(2, sys.executable, "-m", "mpi4py", "script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"rank {i} of 2 is right" for i in range(2)]
+    assert done.stdout == "both are right\n"
 
 
 FINETUNE = "finetune devil --steps 110 --batch 8 --window 4 --checks 1 --dropout 0.1 --out a.npz"
