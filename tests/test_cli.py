@@ -607,7 +607,7 @@ OPTIONS = [
 ]
 # Any text is a value of these.
 FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "--shapes", "--only",
-        "--data", "--eval", "--export"}
+        "--data", "--eval", "--export", "--live"}
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
            ("tutorials notebook", "--out"), ("reproduce", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
@@ -658,7 +658,7 @@ def test_a_swapped_letter_is_a_near_miss(command, option):
 
 @once
 def test_words_that_are_not_near_are_not_suggested():
-    for word in ("--resume", "--text", "--adapter", "--file", "--x", "--quiet"):
+    for word in ("--continue", "--text", "--adapter", "--file", "--x", "--quiet"):
         every = {option for _, option in OPTIONS if option != word}
         assert parser.meant(word, every, "none") == f"{word}: none"
     assert parser.meant("--lora-alpha", ["--alpha"], "none").endswith("did you mean --alpha?")

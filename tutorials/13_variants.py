@@ -129,7 +129,7 @@ class Drawn:
         at = np.random.default_rng([self.seed, i]).integers(0, N, BATCH)
         return task.batch([examples[j] for j in at])
 
-def fit(model, lr, optimizer=ml.AdamW, steps=STEPS, seed=0) -> ml.GPT2:
+def tuned(model, lr, optimizer=ml.AdamW, steps=STEPS, seed=0) -> ml.GPT2:
     adamw = optimizer(model.trainable_parameters(), lr, weight_decay=0.0)
     ml.fit(model, Drawn(seed), adamw, steps, progress=False)
     return model
@@ -146,10 +146,10 @@ pissa(mine["PiSSA"])
 for name, model in mine.items():
     if name == "LoRA+":
         lora_plus_steps(model, 1e-2, [Drawn(0)[i] for i in range(3)])
-        theirs = fit(applied("lora", **sizes), 1e-2, methods.LoRAPlus, 3)
+        theirs = tuned(applied("lora", **sizes), 1e-2, methods.LoRAPlus, 3)
     else:
-        fit(model, 1e-2, steps=3)
-        theirs = fit(applied(name.lower(), **sizes), 1e-2, steps=3)
+        tuned(model, 1e-2, steps=3)
+        theirs = tuned(applied(name.lower(), **sizes), 1e-2, steps=3)
     off = ml.asnumpy(abs(model(ids).data - theirs(ids).data).max())
     print(f"{name:7} logits differ by {off:.0e}")
     assert off < 1e-2
@@ -178,7 +178,7 @@ CONTEST = {"LoRA": ("lora", ml.AdamW), "rsLoRA": ("rslora", ml.AdamW),
 
 def final_loss(name: str, lr: float, seed: int = 0) -> float:
     method, optimizer = CONTEST[name]
-    model = fit(applied(method, seed, **sizes), lr, optimizer, seed=seed)
+    model = tuned(applied(method, seed, **sizes), lr, optimizer, seed=seed)
     return ml.evaluate(model, held_out)
 
 swept = {name: {lr: final_loss(name, lr) for lr in RATES} for name in CONTEST}

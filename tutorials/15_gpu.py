@@ -204,6 +204,6 @@ print(f"({wrong:.2f} ms of {right:.2f} ms)")
 #
 # You ran one training on two backends, counted the work of a step, and learned what a GPU waits
 # for. On a machine with a GPU, run this chapter again, and
-# `minilora bench --backend cupy --parity`.
+# `pytest -m gpu`.
 #
 # **Next:** this is the last chapter so far. Run `minilora reproduce` to test the paper's claims.
