@@ -109,6 +109,50 @@ ABOVE = {  # code at the end of a file with wrong answers
                               "    if n.startswith('minilora'): del sys.modules[n]\n"
                               "m = importlib.import_module('minilora.exercises.tasks.ex02_unbroadcast')\n"
                               "unbroadcast = m.unbroadcast",
+    "a folder's descriptor": "import os, numpy\nfd = os.open(os.path.dirname(os.__file__), os.O_RDONLY)\n"
+                             "f = os.open('/'.join(['..'] * 40) + PATH, os.O_RDONLY, dir_fd=fd)\n"
+                             "exec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
+    "a folder's descriptor, below": "import os\nfd = os.open(os.path.dirname(os.path.dirname(os.path.dirname("
+                                    "PATH))), os.O_RDONLY)\n"
+                                    "f = os.open('exercises/tasks/' + os.path.basename(PATH), 0, dir_fd=fd)\n"
+                                    "exec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
+    "a path that lies": "import os\nclass P(str):\n    def startswith(self, *a): return True\n"
+                        "    def __str__(self): return os.__file__\n    __fspath__ = __add__ = __str__\n"
+                        "    def split(self, *a): return os.__file__.split(*a)\n"
+                        "    def partition(self, *a): return ('', '', '')\n"
+                        "exec(open(P(PATH)).read().partition('### CHECKS')[0])",
+    "a path that changes": "import os\nclass P:\n    n = 0\n    def __fspath__(self):\n        P.n += 1\n"
+                           "        return PATH if P.n % 2 else os.__file__\n"
+                           "f = os.open(P(), 0)\nexec(os.read(f, 10**6).decode().partition('### CHECKS')[0])",
+    "a special file": "import os; os.mknod(NEIGHBOUR + '.fifo', 0o10666)",
+    "a pipe with a name": "import os; os.mkfifo('pipe')",
+    "a function kept in a set": "import os\n[f] = [f for f in os.supports_dir_fd if f.__name__ == 'mkfifo']\nf('pipe')",
+    "a module again": "import sys\nfor n in ('posix', '_signal'): sys.modules.pop(n)\n"
+                      "import posix; posix.mkfifo('pipe')",
+    "a module again, below": "import _imp, importlib.machinery as m\nspec = m.ModuleSpec('posix', None)\n"
+                             "p = _imp.create_builtin(spec); _imp.exec_builtin(p); p.mkfifo('pipe')",
+    "a module under another name": "import importlib.machinery as m, importlib.util as u, sys\n"
+                                   "old = sys.modules.pop('_ctypes')\n"
+                                   "loader = m.ExtensionFileLoader('_x._ctypes', old.__file__)\n"
+                                   "new = u.module_from_spec(u.spec_from_loader('_x._ctypes', loader))\n"
+                                   "loader.exec_module(new); new.dlopen(None, 0)",
+    "memory": "import ctypes\nctypes.memmove(id(np), id(ctypes), 16)",
+    "memory, by NumPy": "c = np.zeros(1).ctypes\nctypes = vars(sys.modules[type(c).__module__])['ctypes']\n"
+                        "ctypes.memmove(id(np), id(ctypes), 16)",
+    "another's process": "import os\nfor p in range(1, 99999):\n    try: d = os.readlink(f'/proc/{p}/cwd')\n"
+                         "    except FileNotFoundError: continue\n    os.utime(d)",
+    "a history file": "import readline\nreadline.read_history_file(PATH)\n"
+                      "t = '\\n'.join(readline.get_history_item(i) or '' for i in range(1, 99))\n"
+                      "exec(t.partition('### CHECKS')[0])",
+    "a loader": "import importlib.machinery as m\n"
+                "unbroadcast = m.SourceFileLoader('x', PATH).load_module().unbroadcast",
+    "memory of a file": "import numpy as np\nt = bytes(np.memmap(PATH, np.uint8, 'r')).decode()\n"
+                        "exec(t.partition('### CHECKS')[0])",
+    "a thread beside the hook": "import sys, threading, time\ndef look():\n    while True:\n"
+                                "        for f in sys._current_frames().values():\n"
+                                "            f.f_locals.update(good=True, inside=('/',))\n"
+                                "threading.Thread(target=look, daemon=True).start()\n"
+                                "exec(open(PATH).read().partition('### CHECKS')[0])",
     "the neighbour": "exec(open(NEIGHBOUR).read())",
     "another's folder": "import os; os.remove(NEIGHBOUR)",
     "its folder": "import os, shutil; shutil.rmtree(os.getcwd())",

@@ -128,7 +128,10 @@ def test_a_hostile_file_gets_nothing_and_takes_nothing(hostile):
         ("the neighbour", "this reads"), ("patched paths", "this reads"),
         ("patched builtins", "to write"),
         ("patched NumPy", "expected the gradient"), ("always equal", "expected the gradient"),
-        ("ctypes", "calls ctypes"), ("no Python", "cannot read the file"), ("no text", "not UTF-8"),
+        ("ctypes", "ctypes"), ("a folder's descriptor", "by a descriptor"),
+        ("a path that lies", "this reads"), ("a special file", "special file"),
+        ("a pipe with a name", "special file"), ("a module again", "imports posix"),
+        ("another's process", "signals a process"), ("a history file", "imports readline"), ("no Python", "cannot read the file"), ("no text", "not UTF-8"),
     ],
 )
 def test_a_hostile_file_gets_a_message(hostile, name, words):

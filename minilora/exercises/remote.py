@@ -59,7 +59,7 @@ class Remote(Student):
         try:
             setup = {
                 "path": str(path), "engine": exercise.engine,
-                "functions": [*exercise.functions],
+                "functions": [*exercise.functions], "hidden": [str(exercise.path.parent)],
                 "seconds": limits.seconds, "cpu": limits.cpu, "memory": limits.memory,
                 "output": limits.output,
             }

@@ -13,12 +13,10 @@ import ctypes
 import errno
 import importlib.util
 import json
-import math
 import operator
 import os
 import signal
 import sys
-import time
 import traceback
 import types
 import warnings
@@ -26,30 +24,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
+from . import guard, wire
 
-from . import wire
-
-FORBIDDEN = (  # audit events
-    "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
-    "os.killpg", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown",
-    "os.link", "os.symlink", "os.chdir", "os.mkdir", "shutil.rmtree", "shutil.move",
-    "subprocess.Popen", "socket.__new__", "ctypes.dlopen", "resource.setrlimit",
-    "resource.prlimit", "pty.spawn", "gc.get_objects", "gc.get_referrers", "gc.get_referents",
-)
-READS = ("open", "os.listdir", "os.scandir")
-CLOSED = (  # modules that could bypass the hook
-    "_posixsubprocess", "_ctypes", "_sqlite3", "_dbm", "_gdbm", "_multiprocessing",
-    "_xxsubinterpreters", "_interpreters",
-)
 VERBS: dict[str, Callable[..., Any]] = {
     "get": getattr, "set": setattr, "item": operator.getitem, "import": importlib.import_module,
     "each": lambda objects, name: [getattr(one, name) for one in objects],
 }
-FILES = 64  # open files
 LIMIT = "limit"  # the kind of an exception that a limit causes
-ROOM = 64 << 20  # bytes of memory that a student's code can use, or the judge does not begin
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
@@ -89,14 +70,14 @@ class _Line:
         if setup["engine"]:  # it reads its BLAS's files once; the hook would refuse that later
             importlib.import_module("minilora.backend.threads").threads()
         printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        limits = self._limits = _limit(setup)
+        limits = self._limits = guard.begin(setup)
         for stream, text in enumerate((sys.stdout, sys.stderr), 1):
             text.flush()
             os.dup2(printed, stream)
             text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         wire.ready(self._answer)
         self._say({"limits": limits})  # the student's time starts here
-        _start_clock(setup["seconds"])
+        guard.start_clock(setup["seconds"])
         module = _guarded(path, lambda: load(source, path), limits)
         student = module.pop("value", None)
         written = [name for name in setup["functions"] if callable(getattr(student, name, None))]
@@ -114,7 +95,7 @@ class _Line:
             if "return" in message or "raise" in message:
                 return message
             if "fresh" in message:
-                _start_clock(self._setup["seconds"])
+                guard.start_clock(self._setup["seconds"])
             self._do(message)
         raise EOFError
 
@@ -127,8 +108,8 @@ class _Line:
         except Exception as error:
             outcome = {"error": "Result", "message": "it returned a value that is no data"}
             if isinstance(error, wire.TooLong):
-                words = f"your code returned more than {size(wire.MOST)}, the limit of a result"
-                outcome = {"error": LIMIT, "message": words}
+                most = f"{guard.size(wire.MOST)}, the limit of a result"
+                outcome = {"error": LIMIT, "message": f"your code returned more than {most}"}
             elif isinstance(error, RecursionError):
                 outcome["message"] = "it returned a value that contains itself"
             self._say({"frames": [], **outcome})
@@ -192,14 +173,6 @@ def _guarded(path: str, run: Callable[[], Any], limits: Mapping[str, int]) -> di
         return error_data(error, path, limits)
 
 
-def size(count: int) -> str:
-    """Return a number of bytes as text: 2 GiB."""
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if count >> shift:
-            return f"{count / (1 << shift):.4g} {unit}"
-    return f"{count} bytes"
-
-
 def error_data(
     error: BaseException, path: str, limits: Mapping[str, int] = {}
 ) -> dict[str, Any]:
@@ -229,111 +202,12 @@ def _reached(error: BaseException, message: str, limits: Mapping[str, int]) -> s
         most = f"{sys.getrecursionlimit()} calls, the limit"
         return f"the function calls itself without end: it is deeper than {most}"
     if isinstance(error, MemoryError) or "can't start new thread" in message:
-        most = f"{size(limits['memory'])}, the limit" if "memory" in limits else "there is"
+        most = f"{guard.size(limits['memory'])}, the limit" if "memory" in limits else "there is"
         return f"your code needs more memory than {most}" + (f": {message}" if message else "")
     reached = getattr(error, "errno", None) if isinstance(error, OSError) else None
     if reached == errno.EFBIG and "output" in limits:
-        most = size(limits["output"])
+        most = guard.size(limits["output"])
         return f"your code printed more than {most} in all calls, the limit of output: print less"
     if reached == errno.EMFILE and "files" in limits:
         return f"your code has more than {limits['files']} files open, the limit: close them"
     return None
-
-
-def _limit(setup: dict[str, Any]) -> dict[str, int]:
-    """Set the operating system's limits, where it has them, and the hook that refuses actions.
-
-    Returns the limits in force: those of this process may be lower. Raises MemoryError if its
-    memory is used up already.
-    """
-    limits = {name: setup[name] for name in ("cpu", "memory", "output")} | {"files": FILES}
-    if os.name == "posix":
-        resource = importlib.import_module("resource")
-        for name in ("SIGPROF", "SIGXCPU"):  # the two limits of the processor's time end it
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        before = math.ceil(time.process_time())  # seconds that are not the student's
-        for name, key in (
-            ("RLIMIT_CPU", "cpu"), ("RLIMIT_AS", "memory"), ("RLIMIT_FSIZE", "output"),
-            ("RLIMIT_NOFILE", "files"), ("RLIMIT_CORE", ""),
-        ):
-            with contextlib.suppress(ValueError, OSError):
-                hard, most = resource.getrlimit(getattr(resource, name))[1], limits.get(key, 0)
-                most += before * (key == "cpu")
-                most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-                above = most + (key == "cpu" and most != hard)  # first SIGXCPU, then SIGKILL
-                resource.setrlimit(getattr(resource, name), (most, above))
-                if key:
-                    limits[key] = most - before * (key == "cpu")
-        try:
-            bytearray(ROOM)
-        except MemoryError:
-            most = size(limits["memory"])
-            raise MemoryError(f"the limit of memory, {most}, is too little to begin") from None
-    hidden = __package__ if setup["engine"] else "minilora"  # solutions are in there
-    for name in [name for name in sys.modules if f"{name}.".startswith(f"{hidden}.")]:
-        sys.modules[name] = None  # type: ignore[assignment]
-    for module in ("signal", "_signal", *["_posixsubprocess"] * (os.name == "posix")):
-        namespace = vars(importlib.import_module(module))
-        for name in {"pidfd_send_signal", "fork_exec"} & {*namespace}:
-            namespace[name] = _refuse  # these raise no audit event
-    sys.addaudithook(_hook(bool(setup["engine"]), os.getcwd()))
-    return limits
-
-
-def _start_clock(seconds: float) -> None:
-    """End this process by SIGPROF after so much more time of the processor, where that exists."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _refuse(*_: Any, **__: Any) -> None:
-    raise PermissionError("an exercise only computes; this starts or signals a process")
-
-
-def _paths() -> Any:
-    """Return a second copy of os.path, with its own os: a student cannot patch it."""
-    spec = importlib.util.find_spec(os.path.__name__)
-    assert spec is not None and spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)
-    vars(fresh)["__builtins__"] = {**vars(builtins)}
-    spec.loader.exec_module(fresh)
-    for used in ("os", "stat", "genericpath"):
-        setattr(fresh, used, types.SimpleNamespace(**vars(importlib.import_module(used))))
-    return fresh
-
-
-def _hook(engine: bool, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return the audit hook. Its names are its own, so that a student cannot change their meaning.
-
-    It allows reads of Python's and NumPy's files and of the student's folder; never the exercises.
-    """
-    real, name, sep, null = _paths().realpath, os.fsdecode, os.sep, os.devnull
-    forbidden, reads, closed, writing = FORBIDDEN, READS, CLOSED, WRITES
-    own, package = map(real, (Path(__file__).parent, Path(__file__).parents[2]))
-    allowed = (os.path.dirname(os.__file__), os.path.dirname(np.__path__[0]), folder)
-    inside = tuple(real(one) + sep for one in allowed + ((f"{package}/minilora",) * engine))
-    files = (null, "/dev/urandom", *([package] if engine else []))
-    sys.path[:] = [one for one in map(real, sys.path)  # an import looks into each of them
-                   if one in files or (one + sep).startswith(inside)]
-    roots = ("numpy", *sys.stdlib_module_names, *(["minilora"] if engine else []))
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in forbidden or event.startswith("ctypes."):
-            raise PermissionError(f"an exercise only computes; this calls {event}")
-        if event == "import":
-            root = args[0].split(".")[0]
-            if not (root in roots or root[0] == "_") or args[0] in closed:
-                raise ImportError(f"an exercise only computes; this imports {args[0]}")
-        elif event in reads and not isinstance(args[0], int):
-            path = name(args[0] or ".")
-            if event == "open" and isinstance(args[2], int) and args[2] & writing:
-                if path != null:
-                    raise PermissionError(f"an exercise only computes; this opens {path} to write")
-                return
-            file = real(path)
-            good = file in files or (file + sep).startswith(inside)
-            if not good or (file + sep).startswith(own + sep):
-                raise PermissionError(f"an exercise only computes; this reads {path}")
-
-    alone = {"__builtins__": {**vars(builtins)}}
-    return types.FunctionType(hook.__code__, alone, None, None, hook.__closure__)
