@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import secrets
 import subprocess
@@ -13,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic
-from . import inputs
-from .parser import Parser, Run, Say, integer, some_names, to_write
+from . import grade
+from .parser import Parser, Run, Say, some_names
 
-CACHE = ".minilora-grades"  # a folder beside the results: an interrupted grading continues from it
+SEED = {  # what --seed draws; the other commands draw nothing
+    "init": "draws the bugs of exercise 13 (another in each folder)",
+    "check": "draws the cases (0): a grading draws other cases than you see at home",
+    "watch": "draws the cases (0)", "grade": "draws the cases (0): the same seed, the same points",
+}
 
 
 def add_to(top: Parser) -> None:
@@ -42,24 +44,16 @@ def add_to(top: Parser) -> None:
     of_one(solution).flag("--give-up", help="show it even if you have not passed")
     of_one(reset)
     of_one(milestone, "one of 05, 08, 10: ex milestone 05")
-    sub = to.command("grade", grade, conflict_handler="resolve")  # it has a --json of its own
-    sub.argument("folder", "the folder of submissions", needs="a folder: ex grade SUBMISSIONS")
-    sub.option("--only", read=some_names, help=course)
-    sub.option("--jobs", read=integer(1, 256), help="number of processes", default=1)
-    sub.option("--csv", read=to_write(".csv"), help="write the points to this .csv")
-    sub.option("--html", read=to_write(".html"), help="write a page about the class to this file")
-    sub.option("--gradescope", read=to_write(".json"), help="write a .json for Gradescope")
-    sub.flag("--force", help="replace files that ex grade did not write so")
-    sub.add_argument(
-        "--json", nargs="?", const=True, type=to_write(".json"), default=argparse.SUPPRESS,
-        help="write all results to this .json; without a name: print the points as JSON",
-    )
+    grade.add_to(to)
     to.command("teach", teach)
     dev = to.command("dev", None, "Write exercises of your own.")
     for name, run in (("check", dev_check), ("messages", dev_messages)):
         dev.command(name, run).argument("exercise", "its number (all)")
     sub = dev.command("new", dev_new)
     sub.argument("name", "such as 14_name", needs="a number and a name: ex dev new 14_name")
+    for sub in (to, *to.commands.values(), *dev.commands.values()):
+        sub.describe_only({"--json": "print the result as JSON"} | (
+            {"--seed": SEED[last]} if (last := sub.name.split()[-1]) in SEED else {}))
 
 
 def _desk() -> Any:
@@ -134,8 +128,6 @@ def _now(desk: Any, exercise: Any) -> tuple[Any, str]:
 
     A file that changed since its last check is checked again.
     """
-    from ..exercises import judge
-
     done, digest = desk.of(exercise.number), desk.digest(exercise)
     if not done.points:
         return done, ""
@@ -143,10 +135,19 @@ def _now(desk: Any, exercise: Any) -> tuple[Any, str]:
         return done, "its file is missing or unreadable"
     if desk.begun(exercise):
         if digest != done.checked:
-            done = _noted(desk, exercise, digest, judge.judge(exercise, desk.source(exercise)))
+            done = _noted(desk, exercise, digest, _verdict(desk, exercise))
         now = f"{done.now} of {exercise.points} points"
         return done, now if done.now < done.points else ""
     return replace(done, now=0), "its file is the stub"
+
+
+def _verdict(desk: Any, exercise: Any, seed: int = 0) -> Any:
+    """Judge the student's file."""
+    from ..exercises import judge, soundness
+
+    verdict = judge.judge(exercise, desk.source(exercise), seed=seed)
+    soundness.assure(exercise, verdict, apart=False)
+    return verdict
 
 
 def _noted(desk: Any, exercise: Any, digest: str, verdict: Any) -> Any:
@@ -181,10 +182,10 @@ def check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def _checked(desk: Any, exercise: Any, args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Judge the student's file, note the points, and print the verdict."""
-    from ..exercises import book, judge, report
+    from ..exercises import book, report
 
     digest = desk.digest(exercise)
-    verdict = judge.judge(exercise, desk.source(exercise), seed=args.seed)
+    verdict = _verdict(desk, exercise, args.seed)
     _noted(desk, exercise, digest, verdict)
     say(report.verdict(verdict, verbose=args.verbose, unicode=_unicode()))
     if verdict.passed and exercise.number in book.MILESTONES:
@@ -276,52 +277,6 @@ def milestone(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         raise RuntimeError(done.stderr.strip().rpartition("\n")[2] or "the milestone failed")
     say(done.stdout.rstrip())
     return {"exercise": exercise.number, "printed": done.stdout}
-
-
-def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-    """Grade a folder of submissions."""
-    from ..exercises import classpage, gradebook, grading, submissions
-
-    asked = (
-        (args.csv, gradebook.table), (args.json, gradebook.as_json),
-        (args.gradescope, gradebook.gradescope), (args.html, classpage.page),
-    )
-    formats = {file: bytes_of for file, bytes_of in asked if isinstance(file, Path)}
-    if len({*map(os.path.realpath, formats)}) < sum(isinstance(file, Path) for file, _ in asked):
-        raise ValueError(
-            f"--json and --gradescope both write {args.gradescope}: give each another name"
-        )
-    for file in formats:
-        ours = args.force or _written(file).exists()
-        inputs.check_new(file, ours, "give another name, or --force")
-    folder = next((file.parent for file in formats), Path())
-    grades = grading.grade(
-        args.folder, args.seed, args.jobs, say, only=args.only, store=folder / CACHE
-    )
-    for file, bytes_of in formats.items():
-        with atomic.writing(file) as out:
-            out.write(bytes_of(grades))
-        (file.parent / CACHE).mkdir(exist_ok=True)
-        _written(file).touch()
-        say(str(file))
-    if not formats:
-        say(gradebook.table(grades).decode().rstrip())
-    points = {pupil.name: pupil.points for pupil in grades.pupils}
-    result = {"points": points, "files": [str(file) for file in formats]}
-    if not grades.unjudged:
-        return result
-    names = ", ".join(map(submissions.plain, grades.unjudged))
-    words = f"these could not be judged, and their 0 points mean nothing: {names}: grade again"
-    return {**result, "passed": False, "failed": words}
-
-
-def _written(file: Path) -> Path:
-    """Where ex grade notes that it wrote a file with the present content of this one.
-
-    Such a file can be written again; another, or one that was edited, is the user's.
-    """
-    digest = hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()
-    return file.parent / CACHE / f"{digest[:32]}.written"
 
 
 def teach(args: argparse.Namespace, say: Say) -> dict[str, Any]:

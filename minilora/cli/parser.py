@@ -73,6 +73,12 @@ class Parser(argparse.ArgumentParser):
         """Add an option without a value."""
         self.add_argument(*names, action="store_true", help=help)
 
+    def describe_only(self, common: dict[str, str]) -> None:
+        """Show in the help, of the options of every command, only these, with these words."""
+        self._common.title = "more options"
+        for action in self._common._group_actions:
+            action.help = common.get(action.option_strings[0], argparse.SUPPRESS)
+
     @property
     def commands(self) -> dict[str, Parser]:
         return self._group.choices if self._group else {}

@@ -105,7 +105,11 @@ def paths() -> dict[str, Path]:
     The environment variable MINILORA_EXERCISES can name a folder with a teacher's own exercises.
     One of them with the number of a built-in exercise replaces it.
     """
-    folders = [TASKS, *map(Path, filter(None, [os.environ.get(OWN)]))]
+    folders, own = [TASKS], os.environ.get(OWN)
+    if own and not os.path.isdir(own):
+        raise ValueError(f"{OWN} is {own!r}, which is no folder: give the folder of your own "
+                         f"exercises, or unset {OWN}")
+    folders += map(Path, filter(None, [own]))
     files = [path for folder in folders for path in sorted(folder.glob("ex[0-9][0-9]_*.py"))]
     return dict(sorted({path.name[2:4]: path for path in files}.items()))
 
@@ -144,10 +148,20 @@ def _defined(code: str, *kinds: type) -> list[str]:
 
 @functools.cache
 def exercise(number: str | int) -> Exercise:
-    """Return an exercise. Raises ValueError for an unknown one."""
-    from .kit import Check
+    """Return an exercise. Raises ValueError for an unknown one, or one that cannot be read."""
+    from .kit import Check  # without Hypothesis, this says what to install
 
     file = path(number)
+    try:
+        return _read(file, Check)
+    except Exception as error:
+        raise ValueError(
+            f"the exercise {file} cannot be read: {type(error).__name__}: {error}. A file that can "
+            "be compared with it: minilora ex dev new 14_name"
+        ) from error
+
+
+def _read(file: Path, kind: type[Check]) -> Exercise:
     module = _module(file)
     given, below = _split(text.read(file))
     functions = tuple(_to_write(given))
@@ -157,15 +171,18 @@ def exercise(number: str | int) -> Exercise:
                                            ("drawn", "drawn"))
         if (value := getattr(module, name, None)) is not None
     }
-    return Exercise(
+    of = Exercise(
         number=file.name[2:4], path=file, given=given, title=module.TITLE, minutes=module.MINUTES,
         chapter=module.CHAPTER, hints=tuple(module.HINTS),
-        checks=tuple(value for value in vars(module).values() if isinstance(value, Check)),
+        checks=tuple(value for value in vars(module).values() if isinstance(value, kind)),
         wrong=module.WRONG, functions=functions,
         reference={name: getattr(module, name) for name in functions},
         drivers={name: getattr(module, name) for name in drivers},
         classes=tuple(_defined(given, ast.ClassDef)), **options,
     )
+    if not (of.points and functions):
+        raise ValueError("it has no check with points, or no function with a solution")
+    return of
 
 
 @functools.cache
@@ -173,14 +190,8 @@ def _module(file: Path) -> types.ModuleType:
     """The module of a file, with its docstrings and asserts even under `python -OO`."""
     module = types.ModuleType(f"{__package__}.{file.stem}")
     vars(module).update(__file__=str(file), __package__=__package__)
-    try:
-        code = compile(text.read(file), str(file), "exec", dont_inherit=True, optimize=0)
-        exec(code, vars(module))
-    except Exception as error:
-        raise ValueError(
-            f"{file} cannot be run: {type(error).__name__}: {error}; to test an exercise: "
-            f"minilora ex dev check {file.name[2:4]}"
-        ) from error
+    code = compile(text.read(file), str(file), "exec", dont_inherit=True, optimize=0)
+    exec(code, vars(module))
     return module
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from .. import __version__
-from .grading import Class, Result, Task
+from .results import Class, Result, Task
 from .submissions import plain
 
 UNTRIED = ("absent", "not begun")

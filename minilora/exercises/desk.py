@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic, text
-from .book import Exercise, exercise, paths
+from .book import OWN, Exercise, exercise, paths
 from .submissions import source
 
 PROGRESS = ".minilora-exercises.json"
@@ -126,7 +127,7 @@ def begin(folder: Path, seed: int, only: Sequence[str] | None = None) -> tuple[D
     only: the numbers of a course, in order; None: the folder's course, or all exercises.
     Returns the desk and the new files.
     """
-    course = tuple(exercise(number).number for number in only or paths())
+    course = tuple(dict.fromkeys(exercise(number).number for number in only or paths()))
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         if (folder / PROGRESS).exists():
@@ -162,15 +163,22 @@ def _read(folder: Path) -> Desk:
             number: _progress(number, _typed(entry, dict, number))
             for number, entry in _typed(data.get("progress"), dict, "progress").items()
         }
-        course = tuple(exercise(_typed(number, str, "course")).number for number in course)
-        if not course:
-            raise ValueError("course is empty")
-        return Desk(folder, course, _typed(data.get("seed"), int, "seed"), progress)
+        course = tuple(_typed(number, str, "course") for number in course)
+        if not all(re.fullmatch(r"\d\d", number) for number in course) or not course:
+            raise ValueError(f"course is {course}, not numbers such as 07")
+        desk = Desk(folder, course, _typed(data.get("seed"), int, "seed"), progress)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({error}): delete it, then run minilora ex init; your exercises "
             "stay as they are, and the progress starts again"
         ) from error
+    known = paths()
+    if lacking := [number for number in course if number not in known]:
+        raise ValueError(
+            f"the course in {folder} has {', '.join(lacking)}, which this minilora does not have: "
+            f"set {OWN} to the folder with ex{lacking[0]}_....py, as your teacher says"
+        )
+    return desk
 
 
 def _typed(value: Any, kind: type, name: str) -> Any:

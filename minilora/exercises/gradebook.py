@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from . import report
-from .grading import Class, Part
+from .results import Class, Part
 from .submissions import plain
 
 
 def table(of: Class) -> bytes:
     """Return CSV: a row for each student, with the points of each exercise and their sum.
 
-    A name that a spreadsheet would read as a formula gets a ' in front.
+    The mark at its start tells a spreadsheet that it is UTF-8. A name that a spreadsheet could read
+    as a formula gets a ' in front.
     """
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["student", *(task.number for task in of.tasks), "points", "of"])
     for pupil in of.pupils:
         name = plain(pupil.name)
-        name = f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
+        first = unicodedata.normalize("NFKC", name).lstrip()[:1]  # a wide = is one too
+        name = f"'{name}" if first and first in "=+-@|%" else name
         out.writerow([name, *(one.points for one in pupil.results), pupil.points, of.of])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8-sig")
 
 
 def as_json(of: Class) -> bytes:
@@ -40,6 +46,8 @@ def as_json(of: Class) -> bytes:
 def gradescope(of: Class) -> bytes:
     """Return Gradescope's results.json for one student: a test for each check, with its message.
 
+    The fields are those of gradescope-autograders.readthedocs.io/en/latest/specs, "output format".
+    extra_data has a digest of the rest: so `written` knows the file again, with no other file.
     Raises ValueError for several students: Gradescope runs once for each student.
     """
     if len(of.pupils) != 1:
@@ -59,7 +67,21 @@ def gradescope(of: Class) -> bytes:
     ]
     data = {"score": pupil.points, "output": f"{pupil.points} of {of.of} points",
             "output_format": "text", "visibility": "visible", "tests": tests}
-    return (json.dumps(data, indent=1) + "\n").encode()
+    whole = data | {"extra_data": {"minilora": _digest(data)}}
+    return (json.dumps(whole, indent=1) + "\n").encode()
+
+
+def written(content: bytes) -> bool:
+    """Is this a results.json as `gradescope` writes it, not changed since?"""
+    try:
+        data = json.loads(content)
+        return bool(data.pop("extra_data") == {"minilora": _digest(data)})
+    except (ValueError, AttributeError, KeyError, RecursionError):
+        return False
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:32]
 
 
 def _message(part: Part, mistakes: tuple[str, ...]) -> str:

@@ -11,146 +11,57 @@ may differ: those that draw random numbers without a seed, and those close to a 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import queue
 import subprocess
-import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from .. import __version__
-from ..files import atomic, text
 from . import wire
-from .book import FOLDER, Exercise, exercise, paths
+from .book import Exercise, exercise, paths
 from .child import BEGIN, Fault, fault, start
-from .judge import Verdict, judge
+from .judge import judge
+from .results import STATES, UNJUDGED, Class, Pupil, Result, Task, nothing, result_from, result_of
+from .soundness import assure
+from .store import Store
 from .student import LIMITS, Limits
 from .submissions import plain, read, submissions
-from .worker import LIMIT
 
 PATIENCE = 300.0  # seconds of a judge for one file, plus 4 times the limit of all calls
-UNJUDGED = "unjudged"  # the judge ended or hung, twice: no fault of the student is known
-STATES = {  # kinds of failures that every check has -> state
-    "absent": "absent", "unreadable": "unreadable", "todo": "not begun", "missing": "no function",
-    "imports": "forbidden import", "SyntaxError": "syntax error", "halted": "halted",
-    LIMIT: "over a limit", UNJUDGED: "not judged",
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """The outcome of one check."""
-
-    title: str
-    points: int
-    of: int
-    kind: str = ""  # "todo", "halted", "missing", ...; "": a result, right or wrong
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of one student's file for one exercise."""
-
-    number: str
-    points: int
-    of: int
-    parts: tuple[Part, ...]
-    mistakes: tuple[str, ...] = ()  # known mistakes that explain the failures
-
-    @property
-    def passed(self) -> bool:
-        return self.points == self.of
-
-    @property
-    def state(self) -> str:
-        """One of passed, partly, wrong, raised, and the values of STATES."""
-        if self.passed:
-            return "passed"
-        kinds = {part.kind for part in self.parts if part.points < part.of} - {"skipped"}
-        kind = kinds.pop() if len(kinds) == 1 and not self.points else ""
-        if not kind or kind == "Result":
-            return "partly" if self.points else "wrong"
-        return STATES.get(kind, "raised")
-
-
-@dataclass(frozen=True)
-class Pupil:
-    """A student: the name of the folder or file, and a result for each exercise."""
-
-    name: str
-    results: tuple[Result, ...]
-
-    @property
-    def points(self) -> int:
-        return sum(result.points for result in self.results)
-
-
-@dataclass(frozen=True)
-class Task:
-    """The facts about an exercise that a table shows."""
-
-    number: str
-    title: str
-    points: int
-
-
-@dataclass(frozen=True)
-class Class:
-    """The results of a class. left_out: names in the folder that are no submissions."""
-
-    seed: int
-    tasks: tuple[Task, ...]
-    pupils: tuple[Pupil, ...]
-    left_out: tuple[str, ...] = ()
-
-    @property
-    def of(self) -> int:
-        return sum(task.points for task in self.tasks)
-
-    @property
-    def unjudged(self) -> tuple[str, ...]:
-        """The students of whom a file could not be judged: its 0 points mean nothing."""
-        return tuple(
-            pupil.name for pupil in self.pupils
-            if any(result.state == STATES[UNJUDGED] for result in pupil.results)
-        )
+ABSENT = "there is no file for this exercise"
 
 
 def grade(
     folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
     say: Callable[[str], None] = print, *, only: Sequence[str] | None = None,
-    store: str | os.PathLike[str] | None = None, limits: Limits = LIMITS,
+    store: str | os.PathLike[str] | None = None, limits: Limits = LIMITS, alone: bool = False,
 ) -> Class:
     """Judge every submission in a folder, `jobs` at a time.
 
-    A student is a folder in it, or a file STUDENT-ex02_anything.py; if one exercise is graded, also
-    a file STUDENT.py. A folder that contains files exNN_name.py itself is one student.
+    submissions.py says who is a student. alone: the folder is one student, whatever is in it.
     only: the numbers of the exercises; None: all. store: a folder for finished results, so that
     an interrupted run can continue; None: results are not stored.
 
-    Raises ValueError for a missing folder, an unknown exercise, or a folder without submissions;
-    Fault if the judge cannot run any exercise.
+    Raises ValueError for an unknown exercise, and as `submissions` does; Fault if the judge cannot
+    run exercises, or one of them: no result of that one is kept. KeyboardInterrupt says what was
+    kept.
     """
-    of = tuple(exercise(number) for number in only or paths())
-    submitted, left_out = submissions(Path(folder), of)
-    stored = _Store(Path(store) if store is not None else None, seed, limits)
+    of = chosen(only)
+    submitted, left_out = submissions(Path(folder), of, alone)
+    stored = Store(Path(store) if store is not None else None, seed, limits)
     results: dict[tuple[str, str], Result] = {}
     todo: list[tuple[str, Exercise, str, str]] = []
     for name, files in submitted.items():
         for one in of:
-            source, problem = read(files.get(one.number))
+            source, problem = read(files.get(one.number, ABSENT))
             key = stored.key(one, source)
-            known = _nothing(one, *problem) if problem else stored.get(key)
+            known = nothing(one, *problem) if problem else stored.get(key)
             if known is not None:
                 results[name, one.number] = known
             else:
@@ -158,44 +69,23 @@ def grade(
     if results:
         say(f"{len(results)} of {len(results) + len(todo)} need no judging: no file, or judged "
             "before")
-    lock, judges = threading.Lock(), queue.SimpleQueue[_Judge]()
-    open_ = [_Judge(seed, limits) for _ in range(max(1, min(jobs, len(todo))))] if todo else []
-    for worker in open_:
-        judges.put(worker)
-    stopped = threading.Event()
+    judged_before = len(results)
 
-    def judge_one(item: tuple[str, Exercise, str, str]) -> None:
-        if stopped.is_set():
-            return
-        name, one, source, key = item
-        worker = judges.get()
-        try:
-            result = worker.result(one, source)
-        except BaseException:
-            stopped.set()
-            raise
-        finally:
-            judges.put(worker)
-        with lock:
-            if result.state != STATES[UNJUDGED]:
-                stored.put(key, result)
-            results[name, one.number] = result
-            say(f"{len(results)}/{len(submitted) * len(of)}  {plain(name)}  {one.number}: "
-                f"{result.points} of {result.of}")
+    def note(name: str, one: Exercise, key: str, result: Result) -> None:
+        if result.state != STATES[UNJUDGED]:
+            stored.put(key, result)
+        results[name, one.number] = result
+        say(f"{len(results)}/{len(submitted) * len(of)}  {plain(name)}  {one.number}: "
+            f"{result.points} of {result.of}")
 
     try:
-        with ThreadPoolExecutor(len(open_) or 1) as pool:
-            try:
-                for _ in pool.map(judge_one, todo):
-                    pass
-            except BaseException:
-                stopped.set()
-                for worker in open_:
-                    worker.close()
-                raise
-    finally:
-        for worker in open_:
-            worker.close()
+        _judged(todo, note, seed, limits, jobs)
+    except KeyboardInterrupt:
+        count = f"{len(results) - judged_before} of {len(todo)} files were judged"
+        kept = "their results were kept: run the same command to continue"
+        raise KeyboardInterrupt(
+            f"interrupted: {count}, and {kept if store is not None else 'nothing was kept'}"
+        ) from None
     return Class(
         seed, tuple(Task(one.number, one.title, one.points) for one in of),
         tuple(Pupil(name, tuple(results[name, one.number] for one in of)) for name in submitted),
@@ -203,26 +93,61 @@ def grade(
     )
 
 
-def _nothing(of: Exercise, kind: str, line: str) -> Result:
-    """A result without points: the same problem in every check."""
-    parts = tuple(Part(check.title, 0, check.points, kind, (line,)) for check in of.checks)
-    return Result(of.number, 0, of.points, parts)
+def _judged(
+    todo: Sequence[tuple[str, Exercise, str, str]],
+    note: Callable[[str, Exercise, str, Result], None], seed: int, limits: Limits, jobs: int,
+) -> None:
+    """Judge each (name, exercise, source, key), and note its result. Nothing stays behind."""
+    lock, judges, stopped = threading.Lock(), queue.SimpleQueue[_Judge](), threading.Event()
+    with contextlib.ExitStack() as opened:
+        if not todo:
+            return
+        try:
+            place = tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise fault(f"a temporary folder cannot be made: {error}") from error
+        within = opened.enter_context(place)
+        workers = [_Judge(seed, limits, within) for _ in range(max(1, min(jobs, len(todo))))]
+        for worker in workers:
+            opened.callback(worker.close)
+            judges.put(worker)
+
+        def judge_one(item: tuple[str, Exercise, str, str]) -> None:
+            if stopped.is_set():
+                return
+            name, one, source, key = item
+            worker = judges.get()
+            try:
+                result = worker.result(one, source)
+                with lock:
+                    note(name, one, key, result)
+            except BaseException:
+                stopped.set()
+                raise
+            finally:
+                judges.put(worker)
+
+        pool = opened.enter_context(ThreadPoolExecutor(len(workers)))
+        try:
+            for _ in pool.map(judge_one, todo):
+                pass
+        except BaseException:
+            stopped.set()
+            for worker in workers:
+                worker.close()
+            raise
 
 
-def _result(verdict: Verdict) -> Result:
-    parts = tuple(
-        Part(one.title, one.points, one.of, one.kind, tuple(map(plain, one.lines)))
-        for one in verdict.outcomes
-    )
-    of = verdict.exercise
-    return Result(of.number, verdict.points, of.points, parts, verdict.mistakes)
+def chosen(only: Sequence[str] | None) -> tuple[Exercise, ...]:
+    """Return the exercises with these numbers, each once; None: all. Raises ValueError."""
+    return tuple({(one := exercise(number)).number: one for number in only or paths()}.values())
 
 
 class _Judge:
     """A process that judges one file after another. One that ends is replaced, and tries again."""
 
-    def __init__(self, seed: int, limits: Limits) -> None:
-        self._seed, self._limits = seed, limits
+    def __init__(self, seed: int, limits: Limits, within: str) -> None:
+        self._seed, self._limits, self._within = seed, limits, within
         self._process: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
         self._closed = False
@@ -241,11 +166,11 @@ class _Judge:
                 answer = json.loads(process.stdout.readline())
                 if "fault" in answer:
                     raise Fault(answer["fault"])
-                return _result_of(answer)
+                return result_of(answer)
             if self._closed:
                 raise KeyboardInterrupt
             self._end()
-        return _nothing(of, UNJUDGED, "it could not be judged: the judge's process ended or hung")
+        return nothing(of, UNJUDGED, "it could not be judged: the judge's process ended or hung")
 
     @contextlib.contextmanager
     def _patient(self, seconds: float) -> Iterator[None]:
@@ -261,7 +186,8 @@ class _Judge:
     def _running(self) -> subprocess.Popen[bytes]:
         """Return the process; start it if there is none. Raises Fault if it cannot begin."""
         if self._process is None:
-            self._process, self._words = start("grading", "serve")
+            here = {**os.environ, "TMPDIR": self._within}
+            self._process, self._words = start("grading", "serve", env=here)
             assert self._process.stdout is not None
             try:
                 with self._patient(BEGIN):
@@ -316,55 +242,13 @@ def serve() -> None:
         request = json.loads(line)
         of, limits = exercise(request["number"]), Limits(**request["limits"])
         try:
-            result = asdict(
-                _result(judge(of, request["source"], seed=request["seed"], limits=limits))
-            )
+            verdict = judge(of, request["source"], seed=request["seed"], limits=limits)
+            assure(of, verdict)
+            result = asdict(result_from(verdict))
         except Fault as error:
             result = {"fault": str(error)}
         except Exception as error:
             words = f"it could not be judged: {type(error).__name__}"
-            result = asdict(_nothing(of, UNJUDGED, words))
+            result = asdict(nothing(of, UNJUDGED, words))
         answers.write(json.dumps(result).encode() + b"\n")
         answers.flush()
-
-
-def _result_of(data: Mapping[str, Any]) -> Result:
-    """The inverse of asdict."""
-    parts = tuple(Part(**{**part, "lines": tuple(part["lines"])}) for part in data["parts"])
-    return Result(**{**data, "parts": parts, "mistakes": tuple(data["mistakes"])})
-
-
-class _Store:
-    """Finished results, by a digest of everything that they depend on."""
-
-    def __init__(self, folder: Path | None, seed: int, limits: Limits) -> None:
-        self._folder, self._basis = folder, f"{seed} {asdict(limits)} {_versions()}"
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def key(self, of: Exercise, source: str) -> str:
-        """Return the digest for one file."""
-        parts = (self._basis, text.read(of.path), source)
-        return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
-
-    def get(self, key: str) -> Result | None:
-        if self._folder is None:
-            return None
-        try:
-            return _result_of(json.loads((self._folder / f"{key}.json").read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # missing or damaged: judge the file again
-
-    def put(self, key: str, result: Result) -> None:
-        if self._folder is not None:
-            with atomic.writing(self._folder / f"{key}.json") as file:
-                file.write(json.dumps(asdict(result)).encode())
-
-
-@functools.cache
-def _versions() -> str:
-    """The versions of the package, Python and NumPy, and a digest of this folder's code."""
-    code = hashlib.sha256()
-    for path in sorted(FOLDER.rglob("*.py")):
-        code.update(path.read_bytes())
-    return f"{__version__} {code.hexdigest()} {sys.version} {np.__version__}"

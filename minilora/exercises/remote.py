@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 from . import child, wire
 from .book import Exercise
-from .child import BEGIN, Fault
+from .child import BEGIN
 from .student import LIMITS, Halted, Limits, Raised, Student
 
 NO_ANSWER = "its process sent something that is no answer"
@@ -38,19 +37,19 @@ class Remote(Student):
         self._began, self._left, self._budget = False, BEGIN, BEGIN
         self._of_driver = False
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="minilora-"))
-            path = self._folder / exercise.name
+            place = tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise child.fault(f"a temporary folder cannot be made: {error}") from error
+        self._place, self._folder = place, Path(place.name)  # removed when this object is, too
+        path = self._folder / exercise.name
+        try:
             path.write_text(source, "utf-8")
         except OSError as error:
             raise child.fault(f"a temporary file cannot be written: {error}") from error
-        try:
-            self._process, self._words = child.start(
-                "worker", "main", cwd=self._folder, env=child.environment(self._folder),
-                start_new_session=True,
-            )
-        except Fault:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
+        self._process, self._words = child.start(
+            "worker", "main", cwd=self._folder, env=child.environment(self._folder),
+            start_new_session=True,
+        )
         self._both = wire.Both(self._stand_in, tells=False)
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -232,7 +231,7 @@ class Remote(Student):
             if pipe is not None and not self._talk_.is_alive():  # else a child holds the pipe
                 with suppress(OSError):
                     pipe.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.cleanup()
 
 
 class Thing(wire.Opaque):
