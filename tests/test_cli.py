@@ -611,7 +611,7 @@ FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
            ("tutorials notebook", "--out"), ("reproduce", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
-         "--give-up", "--compare", "--force", "--markdown", "--verbose",
+         "--give-up", "--compare", "--force", "--list", "--markdown", "--verbose",
          "--fast", "--from-runs", "--check"}
 
 

@@ -256,7 +256,7 @@ def test_a_second_init_changes_no_file(ex, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"course": ["02"]}', '{"course": ["77"], "seed": 1, "progress": {}}',
+    "text", ["", "[]", '{"course": ["02"]}', '{"course": ["7"], "seed": 1, "progress": {}}',
              '{"course": ["02"], "seed": 1, "progress": {"02": {"odd": 1}}}'],
 )
 def test_a_damaged_progress_file_is_named(ex, tmp_path, text):

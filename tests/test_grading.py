@@ -21,7 +21,16 @@ import klass
 import pytest
 
 from minilora import cli
-from minilora.exercises import book, classpage, gradebook, grading
+from minilora.exercises import (
+    book,
+    child,
+    classpage,
+    desk,
+    gradebook,
+    grading,
+    soundness,
+    submissions,
+)
 from minilora.exercises import judge as judging
 from minilora.exercises.store import Store
 from minilora.exercises.student import Limits
@@ -150,15 +159,17 @@ def test_unusable_files_are_named(tmp_path):
     (tmp_path / "link" / NAME).symlink_to(tmp_path / "one" / NAME)
     (tmp_path / "folder" / NAME).mkdir()
     os.mkfifo(tmp_path / "pipe" / NAME)
-    (tmp_path / "two-ex02.py").write_text(right())  # a second file of the same student
+    (tmp_path / "two" / NAME).rename(tmp_path / "two" / "ex02_a.py")
+    (tmp_path / "two" / "ex02_b.py").write_text(right())  # which one counts?
     (tmp_path / "three_ex02_mine.py").write_text(right())
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / ".git").mkdir()
+    hand_in(tmp_path, **{".dot": right()})
     (tmp_path / "readme.txt").write_text("")
     graded = grade(tmp_path)
     states = {pupil.name: pupil.results[0].state for pupil in graded.pupils}
     assert states == {
-        "one": "passed", "three": "passed", "two": "absent", "nothing": "absent",
+        ".dot": "passed", "one": "passed", "three": "passed", "two": "absent", "nothing": "absent",
         "large": "unreadable", "link": "unreadable", "folder": "unreadable", "pipe": "unreadable",
     }
     assert graded.left_out == (".git", "loop", "readme.txt")
@@ -181,7 +192,7 @@ def test_the_results_are_the_expected_ones(small):
     assert klass.got(graded) == planted
     assert {points for row in planted.values() for points, _ in row.values()} >= {0, 10}
     assert any(mistakes for row in planted.values() for _, mistakes in row.values())
-    table = [*csv.reader(io.StringIO(gradebook.table(graded).decode()))]
+    table = [*csv.reader(io.StringIO(gradebook.table(graded).decode("utf-8-sig")))]
     assert table[0] == ["student", "02", "points", "of"]
     assert [int(row[1]) for row in table[1:]] == [row["02"][0] for row in planted.values()]
 
@@ -370,10 +381,143 @@ def test_names_of_every_kind(tmp_path):
     hand_in(tmp_path, **dict.fromkeys(names, "no Python ("))
     graded = grade(tmp_path, jobs=1)
     assert {pupil.name for pupil in graded.pupils} == {*names}
-    rows = [*csv.reader(io.StringIO(gradebook.table(graded).decode()))]
+    rows = [*csv.reader(io.StringIO(gradebook.table(graded).decode("utf-8-sig")))]
     assert len(rows) == len(graded.pupils) + 1 and len({row[0] for row in rows}) == len(rows)
     assert "'=HYPERLINK(1)" in {row[0] for row in rows}
     assert classpage.page(graded) and gradebook.as_json(graded)
+
+
+@pytest.mark.parametrize("name", [" =1+1", "\u3000\uff1d1", "\uff0bA1", "\t@x", "-2", "%a"])
+def test_a_spreadsheet_reads_no_name_as_a_formula(tmp_path, name):
+    hand_in(tmp_path, **{name: "no Python ("})
+    text = gradebook.table(grade(tmp_path, jobs=1))
+    assert text.startswith(b"\xef\xbb\xbf") and text.decode("utf-8-sig").splitlines()[1][0] == "'"
+
+
+@pytest.mark.parametrize(("names", "words"), [
+    (["ann/a.py", "ex02_b.py"], "no student's name"),
+    (["ann/a.py", "ex02_carla/a.py"], "begins like"), (["ex02_carla/a.py"], "begins like"),
+    (["ann/a.py", "bob.py"], "no number of an exercise"),
+    (["ann/ex02_a.py", "ann-ex02.py"], "which one counts"),
+    (["Ann/a.py", "ann/a.py"], "one student"),
+    (["a-ex02.py", "a_ex02_x.py"], "which one counts"),
+    (["Zoe\u0301/a.py", "Zo\u00e9/a.py"], "one student"),
+    (["readme.txt"], "contains no submission"),
+])
+def test_what_could_be_read_in_two_ways_is_listed(tmp_path, names, words):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=words):
+        submissions.submissions(tmp_path, grading.chosen(["02", "02"]))
+
+
+def test_a_name_ends_where_the_exercise_begins(tmp_path):
+    for name in ("Alex01-ex02_a.py", "Al-ex02_a.py", "max02_ex02.py", "ex_tom ex02.py"):
+        (tmp_path / name).write_text("")
+    (one,) = grading.chosen(["02", "2"])
+    assert [*submissions.submissions(tmp_path, (one,))[0]] == ["Al", "Alex01", "ex_tom", "max02"]
+
+
+def test_a_dry_run_lists_and_judges_nothing(tmp_path, ex, monkeypatch):
+    hand_in(tmp_path / "class", ann=right(), bob="x = (")
+    monkeypatch.setattr(grading, "grade", None)
+    said = ex("grade", "class", "--only", "02", "--list")
+    assert f"ann\n  02  ann/{NAME}" in said and "2 students; nothing was judged" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"class"}
+
+
+@pytest.mark.parametrize(("files", "points", "words"), [
+    ({}, 0, "it is empty"), ({"unbroadcast.py": "x"}, 0, "what is there is unbroadcast.py"),
+    ({"a/ex02_a.py": "x", "b/ex02_a.py": "x"}, 0, "what is there is a, b"),
+    ({"ex02_a.py": "x", "ex02_b.py": "x"}, 0, "2 files for this exercise"),
+    ({"sub/ex02_mine.py": None}, 3, "right"),
+])
+def test_gradescope_always_gets_a_file_and_nothing_else(tmp_path, ex, files, points, words):
+    (place := tmp_path / "submission").mkdir()
+    (out := tmp_path / "results").mkdir()
+    for name, text in files.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(right() if text is None else text)
+    number = "91" if points else "02"
+    for path in [*place.rglob("ex02*.py")] if points else []:
+        path.rename(path.with_name("ex91_mine.py"))
+    line = ["grade", str(place), "--only", number, "--gradescope", str(out / "results.json")]
+    ex(*line)
+    data = json.loads((out / "results.json").read_bytes())
+    assert data["score"] == points and words in data["tests"][0]["output"], data
+    assert {*data} <= {"score", "execution_time", "output", "output_format", "visibility",
+                       "stdout_visibility", "extra_data", "tests", "leaderboard"}
+    assert {*data["tests"][0]} <= {"score", "max_score", "status", "name", "name_format", "number",
+                                   "output", "output_format", "tags", "visibility", "extra_data"}
+    ex(*line)  # its own file may be replaced
+    assert [path.name for path in out.iterdir()] == ["results.json"]
+
+
+def broken(folder: Path, below: str) -> None:
+    (folder / "ex93_own.py").write_text(
+        (book.TASKS / "ex02_unbroadcast.py").read_text("utf-8") + klass.FEW + below, "utf-8")
+
+
+@pytest.mark.parametrize(("below", "words"), [
+    ("raise OSError('gone')", "cannot be read: OSError: gone"),
+    ("import gone_module", "gone_module"),
+    ("del TITLE", "TITLE"),
+    ("@kit.check(st.just({}), points=5)\ndef broken(student):\n    'Broken.'\n    import gone\n",
+     "cannot be judged: its own solution gets 10 of 15"),
+])
+def test_a_broken_exercise_stops_the_run_and_nothing_of_it_is_kept(
+    tmp_path, ex, monkeypatch, below, words
+):
+    (own := tmp_path / "own").mkdir()
+    monkeypatch.setenv(book.OWN, str(own))
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "ann-ex93.py").write_text(klass.answer("return g"))
+    line = ["grade", "class", "--only", "93", "--csv", "out.csv"]
+    for text, code in ((below, 2), ("", 0)):  # mended
+        broken(own, text)
+        for cached in (book.exercise, book._module, soundness._failure):
+            cached.cache_clear()
+        said = ex(*line, code=code)
+        assert (words in said and "Traceback" not in said) == bool(text), said
+        assert (tmp_path / "out.csv").exists() == (not text)
+        assert bool([*tmp_path.glob(".minilora-grades/*.json")]) == (not text)
+
+
+def test_a_full_disk_is_no_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(soundness, "ROOM", 1 << 62)
+    wrong = {"unbroadcast": lambda g, s: g}
+    verdict = judging.judge_here(book.exercise("02"), wrong, explain=False)
+    with pytest.raises(child.Fault, match="is full"):
+        soundness.assure(book.exercise("02"), verdict)
+
+
+def test_the_own_folder_must_be_one(monkeypatch, ex, tmp_path):
+    monkeypatch.setenv(book.OWN, str(tmp_path / "gone"))
+    assert "which is no folder" in ex("init", code=2)
+    monkeypatch.delenv(book.OWN)
+    ex("init", "--only", "02,02")
+    progress = tmp_path / "exercises" / desk.PROGRESS
+    assert json.loads(progress.read_text())["course"] == ["02"]
+    progress.write_text(progress.read_text().replace('"02"', '"94"', 1))
+    said = ex("status", code=2)
+    assert "94, which this minilora does not have" in said and "damaged" not in said
+
+
+def test_an_interrupted_grading_says_what_it_kept_and_leaves_nothing(tmp_path, ex, monkeypatch):
+    (within := tmp_path / "within").mkdir()
+    monkeypatch.setenv("TMPDIR", str(within))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    slow = klass.answer("import time; time.sleep(30)")
+    hand_in(tmp_path / "class", a=right(), b=slow)
+
+    def stop(line):
+        if "a  02" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: 1 of 2 files .* kept: run the same"):
+        grade(tmp_path / "class", say=stop, store=tmp_path / "store")
+    assert not [*within.iterdir()] and not processes(within)
 
 
 def test_an_empty_folder_is_refused(tmp_path):

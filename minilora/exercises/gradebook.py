@@ -27,7 +27,7 @@ def table(of: Class) -> bytes:
     out.writerow(["student", *(task.number for task in of.tasks), "points", "of"])
     for pupil in of.pupils:
         name = plain(pupil.name)
-        first = unicodedata.normalize("NFKC", name).lstrip()[:1]  # a wide = is one too
+        first = unicodedata.normalize("NFKC", pupil.name).lstrip()[:1]  # a wide = is one too
         name = f"'{name}" if first and first in "=+-@|%" else name
         out.writerow([name, *(one.points for one in pupil.results), pupil.points, of.of])
     return text.getvalue().encode("utf-8-sig")
@@ -67,21 +67,22 @@ def gradescope(of: Class) -> bytes:
     ]
     data = {"score": pupil.points, "output": f"{pupil.points} of {of.of} points",
             "output_format": "text", "visibility": "visible", "tests": tests}
-    whole = data | {"extra_data": {"minilora": _digest(data)}}
-    return (json.dumps(whole, indent=1) + "\n").encode()
+    return _signed(data)
 
 
 def written(content: bytes) -> bool:
     """Is this a results.json as `gradescope` writes it, not changed since?"""
     try:
         data = json.loads(content)
-        return bool(data.pop("extra_data") == {"minilora": _digest(data)})
-    except (ValueError, AttributeError, KeyError, RecursionError):
+        del data["extra_data"]
+        return _signed(data) == content
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:32]
+def _signed(data: Mapping[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:32]
+    return (json.dumps({**data, "extra_data": {"minilora": digest}}, indent=1) + "\n").encode()
 
 
 def _message(part: Part, mistakes: tuple[str, ...]) -> str:

@@ -169,6 +169,8 @@ def _silenced() -> None:
     """Replace the functions in SILENT wherever a module or one of os's sets holds them."""
     sets = [value for name, value in vars(os).items() if name.startswith("supports_")
             and isinstance(value, set)]
+    with contextlib.suppress(ImportError):  # subprocess may be imported: numpy.testing does it
+        importlib.import_module("_posixsubprocess")
     for module in ("posix", "nt", "os", "signal", "_signal", "_posixsubprocess"):
         namespace = vars(sys.modules.get(module) or types.ModuleType(module))
         for name in SILENT & {*namespace}:

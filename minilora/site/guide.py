@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import __version__
 from ..exercises.book import MILESTONES, OWN, Exercise, exercise, exercises
 from ..words import INSTALL
 from .contents import chapter
@@ -74,24 +75,48 @@ with them: `minilora ex milestone 05`.
 
     minilora ex grade SUBMISSIONS --seed 7 --jobs 2 --csv out.csv --html class.html
 
-The folder SUBMISSIONS contains a folder or a file for each student. `class.html` shows the mistakes
-of the class and how frequent they are: what to discuss next. `--json` and `--gradescope` write
-files for other programs. The same seed gives the same bytes. An interrupted run continues where it
-stopped. A later run replaces these files if nobody changed them, and other files only with
-`--force`.
+The folder SUBMISSIONS contains a folder for each student, or a file STUDENT-ex02_name.py. First
+look at who is a student and which file counts; names that could be read in two ways are an error:
 
-Each submission runs in its own process with limits of time, memory, output and files. It may not
-start a process or write a file. That stops accidents and pranks. It is no security sandbox: grade
-submissions of strangers in a container or a virtual machine.
+    minilora ex grade SUBMISSIONS --list
 
-**GitHub Classroom.** Make a repository with `minilora ex init`, with the checkout of minilora
-beside the exercises, and one autograding test for each exercise. Its setup is `{install[0]}` in
-{install[2]}, and its command is `minilora ex check 06`, which exits with 0 on a pass and
-with 1 otherwise.
+`class.html` shows the mistakes of the class and how frequent they are: what to discuss next.
+`--json` and `--gradescope` write files for other programs. The same seed gives the same bytes. An
+interrupted run continues where it stopped. A later run replaces these files if nobody changed
+them, and other files only with `--force`.
 
-**Gradescope.** `setup.sh` installs the package. `run_autograder` runs:
+Each submission runs in its own process with limits of time, memory, output and files. The checks
+run in another process. It may not start a process or write a file, and it cannot read the
+solutions. That stops accidents and pranks. It is no security sandbox: grade submissions of
+strangers in a container or a virtual machine. If an exercise cannot be judged, because its file is
+broken, a package is missing or the disk is full, the run stops and says so: nobody gets 0 points.
 
-    minilora ex grade /autograder/submission --seed 7 --gradescope /autograder/results/results.json
+**GitHub Classroom.** Make a template repository with `minilora ex init .`, and put a wheel of
+minilora into it: `pip wheel --no-deps .` in {install[2]} makes one. Add
+one autograding test of the kind "run a command" for each exercise. Its setup command and its
+command are
+
+    pip install './{wheel}[exercises]'
+    minilora ex check 06
+
+The command exits with 0 on a pass, with 1 otherwise, and with 2 if it cannot judge.
+
+**Gradescope.** Choose an Ubuntu image with Python 3.11 or newer. Upload a zip with three files: the
+wheel, `setup.sh` and `run_autograder`. `setup.sh` is
+
+    #!/usr/bin/env bash
+    apt-get update && apt-get install -y python3-venv
+    python3 -m venv /autograder/minilora
+    /autograder/minilora/bin/pip install '/autograder/source/{wheel}[exercises]'
+
+and `run_autograder`, whose first line must be there, is
+
+    #!/usr/bin/env bash
+    /autograder/minilora/bin/minilora ex grade /autograder/submission --only 06 --seed 7 \\
+        --gradescope /autograder/results/results.json
+
+All that is submitted is one student. An empty submission or a wrong file name gets 0 points and a
+sentence that says what is missing. Nothing else is written into `results`.
 
 ## Change the course
 
@@ -113,6 +138,7 @@ def page() -> str:
         table="\n".join(map(_row, exercises())),
         milestones=", ".join(MILESTONES), own=OWN,
         install=INSTALL("exercises").partition(" in "),
+        wheel=f"minilora-{__version__}-py3-none-any.whl",
     ).rstrip()
 
 
