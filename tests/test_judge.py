@@ -406,6 +406,33 @@ def test_commands_at_the_same_time_lose_no_progress(tmp_path):
     assert [desk.find(tmp_path).of(number).hints for number in numbers] == [10] * 4
 
 
+def test_check_takes_a_seed(ex, tmp_path, monkeypatch):
+    ex("init", "--only", "02")
+    seeds, one = [], judge.judge
+
+    def seen(of, source, *, seed):
+        seeds.append(seed)
+        return one(klass.brief(checks=1), RIGHT, seed=seed)
+
+    monkeypatch.setattr(judge, "judge", seen)
+    monkeypatch.setattr("minilora.exercises.soundness.assure", lambda *_, **__: None)
+    ex("check", "02", "--seed", "5")
+    ex("check", "02")
+    assert seeds == [5, 0]
+
+
+@pytest.mark.parametrize("command", ["grade", "check", "hint", "init"])
+def test_the_help_of_a_command_is_about_that_command(command, capsys):
+    from minilora import cli
+
+    with pytest.raises(SystemExit):
+        cli.main(["ex", command, "--help"])
+    said = capsys.readouterr().out
+    assert ("--gradescope" in said, "--list" in said) == (command == "grade",) * 2
+    assert "--backend" not in said and "--give-up" not in said and "--plain" not in said
+    assert ("--seed" in said) == (command != "hint")
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3),
     st.lists(st.integers(0, 1), max_size=2), st.dictionaries(st.text(max_size=2), st.none()),
