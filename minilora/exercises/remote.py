@@ -40,16 +40,19 @@ class Remote(Student):
             place = tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True)
         except OSError as error:
             raise child.fault(f"a temporary folder cannot be made: {error}") from error
-        self._place, self._folder = place, Path(place.name)  # removed when this object is, too
+        self._place, self._folder = place, Path(place.name)
         path = self._folder / exercise.name
         try:
             path.write_text(source, "utf-8")
-        except OSError as error:
-            raise child.fault(f"a temporary file cannot be written: {error}") from error
-        self._process, self._words = child.start(
-            "worker", "main", cwd=self._folder, env=child.environment(self._folder),
-            start_new_session=True,
-        )
+            self._process, self._words = child.start(
+                "worker", "main", cwd=self._folder, env=child.environment(self._folder),
+                start_new_session=True,
+            )
+        except BaseException as error:
+            place.cleanup()
+            if isinstance(error, OSError):
+                raise child.fault(f"a temporary file cannot be written: {error}") from error
+            raise
         self._both = wire.Both(self._stand_in, tells=False)
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
