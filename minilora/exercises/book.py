@@ -6,8 +6,9 @@ A file exNN_name.py has up to three parts. The student's stub is made from the f
     solution between ### BEGIN SOLUTION and ### END SOLUTION
     ### DRIVERS                 functions (file, ...) that call several functions of the student's
                                 file, or with functions of ours; a check calls student.driver(...)
-    ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, WRONG; optional:
-                                IN_PLACE, ENGINE, drawn(seed) (fields of Exercise)
+    ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, PROMISES, EXPLAINS,
+                                WRONG; optional: IN_PLACE, ENGINE, drawn(seed),
+                                behaviour(student) (fields of Exercise)
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ MILESTONES = {  # milestone -> the exercises whose functions it runs in the engi
 }
 OWN = "MINILORA_EXERCISES"  # environment variable: the folder of a teacher's own exercises
 TODO = 'raise NotImplementedError("write this function")'
+OPTIONS = ("in_place", "engine", "drawn", "promises", "explains", "behaviour")
 Function = Callable[..., Any]
 
 
@@ -61,6 +63,11 @@ class Exercise:
     classes: tuple[str, ...] = ()  # that the stub has
     engine: bool = False  # may the student import minilora?
     drawn: Callable[[int], str] | None = None  # the stub for a seed, if stubs differ
+    # a check -> words of the sentences of the statement that it checks
+    promises: Mapping[Check, tuple[str, ...]] = field(default_factory=dict)
+    explains: tuple[str, ...] = ()  # words of the sentences that promise nothing
+    # what an answer does, in words that can be compared; None: by its results
+    behaviour: Callable[[Any], Mapping[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -167,9 +174,8 @@ def _read(file: Path, kind: type[Check]) -> Exercise:
     functions = tuple(_to_write(given))
     drivers = [name for name in _defined(below, ast.FunctionDef) if not name.startswith("_")]
     options = {
-        option: value for option, name in (("in_place", "IN_PLACE"), ("engine", "ENGINE"),
-                                           ("drawn", "drawn"))
-        if (value := getattr(module, name, None)) is not None
+        option: value for option in OPTIONS
+        if (value := getattr(module, option.upper(), getattr(module, option, None))) is not None
     }
     of = Exercise(
         number=file.name[2:4], path=file, given=given, title=module.TITLE, minutes=module.MINUTES,

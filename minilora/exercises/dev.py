@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,44 +16,129 @@ import numpy as np
 from ..files import atomic
 from . import report
 from .book import CHECKS, Exercise, path
-from .judge import Verdict, alike, attempt, judge, judge_here
-from .kit import shown
+from .judge import Verdict, attempt, judge, judge_here, on_cases
+from .kit import Case, Check, shown
+from .naming import alike
 from .student import Local, same
 
-HINTS, WRONG, SEEDS = 3, 6, 8
+HINTS, WRONG, SEEDS = 3, 6, 20
 FEW, CASES = 10, 12  # without `names`: every so many mistakes, and so many cases of a check
 EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
+Functions = Mapping[str, Callable[..., Any]]
 
 
 def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
     """Yield a sentence for each fault of an exercise.
 
-    names: try SEEDS seeds and every known mistake, test that the verdict names it, and try a
+    names: try every known mistake under SEEDS seeds, test that the verdict names it, and try a
     memorised answer, which takes most of the time; otherwise one seed, every FEW-th mistake, and
     CASES cases of each check at most.
     """
     yield from _written(of)
+    yield from _untied(of)
     if not names:
         few = (replace(check, examples=min(CASES, check.examples)) for check in of.checks)
         of = replace(of, checks=tuple(few))
-    for seed in range(SEEDS if names else 1):
-        verdict = judge(of, of.solution(), seed=seed)
-        if not verdict.passed:
-            yield f"the solution fails under seed {seed}: {_failures(verdict)}"
+    verdict = judge(of, of.solution())
+    if not verdict.passed:
+        yield f"the solution fails under seed 0: {_failures(verdict)}"
     verdict = judge(of, of.stub(), explain=names)
     for outcome in verdict.outcomes:
         if outcome.points:
             yield f"the stub passes a check: {outcome.title}"
+    drawn: dict[int, list[list[Case]]] = {
+        seed: [cases(of, check, seed) for check in of.checks]
+        for seed in range(SEEDS if names else 1)
+    }
+    for seed, every in drawn.items():
+        if failed := failures(of, of.reference, every):
+            yield f"the solution fails under seed {seed}: {'; '.join(failed)}"
+    for what, functions in idle(of):
+        for title in {check.title for check in of.checks} - failures(of, functions, drawn[0]):
+            yield f"{what} passes a check: {title}"
+    toothless = {check.title for check in of.checks}
     for function, mistake in known(of)[:: 1 if names else FEW]:
         wrong = {**of.reference, function: of.wrong[function][mistake]}
-        verdict = judge_here(of, wrong, explain=names)
-        if verdict.passed:
+        first = failures(of, wrong, drawn[0])
+        toothless -= first
+        if not first:
             yield f"a known mistake passes: {mistake}"
-        elif names and verdict.mistakes != (mistake,):
-            named = ", ".join(map(repr, verdict.mistakes)) or "nothing"
-            yield f"the verdict names {named} for a known mistake: {mistake}"
-    if names and judge_here(of, memorised(of), seed=1, explain=False).passed:
-        yield "a memorised answer passes under another seed"
+        for seed in [*drawn][1:]:
+            for title in failures(of, wrong, drawn[seed]) ^ first:
+                yield f"a check fails under seed 0 or {seed}, but not both: {title}: {mistake}"
+        if names and mistake not in (named := judge_here(of, wrong).mistakes):
+            said = ", ".join(map(repr, named)) or "nothing"
+            yield f"the verdict names {said} for a known mistake: {mistake}"
+    if names:
+        yield from (f"no known mistake fails a check: {title}" for title in toothless)
+        if judge_here(of, memorised(of), seed=1, explain=False).passed:
+            yield "a memorised answer passes under another seed"
+
+
+def cases(of: Exercise, check: Check, seed: int) -> list[Case]:
+    """Return the cases on which a check runs under this seed."""
+    drawn: list[Case] = []
+    on_cases(of, check, seed, check.examples, drawn.append)
+    return drawn
+
+
+def failures(of: Exercise, functions: Functions, every: list[list[Case]]) -> set[str]:
+    """Return the titles of the checks that fail on one of their cases."""
+    student, failed = Local(of, functions), set[str]()
+    for check, cases in zip(of.checks, every):
+        student.known.clear()
+        for case in cases:
+            try:
+                check.run(student, **case)
+            except Exception:
+                failed.add(check.title)
+                break
+    return failed
+
+
+def idle(of: Exercise) -> Iterator[tuple[str, Functions]]:
+    """Yield answers that do nothing, with their names: each returns a constant or an argument."""
+    constants: list[Any] = [None, 0, 1, 0.0, 1.0, 0.5, "", (), [], {}, True, np.zeros(1)]
+    changes: dict[str, Callable[[Any], Any]] = {
+        "": lambda value: value, ", without signs": np.abs, ", all zeros": np.zeros_like,
+        ", all ones": np.ones_like, " in a list": lambda value: [value],
+    }
+    for one in constants:
+        yield f"an answer that returns {one!r}", dict.fromkeys(of.functions, _constant(one))
+    for i in range(max(len(inspect.signature(f).parameters) for f in of.reference.values())):
+        for what, change in changes.items():
+            answer = f"an answer that returns argument {i + 1}{what}"
+            yield answer, dict.fromkeys(of.functions, _argument(i, change))
+
+
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda *_: value
+
+
+def _argument(i: int, change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *args: change(args[i])
+
+
+def _untied(of: Exercise) -> Iterator[str]:
+    """Sentences of the statement that belong to no check, and words that are in no sentence."""
+    words = [*of.explains, *(one for ties in of.promises.values() for one in ties)]
+    said = sentences(of.statement)
+    for sentence in said:
+        if not any(one in sentence for one in words):
+            yield f"no check promises this sentence, and EXPLAINS does not name it: {sentence}"
+    for one in words:
+        if not any(one in sentence for sentence in said):
+            yield f"no sentence of the statement has these words of PROMISES or EXPLAINS: {one}"
+    for check in of.checks:
+        if check not in of.promises:
+            yield f"PROMISES ties no sentence to a check: {check.title}"
+
+
+def sentences(statement: str) -> list[str]:
+    """Return the sentences of a statement without its examples, which are tried."""
+    text = re.sub(EXAMPLE, "", statement.partition(". ")[2], flags=re.M)
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return [one for part in paragraphs for one in re.split(r"(?<=[.?])\s+(?=[A-Z(])", part) if one]
 
 
 def known(of: Exercise) -> list[tuple[str, str]]:
@@ -92,7 +178,7 @@ def _failures(verdict: Verdict) -> str:
     )
 
 
-def memorised(of: Exercise) -> Mapping[str, Callable[..., Any]]:
+def memorised(of: Exercise) -> Functions:
     """Return functions that know the answers for seed 0, and give the last of them otherwise."""
     table: dict[str, list[tuple[tuple[Any, ...], Any, tuple[Any, ...]]]] = {}
 

@@ -5,38 +5,30 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import itertools
 import os
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.errors import Flaky
+from hypothesis.strategies import SearchStrategy
 
 from ..files import cache
-from .book import Exercise, with_mistake
+from . import naming
+from .book import Exercise
 from .kit import Case, Check, Wrong
+from .naming import Trial
 from .remote import Remote
-from .student import LIMITS, Call, Changed, Halted, Limits, Local, Raised, Student
+from .student import LIMITS, Changed, Halted, Limits, Local, Raised, Student
 from .worker import LIMIT
 
 HALTS = 2  # after this many halts of a file's process, no further check is run
 HOME = "__hypothesis_home_directory"  # Hypothesis writes into it: not into a student's folder
 VISIBLE = 0.05  # a larger gap can be seen, as a share of the largest expected number
 CASES = 20  # cases of a failed check on which a known mistake has to agree with the student
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One drawn case of a check, and the student's calls in it."""
-
-    check: Check
-    case: Case
-    calls: list[Call]
 
 
 @dataclass(frozen=True)
@@ -124,12 +116,14 @@ def judge(
                 last.close()
                 printed = last.printed() or printed
         alone = _printed_for(outcomes, *open_)
+        if explain:
+            with contextlib.suppress(Halted):
+                outcomes = [*explained(exercise, outcomes, open_[0] if open_ else None)]
     finally:
         for last in open_:
             last.close()
             printed = last.printed() or printed
-    named = explained(exercise, outcomes) if explain else tuple(outcomes)
-    return Verdict(exercise, named, alone or printed, bool(alone))
+    return Verdict(exercise, tuple(outcomes), alone or printed, bool(alone))
 
 
 def _printed_for(outcomes: Iterable[Outcome], student: Student | None = None) -> str:
@@ -156,7 +150,7 @@ def judge_here(
         outcomes.append(attempt(exercise, check, student, seed, explain))
         if not (explain or outcomes[-1].points):
             return Verdict(exercise, tuple(outcomes))
-    return Verdict(exercise, explained(exercise, outcomes))
+    return Verdict(exercise, explained(exercise, outcomes, student))
 
 
 def attempt(
@@ -167,9 +161,14 @@ def attempt(
 
     def run(case: Case) -> None:
         student.calls = []
-        trials.append(Trial(check, case, student.calls))
+        trials.append(Trial(check, case, student.calls, failed := []))
         del trials[CASES - 1 : -1]  # results can be large: keep a few
-        check.run(student, **case)
+        try:
+            check.run(student, **case)
+        except Exception:
+            failed.append(True)
+            raise
+        failed.append(False)
 
     def run_on(case: Case) -> None:
         with contextlib.suppress(Wrong, Raised):
@@ -184,19 +183,22 @@ def attempt(
                     raise
 
     try:
-        _on_cases(exercise, check, seed_, check.examples, run, shrink=explain)
+        on_cases(exercise, check, seed_, check.examples, run, shrink=explain)
     except Flaky:
         lines = ("expected the same answer to the same arguments",
                  "got      another answer each time: do you draw random numbers without a seed?")
         return _failed(check, lines=lines)
     except Raised as error:
-        last = trials[-1]
-        return _failed(check, case=last.case, trials=(last,), **_raised(error))
+        raised, smallest = _raised(error), trials[-1]
+        del trials[:]
+        if explain and raised["kind"] not in ("todo", LIMIT):
+            on_cases(exercise, check, seed_, min(CASES, check.examples), run_on)
+        return _failed(check, case=smallest.case, trials=(smallest, *trials), **raised)
     except Wrong as wrong:
         smallest = trials[-1]
         if explain and wrong.share < VISIBLE:  # -2.0001 for -2: is there a case that shows more?
             try:
-                _on_cases(exercise, check, seed_, check.examples, run_clear, shrink=True)
+                on_cases(exercise, check, seed_, check.examples, run_clear, shrink=True)
             except Wrong as clear:
                 wrong, smallest = clear, trials[-1]
             except Flaky:
@@ -205,7 +207,7 @@ def attempt(
         if isinstance(wrong, Changed):
             student.known.add(wrong.function)
         if explain:
-            _on_cases(exercise, check, seed_, min(CASES, check.examples), run_on)
+            on_cases(exercise, check, seed_, min(CASES, check.examples), run_on)
         return _failed(check, case=smallest.case, trials=(smallest, *trials), lines=wrong.lines)
     except Exception as error:  # the check itself cannot handle the result
         lines = ("expected a result that the check can read",
@@ -214,19 +216,26 @@ def attempt(
     return Outcome(check.title, check.points, check.points, trials=tuple(trials))
 
 
-def _on_cases(
+def on_cases(
     exercise: Exercise, check: Check, seed_: int, examples: int, run: Callable[[Case], None],
     shrink: bool = False,
 ) -> None:
     """Run a function on drawn cases, always the same ones; shrink: then on smaller failing ones."""
+    for kind in check.cases:
+        _on_kind(exercise, check, kind, seed_, -(-examples // len(check.cases)), run, shrink)
 
+
+def _on_kind(
+    exercise: Exercise, check: Check, kind: SearchStrategy[Case], seed_: int, examples: int,
+    run: Callable[[Case], None], shrink: bool,
+) -> None:
     @seed(zlib.crc32(f"{seed_} {exercise.number} {check.title}".encode()))
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None,
         report_multiple_bugs=False, print_blob=False, suppress_health_check=[*HealthCheck],
         phases=(Phase.generate, *[Phase.shrink] * shrink),
     )
-    @given(check.cases)
+    @given(kind)
     def property_(case: Case) -> None:
         run(case)
 
@@ -240,84 +249,21 @@ def _on_cases(
         configuration.set_hypothesis_home_dir(before)
 
 
-def explained(exercise: Exercise, outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
-    """Return the outcomes with the known mistakes that explain the failures.
-
-    A mistake explains them if, over all checks, it gives what the student's code gave in every call
-    of the mistaken function and of the drivers. If other functions of the reference call the
-    mistaken one, theirs may be wrong too: then it has to explain the calls of all functions.
-    """
+def explained(
+    exercise: Exercise, outcomes: Iterable[Outcome], student: Student | None
+) -> tuple[Outcome, ...]:
+    """Return the outcomes with the known mistakes that explain the failures."""
     outcomes = tuple(outcomes)
     if all(outcome.points for outcome in outcomes):
         return outcomes
-    trials = sorted(
-        ((outcome, one, i == 0 and not outcome.points)
-         for outcome in outcomes for i, one in enumerate(outcome.trials)),
-        key=lambda entry: not entry[2],
-    )
-    unwritten = {"NotImplementedError"}  # it, or a call of it: says nothing about other functions
-    explains: dict[str, set[str]] = {}  # mistake -> the titles of the checks that it fails
-    for function, known in exercise.wrong.items():
-        for mistake, through in itertools.product(known, (False, True)[: len(exercise.functions)]):
-            if mistake in explains:
-                continue
-            local = Local(exercise, with_mistake(exercise, function, mistake, through))
-            which = exercise.functions if through else (function,)
-            failed = set()
-            for outcome, one, smallest in trials:
-                theirs = _calls(exercise, one.calls, which)
-                if (not theirs and not smallest) or unwritten & {call.error for call in theirs}:
-                    continue
-                fails = _fails(one, local)
-                ours = _calls(exercise, local.calls, which)
-                if not all(map(alike, theirs, ours)):
-                    break
-                if smallest and fails and theirs:
-                    failed.add(outcome.title)
-            else:
-                explains[mistake] = failed
+    explains = naming.named(exercise, student, (
+        (one, i == 0 and not outcome.points)
+        for outcome in outcomes for i, one in enumerate(outcome.trials)
+    ))
     return tuple(
         replace(outcome, mistakes=tuple(m for m in explains if outcome.title in explains[m]))
         for outcome in outcomes
     )
-
-
-def _calls(exercise: Exercise, calls: list[Call], which: Collection[str]) -> list[Call]:
-    """The calls of these functions and of the drivers, which may call them."""
-    return [call for call in calls if call.name in which or call.name not in exercise.functions]
-
-
-def _fails(trial: Trial, student: Student) -> bool:
-    student.calls = []
-    try:
-        trial.check.run(student, **trial.case)
-    except (Wrong, Raised):
-        return True
-    return False
-
-
-def alike(a: Any, b: Any) -> bool:
-    """Are these results the same up to rounding?"""
-    if isinstance(a, np.ndarray | np.generic | float | int) and not isinstance(a, bool):
-        if not isinstance(b, np.ndarray | np.generic | float | int) or np.shape(a) != np.shape(b):
-            return False
-        kinds = np.asarray(a).dtype, np.asarray(b).dtype
-        python = type(a) in (float, int) or type(b) in (float, int)  # these have no exact dtype
-        if kinds[0] != kinds[1] and not python:
-            return False
-        eps = max((float(np.finfo(k).eps) for k in kinds if k.kind == "f"), default=0.0)
-        top = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
-        atol = min(1e4 * eps, 0.01) * top  # float16 has few digits
-        return bool(np.allclose(a, b, rtol=0, atol=atol, equal_nan=True))
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and [*a] == [*b] and all(alike(a[k], b[k]) for k in a)
-    if isinstance(a, Call):
-        return isinstance(b, Call) and all(
-            alike(getattr(a, f), getattr(b, f)) for f in ("name", "value", "changed", "error")
-        )
-    return type(a) is type(b) and bool(a == b)
 
 
 def _failed(check: Check, case: Case | None = None, **facts: Any) -> Outcome:

@@ -31,21 +31,24 @@ class Wrong(AssertionError):
 class Check:
     """A property: `run(student, **case)` raises Wrong if it does not hold.
 
-    title: the property in a sentence. cases: draws the arguments by name; a failure shows those
-    without a leading _. points: its worth. examples: the number of cases.
+    title: the property in a sentence. cases: each of them draws the arguments by name; a failure
+    shows those without a leading _. points: its worth. examples: the number of cases in all.
     """
 
     title: str
-    cases: SearchStrategy[Case]
+    cases: tuple[SearchStrategy[Case], ...]
     points: int
     examples: int
     run: Callable[..., None]
 
 
 def check(
-    cases: SearchStrategy[Case], *, points: int = 1, examples: int = 30
+    *cases: SearchStrategy[Case], points: int = 1, examples: int = 30
 ) -> Callable[[Callable[..., None]], Check]:
-    """Make a Check of a function `(student, **case)`. Its docstring's first line is the title."""
+    """Make a Check of a function `(student, **case)`. Its docstring's first line is the title.
+
+    Each kind of case gets its share of the examples: what only one kind shows is always seen.
+    """
 
     def decorate(run: Callable[..., None]) -> Check:
         title = docstring(run).partition("\n")[0].rstrip(".")
@@ -69,6 +72,38 @@ def small(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.choice([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0], size=shape)
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Fills arrays: `numbers(2, 3)`. easy: with small integers, otherwise with any numbers."""
+
+    easy: bool
+    rng: np.random.Generator
+
+    def __call__(self, *shape: int) -> np.ndarray:
+        array = small(self.rng, *shape)
+        if self.easy:
+            return array
+        zeros = self.rng.choice([0.0, -0.0], size=shape)
+        kind = self.rng.random(shape)
+        return np.where(kind < 0.6, self.rng.normal(size=shape), np.where(kind < 0.8, zeros, array))
+
+
+def numbers(easy: bool | None = None) -> SearchStrategy[Numbers]:
+    """Draw what fills arrays. easy: see Numbers; None: rarely.
+
+    A failing case is made of small integers if it can be: they are easy to read in a message. All
+    other arrays have numbers with all digits of a float, and numbers that are 0.0 or -0.0.
+    """
+    rarely = st.integers(0, 4).map(lambda n: n == 0) if easy is None else st.just(easy)
+    return st.builds(Numbers, rarely, generators())
+
+
+def scalars(*simple: float, low: float = 0.1, high: float = 20.0) -> SearchStrategy[float]:
+    """Draw one of these simple numbers, or one with all digits of a float from low to high."""
+    any_digits = generators().map(lambda rng: float(rng.uniform(low, high)))
+    return st.sampled_from(simple) | any_digits
+
+
 def parts(value: Any, *names: str) -> tuple[Any, ...]:
     """Return the members of a tuple or list. Raises Wrong unless there is one for each name."""
     wanted = f"expected {len(names)} values to be returned: {', '.join(names)}"
@@ -79,11 +114,13 @@ def parts(value: Any, *names: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None = None) -> None:
+def equal(
+    got: Any, expected: Any, what: str = "the result", rtol: float | None = None, size: Any = 0.0
+) -> None:
     """Raise Wrong unless `got` equals the number or array `expected`, up to rounding.
 
-    rtol: the largest gap, relative to the largest |expected|; None: 256 eps of expected's dtype,
-    and 0 for integers.
+    rtol: the largest gap, relative to the largest |expected| and |size|; None: 256 eps of
+    expected's dtype, and 0 for integers. size: the terms of a sum in which they can cancel.
     """
     number(got, np.shape(expected), what)
     a, b = np.asarray(got), np.asarray(expected)
@@ -92,7 +129,7 @@ def equal(got: Any, expected: Any, what: str = "the result", rtol: float | None 
     wide = np.result_type(a.dtype, b.dtype, np.float64)
     gap = np.abs(a.astype(wide) - b.astype(wide))
     gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf - inf is not 0
-    top = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
+    top = np.max(np.abs(b[np.isfinite(b)]), initial=float(np.max(np.abs(size), initial=0.0)))
     if not np.all(gap <= rtol * top):
         digits = next((n for n in (4, 8) if shown(a, n) != shown(b, n)), 17)
         raise Wrong(

@@ -95,15 +95,15 @@ def _same(student, name, f, g, x, y, which="xy"):
     expected = dict(zip("xy", _measured(f, g, x, y)))
     got = dict(zip("xy", kit.parts(getattr(student, name)(g, x, y), "dx", "dy")))
     for one in which:
-        kit.equal(got[one], expected[one], f"d{one}")
+        kit.equal(got[one], expected[one], f"d{one}", size=g)
 
 
 @st.composite
 def alike(draw):
     """g, x and y of one shape."""
     shape = draw(st.lists(kit.sizes(2, 3), min_size=1, max_size=3))
-    rng = draw(kit.generators())
-    return {name: kit.small(rng, *shape) / 10 for name in ("g", "x", "y")}
+    numbers = draw(kit.numbers())
+    return {name: numbers(*shape) / 10 for name in ("g", "x", "y")}
 
 
 @st.composite
@@ -111,9 +111,8 @@ def products(draw, square=False):
     """x, y, and g of the shape of x @ y; square: all sizes equal, otherwise all different."""
     size = draw(kit.sizes(1, 3))
     m, k, n = (size,) * 3 if square else draw(st.permutations([1, 2, 3, 4]))[:3]
-    rng = draw(kit.generators())
-    shapes = {"g": (m, n), "x": (m, k), "y": (k, n)}
-    return {name: kit.small(rng, *shape) / 10 for name, shape in shapes.items()}
+    numbers, shapes = draw(kit.numbers()), {"g": (m, n), "x": (m, k), "y": (k, n)}
+    return {name: numbers(*shape) / 10 for name, shape in shapes.items()}
 
 
 @kit.check(alike(), points=2)
@@ -144,6 +143,17 @@ def dx_of_matmul(student, g, x, y):
 def dy_of_matmul(student, g, x, y):
     """grad_matmul gives the right dy for matrices that are not square."""
     _same(student, "grad_matmul", np.matmul, g, x, y, "y")
+
+
+PROMISES = {
+    a_sum: ("What are the gradients", "Each function takes"), a_product: ("grad_add",),
+    square_matrices: ("The gradients of", "Multiply each change"),
+    dx_of_matmul: ("Each function takes",), dy_of_matmul: ("Your answer is checked",),
+}
+EXPLAINS = (
+    "Training asks", "This slope is", "Say z is", "g is an array", "Change one number",
+    "See which", "The loss is sum", "Each number of x and y is moved", "Such slopes",
+)
 
 
 def _in_place(g, x, y):

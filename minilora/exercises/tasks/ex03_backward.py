@@ -77,7 +77,10 @@ from minilora.exercises.student import Raised
 
 
 def gradients(file, values, lines, ends):
-    """Run the lines and backward for each of `ends`: ({name: .grad}, number of calls of rules)."""
+    """Run the lines and backward for each of `ends`.
+
+    Returns {name: .grad}, the number of calls of rules, and what the calls of backward returned.
+    """
     calls = []
 
     def rule(f):
@@ -93,9 +96,8 @@ def gradients(file, values, lines, ends):
         value, rules = _computed(expression.split(), nodes)
         parents = tuple(nodes[part] for part in expression.split() if part in nodes)
         nodes[name] = file.Node(value, parents, tuple(map(rule, rules)))
-    for end in ends:
-        file.backward(nodes[end])
-    return dict(zip(nodes, file.each([*nodes.values()], "grad"))), len(calls)
+    returned = [file.backward(nodes[end]) for end in ends]
+    return dict(zip(nodes, file.each([*nodes.values()], "grad"))), len(calls), returned
 
 
 def chain(file, length):
@@ -168,18 +170,26 @@ def _slopes(values, lines, ends):
     return slopes
 
 
+def _sizes(values, lines, ends):
+    """The same with the sizes of all terms, which may cancel in a slope."""
+    sizes = {name: np.abs(value) for name, value in values.items()}
+    return _slopes(sizes, [line.replace("-", "+") for line in lines], ends)
+
+
 def _right(student, values, lines, ends):
-    got, _ = student.gradients(values, lines, ends)
+    got, _, returned = student.gradients(values, lines, ends)
+    sizes = _sizes(values, lines, ends)
     for name, slope in _slopes(values, lines, ends).items():
         kit.holds(got[name] is not None, f"{name}.grad = {kit.shown(slope)}", f"{name}.grad = None")
-        kit.equal(got[name], np.float64(slope), f"{name}.grad")
+        kit.equal(got[name], np.float64(slope), f"{name}.grad", size=sizes[name])
+    kit.holds(returned == [None] * len(ends), "backward to return nothing", kit.shown(returned))
 
 
 @st.composite
 def computations(draw, least_ends=1, most_ends=1):
     """Lines that use any earlier names, and the names for which backward is called."""
-    rng = draw(kit.generators())
-    values = {name: float(kit.small(rng)) for name in "ab"}
+    numbers = draw(kit.numbers())
+    values = {name: float(numbers()) for name in "ab"}
     names, lines = [*values], []
     for name in NAMES[2 : 2 + draw(st.integers(1, 5))]:
         a, b = draw(st.sampled_from(names)), draw(st.sampled_from(names))
@@ -192,9 +202,8 @@ def computations(draw, least_ends=1, most_ends=1):
 @st.composite
 def trees(draw):
     """Lines that use each name once."""
-    rng = draw(kit.generators())
-    left = [*NAMES[: draw(st.integers(2, 4))]]
-    values, lines = {name: float(kit.small(rng)) for name in left}, []
+    numbers, left = draw(kit.numbers()), [*NAMES[: draw(st.integers(2, 4))]]
+    values, lines = {name: float(numbers()) for name in left}, []
     for name in NAMES[len(left) : 2 * len(left) - 1]:
         a, b = (left.pop(draw(st.integers(0, len(left) - 1))) for _ in range(2))
         lines.append(f"{name} = {a} {draw(st.sampled_from('+*-'))} {b}")
@@ -220,13 +229,28 @@ def added_up(student, values, lines, ends):
     _right(student, values, lines, ends)
 
 
-@kit.check(st.integers(1, 9).map(lambda n: {"steps": n}), points=1, examples=10)
-def rules_once(student, steps):
-    """Each rule is called once, even if many paths lead back, as in b = a + a, c = b + b"""
+def _doubled(steps):
     names = NAMES[: steps + 1]
     lines = [f"{new} = {old} + {old}" for old, new in pairwise(names)]
-    _, calls = student.gradients({"a": 1.0}, lines, [names[-1]])
-    kit.holds(calls == 2 * steps, f"{2 * steps} calls of rules", f"{calls}")
+    return {"values": {"a": 1.0}, "lines": lines, "ends": [names[-1]]}
+
+
+@kit.check(st.integers(1, 9).map(_doubled), computations(2, 2), points=1, examples=40)
+def rules_once(student, values, lines, ends):
+    """Each rule is called once, even if many paths lead back, as in b = a + a, c = b + b"""
+    _, calls, _ = student.gradients(values, lines, ends)
+    wanted = 2 * sum(_below(end, lines) for end in ends)
+    kit.holds(calls == wanted, f"{wanted} calls of rules", f"{calls}")
+
+
+def _below(end, lines):
+    """The number of lines from which this name was computed."""
+    needed, count = {end}, 0
+    for line in reversed(lines):
+        if line[0] in needed:
+            needed |= {*line[4:].split()}
+            count += 1
+    return count
 
 
 @kit.check(st.sampled_from([1, 2, 10_000]).map(lambda n: {"length": n}), points=2, examples=8)
@@ -240,21 +264,36 @@ def long_chain(student, length):
 
 @st.composite
 def arrays(draw):
-    """A computation of arrays."""
-    case = draw(computations())
-    rng, size = draw(kit.generators()), draw(kit.sizes(1, 3))
-    values = {name: kit.small(rng, size) for name in case["values"]}
-    return {"values": values, "lines": case["lines"]}
+    """A computation of arrays. y and z are the sums of the numbers in two of them."""
+    case = draw(computations(2, 2))
+    numbers, size = draw(kit.numbers()), draw(kit.sizes(1, 3))
+    values = {name: numbers(size) for name in case["values"]}
+    return {"values": values, "lines": case["lines"], "of": case["ends"]}
 
 
 @kit.check(arrays(), points=1, examples=100)
-def of_arrays(student, values, lines):
-    """Values can be arrays: the slopes of z = the sum of all numbers in the last array."""
-    last = lines[-1][0]
-    got, _ = student.gradients(values, [*lines, f"z = sum {last}"], ["z"])
-    for name, slope in _slopes(values, lines, [last]).items():
-        kit.equal(got[name], slope + np.zeros(len(values["a"])) if np.any(slope) or
-                  np.shape(got[name]) else np.float64(0.0), f"{name}.grad")
+def of_arrays(student, values, lines, of):
+    """Values can be arrays: the slopes of y + z, the sums of all numbers in two arrays."""
+    sums = [f"{name} = sum {one}" for name, one in zip("yz", of)]
+    got, _, _ = student.gradients(values, [*lines, *sums], ["y", "z"])
+    sizes, zeros = _sizes(values, lines, of), np.zeros(len(values["a"]))
+    for name, slope in _slopes(values, lines, of).items():
+        expected = slope + zeros if np.any(slope) or np.shape(got[name]) else np.float64(0.0)
+        kit.equal(got[name], expected, f"{name}.grad", size=sizes[name])
+
+
+PROMISES = {
+    used_once: ("Its gradient is the sum of its shares", "and returns nothing",
+                "backward(node) takes", "A Node (below) has"),
+    used_again: ("A node may pass on its gradient only after", "It works on `node`"),
+    added_up: ("To the .grad of each", "It does not delete the old .grad"),
+    rules_once: ("Call each rule only once",),
+    long_chain: ("A graph can be long", "Python does not let"), of_arrays: ("A Node (below) has",),
+}
+EXPLAINS = (
+    "Walk back through", "A computation is a graph", "c has the parents", "The walk goes back",
+    "Each node gets one share", "A Node can be a key", "The function `example` below",
+)
 
 
 def _sorted(node):

@@ -115,8 +115,8 @@ def logits(draw, axes=2, large=False, dtype=np.float64):
     """z (..., classes) with 1 to `axes` axes; axes=2: always 2. large: far apart, far from 0."""
     few = draw(st.integers(0, 2)) if axes != 2 else 1
     shape = (*(draw(kit.sizes(1, 3)) for _ in range(few)), draw(kit.sizes(2, 4)))
-    rng = draw(kit.generators())
-    z = kit.small(rng, *shape)
+    numbers = draw(kit.numbers())
+    z, rng = numbers(*shape), numbers.rng
     if large:
         z += rng.choice([-1000.0, 0.0, 1000.0], size=(*shape[:-1], 1))
         z += rng.choice([0.0, 0.0, 1000.0], size=shape)
@@ -169,16 +169,34 @@ def large_gradient(student, z, targets):
     _close(got, _slopes(z, targets), "the gradient", z)
 
 
-@kit.check(examples(dtype=np.float32), points=1, examples=20)
+@kit.check(
+    examples(dtype=np.float32), examples(dtype=np.float32, large=True), points=1, examples=30
+)
 def dtypes(student, z, targets):
-    """float32 logits give float32 probabilities and gradients"""
+    """float32 logits give float32 probabilities and gradients, also one row or three axes"""
     wide = z.astype(np.float64)
-    softmax = student.softmax(z)
-    _close(softmax, np.exp(_log_p(wide)), "softmax(z)", z)
+    for rows in (z, z[0], z[None]):
+        softmax = student.softmax(rows)
+        _close(softmax, np.exp(_log_p(np.float64(rows))), "softmax(z)", z)
+        kit.holds(softmax.dtype == z.dtype, "softmax(z) in float32", f"{softmax.dtype}")
     grad = student.grad_cross_entropy(z, targets)
     _close(grad, _slopes(wide, targets), "the gradient", z)
-    for got, what in ((softmax, "softmax(z)"), (grad, "the gradient")):
-        kit.holds(got.dtype == z.dtype, f"{what} in float32", f"{what} in {got.dtype}")
+    kit.holds(grad.dtype == z.dtype, "the gradient in float32", f"{grad.dtype}")
+
+
+PROMISES = {
+    probabilities: ("If z_j are the logits", "Softmax turns a row", "softmax(z) takes"),
+    large_probabilities: ("exp of a large number is infinite", "Logits of 1000"),
+    loss: ("The loss is the mean", "The cross-entropy of one example", "cross_entropy(z, targets)"),
+    large_loss: ("A probability can still round to 0", "Logits of 1000"),
+    gradient: ("It returns the gradient of the loss",), large_gradient: ("Logits of 1000",),
+    dtypes: ("The arrays that you return",),
+}
+EXPLAINS = (
+    "Softmax, cross-entropy, and", "A classifier gives", "It is 0 if that probability",
+    "The probabilities do not change", "So write the log", "grad_cross_entropy(z, targets) takes",
+    "There is a short formula",
+)
 
 
 def _shifted(z, shift=None, axis=-1):

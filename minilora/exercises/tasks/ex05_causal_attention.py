@@ -77,12 +77,12 @@ HINTS = (
 
 
 @st.composite
-def sequences(draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0):
+def sequences(draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0, tokens=(1, 4)):
     """q, k, v (batch, tokens, heads * size) with few numbers, and heads."""
     heads = draw(kit.sizes(*heads))
-    shape = draw(kit.sizes(*batch)), draw(kit.sizes(1, 4)), heads * draw(kit.sizes(1, 3))
-    rng = draw(kit.generators())
-    q, k, v = (kit.small(rng, *shape).astype(dtype) for _ in range(3))
+    shape = draw(kit.sizes(*batch)), draw(kit.sizes(*tokens)), heads * draw(kit.sizes(1, 3))
+    numbers = draw(kit.numbers())
+    q, k, v = (numbers(*shape).astype(dtype) for _ in range(3))
     return {"q": q * dtype(scale), "k": k, "v": v, "heads": heads}
 
 
@@ -91,7 +91,7 @@ def _engine(student, q, k, v, heads):
     eps = float(np.finfo(q.dtype).eps)
     largest = float(np.max(np.abs(q)) * np.max(np.abs(k))) * q.shape[-1]  # of the scores
     got = student.causal_attention(q, k, v, heads)
-    kit.equal(got, expected, "the output", rtol=(64 + 16 * largest) * eps)
+    kit.equal(got, expected, "the output", rtol=(64 + 16 * largest) * eps, size=v)
     return got
 
 
@@ -101,7 +101,7 @@ def one_head(student, q, k, v, heads):
     _engine(student, q, k, v, heads)
 
 
-@kit.check(sequences(heads=(2, 3)), points=2)
+@kit.check(sequences(heads=(2, 3), tokens=(2, 4)), points=2)
 def several_heads(student, q, k, v, heads):
     """Several heads give the engine's output"""
     _engine(student, q, k, v, heads)
@@ -110,12 +110,17 @@ def several_heads(student, q, k, v, heads):
 @st.composite
 def futures(draw):
     """Sequences, and a change of all tokens from `since` on."""
-    case = draw(sequences())
-    tokens, since = 1 + case["q"].shape[1], draw(st.integers(1, case["q"].shape[1]))
-    rng = draw(kit.generators())
-    shape = (1, tokens, case["q"].shape[2])
-    case |= {name: kit.small(rng, *shape) for name in "qkv"}
+    case = draw(sequences(tokens=(2, 5)))
+    since = draw(st.integers(1, case["q"].shape[1] - 1))
     return {**case, "since": since, "by": draw(st.sampled_from([1.0, 10_000.0]))}
+
+
+def _averages(student):
+    """Raise Wrong if no output is an average of values: a constant would pass some checks."""
+    y = student.causal_attention(ZEROS, ZEROS, np.array([[[1.0], [3.0], [8.0]]]), 1)
+    kit.number(y, ZEROS.shape, "the output")
+    between = (y > 1) & (y < 8) & (y != 3)
+    kit.holds(np.any(between), "averages of the values 1, 3 and 8", f"{kit.shown(y)}")
 
 
 @kit.check(futures(), points=2)
@@ -129,32 +134,49 @@ def the_past(student, q, k, v, heads, since, by):
     after = student.causal_attention(q, k, v, heads)
     kit.number(after, q.shape, "the output")
     kit.equal(after[:, :since], before[:, :since], "the outputs before `since`")
+    _averages(student)
 
 
-@kit.check(sequences(heads=(1, 2)), points=1)
+@kit.check(sequences(heads=(1, 2), tokens=(2, 4)), points=1)
 def weights_sum_to_one(student, q, k, v, heads):
     """If all values are 1, each output is 1: the weights of a query add up to 1"""
     got = student.causal_attention(q, k, np.ones_like(v), heads)
     kit.equal(got, np.ones_like(v), "the output")
+    _averages(student)
 
 
-@kit.check(sequences(batch=(2, 3)), points=1)
+@kit.check(sequences(batch=(2, 3), tokens=(2, 4)), points=1)
 def batches(student, q, k, v, heads):
     """Several sequences in a batch give the engine's output"""
     _engine(student, q, k, v, heads)
 
 
-@kit.check(sequences(scale=10_000.0), points=1)
+@kit.check(sequences(scale=10_000.0, tokens=(2, 4)), points=1)
 def large_scores(student, q, k, v, heads):
     """Scores of 10,000 and more give the engine's output"""
     _engine(student, q, k, v, heads)
 
 
-@kit.check(sequences(dtype=np.float32), points=1)
+@kit.check(
+    sequences(dtype=np.float32), sequences((1, 2), (2, 3), np.float32, tokens=(2, 4)), points=1
+)
 def dtypes(student, q, k, v, heads):
-    """float32 queries, keys and values give a float32 output"""
+    """float32 queries, keys and values give a float32 output, for any number of heads"""
     got = _engine(student, q, k, v, heads)
     kit.holds(got.dtype == q.dtype, "a float32 output", f"a {got.dtype} output")
+
+
+PROMISES = {
+    one_head: ("For one head: the score", "Softmax over j turns", "Output i is the sum", "The size"),
+    several_heads: ("With several heads", "Each head works alone"),
+    the_past: ("A query must not see", "Each token looks at itself"),
+    weights_sum_to_one: ("takes an average of their values",),
+    batches: ("The sequences of the batch are independent",),
+    large_scores: ("Large scores",), dtypes: ("float32 stays float32", "(A float64 mask"),
+}
+EXPLAINS = (
+    "Causal attention with", "The weights of this average", "If all queries and keys are 0",
+)
 
 
 def _attention(

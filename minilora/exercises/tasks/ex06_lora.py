@@ -69,12 +69,12 @@ HINTS = (
 def layers(draw, rows=None, unit=False):
     """An input, a layer, and an update that is not zero; unit: alpha = r = 1."""
     d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
-    rng = draw(kit.generators())
+    numbers = draw(kit.numbers())
     n = draw(st.tuples(kit.sizes(1, 3)) if rows is None else rows)
-    alpha = 1 if unit else draw(st.sampled_from([1, 2, 3, 8, 0.5, 0.7]))
+    alpha = 1 if unit else draw(kit.scalars(1, 2, 3, 8, 0.5, -0.7))
     assume(unit or alpha != r)
-    W, A, B = kit.small(rng, d, k), kit.small(rng, r, k), kit.small(rng, d, r)
-    return {"x": kit.small(rng, *n, k), "W": W, "A": A, "B": B, "alpha": alpha}
+    W, A, B = numbers(d, k), numbers(r, k), numbers(d, r)
+    return {"x": numbers(*n, k), "W": W, "A": A, "B": B, "alpha": alpha}
 
 
 @st.composite
@@ -96,10 +96,16 @@ def _factors(student, d, k, r, rng):
     return A, B
 
 
+def _different(*factors):
+    """Raise Wrong if all numbers are equal: a constant has the right shape too."""
+    every = np.concatenate([np.ravel(factor) for factor in factors])
+    kit.holds(len({*every}) > 1 or len(every) < 3, "random numbers in A", "the same everywhere")
+
+
 @kit.check(starts(), points=1)
 def shapes(student, d, k, r, rng):
     """lora_init returns A of shape (r, k) and B of shape (d, r)"""
-    _factors(student, d, k, r, rng)
+    _different(*_factors(student, d, k, r, rng))
 
 
 @kit.check(starts(90, 110), points=2, examples=8)
@@ -119,10 +125,22 @@ def gaussian(student, d, k, r, rng):
               f"rank {rank}: is every number drawn separately?")
     kit.holds(abs(mean) < 7 * std / np.sqrt(A.size), "a mean of A near 0",
               f"a mean of {mean:.3g}, with a standard deviation of {std:.3g}")
-    near = np.mean(np.abs(A - mean) < std)  # 0.683 for a normal distribution, +- 0.005
-    kit.holds(abs(near - 0.683) < 0.04,
+    z, n = (A - mean) / std, A.size  # the bounds below are seven of their standard deviations
+    near = np.mean(np.abs(z) < 1)
+    kit.holds(abs(near - 0.683) < 7 * 0.465 / n**0.5,
               "68 % of A within one standard deviation, as in a normal distribution",
               f"{100 * near:.0f} %: is it another distribution?")
+    for power, normal, apart in ((3, 0, 15), (4, 3, 96)):
+        gap = 7 * (apart / n) ** 0.5
+        kit.holds(abs(np.mean(z**power) - normal) < gap,
+                  f"a mean of ((A - mean) / std)^{power} near {normal}, as in a normal distribution",
+                  f"{np.mean(z**power):.3g}: is it another distribution?")
+    kit.holds(len(np.unique(np.abs(A))) > 0.99 * n, "every number of A drawn separately",
+              "many numbers that are equal, or equal but for their sign")
+    for axis in (0, 1):
+        lines = A.std(axis=axis) / std
+        kit.holds(np.all(np.abs(lines - 1) < 0.55), "one standard deviation for all of A",
+                  f"rows or columns with {lines.min():.2g} to {lines.max():.2g} times that of A")
     another, _ = _factors(student, d, k, r, np.random.default_rng(d))
     kit.holds(not np.array_equal(A, another), "a different A from a generator with another seed",
               "the same A: does it come from rng?")
@@ -142,8 +160,8 @@ def beginnings(draw):
 def as_the_base(student, x, W, d, k, r, alpha, rng):
     """Before training, the layer gives what W alone gives, and B is zero."""
     A, B = _factors(student, d, k, r, rng)
-    y = np.einsum("nk,dk->nd", x, W)
-    kit.equal(student.lora_forward(x, W, A, B, alpha), y, "y before training")
+    y, size = (np.einsum("nk,dk->nd", *both) for both in ((x, W), (np.abs(x), np.abs(W))))
+    kit.equal(student.lora_forward(x, W, A, B, alpha), y, "y before training", size=size)
     kit.equal(B, np.zeros((d, r)), "B before training")
 
 
@@ -154,7 +172,14 @@ def _right(student, x, W, A, B, alpha):
         [W[i, j] + alpha / r * sum(B[i, s] * A[s, j] for s in range(r)) for j in range(k)]
         for i in range(len(W))
     ])
-    kit.equal(student.lora_forward(x, W, A, B, alpha), np.einsum("...k,dk->...d", x, merged), "y")
+    y = np.einsum("...k,dk->...d", x, merged)
+    kit.equal(student.lora_forward(x, W, A, B, alpha), y, "y", size=_size(x, W, A, B, alpha))
+
+
+def _size(x, W, A, B, alpha):
+    """The largest sum of |terms|: terms may cancel in y, but not their rounding errors."""
+    x, W, A, B = map(np.abs, (x, W, A, B))
+    return np.max(x @ (W + abs(alpha) / len(A) * B @ A).T)
 
 
 @kit.check(layers(unit=True), points=1)
@@ -185,13 +210,26 @@ def _output(student, x, W, A, B, alpha):
 @kit.check(layers(st.just((2,))), points=1)
 def low_rank(student, x, W, A, B, alpha):
     """The update is linear in B, and its rank is at most r."""
-    base = _output(student, x, W, A, 0 * B, alpha)
-    kit.equal(base, np.einsum("nk,dk->nd", x, W), "y for B = 0")
+    base, size = _output(student, x, W, A, 0 * B, alpha), _size(x, W, A, 3 * B, alpha)
+    kit.equal(base, np.einsum("nk,dk->nd", x, W), "y for B = 0", size=size)
     once, thrice = (_output(student, x, W, A, factor * B, alpha) - base for factor in (1, 3))
-    kit.equal(thrice, 3 * once, "the update for 3 B")
-    delta = _output(student, np.eye(W.shape[1]), W, A, B, alpha) - W.T
-    rank = np.linalg.matrix_rank(delta)
+    kit.equal(thrice, 3 * once, "the update for 3 B", size=size)
+    unit = np.eye(W.shape[1])
+    delta = _output(student, unit, W, A, B, alpha) - W.T
+    rank = np.linalg.matrix_rank(delta, tol=1e-12 * _size(unit, W, A, B, alpha))
     kit.holds(rank <= len(A), f"an update of rank at most {len(A)}", f"rank {rank}")
+
+
+PROMISES = {
+    shapes: ("returns A, B, in this order", "It adds an update with two small factors"),
+    gaussian: ("Every number of A is drawn", "lora_init(d, k, r, rng) takes",
+               "Its standard deviation"),
+    as_the_base: ("Choose B such that",), update: ("lora_forward(x, W, A, B, alpha) takes",),
+    scaled: ("It adds an update with two small factors",), more_axes: ("one row (k,)",),
+    low_rank: ("y = x W^T +", "No argument is changed",),
+}
+EXPLAINS = ("A layer with LoRA, and", "A layer computes", "Each row of x is", "LoRA does not change",
+            "Now d is 3", "x W^T is [3.")
 
 
 def _init(A=lambda rng, d, k, r: rng.normal(0.0, 1 / np.sqrt(k), size=(r, k)),

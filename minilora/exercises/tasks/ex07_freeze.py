@@ -86,7 +86,7 @@ HINTS = (
     "p = p - ... makes a new array.",
     "for name in trained: p = params[name]; p -= lr * (grads[name] + decay * p)",
 )
-NAMES = ("blocks.0.q.W", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", "blocks.1.q.W",
+NAMES = ("blocks.0.q.W", "blocks.0.q.W.old", "q", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", "blocks.1.q.W",
          "blocks.10.q.W", "blocks.1.mlp.up.W", "ln.g", "tok.W", "head.W", "head.b")
 
 
@@ -139,36 +139,45 @@ def _first(simplest, most):
     return st.sampled_from([simplest, *range(1, most + 1)])
 
 
+def counts(*sizes):
+    """Shapes of the sizes that these draw, and a rank."""
+    shapes = st.lists(st.tuples(*sizes), min_size=1, max_size=3)
+    return st.fixed_dictionaries({"shapes": shapes, "r": _first(2, 4)})
+
+
 @kit.check(
-    st.fixed_dictionaries({
-        "shapes": st.lists(st.tuples(_first(3, 9), _first(5, 9)), min_size=1, max_size=3),
-        "r": _first(2, 4),
-    }),
-    points=2, examples=50,
+    counts(_first(3, 9), _first(5, 9)), counts(*[st.integers(2**31, 2**40)] * 2),
+    points=2, examples=60,
 )
 def counted(student, shapes, r):
-    """count_lora gives the number of entries of the arrays A and B."""
-    factors = [(np.zeros((r, k)), np.zeros((d, r))) for d, k in shapes]
-    kit.equal(student.count_lora(shapes, r), sum(A.size + B.size for A, B in factors), "the count")
+    """count_lora gives the number of entries of the arrays A and B, however large they are."""
+    total = sum(r * k + d * r for d, k in shapes)
+    kit.equal(student.count_lora(shapes, r), total, "the count")
 
 
 @st.composite
-def steps(draw, decays=True, frozen=False):
-    """Parameters with gradients; some of them are trained."""
-    rng = draw(kit.generators())
-    names = draw(st.lists(st.sampled_from(["q.W", "q.A", "q.B", "lm.q.W"]), min_size=1, max_size=3,
-                          unique=True))
-    trained = [name for name in names if not frozen or draw(st.booleans())]
-    shapes = {name: (draw(kit.sizes(1, 2)),) * draw(st.integers(1, 2)) for name in names}
+def steps(draw, decays=True, frozen=False, dtype=np.float64):
+    """Parameters with gradients; some of them are trained. frozen: some begin or end like these."""
+    numbers = draw(kit.numbers())
+    names = ["q.W", "q.A", "q.B", "lm.q.W"]
+    names = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+    trained = draw(st.permutations([name for name in names if not frozen or draw(st.booleans())]))
+    if frozen:
+        names += [f"{name}{more}" for name in trained for more in ("2", ".old")]
+        names += [f"lm.{name}" for name in trained if name != "q.W"]
+    shapes = {name: (draw(kit.sizes(1, 2)),) * draw(st.integers(0, 2)) for name in names}
     some = trained if frozen and draw(st.booleans()) else names
-    params = {name: kit.small(rng, *shapes[name]) for name in names}
+    params = {name: numbers(*shapes[name]).astype(dtype) for name in names}
     for name in set(names) - set(trained):
         params[name].flat[0] = -0.0  # adding 0.0 would change its bits
-    still = draw(st.sampled_from([1, 1, 0])) if decays else 1  # p decays without a gradient too
+    grads = {name: numbers(*shapes[name]).astype(dtype) for name in some}
+    still = decays and draw(st.integers(0, 2)) == 0  # p decays without a gradient too
+    for g in grads.values():
+        g[...] = 0.0 if still else np.where(g == 0, 1.0, g)
     return {
-        "params": params, "grads": {name: kit.small(rng, *shapes[name]) * still for name in some},
-        "trained": trained, "lr": draw(st.sampled_from([0.5, 0.1, 0.25])),
-        "decay": draw(st.sampled_from([0.5, 0.1, 2.0])) if decays else 0.0,
+        "params": params, "grads": grads,
+        "trained": trained, "lr": draw(kit.scalars(0.5, 0.1, 0.25, low=0.01, high=1.0)),
+        "decay": draw(kit.scalars(0.5, 0.1, 2.0, low=0.01, high=2.0)) if decays else 0.0,
     }
 
 
@@ -183,14 +192,22 @@ def _copied(params):
     return {name: p.copy() for name, p in params.items()}
 
 
+def _sizes(params, grads, trained, lr, decay):
+    """The sizes of the terms, which may cancel."""
+    return {name: np.abs(p) * (1 + lr * decay) + lr * np.abs(grads.get(name, 0.0))
+            for name, p in params.items()}
+
+
 def _step(student, params, grads, trained, lr, decay):
-    now, expected = _copied(params), _stepped(params, grads, trained, lr, decay)
-    student.train_step(now, grads, trained, lr, decay)
+    now, case = _copied(params), (params, grads, trained, lr, decay)
+    returned = student.train_step(now, grads, trained, lr, decay)
+    expected, sizes = _stepped(*case), _sizes(*case)
     for name, p in expected.items():
-        kit.equal(now[name], p, f"{name} after the step")
+        kit.equal(now[name], p, f"{name} after the step", size=sizes[name])
+    kit.holds(returned is None, "train_step to return nothing", kit.shown(returned))
 
 
-@kit.check(steps(decays=False), points=1)
+@kit.check(steps(decays=False), steps(decays=False, dtype=np.float32), points=1)
 def descent(student, params, grads, trained, lr, decay):
     """Without decay, a step subtracts lr times the gradient."""
     _step(student, params, grads, trained, lr, decay)
@@ -202,7 +219,7 @@ def with_decay(student, params, grads, trained, lr, decay):
     _step(student, params, grads, trained, lr, decay)
 
 
-@kit.check(steps(frozen=True), points=1)
+@kit.check(steps(frozen=True), points=1, examples=60)
 def base_untouched(student, params, grads, trained, lr, decay):
     """Three steps with decay change the trained parameters, and no bit of the frozen ones."""
     now, expected = _copied(params), params
@@ -211,7 +228,8 @@ def base_untouched(student, params, grads, trained, lr, decay):
         expected = _stepped(expected, grads, trained, lr, decay)
     for name, p in expected.items():
         if name in trained:
-            kit.equal(now[name], p, f"{name}, which is trained, after three steps")
+            kit.equal(now[name], p, f"{name}, which is trained, after three steps",
+                      size=10 * (np.abs(params[name]) + np.abs(grads[name])))
         else:
             kit.holds(now[name].tobytes() == p.tobytes(), f"{name}, which is frozen, unchanged: "
                       f"{kit.shown(p)}", kit.shown(now[name]))
@@ -221,8 +239,21 @@ def base_untouched(student, params, grads, trained, lr, decay):
 def in_place(student, params, grads, trained, lr, decay):
     """The arrays themselves change, so a model with the same arrays sees the step."""
     arrays = student.step_of_shared(params, grads, trained, lr, decay)
+    sizes = _sizes(params, grads, trained, lr, decay)
     for name, p in _stepped(params, grads, trained, lr, decay).items():
-        kit.equal(arrays[name], p, f"the array of {name} after the step")
+        kit.equal(arrays[name], p, f"the array of {name} after the step", size=sizes[name])
+
+
+PROMISES = {
+    frozen_endings: ("freeze(parameters, pattern) takes",),
+    frozen_anywhere: ("A * matches any text", "and returns the list of the other names"),
+    counted: ("count_lora(shapes, r) takes",), descent: ("train_step returns nothing",),
+    with_decay: ("train_step(params, grads, trained, lr, decay) takes", "With p = 2"),
+    base_untouched: ("Training must not change a frozen parameter",),
+    in_place: ("Write the new numbers into the same array",),
+}
+EXPLAINS = ("Freeze, count, and train", "A model's parameters are", "LoRA freezes most",
+            "Use fnmatchcase", "These parameters are trained")
 
 
 def _updating(new, names=lambda params, trained: trained):

@@ -92,19 +92,20 @@ HINTS = (
 
 
 @st.composite
-def layers(draw, unit=False, tenths=False, calls=None):
-    """Weights and an update; tenths: numbers that floats cannot represent exactly."""
+def layers(draw, unit=False, tenths=False, calls=None, dtype=np.float64, start=False):
+    """Weights and an update; tenths: numbers that floats cannot represent; start: B = 0."""
     d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
-    rng = draw(kit.generators())
-    alpha = 1 if unit else draw(st.sampled_from([2, 1, 3, 8, 0.5]))
+    numbers = draw(kit.numbers(easy=False if tenths else None))
+    alpha = 1 if unit else draw(kit.scalars(2, 1, 3, 8, 0.5, -0.7))
     assume(unit or alpha != r)
-    W, A, B = (
-        rng.integers(1, 40, n) / 10 if tenths else kit.small(rng, *n)
-        for n in ((d, k), (r, k), (d, r))
-    )
-    dtype = draw(st.sampled_from([np.float64, np.float32])) if tenths else np.float64
+    W, A, B = numbers(d, k), numbers(r, k), numbers(d, r) * (not start)
     case = {"W": W.astype(dtype), "A": A.astype(dtype), "B": B.astype(dtype), "alpha": alpha}
     return case if calls is None else case | {"calls": draw(calls)}
+
+
+def either(**options):
+    """Layers in float64 and in float32."""
+    return layers(**options), layers(dtype=np.float32, **options)
 
 
 def _merged(W, A, B, alpha):
@@ -115,7 +116,8 @@ def _merged(W, A, B, alpha):
 
 
 def _right(got, W, A, B, alpha, what="the merged W"):
-    kit.equal(got, _merged(W, A, B, alpha).astype(W.dtype), what)
+    size = _merged(*map(np.abs, (W, A, B)), abs(alpha))  # terms may cancel, but not their errors
+    kit.equal(got, _merged(W, A, B, alpha).astype(W.dtype), what, size=size)
     kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
 
 
@@ -131,18 +133,19 @@ def scaled(student, W, A, B, alpha):
     _right(student.merge(W, A, B, alpha), W, A, B, alpha)
 
 
-@kit.check(layers(tenths=True), points=1)
+@kit.check(*either(tenths=True), points=1)
 def same_output(student, W, A, B, alpha):
     """Merged and unmerged give the same y up to rounding, and the dtype is that of W."""
     got = student.merge(W, A, B, alpha)
     kit.number(got, W.shape, "the merged W")
     x = np.linspace(1, 2, W.shape[1])
     expected = x @ W.T + alpha / len(A) * (x @ A.T @ B.T)
-    kit.equal(x @ got.T, expected.astype(W.dtype), f"y for x = {kit.shown(x)}")
+    size = x @ _merged(*map(np.abs, (W, A, B)), abs(alpha)).T
+    kit.equal(x @ got.T, expected.astype(W.dtype), f"y for x = {kit.shown(x)}", size=size)
     kit.holds(got.dtype == W.dtype, f"the merged W in {W.dtype}", f"{got.dtype}")
 
 
-@kit.check(layers(tenths=True), points=1)
+@kit.check(*either(tenths=True), *either(start=True), points=1)
 def again(student, W, A, B, alpha):
     """Two calls of merge with the same arrays give the same bits: W plus one update."""
     once, twice = student.merge(W, A, B, alpha), student.merge(W, A, B, alpha)
@@ -177,19 +180,37 @@ def first_merge(student, W, A, B, alpha, calls):
     _calls(student, W, A, B, alpha, calls)
 
 
-@kit.check(layers(tenths=True, calls=st.just(["do_merge", "undo"])), points=2, examples=50)
+@kit.check(*either(tenths=True, calls=st.just(["do_merge", "undo"])), points=2, examples=50)
 def bits(student, W, A, B, alpha, calls):
     """After do_merge(), undo() gives W0 with exactly the same bits."""
     _calls(student, W, A, B, alpha, calls)
 
 
+CALLS = st.lists(st.sampled_from(["do_merge", "undo", "write"]), min_size=1, max_size=6)
+
+
 @kit.check(
-    layers(calls=st.lists(st.sampled_from(["do_merge", "undo", "write"]), min_size=1, max_size=6)),
-    points=2, examples=80,
+    *either(calls=CALLS), *either(calls=CALLS, start=True), *either(calls=st.sampled_from(
+        [["undo"], ["do_merge", "write", "do_merge", "undo"], ["do_merge", "do_merge", "undo"]])),
+    points=2, examples=90,
 )
 def any_order(student, W, A, B, alpha, calls):
     """do_merge() and undo() work in any order, repeatedly, and after a write into a merged W."""
     _calls(student, W, A, B, alpha, calls)
+
+
+PROMISES = {
+    update: ("merge(W, A, B, alpha) takes", "It is called the merged W"),
+    scaled: ("A layer with LoRA computes",),
+    same_output: ("It is called the merged W", "and returns the merged W"),
+    again: ("W, A and B are not changed", "a new array"),
+    first_merge: ("unmerge_exactly(W0, A, B, alpha) takes", "It returns two functions"),
+    bits: ("Merge, and undo it to the bit", "It returns two functions"),
+    any_order: ("They can be called in any order", "The caller may write into a merged W",
+                "W0, A and B are not changed"),
+}
+EXPLAINS = ("One matrix can do the same", "Subtracting the update does not restore",
+            "Here the last digit is lost", "Below, [0] is do_merge")
 
 
 def _in_place(W, A, B, alpha):

@@ -13,7 +13,7 @@ two spaces lies in the other, and 0 if they are orthogonal. For two random space
 is close to max(i, j) / k, not to 0. Compare any measured value with that.
 
 subspace_similarity(A1, A2, i, j) takes
-    A1, A2  arrays (r1, k) and (r2, k), one direction in each row; r1 and r2 may differ
+    A1, A2  float64 arrays (r1, k) and (r2, k), one direction a row; r1 and r2 may differ
     i, j    integers, 1 <= i <= min(r1, k), 1 <= j <= min(r2, k)
 and returns one number from 0 to 1.
 
@@ -112,21 +112,30 @@ def _exact(A1, A2, i, j):
 
 
 def _near(got, expected):
-    kit.equal(got, np.float64(expected), "the similarity", rtol=1e-6)
+    kit.equal(got, np.float64(expected), "the similarity", rtol=1e-10, size=1.0)
+
+
+def _constant(student):
+    """Raise Wrong if the similarity of a line with itself, and with another one, is the same."""
+    x, y = np.eye(2)[:1], np.eye(2)[1:]
+    same, other = (student.subspace_similarity(x, one, 1, 1) for one in (x, y))
+    kit.number(same, (), "the similarity")
+    kit.holds(same != other, "the similarity of [[1, 0]] with itself and with [[0, 1]] to differ",
+              f"{kit.shown(same)} for both")
 
 
 @kit.check(one_space(), points=2)
 def one(student, A1, A2, i, j):
     """It is 1 if one space lies in the other, for any vectors that span it."""
     _near(student.subspace_similarity(A1, A2, i, j), 1.0)
+    _constant(student)
 
 
 @kit.check(apart(), points=2)
 def none(student, A1, A2, i, j):
     """It is 0 if the first directions are orthogonal, even if later ones are not."""
-    got = student.subspace_similarity(A1, A2, i, j)
-    kit.number(got, (), "the similarity")
-    kit.holds(abs(got) <= 1e-9, "the similarity = 0", f"the similarity = {kit.shown(got)}")
+    _near(student.subspace_similarity(A1, A2, i, j), 0.0)
+    _constant(student)
 
 
 @kit.check(pairs(), points=3, examples=60)
@@ -145,9 +154,9 @@ def other_units(student, A1, A2, i, j, c):
 
 @st.composite
 def wide(draw):
-    """Random matrices with many columns."""
+    """Matrices with many columns and random directions."""
     rng, k = draw(kit.generators()), draw(kit.sizes(50, 100))
-    A1, A2 = rng.normal(size=(4, k)), rng.normal(size=(5, k))
+    A1, A2 = (_matrix(rng, np.linalg.qr(rng.normal(size=(k, r)))[0].T) for r in (4, 5))
     return {"A1": A1, "A2": A2, "i": draw(kit.sizes(1, 4)), "j": draw(kit.sizes(1, 5))}
 
 
@@ -155,6 +164,19 @@ def wide(draw):
 def random_spaces(student, A1, A2, i, j):
     """For random spaces in many dimensions, it is near max(i, j) / k, not 0."""
     _near(student.subspace_similarity(A1, A2, i, j), _exact(A1, A2, i, j))
+
+
+PROMISES = {
+    one: ("phi is 1 if", "Do the first i directions"), none: ("phi is 1 if",),
+    between: ("phi(A1, A2, i, j) =", "The paper (section 7.2", "||M||^2 is the sum", "subspace_similarity(A1, A2, i, j)"),
+    other_units: ("These directions are its right singular vectors",),
+    random_spaces: ("For two random spaces",),
+}
+EXPLAINS = (
+    "How similar are", "Two LoRA runs", "In each, some directions", "The columns of V1_i",
+    "The columns of V2_j", "Compare any measured", "np.linalg.svd(A, full_matrices=False) returns",
+    "Which of them contains",
+)
 
 
 def _by(how):

@@ -141,13 +141,12 @@ def _cast(dtype, alpha, **arrays):
 
 
 @st.composite
-def ordinary(draw, dtype):
-    """Numbers of both signs; large columns of x meet small columns of W and A, and the reverse."""
+def ordinary(draw, dtype, uneven=0, sign=np.abs):
+    """Random numbers; uneven: large columns of x meet small ones of W and A, and the reverse."""
     n, d, k, r = (draw(kit.sizes(1, most)) for most in (2, 3, 6, 3))
-    rng, uneven = draw(kit.generators()), draw(st.sampled_from([0, 6]))
-    s = 2.0 ** draw(st.integers(-3, 4))
+    rng, s = draw(kit.generators()), 2.0 ** draw(st.integers(-3, 4))
     columns = 2.0 ** rng.integers(-uneven, uneven + 1, size=k)
-    x, W, A, B = (rng.normal(size=shape) for shape in ((n, k), (d, k), (r, k), (d, r)))
+    x, W, A, B = (sign(rng.normal(size=shape)) for shape in ((n, k), (d, k), (r, k), (d, r)))
     x *= 2.0 ** rng.integers(-uneven, 1, size=(n, 1))
     return _cast(dtype, s * r, x=x * columns, W=W / columns, A=A / columns, B=B)
 
@@ -157,25 +156,42 @@ def worst(draw, dtype):
     """One number each, the worst of many: the few roundings nearly all have the same direction."""
     rng = draw(kit.generators())
     x, A, B, s = rng.uniform(1, 2, (4, 20_000)).astype(dtype)
-    W = (rng.uniform(-1, 1, x.shape) / 8).astype(dtype)
+    W, s = (rng.uniform(-1, 1, x.shape) * 4).astype(dtype), s * dtype(32)
     gap = np.abs(x * (W + s * (B * A)) - (x * W + s * (x * A * B))) / np.abs(x * s * A * B)
     i = np.argmax(gap)
     return _cast(dtype, s[i], x=[[x[i]]], W=[[W[i]]], A=[[A[i]]], B=[[B[i]]])
 
 
 @st.composite
-def cancelling(draw):
+def cancelling(draw, dtype):
     """W cancels the update: the result is nearly 0, but its terms are not."""
-    case = draw(ordinary(draw(st.sampled_from([np.float32, np.float16]))))
+    case = draw(ordinary(dtype, sign=np.asarray))
     A, B, alpha = case["A"], case["B"], case["alpha"]
     W = -alpha / len(A) * (B.astype(np.float64) @ A)
     return {**case, "W": W.astype(case["dtype"])}
 
 
 @st.composite
-def one_way(draw):
+def cancelling_inside(draw, dtype, where):
+    """Two large terms cancel in each number of B A, of x A^T or of x W^T."""
+    rng, s = draw(kit.generators()), 2.0 ** draw(st.integers(-1, 3))
+    d, one, other = draw(kit.sizes(1, 3)), *rng.uniform(1, 2, (2, 3, 1))
+    x, W, A, B = rng.normal(size=(1, 2)), rng.normal(size=(d, 2)) / 512, *rng.normal(size=(2, 2, 2))
+    B = np.resize(B, (d, 2)) / 512
+    if where == "B A":
+        A, B = np.vstack([one[:2, 0], -one[:2, 0]]), np.ones((d, 1)) * other[0] * [[1, 1]]
+    elif where == "x A":
+        x, A, B = other[0] * np.ones((1, 2)), one[:2] * [[1, -1]], B * 256
+    else:
+        x, W = other[0] * np.ones((1, 2)), np.resize(one, (d, 1)) * [[1, -1]]
+    third = np.concatenate([x, rng.normal(size=(1, 1)) / 512], 1)  # the sums do not end at 0
+    A, W = (np.concatenate([a, rng.normal(size=(len(a), 1)) / 512], 1) for a in (A, W))
+    return _cast(dtype, s * 2, x=third, W=W, A=A, B=B)
+
+
+@st.composite
+def one_way(draw, dtype):
     """Long sums in which all roundings have the same direction: 1 and many terms of about u."""
-    dtype = draw(st.sampled_from([np.float32, np.float16]))
     long, d, s = draw(st.integers(20, 40)), draw(kit.sizes(1, 3)), 2.0 ** draw(st.integers(0, 4))
     u, over_k, first = np.finfo(dtype).eps / 2, draw(st.booleans()), (np.arange(d) == 0)[:, None]
     row = np.where(np.arange(long) == 0, 1.0, 0.98 * u)  # 1 plus such a term is 1
@@ -190,14 +206,12 @@ def one_way(draw):
 
 
 @st.composite
-def tiny(draw):
+def tiny(draw, dtype, where):
     """Products of nearly half of the smallest float, or slightly more."""
-    dtype = draw(st.sampled_from([np.float16, np.float32]))
     lowest = int(-np.log2(float(np.finfo(dtype).smallest_subnormal)))  # 24 or 149
     one, other = 2.0 ** -(lowest // 2), 2.0 ** (lowest // 2 - lowest)
     d, k, r = draw(kit.sizes(1, 3)), draw(kit.sizes(1, 6)), draw(kit.sizes(1, 3))
     x, W, A, B = np.ones((1, k)), np.zeros((d, k)), np.ones((r, k)), np.ones((d, r))
-    where = draw(st.sampled_from(["x W", "x A", "B A"]))
     if where == "x W":  # lost in x W^T, not in x V^T
         return _cast(dtype, r, x=x * one, W=W + 0.49 * other, A=A, B=B * 0.04 * other / r)
     if where == "x A":
@@ -205,34 +219,60 @@ def tiny(draw):
     return _cast(dtype, 16 * r, x=x * 64, W=W, A=A * one, B=B * other * 0.49)
 
 
-@kit.check(ordinary(np.float32) | worst(np.float32), points=2, examples=60)
+HALVES = np.float32, np.float16
+
+
+@kit.check(ordinary(np.float32), ordinary(np.float32, 6), worst(np.float32), points=2, examples=60)
 def in_float32(student, **case):
     """The bound holds in float32, and is not too large."""
     _bounds(student, **case)
 
 
-@kit.check(ordinary(np.float16) | worst(np.float16), points=2, examples=60)
+@kit.check(ordinary(np.float16), ordinary(np.float16, 6), worst(np.float16), points=2, examples=60)
 def in_float16(student, **case):
     """The bound holds in float16, and is not too large."""
     _bounds(student, **case)
 
 
-@kit.check(cancelling(), points=2, examples=60)
+@kit.check(
+    *map(cancelling, HALVES),
+    *itertools.starmap(cancelling_inside, itertools.product(HALVES, ("B A", "x A", "x W"))),
+    points=2, examples=80,
+)
 def where_terms_cancel(student, **case):
-    """The bound holds if large terms cancel."""
+    """The bound holds if large terms cancel, in the result or in one of the products."""
     _bounds(student, **case)
 
 
-@kit.check(one_way(), points=2, examples=30)
+@kit.check(*map(one_way, HALVES), points=2, examples=40)
 def where_all_round_one_way(student, **case):
     """The bound holds in long sums where all roundings have the same direction."""
     _bounds(student, **case)
 
 
-@kit.check(tiny(), points=2, examples=60)
+@kit.check(
+    *itertools.starmap(tiny, itertools.product(HALVES, ("x W", "x A", "B A"))),
+    points=2, examples=60,
+)
 def near_zero(student, **case):
     """The bound holds if products are lost below the smallest float, and is not too large."""
     _bounds(student, **case)
+
+
+PROMISES = {
+    in_float32: ("and returns one number that is never below", "merge_bound(x, W, A, B, alpha"),
+    in_float16: ("How large can the difference be",), where_terms_cancel: ("Use the sizes |x|",),
+    where_all_round_one_way: ("The terms of a sum are added in any order",
+                              "Each product and each addition"),
+    near_zero: ("Then add the losses", "Your bound may be smaller", "It may be at most 100"),
+}
+EXPLAINS = (
+    "How equal is equal", "On paper", "On a computer every", "A larger one is not",
+    "Here s is rounded", "Nothing overflows", "The standard model uses", "The product of n factors",
+    "How often is a term", "Its product with x", "Its product b a", "s itself", "So its error",
+    "The error of W's", "Each product loses e", "Count h for each", "Each product has one e",
+    "There are k products", "There are r in each", "There are k in each",
+)
 
 
 def _bound(
