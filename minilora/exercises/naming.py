@@ -80,7 +80,8 @@ def _explained(
         fails = _fails(one, local)
         passed = not fails and one.failed == [False]
         ours = _calls(local.exercise, local.calls, which)
-        if not passed and not all(map(alike, theirs, ours)):
+        eps = _grain(dict(one.case))
+        if not passed and not all(alike(call, own, eps) for call, own in zip(theirs, ours)):
             return None
         if smallest and fails and theirs:
             failed.add(one.check.title)
@@ -101,27 +102,36 @@ def _fails(trial: Trial, student: Student) -> bool:
     return False
 
 
-def alike(a: Any, b: Any) -> bool:
-    """Are these results, or calls, the same up to rounding?"""
+def alike(a: Any, b: Any, eps: float = 0.0) -> bool:
+    """Are these results, or calls, the same up to rounding? eps: of the arguments' dtype."""
     if isinstance(a, NUMBERS) and not isinstance(a, bool):
-        return isinstance(b, NUMBERS) and _close(np.asarray(a), np.asarray(b))
+        return isinstance(b, NUMBERS) and _close(np.asarray(a), np.asarray(b), eps)
     if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(alike, a, b))
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(
+            alike(one, other, eps) for one, other in zip(a, b))
     if isinstance(a, dict):
-        return isinstance(b, dict) and {*a} == {*b} and all(alike(a[k], b[k]) for k in a)
+        return isinstance(b, dict) and {*a} == {*b} and all(alike(a[k], b[k], eps) for k in a)
     if isinstance(a, Call):
         return isinstance(b, Call) and a.name == b.name and bool(a.error) == bool(b.error) and (
-            alike(a.value, b.value) and [i for i, _ in a.changed] == [i for i, _ in b.changed])
+            alike(a.value, b.value, eps) and [i for i, _ in a.changed] == [i for i, _ in b.changed])
     return type(a) is type(b) and bool(a == b)
 
 
-def _close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal up to rounding in the less precise dtype; what is not finite, in the same places."""
+def _close(a: np.ndarray, b: np.ndarray, eps: float) -> bool:
+    """Equal up to rounding in the least precise dtype; what is not finite, in the same places."""
     if a.shape != b.shape:
         return False
-    eps = max((float(np.finfo(k).eps) for k in (a.dtype, b.dtype) if k.kind == "f"), default=0.0)
+    eps = max(eps, _grain(a), _grain(b))
     finite = np.isfinite(a) & np.isfinite(b)
     top = max(np.max(np.abs(one), initial=0.0, where=finite) for one in (a, b))
     same = np.isfinite(a) == np.isfinite(b)
     atol = min(1e4 * eps, 0.01) * float(top)  # float16 has few digits
     return bool(np.all(same & np.isclose(np.where(finite, a, 0), np.where(finite, b, 0), 0, atol)))
+
+
+def _grain(value: Any) -> float:
+    """The largest eps of the arrays in a value; 0.0 without an array of floats."""
+    if isinstance(value, np.ndarray | np.generic):
+        return float(np.finfo(value.dtype).eps) if value.dtype.kind == "f" else 0.0
+    members = value.values() if isinstance(value, Mapping) else value
+    return max(map(_grain, members), default=0.0) if isinstance(value, dict | list | tuple) else 0.0

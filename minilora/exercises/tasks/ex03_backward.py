@@ -182,7 +182,7 @@ def _right(student, values, lines, ends):
     for name, slope in _slopes(values, lines, ends).items():
         kit.holds(got[name] is not None, f"{name}.grad = {kit.shown(slope)}", f"{name}.grad = None")
         kit.equal(got[name], np.float64(slope), f"{name}.grad", size=sizes[name])
-    kit.holds(returned == [None] * len(ends), "backward to return nothing", kit.shown(returned))
+    kit.holds(not any(map(np.any, returned)), "backward to return nothing", kit.shown(returned))
 
 
 @st.composite
@@ -297,7 +297,7 @@ EXPLAINS = (
 
 
 def _sorted(node):
-    """The nodes in an order in which each comes after all nodes that use it."""
+    """The nodes, each after all nodes that use it."""
     order, done, stack = [], set(), [(node, False)]
     while stack:
         one, again = stack.pop()
@@ -331,7 +331,7 @@ def _walk(order, reset=False, add=lambda old, share: old + share):
 
 
 def _flow(order, first=1.0, edges=lambda one: zip(one.parents, one.rules), in_place=False,
-          wanted=lambda one: True):
+          wanted=lambda one: True, last=False):
     gradient = {order[0]: first}
     for one in order:
         g = gradient.get(one, 0.0)
@@ -339,7 +339,7 @@ def _flow(order, first=1.0, edges=lambda one: zip(one.parents, one.rules), in_pl
             one.grad = one.grad + g
         for parent, rule in edges(one):
             share = rule(g)
-            if parent not in gradient:
+            if parent not in gradient or last:
                 gradient[parent] = share
             elif in_place:
                 gradient[parent] += share
@@ -354,8 +354,7 @@ def _paths(node, g=1.0):
 
 
 def _again(node, first=True):
-    if first:
-        node.grad = 1.0
+    node.grad = 1.0 if first else node.grad
     for parent, rule in zip(node.parents, node.rules):
         parent.grad = parent.grad + rule(node.grad)
         _again(parent, False)
@@ -379,6 +378,8 @@ WRONG = {
     "backward": {
         "you set .grad to the last share, and do not add the shares":
             lambda node: _walk(_sorted(node), add=lambda old, share: share),
+        "you pass on the last share of a node, not the sum of its shares":
+            lambda node: _flow(_sorted(node), last=True),
         "you pass on all of .grad again whenever a share arrives": _again,
         "you pass on each share alone: a rule is called once for each path": _paths,
         "you walk breadth first: a node passes on its gradient before all its shares have arrived":

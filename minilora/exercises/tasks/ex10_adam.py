@@ -238,7 +238,7 @@ WRONG = {
         "you add eps inside the square root": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)),
         "you leave out eps": _step(
-            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + 1e-300)),
+            lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t))),
         "you take no square root of v_hat": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)),
         "you add the step instead of subtracting it": _step(lambda *args: -_right(*args)),
