@@ -174,6 +174,13 @@ def holds(true: Any, expected: str, got: str = "") -> None:
         raise Wrong(f"expected {expected}", *([f"got      {got}"] if got else []))
 
 
+def copied(value: Any) -> Any:
+    """Return the value with copies of its arrays."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(copied, value))
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 def described(value: Any) -> str:
     """Return a short description of a value of a wrong type."""
     if value is None:

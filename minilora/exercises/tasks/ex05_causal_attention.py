@@ -167,7 +167,7 @@ def dtypes(student, q, k, v, heads):
 
 
 PROMISES = {
-    one_head: ("For one head: the score", "Softmax over j turns", "Output i is the sum", "The size"),
+    one_head: ("For one head: the score", "Softmax over j", "Output i is the sum", "The size"),
     several_heads: ("With several heads", "Each head works alone"),
     the_past: ("A query must not see", "Each token looks at itself"),
     weights_sum_to_one: ("takes an average of their values",),

@@ -133,7 +133,7 @@ def gaussian(student, d, k, r, rng):
     for power, normal, apart in ((3, 0, 15), (4, 3, 96)):
         gap = 7 * (apart / n) ** 0.5
         kit.holds(abs(np.mean(z**power) - normal) < gap,
-                  f"a mean of ((A - mean) / std)^{power} near {normal}, as in a normal distribution",
+                  f"a mean of ((A - mean) / std)^{power} near {normal}, as in a normal one",
                   f"{np.mean(z**power):.3g}: is it another distribution?")
     kit.holds(len(np.unique(np.abs(A))) > 0.99 * n, "every number of A drawn separately",
               "many numbers that are equal, or equal but for their sign")
@@ -228,7 +228,7 @@ PROMISES = {
     scaled: ("It adds an update with two small factors",), more_axes: ("one row (k,)",),
     low_rank: ("y = x W^T +", "No argument is changed",),
 }
-EXPLAINS = ("A layer with LoRA, and", "A layer computes", "Each row of x is", "LoRA does not change",
+EXPLAINS = ("A layer with LoRA, and", "A layer computes", "Each row of x is", "LoRA does not",
             "Now d is 3", "x W^T is [3.")
 
 

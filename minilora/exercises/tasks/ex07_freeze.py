@@ -86,8 +86,9 @@ HINTS = (
     "p = p - ... makes a new array.",
     "for name in trained: p = params[name]; p -= lr * (grads[name] + decay * p)",
 )
-NAMES = ("blocks.0.q.W", "blocks.0.q.W.old", "q", "blocks.0.q.b", "blocks.0.q.B", "q.W", "blocks.0.q.A", "blocks.1.q.W",
-         "blocks.10.q.W", "blocks.1.mlp.up.W", "ln.g", "tok.W", "head.W", "head.b")
+NAMES = ("blocks.0.q.W", "blocks.0.q.W.old", "q", "blocks.0.q.b", "blocks.0.q.B", "q.W",
+         "blocks.0.q.A", "blocks.1.q.W", "blocks.10.q.W", "blocks.1.mlp.up.W",
+         "ln.g", "tok.W", "head.W", "head.b")
 
 
 @st.composite

@@ -46,6 +46,16 @@ def unmerge_exactly(W0, A, B, alpha):
 ### DRIVERS
 
 
+def written(file, W, A, B, alpha):
+    """(W, A, B) and the results of two calls of merge, after a write into the first result."""
+    W, A, B = W.copy(), A.copy(), B.copy()
+    result = file.merge(W, A, B, alpha)
+    first = kit.copied(result)
+    if isinstance(result, np.ndarray):
+        result += 1
+    return (W, A, B), first, file.merge(W, A, B, alpha)
+
+
 def called(file, W0, A, B, alpha, calls):
     """The results of the calls, and W0, A and B afterwards; text if there are no two functions.
 
@@ -147,9 +157,13 @@ def same_output(student, W, A, B, alpha):
 
 @kit.check(*either(tenths=True), *either(start=True), points=1)
 def again(student, W, A, B, alpha):
-    """Two calls of merge with the same arrays give the same bits: W plus one update."""
-    once, twice = student.merge(W, A, B, alpha), student.merge(W, A, B, alpha)
+    """merge gives a new array: after a write into it, W, A and B, and the next call, are as before.
+    """
+    after, once, twice = student.written(W, A, B, alpha)
     _right(once, W, A, B, alpha)
+    for name, old, new in zip("WAB", (W, A, B), after):
+        kit.holds(old.tobytes() == new.tobytes(), f"{name} to remain {kit.shown(old)} after a "
+                  "write into the merged W", kit.shown(new))
     kit.holds(np.array_equal(once, twice), f"{kit.shown(once)} again", kit.shown(twice))
 
 

@@ -48,6 +48,8 @@ def test_merge(merge):
 
 ### DRIVERS
 
+import contextlib
+
 from minilora.exercises import kit
 from minilora.exercises.student import Raised
 from minilora.exercises.tasks.watched_merge import Merge
@@ -93,10 +95,16 @@ def again(file, body):
     return None
 
 
+def cases(file, body):
+    """The cases on which the test calls a merge with this body."""
+    merge = Merge(body)
+    with contextlib.suppress(Raised):
+        file.test_merge(merge)
+    return merge.cases
+
+
 ### CHECKS
 # mypy: ignore-errors
-
-import contextlib
 
 from hypothesis import strategies as st
 
@@ -218,11 +226,11 @@ BROKEN_FACTORS = {
 
 @st.composite
 def mixed(draw, wrong):
-    """One body of each wrong merge of a group, mixed with the right merges."""
+    """The bodies of each wrong merge of a group, mixed with the right merges."""
     rng = draw(kit.generators())
     share = {name: f"{1 + rng.choice([-1, 1]) * rng.uniform(0.5, 2.0) * size:.6g}"
              for name, size in (("percent", 1e-2), ("thousandth", 1e-3))}
-    bodies = {str(rng.choice(ways)).format(**share): what for what, ways in wrong.items()}
+    bodies = {way.format(**share): what for what, ways in wrong.items() for way in ways}
     order = rng.permutation([*bodies, *RIGHT])
     return {"_merges": [(str(body), bodies.get(str(body), "")) for body in order]}
 
@@ -272,7 +280,7 @@ def group(title, wrong):
         _kills(student, _merges)
 
     run.__doc__ = f"Your test finds {title}"
-    return kit.check(mixed(wrong), examples=3)(run)
+    return kit.check(mixed(wrong), examples=2)(run)
 
 
 scale = group("merges without alpha, without r, or with both swapped", SCALE)
@@ -285,6 +293,45 @@ share = group("updates that are slightly too large or too small", SHARE)
 coarse = group("merges that are less precise than float64", COARSE)
 broken_w = group("merges that change W", BROKEN_W)
 broken_factors = group("merges that change A or B", BROKEN_FACTORS)
+
+
+PROMISES = {
+    scale: ("Write the test that finds", "With W + alpha * (B @ A)"),
+    number: ("Some are wrong only for some",), terms: ("If the merge is wrong",),
+    product: ("Some are wrong only for some",), parts: ("More than twenty",),
+    form: ("A right merge(W, A, B, alpha) takes",), share: ("Some are only slightly wrong",),
+    coarse: ("Each rounds differently", "A test that fails one of them"),
+    broken_w: ("It does not change W, A and B",), broken_factors: ("but change something else",),
+}
+EXPLAINS = ("Merging adds a LoRA update", "Somebody wrote", "Is it right?", "Do not read",
+            "test_merge(merge) takes", "If the merge is right", "Its return value",
+            "(An error that", "Your test is tried on", "They compute the same")
+
+SUM = "S = W + alpha / r * (B @ A); m = abs(S).max() + 1; "
+CHANGES = {  # what is wrong with a merge in each of its calls -> its body
+    "by far": SUM + "return S + 3 * m", "by 2 percent": SUM + "return S + 0.02 * m",
+    "by 1e-7": SUM + "return S + 1e-7 * m", "by 1e-10": SUM + "return S + 1e-10 * m",
+    "in one number": SUM + "S.flat[0] += m; return S", "in its shape": SUM + "return S[None]",
+    "but not in its sum": SUM + "S.flat[0] += m; S.flat[-1] -= m; return S",
+    "with NaN": SUM + "S.flat[0] = 1e999 - 1e999; return S",
+    "and changes W": SUM + "W += m; return S", "and changes A": SUM + "A += m; return S",
+    "and changes B": SUM + "B += m; return S", "by r": "return W + alpha * (B @ A)",
+}
+
+
+def behaviour(student):
+    """Which changes of a merge the test notices, and what all of its cases have in common."""
+    does = {what: student.tried(body) for what, body in CHANGES.items()}
+    does["fails a right merge"] = not all(map(student.tried, RIGHT))
+    every = student.cases(RIGHT[0])
+    common = {  # of (d, k, r, alpha, is W not 0, is B not 0)
+        "square": lambda d, k, *_: d == k, "r = 1": lambda d, k, r, *_: r == 1,
+        "alpha = r": lambda d, k, r, alpha, *_: alpha == r,
+        "multiples": lambda d, k, r, alpha, *_: alpha % r == 0,
+        "W = 0": lambda *case: not case[4], "B = 0": lambda *case: not case[5],
+    }
+    does |= {what: all(holds(*case) for case in every) for what, holds in common.items()}
+    return does | {"calls": min(len(every), 2)}
 
 
 def _close(got, expected, rtol=1e-12):

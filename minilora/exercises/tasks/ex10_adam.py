@@ -49,14 +49,28 @@ def adam_bytes(shapes, dtype):
     ### END SOLUTION
 
 
+### DRIVERS
+
+from minilora.exercises import kit
+
+
+def written(file, *args):
+    """p, g, m and v, and the results of two steps from them, after a write into the first ones."""
+    arrays = [array.copy() for array in args[:4]]
+    results = kit.parts(file.adam_step(*arrays, *args[4:]), "p", "m", "v")
+    first = kit.copied(results)
+    for result in results:
+        if isinstance(result, np.ndarray):
+            result += 1
+    return arrays, first, file.adam_step(*arrays, *args[4:])
+
+
 ### CHECKS
 # mypy: ignore-errors
 
 import math
 
 from hypothesis import strategies as st
-
-from minilora.exercises import kit
 
 TITLE = "Adam and its memory"
 MINUTES = 25
@@ -145,7 +159,15 @@ def later(student, p, gradients, m, v, **settings):
 
 @kit.check(steps(most=50, start=True), points=2, examples=15)
 def many(student, p, gradients, m, v, **settings):
-    """50 steps, compared with the library's Adam."""
+    """50 steps, compared with the library's Adam; the results of a step are new arrays."""
+    given = p, gradients[0], m, v
+    after, first, second = student.written(*given, *settings.values())
+    for name, old, new in zip("pgmv", given, after):
+        kit.holds(old.tobytes() == new.tobytes(), f"{name} unchanged after a write into the "
+                  "results", kit.shown(new))
+    for name, one, two in zip("pmv", first, kit.parts(second, "p", "m", "v")):
+        kit.holds(np.array_equal(one, two, equal_nan=True), f"the same {name} from the same step",
+                  kit.shown(two))
     _compared(student, p, gradients, m, v, **settings)
 
 
@@ -176,9 +198,9 @@ def counted(student, shapes, dtype):
 PROMISES = {
     first: ("and returns (p, m, v) after", "Both are 0 before the first step"),
     later: ("m and v start at 0", "In step t = 1", "m = b1 m", "Adam keeps m and v, not"),
-    many: ("adam_step(p, g, m, v, t, lr, b1, b2, eps) takes", "m_hat and v_hat correct that"),
-    in_float32: ("three new arrays of that dtype", "It does not change its arguments",
-                 "If m_hat and v_hat are 0"),
+    many: ("three new arrays", "adam_step(p, g, m, v, t, lr, b1, b2, eps) takes",
+           "m_hat and v_hat correct that"),
+    in_float32: ("of that dtype", "It does not change its arguments", "If m_hat and v_hat are 0"),
     counted: ("adam_bytes(shapes, dtype) takes", "The parameters themselves do not count"),
 }
 EXPLAINS = ("Adam, and the memory", "Adam (Kingma", "For each trained number", "g^2 is g times g",

@@ -168,7 +168,8 @@ def random_spaces(student, A1, A2, i, j):
 
 PROMISES = {
     one: ("phi is 1 if", "Do the first i directions"), none: ("phi is 1 if",),
-    between: ("phi(A1, A2, i, j) =", "The paper (section 7.2", "||M||^2 is the sum", "subspace_similarity(A1, A2, i, j)"),
+    between: ("phi(A1, A2, i, j) =", "The paper (section 7.2", "||M||^2 is the sum",
+              "subspace_similarity(A1, A2, i, j)"),
     other_units: ("These directions are its right singular vectors",),
     random_spaces: ("For two random spaces",),
 }

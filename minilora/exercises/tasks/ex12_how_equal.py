@@ -277,6 +277,44 @@ EXPLAINS = (
 )
 
 
+def _share(got, right):
+    """A bound as a share of the reference, in a word: right bounds differ by small factors."""
+    if np.shape(got) != ():
+        return "an array"
+    share = float(got) / right
+    limits = {"nearly nothing": 0.02, "little": 0.4, "half": 0.65, "right": 3.0, "more": 100.0}
+    return next((word for word, most in limits.items() if share <= most), "far more")
+
+
+def behaviour(student):
+    """How large the bound is, as a share of the reference, where one part of it decides."""
+    one, few, long = np.ones((1, 1)), np.ones((1, 60)), np.ones((1, 4000))
+    none, high, low = 0 * one, one * 64, one * 2.0**-12
+    signs, uneven = np.array([[1.0, -1.0]]), np.array([[1e3, 1e-3]])
+    cases = {  # (x, W, A, B, s)
+        "long sums over k": (long, 0 * long, long, one, 1.0),
+        "long sums of x W": (long, long, 0 * long, one, 1.0),
+        "long sums over r": (one, none, long.T, long, 1.0),
+        "long sums in float16": (few, 0 * few, few, one, 1.0),
+        "a scale of 32": (long, 0 * long, long, one, 32.0),
+        "one of each": (one, none, one, one, 1.0),
+        "the sides cancel": (long, -long, long, one, 1.0),
+        "x W cancels": (signs, abs(signs), 0 * signs, one, 1.0),
+        "B A cancels": (one, none, signs.T, abs(signs), 1.0),
+        "uneven columns": (uneven, uneven[:, ::-1], 0 * uneven, one, 1.0),
+        "two outputs": (np.array([[1.0], [0.0]]), one, one, one, 1.0),
+        "lost in x W, in float16": (low, low, none, none, 1.0),
+        "lost in x A, in float16": (low, none, low, high, 16.0),
+        "lost in B A, in float16": (high, none, low, low, 16.0),
+    }
+    does = {}
+    for what, (*arrays, s) in cases.items():
+        dtype = np.float16 if "float16" in what else np.float32
+        case = _cast(dtype, s * len(arrays[2]), **dict(zip(("x", "W", "A", "B"), arrays)))
+        does[what] = _share(student.merge_bound(*case.values()), merge_bound(**case))
+    return does
+
+
 def _bound(
     terms=lambda k, r: k + r + 3, sides=2, eps=lambda dtype: np.finfo(dtype).eps, low="norm",
     over=np.max, scaled=True, signed=False, norms=False, lost_in=("all", "x A", "B A"),

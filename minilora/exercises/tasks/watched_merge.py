@@ -10,7 +10,10 @@ from minilora.exercises import kit
 
 
 class Merge:
-    """A merge with this body. It records the first call that does not fit, and the last one."""
+    """A merge with this body. It records the first call that does not fit, and the last one.
+
+    cases: (d, k, r, alpha, is W not 0, is B not 0) of each call.
+    """
 
     def __init__(self, body: str) -> None:
         text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
@@ -18,6 +21,7 @@ class Merge:
         exec(text, space)
         self._body = space["merge"]
         self.calls, self.misfit = 0, ""
+        self.cases: list[tuple[int, int, int, float, bool, bool]] = []
         self._given: Any = None  # the arguments of the last call, before it
         self._result: Any = None
 
@@ -26,6 +30,8 @@ class Merge:
         if misfit := _misfit(W, A, B, alpha):
             self.misfit = self.misfit or misfit
             raise ValueError(misfit)
+        d, k, r = *W.shape, len(A)
+        self.cases.append((d, k, r, float(alpha), bool(W.any()), bool(B.any())))
         self._given, self._result = (W.copy(), A.copy(), B.copy(), alpha), None
         with np.errstate(all="ignore"):
             self._result = self._body(W, A, B, alpha)
