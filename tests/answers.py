@@ -816,12 +816,9 @@ def merge_bound(x, W, A, B, alpha, dtype):
 
 
 
-def label(words: str, known: list[str]) -> str:
-    """The known mistake that these words are of; "" for none."""
-    if not words:
-        return ""
-    (one,) = [m for m in known if m == words] or [m for m in known if words in m]
-    return one
+def labels(words: str, known: list[str]) -> list[str]:
+    """The known mistakes that these words are of; [] for none."""
+    return [m for m in known if m == words] or [m for m in known if words and words in m]
 
 
 def sources(number: str, solution: str):

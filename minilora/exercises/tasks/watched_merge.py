@@ -30,7 +30,7 @@ class Merge:
         if misfit := _misfit(W, A, B, alpha):
             self.misfit = self.misfit or misfit
             raise ValueError(misfit)
-        d, k, r = *W.shape, len(A)
+        (d, k), r = W.shape, len(A)
         self.cases.append((d, k, r, float(alpha), bool(W.any()), bool(B.any())))
         self._given, self._result = (W.copy(), A.copy(), B.copy(), alpha), None
         with np.errstate(all="ignore"):
