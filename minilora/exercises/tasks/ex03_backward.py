@@ -77,10 +77,7 @@ from minilora.exercises.student import Raised
 
 
 def gradients(file, values, lines, ends):
-    """Run the lines and backward for each of `ends`.
-
-    Returns {name: .grad}, the number of calls of rules, and what the calls of backward returned.
-    """
+    """Run the lines, and backward for each of `ends`: {name: .grad}, calls of rules, returned."""
     calls = []
 
     def rule(f):
@@ -172,8 +169,8 @@ def _slopes(values, lines, ends):
 
 def _sizes(values, lines, ends):
     """The same with the sizes of all terms, which may cancel in a slope."""
-    sizes = {name: np.abs(value) for name, value in values.items()}
-    return _slopes(sizes, [line.replace("-", "+") for line in lines], ends)
+    return _slopes({name: np.abs(value) for name, value in values.items()},
+                   [line.replace("-", "+") for line in lines], ends)
 
 
 def _right(student, values, lines, ends):
@@ -290,10 +287,8 @@ PROMISES = {
     rules_once: ("Call each rule only once",),
     long_chain: ("A graph can be long", "Python does not let"), of_arrays: ("A Node (below) has",),
 }
-EXPLAINS = (
-    "Walk back through", "A computation is a graph", "c has the parents", "The walk goes back",
-    "Each node gets one share", "A Node can be a key", "The function `example` below",
-)
+EXPLAINS = ("Walk back through", "A computation is a graph", "c has the parents", "The walk goes",
+            "Each node gets one share", "A Node can be a key", "The function `example` below")
 
 
 def _sorted(node):
@@ -321,9 +316,8 @@ def _search(node, last=-1):
 
 
 def _walk(order, reset=False, add=lambda old, share: old + share):
-    if reset:
-        for one in order:
-            one.grad = 0.0
+    for one in order if reset else ():
+        one.grad = 0.0
     order[0].grad = 1.0 if reset else order[0].grad + 1.0
     for one in order:
         for parent, rule in zip(one.parents, one.rules):

@@ -47,13 +47,14 @@ def unmerge_exactly(W0, A, B, alpha):
 
 
 def written(file, W, A, B, alpha):
-    """(W, A, B) and the results of two calls of merge, after a write into the first result."""
-    W, A, B = W.copy(), A.copy(), B.copy()
-    result = file.merge(W, A, B, alpha)
-    first = kit.copied(result)
+    """(W, A, B) after a call of merge and after a write into its result; that, and a second one."""
+    arrays = [W.copy(), A.copy(), B.copy()]
+    result = file.merge(*arrays, alpha)
+    before, first = kit.copied(arrays), kit.copied(result)
     if isinstance(result, np.ndarray):
         result += 1
-    return (W, A, B), first, file.merge(W, A, B, alpha)
+    second = file.merge(W.copy(), A.copy(), B.copy(), alpha)
+    return before, arrays, first, second
 
 
 def called(file, W0, A, B, alpha, calls):
@@ -159,9 +160,9 @@ def same_output(student, W, A, B, alpha):
 def again(student, W, A, B, alpha):
     """merge gives a new array: after a write into it, W, A and B, and the next call, are as before.
     """
-    after, once, twice = student.written(W, A, B, alpha)
+    before, after, once, twice = student.written(W, A, B, alpha)
     _right(once, W, A, B, alpha)
-    for name, old, new in zip("WAB", (W, A, B), after):
+    for name, old, new in zip("WAB", before, after):
         kit.holds(old.tobytes() == new.tobytes(), f"{name} to remain {kit.shown(old)} after a "
                   "write into the merged W", kit.shown(new))
     kit.holds(np.array_equal(once, twice), f"{kit.shown(once)} again", kit.shown(twice))

@@ -95,12 +95,12 @@ def again(file, body):
     return None
 
 
-def cases(file, body):
-    """The cases on which the test calls a merge with this body."""
+def common(file, body):
+    """What all cases have in common on which the test calls a merge with this body."""
     merge = Merge(body)
     with contextlib.suppress(Raised):
         file.test_merge(merge)
-    return merge.cases
+    return merge.common()
 
 
 ### CHECKS
@@ -296,16 +296,14 @@ broken_factors = group("merges that change A or B", BROKEN_FACTORS)
 
 
 PROMISES = {
-    scale: ("Write the test that finds", "With W + alpha * (B @ A)"),
-    number: ("Some are wrong only for some",), terms: ("If the merge is wrong",),
-    product: ("Some are wrong only for some",), parts: ("More than twenty",),
-    form: ("A right merge(W, A, B, alpha) takes",), share: ("Some are only slightly wrong",),
-    coarse: ("Each rounds differently", "A test that fails one of them"),
+    scale: ("Write the test that finds", "With W + alpha * (B @ A)"), parts: ("More than twenty",),
+    number: ("Some are wrong only for some",), product: ("Some are wrong only for some",),
+    terms: ("If the merge is wrong",), form: ("A right merge(W, A, B, alpha) takes",),
+    share: ("Some are only slightly",), coarse: ("Each rounds differently", "A test that fails one"),
     broken_w: ("It does not change W, A and B",), broken_factors: ("but change something else",),
 }
-EXPLAINS = ("Merging adds a LoRA update", "Somebody wrote", "Is it right?", "Do not read",
-            "test_merge(merge) takes", "If the merge is right", "Its return value",
-            "(An error that", "Your test is tried on", "They compute the same")
+EXPLAINS = ("Merging adds", "Somebody wrote", "Is it right?", "Do not read", "test_merge(merge) takes",
+            "If the merge is right", "Its return", "(An error", "Your test is tried", "They compute")
 
 SUM = "S = W + alpha / r * (B @ A); m = abs(S).max() + 1; "
 CHANGES = {  # what is wrong with a merge in each of its calls -> its body
@@ -323,15 +321,7 @@ def behaviour(student):
     """Which changes of a merge the test notices, and what all of its cases have in common."""
     does = {what: student.tried(body) for what, body in CHANGES.items()}
     does["fails a right merge"] = not all(map(student.tried, RIGHT))
-    every = student.cases(RIGHT[0])
-    common = {  # of (d, k, r, alpha, is W not 0, is B not 0)
-        "square": lambda d, k, *_: d == k, "r = 1": lambda d, k, r, *_: r == 1,
-        "alpha = r": lambda d, k, r, alpha, *_: alpha == r,
-        "multiples": lambda d, k, r, alpha, *_: alpha % r == 0,
-        "W = 0": lambda *case: not case[4], "B = 0": lambda *case: not case[5],
-    }
-    does |= {what: all(holds(*case) for case in every) for what, holds in common.items()}
-    return does | {"calls": min(len(every), 2)}
+    return does | student.common(RIGHT[0])
 
 
 def _close(got, expected, rtol=1e-12):

@@ -10,10 +10,7 @@ from minilora.exercises import kit
 
 
 class Merge:
-    """A merge with this body. It records the first call that does not fit, and the last one.
-
-    cases: (d, k, r, alpha, is W not 0, is B not 0) of each call.
-    """
+    """A merge with this body. It records the first call that does not fit, and the last one."""
 
     def __init__(self, body: str) -> None:
         text = "def merge(W, A, B, alpha):\n    r = A.shape[0]\n    " + body.replace("; ", "\n    ")
@@ -21,7 +18,7 @@ class Merge:
         exec(text, space)
         self._body = space["merge"]
         self.calls, self.misfit = 0, ""
-        self.cases: list[tuple[int, int, int, float, bool, bool]] = []
+        self._cases: list[dict[str, bool]] = []
         self._given: Any = None  # the arguments of the last call, before it
         self._result: Any = None
 
@@ -31,11 +28,20 @@ class Merge:
             self.misfit = self.misfit or misfit
             raise ValueError(misfit)
         (d, k), r = W.shape, len(A)
-        self.cases.append((d, k, r, float(alpha), bool(W.any()), bool(B.any())))
+        self._cases.append({
+            "d = k": d == k, "r = 1": r == 1, "alpha = r": bool(alpha == r), "W = 0": not W.any(),
+            "alpha a multiple of r": bool(alpha % r == 0), "B = 0": not B.any(),
+        })
         self._given, self._result = (W.copy(), A.copy(), B.copy(), alpha), None
         with np.errstate(all="ignore"):
             self._result = self._body(W, A, B, alpha)
         return self._result
+
+    def common(self) -> dict[str, Any]:
+        """Return what is true in all calls; and whether there were none, one or more."""
+        names = self._cases[0] if self._cases else {}
+        true = {name: all(case[name] for case in self._cases) for name in names}
+        return {**true, "calls": min(len(self._cases), 2)}
 
     def last(self) -> list[str]:
         """Return lines about the last call."""
