@@ -61,7 +61,7 @@ def written(file, *args):
     for result in kit.parts(results, "p", "m", "v"):
         if isinstance(result, np.ndarray):
             result += 1
-    file.adam_step(*args)
+    file.adam_step(*kit.copied(args))
     return before, arrays
 
 
