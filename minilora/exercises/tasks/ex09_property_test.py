@@ -309,11 +309,11 @@ SUM = "S = W + alpha / r * (B @ A); m = abs(S).max() + 1; "
 CHANGES = {  # what is wrong with a merge in each of its calls -> its body
     "by far": SUM + "return S + 3 * m", "by 2 percent": SUM + "return S + 0.02 * m",
     "by 1e-7": SUM + "return S + 1e-7 * m", "by 1e-10": SUM + "return S + 1e-10 * m",
-    "in one number": SUM + "S.flat[0] += m; return S", "in its shape": SUM + "return S[None]",
+    "in one number of several": SUM + "S.flat[0] += m * (S.size > 1); return S",
+    "in its shape": SUM + "return S[None]", "by r": "return W + alpha * (B @ A)",
     "but not in its sum": SUM + "S.flat[0] += m; S.flat[-1] -= m; return S",
-    "with NaN": SUM + "S[0, 0] = 1e999 - 1e999; return S", "by r": "return W + alpha * (B @ A)",
-    "and W changes": SUM + "W += m; return S", "and A changes": SUM + "A += m; return S",
-    "and B changes": SUM + "B += m; return S",
+    "with NaN": SUM + "S[0, 0] = 1e999 - 1e999; return S", "and W": SUM + "W += m; return S",
+    "and A": SUM + "A += m; return S", "and B": SUM + "B += m; return S",
 }
 
 
