@@ -722,7 +722,8 @@ def test_each_command_has_only_its_own_options():
     own = {name: {o for o in command.options if o.startswith("--")} - common
            for name, command in COMMANDS.items()}
     assert own["ex check"] == own["ex watch"] == {"--verbose"} and not own["ex status"]
-    assert own["ex grade"] == {"--only", "--jobs", "--csv", "--html", "--gradescope", "--list", "--force"}
+    assert own["ex grade"] == {
+        "--only", "--jobs", "--csv", "--html", "--gradescope", "--list", "--force"}
     assert own["tutorials serve"] == {"--out", "--port"} and not own["tutorials run"]
 
 
