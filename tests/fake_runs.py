@@ -13,10 +13,10 @@ import numpy as np
 from minilora.data.tasks import TASKS, Task
 from minilora.experiments import Scale, training
 from minilora.experiments.experiment import experiment
-from minilora.experiments.jobs import Job
 from minilora.experiments.results import Results
 from minilora.experiments.running import run
 from minilora.files.journal import Journal, key_of
+from minilora.jobs.driver import Job
 
 FULL = Scale()
 PEAK = 1e-2  # the best rate of all

@@ -14,11 +14,11 @@ from minilora import methods
 from minilora.experiments.beyond import alpha, asymmetry, forgetting, lr_ratio, variants, where
 from minilora.experiments.cells import START, Cell, Scale, cell
 from minilora.experiments.experiment import FAILS, REPRODUCES, UNDECIDED, Experiment
-from minilora.experiments.jobs import Job
 from minilora.experiments.results import Results
 from minilora.experiments.scaling import compare
 from minilora.experiments.statistics import Interval
 from minilora.files.journal import Journal
+from minilora.jobs.driver import Job
 from minilora.models.gpt2 import GPT2, GPT2Config
 
 pytestmark = pytest.mark.usefixtures("numpy_only")

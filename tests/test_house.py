@@ -22,7 +22,7 @@ CORE = (  # what a reader has to hold in the head; an import of these is the cor
 FACE = {"__init__.py", "public.py", "optim.py"}  # the lazy public face, which may look up
 ROOMS = [  # each imports from those before it, and from its own
     "words", "extras", "docstrings", "checks", "config", "slots", "backend", "state_dict",
-    "display", "conversions", "tensor", "ops", "gradcheck", "files", "nn",
+    "display", "conversions", "tensor", "ops", "gradcheck", "files", "jobs", "nn",
     "data", "models", "generate", "adapters", "rounding", "lora", "training", "kernels", "methods",
     "interop", "accounting", "analysis", "pretrain", "demo", "viz", "bench", "experiments",
     "exercises", "site", "cli", "__main__",

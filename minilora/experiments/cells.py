@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.tasks import TASKS
-from .jobs import Job
+from ..jobs.driver import Job
 
 # The learning rates to choose from, for every method: two in each factor of ten.
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

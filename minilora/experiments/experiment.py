@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..docstrings import docstring
+from ..jobs.driver import Job
 from . import statistics
 from .cells import Cell
-from .jobs import Job
 from .order import NAMES
 from .results import Results
 

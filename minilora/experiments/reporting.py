@@ -8,7 +8,6 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from .. import __version__, viz
 from ..checks import integer, warn
 from ..files import owned
 from ..files.journal import Journal
+from ..jobs.executors import Pool, pool
 from ..words import our_words
 from . import html, markdown
 from .cells import Scale
 from .experiment import Experiment, Figure, experiment
 from .facts import facts
-from .jobs import processes
 from .order import NAMES, in_order
 from .results import Results
 from .running import left_out, needed, run
@@ -38,14 +37,14 @@ KINDS = ("png", "svg")
 @our_words
 def reproduce(
     names: str | Iterable[str] = "all", out: str | os.PathLike[str] = "report", *,
-    scale: Scale = FULL, jobs: int = 1, executor: Executor | None = None,
+    scale: Scale = FULL, jobs: int = 1, executor: Pool | None = None,
     journal: Journal | None = None, begins: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, Any]:
     """Do what the experiments need and `out`/runs.jsonl lacks; write the report; return its facts.
 
     names     of experiments, or "all"
     scale     the number of seeds; fast: a smoke run, without verdicts
-    jobs      number of processes; or `executor`: anything with PEP 3148's submit
+    jobs      number of processes; or `executor`: a `Pool` of anything with PEP 3148's submit
     journal   finished runs to make the report from: nothing is run
     begins    is called with the name of each run
 
@@ -64,8 +63,8 @@ def reproduce(
             for name, why in left_out(chosen, Results(own, scale)).items():
                 warn(f"reproduce: {name} is left out: {why}")
                 chosen = [one for one in chosen if one.name != name]
-        if executor is None:
-            executor = stack.enter_context(processes(integer("reproduce", "jobs", jobs, 1)))
+        if executor is None and integer("reproduce", "jobs", jobs, 1) > 1:
+            executor = stack.enter_context(pool("processes", jobs))
         results = run(chosen, own, scale, executor, begins)
         return write(folder, chosen, results)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..data.tasks import TASKS
 from ..files.journal import Journal
+from ..jobs.driver import Job
 from .cells import GRID, START, Cell, Scale, chance
-from .jobs import Job
 
 Values = np.ndarray  # (seeds,)
 DIVERGED = 10.0  # nats a token: the loss of a run that diverged, above that of a uniform guess

@@ -5,15 +5,16 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 from ..data.tasks import TASKS
 from ..files.journal import Journal
+from ..jobs.driver import Job, do
+from ..jobs.executors import Pool
 from .cells import START, Cell, Scale
 from .experiment import Experiment
-from .jobs import Job, do
+from .kinds import work
 from .results import Results
 
 SECONDS = 4.0  # of a run of which no other is known
@@ -22,7 +23,7 @@ SMOKE = 0.1  # of the seconds of a run: about what one of a smoke run takes
 
 def run(
     experiments: Sequence[Experiment], journal: Journal, scale: Scale,
-    executor: Executor | None = None, begins: Callable[[str], Any] = lambda name: None,
+    pool: Pool | None = None, begins: Callable[[str], Any] = lambda name: None,
 ) -> Results:
     """Do all that the experiments need and the journal lacks. Return the results.
 
@@ -38,7 +39,7 @@ def run(
         jobs = [job for job in jobs if job.key not in journal]
         for task in dict.fromkeys(job.config["task"] for job in jobs if job.kind == "train"):
             TASKS[task].ready()
-        do(jobs, journal, executor, begins)
+        do(jobs, journal, work, pool, begins)
 
     while jobs := [cell.run(rate, 0, scale) for cell in cells for rate in results.search(cell)[1]]:
         finish(jobs)

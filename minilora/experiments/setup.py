@@ -11,12 +11,13 @@ from typing import Any
 from .. import accounting
 from ..data.tasks import TASKS, Task
 from ..docstrings import docstring
+from ..jobs.driver import Job
 from ..models.pretrained import load_base
 from ..training.optim import AdamW
 from . import training
 from .cells import ALPHA, GRID, START, Cell
 from .experiment import Experiment
-from .jobs import Job, function_of
+from .kinds import function_of
 from .results import Results
 
 EDGE = "at the edge of the grid: a rate beyond it may be better"

@@ -12,8 +12,9 @@ import numpy as np
 
 from .. import __version__
 from ..files.journal import Journal
+from ..jobs.driver import Job, timed
 from .experiment import Experiment
-from .jobs import Job, work
+from .kinds import work
 from .results import Results
 from .running import complete as complete
 from .running import needed
@@ -73,7 +74,7 @@ def check(
     drawn = np.random.default_rng(seed).permutation(len(jobs))[:n]
     for job in (jobs[i] for i in sorted(drawn)):
         stored = results.job(job)
-        now, _ = work(job.kind, job.config)
+        now, _ = timed(work, job.kind, job.config, __version__)
         again = Journal(None)
         again.add(job.key, {"result": now})  # as JSON holds it
         yield [*compare(job.name or job.kind, stored, again[job.key]["result"])]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ... import viz
+from ...jobs.driver import Job
 from ..cells import Scale
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Figure, Table, Verdict
-from ..jobs import Job
 from ..results import Results
 from ..training import CLIP, DECAY
 

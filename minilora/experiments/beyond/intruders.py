@@ -16,6 +16,7 @@ import numpy as np
 from ... import analysis, methods, viz
 from ...backend import asnumpy
 from ...data.tasks import TASKS
+from ...jobs.driver import Job
 from ...models.pretrained import load_base
 from ...training.fit import evaluate, train_step
 from ..cells import Cell, cell
@@ -31,7 +32,6 @@ from ..experiment import (
     larger,
     plus_minus,
 )
-from ..jobs import Job
 from ..results import Results
 from ..statistics import noise_floor
 from ..training import CLIP, base_text, batches_of, loss, rounded, started

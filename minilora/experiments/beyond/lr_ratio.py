@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import viz
+from ...jobs.driver import Job
 from .. import statistics
 from ..cells import Cell, cell
 from ..experiment import (
@@ -26,7 +27,6 @@ from ..experiment import (
     Verdict,
     larger,
 )
-from ..jobs import Job
 from ..results import Results, validation_loss
 from ..statistics import Interval
 

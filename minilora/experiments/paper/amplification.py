@@ -14,10 +14,10 @@ import numpy as np
 from ... import analysis
 from ...backend import asnumpy
 from ...data.tasks import TASKS
+from ...jobs.driver import Job
 from ...models.pretrained import load_base
 from ..cells import Cell, cell
 from ..experiment import Claim, Experiment, Table, Verdict, effect, larger, plus_minus
-from ..jobs import Job
 from ..readings import READ, TOPS
 from ..results import Results
 from ..statistics import noise_floor

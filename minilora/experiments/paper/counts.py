@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from ...accounting.claims import RESTS
+from ...jobs.driver import Job
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Table, Verdict
-from ..jobs import Job
 from ..numbers import PARTS, exact, statuses, summary
 from ..results import Results
 

@@ -13,12 +13,12 @@ from typing import Any
 from ... import lora, viz
 from ...accounting.traced import meter
 from ...backend import using
+from ...jobs.driver import Job
 from ...models.gpt2 import GPT2
 from ...tensor import no_grad
 from .. import timing
 from ..cells import Scale
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Figure, Table, Verdict, larger
-from ..jobs import Job
 from ..results import Results
 from ..timing import SHAPES, more
 

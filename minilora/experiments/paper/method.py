@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...jobs.driver import Job
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Table, Verdict
-from ..jobs import Job
 from ..results import Results
 
 JOB = Job("method", {}, "the start, the frozen weights and the merge")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ... import analysis, viz
+from ...jobs.driver import Job
 from ..cells import cell
 from ..experiment import Claim, Experiment, Figure, Table, Verdict, effect, larger, plus_minus
-from ..jobs import Job
 from ..results import Results
 from ..statistics import noise_floor
 from ..training import adapt

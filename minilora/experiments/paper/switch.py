@@ -10,12 +10,12 @@ import numpy as np
 
 from ... import lora
 from ...backend import asnumpy
+from ...jobs.driver import Job
 from ...models.pretrained import load_base, load_model, save_model
 from ...tensor import no_grad
 from .. import timing
 from ..cells import Scale
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Table, Verdict, larger
-from ..jobs import Job
 from ..results import Results
 from ..timing import more
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from ... import accounting
+from ...jobs.driver import Job
 from ...models.gpt2 import GPT2Config
 from ...training.fit import train_step
 from ...training.optim import AdamW
 from .. import timing
 from ..cells import Scale
 from ..experiment import FAILS, REPRODUCES, Claim, Experiment, Table, Verdict, larger
-from ..jobs import Job
 from ..results import Results
 from ..timing import SHAPES, more
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ... import viz
+from ...jobs.driver import Job
 from .. import statistics, timing
 from ..cells import cell
 from ..experiment import (
@@ -28,7 +29,6 @@ from ..experiment import (
     no_worse,
     plus_minus,
 )
-from ..jobs import Job
 from ..results import Results, Values, best
 from . import films
 

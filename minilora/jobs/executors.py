@@ -1,0 +1,132 @@
+"""Where jobs run: processes of this machine, or the workers of loky, MPI or Dask.
+
+All of them are executors as PEP 3148 describes them. A `Pool` makes one, and makes another if a
+worker of the first one died. Nothing here schedules or transports: that is what they are for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend.threads import cores
+from ..extras import need
+
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """make     makes an executor, anything with PEP 3148's `submit`, as a context manager
+    at_once  how many jobs it does at a time
+    deaths   the exceptions that say that a worker died
+    """
+
+    make: Callable[[], AbstractContextManager[Any]]
+    at_once: int
+    deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
+
+
+@contextmanager
+def pool(name: str = "processes", jobs: int | None = None) -> Iterator[Pool]:
+    """Yield the pool of a name in NAMES, with so many workers (None: one for each core).
+
+    "dask:ADDRESS" is a Dask cluster that runs already, with as many workers as it has. Raises
+    ImportError, with the remedy, if the library is missing, and ValueError for an unknown name, for
+    `jobs` that cannot act, and for workers that are no such ones.
+    """
+    kind, _, address = name.partition(":")
+    if kind not in NAMES or (address and kind != "dask"):
+        raise ValueError(f"executor {name!r}: choose {', '.join(NAMES)} or dask:ADDRESS")
+    if address and jobs:
+        raise ValueError(f"{name} has its own number of workers: leave out --jobs")
+    with _one_thread():
+        yield from NAMES[kind](jobs or cores(), address)
+
+
+def _processes(n: int, _: str) -> Iterator[Pool]:
+    """New processes of this machine."""
+    import multiprocessing  # slow to import
+    from concurrent.futures import ProcessPoolExecutor
+
+    context, me = multiprocessing.get_context("spawn"), os.getpid()
+    yield Pool(lambda: ProcessPoolExecutor(n, context, _follow, (me,)), n)
+
+
+def _loky(n: int, _: str) -> Iterator[Pool]:
+    """New processes of this machine, as joblib and scikit-learn start them."""
+    loky, me = need("loky", "workers of loky", "loky"), os.getpid()
+    yield Pool(lambda: loky.ProcessPoolExecutor(n, initializer=_follow, initargs=(me,)), n)
+
+
+def _mpi(n: int, _: str) -> Iterator[Pool]:
+    """All processes of mpiexec but the first; without mpiexec, n new ones.
+
+    MPI ends all of them, the first one too, if one dies: then the same command goes on.
+    """
+    who = "workers under MPI"
+    size = need("mpi4py.MPI", who, "mpi").COMM_WORLD.size
+    futures = need("mpi4py.futures", who, "mpi")
+    if size > 1 and "mpi4py.futures" not in sys.orig_argv:
+        raise ValueError(f"each of the {size} processes of mpiexec is a driver here: give "
+                         "mpiexec -n N python -m mpi4py.futures -m minilora ...")
+    n = n if size == 1 else size - 1
+    yield Pool(lambda: futures.MPIPoolExecutor(n, env=dict.fromkeys(THREADS, "1")), n)
+
+
+def _dask(n: int, address: str) -> Iterator[Pool]:
+    """The workers of a cluster; without an address, of a new one with n workers on this machine."""
+    who = "workers of Dask"
+    dask, config = need("distributed", who, "dask"), need("dask.config", who, "dask")
+    # A job that ended a worker is not given to another one behind the driver's back.
+    with ExitStack() as stack, config.set({"distributed.scheduler.allowed-failures": 0}):
+        cluster = address or stack.enter_context(dask.LocalCluster(
+            n_workers=n, threads_per_worker=1, dashboard_address=None))
+        client = stack.enter_context(dask.Client(cluster))
+        threads = client.nthreads()
+        if not threads or max(threads.values()) > 1:
+            raise ValueError(f"{address} has {len(threads)} workers, of up to "
+                             f"{max(threads.values(), default=0)} threads: start workers of one "
+                             "thread each, as `dask worker ADDRESS --nthreads 1` does")
+        yield Pool(lambda: client.get_executor(pure=False), len(threads),
+                   (BrokenExecutor, dask.scheduler.KilledWorker))
+
+
+NAMES = {"processes": _processes, "loky": _loky, "mpi4py.futures": _mpi, "dask": _dask}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """In this block, processes that start have one BLAS thread: a BLAS library reads it as it is
+    loaded."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _follow(driver: int) -> None:
+    """Let the driver answer Ctrl-C: a worker finishes its job. End soon after the driver ends."""
+    import multiprocessing
+
+    def end() -> None:
+        parent: Any = multiprocessing.parent_process()
+        if os.name != "posix":
+            parent.join()
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end, daemon=True).start()
