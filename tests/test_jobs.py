@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,21 @@ def test_processes_give_the_same_results_and_leave_the_environment_alone(tmp_pat
     assert dict(os.environ) == before
 
 
+def started(name):
+    """The beginning of a command line whose process has two workers of an executor."""
+    if name in LIBRARIES and not importlib.util.find_spec(LIBRARIES[name]):
+        pytest.skip(f"{name} needs {LIBRARIES[name]}, which is not installed")
+    if name != "mpi4py.futures":
+        return [sys.executable]
+    if not shutil.which("mpiexec"):
+        pytest.skip("mpi4py.futures needs mpiexec, which is not installed: pip install mpich")
+    return ["mpiexec", "-n", "3", sys.executable, "-m", "mpi4py.futures"]
+
+
+def jobs_of(name):
+    return None if name == "mpi4py.futures" else 2
+
+
 def alive(name, deadly):
     """A script that does jobs with an executor; x = 2 ends its worker if `deadly`."""
     return (
@@ -234,7 +250,7 @@ def alive(name, deadly):
         "from minilora.jobs.executors import pool\n"
         "from jobs_of_test import work\n"
         "if __name__ == '__main__':\n"
-        f"    with pool({name!r}, 2) as where, Journal(sys.argv[1]) as journal:\n"
+        f"    with pool({name!r}, {jobs_of(name)}) as where, Journal(sys.argv[1]) as journal:\n"
         f"        jobs = [Job({'deadly' if deadly else 'kind'!r}, {{'x': x}}) for x in range(5)]\n"
         "        print(do(jobs, journal, work, where, lost=lambda job: 'lost'))\n"
     )
@@ -244,8 +260,6 @@ def alive(name, deadly):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_executor_does_the_same(name, tmp_path):
     """Only MPI does not survive the death of a worker: it ends the driver, too."""
-    if name in LIBRARIES and not importlib.util.find_spec(LIBRARIES[name]):
-        pytest.skip(f"{name} needs {LIBRARIES[name]}, which is not installed")
     (tmp_path / "jobs_of_test.py").write_text(
         "import os\n"
         "def work(kind, config):\n"
@@ -255,7 +269,7 @@ def test_every_executor_does_the_same(name, tmp_path):
     deadly = name != "mpi4py.futures"
     (tmp_path / "script.py").write_text(alive(name, deadly))
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py", tmp_path / "runs.jsonl"], capture_output=True,
+        [*started(name), tmp_path / "script.py", tmp_path / "runs.jsonl"], capture_output=True,
         text=True, timeout=120, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
     wanted = [[x**2, "1"] for x in range(5)]
@@ -269,8 +283,7 @@ def test_every_executor_does_the_same(name, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="processes are killed in another way there")
 @pytest.mark.parametrize("name", ["processes", "loky", "dask"])
 def test_no_process_outlives_the_one_that_started_it(name, tmp_path):
-    if name in LIBRARIES and not importlib.util.find_spec(LIBRARIES[name]):
-        pytest.skip(f"{name} needs {LIBRARIES[name]}, which is not installed")
+    command = started(name)
     script = tmp_path / "start.py"
     script.write_text(
         "import os, signal\n"
@@ -280,15 +293,15 @@ def test_no_process_outlives_the_one_that_started_it(name, tmp_path):
         "        print(executor.submit(os.getpid).result(), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, timeout=120,
+    done = subprocess.run([*command, script], stdout=subprocess.PIPE, text=True, timeout=120,
                           env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL and int(done.stdout)
     # `run` returned before its timeout: the output ended, so every process that had it has ended
 
 
 @pytest.mark.parametrize(("name", "jobs", "message"), [
-    ("slurm", 1, r"executor 'slurm': choose processes, loky, mpi4py\.futures, dask or dask:ADDR"),
-    ("loky:8786", None, "executor 'loky:8786': choose"),
+    ("slurm", 1, r"slurm: choose processes, loky, mpi4py\.futures, dask, or dask:ADDR"),
+    ("loky:8786", None, "loky:8786: choose"),
     ("dask:tcp://127.0.0.1:1", 2, "has its own number of workers: leave out --jobs"),
 ])
 def test_a_pool_that_cannot_be_is_refused(name, jobs, message):
@@ -302,7 +315,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(name, monk
         monkeypatch.setitem(sys.modules, module, None)
     extra = {"mpi4py.futures": "mpi"}.get(name, name)
     message = rf"need {LIBRARIES[name]}: pip install '\.\[{extra}\]'"
-    with pytest.raises(ImportError, match=message), pool(name, 2):
+    with pytest.raises(ImportError, match=message), pool(name):
         pass
 
 

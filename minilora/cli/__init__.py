@@ -18,12 +18,25 @@ from ..backend.threads import threads
 from ..demo import demo
 from ..files.atomic import reason
 from ..words import INSTALL
-from . import account, bench, ex, finetune, generate, info, merge, pretrain, reproduce, tutorials
+from . import (
+    account,
+    bench,
+    ex,
+    finetune,
+    generate,
+    info,
+    merge,
+    pretrain,
+    reproduce,
+    sweep,
+    tutorials,
+)
 from .parser import Parser, Say, parse
 from .ranked import after_rank_0, begin, rank
 from .streams import safe
 
-COMMANDS = (finetune, generate, merge, account, reproduce, info, bench, pretrain, tutorials, ex)
+COMMANDS = (finetune, sweep, generate, merge, account, reproduce, info, bench, pretrain, tutorials,
+            ex)
 # Errors that bad input causes. A TypeError or an AttributeError is a bug: it keeps its traceback.
 BAD_INPUT = (ValueError, KeyError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError,
              EOFError)

@@ -74,10 +74,10 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     group = ranked.group(args)
     if group and not group.exact:
         say("--reduce fast: the last bits of the result depend on the number of ranks")
-    _check(args)
+    check(args)
     inputs.check_out(args.out, "adapter", say)
     inputs.check_run(args.out)
-    lesson = (classify.lesson if args.task == "classify" else _of_text)(args, say)
+    lesson = lesson_of(args, say)
     model, about = lesson.model, dict(lesson.about)
     args.steps, args.lr = args.steps or lesson.steps, args.lr or lesson.rate
     model.train().recompute = args.recompute
@@ -141,6 +141,11 @@ def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     return result
 
 
+def lesson_of(args: argparse.Namespace, say: Say) -> Lesson:
+    """Read the base and what it is trained on."""
+    return (classify.lesson if args.task == "classify" else _of_text)(args, say)
+
+
 def _worse(model: Any, checks: Sequence[Batch], before: float, after: float) -> str:
     """Say that the adapter is worse than the base, by more than the base's loss varies; or ""."""
     if after <= before:
@@ -162,7 +167,7 @@ def _adapter_name(stem: str) -> str:
     return "adapter" if name == "base" else name
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raise ValueError for options that cannot act, alone or together, before any work."""
     if args.task == "classify":
         if args.text is not None:

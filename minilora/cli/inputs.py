@@ -16,6 +16,7 @@ from ..adapters.patterns import matching
 from ..checks import a
 from ..files import checkpoint
 from ..files.text import read
+from ..jobs import executors
 from ..models.decoder import Decoder
 from ..models.pretrained import BASES, load_base, load_model
 from .parser import OneOf, Parser, Say, integer, to_write
@@ -52,6 +53,24 @@ def add_run(to: Parser, out: str | None, steps: int | None) -> None:
         "--resume": "an interrupted run continues by itself; --restart starts anew",
         "--epochs": "give --steps",
     }
+
+
+def add_executor(to: Parser, jobs: int | None = None) -> None:
+    """The options of a command that runs jobs; None: as many at a time as there are cores."""
+    help = "what starts the processes that do the runs; dask:ADDRESS is a cluster that is there"
+    to.option("--executor", read=executor, default="processes",
+              help=f"{help}: {', '.join(executors.NAMES)}")
+    help = "number of processes" + " (one for each core)" * (jobs is None)
+    to.option("--jobs", read=integer(1, 1024), help=help, default=jobs)
+
+
+def executor(text: str) -> str:
+    """The name of an executor."""
+    try:
+        executors.check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def base_model(args: argparse.Namespace) -> Any:

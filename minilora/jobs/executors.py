@@ -43,11 +43,8 @@ def pool(name: str = "processes", jobs: int | None = None) -> Iterator[Pool]:
     ImportError, with the remedy, if the library is missing, and ValueError for an unknown name, for
     `jobs` that cannot act, and for workers that are no such ones.
     """
+    check(name, jobs)
     kind, _, address = name.partition(":")
-    if kind not in NAMES or (address and kind != "dask"):
-        raise ValueError(f"executor {name!r}: choose {', '.join(NAMES)} or dask:ADDRESS")
-    if address and jobs:
-        raise ValueError(f"{name} has its own number of workers: leave out --jobs")
     with _one_thread():
         yield from NAMES[kind](jobs or cores(), address)
 
@@ -67,19 +64,18 @@ def _loky(n: int, _: str) -> Iterator[Pool]:
     yield Pool(lambda: loky.ProcessPoolExecutor(n, initializer=_follow, initargs=(me,)), n)
 
 
-def _mpi(n: int, _: str) -> Iterator[Pool]:
-    """All processes of mpiexec but the first; without mpiexec, n new ones.
+def _mpi(_: int, __: str) -> Iterator[Pool]:
+    """The processes of mpiexec but the first, which is the driver.
 
-    MPI ends all of them, the first one too, if one dies: then the same command goes on.
+    MPI ends all of them, the driver too, if one dies: then the same command goes on.
     """
     who = "workers under MPI"
     size = need("mpi4py.MPI", who, "mpi").COMM_WORLD.size
     futures = need("mpi4py.futures", who, "mpi")
-    if size > 1 and "mpi4py.futures" not in sys.orig_argv:
-        raise ValueError(f"each of the {size} processes of mpiexec is a driver here: give "
-                         "mpiexec -n N python -m mpi4py.futures -m minilora ...")
-    n = n if size == 1 else size - 1
-    yield Pool(lambda: futures.MPIPoolExecutor(n, env=dict.fromkeys(THREADS, "1")), n)
+    if size == 1 or "mpi4py.futures" not in sys.orig_argv:
+        raise ValueError("mpi4py.futures needs a driver and one worker or more of mpiexec: give "
+                         "mpiexec -n N python -m mpi4py.futures -m minilora ..., with N >= 2")
+    yield Pool(futures.MPIPoolExecutor, size - 1)
 
 
 def _dask(n: int, address: str) -> Iterator[Pool]:
@@ -98,6 +94,15 @@ def _dask(n: int, address: str) -> Iterator[Pool]:
                              "thread each, as `dask worker ADDRESS --nthreads 1` does")
         yield Pool(lambda: client.get_executor(pure=False), len(threads),
                    (BrokenExecutor, dask.scheduler.KilledWorker))
+
+
+def check(name: str, jobs: int | None = None) -> None:
+    """Raise ValueError, with the remedy, for a name or a number of workers that cannot be."""
+    kind, _, address = name.partition(":")
+    if kind not in NAMES or (address and kind != "dask"):
+        raise ValueError(f"{name or repr(name)}: choose {', '.join(NAMES)}, or dask:ADDRESS")
+    if jobs and (address or kind == "mpi4py.futures"):
+        raise ValueError(f"{name} has its own number of workers: leave out --jobs")
 
 
 NAMES = {"processes": _processes, "loky": _loky, "mpi4py.futures": _mpi, "dask": _dask}
