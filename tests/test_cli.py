@@ -578,7 +578,8 @@ def test_names_are_separated_by_commas_and_blanks_are_ignored():
 
 COMMANDS = {command.name: command for command in command_line().leaves()}  # such as "ex check"
 NEEDED = {
-    "finetune": ["kjv"], "merge": ["--adapter", "a.npz"], "reproduce": ["counts"],
+    "finetune": ["kjv"], "sweep": ["sweep.toml"], "merge": ["--adapter", "a.npz"],
+    "reproduce": ["counts"],
     "tutorials run": ["01"], "tutorials notebook": ["01"], "ex grade": ["class"],
     "ex dev new": ["14_name"],
     **{f"ex {name}": ["01"] for name in ("check", "hint", "solution", "reset", "milestone")},
@@ -609,10 +610,10 @@ OPTIONS = [
 FREE = {"--base", "--adapter", "--prompt", "--stop", "--targets", "--engines", "--shapes", "--only",
         "--data", "--eval", "--export", "--live"}
 FOLDERS = {("tutorials build", "--out"), ("tutorials serve", "--out"),
-           ("tutorials notebook", "--out"), ("reproduce", "--out")}
+           ("tutorials notebook", "--out"), ("reproduce", "--out"), ("sweep", "--out")}
 FLAGS = {"--plain", "--json", "--recompute", "--restart", "--no-cache", "--no-whole",
          "--give-up", "--compare", "--force", "--list", "--markdown", "--verbose",
-         "--fast", "--from-runs", "--check"}
+         "--fast", "--from-runs", "--check", "--dry-run"}
 
 
 @once

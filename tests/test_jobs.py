@@ -52,12 +52,12 @@ class Now:
 class Fragile(Now):
     """An executor that does what it has when the driver waits for it; its deaths are made up.
 
-    One job in `deadly` breaks it, with all that it has, as it breaks a pool of processes.
+    A job whose config is `deadly` breaks it, with all that it has, as it breaks processes.
     """
 
     made = 0
 
-    def __init__(self, deadly=()):
+    def __init__(self, deadly):
         Fragile.made += 1
         self.deadly, self.waiting, self.broken = deadly, deque(), False
 
@@ -73,7 +73,7 @@ class Fragile(Now):
 
     def turn(self):
         for future, _, args in self.waiting:
-            if args[2]["x"] in self.deadly:
+            if self.deadly(args[2]):
                 self.broken = future
         while self.waiting:
             future, function, args = self.waiting.popleft()
@@ -164,7 +164,7 @@ def test_results_are_in_order_and_nothing_is_done_twice(kind, tmp_path):
 def test_who_ends_a_worker_twice_is_lost_and_no_other(n, at_once, deadly):
     """Whatever runs beside it: each result is right, and an executor is made for each death."""
     journal, Fragile.made = Journal(None), 0
-    where = Pool(lambda: Fragile(deadly), at_once)
+    where = Pool(lambda: Fragile(lambda config: config["x"] in deadly), at_once)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "wait", waits)
         results = do(map(of, range(n)), journal, numbers, where, lost="{0.name} is lost".format)
@@ -177,7 +177,7 @@ def test_without_a_result_for_lost_jobs_they_are_an_error_with_a_remedy(monkeypa
     monkeypatch.setattr(driver, "wait", waits)
     journal = Journal(None)
     with pytest.raises(RuntimeError, match=r"x = 1 ended its process twice.*the same command goes"):
-        do(map(of, range(3)), journal, numbers, Pool(lambda: Fragile({1}), 1))
+        do(map(of, range(3)), journal, numbers, Pool(lambda: Fragile(lambda c: c["x"] == 1), 1))
     assert [line["result"] for line in journal.lines.values()] == [0]
 
 

@@ -59,8 +59,10 @@ STREAMS = {  # what stdout and stderr are
     "head": lambda: text(Failing(errno.EPIPE, 100)),
 }
 SMALL = "--steps 1 --batch 1 --window 8 --checks 1"
+SWEEP = "\N{GREEK SMALL LETTER ALPHA}.toml"
 RUNS = {  # command -> (a line that is cheap to run, its exit code)
     "finetune": (f"words.txt {SMALL} --out tuned.npz", 0),
+    "sweep": (f"{SWEEP} --dry-run", 0),
     "generate": ("--tokens 1 --prompt \N{GREEK CAPITAL LETTER DELTA}", 0),
     "merge": ("--adapter fox.npz --out merged.npz", 0),
     "account": ("gpt2 --window 4", 0),
@@ -116,6 +118,7 @@ def place(tmp_path, shelf, monkeypatch):
     """A folder with all that the lines name; what takes long in them is left out."""
     monkeypatch.chdir(tmp_path)
     os.symlink(shelf / "fox.npz", "fox.npz")
+    Path(SWEEP).write_text("ranks = [1, 2]\n[finetune]\ntext = 'words.txt'\nwindow = 8\n")
     Path("words.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40, "utf-8")
     Path("submissions", "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS}").mkdir(parents=True)
     for name in (desk.PROGRESS, "ex02_unbroadcast.py"):
@@ -180,7 +183,7 @@ def test_the_exit_code_and_the_files_are_those_of_the_work(command, place, monke
             at.mkdir()
             for path in place.iterdir():
                 if path.name in ("fox.npz", "words.txt", "submissions", desk.PROGRESS,
-                                 "ex02_unbroadcast.py"):
+                                 "ex02_unbroadcast.py", SWEEP):
                     os.symlink(path, at / path.name)
             monkeypatch.chdir(at)
             got = outcome(monkeypatch, f"{command} {line}{more}", out, err)

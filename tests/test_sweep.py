@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_jobs import Now, started
+from test_jobs import Fragile, Now, started, waits
 
 import minilora
 from minilora import cli, viz
 from minilora.cli import board, finetune, grid, settings, sweep
+from minilora.files import owned
 from minilora.files.journal import Journal
-from minilora.jobs import executors
+from minilora.jobs import driver, executors
 from minilora.jobs.executors import NAMES, Pool
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
@@ -157,6 +159,7 @@ def faked(monkeypatch):
 
     monkeypatch.setattr(finetune, "run", run)
     monkeypatch.setattr(executors, "pool", pool)
+    monkeypatch.setattr(viz, "available", lambda: False)
     return ran
 
 
@@ -164,24 +167,25 @@ GRID = 'methods = ["lora", "bitfit"]\nranks = [2, 8]\nrates = [1e-3, 1e-2, 0.1]\
 
 
 def test_what_is_done_is_not_done_again_and_more_points_join_it(faked, capsys):
-    Path("sweep.toml").write_text(GRID + SMALL)
+    text = f"ranks = [2, 8]\nrates = [1e-3, 1e-2]\n{SMALL}"
+    Path("sweep.toml").write_text(text)
     assert cli.main(["sweep", "sweep.toml", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert len(faked) == len(set(faked)) == 18 == len(result["points"])
-    shown = {name: Path("sweep", name).read_bytes() for name in board.PAGES}
-    assert json.loads(shown["sweep.json"]) == {name: result[name] for name in
-                                               ("version", "points", "rows")}
-    assert cli.main(["sweep", "sweep.toml"]) == 0
-    assert len(faked) == 18
-    assert {name: Path("sweep", name).read_bytes() for name in board.PAGES} == shown
-    Path("sweep.toml").write_text(GRID.replace("[2, 8]", "[2, 8, 16]") + SMALL)
+    assert len(faked) == len(set(faked)) == 4 == len(result["points"])
+    pages = [board.DATA, board.TABLE]
+    shown = {name: Path("sweep", name).read_bytes() for name in pages}
+    assert json.loads(shown[board.DATA]) == {name: result[name] for name in
+                                             ("version", "points", "rows")}
+    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 4
+    assert {name: Path("sweep", name).read_bytes() for name in pages} == shown
+    Path("sweep.toml").write_text(text.replace("[2, 8]", "[2, 8, 16]"))
     assert cli.main(["sweep", "sweep.toml", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert out.count("(done)") == 18 and "24 points, 18 of them done" in out
-    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 24
+    assert out.count("(done)") == 4 and "6 points, 4 of them done" in out and len(faked) == 4
+    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 6
     Path("words.txt").write_text("another text, so nothing of it is done\n" * 40)
     grid.digest.cache_clear()
-    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 48
+    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 12
 
 
 def test_the_table_has_medians_the_best_rates_and_what_failed(faked, capsys):
@@ -198,6 +202,24 @@ def test_the_table_has_medians_the_best_rates_and_what_failed(faked, capsys):
     assert "before the training it is 3.0000" in table and "a little too good" in table
     assert len({len(line) for line in table.splitlines()[:11]}) == 1
     assert table.rstrip() in capsys.readouterr().out
+
+
+def test_a_point_that_ends_its_worker_twice_is_recorded_and_the_others_go_on(
+    faked, monkeypatch, capsys
+):
+    @contextmanager
+    def pool(name, jobs):
+        yield Pool(lambda: Fragile(lambda config: config["options"].get("r") == "8"), 3)
+
+    monkeypatch.setattr(executors, "pool", pool)
+    monkeypatch.setattr(driver, "wait", waits)
+    Path("sweep.toml").write_text(f"ranks = [2, 8, 4]\nseeds = [0, 1]\n{SMALL}")
+    assert cli.main(["sweep", "sweep.toml"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("2 crashed") == 1 and len(faked) == 4
+    assert sum(line["result"] == {"crashed": True} for line in
+               Journal("sweep/runs.jsonl").lines.values()) == 2
+    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 4
 
 
 def result_of(loss, **more):
@@ -223,12 +245,20 @@ def test_a_sweep_of_sentences_has_their_accuracy():
     assert "best rate" not in table and "seed" in table
 
 
-def test_without_matplotlib_there_is_a_table(faked, monkeypatch, capsys):
-    monkeypatch.setattr(viz, "available", lambda: False)
-    Path("sweep.toml").write_text(SMALL)
+def test_the_figure_has_a_line_for_each_setting_and_is_left_out_without_matplotlib(
+    faked, monkeypatch, capsys
+):
+    Path("sweep.toml").write_text(GRID + SMALL)
     assert cli.main(["sweep", "sweep.toml"]) == 0
     assert "figure left out" in capsys.readouterr().out
-    assert not Path("sweep/sweep.png").exists() and Path("sweep/table.md").exists()
+    assert {*os.listdir("sweep")} == {board.TABLE, board.DATA, sweep.JOURNAL, owned.LIST}
+    rows = json.loads(Path("sweep/sweep.json").read_text())["rows"]
+    monkeypatch.undo()
+    files = board.pictures(rows)
+    assert {*files} == {"sweep.png", "sweep.svg"}
+    words = re.findall(r"<!-- (.*?) -->", files["sweep.svg"].decode())
+    for label in ("lora r=2", "lora r=8", "bitfit", "learning rate", "trained parameters"):
+        assert label in words, words
 
 
 def test_a_point_trains_as_finetune_does_and_leaves_no_file(capsys):
