@@ -214,12 +214,14 @@ def test_a_point_that_ends_its_worker_twice_is_recorded_and_the_others_go_on(
     monkeypatch.setattr(executors, "pool", pool)
     monkeypatch.setattr(driver, "wait", waits)
     Path("sweep.toml").write_text(f"ranks = [2, 8, 4]\nseeds = [0, 1]\n{SMALL}")
-    assert cli.main(["sweep", "sweep.toml"]) == 0
-    out = capsys.readouterr().out
+    assert cli.main(["sweep", "sweep.toml"]) == 1
+    out, error = capsys.readouterr()
+    assert "lora r=8 seed=0 ended its process twice, perhaps for lack of memory" in error
+    assert "and 1 more did: to try again, remove the lines with crashed from sweep/runs" in error
     assert out.count("2 crashed") == 1 and len(faked) == 4
     assert sum(line["result"] == {"crashed": True} for line in
                Journal("sweep/runs.jsonl").lines.values()) == 2
-    assert cli.main(["sweep", "sweep.toml"]) == 0 and len(faked) == 4
+    assert cli.main(["sweep", "sweep.toml"]) == 1 and len(faked) == 4
 
 
 def result_of(loss, **more):

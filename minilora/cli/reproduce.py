@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..backend.threads import cores
 from ..experiments.order import NAMES
-from . import counts
+from . import counts, inputs
 from .parser import OneOf, Parser, Say, integer
 from .streams import Progress
 
 CHECKED = 3  # runs that --check does again
-OPTIONS = ("out", "seeds", "jobs", "fast", "from_runs", "check")  # of experiments, not of counts
+OPTIONS = (  # of experiments, not of counts
+    "out", "seeds", "executor", "jobs", "fast", "from_runs", "check")
 
 
 def add_to(top: Parser) -> None:
@@ -26,7 +27,8 @@ def add_to(top: Parser) -> None:
     to.flag("--markdown", help="counts: print the tables as Markdown")
     to.option("--out", read=Path, help="folder of the report (report)")
     to.option("--seeds", read=integer(2, 100), help="runs of each method at its best rate (3)")
-    to.option("--jobs", read=integer(1, 1024), help="processes (one for each core)")
+    inputs.add_executor(to)
+    to.set_defaults(executor=None)  # None: not given
     to.flag("--fast", help="a smoke run of a few steps with 2 seeds: it gives no verdict")
     to.flag("--from-runs", help="make the report from the runs that come with the package")
     help = f"do {CHECKED} of the package's runs again, chosen by --seed, and compare their numbers"
@@ -64,25 +66,30 @@ def _report(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from ..experiments.running import estimate, left_out
     from ..experiments.shipped import shipped
     from ..files.journal import Journal
+    from ..jobs.executors import pool
 
     out, scale = args.out or Path("report"), Scale(2, True) if args.fast else Scale(args.seeds or 3)
     names = reporting.select(args.what)
     reporting.check(out, scale)
     if args.from_runs:
         return _from_runs(args, names, out, say)
-    jobs, journal = args.jobs or cores(), out / reporting.JOURNAL
+    journal = out / reporting.JOURNAL
     chosen = [experiment(name) for name in names]
     if args.what == "all":
         for name, why in left_out(chosen, Results(Journal(journal), scale)).items():
             say(f"left out: {why}")
             names.remove(name)
         chosen = [experiment(name) for name in names]
-    runs, seconds = estimate(chosen, Journal(journal), scale, shipped(), jobs)
-    say(f"{_many(len(names), 'experiment')}: about {_many(runs, 'run')} to do, in about "
-        f"{_time(seconds)} with {_many(jobs, 'process', 'processes')}")
+    here = args.jobs == 1 and not args.executor  # in this process
     try:
-        with Progress(runs) as begins:
-            report = reporting.reproduce(names, out, scale=scale, jobs=jobs, begins=begins)
+        with nullcontext() if here else pool(args.executor or "processes", args.jobs) as where:
+            jobs = where.at_once if where else 1
+            runs, seconds = estimate(chosen, Journal(journal), scale, shipped(), jobs)
+            say(f"{_many(len(names), 'experiment')}: about {_many(runs, 'run')} to do, in about "
+                f"{_time(seconds)} with {_many(jobs, 'process', 'processes')}")
+            with Progress(runs) as begins:
+                report = reporting.reproduce(
+                    names, out, scale=scale, executor=where, begins=begins)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; the {len(Journal(journal))} finished runs are in {journal}: the same "
@@ -100,8 +107,8 @@ def _from_runs(
     from ..experiments.results import Results
     from ..experiments.shipped import complete, shipped, versions
 
-    if args.jobs or args.fast:
-        raise ValueError("--from-runs runs nothing: leave out --jobs and --fast")
+    if args.executor or args.jobs or args.fast:
+        raise ValueError("--from-runs runs nothing: leave out --executor, --jobs and --fast")
     if args.seeds not in (None, Scale().seeds):
         raise ValueError(f"--from-runs has {Scale().seeds} seeds: leave out --seeds")
     journal = shipped()

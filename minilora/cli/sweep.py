@@ -126,7 +126,7 @@ def write(
     rows = board.rows([job.config["options"] for job in jobs], results)
     table = board.table(rows)
     points = [{**job.config["options"], "result": result} for job, result in zip(jobs, results)]
-    result = {"version": __version__, "points": points, "rows": rows}
+    result: dict[str, Any] = {"version": __version__, "points": points, "rows": rows}
     files = {board.DATA: (json.dumps(result, indent=1) + "\n").encode(),
              board.TABLE: table.encode(), **board.pictures(rows)}
     owned.write(out, files)
@@ -134,4 +134,11 @@ def write(
     if not viz.available():
         say(LEFT_OUT)
     say(f"the table, its figure and all numbers are in {out}")
+    crashed = [job.name for job, result in zip(jobs, results) if board.CRASHED in result]
+    if crashed:
+        result |= {"passed": False, "failed": (
+            f"{crashed[0]} ended its process twice, perhaps for lack of memory" + (
+                f", and {len(crashed) - 1} more did" * (len(crashed) > 1))
+            + f": to try again, remove the lines with {board.CRASHED} from {out / JOURNAL}, and "
+            "give fewer --jobs")}
     return {**result, "out": str(out)}

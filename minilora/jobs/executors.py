@@ -67,7 +67,8 @@ def _loky(n: int, _: str) -> Iterator[Pool]:
 def _mpi(_: int, __: str) -> Iterator[Pool]:
     """The processes of mpiexec but the first, which is the driver.
 
-    MPI ends all of them, the driver too, if one dies: then the same command goes on.
+    MPI ends all of them, the driver too, if one dies. The same command goes on then; on another
+    executor it finds the job that ended its worker.
     """
     who = "workers under MPI"
     size = need("mpi4py.MPI", who, "mpi").COMM_WORLD.size
