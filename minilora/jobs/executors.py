@@ -20,6 +20,7 @@ from typing import Any
 from ..backend.threads import cores
 from ..extras import need
 
+RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")  # what mpiexec tells a process
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -76,7 +77,7 @@ def _mpi(_: int, __: str) -> Iterator[Pool]:
     if size == 1 or "mpi4py.futures" not in sys.orig_argv:
         raise ValueError("mpi4py.futures needs a driver and one worker or more of mpiexec: give "
                          "mpiexec -n N python -m mpi4py.futures -m minilora ..., with N >= 2")
-    yield Pool(futures.MPIPoolExecutor, size - 1)
+    yield Pool(lambda: futures.MPIPoolExecutor(initializer=_alone), size - 1)
 
 
 def _dask(n: int, address: str) -> Iterator[Pool]:
@@ -120,6 +121,12 @@ def _one_thread() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _alone() -> None:
+    """Let a job in a worker of MPI be like one elsewhere: it is no rank of a larger one."""
+    for name in RANKS:
+        os.environ.pop(name, None)
 
 
 def _follow(driver: int) -> None:
