@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import viz
+from ..viz.axes import WIDE
 
 DATA, TABLE = "sweep.json", "table.md"
 KINDS = ("png", "svg")
@@ -44,11 +45,12 @@ def rows(points: Sequence[Mapping[str, str]], results: Sequence[Mapping[str, Any
 
 
 def grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows that differ in the rate alone, by their name, such as "lora r=4"."""
+    """Return the rows that differ in the rate alone, by their name, such as "lora r=4 q,v"."""
     groups = dict[str, list[Row]]()
     for row in rows:
-        own = [f"{name}={row[name]}" for name in ("r", "targets") if name in row]
-        groups.setdefault(" ".join([row["method"], *own]), []).append(row)
+        rank = f"r={row['r']}" if "r" in row else ""
+        words = row["method"], rank, row.get("targets", "")
+        groups.setdefault(" ".join(filter(None, words)), []).append(row)
     return groups
 
 
@@ -106,7 +108,8 @@ def pictures(rows: Sequence[Row]) -> dict[str, bytes]:
     if not whole or not viz.available():
         return {}
     several = len(_rates(rows)) > 1
-    axes, files = viz.panels(1 + several), dict[str, bytes]()
+    high = (3.4 + 0.25 * len(whole) / 2) * (1 + several)  # inches; a legend has two columns
+    axes, files = viz.panels(1 + several, size=(WIDE, high)), dict[str, bytes]()
     label = f"held-out loss ({_unit(rows)})"
     if several:
         by_rate = {name: {float(row["lr"]): row["losses"] for row in group}
