@@ -90,10 +90,10 @@ def _dask(n: int, address: str) -> Iterator[Pool]:
             n_workers=n, threads_per_worker=1, dashboard_address=None))
         client = stack.enter_context(dask.Client(cluster))
         threads = client.nthreads()
-        if not threads or max(threads.values()) > 1:
-            raise ValueError(f"{address} has {len(threads)} workers, of up to "
-                             f"{max(threads.values(), default=0)} threads: start workers of one "
-                             "thread each, as `dask worker ADDRESS --nthreads 1` does")
+        if max(threads.values(), default=0) != 1:
+            problem = "has workers of several threads" if threads else "has no workers"
+            raise ValueError(f"{address} {problem}: start workers of one thread each, as `dask "
+                             "worker ADDRESS --nthreads 1` does")
         yield Pool(lambda: client.get_executor(pure=False), len(threads),
                    (BrokenExecutor, dask.scheduler.KilledWorker))
 
