@@ -135,10 +135,10 @@ def _follow(driver: int) -> None:
 
     def end() -> None:
         parent: Any = multiprocessing.parent_process()
-        if os.name != "posix":
-            parent.join()
-        while os.getppid() == driver:
+        while os.name == "posix" and os.getppid() == driver:  # loky's workers cannot join it
             time.sleep(0.5)
+        if os.name != "posix":  # there the number of a parent stays
+            parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
