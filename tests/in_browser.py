@@ -8,8 +8,8 @@ import minilora as ml
 from minilora import accounting, data, lora
 from minilora.data.tasks import sql
 from minilora.exercises import book
-from minilora.experiments import jobs
 from minilora.files.journal import Journal
+from minilora.jobs import executors
 from minilora.site.cells import Cells
 
 assert sys.platform == "emscripten" and "minilora.backend.threads" in sys.modules
@@ -52,8 +52,8 @@ refused(ValueError, "threads: Python has one thread in a browser: n must be 1, n
         ml.threads, 2)
 refused(OSError, "shapes: this Python has addresses of 32 bits, as in a browser",
         accounting.plan, "gpt3-175b")
-refused(ValueError, "no process can be started in a browser: jobs must be 1, not 2",
-        jobs.processes(2).__enter__)
+refused(ValueError, "no process can be started in a browser: use the driver without a pool",
+        executors.pool("processes", 2).__enter__)
 refused(ImportError, "mini-sql runs its queries in SQLite, which this Python came without",
         sql.execute, "select", sql.question(np.random.default_rng(0)).table)
 

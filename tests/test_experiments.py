@@ -539,7 +539,7 @@ def test_runs_are_packed_and_found_by_their_settings_in_any_version(tmp_path, mo
     data = path.read_bytes()
     shipped.pack(rank.journal, path)
     assert path.read_bytes() == data
-    monkeypatch.setattr("minilora.experiments.jobs.__version__", "9")
+    monkeypatch.setattr("minilora.jobs.driver.__version__", "9")
     monkeypatch.setattr(shipped, "__version__", "9")
     again = shipped.shipped(path)
     assert len(again) == len(rank.journal) and again.lines.keys() != rank.journal.lines.keys()

@@ -42,9 +42,11 @@ def pool(name: str = "processes", jobs: int | None = None) -> Iterator[Pool]:
 
     "dask:ADDRESS" is a Dask cluster that runs already, with as many workers as it has. Raises
     ImportError, with the remedy, if the library is missing, and ValueError for an unknown name, for
-    `jobs` that cannot act, and for workers that are no such ones.
+    `jobs` that cannot act, for workers that are no such ones, and in a browser.
     """
     check(name, jobs)
+    if sys.platform == "emscripten":
+        raise ValueError("no process can be started in a browser: use the driver without a pool")
     kind, _, address = name.partition(":")
     with _one_thread():
         yield from NAMES[kind](jobs or cores(), address)
