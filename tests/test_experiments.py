@@ -647,7 +647,7 @@ def test_some_runs_are_checked_and_a_wrong_number_is_told(packed, capsys, monkey
     ("reproduce rank --jobs 0", "--jobs 0: give an integer >= 1"),
     ("reproduce all --check", "--check takes one experiment"),
     ("reproduce rank --check --jobs 2", "--check takes one experiment, and no other option"),
-    ("reproduce rank --from-runs --jobs 2", "--from-runs runs nothing: leave out --executor, --jobs"),
+    ("reproduce rank --from-runs --jobs 2", "--from-runs runs nothing: leave out --executor"),
     ("reproduce rank --from-runs --fast", "--from-runs runs nothing"),
     ("reproduce rank --from-runs --seeds 4", "--from-runs has 3 seeds"),
     ("reproduce rank --out nowhere/out", "nowhere is not a folder"),
