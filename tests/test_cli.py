@@ -802,7 +802,7 @@ BROKEN = "is not a minilora file, or it is damaged: it does not end as a .npz fi
 MISTAKES = {  # command line -> how the message begins
     "finetun kjv": "unknown command finetun: did you mean finetune?",
     "gen": "unknown command gen: did you mean generate?",
-    "words.txt": "unknown command words.txt: choose finetune, sweep, generate, merge, account, reproduce,",
+    "words.txt": "unknown command words.txt: choose finetune, sweep, generate, merge, account,",
     "''": "unknown command '': choose finetune, sweep, generate, merge, account, reproduce, info",
     "--stesp 3 finetune kjv": "unknown option --stesp: did you mean --steps?",
     "--zzz info": "unknown option --zzz: see `minilora --help`",
@@ -827,7 +827,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --x 4": "finetune has no option --x: see `minilora finetune --help`",
     "generate --text To": "generate has no option --text: --prompt is the text to continue",
     "generate --steps 3": "generate has no option --steps: finetune, pretrain have it; see `minilo",
-    "ex hint 02 --jobs 2": "ex hint has no option --jobs: sweep, reproduce, ex grade have it; see `mi",
+    "ex hint 02 --jobs 2": "ex hint has no option --jobs: sweep, reproduce, ex grade have it; see ",
     "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",
     "info now": "there is no file now",
