@@ -157,7 +157,7 @@ def _written(of: Exercise) -> Iterator[str]:
     exec(of.solution(), space)
     for call, result in examples:
         try:
-            got, stated = (np.asarray(eval(text, space), float) for text in (call, result))
+            got, stated = (_plain(eval(text, space)) for text in (call, result))
         except Exception as error:
             yield f"an example raises {type(error).__name__}: {call}"
         else:
@@ -168,6 +168,11 @@ def _written(of: Exercise) -> Iterator[str]:
     for title in (check.title for check in of.checks):
         if not title:
             yield "a check has no title: write a docstring"
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or array as floats, and a str as it is."""
+    return value if isinstance(value, str) else np.asarray(value, float)
 
 
 def _failures(verdict: Verdict) -> str:

@@ -1,0 +1,393 @@
+"""15. Read a report: does the claim reproduce?
+
+A report tests a claim of the form "LoRA is better than BitFit": two methods, some runs, a figure.
+You write the function that reads it and gives the verdict. It must not believe the figure, and it
+must be able to say that nothing can be decided.
+
+verdict(better, other, higher_is_better, chance, figure, runs) takes
+    better, other      names of methods: the claim says that `better` is better than `other`
+    higher_is_better   True for a score such as accuracy, False for a loss
+    chance             number: the score of a blind guess
+    figure             dictionary: method -> the height that the figure shows for it
+    runs               list of dictionaries, each with "method", "seed", "split" ("train" or "test")
+                       and "score", which is a number, or None if the run diverged
+and returns "reproduces", "does not reproduce" or "undecided", by these rules:
+
+- Only runs on the split "test" count, and only those of the two methods of the claim.
+- A run that diverged counts as a run with the score `chance`. (If it were left out, a method that
+  often fails would look good.)
+- Runs are compared in pairs, by seed. A seed that only one of the two methods has does not count.
+  With fewer than 3 pairs, the report is undecided.
+- The figure must show the mean score of the counted runs for each of the two methods, to within
+  0.001. If it does not, figure and runs contradict each other: undecided.
+- If neither method's mean is better than chance, nothing was learned: undecided.
+- A gain is the score of `better` minus that of `other` in a pair, or the reverse if a lower score
+  is better. With n pairs, m is the mean of the gains, and e is their standard deviation (with
+  n - 1) divided by sqrt(n). If m - 2 e is above 0, the claim reproduces. If m + 2 e is below 0, it
+  does not reproduce. Otherwise it is undecided.
+
+No argument is changed. A report without runs has fewer than 3 pairs:
+
+    verdict("LoRA", "BitFit", True, 0.5, {"LoRA": 0.9, "BitFit": 0.8}, [])  ->  "undecided"
+"""
+
+import numpy as np
+
+
+def verdict(better, other, higher_is_better, chance, figure, runs):
+    """One of "reproduces", "does not reproduce" and "undecided"."""
+    ### BEGIN SOLUTION
+    names = better, other
+    scores = {name: {} for name in names}
+    for run in runs:
+        if run["split"] == "test" and run["method"] in names:
+            score = chance if run["score"] is None else run["score"]
+            scores[run["method"]][run["seed"]] = score
+    seeds = sorted(scores[names[0]].keys() & scores[names[1]].keys())
+    if len(seeds) < 3:
+        return "undecided"
+    first, second = (np.array([scores[name][seed] for seed in seeds]) for name in names)
+    sign = 1 if higher_is_better else -1
+    for name, values in zip(names, (first, second)):
+        if abs(figure[name] - values.mean()) > 0.001:
+            return "undecided"
+    if max(sign * (values.mean() - chance) for values in (first, second)) <= 0:
+        return "undecided"
+    gains = sign * (first - second)
+    m, e = gains.mean(), gains.std(ddof=1) / np.sqrt(len(gains))
+    if m - 2 * e > 0:
+        return "reproduces"
+    return "does not reproduce" if m + 2 * e < 0 else "undecided"
+    ### END SOLUTION
+
+
+### CHECKS
+# mypy: ignore-errors
+
+import copy
+
+from hypothesis import strategies as st
+
+from minilora.exercises import kit
+
+TITLE = "read a report"
+MINUTES = 30
+CHAPTER = "13"
+
+HINTS = (
+    "First collect the scores that count: method -> {seed: score}. Then keep the seeds that both "
+    "methods have. All else is computed from two arrays in the same order of seeds.",
+    "None is not a number: put chance in its place before you compute. sign = 1 if a higher score "
+    "is better, else -1: multiply by it, and each rule needs only one form.",
+    "gains = sign * (first - second); m = gains.mean(); e = gains.std(ddof=1) / len(gains) ** 0.5; "
+    "reproduces if m - 2 * e > 0, does not reproduce if m + 2 * e < 0, undecided otherwise.",
+)
+NAMES = ("LoRA", "BitFit", "Adapter-H", "PreLayer", "full")
+ARGUMENTS = ("better", "other", "higher_is_better", "chance", "figure", "runs")
+
+
+def planted(rng, gains, higher=True, level=0.75, chance=0.5):
+    """Return a report whose pairs have these gains: what a careful reader would believe.
+
+    The scores of a seed move together by far more than the gains: unpaired, nothing shows.
+    """
+    better, other, third = (str(name) for name in rng.permutation(NAMES)[:3])
+    sign, n = (1 if higher else -1), len(gains)
+    seeds = [int(s) for s in rng.choice(1000, n, replace=False)]
+    shared = rng.normal(0, 0.04, n)
+    low = level + sign * (shared - shared.mean()) if n else shared
+    scores = {better: low + sign * np.array(gains), other: low}
+    runs = [{"method": name, "seed": seed, "split": "test", "score": float(score)}
+            for name, values in scores.items() for seed, score in zip(seeds, values)]
+    runs += [{"method": third, "seed": seed, "split": "test", "score": float(rng.uniform(0.5, 1))}
+             for seed in seeds]
+    return {"better": better, "other": other, "higher_is_better": higher, "chance": chance,
+            "figure": {name: float(np.mean(values)) if n else 0.0
+                       for name, values in scores.items()} | {third: 0.9},
+            "runs": [runs[i] for i in rng.permutation(len(runs))]}
+
+
+def _figure(report):
+    """Draw the figure of a report again, from its runs."""
+    names = report["better"], report["other"]
+    own = {name: {run["seed"]: report["chance"] if run["score"] is None else run["score"]
+                  for run in report["runs"] if run["method"] == name and run["split"] == "test"}
+           for name in names}
+    seeds = own[names[0]].keys() & own[names[1]].keys()
+    for name in names:
+        report["figure"][name] = float(np.mean([own[name][seed] for seed in seeds]))
+
+
+def _clear(rng, n, sign):
+    """Gains that are all of one sign, with some spread."""
+    return sign * rng.uniform(0.03, 0.04, n)
+
+
+def _spread(rng, n):
+    """Gains of both signs, whose mean is within its error."""
+    gains = rng.normal(0, 0.05, n)
+    return gains - gains.mean() + 0.3 * gains.std(ddof=1) / n**0.5
+
+
+def _flip(rng, report):
+    """Exchange the names of the claim: what reproduced does not, and the reverse."""
+    report["better"], report["other"] = report["other"], report["better"]
+
+
+def clear(rng, n, higher):
+    report = planted(rng, _clear(rng, n, 1), higher, 0.75 if higher else 0.3)
+    return report, "reproduces"
+
+
+def against(rng, n, higher):
+    report, _ = clear(rng, n, higher)
+    _flip(rng, report)
+    return report, "does not reproduce"
+
+
+def within_noise(rng, n, higher):
+    return planted(rng, _spread(rng, n), higher, 0.75 if higher else 0.3), "undecided"
+
+
+def barely(rng, n, higher):
+    """A mean of 1.5 errors: above 0, but not by two."""
+    gains = rng.normal(0, 0.02, n)
+    error = gains.std(ddof=1) / n**0.5
+    report = planted(rng, gains - gains.mean() + rng.choice([-1.5, 1.5]) * error, higher,
+                     0.75 if higher else 0.3)
+    return report, "undecided"
+
+
+def beyond(rng, n, higher):
+    """A mean of 2.5 errors: above 0 by two, but not by three."""
+    gains = rng.normal(0, 0.02, n)
+    error = gains.std(ddof=1) / n**0.5
+    report = planted(rng, gains - gains.mean() + 2.5 * error, higher, 0.75 if higher else 0.3)
+    return report, "reproduces"
+
+
+def too_few(rng, n, higher):
+    report = planted(rng, _clear(rng, int(rng.integers(0, 3)), 1), higher)
+    return report, "undecided"
+
+
+def unpaired(rng, n, higher):
+    """Many runs, but only two seeds that both methods have."""
+    report = planted(rng, _clear(rng, n + 2, 1), higher)
+    seeds = sorted({run["seed"] for run in report["runs"]})
+    gone = {seed: (report["better"], report["other"])[i % 2] for i, seed in enumerate(seeds[2:])}
+    report["runs"] = [run for run in report["runs"] if gone.get(run["seed"]) != run["method"]]
+    _figure(report)
+    return report, "undecided"
+
+
+def extra_seed(rng, n, higher):
+    """A seed that only the better method has, with a very bad score."""
+    report, word = clear(rng, n, higher)
+    report["runs"].append({"method": report["better"], "seed": 5000, "split": "test",
+                           "score": report["chance"] - (9.0 if higher else -9.0)})
+    return report, word
+
+
+def trained_on(rng, n, higher):
+    """The runs on the training split say the opposite."""
+    report, word = clear(rng, n, higher)
+    for run in [*report["runs"]]:
+        good = run["method"] == report["other"]
+        score = report["chance"] + (0.4 if higher else -0.4) * (1 if good else 0.1)
+        report["runs"].append({**run, "split": "train", "score": score})
+    return report, word
+
+
+def diverged(rng, n, higher):
+    """The better method diverges in most seeds: with them the claim does not reproduce."""
+    report, _ = clear(rng, n + 3, higher)
+    own = [run for run in report["runs"] if run["method"] == report["better"]]
+    for run in own[3:]:
+        run["score"] = None
+    _figure(report)
+    gains = _gains(report)
+    m, e = gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5
+    return report, "does not reproduce" if m + 2 * e < 0 else "undecided"
+
+
+def _gains(report):
+    """The gains of the pairs, with chance for a run that diverged."""
+    names = report["better"], report["other"]
+    own = [{run["seed"]: report["chance"] if run["score"] is None else run["score"]
+            for run in report["runs"] if run["method"] == name} for name in names]
+    sign = 1 if report["higher_is_better"] else -1
+    return sign * np.array([own[0][seed] - own[1][seed] for seed in own[0]])
+
+
+def wrong_figure(rng, n, higher):
+    """The figure does not show the runs' mean of one method."""
+    report, _ = clear(rng, n, higher)
+    name = report[str(rng.choice(["better", "other"]))]
+    report["figure"][name] += rng.choice([-1, 1]) * rng.uniform(0.003, 0.03)
+    return report, "undecided"
+
+
+def nearly_right_figure(rng, n, higher):
+    """The figure is off by less than 0.001: it was rounded."""
+    report, word = clear(rng, n, higher)
+    for name in (report["better"], report["other"]):
+        report["figure"][name] += rng.uniform(-0.0008, 0.0008)
+    return report, word
+
+
+def below_chance(rng, n, higher):
+    """Both methods are worse than a blind guess."""
+    level = 0.3 if higher else 0.75
+    return planted(rng, _clear(rng, n, 1), higher, level), "undecided"
+
+
+def one_above_chance(rng, n, higher):
+    """Only the better method is better than a blind guess."""
+    level = 0.47 if higher else 0.53
+    gains = rng.uniform(0.15, 0.2, n)
+    return planted(rng, gains, higher, level), "reproduces"
+
+
+@st.composite
+def reports(draw, kinds):
+    """A report of each kind, with a score or a loss, and the verdicts."""
+    rng = draw(kit.generators())
+    pairs = [kind(rng, int(rng.integers(3, 7)), bool(higher))
+             for kind in kinds for higher in rng.permutation([True, False])]
+    return {"_reports": [pairs[i] for i in rng.permutation(len(pairs))]}
+
+
+def _reads(student, pairs):
+    """Compare the verdict on each report."""
+    for report, expected in pairs:
+        given = copy.deepcopy(report)
+        got = student.verdict(*report.values())
+        kit.holds(isinstance(got, str), "one of three words as a str", kit.described(got))
+        if got != expected:
+            raise kit.Wrong(f'expected "{expected}"', f"got      {got!r}", "for this report:",
+                            *_lines(given))
+        kit.holds(report == given, "arguments that are not changed", "a changed one")
+
+
+def _lines(report):
+    """Return a report as lines to read."""
+    names = report["better"], report["other"]
+    better = "a higher" if report["higher_is_better"] else "a lower"
+    yield f"  claim: {names[0]} is better than {names[1]}; {better} score is better, chance " \
+          f"{report['chance']:g}"
+    for name in names:
+        yield f"  {name}: the figure shows {report['figure'].get(name, float('nan')):.4f}"
+        for split in ("test", "train"):
+            own = sorted((run["seed"], run["score"]) for run in report["runs"]
+                         if run["method"] == name and run["split"] == split)
+            if own:
+                told = ", ".join(f"{seed}: {'diverged' if x is None else f'{x:.4f}'}"
+                                 for seed, x in own)
+                yield f"    {split}, by seed: {told}"
+
+
+def group(title, *kinds):
+    """A check with reports of these kinds, mixed with clear ones."""
+
+    def run(student, _reports):
+        _reads(student, _reports)
+
+    run.__doc__ = title
+    return kit.check(reports((clear, against, within_noise, *kinds)), examples=8)(run)
+
+
+noise = group("A difference within the noise decides nothing", barely)
+enough = group("A mean gain above two errors is enough, one below is not", beyond, barely)
+pairs = group("Runs are compared by seed, and at least three pairs are needed",
+              too_few, unpaired, extra_seed)
+splits = group("Only the test split counts", trained_on)
+failures = group("A run that diverged counts as chance", diverged)
+figures = group("The figure must agree with the runs", wrong_figure, nearly_right_figure)
+chances = group("Two methods that are worse than chance decide nothing",
+                below_chance, one_above_chance)
+
+PROMISES = {
+    noise: ("It must not believe", "A gain is", "With n pairs", "Otherwise it is undecided",
+            "verdict(better, other", 'and returns "reproduces"'),
+    enough: ("If m - 2 e is above 0", "If m + 2 e is below 0"),
+    pairs: ("Runs are compared", "A seed that only one", "With fewer than 3"),
+    splits: ("Only runs on",), failures: ("A run that diverged",),
+    figures: ("The figure must", "If it does not, figure", "No argument is changed"),
+    chances: ("If neither method",),
+}
+EXPLAINS = ("Read a report", "A report tests a claim", "You write the function",
+            "(If it were left out", "A report without runs")
+
+
+def _verdict(
+    splits=("test",), chance=lambda report: report["chance"], pair=True, least=3, gap=0.001,
+    floor=True, errors=2.0, ddof=1, root=True, sign=lambda higher: 1 if higher else -1,
+    words=("reproduces", "does not reproduce", "undecided"),
+):
+    """The reference with one part changed."""
+
+    def verdict(*arguments):
+        report = dict(zip(ARGUMENTS, arguments))
+        names, yes, no, open_ = (report["better"], report["other"]), *words
+        scores = {name: {} for name in names}
+        for run in report["runs"]:
+            if run["split"] in splits and run["method"] in names:
+                score = chance(report) if run["score"] is None else run["score"]
+                if score is not None:
+                    scores[run["method"]][run["seed"]] = score
+        both = sorted(scores[names[0]].keys() & scores[names[1]].keys())
+        if len(both) < least:
+            return open_
+        each = [np.array([scores[name][seed] for seed in both]) for name in names]
+        if not pair:
+            each = [np.array([*scores[name].values()]) for name in names]
+        side = sign(report["higher_is_better"])
+        for name, values in zip(names, each):
+            if gap is not None and abs(report["figure"][name] - values.mean()) > gap:
+                return open_
+        if floor and max(side * (x.mean() - report["chance"]) for x in each) <= 0:
+            return open_
+        m, n = side * (each[0].mean() - each[1].mean()), len(each[0])
+        if pair:
+            e = (each[0] - each[1]).std(ddof=ddof)
+        else:
+            e = np.sqrt(each[0].var(ddof=ddof) + each[1].var(ddof=ddof))
+        e = e / np.sqrt(n) if root else e
+        return yes if m - errors * e > 0 else no if m + errors * e < 0 else open_
+
+    return verdict
+
+
+def _by_figure(better, other, higher_is_better, chance, figure, runs):
+    gain = figure[better] - figure[other]
+    return "reproduces" if (gain > 0) == higher_is_better else "does not reproduce"
+
+
+def _changes(*arguments):
+    arguments[-1].sort(key=lambda run: (run["method"], run["seed"], run["split"]))
+    return _verdict()(*arguments)
+
+
+WRONG = {
+    "verdict": {
+        "you believe the figure, and do not look at the runs": _by_figure,
+        "you do not compare the figure with the runs": _verdict(gap=None),
+        "you want the figure to show the mean exactly": _verdict(gap=1e-9),
+        "you count the runs on the training split too": _verdict(splits=("test", "train")),
+        "you leave out the runs that diverged": _verdict(chance=lambda report: None),
+        "you count a run that diverged as 0": _verdict(chance=lambda report: 0.0),
+        "you compare the methods as groups, not in pairs by seed": _verdict(pair=False),
+        "you decide from two pairs": _verdict(least=2),
+        "you do not ask whether anything was learned": _verdict(floor=False),
+        "you ignore the noise: the sign of the mean decides": _verdict(errors=0.0),
+        "you want three errors instead of two": _verdict(errors=3.0),
+        "you want one error instead of two": _verdict(errors=1.0),
+        "you do not divide the standard deviation by sqrt(n)": _verdict(root=False),
+        "you take a higher score as better, also for a loss": _verdict(sign=lambda higher: 1),
+        "you never say that nothing can be decided": _verdict(
+            words=("reproduces", "does not reproduce", "does not reproduce")),
+        "you exchange the two methods": _verdict(sign=lambda higher: -1 if higher else 1),
+        "you change one of the arguments": _changes,
+    },
+}
