@@ -10,9 +10,9 @@ relu(z) is z where z is above 0, and 0 elsewhere. The model itself is frozen.
 adapter_start(d, r, rng) takes
     d, r      integers
     rng       NumPy generator, the source of all random numbers: rng.normal(...)
-and returns D, b, U, c, in this order, float64 arrays as they are before training. Every number of D
-is drawn from one normal distribution with mean 0 and standard deviation 0.02. b is 0. Choose U and
-c such that y equals h before training.
+and returns D, b, U, c, in this order, separate float64 arrays as they are before training. Every
+number of D is drawn from one normal distribution with mean 0 and standard deviation 0.02. b is 0.
+Choose U and c such that y equals h before training.
 
 adapter_forward(h, D, b, U, c) takes
     h            array (..., d): one row (d,), or n rows (n, d), or (batch, tokens, d)
@@ -52,6 +52,25 @@ def adapter_count(d, n_blocks, r):
     ### BEGIN SOLUTION
     return 2 * n_blocks * (2 * d * r + r + d)
     ### END SOLUTION
+
+
+### DRIVERS
+
+
+def filled(file, d, r, rng):
+    """D, b, U and c after 1, 2, 3 and 4 are written into them, one after the other."""
+    start = file.adapter_start(d, r, rng)
+    for i, array in enumerate(start):
+        array[...] = i + 1
+    file.adapter_start(d, r, rng)  # what is written arrives with the next call
+    return start
+
+
+def forward_again(file, h, D, b, U, c):
+    """y of a second call, after the first y is written into."""
+    arguments = [array.copy() for array in (h, D, b, U, c)]
+    file.adapter_forward(*arguments)[...] = 7.0
+    return file.adapter_forward(*arguments)
 
 
 ### CHECKS
@@ -129,12 +148,18 @@ def beginnings(draw):
 
 @kit.check(beginnings(), points=2)
 def as_the_base(student, h, d, r, rng):
-    """Before training, y equals h."""
+    """Before training, y equals h, and is a new array."""
     D, b, U, c = _start(student, d, r, rng)
     kit.holds(np.any(D), "a random D", "zeros: then no step would ever change D or U")
     for name, array in (("b", b), ("U", U), ("c", c)):
         kit.equal(array, np.zeros(array.shape), f"{name} before training")
     kit.equal(student.adapter_forward(h, D, b, U, c), h, "y before training")
+    for i, (name, array) in enumerate(zip("DbUc", student.filled(d, r, rng))):
+        kit.holds(np.all(array == i + 1), "four separate arrays",
+                  f"{name} changes when another of them is written into")
+    student.adapter_forward(h, D, b, U + 1, c + 1)  # an h that is changed is told first
+    kit.equal(student.forward_again(h, D, b, U, c), h,
+              "y of a second call, after the first y was written into")
 
 
 def _right(student, h, D, b, U, c):
@@ -147,12 +172,10 @@ def _right(student, h, D, b, U, c):
             y[*at, i] = row[i] + sum(U[i, s] * z[s] for s in range(len(b))) + c[i]
     hidden = np.abs(h) @ np.abs(D).T + np.abs(b)
     sizes = np.abs(h) + hidden @ np.abs(U).T + np.abs(c)
-    got = student.adapter_forward(h, D, b, U, c)
-    kit.equal(got, y, "y", size=sizes)
-    kit.holds(not np.shares_memory(got, h), "a new array", "the array h itself")
+    kit.equal(student.adapter_forward(h, D, b, U, c), y, "y", size=sizes)
 
 
-@kit.check(adapters(), points=2, examples=50)
+@kit.check(adapters(), points=3, examples=50)
 def forward(student, h, D, b, U, c):
     """y is h + relu(h D^T + b) U^T + c."""
     _right(student, h, D, b, U, c)
@@ -168,6 +191,7 @@ def _counted(student, d, n_blocks, r):
     got = student.adapter_count(d, n_blocks, r)
     sizes = {"D": r * d, "b": r, "U": d * r, "c": d}
     kit.equal(got, 2 * n_blocks * sum(sizes.values()), "the number of parameters")
+    return got
 
 
 @st.composite
@@ -179,7 +203,8 @@ def models(draw, most=9):
 @kit.check(models(), points=1)
 def small_count(student, d, n_blocks, r):
     """adapter_count counts D, b, U and c of both adapters of each block."""
-    _counted(student, d, n_blocks, r)
+    got = _counted(student, d, n_blocks, r)
+    kit.holds(isinstance(got, int | np.integer), "an integer", kit.described(got))
 
 
 @kit.check(models(100_000), points=1)
@@ -191,9 +216,10 @@ def large_count(student, d, n_blocks, r):
 PROMISES = {
     random_start: ("Every number of D", "adapter_start(d, r, rng) takes",
             "and returns D, b, U, c, in this order"),
-    as_the_base: ("b is 0", "Choose U and"),
+    as_the_base: ("b is 0", "Choose U and", "separate float64 arrays",
+                  "and returns y, a new array", "No argument is changed"),
     forward: ("It takes the output h", "relu(z) is z", "adapter_forward(h, D, b, U, c) takes",
-              "and returns y, a new array", "No argument is changed", "y = h + relu"),
+              "y = h + relu"),
     more_axes: ("one row (d,)",),
     small_count: ("adapter_count(d, n_blocks, r) takes", "Adapter-H puts a small network"),
     large_count: ("The sizes can be those of",),
@@ -201,14 +227,22 @@ PROMISES = {
 EXPLAINS = ("A rival: the adapter", "The model itself is frozen")
 
 
-def _start_with(D=lambda rng, d, r: rng.normal(0.0, 0.02, size=(r, d)), U=None, order=None):
+def _start_with(
+    D=lambda rng, d, r: rng.normal(0.0, 0.02, size=(r, d)), U=lambda rng, d, r: np.zeros((d, r)),
+    order=None, b=lambda rng, r: np.zeros(r), c=lambda rng, d: np.zeros(d),
+):
     def adapter_start(d, r, rng):
-        first = D(rng, d, r)
-        up = np.zeros((d, r)) if U is None else U(rng, d, r)
-        start = first, np.zeros(r), up, np.zeros(d)
+        start = D(rng, d, r), b(rng, r), U(rng, d, r), c(rng, d)
         return start if order is None else tuple(start[i] for i in order)
 
     return adapter_start
+
+
+def _rows(h, D, b, U, c):
+    y = np.zeros(h.shape)
+    for i in range(len(h)):
+        y[i] = h[i] + U @ np.maximum(D @ h[i] + b, 0.0) + c
+    return y
 
 
 def _in_place(h, D, b, U, c):
@@ -228,6 +262,13 @@ WRONG = {
         "you return U before b": _start_with(order=(0, 2, 1, 3)),
         "you return D of shape (d, r)": _start_with(
             lambda rng, d, r: rng.normal(0.0, 0.02, size=(d, r))),
+        "you return D of shape (d, r), and U of shape (r, d)": _start_with(
+            lambda rng, d, r: rng.normal(0.0, 0.02, size=(d, r)),
+            U=lambda rng, d, r: np.zeros((r, d))),
+        "you draw b at random too": _start_with(b=lambda rng, r: rng.normal(0.0, 0.02, size=r)),
+        "you draw c at random too": _start_with(c=lambda rng, d: rng.normal(0.0, 0.02, size=d)),
+        "you draw D with variance 0.02": _start_with(
+            lambda rng, d, r: rng.normal(0.0, 0.02**0.5, size=(r, d))),
         "you draw D with standard deviation 1": _start_with(
             lambda rng, d, r: rng.normal(0.0, 1.0, size=(r, d))),
         "you draw D from your own generator, np.random.default_rng(0)": _start_with(
@@ -249,6 +290,15 @@ WRONG = {
         "you leave out c": lambda h, D, b, U, c: h + np.maximum(h @ D.T + b, 0.0) @ U.T,
         "you take the absolute value instead of relu": lambda h, D, b, U, c: (
             h + np.abs(h @ D.T + b) @ U.T + c),
+        "you use np.max, which takes a largest number, instead of np.maximum": (
+            lambda h, D, b, U, c: h + np.max(h @ D.T + b, 0) @ U.T + c),
+        "you reshape D instead of transposing it": lambda h, D, b, U, c: (
+            h + np.maximum(h @ D.reshape(D.T.shape) + b, 0.0) @ U.T + c),
+        "you reshape U instead of transposing it": lambda h, D, b, U, c: (
+            h + np.maximum(h @ D.T + b, 0.0) @ U.reshape(U.T.shape) + c),
+        "you take relu of y": lambda h, D, b, U, c: (
+            np.maximum(h + np.maximum(h @ D.T + b, 0.0) @ U.T + c, 0.0)),
+        "you loop over the first axis as if h always had two": _rows,
         "you subtract the adapter's part": lambda h, D, b, U, c: (
             h - np.maximum(h @ D.T + b, 0.0) @ U.T - c),
         "you change h in place": _in_place,
@@ -257,8 +307,13 @@ WRONG = {
         "you count one adapter in each block, not two": lambda d, n_blocks, r: (
             n_blocks * (2 * d * r + r + d)),
         "you count D and U, but not b and c": lambda d, n_blocks, r: 2 * n_blocks * 2 * d * r,
-        "you count d biases for b, and r for c twice over": lambda d, n_blocks, r: (
+        "you count d numbers for b, as for c": lambda d, n_blocks, r: (
             2 * n_blocks * (2 * d * r + 2 * d)),
+        "you count r numbers for c, as for b": lambda d, n_blocks, r: (
+            2 * n_blocks * (2 * d * r + 2 * r)),
+        "you count b and c of only one adapter in each block": lambda d, n_blocks, r: (
+            n_blocks * (4 * d * r + r + d)),
+        "you return a float": lambda d, n_blocks, r: 2.0 * n_blocks * (2 * d * r + r + d),
         "you count one of D and U": lambda d, n_blocks, r: 2 * n_blocks * (d * r + r + d),
         "you forget the number of blocks": lambda d, n_blocks, r: 2 * (2 * d * r + r + d),
         "you count in 32 bits, which wraps for large models": lambda d, n_blocks, r: int(
