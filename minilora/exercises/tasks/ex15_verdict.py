@@ -471,7 +471,8 @@ WRONG = {
         "you take a higher score as better, also for a loss": _verdict(sign=lambda higher: 1),
         "you never say that nothing can be decided": _verdict(
             words=("reproduces", "does not reproduce", "does not reproduce")),
-        "you exchange the two methods": _verdict(sign=lambda higher: -1 if higher else 1),
+        "you exchange the two methods": lambda better, other, *rest: (
+            _verdict()(other, better, *rest)),
         "you change one of the arguments": _changes,
         "you write chance into the runs that diverged, which are an argument": _writes,
         "you take a score of 0 for a run that diverged": _falsy,
