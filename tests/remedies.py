@@ -86,6 +86,7 @@ def installs(text: str) -> Iterator[str]:
     names = r"pip install (?:-e |--no-deps )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=][\w=.-]*)*)"
     for what in re.findall(names, text):
         for name in [what.strip("'")] if what[0] == "'" else what.split():
+            name = re.sub(r"^[\w./-]*/(?:{wheel}|[\w.-]+\.whl)\[", ".[", name)  # our own wheel
             each = name.removeprefix(".[").removesuffix("]").split(",")
             fits = name in known or name in ("{}", ".[{}]") or (
                 name[:2] == ".[" and all(f".[{extra}]" in known for extra in each))

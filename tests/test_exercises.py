@@ -321,7 +321,7 @@ def test_every_known_mistake_has_its_message(ex, tmp_path, monkeypatch):
     [
         (["hint"], "needs an exercise"), (["check", "77"], "unknown exercise 77"),
         (["status", "02"], "takes no '02'"),
-        (["hint", "02", "--jobs", "2"], "has no option --jobs: reproduce, ex grade have it"),
+        (["hint", "02", "--jobs", "2"], "has no option --jobs: sweep, reproduce, ex grade have it"),
         (["dev", "odd"], "has no command odd: choose check, messages or new"),
         (["dev", "new", "Bad"], "needs a number and a name"),
         (["chekc"], "chekc: did you mean check?"), (["zz"], "choose init, status"),

@@ -206,4 +206,4 @@ print(f"({wrong:.2f} ms of {right:.2f} ms)")
 # for. On a machine with a GPU, run this chapter again, and
 # `pytest -m gpu`.
 #
-# **Next:** this is the last chapter so far. Run `minilora reproduce` to test the paper's claims.
+# **Next:** chapter 16 trains on several machines.

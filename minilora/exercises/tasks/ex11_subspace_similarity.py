@@ -47,7 +47,7 @@ from minilora.exercises import kit
 
 TITLE = "subspace similarity"
 MINUTES = 25
-CHAPTER = "06"
+CHAPTER = "10"
 
 HINTS = (
     "The directions lie in the space of the inputs, which has k dimensions. Which part of the SVD "
