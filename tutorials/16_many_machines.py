@@ -13,6 +13,7 @@
 
 # %%
 import os
+from itertools import pairwise
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def flat_gradient(model, inputs, targets, total: int) -> np.ndarray:
 
 def shards_of(inputs, targets) -> list:
     cuts = np.linspace(0, len(inputs), SHARDS + 1).astype(int)
-    return [(inputs[a:b], targets[a:b]) for a, b in zip(cuts, cuts[1:])]
+    return [(inputs[a:b], targets[a:b]) for a, b in pairwise(cuts)]
 
 model, _ = started()
 inputs, targets = batches[0]
@@ -92,7 +93,7 @@ for name, parts in (("sums", rows), ("means of means", means)):
 # So we fix the order: all rows, neighbours first, whoever computed them.
 
 # %%
-def pairwise(rows: list) -> np.ndarray:
+def summed(rows: list) -> np.ndarray:
     """((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))"""
     while len(rows) > 1:
         rows = [sum(rows[i : i + 2]) for i in range(0, len(rows), 2)]
@@ -101,7 +102,7 @@ def pairwise(rows: list) -> np.ndarray:
 def exact(by_rank: list[list]) -> np.ndarray:
     """Put the rows of all ranks in the order of the shards, and add."""
     n = len(by_rank)
-    return pairwise([by_rank[i % n][i // n] for i in range(SHARDS)])
+    return summed([by_rank[i % n][i // n] for i in range(SHARDS)])
 
 def fast(by_rank: list[list]) -> np.ndarray:
     """Each rank adds up its own rows; then the sums are added."""
@@ -181,7 +182,7 @@ viz.show()
 #
 # ```sh
 # minilora sweep sweep.toml                            # many runs, here
-# pip install 'minilora[mpi]' mpich                    # for the next one
+# pip install '.[mpi]' mpich                           # for the next one
 # mpiexec -n 4 minilora finetune kjv --out kjv.npz     # one run, 4 ranks
 # ```
 #
