@@ -132,7 +132,7 @@ def _printed_for(outcomes: Iterable[Outcome], student: Student | None = None) ->
     if student is None or first is None or not (before := student.printed()):
         return ""
     student.calls = []
-    with contextlib.suppress(Wrong, Raised, Halted):
+    with contextlib.suppress(Exception, Halted):
         first.check.run(student, **first.case)
     return student.printed()[len(before) :]
 
@@ -171,16 +171,17 @@ def attempt(
         failed.append(False)
 
     def run_on(case: Case) -> None:
-        with contextlib.suppress(Wrong, Raised):
+        with contextlib.suppress(Exception):
             run(case)
 
     def run_clear(case: Case) -> None:
-        with contextlib.suppress(Raised):
-            try:
-                run(case)
-            except Wrong as wrong:
-                if wrong.share >= VISIBLE:
-                    raise
+        try:
+            run(case)
+        except Wrong as wrong:
+            if wrong.share >= VISIBLE:
+                raise
+        except Exception:
+            pass
 
     try:
         on_cases(exercise, check, seed_, check.examples, run, shrink=explain)

@@ -124,6 +124,7 @@ def equal(
     """
     number(got, np.shape(expected), what)
     a, b = np.asarray(got), np.asarray(expected)
+    a = a.astype(np.float64) if a.dtype == object else a  # an integer of more than 64 bits
     if rtol is None:
         rtol = 256 * float(np.finfo(b.dtype).eps) if b.dtype.kind == "f" else 0.0
     wide = np.result_type(a.dtype, b.dtype, np.float64)
