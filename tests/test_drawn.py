@@ -1,7 +1,9 @@
 """Cases without Hypothesis: what a strategy may give, and how small a failing case becomes."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import kept
@@ -117,6 +119,13 @@ def test_a_failure_that_does_not_come_again_is_flaky():
 def test_a_strategy_that_rejects_all_is_an_error():
     with pytest.raises(ValueError, match="rejected: assume less"):
         test_of(integers(0, 1).map(lambda n: assume(False)), print)
+
+
+def test_it_has_every_strategy_that_an_exercise_uses():
+    folder = Path(drawn.__file__).parent
+    for file in (folder / "kit.py", *folder.glob("tasks/*.py")):
+        used = {*re.findall(r"\bst\.(\w+)", file.read_text("utf-8"))}
+        assert used <= {*vars(drawn)}, (file.name, used - {*vars(drawn)})
 
 
 @pytest.mark.parametrize("number", kept(["02", "06", "08", "12"], "02"))

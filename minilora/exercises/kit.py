@@ -95,7 +95,7 @@ def numbers(easy: bool | None = None) -> SearchStrategy[Numbers]:
     other arrays have numbers with all digits of a float, and numbers that are 0.0 or -0.0.
     """
     rarely = st.integers(0, 4).map(lambda n: n == 0) if easy is None else st.just(easy)
-    return st.builds(Numbers, rarely, generators())
+    return st.tuples(rarely, generators()).map(lambda drawn: Numbers(*drawn))
 
 
 def scalars(*simple: float, low: float = 0.1, high: float = 20.0) -> SearchStrategy[float]:

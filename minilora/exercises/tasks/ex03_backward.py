@@ -132,6 +132,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from minilora.exercises import kit
+from minilora.exercises.tasks.forward import below, sizes, slopes
 
 TITLE = "backward through a graph"
 MINUTES = 35
@@ -147,38 +148,15 @@ HINTS = (
     "gradient[one]; for each parent and rule: gradient[parent] = gradient.get(parent, 0.0) + "
     "rule(gradient[one]); uses[parent] -= 1; if uses[parent] == 0: ready.append(parent)",
 )
-NAMES = "abcdefghijkl"
-
-
-def _slopes(values, lines, ends):
-    """name -> the slope of the sum of the ends, computed forwards for one name at a time."""
-    slopes = {}
-    for start in [*values, *(line[0] for line in lines)]:
-        value, slope = dict(values), dict.fromkeys(values, 0.0)
-        slope[start] = 1.0
-        for line in lines:
-            name, a, how, b = line[0], *line[4:].split()
-            u, v, du, dv = value[a], value[b], slope[a], slope[b]
-            value[name] = u * v if how == "*" else u + v if how == "+" else u - v
-            slope[name] = du * v + u * dv if how == "*" else du + dv if how == "+" else du - dv
-            if name == start:
-                slope[name] = 1.0
-        slopes[start] = sum(slope[end] for end in ends)
-    return slopes
-
-
-def _sizes(values, lines, ends):
-    """The same with the sizes of all terms, which may cancel in a slope."""
-    return _slopes({name: np.abs(value) for name, value in values.items()},
-                   [line.replace("-", "+") for line in lines], ends)
+NAMES, HOW = "abcdefghijkl", st.sampled_from("+*-")
 
 
 def _right(student, values, lines, ends):
     got, _, returned = student.gradients(values, lines, ends)
-    sizes = _sizes(values, lines, ends)
-    for name, slope in _slopes(values, lines, ends).items():
+    most = sizes(values, lines, ends)
+    for name, slope in slopes(values, lines, ends).items():
         kit.holds(got[name] is not None, f"{name}.grad = {kit.shown(slope)}", f"{name}.grad = None")
-        kit.equal(got[name], np.float64(slope), f"{name}.grad", size=sizes[name])
+        kit.equal(got[name], np.float64(slope), f"{name}.grad", size=most[name])
     kit.holds(not any(map(np.any, returned)), "backward to return nothing", kit.shown(returned))
 
 
@@ -190,7 +168,7 @@ def computations(draw, least_ends=1, most_ends=1):
     names, lines = [*values], []
     for name in NAMES[2 : 2 + draw(st.integers(1, 5))]:
         a, b = draw(st.sampled_from(names)), draw(st.sampled_from(names))
-        lines.append(f"{name} = {a} {draw(st.sampled_from('+*-'))} {b}")
+        lines.append(f"{name} = {a} {draw(HOW)} {b}")
         names.append(name)
     many = st.lists(st.sampled_from(names[2:]), min_size=least_ends, max_size=most_ends)
     return {"values": values, "lines": lines, "ends": draw(many)}
@@ -203,9 +181,19 @@ def trees(draw):
     values, lines = {name: float(numbers()) for name in left}, []
     for name in NAMES[len(left) : 2 * len(left) - 1]:
         a, b = (left.pop(draw(st.integers(0, len(left) - 1))) for _ in range(2))
-        lines.append(f"{name} = {a} {draw(st.sampled_from('+*-'))} {b}")
+        lines.append(f"{name} = {a} {draw(HOW)} {b}")
         left.append(name)
     return {"values": values, "lines": lines, "ends": [name]}
+
+
+@st.composite
+def meeting(draw, most_ends=1):
+    """Lines in which c gets a share over e and d, and one from f, which comes too early."""
+    numbers, (one, two, three, four) = draw(kit.numbers()), draw(st.tuples(*[HOW] * 4))
+    lines = [f"c = a {one} b", f"d = c {two} b", f"e = d {three} a", f"f = e {four} c"]
+    more = draw(st.lists(st.sampled_from("cdef"), min_size=most_ends > 1, max_size=most_ends - 1))
+    return {"values": {name: float(numbers()) for name in "ab"}, "lines": lines,
+            "ends": ["f", *more]}
 
 
 @kit.check(trees(), points=2)
@@ -214,13 +202,13 @@ def used_once(student, values, lines, ends):
     _right(student, values, lines, ends)
 
 
-@kit.check(computations(), points=2, examples=100)
+@kit.check(computations(), meeting(), points=2, examples=100)
 def used_again(student, values, lines, ends):
     """A name that is used several times gets the sum of its shares: a * a, and paths that meet."""
     _right(student, values, lines, ends)
 
 
-@kit.check(computations(2, 3), points=2, examples=60)
+@kit.check(computations(2, 3), meeting(3), points=2, examples=60)
 def added_up(student, values, lines, ends):
     """backward called for several nodes: each call adds its slopes to .grad."""
     _right(student, values, lines, ends)
@@ -236,18 +224,8 @@ def _doubled(steps):
 def rules_once(student, values, lines, ends):
     """Each rule is called once, even if many paths lead back, as in b = a + a, c = b + b"""
     _, calls, _ = student.gradients(values, lines, ends)
-    wanted = 2 * sum(_below(end, lines) for end in ends)
+    wanted = 2 * sum(below(end, lines) for end in ends)
     kit.holds(calls == wanted, f"{wanted} calls of rules", f"{calls}")
-
-
-def _below(end, lines):
-    """The number of lines from which this name was computed."""
-    needed, count = {end}, 0
-    for line in reversed(lines):
-        if line[0] in needed:
-            needed |= {*line[4:].split()}
-            count += 1
-    return count
 
 
 @kit.check(st.sampled_from([1, 2, 10_000]).map(lambda n: {"length": n}), points=2, examples=8)
@@ -260,23 +238,30 @@ def long_chain(student, length):
 
 
 @st.composite
-def arrays(draw):
+def sharing(draw):
+    """c gives a and b one gradient, which can be one array; then each gets another share from d."""
+    line = draw(st.sampled_from(["e = c + d", "e = d + c"]))
+    lines, values = ["c = a + b", f"d = a {draw(HOW)} b", line], dict.fromkeys("ab", 0.0)
+    return {"values": values, "lines": lines, "ends": ["e", draw(st.sampled_from("cde"))]}
+
+
+@st.composite
+def arrays(draw, cases):
     """A computation of arrays. y and z are the sums of the numbers in two of them."""
-    case = draw(computations(2, 2))
-    numbers, size = draw(kit.numbers()), draw(kit.sizes(1, 3))
+    case, numbers, size = draw(cases), draw(kit.numbers()), draw(kit.sizes(1, 3))
     values = {name: numbers(size) for name in case["values"]}
     return {"values": values, "lines": case["lines"], "of": case["ends"]}
 
 
-@kit.check(arrays(), points=1, examples=100)
+@kit.check(*map(arrays, (computations(2, 2), meeting(2), sharing())), points=1, examples=100)
 def of_arrays(student, values, lines, of):
     """Values can be arrays: the slopes of y + z, the sums of all numbers in two arrays."""
     sums = [f"{name} = sum {one}" for name, one in zip("yz", of)]
     got, _, _ = student.gradients(values, [*lines, *sums], ["y", "z"])
-    sizes, zeros = _sizes(values, lines, of), np.zeros(len(values["a"]))
-    for name, slope in _slopes(values, lines, of).items():
+    most, zeros = sizes(values, lines, of), np.zeros(len(values["a"]))
+    for name, slope in slopes(values, lines, of).items():
         expected = slope + zeros if np.any(slope) or np.shape(got[name]) else np.float64(0.0)
-        kit.equal(got[name], expected, f"{name}.grad", size=sizes[name])
+        kit.equal(got[name], expected, f"{name}.grad", size=most[name])
 
 
 PROMISES = {
