@@ -7,8 +7,8 @@ A file exNN_name.py has up to three parts. The student's stub is made from the f
     ### DRIVERS                 functions (file, ...) that call several functions of the student's
                                 file, or with functions of ours; a check calls student.driver(...)
     ### CHECKS                  TITLE, MINUTES, CHAPTER, HINTS, the checks, PROMISES, EXPLAINS,
-                                WRONG; optional: IN_PLACE, ENGINE, drawn(seed),
-                                behaviour(student) (fields of Exercise)
+                                WRONG; optional: IN_PLACE, ENGINE, SEEDS,
+                                drawn(seed), behaviour(student) (fields of Exercise)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MILESTONES = {  # milestone -> the exercises whose functions it runs in the engi
 }
 OWN = "MINILORA_EXERCISES"  # environment variable: the folder of a teacher's own exercises
 TODO = 'raise NotImplementedError("write this function")'
-OPTIONS = ("in_place", "engine", "drawn", "promises", "explains", "behaviour")
+OPTIONS = ("in_place", "engine", "drawn", "promises", "explains", "behaviour", "seeds")
 Function = Callable[..., Any]
 
 
@@ -68,6 +68,7 @@ class Exercise:
     explains: tuple[str, ...] = ()  # words of the sentences that promise nothing
     # what an answer does, in words that can be compared; None: by its results
     behaviour: Callable[[Any], Mapping[str, Any]] | None = None
+    seeds: int = 20  # dev check draws the cases under so many seeds
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from .kit import Case, Check
 from .student import Call, Halted, Local, Student
 
 UNWRITTEN = "NotImplementedError"  # it, or a call of it: says nothing about other functions
+_DOES: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # what known mistakes do; it never changes
 NUMBERS = np.ndarray | np.generic | float | int
 
 
@@ -58,7 +59,10 @@ def named(
                 continue
             local = Local(exercise, with_mistake(exercise, function, mistake, through))
             if seen is not None and exercise.behaviour is not None:
-                if exercise.behaviour(local) == seen:
+                key = exercise.behaviour, known[mistake], through
+                if key not in _DOES:
+                    _DOES[key] = exercise.behaviour(local)
+                if _DOES[key] == seen:
                     explains[mistake] = {one.check.title for one, first in trials if first}
                 continue
             which = exercise.functions if through else (function,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -9,10 +10,12 @@ import numpy as np
 
 import minilora as ml
 
-WORDS, LENGTH, WIDTH, LR = 6, 8, 16, 0.03
+WORDS, LENGTH, SIZE, WIDTH, LR = 6, 8, 8, 16, 0.03
+NAMES = ("q", "k", "v", "o")  # the layers that get an adapter
 Copies = list[tuple[Any, np.ndarray]]  # parameters, each with a copy of its numbers
 
 
+@functools.lru_cache(2)
 def model(seed: int) -> ml.GPT2:
     """Return the model, in the judge's process. Dropout is off."""
     model = ml.GPT2(ml.GPT2Config(WORDS, LENGTH, WIDTH, 2, 2), rng=seed)
@@ -66,6 +69,10 @@ class Theirs:
         self.new = self._copies(new)
         return self
 
+    def numbers(self) -> list[np.ndarray]:
+        """Return the numbers of each parameter that the model has now."""
+        return self._data(self.model.parameters())
+
     def intact(self) -> bool:
         """Has the base kept its bits?"""
         now = self._data(p for p, _ in self.base)
@@ -90,13 +97,29 @@ class Theirs:
         optimizer.step = step
         return optimizer
 
-    def watched(self) -> None:
-        """Record for each later call of the model whether it is in training mode."""
-        forward = self.model.forward
-        self.modes: list[bool] = []
+    def watched(self) -> Self:
+        """Record of each later call of the model: the tokens, where it is in training mode, and
+        its parameters at the first call with more than one row."""
+        forward, model = self.model.forward, self.model
+        places = {"the model": model, "the embeddings": model.drop}
+        for i, block in enumerate(model.blocks):
+            places |= {f"blocks[{i}]": block, f"blocks[{i}].drop": block.drop}
+        self.read: list[np.ndarray] = []
+        self.modes: list[dict[str, bool]] = []
+        self.first: list[np.ndarray] = []
 
         def recorded(ids: np.ndarray) -> Any:
-            self.modes.append(self.model.training)
+            self.read.append(np.array(ids))
+            self.modes.append(dict(zip(places, self.file.each([*places.values()], "training"))))
+            if len(ids) > 1 and not self.first:
+                self.first = [data.copy() for data in self.numbers()]
             return forward(ids)
 
         self.model.forward = recorded
+        return self
+
+    def start_like(self, other: Self) -> Self:
+        """Give the parameters the numbers that those of another model had at its first batch."""
+        for data, first in zip(self.numbers(), other.first):
+            data[...] = first
+        return self
