@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import grade
-from .parser import Parser, Run, Say, some_names
+from .parser import Parser, Run, Say, integer, some_names
 
 SEED = {  # what --seed draws; the other commands draw nothing
     "init": "draws the bugs of exercise 13 (another in each folder)",
@@ -47,8 +47,11 @@ def add_to(top: Parser) -> None:
     grade.add_to(to)
     to.command("teach", teach)
     dev = to.command("dev", None, "Write exercises of your own.")
-    for name, run in (("check", dev_check), ("messages", dev_messages)):
-        dev.command(name, run).argument("exercise", "its number (all)")
+    checked = dev.command("check", dev_check)
+    for sub in (checked, dev.command("messages", dev_messages)):
+        sub.argument("exercise", "its number (all)")
+    checked.option("--seeds", read=integer(1), default=20,
+                   help="under so many seeds a check must come out the same")
     sub = dev.command("new", dev_new)
     sub.argument("name", "such as 14_name", needs="a number and a name: ex dev new 14_name")
     for sub in (to, *to.commands.values(), *dev.commands.values()):
@@ -300,7 +303,7 @@ def dev_check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
 
     complaints = {}
     for exercise in _chosen(args.exercise):
-        complaints[exercise.number] = [*dev.complaints(exercise)]
+        complaints[exercise.number] = [*dev.complaints(exercise, seeds=args.seeds)]
         slowest = max(dev.seconds(exercise).values())
         say(f"{exercise.number} {exercise.title}: {len(exercise.checks)} checks, "
             f"{len(dev.known(exercise))} known mistakes, slowest check {slowest:.2f} s: "

@@ -27,10 +27,10 @@ EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 Functions = Mapping[str, Callable[..., Any]]
 
 
-def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
+def complaints(of: Exercise, names: bool = True, seeds: int = SEEDS) -> Iterator[str]:
     """Yield a sentence for each fault of an exercise.
 
-    names: try every known mistake under all seeds, test that the verdict names it, and try a
+    names: try every known mistake under so many seeds, test that the verdict names it, and try a
     memorised answer, which takes most of the time; otherwise one seed, every FEW-th mistake, and
     CASES cases of each check at most.
     """
@@ -48,7 +48,7 @@ def complaints(of: Exercise, names: bool = True) -> Iterator[str]:
             yield f"the stub passes a check: {outcome.title}"
     drawn: dict[int, list[list[Case]]] = {
         seed: [cases(of, check, seed) for check in of.checks]
-        for seed in range(min(SEEDS, of.seeds) if names else 1)
+        for seed in range(min(seeds, of.seeds) if names else 1)
     }
     for seed, every in drawn.items():
         if failed := failures(of, of.reference, every):
