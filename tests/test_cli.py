@@ -724,7 +724,7 @@ def test_each_command_has_only_its_own_options():
            for name, command in COMMANDS.items()}
     assert own["ex check"] == own["ex watch"] == {"--verbose"} and not own["ex status"]
     assert own["ex grade"] == {
-        "--only", "--jobs", "--csv", "--html", "--gradescope", "--list", "--force"}
+        "--only", "--executor", "--jobs", "--csv", "--html", "--gradescope", "--list", "--force"}
     assert own["tutorials serve"] == {"--out", "--port"} and not own["tutorials run"]
 
 

@@ -13,14 +13,17 @@ import sys
 import tempfile
 import time
 import types
-from dataclasses import replace
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import klass
 import pytest
+from test_jobs import started
 
 from minilora import cli
+from minilora.backend.threads import threads
 from minilora.exercises import (
     book,
     child,
@@ -28,12 +31,15 @@ from minilora.exercises import (
     desk,
     gradebook,
     grading,
+    results,
     soundness,
+    store,
     submissions,
 )
 from minilora.exercises import judge as judging
-from minilora.exercises.store import Store
 from minilora.exercises.student import Limits
+from minilora.files.journal import Journal
+from minilora.jobs import executors
 
 pytestmark = pytest.mark.usefixtures("numpy_only")
 NAME = "ex02_unbroadcast.py"
@@ -207,19 +213,66 @@ def test_an_interrupted_run_continues_and_the_number_of_jobs_changes_no_byte(sma
 
     with pytest.raises(KeyboardInterrupt):
         grade(folder, say=stop, store=tmp_path, jobs=1)
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert done
-    min(done).write_text("{")  # a damaged result is judged again
+    journal = tmp_path / store.JOURNAL
+    done = journal.read_bytes()
+    assert 0 < done.count(b"\n") < 7 and b"def " not in done  # it keeps no file's text
+    journal.write_bytes(done[:-9])  # the last line is torn: this result is judged again
     assert outputs(grade(folder, store=tmp_path)) == outputs(graded)
-    assert all(path.stat().st_mtime_ns == done[path] for path in done if path != min(done))
     lines = []
     assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
     assert lines == ["7 of 7 need no judging: no file, or judged before"]
-    key = Store(tmp_path, SEED, klass.SOON).key
-    first, second = book.exercise("01"), book.exercise("02")
-    others = {key(second, "x"), key(second, "y"), key(first, "x"),
-              Store(tmp_path, SEED + 1, klass.SOON).key(second, "x")}
-    assert len(others) == 4
+    second = book.exercise("02")
+    others = {store.File.of(*one).key for one in (
+        (second, "x", SEED, klass.SOON), (second, "y", SEED, klass.SOON),
+        (book.exercise("01"), "x", SEED, klass.SOON), (second, "x", SEED + 1, klass.SOON),
+        (second, "x", SEED, klass.ATTACK))}
+    assert len(others) == 5
+
+
+def test_files_with_the_same_text_are_judged_once(tmp_path, monkeypatch):
+    hand_in(tmp_path, a=right(), b=right(), c=right() + "# another")
+    result, judged, lines, before = grading._Judge.result, [], [], threads()
+    monkeypatch.setattr(
+        grading._Judge, "result", lambda *of: judged.append(of) or result(*of))
+    graded = grade(tmp_path, say=lines.append, jobs=2)
+    assert [pupil.points for pupil in graded.pupils] == [10, 10, 10] and len(judged) == 2
+    assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert threads() == before
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["processes", "loky", "dask"])
+def test_every_executor_gives_the_same_class(small, tmp_path, name):
+    folder, _, graded = small
+    started(name)
+    with executors.pool(name, 2) as pool:
+        assert outputs(grade(folder, store=tmp_path, executor=pool)) == outputs(graded)
+    lines = []
+    assert outputs(grade(folder, store=tmp_path, say=lines.append)) == outputs(graded)
+    assert lines == ["7 of 7 need no judging: no file, or judged before"]
+
+
+def test_a_worker_with_other_exercises_is_refused():
+    job = store.File.of(book.exercise("02"), right(), SEED, klass.SOON)
+    with pytest.raises(RuntimeError, match=r"a worker has other exercises.*install the same"):
+        grading.judged("grade", {**job.config, "versions": "others"})
+
+
+def test_a_worker_that_ends_twice_costs_its_file_only_and_nothing_of_it_is_kept(
+    tmp_path, monkeypatch
+):
+    hand_in(tmp_path / "class", a="ends its worker", b=right())
+
+    def judged(kind, config):
+        if config["source"] == "ends its worker":
+            raise BrokenExecutor
+        return asdict(results.Result("02", 10, 10, ()))
+
+    monkeypatch.setattr(grading, "judged", judged)
+    pool = executors.Pool(lambda: ThreadPoolExecutor(1), 1)
+    graded = grade(tmp_path / "class", store=tmp_path, executor=pool)
+    assert [pupil.points for pupil in graded.pupils] == [0, 10] and graded.unjudged == ("a",)
+    assert len(Journal(tmp_path / store.JOURNAL)) == 1
 
 
 @pytest.mark.parametrize(("deaths", "points"), [(1, [10, 10]), (2, [0, 10])])
@@ -237,7 +290,7 @@ def test_a_judge_that_dies_tries_again_and_then_says_so(tmp_path, monkeypatch, d
     monkeypatch.setattr(grading._Judge, "_running", dies)
     graded = grade(folder, jobs=1, store=tmp_path / "store")
     assert [pupil.points for pupil in graded.pupils] == points
-    assert len([*(tmp_path / "store").glob("*.json")]) == sum(map(bool, points))
+    assert len(Journal(tmp_path / "store" / store.JOURNAL)) == sum(map(bool, points))
     if deaths == 2:
         (result,) = graded.pupils[0].results
         assert result.state == "not judged" and "could not be judged" in result.parts[0].lines[0]
@@ -481,7 +534,7 @@ def test_a_broken_exercise_stops_the_run_and_nothing_of_it_is_kept(
         said = ex(*line, code=code)
         assert (words in said and "Traceback" not in said) == bool(text), said
         assert (tmp_path / "out.csv").exists() == (not text)
-        assert bool([*tmp_path.glob(".minilora-grades/*.json")]) == (not text)
+        assert (tmp_path / ".minilora-grades" / store.JOURNAL).exists() == (not text)
 
 
 def test_a_full_disk_is_no_zero(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_a_judge_that_cannot_begin_stops_and_blames_nobody(ex, tmp_path, monkeyp
         assert "0 of" not in said and "Traceback" not in said
     assert (tmp_path / "mine" / desk.PROGRESS).read_bytes() == before
     assert not (tmp_path / "mine" / "points.csv").exists()
-    assert not [*(tmp_path / "mine").rglob(".minilora-grades/*.json")]
+    assert not [*(tmp_path / "mine").rglob(".minilora-grades/*.jsonl")]
 
 
 def test_a_student_without_memory_to_begin_is_not_blamed(tmp_path):

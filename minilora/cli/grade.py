@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..files import atomic
+from ..jobs import executors
 from . import inputs
 from .parser import Parser, Say, integer, some_names, to_write
 
@@ -19,7 +21,10 @@ def add_to(to: Parser) -> None:
     sub = to.command("grade", grade, conflict_handler="resolve")  # it has a --json of its own
     sub.argument("folder", "the folder of submissions", needs="a folder: ex grade SUBMISSIONS")
     sub.option("--only", read=some_names, help="only these exercises, separated by commas (all)")
-    sub.option("--jobs", read=integer(1, 256), help="number of processes", default=1)
+    help = "judge in the processes of another executor, on other machines too"
+    sub.option("--executor", read=inputs.executor, help=f"{help}: {', '.join(executors.NAMES)}")
+    sub.option("--jobs", read=integer(1, 1024), help="number of judges at a time (1; with "
+               "--executor one for each core)")
     sub.option("--csv", read=to_write(".csv"), help="write the points to this .csv")
     sub.option("--html", read=to_write(".html"), help="write a page about the class to this file")
     sub.option("--gradescope", read=to_write(".json"), help="write a .json for Gradescope")
@@ -51,10 +56,12 @@ def grade(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         inputs.check_new(file, ours, "give another name, or --force")
     beside = [file for file in formats if file != args.gradescope]  # nothing beside that one
     store = None if formats and not beside else next(iter(beside), Path(CACHE)).parent / CACHE
-    grades = grading.grade(
-        args.folder, args.seed, args.jobs, say, only=args.only, store=store,
-        alone=args.gradescope is not None,
-    )
+    where = executors.pool(args.executor, args.jobs) if args.executor else nullcontext()
+    with where as pool:
+        grades = grading.grade(
+            args.folder, args.seed, args.jobs or 1, say, only=args.only, store=store,
+            alone=args.gradescope is not None, executor=pool,
+        )
     names = ", ".join(map(submissions.plain, grades.unjudged))
     words = f"these could not be judged, and their 0 points mean nothing: {names}: grade again"
     for file, bytes_of in formats.items():

@@ -4,8 +4,8 @@ Each file runs in its own process with limits, and its judge in another process.
 or hangs loses its own points only. That stops accidents and pranks. It is NOT A SECURITY SANDBOX:
 grade submissions of strangers in a container or a virtual machine.
 
-The same files, seed and versions give the same Class, with any number of jobs. Two kinds of answers
-may differ: those that draw random numbers without a seed, and those close to a limit of time.
+The same files, seed and versions give the same Class, with any executor. Two kinds of answers may
+differ: those that draw random numbers without a seed, and those close to a limit of time.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from ..backend.threads import threads
+from ..files.journal import Journal
+from ..jobs.driver import Job, do
+from ..jobs.executors import Pool
 from . import wire
 from .book import Exercise, exercise, paths
 from .child import BEGIN, Fault, fault, start
 from .judge import judge
-from .results import STATES, UNJUDGED, Class, Pupil, Result, Task, nothing, result_from, result_of
+from .results import UNJUDGED, Class, Pupil, Result, Task, nothing, result_from, result_of
 from .soundness import assure
-from .store import Store
+from .store import File, Grades, versions
 from .student import LIMITS, Limits
 from .submissions import plain, read, submissions
 
@@ -41,51 +44,56 @@ def grade(
     folder: str | os.PathLike[str], seed: int = 0, jobs: int = 1,
     say: Callable[[str], None] = print, *, only: Sequence[str] | None = None,
     store: str | os.PathLike[str] | None = None, limits: Limits = LIMITS, alone: bool = False,
+    executor: Pool | None = None,
 ) -> Class:
-    """Judge every submission in a folder, `jobs` at a time.
+    """Judge every submission in a folder, `jobs` at a time. Files with one text are judged once.
 
     submissions.py says who is a student. alone: the folder is one student, whatever is in it.
     only: the numbers of the exercises; None: all. store: a folder for finished results, so that
-    an interrupted run can continue; None: results are not stored.
+    an interrupted run can continue; None: results are not stored. executor: where files are judged,
+    as many at a time as it has workers; None: by `jobs` processes of this one.
 
-    Raises ValueError for an unknown exercise, and as `submissions` does; Fault if the judge cannot
-    run exercises, or one of them: no result of that one is kept. KeyboardInterrupt says what was
-    kept.
+    Raises ValueError for an unknown exercise, for a journal in the store that is damaged or in use,
+    and as `submissions` does; RuntimeError for a worker with other versions; Fault if the judge
+    cannot run exercises, or one of them: no result of that one is kept. KeyboardInterrupt says what
+    was kept.
     """
     of = chosen(only)
     submitted, left_out = submissions(Path(folder), of, alone)
-    stored = Store(Path(store) if store is not None else None, seed, limits)
     results: dict[tuple[str, str], Result] = {}
-    todo: list[tuple[str, Exercise, str, str]] = []
-    for name, files in submitted.items():
+    files: dict[str, File] = {}
+    whose: dict[str, list[tuple[str, str]]] = {}  # the students and numbers of each file
+    for name, theirs in submitted.items():
         for one in of:
-            source, problem = read(files.get(one.number, ABSENT))
-            key = stored.key(one, source)
-            known = nothing(one, *problem) if problem else stored.get(key)
-            if known is not None:
-                results[name, one.number] = known
+            source, problem = read(theirs.get(one.number, ABSENT))
+            if problem:
+                results[name, one.number] = nothing(one, *problem)
             else:
-                todo.append((name, one, source, key))
-    if results:
-        say(f"{len(results)} of {len(results) + len(todo)} need no judging: no file, or judged "
-            "before")
-    judged_before = len(results)
+                file = File.of(one, source, seed, limits)
+                whose.setdefault(key := file.key, []).append((name, one.number))
+                files[key] = file
+    total = len(submitted) * len(of)
 
-    def note(name: str, one: Exercise, key: str, result: Result) -> None:
-        if result.state != STATES[UNJUDGED]:
-            stored.put(key, result)
-        results[name, one.number] = result
-        say(f"{len(results)}/{len(submitted) * len(of)}  {plain(name)}  {one.number}: "
-            f"{result.points} of {result.of}")
+    def note(key: str, result: Result) -> None:
+        for name, number in whose[key]:
+            results[name, number] = result
+            say(f"{len(results)}/{total}  {plain(name)}  {number}: {result.points} of {result.of}")
 
-    try:
-        _judged(todo, note, seed, limits, jobs)
-    except KeyboardInterrupt:
-        count = f"{len(results) - judged_before} of {len(todo)} files were judged"
-        kept = "their results were kept: run the same command to continue"
-        raise KeyboardInterrupt(
-            f"interrupted: {count}, and {kept if store is not None else 'nothing was kept'}"
-        ) from None
+    with Grades(store, note) as grades:
+        for key in files.keys() & grades.lines.keys():
+            results |= dict.fromkeys(whose[key], result_of(grades[key]["result"]))
+        if results:
+            say(f"{len(results)} of {total} need no judging: no file, or judged before")
+        before = len(results)
+        try:
+            todo = [file for key, file in files.items() if key not in grades]
+            _judge_all(todo, grades, jobs, executor)
+        except KeyboardInterrupt:
+            count = f"{len(results) - before} of {total - before} files were judged"
+            kept = "their results were kept: run the same command to continue"
+            raise KeyboardInterrupt(
+                f"interrupted: {count}, and {kept if store is not None else 'nothing was kept'}"
+            ) from None
     return Class(
         seed, tuple(Task(one.number, one.title, one.points) for one in of),
         tuple(Pupil(name, tuple(results[name, one.number] for one in of)) for name in submitted),
@@ -93,49 +101,27 @@ def grade(
     )
 
 
-def _judged(
-    todo: Sequence[tuple[str, Exercise, str, str]],
-    note: Callable[[str, Exercise, str, Result], None], seed: int, limits: Limits, jobs: int,
-) -> None:
-    """Judge each (name, exercise, source, key), and note its result. Nothing stays behind."""
-    lock, judges, stopped = threading.Lock(), queue.SimpleQueue[_Judge](), threading.Event()
-    with contextlib.ExitStack() as opened:
-        if not todo:
-            return
+def _judge_all(files: Sequence[File], grades: Journal, jobs: int, executor: Pool | None) -> None:
+    """Judge these files. Nothing stays behind."""
+    if executor is not None:
+        do(files, grades, judged, executor, lost=_lost)
+    elif files:
         try:
             place = tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True)
         except OSError as error:
             raise fault(f"a temporary folder cannot be made: {error}") from error
-        within = opened.enter_context(place)
-        workers = [_Judge(seed, limits, within) for _ in range(max(1, min(jobs, len(todo))))]
-        for worker in workers:
-            opened.callback(worker.close)
-            judges.put(worker)
-
-        def judge_one(item: tuple[str, Exercise, str, str]) -> None:
-            if stopped.is_set():
-                return
-            name, one, source, key = item
-            worker = judges.get()
+        with place as within, contextlib.closing(_Judges(within)) as judges:
+            here = Pool(lambda: ThreadPoolExecutor(jobs), jobs, stop=judges.close)
+            before = threads()
             try:
-                result = worker.result(one, source)
-                with lock:
-                    note(name, one, key, result)
-            except BaseException:
-                stopped.set()
-                raise
+                do(files, grades, judges, here)
             finally:
-                judges.put(worker)
+                threads(before)  # each of the pool's threads changed it
 
-        pool = opened.enter_context(ThreadPoolExecutor(len(workers)))
-        try:
-            for _ in pool.map(judge_one, todo):
-                pass
-        except BaseException:
-            stopped.set()
-            for worker in workers:
-                worker.close()
-            raise
+
+def _lost(job: Job) -> dict[str, Any]:
+    words = "it could not be judged: the process of its judge ended twice"
+    return asdict(nothing(exercise(job.config["number"]), UNJUDGED, words))
 
 
 def chosen(only: Sequence[str] | None) -> tuple[Exercise, ...]:
@@ -222,6 +208,53 @@ class _Judge:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         self._end()
+
+
+class _Judges:
+    """The judges of one process: one for each thread, for the seed and the limits that it needs.
+
+    within: a folder for their files; None: the system's.
+    """
+
+    def __init__(self, within: str | None = None) -> None:
+        self._own, self._all, self._closed = threading.local(), list[_Judge](), False
+        self._within = within
+
+    def __call__(self, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of one file."""
+        asked = config["seed"], config["limits"]
+        if getattr(self._own, "asked", None) != asked:
+            within = self._within or tempfile.gettempdir()
+            self._own.judge = _Judge(config["seed"], Limits(**config["limits"]), within)
+            self._own.asked = asked
+            self._all.append(self._own.judge)
+        if self._closed:
+            raise KeyboardInterrupt
+        judge: _Judge = self._own.judge
+        return asdict(judge.result(exercise(config["number"]), config["source"]))
+
+    def close(self) -> None:
+        """End all judges; what they judge is not finished."""
+        self._closed = True
+        for one in self._all:
+            one.close()
+
+
+_judges = _Judges()  # of a worker of an executor; they end with it
+
+
+def judged(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of one file, in a worker of an executor.
+
+    Raises RuntimeError if the worker has other versions, or another text of the exercise, than the
+    driver.
+    """
+    here = versions(exercise(config["number"]))
+    if here != config["versions"]:
+        raise RuntimeError(
+            f"a worker has other exercises, or another Python or NumPy ({here}), than the driver "
+            f"({config['versions']}): install the same there")
+    return _judges(kind, config)
 
 
 def serve() -> None:

@@ -4,51 +4,74 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import os
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import __version__
-from ..files import atomic, text
+from ..files import text
+from ..files.journal import Journal
+from ..jobs.driver import Job
 from .book import FOLDER, Exercise
-from .results import Result, result_of
+from .results import STATES, UNJUDGED, Result, result_of
 from .student import Limits
 
+JOURNAL = "grades.jsonl"  # in the folder of finished results
 
-class Store:
-    """Finished results, by a digest of everything that they depend on."""
 
-    def __init__(self, folder: Path | None, seed: int, limits: Limits) -> None:
-        self._folder, self._basis = folder, f"{seed} {asdict(limits)} {_versions()}"
+@dataclass(frozen=True)
+class File(Job):
+    """The judging of one file, with everything that its result depends on."""
+
+    @classmethod
+    def of(cls, one: Exercise, source: str, seed: int, limits: Limits) -> File:
+        """Return the judging of a file with this text."""
+        config = {"number": one.number, "source": source, "seed": seed, "limits": asdict(limits),
+                  "versions": versions(one)}
+        return cls("grade", config, f"a file of {one.number}")
+
+    def line(self, result: Any, seconds: float) -> dict[str, Any]:
+        """Return what the journal keeps: not the file's text."""
+        config = {name: value for name, value in self.config.items() if name != "source"}
+        return super().line(result, seconds) | {"config": config}
+
+
+class Grades(Journal):
+    """The journal of finished results. What could not be judged is not kept: it is judged again.
+
+    note: is called with the key and the result of each file that is judged.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, note: Callable[[str, Result], None]
+    ) -> None:
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        super().__init__(None if folder is None else Path(folder) / JOURNAL)
+        self._note = note
 
-    def key(self, of: Exercise, source: str) -> str:
-        """Return the digest for one file."""
-        parts = (self._basis, text.read(of.path), source)
-        return hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
+    def add(self, key: str, facts: Mapping[str, Any]) -> None:
+        result = result_of(facts["result"])
+        if result.state == STATES[UNJUDGED]:
+            self.lines[key] = {"key": key, **facts}
+        else:
+            super().add(key, facts)
+        self._note(key, result)
 
-    def get(self, key: str) -> Result | None:
-        if self._folder is None:
-            return None
-        try:
-            return result_of(json.loads((self._folder / f"{key}.json").read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # missing or damaged: judge the file again
 
-    def put(self, key: str, result: Result) -> None:
-        if self._folder is not None:
-            with atomic.writing(self._folder / f"{key}.json") as file:
-                file.write(json.dumps(asdict(result)).encode())
+def versions(of: Exercise) -> str:
+    """The versions of the package, Python and NumPy, and digests of the judge and the exercise."""
+    return f"{_versions()} {hashlib.sha256(text.read(of.path).encode()).hexdigest()[:16]}"
 
 
 @functools.cache
 def _versions() -> str:
-    """The versions of the package, Python and NumPy, and a digest of this folder's code."""
     code = hashlib.sha256()
     for path in sorted(FOLDER.rglob("*.py")):
         code.update(path.read_bytes())
-    return f"{__version__} {code.hexdigest()} {sys.version} {np.__version__}"
+    return f"{__version__} {sys.version} {np.__version__} {code.hexdigest()[:16]}"

@@ -64,7 +64,7 @@ def do(
     waiting = {job.key: job for job in jobs if job.key not in journal}
     if pool is not None:
         together = deque(job for job in waiting.values() if not job.alone)
-        _spread(together, journal, work, pool, begins, lost)
+        _Spread(journal, work, pool, begins, lost).run(together)
     for key, job in waiting.items():
         if key not in journal:
             begins(job.name)
@@ -88,69 +88,79 @@ def timed(work: Work, kind: str, config: Mapping[str, Any], version: str) -> Ans
         threads(before)
 
 
-def _spread(
-    waiting: deque[Job], journal: Journal, work: Work, pool: Pool, begins: Begins,
-    lost: Callable[[Job], Any] | None,
-) -> None:
-    """Do the jobs in executors that the pool makes: another one each time that a worker dies.
+@dataclass(frozen=True)
+class _Spread:
+    """Does jobs in executors that the pool makes: another one each time that a worker dies.
 
     A dead worker breaks many an executor, with all that runs there. So each job that ran then is
     done again alone: the one that ends its worker again is lost, and no other.
     """
-    suspects = deque[Job]()
 
-    def keep(job: Job, answer: Answer) -> None:
-        journal.add(job.key, job.line(*answer))
-        begins(job.name)
+    journal: Journal
+    work: Work
+    pool: Pool
+    begins: Begins
+    lost: Callable[[Job], Any] | None
 
-    while waiting or suspects:
-        with pool.make() as executor:
-            try:
-                executor.submit(threads).result()
-            except pool.deaths as error:
-                raise RuntimeError(f"no worker can start, perhaps for lack of memory: {error}"
-                                   ) from error
-            while suspects:
-                job = suspects.popleft()
-                if _round(deque([job]), executor, 1, pool.deaths, work, keep):
-                    if lost is None:
-                        raise RuntimeError(
-                            f"{job.name or job.kind} ended its process twice, perhaps for lack of "
-                            "memory: the same command goes on from there")
-                    keep(job, (lost(job), 0.0))
-                    break
-            else:
-                suspects += _round(waiting, executor, pool.at_once, pool.deaths, work, keep)
-
-
-def _round(
-    waiting: deque[Job], executor: Any, at_once: int, deaths: tuple[type[BaseException], ...],
-    work: Work, keep: Callable[[Job, Answer], None],
-) -> list[Job]:
-    """Do the jobs, `at_once` of them at a time, until none waits or a worker dies.
-
-    Return the jobs that ran when it died and have no result. Those that never ran still wait.
-    """
-    running, suspects = dict[Future[Answer], Job](), list[Job]()
-    try:
-        while running or (waiting and not suspects):
-            while waiting and not suspects and len(running) < at_once:
-                job = waiting[0]
-                future = executor.submit(timed, work, job.kind, job.config, __version__)
-                running[future] = waiting.popleft()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
+    def run(self, waiting: deque[Job]) -> None:
+        """Do the jobs, and write each to the journal as it ends."""
+        suspects = deque[Job]()
+        while waiting or suspects:
+            with self.pool.make() as executor:
                 try:
-                    answer = future.result()
-                except deaths:
-                    suspects.append(job)
+                    executor.submit(threads).result()
+                except self.pool.deaths as error:
+                    raise RuntimeError(
+                        f"no worker can start, perhaps for lack of memory: {error}") from error
+                while suspects:
+                    job = suspects.popleft()
+                    if self._round(deque([job]), executor, 1):
+                        self._keep(job, (self._without(job), 0.0))
+                        self.begins(job.name)
+                        break
                 else:
-                    keep(job, answer)
-    except deaths:  # by `submit`: what runs there is lost, too
-        suspects += running.values()
-        running.clear()
-    finally:  # after an error or an interrupt: what runs is waited for and kept
-        for future, job in running.items():
-            if not future.cancel() and future.exception() is None:
-                keep(job, future.result())
-    return suspects
+                    suspects += self._round(waiting, executor, self.pool.at_once)
+
+    def _round(self, waiting: deque[Job], executor: Any, at_once: int) -> list[Job]:
+        """Do the jobs, `at_once` of them at a time, until none waits or a worker dies.
+
+        Return the jobs that ran when it died and have no result. Those that never ran still wait.
+        """
+        running, suspects = dict[Future[Answer], Job](), list[Job]()
+        try:
+            while running or (waiting and not suspects):
+                while waiting and not suspects and len(running) < at_once:
+                    job = waiting[0]
+                    future = executor.submit(timed, self.work, job.kind, job.config, __version__)
+                    running[future] = waiting.popleft()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        answer = future.result()
+                    except self.pool.deaths:
+                        suspects.append(job)
+                    else:
+                        self._keep(job, answer)
+                        self.begins(job.name)
+        except self.pool.deaths:  # by `submit`: what runs there is lost, too
+            suspects += running.values()
+            running.clear()
+        except BaseException:
+            self.pool.stop()
+            raise
+        finally:  # after an error or an interrupt: what runs is waited for and kept
+            for future, job in running.items():
+                if not future.cancel() and future.exception() is None:
+                    self._keep(job, future.result())
+        return suspects
+
+    def _keep(self, job: Job, answer: Answer) -> None:
+        self.journal.add(job.key, job.line(*answer))
+
+    def _without(self, job: Job) -> Any:
+        """Return the result of a lost job."""
+        if self.lost is None:
+            raise RuntimeError(
+                f"{job.name or job.kind} ended its process twice, perhaps for lack of memory: the "
+                "same command goes on from there")
+        return self.lost(job)

@@ -29,11 +29,13 @@ class Pool:
     """make     makes an executor, anything with PEP 3148's `submit`, as a context manager
     at_once  how many jobs it does at a time
     deaths   the exceptions that say that a worker died
+    stop     is called after an error or an interrupt, before what runs is waited for
     """
 
     make: Callable[[], AbstractContextManager[Any]]
     at_once: int
     deaths: tuple[type[BaseException], ...] = (BrokenExecutor,)
+    stop: Callable[[], Any] = lambda: None
 
 
 @contextmanager

@@ -91,6 +91,12 @@ solutions. That stops accidents and pranks. It is no security sandbox: grade sub
 strangers in a container or a virtual machine. If an exercise cannot be judged, because its file is
 broken, a package is missing or the disk is full, the run stops and says so: nobody gets 0 points.
 
+**A large course.** `--jobs 8` judges eight files at a time. Several machines share the work as a
+Dask cluster (`dask scheduler`, and `dask worker ADDRESS --nthreads 1` on each) if all have the same
+versions of Python, NumPy and minilora:
+
+    minilora ex grade SUBMISSIONS --seed 7 --csv out.csv --executor dask:tcp://HOST:8786
+
 **GitHub Classroom.** Make a template repository with `minilora ex init .`, and put a wheel of
 minilora into it: `pip wheel --no-deps .` in {install[2]} makes one. Add
 one autograding test of the kind "run a command" for each exercise. Its setup command and its
