@@ -139,8 +139,7 @@ def faults(file, seed, r, alpha):
 
 
 def run_script(file, seed, r, alpha):
-    """Held-out loss before, after and after the merge, as the model has them; is the base intact?
-    """
+    """Held-out loss before and of the merged model, the returned "after"; is the base intact?"""
     at, ids = Theirs(file, seed, 0.05), text(seed, 30)
     before = file.evaluate(at.model, ids[:45])
     result = file.fine_tune(at.model, ids, ids[:45], r, alpha, STEPS, LR, 0.01)
@@ -269,11 +268,11 @@ def two_gone(student, seed, r, alpha):
 def all_gone(student, seed, r, alpha):
     """All three bugs are gone: the script reaches its loss, and the base keeps its bits."""
     _remaining(student, 0, seed, r, alpha)
-    (before, after, merged), intact = student.run_script(seed, r, alpha)
+    (before, merged, after), intact = student.run_script(seed, r, alpha)
     kit.holds(intact, "the base's arrays unchanged, bit for bit", "other arrays")
     words = f"training to lower the held-out loss from {before:.3g} to less than {0.6 * before:.3g}"
-    kit.holds(after < 0.6 * before, words, f"{after:.3g}")
-    kit.equal(merged, after, "the loss of the merged model", rtol=1e-3)
+    kit.holds(merged < 0.6 * before, words, f"{merged:.3g}")
+    kit.equal(after, merged, 'the returned "after", next to the merged model,', rtol=1e-3)
 
 
 PROMISES = {

@@ -147,8 +147,8 @@ def _batches(file, ids, seed, r, alpha):
 
 
 def _modes(file, ids, seed, r, alpha):
-    at, ids = Theirs(file, seed, dropout=0.3).prepare(seed, r, alpha), ids[: LENGTH + 4]
-    if file.evaluate(at.model, ids) != file.evaluate(at.model, ids):
+    at, few = Theirs(file, seed, dropout=0.3).prepare(seed, r, alpha), ids[: LENGTH + 4]
+    if file.evaluate(at.model, few) != file.evaluate(at.model, few):
         yield "dropout is on in an evaluation"
     at.watched()
     file.train(at.model, at.still(), ids, 1, LR, 0.0)
