@@ -228,7 +228,7 @@ def rules_once(student, values, lines, ends):
     kit.holds(calls == wanted, f"{wanted} calls of rules", f"{calls}")
 
 
-@kit.check(st.sampled_from([1, 2, 10_000]).map(lambda n: {"length": n}), points=2, examples=8)
+@kit.check(st.sampled_from([0, 1, 2, 10_000]).map(lambda n: {"length": n}), points=2, examples=8)
 def long_chain(student, length):
     """A chain of 10,000 nodes: a loop can follow it, a function that calls itself cannot."""
     got = student.chain(length)

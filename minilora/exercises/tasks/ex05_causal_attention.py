@@ -145,7 +145,7 @@ def weights_sum_to_one(student, q, k, v, heads):
     _averages(student)
 
 
-@kit.check(sequences(batch=(2, 3), tokens=(2, 4)), points=1)
+@kit.check(sequences(batch=(2, 3), tokens=(2, 6)), points=1)
 def batches(student, q, k, v, heads):
     """Several sequences in a batch give the engine's output"""
     _engine(student, q, k, v, heads)
