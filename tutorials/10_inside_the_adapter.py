@@ -192,9 +192,9 @@ for name, update in (("r = 8", few), ("r = 32", many), ("again", again)):
     print(f"{name:7}{intruders(scale * np.float64(B) @ A):6}   {drawn}")
 
 # %% [markdown]
-# A random update with the same singular values plants intruders as well, though fewer. So the count
-# alone does not say that LoRA learned in a special way: a few strong directions are enough. Compare
-# the two columns, not the first one with 0.
+# A random update with the same singular values plants intruders as well, though fewer on average.
+# So the count alone does not say that LoRA learned in a special way: a few strong directions are
+# enough. Compare the two columns, not the first one with 0.
 #
 # ## Break it
 #

@@ -197,10 +197,10 @@ for how, r in (("cat", None), ("svd", 4)):
           *(f"{name} {loss:.2f} " for name, loss in losses().items()))
 
 # %% [markdown]
-# The sum (`cat`) is exact. One model is now far better than the base at e2e and sql, and far worse
-# than the adapter of each: the two updates were not trained to work together. Each disturbs the
-# other. `svd` cuts the sum to rank 4: $\Delta W$ is off by a large share, the losses change far
-# less.
+# The sum (`cat`) is exact. One model is now far better than the base at e2e and sql (at sql worse
+# than a guess), and far worse than the adapter of each: the two updates were not trained to work
+# together. Each disturbs the other. `svd` cuts the sum to rank 4: $\Delta W$ is off by a large
+# share, the loss at sql rises most.
 #
 # ## Break it
 #

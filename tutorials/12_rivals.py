@@ -173,10 +173,10 @@ viz.quality_vs_parameters(results, None, title, levels=level)
 viz.show()
 
 # %% [markdown]
-# The prefixes have few numbers and gain little; BitFit gains more, adapters and LoRA still more.
-# LoRA's curve is a little lower: by no more than another seed may change. Full fine-tuning is best
-# here. In the paper it is not: for GPT-3 (table 4) LoRA is as good, and all distances are far
-# smaller. Our base is tiny, and we train for few steps: do not take the distances from here.
+# PreEmbed gains least, with as many numbers as the smallest LoRA. BitFit gains more, adapters and
+# LoRA still more. LoRA's curve is a little lower, but one seed cannot rank them. Full fine-tuning
+# is best here. In the paper it is not: for GPT-3 (table 4) LoRA is as good, and all distances are
+# far smaller. Our base is tiny, and we train for few steps: do not take the distances from here.
 #
 # ## Depth
 #

@@ -104,7 +104,7 @@ def means(some: list) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean vector of each sentence and its class."""
     points, classes = [], []
     with ml.no_grad(), nn.evaluating(encoder):
-        for (ids, mask, types), batch_classes in some:
+        for (ids, mask, types), batch_classes in some:  # types: None here
             vectors = ml.asnumpy(encoder.encode(ids, mask, types).data)
             total = (vectors * mask[..., None]).sum(axis=1)
             points.append(total / mask.sum(axis=1)[:, None])
@@ -160,8 +160,8 @@ print(f"standard error: {100 * error:.1f} %")
 # %% [markdown]
 # The loss falls. But MiniLM with two centres is about as good, without any training of its weights.
 # Without the floor we would praise LoRA for what the encoder knew before. (The small encoder hardly
-# learns.) Look also at the *standard error*: the usual distance between a share of so few sentences
-# and the share of very many. Two numbers less than two of it apart do not say which is better.
+# learns.) Look also at the *standard error*: how far a share of so few sentences usually is from
+# that of very many. If two shares differ by less than two of it, they do not say which is better.
 #
 # ## Accuracy against parameters
 #

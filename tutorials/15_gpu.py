@@ -90,7 +90,7 @@ def cost(d: int, method: methods.Method):
     """Return the counted work of a training step, as CuPy would get it."""
     plan = accounting.plan(shape(d), method=method, device="cupy",
                            batch=1, tokens=TOKENS)
-    parts = plan.forward, plan.backward, plan.step  # products: 2 each
+    parts = plan.forward, plan.backward, plan.step  # products: 2 a multiply-add
     return {name: sum(getattr(part, name) for part in parts)
             for name in ("calls", "products", "moved")}
 
@@ -124,8 +124,9 @@ for (name, d), n in work.items():
 #
 # We measure the step on this processor. For the GPU we measure, too, if there is one; otherwise we
 # draw a *model* of it from the counts, with three round numbers that we assume: 10 µs a launch
-# (with Python's part), 10 TFLOP/s, 1 TB/s. A kernel is limited by computing or by moving, whichever
-# is slower. The model shows the shape of the curve. Do not read times from it.
+# (with Python's part), 10 TFLOP/s ($10^{13}$ additions or products a second), 1 TB/s. A kernel is
+# limited by computing or by moving, whichever is slower. The model shows the shape of the curve. Do
+# not read times from it.
 
 # %%
 LAUNCH, FLOPS, BYTES = 10e-6, 10e12, 1e12

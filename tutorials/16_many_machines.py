@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 16. Many machines
 #
-# *The reader can then:* share a training step among processes, with the same bits on any number.
+# *The reader can then:* share a training step among processes, with the same bits on 1 to 8.
 # *Time:* 25 minutes. *Needs:* chapters 08 and 12.
-# *Remember:* Cut the batch, not the work: the same shards in the same order give the same bits.
+# *Remember:* Cut each batch into the same shards, add them in one order: you get the same bits.
 #
 # One machine is too slow. How do several train one model together? Each takes a part of the batch,
 # computes its gradients, and sends them to the others. All add up the same numbers and take the
-# same step. LoRA helps twice: it has few gradients to send, and the frozen weights never change. We
-# build this by hand, with processes that we only imagine: they are turns of a loop. At the end
-# stand the commands for real ones. (`MINILORA_FAST=1` takes fewer steps.)
+# same step. LoRA helps twice: it has few gradients to send, and the processes of one computer can
+# share the frozen weights. We build this by hand, with processes that we only imagine: they are
+# turns of a loop. The commands for real ones come later. (`MINILORA_FAST=1` takes fewer steps.)
 
 # %%
 import os
@@ -22,7 +22,7 @@ from minilora import accounting, data, lora, methods, ops, viz
 
 FAST = os.environ.get("MINILORA_FAST") == "1"
 STEPS, ROWS, TOKENS = (2, 8, 16) if FAST else (6, 16, 32)
-SHARDS = 8  # parts of a batch: the same for any number of ranks
+SHARDS = 8  # parts of a batch: the same for any number of processes
 
 text = ml.load_base("shakespeare").tokenizer.encode(data.load_text("kjv"))
 batches = data.Windows(text[:50_000], ROWS, TOKENS, seed=0)
@@ -64,7 +64,7 @@ total = (targets >= 0).sum()
 whole = flat_gradient(model, inputs, targets, total)
 shards = shards_of(inputs, targets)
 rows = [flat_gradient(model, *shard, total) for shard in shards]
-means = [flat_gradient(model, x, y, SHARDS * (y >= 0).sum())
+means = [flat_gradient(model, x, y, SHARDS * (y >= 0).sum())  # mean / 8
          for x, y in shards]
 for name, parts in (("sums", rows), ("means of means", means)):
     off = np.linalg.norm(sum(parts) - whole) / np.linalg.norm(whole)
@@ -73,9 +73,9 @@ for name, parts in (("sums", rows), ("means of means", means)):
 # %% [markdown]
 # ## Ranks
 #
-# A process of the group has a number, its *rank*. Rank $k$ of $n$ computes the shards $k$, $k + n$,
-# $k + 2n$, and so on. Then every rank gets the rows of all shards (an *all-gather*), and adds them
-# up.
+# A process of the group has a number, its *rank* (not LoRA's $r$). Rank $k$ of $n$ computes the
+# shards $k$, $k + n$, $k + 2n$, and so on. Then every rank gets the rows of all shards (an
+# *all-gather*), and adds them up.
 #
 # **Predict.** Four ranks and eight shards. Each rank could add up its own two rows first, and send
 # only the sum: half as many numbers. On paper the total is the same. Does the model get the same
@@ -85,8 +85,7 @@ for name, parts in (("sums", rows), ("means of means", means)):
 #
 # No. Floating-point addition depends on the order: $(a + b) + c$ is not always $a + (b + c)$,
 # because each sum is rounded. With one rank the order is another one than with four. The
-# differences are tiny, but each step starts from the numbers of the last, and after some thousand
-# steps two runs are two different models.
+# differences are tiny, but each step starts from the numbers of the last, so they can grow.
 #
 # </details>
 #
@@ -135,16 +134,17 @@ for ranks in (2, 4, 8):
     print(f"{ranks} ranks: the same {len(alone):,} bytes as one")
 
 # %% [markdown]
-# The library does this in `fit`: `ml.fit(..., group=ml.MPI())` in a script that `mpiexec` starts.
-# `ml.Alone()` is a group of one process: it cuts the batch in the same way, and so it gives the
-# bits of any number of ranks.
+# The library does this in `fit(..., group=ml.MPI())`; `mpiexec -n 4 python -m mpi4py script.py`
+# starts it. `ml.Alone()` is a group of one process: it cuts the batch in the same way, and so it
+# gives the bits of any number of ranks, up to one for each shard.
 #
 # ## What is sent
 #
-# A step sends the gradients of what is trained, and nothing else. With LoRA this is little. We
-# count it for GPT-3 on 1,024 processes. How long it takes depends on the network. We use a *model*
-# of it with two numbers: the bytes a second, and a delay for each message (its *latency*). It knows
-# nothing of other traffic. `traffic` explains it.
+# A step sends the gradients of what is trained. Our all-gather sends each row to all other ranks:
+# too much for very many. So for GPT-3 on 1,024 ranks we count the sum of `fast` (an *all-reduce*):
+# about two copies of the gradients, without the equal bits. The seconds come from a *model* of the
+# network: a message takes a delay (its *latency*), plus its bytes divided by the speed. It knows
+# nothing of other traffic.
 
 # %%
 RANKS = 8 if FAST else 1024
@@ -163,22 +163,22 @@ for name, each in sent.items():
 # %%
 nets = {name: [*each.seconds.values()][-1] for name, each in sent.items()}
 times = {name: [1000 * s] for name, s in nets.items() if name != "full"}
-title = f"One step of {shape}: sending LoRA's gradients"
+title = f"Sending the gradients of {shape} at 100 Gbit/s"
 viz.latency_bars(times, None, title)
 viz.show()
 
 # %% [markdown]
-# Full fine-tuning does not fit into the figure: look at the table. So it needs the fastest networks
-# that there are. LoRA's gradients fit through a common one. But do not forget what the count leaves
-# out: every process has to keep the frozen weights. Processes on one computer can share them, since
+# Full fine-tuning does not fit into the figure: on the faster network it takes almost two minutes.
+# LoRA needs about a second on the slower one. (Our all-gather would need ten minutes: it is for few
+# ranks.) But every process keeps the frozen weights. Those on one computer can share them, since
 # nobody writes to them: the library does so.
 #
 # ## When to leave one machine
 #
-# Most experiments need many *runs*, not one faster run: rates, ranks, seeds. Then nothing has to be
-# sent at all: each process does its own run. `minilora sweep` does this, and writes down each
-# finished run, so an interrupted sweep goes on where it was. Share one run only if a single run is
-# too slow.
+# Most experiments need many *runs*, not one faster run: rates, values of $r$, seeds. Then nothing
+# has to be sent at all: each process does its own run. `minilora sweep` does this, and writes down
+# each finished run, so an interrupted sweep goes on where it was. Share one run only if a single
+# run is too slow.
 #
 # ```sh
 # minilora sweep sweep.toml                            # many runs, here
@@ -188,7 +188,7 @@ viz.show()
 #
 # ## Break it
 #
-# Add up in the order in which the numbers arrive: each rank its own first.
+# Add up as `fast` does: each rank its own rows first. (8 ranks have a row each: the order of one.)
 
 # %%
 different = [n for n in (2, 4, 8) if train(n, fast) != train(1, fast)]
@@ -200,7 +200,7 @@ print(f"after {STEPS} steps they differ by up to {abs(one - two).max():.0e}")
 # %% [markdown]
 # ## What you built, and what is next
 #
-# You built data-parallel training with the same bits on any number of processes, and counted what
-# it sends.
+# You built data-parallel training with the same bits on 1 to 8 processes, and counted what it
+# sends.
 #
 # **Next:** this is the last chapter. `minilora reproduce` tests the paper's claims: try one.
