@@ -90,7 +90,7 @@ def cost(d: int, method: methods.Method):
     """Return the counted work of a training step, as CuPy would get it."""
     plan = accounting.plan(shape(d), method=method, device="cupy",
                            batch=1, tokens=TOKENS)
-    parts = plan.forward, plan.backward, plan.step  # products: 2 a multiply-add
+    parts = plan.forward, plan.backward, plan.step  # products: FLOPs
     return {name: sum(getattr(part, name) for part in parts)
             for name in ("calls", "products", "moved")}
 
