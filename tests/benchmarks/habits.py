@@ -136,7 +136,7 @@ class Column:
         return self.reduce(x, axis=-1, keepdims=True)
 
 
-columns = {"ones": lambda *_: Column(np.sum), "full": lambda *_: Column(np.mean)}
+columns = {"ones": lambda *_, **__: Column(np.sum), "full": lambda *_, **__: Column(np.mean)}
 REDUCING = SimpleNamespace(**vars(np) | columns)
 STEPS = {"adam": partial(ours, full=True),
          **dict.fromkeys(("rms_norm", "swiglu"), partial(ours, llama=True)),
