@@ -1199,7 +1199,8 @@ def test_code_is_copied_unchanged(tab, built):
 
 @marked
 def test_the_keyboard_is_enough(tab, built):
-    pages = (tab(path.name, width=390) for path in sorted(built.glob("[0-9]*.html")))
+    # On 390 px no formula is cut; a window that is narrower scrolls the longest.
+    pages = (tab(path.name, width=240) for path in sorted(built.glob("[0-9]*.html")))
     page = next(page for page in pages if page.locator(".formula[tabindex='0']").count())
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the text"

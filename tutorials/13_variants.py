@@ -187,7 +187,7 @@ for lr in RATES:
     print(f"{lr:<8g}", *(f"{swept[name][lr]:8.2f}" for name in CONTEST))
 
 # %%
-axes = viz.panels(2, 2)
+axes = viz.panels(4, 1)
 for name, ax in zip([*CONTEST][1:], axes):
     pair = {label: (RATES, [*swept[each].values()])
             for label, each in (("LoRA", "LoRA"), ("variant", name))}
