@@ -611,7 +611,8 @@ def _look(name):
 """
 
 
-@pytest.mark.parametrize("number", ["03", "07", "08", "09", "13"])
+@pytest.mark.parametrize("number", [
+    "03", "09", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("07", "08", "13"))])
 def test_a_students_process_holds_no_part_of_an_exercise(number):
     """Walk from the frames and the modules to every function: none is a driver's or a solution's.
     """

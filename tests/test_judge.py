@@ -223,6 +223,7 @@ def test_a_limit_is_named_with_its_value(body, words):
     assert first.kind in ("limit", "halted") and "raised" not in first.lines[0]
 
 
+@pytest.mark.thorough
 def test_the_limit_of_the_processor_is_named():
     body = RIGHT.replace(RULE, f"    while True: pass\n{RULE}")
     limits = Limits(cpu=1, seconds=60.0)
@@ -248,7 +249,8 @@ def pauses(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be paused here")
-@pytest.mark.parametrize("when", ["a call", "each call", "loading"])
+@pytest.mark.parametrize("when", [
+    "a call", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("each call", "loading"))])
 def test_a_right_file_on_a_busy_machine_loses_no_points(monkeypatch, when):
     wait, source = "import time; time.sleep({})", RIGHT
     if when == "a call":
@@ -374,6 +376,7 @@ def test_status_says_what_a_passed_file_does_now(ex, tmp_path):
     assert "passed before; now its file is missing" in ex("status")
 
 
+@pytest.mark.thorough
 def test_check_without_a_number_checks_all(ex, tmp_path):
     ex("init", "--only", "01,02,05,10")
     folder = tmp_path / "exercises"
@@ -471,6 +474,7 @@ def test_no_home_folder_is_needed(tmp_path, monkeypatch):
     assert sorted(users) == ["cache.py", "publish.py"]  # the second makes a home for Jupyter
 
 
+@pytest.mark.thorough
 def test_optimized_python_judges_alike_and_leaves_nothing_in_the_folder(tmp_path):
     desk.begin(tmp_path, 0, ["02", "09"])
     for of in map(book.exercise, ("02", "09")):
@@ -496,7 +500,7 @@ def costs(of, functions):
 
 
 @pytest.mark.parametrize("number", [
-    "02", "10", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("01", "04", "05", "11"))
+    "02", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("01", "04", "05", "10", "11"))
 ])
 def test_a_changed_argument_costs_one_check(number):
     """In each function that takes an array: whatever else it is called for is right."""
