@@ -43,7 +43,7 @@ class Place(NamedTuple):
         """Return a view of our weight (out, in), or bias (out,), with the axes it has there."""
         if self.convolves and x.ndim == 2:  # (out, size · in) -> (out, in, size)
             return x.reshape(x.shape[0], -1, x.shape[0]).transpose(0, 2, 1)
-        return x.T if self.turned else x
+        return x.T if self.turned and x.ndim > 1 else x  # a bias is no matrix
 
 
 class Head(NamedTuple):
