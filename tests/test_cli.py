@@ -827,6 +827,7 @@ MISTAKES = {  # command line -> how the message begins
     "finetune kjv --x 4": "finetune has no option --x: see `minilora finetune --help`",
     "generate --text To": "generate has no option --text: --prompt is the text to continue",
     "generate --steps 3": "generate has no option --steps: finetune, pretrain have it; see `minilo",
+    "ex dev check 02 --seeds 30": "--seeds 30: give at most 20, the default",
     "ex hint 02 --jobs 2": "ex hint has no option --jobs: sweep, reproduce, ex grade have it; see ",
     "info word --zzz --aaa": "info has no option --zzz",
     "generate --zzz": "generate has no option --zzz: see `minilora generate --help`",

@@ -50,8 +50,8 @@ def add_to(top: Parser) -> None:
     checked = dev.command("check", dev_check)
     for sub in (checked, dev.command("messages", dev_messages)):
         sub.argument("exercise", "its number (all)")
-    checked.option("--seeds", read=integer(1), default=20,
-                   help="under so many seeds a check must come out the same")
+    checked.option("--seeds", read=integer(1),
+                   help="try fewer seeds, under which a check must come out the same")
     sub = dev.command("new", dev_new)
     sub.argument("name", "such as 14_name", needs="a number and a name: ex dev new 14_name")
     for sub in (to, *to.commands.values(), *dev.commands.values()):
@@ -301,12 +301,15 @@ def dev_check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Test exercises: the solution must pass; the stub and each known mistake must fail."""
     from ..exercises import dev
 
+    if args.seeds and args.seeds > dev.SEEDS:
+        raise ValueError(f"--seeds {args.seeds}: give at most {dev.SEEDS}, the default")
     complaints = {}
     for exercise in _chosen(args.exercise):
         complaints[exercise.number] = [*dev.complaints(exercise, seeds=args.seeds)]
         slowest = max(dev.seconds(exercise).values())
         say(f"{exercise.number} {exercise.title}: {len(exercise.checks)} checks, "
-            f"{len(dev.known(exercise))} known mistakes, slowest check {slowest:.2f} s: "
+            f"{len(dev.known(exercise))} known mistakes, seeds tried: {dev.tried(exercise, args.seeds)}, "
+            f"slowest check {slowest:.2f} s: "
             f"{'; '.join(complaints[exercise.number]) or 'good'}")
     return {"complaints": complaints, "passed": not any(complaints.values())}
 

@@ -27,12 +27,12 @@ EXAMPLE = r"^    (\w+\(.*\)\S*) +-> +(.+)$"
 Functions = Mapping[str, Callable[..., Any]]
 
 
-def complaints(of: Exercise, names: bool = True, seeds: int = SEEDS) -> Iterator[str]:
+def complaints(of: Exercise, names: bool = True, seeds: int | None = None) -> Iterator[str]:
     """Yield a sentence for each fault of an exercise.
 
-    names: try every known mistake under so many seeds, test that the verdict names it, and try a
-    memorised answer, which takes most of the time; otherwise one seed, every FEW-th mistake, and
-    CASES cases of each check at most.
+    names: try every known mistake under `tried(of, seeds)` seeds, test that the verdict names it,
+    and try a memorised answer, which takes most of the time; otherwise one seed, every FEW-th
+    mistake, and CASES cases of each check at most.
     """
     yield from _written(of)
     yield from _untied(of)
@@ -48,7 +48,7 @@ def complaints(of: Exercise, names: bool = True, seeds: int = SEEDS) -> Iterator
             yield f"the stub passes a check: {outcome.title}"
     drawn: dict[int, list[list[Case]]] = {
         seed: [cases(of, check, seed) for check in of.checks]
-        for seed in range(min(seeds, of.seeds) if names else 1)
+        for seed in range(tried(of, seeds) if names else 1)
     }
     for seed, every in drawn.items():
         if failed := failures(of, of.reference, every):
@@ -73,6 +73,11 @@ def complaints(of: Exercise, names: bool = True, seeds: int = SEEDS) -> Iterator
         yield from (f"no known mistake fails a check: {title}" for title in toothless)
         if judge_here(of, memorised(of), seed=1, explain=False).passed:
             yield "a memorised answer passes under another seed"
+
+
+def tried(of: Exercise, seeds: int | None = None) -> int:
+    """Return how many seeds are tried: so many (None: SEEDS), or what the exercise can afford."""
+    return min(seeds or SEEDS, of.seeds)
 
 
 def cases(of: Exercise, check: Check, seed: int) -> list[Case]:

@@ -131,16 +131,17 @@ def _files(
         files[f"get/{chapter.name}.py"] = chapter.source.encode()
         files[f"get/{chapter.name}.ipynb"] = notebook_text(chapter).encode()
     ranks = [_rank(data, r) for r in range(1, len(data["losses"]) + 1)]
+    counted = _counted()
     files["index.html"] = page(
         "cover.html.j2", kind="index", title="minilora: LoRA on NumPy", c=data, start=START,
         description="LoRA in one screen, and chapters that build it on NumPy", ranks=ranks,
         ranks_json=_html(json.dumps(ranks)), math=lambda body: _html(prose.formula(body, "inline")),
         measured=measured, chapters=[*facts.values()], first=chapters[0] if chapters else None,
-        counted=_counted(),
+        counted=counted,
     )
     files["ko.html"] = page(
-        "ko.html.j2", kind="report", lang="ko", title="LoRA: 요약과 검증 - minilora",
-        description="LoRA 논문의 요약, 항목마다 명령과 판정", counted=_counted(), html=_html,
+        "ko.html.j2", kind="ko", lang="ko", title="LoRA: 요약과 검증 - minilora",
+        description="LoRA 논문의 요약, 항목마다 명령과 판정", counted=counted, html=_html,
         headings=korean.headings(measured["pages"]), verdicts=measured["verdicts"],
     )
     files["api.html"] = page(
