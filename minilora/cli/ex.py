@@ -308,8 +308,8 @@ def dev_check(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         complaints[exercise.number] = [*dev.complaints(exercise, seeds=args.seeds)]
         slowest = max(dev.seconds(exercise).values())
         say(f"{exercise.number} {exercise.title}: {len(exercise.checks)} checks, "
-            f"{len(dev.known(exercise))} known mistakes, seeds tried: {dev.tried(exercise, args.seeds)}, "
-            f"slowest check {slowest:.2f} s: "
+            f"{len(dev.known(exercise))} known mistakes, "
+            f"seeds tried: {dev.tried(exercise, args.seeds)}, slowest check {slowest:.2f} s: "
             f"{'; '.join(complaints[exercise.number]) or 'good'}")
     return {"complaints": complaints, "passed": not any(complaints.values())}
 
