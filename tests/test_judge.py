@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.exercises import book, child, desk, grading, judge, milestones, submissions
+from minilora.exercises import book, child, desk, grading, judge, milestones, soundness, submissions
 from minilora.exercises import remote as students
 from minilora.exercises.remote import Remote
 from minilora.exercises.student import LIMITS, Limits, Local
@@ -418,7 +418,7 @@ def test_check_takes_a_seed(ex, tmp_path, monkeypatch):
         return one(klass.brief(checks=1), RIGHT, seed=seed)
 
     monkeypatch.setattr(judge, "judge", seen)
-    monkeypatch.setattr("minilora.exercises.soundness.assure", lambda *_, **__: None)
+    monkeypatch.setattr(soundness, "assure", lambda *_, **__: None)
     ex("check", "02", "--seed", "5")
     ex("check", "02")
     assert seeds == [5, 0]
