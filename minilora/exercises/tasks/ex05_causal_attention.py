@@ -77,12 +77,18 @@ HINTS = (
 
 
 @st.composite
-def sequences(draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0, tokens=(1, 4)):
-    """q, k, v (batch, tokens, heads * size) with few numbers, and heads."""
+def sequences(
+    draw, batch=(1, 1), heads=(1, 1), dtype=np.float64, scale=1.0, tokens=(1, 4), loud=1.0
+):
+    """q, k, v (batch, tokens, heads * size) with few numbers, and heads.
+
+    scale: of all scores. loud: of those in the first head of the first sequence alone.
+    """
     heads = draw(kit.sizes(*heads))
     shape = draw(kit.sizes(*batch)), draw(kit.sizes(*tokens)), heads * draw(kit.sizes(1, 3))
     numbers = draw(kit.numbers())
     q, k, v = (numbers(*shape).astype(dtype) for _ in range(3))
+    q[:1, :, : shape[2] // heads] *= dtype(loud)
     return {"q": q * dtype(scale), "k": k, "v": v, "heads": heads}
 
 
@@ -145,7 +151,10 @@ def weights_sum_to_one(student, q, k, v, heads):
     _averages(student)
 
 
-@kit.check(sequences(batch=(2, 3), tokens=(2, 6)), points=1)
+@kit.check(
+    sequences(batch=(2, 3), tokens=(2, 6)), sequences((2, 3), (1, 2), loud=10_000.0, tokens=(2, 4)),
+    points=1,
+)
 def batches(student, q, k, v, heads):
     """Several sequences in a batch give the engine's output"""
     _engine(student, q, k, v, heads)
@@ -181,7 +190,7 @@ EXPLAINS = (
 
 def _attention(
     q, k, v, heads, *, first_hidden=1, scale=lambda size, d: 1 / math.sqrt(size), axis=-1,
-    hide=None, cut=None, join=None, after=None, shift=True, shift_all=False,
+    hide=None, cut=None, join=None, after=None, shift=True, shift_all=False, together=False,
 ):
     """Attention with one part changed."""
     batch, tokens, d = q.shape
@@ -192,6 +201,7 @@ def _attention(
     largest = scores.max(axis=axis, keepdims=True)
     scores = hide(scores, later) if hide else np.where(later, -np.inf, scores).astype(q.dtype)
     largest = largest if shift_all else scores.max(axis=axis, keepdims=True)
+    largest = largest.max(axis=(0, 1), keepdims=True) if together else largest
     e = np.exp(scores - largest if shift else scores)
     weights = e / e.sum(axis=axis, keepdims=True)
     weights = after(weights, later) if after else weights
@@ -260,6 +270,8 @@ WRONG = {
         "you do not subtract the largest score before exp": _with(shift=False),
         "you subtract the largest of all scores, also of the hidden ones, before exp": _with(
             shift_all=True),
+        "you subtract the largest score of all sequences or heads, not of one row": _with(
+            together=True),
         "you return the output of the first sequence for the entire batch": _first_sequence,
         "you change q in place": _scale_in_place,
         "you return a float64 output for float32 inputs":

@@ -86,12 +86,15 @@ HINTS = (
 
 
 @st.composite
-def steps(draw, dtype="float64", most=1, start=False):
-    """A parameter, its gradients step by step, the running means before them, the settings."""
+def steps(draw, dtype="float64", most=1, start=False, tiny=False):
+    """A parameter, its gradients step by step, the running means before them, the settings.
+
+    tiny: gradients so small that an eps below 1e-8 matters.
+    """
     numbers = draw(kit.numbers())
     shape, rng = tuple(draw(st.lists(kit.sizes(1, 3), max_size=2))), numbers.rng
     before = 0 if start else draw(st.integers(0, 20))  # earlier steps
-    scale = draw(st.sampled_from([1, 0.01]))
+    scale = 1e-9 if tiny else draw(st.sampled_from([1, 0.01]))
     m = numbers(*shape) if before else np.zeros(shape)
     return {
         "p": np.asarray(numbers(*shape), dtype),
@@ -100,7 +103,7 @@ def steps(draw, dtype="float64", most=1, start=False):
         "t": before + 1, "lr": draw(kit.scalars(0.1, 0.5, low=0.01, high=1.0)),
         "b1": draw(kit.scalars(0.5, 0.9, low=0.3, high=0.99)),
         "b2": draw(kit.scalars(0.8, 0.99, low=0.3, high=0.999)),
-        "eps": draw(kit.scalars(0.5, 1e-8, low=0.01, high=1.0)),
+        "eps": 1e-10 if tiny else draw(kit.scalars(0.5, 1e-8, low=0.01, high=1.0)),
     }
 
 
@@ -145,7 +148,7 @@ def _compared(student, p, gradients, m, v, t, **settings):
         kit.equal(got, exact, f"{name} after {steps}", rtol=n * eps * unit)
 
 
-@kit.check(steps(start=True), points=2)
+@kit.check(steps(start=True), steps(start=True, tiny=True), points=2)
 def first(student, p, gradients, m, v, **settings):
     """The first step, from m = 0 and v = 0."""
     _compared(student, p, gradients, m, v, **settings)
@@ -257,6 +260,8 @@ WRONG = {
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t) + eps)),
         "you leave out eps": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / np.sqrt(v / (1 - b2**t))),
+        "you do not allow an eps below 1e-8": _step(
+            lambda m, v, t, b1, b2, eps: _right(m, v, t, b1, b2, max(eps, 1e-8))),
         "you take no square root of v_hat": _step(
             lambda m, v, t, b1, b2, eps: m / (1 - b1**t) / (v / (1 - b2**t) + eps)),
         "you add the step instead of subtracting it": _step(lambda *args: -_right(*args)),
