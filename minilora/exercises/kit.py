@@ -128,7 +128,8 @@ def equal(
     if rtol is None:
         rtol = 256 * float(np.finfo(b.dtype).eps) if b.dtype.kind == "f" else 0.0
     wide = np.result_type(a.dtype, b.dtype, np.float64)
-    gap = np.abs(a.astype(wide) - b.astype(wide))
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a.astype(wide) - b.astype(wide))
     gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gap)  # inf - inf is not 0
     top = np.max(np.abs(b[np.isfinite(b)]), initial=float(np.max(np.abs(size), initial=0.0)))
     if not np.all(gap <= rtol * top):

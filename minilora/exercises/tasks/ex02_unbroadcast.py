@@ -47,14 +47,17 @@ HINTS = (
 )
 
 
+SIZES = kit.sizes(1, 3)
+
+
 @st.composite
-def broadcasts(draw, least_in_front=0, most_in_front=2, ones=True, repeated=False):
+def broadcasts(draw, least_in_front=0, most_in_front=2, ones=True, repeated=False, sizes=SIZES):
     """A shape, and a gradient of a shape to which it broadcasts; repeated: along some axis."""
-    full = draw(st.lists(kit.sizes(1 if ones else 2, 3), max_size=3))
+    full = draw(st.lists(sizes if ones else kit.sizes(2, 3), max_size=3))
     shape = tuple(1 if ones and draw(st.booleans()) else size for size in full)
     if repeated:
         full, shape = [*full[:2], draw(kit.sizes(2, 3))], (*shape[:2], 1)
-    in_front = draw(st.lists(kit.sizes(1, 3), min_size=least_in_front, max_size=most_in_front))
+    in_front = draw(st.lists(sizes, min_size=least_in_front, max_size=most_in_front))
     return {"g": draw(kit.numbers())(*in_front, *full), "shape": shape}
 
 
@@ -83,9 +86,13 @@ def stretched_axes(student, g, shape):
     _adjoint(student, g, shape)
 
 
-@kit.check(broadcasts(), broadcasts(least_in_front=1, repeated=True), points=3, examples=60)
+@kit.check(
+    broadcasts(), broadcasts(least_in_front=1, repeated=True), broadcasts(3, 4),
+    broadcasts(sizes=st.sampled_from([1, 0, 2])), broadcasts(1, sizes=kit.sizes(4, 6)),
+    points=3, examples=120,
+)
 def both(student, g, shape):
-    """Both kinds of axes at once, and scalars."""
+    """Both kinds of axes at once, scalars, and arrays without numbers."""
     _adjoint(student, g, shape)
 
 

@@ -111,10 +111,10 @@ def _close(got, expected, what, z):
 
 
 @st.composite
-def logits(draw, axes=2, large=False, dtype=np.float64):
+def logits(draw, axes=2, large=False, dtype=np.float64, rows=(1, 3), classes=(2, 4)):
     """z (..., classes) with 1 to `axes` axes; axes=2: always 2. large: far apart, far from 0."""
     few = draw(st.integers(0, 2)) if axes != 2 else 1
-    shape = (*(draw(kit.sizes(1, 3)) for _ in range(few)), draw(kit.sizes(2, 4)))
+    shape = (*(draw(kit.sizes(*rows)) for _ in range(few)), draw(kit.sizes(*classes)))
     numbers = draw(kit.numbers())
     z, rng = numbers(*shape), numbers.rng
     if large:
@@ -124,14 +124,17 @@ def logits(draw, axes=2, large=False, dtype=np.float64):
 
 
 @st.composite
-def examples(draw, large=False, dtype=np.float64):
-    """z (examples, classes) and targets (examples,)."""
-    z = draw(logits(large=large, dtype=dtype))
+def examples(draw, **options):
+    """z (examples, classes) and targets (examples,); options: see logits."""
+    z = draw(logits(**options))
     targets = draw(kit.generators()).integers(0, z.shape[1], size=len(z))
     return {"z": z, "targets": targets}
 
 
-@kit.check(logits(axes=3).map(lambda z: {"z": z}), points=1, examples=40)
+@kit.check(
+    *(logits(axes=3, **sizes).map(lambda z: {"z": z}) for sizes in ({}, {"classes": (1, 1)})),
+    points=1, examples=60,
+)
 def probabilities(student, z):
     """softmax gives exp(z) divided by its sum, for each row"""
     _close(student.softmax(z), np.exp(_log_p(z)), "softmax(z)", z)
@@ -143,7 +146,7 @@ def large_probabilities(student, z):
     _close(student.softmax(z), np.exp(_log_p(z)), "softmax(z)", z)
 
 
-@kit.check(examples(), points=2, examples=40)
+@kit.check(examples(), examples(rows=(4, 9), classes=(130, 300)), points=2, examples=60)
 def loss(student, z, targets):
     """cross_entropy is the mean of -log softmax(z)[target]"""
     _close(student.cross_entropy(z, targets), _loss(z, targets), "the loss", z)
@@ -155,7 +158,7 @@ def large_loss(student, z, targets):
     _close(student.cross_entropy(z, targets), _loss(z, targets), "the loss", z)
 
 
-@kit.check(examples(), points=2, examples=40)
+@kit.check(examples(), examples(rows=(4, 9), classes=(1, 4)), points=2, examples=60)
 def gradient(student, z, targets):
     """grad_cross_entropy is the slope of the loss for each logit"""
     got = student.grad_cross_entropy(z, targets)

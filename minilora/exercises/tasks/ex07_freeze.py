@@ -158,7 +158,10 @@ def counted(student, shapes, r):
 
 @st.composite
 def steps(draw, decays=True, frozen=False, dtype=np.float64):
-    """Parameters with gradients; some of them are trained. frozen: some begin or end like these."""
+    """Parameters with gradients; some of them are trained.
+
+    frozen: the names of some others begin or end like these, or are a part of one.
+    """
     numbers = draw(kit.numbers())
     names = ["q.W", "q.A", "q.B", "lm.q.W"]
     names = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
@@ -166,6 +169,7 @@ def steps(draw, decays=True, frozen=False, dtype=np.float64):
     if frozen:
         names += [f"{name}{more}" for name in trained for more in ("2", ".old")]
         names += [f"lm.{name}" for name in trained if name != "q.W"]
+        names += {part for name in trained for part in (name[-1], name[:-2])} - {*names}
     shapes = {name: (draw(kit.sizes(1, 2)),) * draw(st.integers(0, 2)) for name in names}
     some = trained if frozen and draw(st.booleans()) else names
     params = {name: numbers(*shapes[name]).astype(dtype) for name in names}

@@ -64,6 +64,7 @@ def called(file, W0, A, B, alpha, calls):
     """
     W0, A, B = W0.copy(), A.copy(), B.copy()
     pair = file.unmerge_exactly(W0, A, B, alpha)
+    file.unmerge_exactly(W0 + 1, A + 1, B + 1, alpha)  # each pair of functions has its own W0
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(callable, pair)):
         parts = pair if isinstance(pair, tuple | list) else [pair]
         kinds = ["a function" if callable(part) else kit.kind(part) for part in parts]
@@ -103,14 +104,22 @@ HINTS = (
 
 
 @st.composite
-def layers(draw, unit=False, tenths=False, calls=None, dtype=np.float64, start=False):
-    """Weights and an update; tenths: numbers that floats cannot represent; start: B = 0."""
+def layers(
+    draw, unit=False, tenths=False, calls=None, dtype=np.float64, start=False, odd=False
+):
+    """Weights and an update; tenths: numbers that floats cannot represent; start: B or alpha is 0;
+    odd: W has numbers that are not finite, or nearly 0."""
     d, k, r = draw(kit.sizes()), draw(kit.sizes()), 1 if unit else draw(kit.sizes(1, 3))
     numbers = draw(kit.numbers(easy=False if tenths else None))
     alpha = 1 if unit else draw(kit.scalars(2, 1, 3, 8, 0.5, -0.7))
     assume(unit or alpha != r)
-    W, A, B = numbers(d, k), numbers(r, k), numbers(d, r) * (not start)
-    case = {"W": W.astype(dtype), "A": A.astype(dtype), "B": B.astype(dtype), "alpha": alpha}
+    W, A, B = numbers(d, k), numbers(r, k), numbers(d, r)
+    if start:
+        alpha, B = draw(st.sampled_from([(alpha, 0 * B), (0.0, B)]))
+    W = W.astype(dtype)
+    if odd:
+        W.flat[:] = draw(st.sampled_from([np.nan, np.inf, np.finfo(dtype).smallest_subnormal]))
+    case = {"W": W, "A": A.astype(dtype), "B": B.astype(dtype), "alpha": alpha}
     return case if calls is None else case | {"calls": draw(calls)}
 
 
@@ -178,15 +187,18 @@ def _calls(student, W, A, B, alpha, calls):
         if call == "undo" and "do_merge" not in calls[:i]:
             what += ", before any do_merge()"
         if call == "do_merge":
-            _right(got, W, A, B, alpha, what)
+            if np.all(np.isfinite(W)):
+                _right(got, W, A, B, alpha, what)
         else:
             kit.equal(got, W, what)
             kit.holds(got.dtype == W.dtype, f"{what} in {W.dtype}", f"{got.dtype}")
-            gap = np.max(np.abs(np.float64(got) - W))
+            with np.errstate(invalid="ignore"):
+                gap = np.max(np.abs(np.float64(got) - W))
             kit.holds(got.tobytes() == W.tobytes(), f"{what} = {kit.shown(W)}, bit by bit",
                       f"other last digits: the gap is up to {gap:.1e}")
     for name, old, new in zip(("W0", "A", "B"), (W, A, B), after):
-        kit.holds(np.array_equal(old, new), f"{name} to remain {kit.shown(old)}", kit.shown(new))
+        kit.holds(old.tobytes() == new.tobytes(), f"{name} to remain {kit.shown(old)}",
+                  kit.shown(new))
 
 
 @kit.check(layers(calls=st.just(["do_merge"])), points=1)
@@ -195,7 +207,12 @@ def first_merge(student, W, A, B, alpha, calls):
     _calls(student, W, A, B, alpha, calls)
 
 
-@kit.check(*either(tenths=True, calls=st.just(["do_merge", "undo"])), points=2, examples=50)
+MERGED = st.just(["do_merge", "undo"])
+
+
+@kit.check(
+    *either(tenths=True, calls=MERGED), *either(odd=True, calls=MERGED), points=2, examples=80
+)
 def bits(student, W, A, B, alpha, calls):
     """After do_merge(), undo() gives W0 with exactly the same bits."""
     _calls(student, W, A, B, alpha, calls)
@@ -267,6 +284,14 @@ def _same_array(W0, A, B, alpha):
     return lambda: merged, lambda: W0.copy()
 
 
+_kept = {}
+
+
+def _global(W0, A, B, alpha):
+    _kept["W0"] = W0.copy()
+    return lambda: _kept["W0"] + alpha / len(A) * (B @ A), lambda: _kept["W0"].copy()
+
+
 WRONG = {
     "merge": {
         "you scale by alpha, not by alpha / r": lambda W, A, B, alpha: W + alpha * (B @ A),
@@ -287,6 +312,8 @@ WRONG = {
         "you undo by subtraction": _subtracting,
         "you add the update again to a merged W": _adding_up,
         "you merge into W0, and keep no copy of it": _not_copied,
+        "your two functions use the W0 of the last call of unmerge_exactly, such as a global":
+            _global,
         "you always return the same merged array, so a write into it stays": _same_array,
         "you return undo before do_merge": lambda W0, A, B, alpha: (
             lambda: W0.copy(), lambda: merge(W0, A, B, alpha)),

@@ -64,6 +64,8 @@ def verdict(better, other, higher_is_better, chance, figure, runs):
 ### CHECKS
 # mypy: ignore-errors
 
+import operator
+
 from hypothesis import strategies as st
 
 from minilora.exercises import kit
@@ -132,9 +134,9 @@ def group(title, *kinds, points=1):
 
 
 noise = group("A difference within the noise decides nothing, a larger one does",
-              planted.barely, planted.well_beyond)
+              planted.barely, planted.well_beyond, planted.equal)
 enough = group("A mean gain above two errors is enough, one below is not",
-               planted.beyond, planted.beyond_below, planted.below_two, points=2)
+               planted.beyond, planted.beyond_below, planted.below_two, planted.same_gain, points=2)
 pairs = group("Runs are compared by seed, and at least three pairs are needed",
               planted.too_few, planted.just_three, planted.unpaired, planted.extra_seed, points=2)
 splits = group("Only the test split counts", planted.trained_on)
@@ -145,7 +147,7 @@ failures = group("A run that diverged counts as chance",
 figures = group("The figure must agree with the runs",
                 planted.wrong_figure, planted.exchanged_figure, planted.nearly_right_figure)
 chances = group("Two methods that are worse than chance decide nothing",
-                planted.below_chance, planted.one_above_chance)
+                planted.below_chance, planted.one_above_chance, planted.at_chance)
 
 PROMISES = {
     noise: ("It must not believe", "A gain is", "With n pairs", "Otherwise it is undecided",
@@ -165,6 +167,7 @@ def _verdict(
     off=abs, of=("better", "other"), floor=max, chance_sign=None, errors=2.0, ddof=1, root=True,
     sign=lambda higher: 1 if higher else -1, place=lambda i, seed: seed, all_means=False,
     own_errors=False, words=("reproduces", "does not reproduce", "undecided"), last="undecided",
+    above=operator.gt,
 ):
     """The reference with one part changed."""
 
@@ -201,7 +204,7 @@ def _verdict(
             e = np.sqrt(each[0].var(ddof=ddof) + each[1].var(ddof=ddof))
         e = e / np.sqrt(n) if root else e
         last_ = last if open_ == "undecided" else open_
-        return yes if m - errors * e > 0 else no if m + errors * e < 0 else last_
+        return yes if above(m - errors * e, 0) else no if above(0, m + errors * e) else last_
 
     return verdict
 
@@ -265,6 +268,8 @@ WRONG = {
             chance_sign=lambda higher: 1),
         "you subtract `other` from `better`, also for a loss": _verdict(
             sign=lambda higher: 1, chance_sign=lambda higher: 1 if higher else -1),
+        "you accept m - 2 e or m + 2 e equal to 0, as for equal scores": _verdict(
+            above=operator.ge),
         "you take the standard deviation with n": _verdict(ddof=0),
         "you want 1.96 errors instead of 2": _verdict(errors=1.96),
         "you do not ask for m + 2 e below 0: all else does not reproduce": _verdict(

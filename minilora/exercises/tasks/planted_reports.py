@@ -87,6 +87,24 @@ def _errors(rng, n, higher, count):
     return planted(rng, gains - gains.mean() + count * error, higher, 0.75 if higher else 0.3)
 
 
+def equal(rng, n, higher):
+    """The methods have the same scores: the gain and its error are 0."""
+    return planted(rng, np.zeros(n), higher, 0.75 if higher else 0.3), "undecided"
+
+
+def same_gain(rng, n, higher):
+    """Each pair has the same gain: its error is 0."""
+    report, _ = equal(rng, n, higher)
+    for role, gain in (("better", 1 if higher else -1), ("other", 0)):
+        for run in _runs(report, role):  # these numbers are exact in binary
+            run["score"] = round(64 * run["score"]) / 64 + gain / 16
+    _figure(report)
+    if rng.random() < 0.5:
+        return report, "reproduces"
+    _flip(rng, report)
+    return report, "does not reproduce"
+
+
 def barely(rng, n, higher):
     """A mean of 1.5 errors: above 0 or below, but not by two."""
     return _errors(rng, n, higher, rng.choice([-1.5, 1.5])), "undecided"
@@ -234,3 +252,12 @@ def one_above_chance(rng, n, higher):
     level = 0.47 if higher else 0.53
     gains = rng.uniform(0.15, 0.2, n)
     return planted(rng, gains, higher, level), "reproduces"
+
+
+def at_chance(rng, n, higher):
+    """The better method is just as good as a blind guess, because each run diverged."""
+    report, word = below_chance(rng, n, higher)
+    for run in _runs(report, "better"):
+        run["score"] = None
+    _figure(report)
+    return report, word
