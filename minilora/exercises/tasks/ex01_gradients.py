@@ -73,6 +73,9 @@ HINTS = (
 )
 
 
+LARGE = 100.0
+
+
 def _measured(f, g, x, y):
     """(dx, dy) of sum(g * f(x, y)) by central differences: exact, because f is bilinear."""
 
@@ -81,12 +84,13 @@ def _measured(f, g, x, y):
 
     grads = np.zeros_like(x), np.zeros_like(y)
     for array, grad in zip((x, y), grads):
+        step = max(1.0, float(np.max(np.abs(array))))  # as large as the numbers: little is rounded
         for place in np.ndindex(array.shape):
             old = array[place]
-            array[place] = old + 1.0
+            array[place] = old + step
             above = loss()
-            array[place] = old - 1.0
-            grad[place] = (above - loss()) / 2.0
+            array[place] = old - step
+            grad[place] = (above - loss()) / (2.0 * step)
             array[place] = old
     return grads
 
@@ -99,29 +103,33 @@ def _same(student, name, f, g, x, y, which="xy"):
 
 
 @st.composite
-def alike(draw):
-    """g, x and y of one shape."""
+def alike(draw, scale=0.1):
+    """g, x and y of one shape; scale: of all numbers."""
     shape = draw(st.lists(kit.sizes(2, 3), min_size=1, max_size=3))
     numbers = draw(kit.numbers())
-    return {name: numbers(*shape) / 10 for name in ("g", "x", "y")}
+    return {name: numbers(*shape) * scale for name in ("g", "x", "y")}
 
 
 @st.composite
-def products(draw, square=False):
-    """x, y, and g of the shape of x @ y; square: all sizes equal, otherwise all different."""
+def products(draw, square=False, inner=False, scale=0.1):
+    """x, y, and g of the shape of x @ y: all sizes are different.
+
+    square: all are equal. inner: x is one row, y is one column. scale: of all numbers.
+    """
     size = draw(kit.sizes(1, 3))
     m, k, n = (size,) * 3 if square else draw(st.permutations([1, 2, 3, 4]))[:3]
+    m, k, n = (1, size + 1, 1) if inner else (m, k, n)
     numbers, shapes = draw(kit.numbers()), {"g": (m, n), "x": (m, k), "y": (k, n)}
-    return {name: numbers(*shape) / 10 for name, shape in shapes.items()}
+    return {name: numbers(*shape) * scale for name, shape in shapes.items()}
 
 
-@kit.check(alike(), points=2)
+@kit.check(alike(), alike(LARGE), points=2)
 def a_sum(student, g, x, y):
     """grad_add equals the central differences of sum(g * (x + y))."""
     _same(student, "grad_add", np.add, g, x, y)
 
 
-@kit.check(alike(), points=2)
+@kit.check(alike(), alike(LARGE), points=2)
 def a_product(student, g, x, y):
     """grad_mul equals the central differences of sum(g * x * y)."""
     _same(student, "grad_mul", np.multiply, g, x, y)
@@ -133,13 +141,13 @@ def square_matrices(student, g, x, y):
     _same(student, "grad_matmul", np.matmul, g, x, y)
 
 
-@kit.check(products(), points=2)
+@kit.check(products(), products(inner=True), products(scale=LARGE), points=2)
 def dx_of_matmul(student, g, x, y):
     """grad_matmul gives the right dx for matrices that are not square."""
     _same(student, "grad_matmul", np.matmul, g, x, y, "x")
 
 
-@kit.check(products(), points=2)
+@kit.check(products(), products(inner=True), products(scale=LARGE), points=2)
 def dy_of_matmul(student, g, x, y):
     """grad_matmul gives the right dy for matrices that are not square."""
     _same(student, "grad_matmul", np.matmul, g, x, y, "y")
@@ -167,6 +175,10 @@ def _into_g(g, x, y):
     return g, g * x
 
 
+def _one_number(g, x, y):
+    return (g * y[:1], g * x[:, :1]) if g.size == 1 else (g @ y.T, x.T @ g)
+
+
 WRONG = {
     "grad_add": {
         "you leave out g in the sum: the slope is 1, but it must be multiplied by g":
@@ -179,6 +191,8 @@ WRONG = {
     "grad_mul": {
         "you leave out g in the product": lambda g, x, y: (y, x),
         "you multiply g by x for dx and by y for dy; swap them": lambda g, x, y: (g * x, g * y),
+        "you keep g between -100 and 100": lambda g, x, y: (
+            np.clip(g, -100, 100) * y, np.clip(g, -100, 100) * x),
         "you write dx into g, but dy needs the old g": _into_g,
         "you multiply by both x and y": lambda g, x, y: (g * x * y, g * x * y),
         "you return g alone for the product": lambda g, x, y: (g, g),
@@ -186,6 +200,7 @@ WRONG = {
     },
     "grad_matmul": {
         "you leave out both transposes": lambda g, x, y: (g @ y, x @ g),
+        "you take a result of one number for a product of two numbers": _one_number,
         "you swap the two operands: y.T @ g and g @ x.T": lambda g, x, y: (y.T @ g, g @ x.T),
         "you return dy first, then dx": lambda g, x, y: (x.T @ g, g @ y.T),
         "you leave out g in the matrix product": lambda g, x, y: (

@@ -51,9 +51,13 @@ SIZES = kit.sizes(1, 3)
 
 
 @st.composite
-def broadcasts(draw, least_in_front=0, most_in_front=2, ones=True, repeated=False, sizes=SIZES):
-    """A shape, and a gradient of a shape to which it broadcasts; repeated: along some axis."""
-    full = draw(st.lists(sizes if ones else kit.sizes(2, 3), max_size=3))
+def broadcasts(draw, least_in_front=0, most_in_front=2, ones=True, repeated=False, sizes=SIZES,
+               axes=(0, 3)):
+    """A shape, and a gradient of a shape to which it broadcasts; repeated: along some axis.
+
+    axes: the least and the most axes of the shape.
+    """
+    full = draw(st.lists(sizes if ones else kit.sizes(2, 3), min_size=axes[0], max_size=axes[1]))
     shape = tuple(1 if ones and draw(st.booleans()) else size for size in full)
     if repeated:
         full, shape = [*full[:2], draw(kit.sizes(2, 3))], (*shape[:2], 1)
@@ -89,6 +93,7 @@ def stretched_axes(student, g, shape):
 @kit.check(
     broadcasts(), broadcasts(least_in_front=1, repeated=True), broadcasts(3, 4),
     broadcasts(sizes=st.sampled_from([1, 0, 2])), broadcasts(1, sizes=kit.sizes(4, 6)),
+    broadcasts(most_in_front=1, axes=(4, 5)),
     points=3, examples=120,
 )
 def both(student, g, shape):
@@ -144,6 +149,8 @@ WRONG = {
         ).sum(axis=tuple(i for i, size in enumerate(s) if size == 1)),
         "you convert float64 to float32": lambda g, s: _summed(np.sum, g, s).astype("float32"),
         "you return float64 for any dtype of g": lambda g, s: _summed(np.sum, g, s).astype(float),
+        "you lose the numbers of more than three axes": lambda g, s: (
+            _summed(np.sum, g, s) * (len(s) < 4)).astype(g.dtype),
         "you change g in place": _in_place,
     }
 }

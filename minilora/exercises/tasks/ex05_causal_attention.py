@@ -107,7 +107,9 @@ def one_head(student, q, k, v, heads):
     _engine(student, q, k, v, heads)
 
 
-@kit.check(sequences(heads=(2, 3), tokens=(2, 4)), points=2)
+@kit.check(
+    sequences(heads=(2, 3), tokens=(2, 4)), sequences(heads=(4, 6), tokens=(2, 4)), points=2
+)
 def several_heads(student, q, k, v, heads):
     """Several heads give the engine's output"""
     _engine(student, q, k, v, heads)
@@ -260,6 +262,8 @@ WRONG = {
         "you divide by the head's size, not by its square root":
             _with(scale=lambda size, d: 1 / size),
         "you take softmax over the queries, not over the keys": _with(axis=-2),
+        "you divide by the square root of d where there are more than three heads":
+            _with(scale=lambda size, d: 1 / math.sqrt(d if d // size > 3 else size)),
         "you reshape to (batch, heads, tokens, size) in one step, which mixes tokens and features":
             _cut_without_transpose,
         "you do not transpose the axis of the heads back before the last reshape":
