@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from typing import Any
 
 from .. import methods
@@ -14,8 +15,9 @@ from ..models.config import ModelConfig
 from ..models.families import SHAPES, build
 from ..training import optim
 from ..words import our_words
+from .folded import observe_folded
 from .parameters import Count, count
-from .step import observe, random_ids
+from .step import random_ids
 from .traced import meter
 
 OPTIMIZERS = {"adamw": optim.AdamW, "adam": optim.Adam, "sgd": optim.SGD}
@@ -125,18 +127,18 @@ def plan(
         if not isinstance(method, methods.Full):
             method.apply(model, rng=0)
             store(model, storable(base_of(model), STORED.get(policy)), state_of(model))
-        trained = model.trainable_parameters()
+        whole, trained = count(model), model.trainable_parameters()
         ids, counted = random_ids(model, batch, tokens), meter()
         counted.ignore(ids)
         with methods.prompt(tokens):  # for methods with trained tokens behind the prompt
-            seen = observe(model, OPTIMIZERS[optimizer](trained, lr=0.0), ids, counted)
+            seen = observe_folded(model, partial(OPTIMIZERS[optimizer], lr=0.0), ids, counted)
         extra = "recomputed, " if recompute else ""
         by = OPTIMIZERS[optimizer].__name__
         name = shape if isinstance(shape, str) else type(shape).__name__
         return Plan(
             f"{name}: {label(method)}, {batch} × {tokens:,} tokens, {by}, {policy}, "
             f"{extra}{device}",
-            count(model), {**seen.rows, "peak": seen.peak}, seen.kinds,
+            whole, {**seen.rows, "peak": seen.peak}, seen.kinds,
             sum(p.data.nbytes for p in trained.values()), *seen.costs,
         )
 
