@@ -123,13 +123,13 @@ def products(draw, square=False, inner=False, scale=0.1):
     return {name: numbers(*shape) * scale for name, shape in shapes.items()}
 
 
-@kit.check(alike(), alike(LARGE), points=2)
+@kit.check(alike(), alike(LARGE), points=2, examples=60)
 def a_sum(student, g, x, y):
     """grad_add equals the central differences of sum(g * (x + y))."""
     _same(student, "grad_add", np.add, g, x, y)
 
 
-@kit.check(alike(), alike(LARGE), points=2)
+@kit.check(alike(), alike(LARGE), points=2, examples=60)
 def a_product(student, g, x, y):
     """grad_mul equals the central differences of sum(g * x * y)."""
     _same(student, "grad_mul", np.multiply, g, x, y)
@@ -141,13 +141,13 @@ def square_matrices(student, g, x, y):
     _same(student, "grad_matmul", np.matmul, g, x, y)
 
 
-@kit.check(products(), products(inner=True), products(scale=LARGE), points=2)
+@kit.check(products(), products(inner=True), products(scale=LARGE), points=2, examples=90)
 def dx_of_matmul(student, g, x, y):
     """grad_matmul gives the right dx for matrices that are not square."""
     _same(student, "grad_matmul", np.matmul, g, x, y, "x")
 
 
-@kit.check(products(), products(inner=True), products(scale=LARGE), points=2)
+@kit.check(products(), products(inner=True), products(scale=LARGE), points=2, examples=90)
 def dy_of_matmul(student, g, x, y):
     """grad_matmul gives the right dy for matrices that are not square."""
     _same(student, "grad_matmul", np.matmul, g, x, y, "y")

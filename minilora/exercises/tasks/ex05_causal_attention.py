@@ -108,7 +108,8 @@ def one_head(student, q, k, v, heads):
 
 
 @kit.check(
-    sequences(heads=(2, 3), tokens=(2, 4)), sequences(heads=(4, 6), tokens=(2, 4)), points=2
+    sequences(heads=(2, 3), tokens=(2, 4)), sequences(heads=(4, 6), tokens=(2, 4)),
+    points=2, examples=60,
 )
 def several_heads(student, q, k, v, heads):
     """Several heads give the engine's output"""
@@ -155,7 +156,7 @@ def weights_sum_to_one(student, q, k, v, heads):
 
 @kit.check(
     sequences(batch=(2, 3), tokens=(2, 6)), sequences((2, 3), (1, 2), loud=10_000.0, tokens=(2, 4)),
-    points=1,
+    points=1, examples=60,
 )
 def batches(student, q, k, v, heads):
     """Several sequences in a batch give the engine's output"""

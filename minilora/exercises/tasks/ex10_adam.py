@@ -148,7 +148,7 @@ def _compared(student, p, gradients, m, v, t, **settings):
         kit.equal(got, exact, f"{name} after {steps}", rtol=n * eps * unit)
 
 
-@kit.check(steps(start=True), steps(start=True, tiny=True), points=2)
+@kit.check(steps(start=True), steps(start=True, tiny=True), points=2, examples=60)
 def first(student, p, gradients, m, v, **settings):
     """The first step, from m = 0 and v = 0."""
     _compared(student, p, gradients, m, v, **settings)
