@@ -23,8 +23,8 @@ METHODS = [method for method in COMPARED if not isinstance(method, methods.PreEm
 
 
 @pytest.fixture
-def runs(monkeypatch, numpy_only):
-    """How many blocks the steps have that `observe` ran."""
+def ran(monkeypatch, numpy_only):
+    """The numbers of blocks in the steps that `observe` ran."""
     seen, observe = [], folded.observe
 
     def watched(model, *rest):
@@ -51,7 +51,7 @@ def whole(monkeypatch, *args, **settings):
     policy=st.sampled_from(["float32", "mixed", "half base", "nf4 base"]),
 )
 def test_the_plan_is_that_of_all_blocks(
-    runs, monkeypatch, family, method, policy, **settings,
+    ran, monkeypatch, family, method, policy, **settings,
 ):
     if isinstance(method, methods.Full) and policy in STORED:
         policy = "float32"
@@ -64,10 +64,10 @@ def test_the_plan_is_that_of_all_blocks(
     (methods.FTTop2(), [16]),  # 12 equal blocks: no gain
     (methods.AdapterD(r=2, layers=(0, 5)), [14]),  # the longest run has 8 blocks
 ], ids=lambda value: getattr(value, "name", None))
-def test_few_blocks_are_run_if_many_are_equal(runs, method, few):
+def test_few_blocks_are_run_if_many_are_equal(ran, method, few):
     layers = 14 if len(few) == 3 else few[0] - 2 * isinstance(method, methods.FTTop2)
     plan(ml.GPT2Config(n_positions=8, n_layers=layers, **SIZES), method=method, batch=1)
-    assert runs == (few if len(few) == 3 else [layers])
+    assert ran == (few if len(few) == 3 else [layers])
 
 
 def test_blocks_that_differ_in_a_setting_are_not_equal(numpy_only):
